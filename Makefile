@@ -1,0 +1,53 @@
+# Every target prepares .venv first when it is not there. `make help` lists them.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The first Python of at least 3.11 that answers; a name on the path may be a shim with no Python behind it.
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+# Where pip finds torch besides its own settings. On Linux, PyPI's torch brings CUDA (gigabytes); a CPU needs a tenth of it:
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+# The pins hold for the tools that build packages, too.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo paper test lint format clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## prepare .venv: torch first, then the package, editable, with its tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer was found: install one, or name it: make setup PYTHON=/path/to/python" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) install -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## the main job: train, compare, and write runs/demo/report.html (at most 10 minutes on 2 cores)
+	$(BIN)/unidecouple experiment recipes/demo.yaml
+
+paper: $(STAMP) ## the whole tables: every recipe in recipes/paper, one after the other (hours)
+	set -e; for recipe in recipes/paper/*.yaml; do $(BIN)/unidecouple experiment $$recipe; done
+
+test: lint ## linters, import contract, types, then the tests, on two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2
+
+lint: $(STAMP) ## linter, import contract, type checker
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/mypy
+
+format: $(STAMP) ## put the sources in their standard form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## delete caches and build outputs; .venv and runs stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find unidecouple tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,68 @@
+"""VQA: balance, exact match and mode floors, by hand; an oracle and a model that always gives one answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from unidecouple.data.world.questions import Question
+from unidecouple.data.world.scene import render
+from unidecouple.eval.vqa import KINDS, VqaItem, evaluate, normalize, score, vqa_set
+
+
+def item(kind: str, answer: str) -> VqaItem:
+    return VqaItem(0, Question(kind, "?", answer))
+
+
+@pytest.mark.parametrize(("answer", "form"), [(" Red. ", "red"), ("TOP left", "top left"), ("two", "two"), ("red..", "red.")])
+def test_normalize(answer: str, form: str) -> None:
+    assert normalize(answer) == form
+
+
+def test_scores_by_hand() -> None:
+    items = [item("count", "one"), item("count", "one"), item("count", "one"), item("count", "two")]
+    items += [item("color", "red"), item("color", "blue"), item("position", "top left")]
+    rows = score(items, ["One.", "two", "one", " two", "red", "red", "left"])
+    assert {row.metric: (row.value, row.floor) for row in rows} == {
+        "accuracy/count": (0.75, 0.75),
+        "accuracy/color": (0.5, 0.5),
+        "accuracy/position": (0.0, 1.0),
+        "accuracy": (pytest.approx(1.25 / 3), pytest.approx(2.25 / 3)),
+    }
+    assert {(row.benchmark, row.judge, row.ceiling) for row in rows} == {("vqa", "exact", 1.0)}
+
+
+def test_a_kind_without_questions_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no color question"):
+        score([item("count", "one"), item("position", "top left")], ["one", "top left"])
+
+
+def test_set_is_balanced_and_follows_its_seed() -> None:
+    asked = vqa_set(50, seed=2)
+    assert Counter(entry.question.kind for entry in asked.items) == dict.fromkeys(KINDS, 50)
+    assert len({(entry.scene, entry.question.kind) for entry in asked.items}) == 150
+    assert asked == vqa_set(50, seed=2)
+    assert asked != vqa_set(50, seed=3)
+    with pytest.raises(ValueError, match="questions_per_kind is 0"):
+        vqa_set(0, 0)
+
+
+def test_oracle_scores_one() -> None:
+    asked = vqa_set(30, seed=0)
+    gold = {(render(asked.scenes[e.scene]).tobytes(), e.question.text): e.question.answer for e in asked.items}
+
+    def oracle(images: Sequence[np.ndarray], texts: Sequence[str]) -> list[str]:
+        return [gold[image.tobytes(), text].title() + "." for image, text in zip(images, texts, strict=True)]
+
+    assert {row.value for row in evaluate(oracle, 30, 0)} == {1.0}
+
+
+def test_best_constant_answer_gives_the_floor() -> None:
+    answers = Counter(e.question.answer for e in vqa_set(40, seed=0).items if e.question.kind == "count")
+    constant = answers.most_common(1)[0][0]
+    rows = {row.metric: row for row in evaluate(lambda images, texts: [constant] * len(texts), 40, 0)}
+    assert rows["accuracy/count"].value == rows["accuracy/count"].floor == answers[constant] / 40
+    assert rows["accuracy/color"].value == 0.0

@@ -1,0 +1,97 @@
+"""The house rules that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = sorted((ROOT / "unidecouple").rglob("*.py"))
+SOURCES = [*PACKAGE, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+
+TEXT_ENDINGS = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".jsonl", ".html", ".j2", ".css", ".js", ".cfg", ""}
+TEXT_FOLDERS = ("unidecouple", "tests", "benchmarks", "recipes", "results", "docs", ".ci")
+MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|home|root|opt|tmp|mnt|Users)/\w|\b[A-Z]:\\\\?\w")
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def long_functions(source: str, limit: int) -> list[str]:
+    """Names of the functions that span more than ``limit`` lines."""
+    functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return [node.name for node in functions if (node.end_lineno or 0) - node.lineno + 1 > limit]
+
+
+def unexplained_dependencies(pyproject: str) -> list[str]:
+    """Lines of the dependency lists that hold a requirement without a comment of at least two words after it."""
+    lists = re.findall(r"^(?:dependencies|dev) = \[\n(.*?)^\]", pyproject, flags=re.MULTILINE | re.DOTALL)
+    requirements = [line.strip() for body in lists for line in body.splitlines() if line.strip()]
+    assert requirements, "found no list of dependencies"
+    return [line for line in requirements if not re.fullmatch(r'"[^"]+",? # \S+ \S.*', line)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert len(lines_of(path)) <= 400
+    assert long_functions(path.read_text(encoding="utf-8"), limit=80) == []
+
+
+def test_the_median_file_is_short() -> None:
+    assert statistics.median(len(lines_of(path)) for path in PACKAGE if lines_of(path)) <= 130
+
+
+def test_no_file_is_a_drawer_for_everything() -> None:
+    assert not [path for path in PACKAGE if path.stem in {"utils", "util", "helpers", "common", "misc"}]
+
+
+def test_no_path_of_one_machine() -> None:
+    inside = (path for folder in TEXT_FOLDERS for path in (ROOT / folder).rglob("*"))
+    texts = [p for p in (*ROOT.iterdir(), *inside) if p.is_file() and p.suffix in TEXT_ENDINGS and "__pycache__" not in p.parts]
+    found = [f"{p.relative_to(ROOT)}: {m.group()}" for p in texts for m in MACHINE_PATH.finditer(p.read_text(encoding="utf-8"))]
+    assert found == []
+
+
+def test_every_dependency_has_its_reason() -> None:
+    assert unexplained_dependencies((ROOT / "pyproject.toml").read_text(encoding="utf-8")) == []
+
+
+def test_every_dependency_is_pinned() -> None:
+    def name(line: str) -> str:
+        return re.split(r"[^\w.-]", line.strip().strip('"'))[0].lower().replace("_", "-")
+
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    wanted = {name(requirement) for requirement in re.findall(r'^    "([\w.-]+[<>=]+[^"]*)", #', pyproject, flags=re.MULTILINE)}
+    pinned = {name(line) for line in lines_of(ROOT / "constraints.txt") if "==" in line}
+    assert wanted
+    assert wanted - pinned == set()
+
+
+def test_imports_point_one_way() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_checks_find_what_they_look_for() -> None:
+    assert long_functions("def short():\n    pass\n\ndef long():\n    a = 1\n    b = 2\n", limit=2) == ["long"]
+    assert unexplained_dependencies('dependencies = [\n    "a>=1", # why it is here\n    "b>=1",\n]\n') == ['"b>=1",']
+    separator = "/"
+    assert MACHINE_PATH.search(f"see {separator}home{separator}someone")
+    assert not MACHINE_PATH.search(f"https://a.org{separator}home{separator}x")

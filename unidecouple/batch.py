@@ -1,0 +1,74 @@
+"""The vocabulary of the package: tasks, and the batches that carry them. Imports nothing of ours."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Label of a position that no loss is taken on."""
+
+NO_IMAGE_TOKEN = -1
+"""Entry of ``Batch.image_tokens`` at positions that hold no image to be generated."""
+
+
+class Task(enum.IntEnum):
+    """What a token is there for. The value is the index of the task's expert group.
+
+    Tokens that precede any sign of the task (the BOS) and plain text count as ``MMU``.
+    """
+
+    MMU = 0
+    T2I = 1
+
+    @property
+    def key(self) -> str:
+        """Name in configurations, logs and results: "mmu" or "t2i"."""
+        return self.name.lower()
+
+
+TASK_KEYS: tuple[str, ...] = tuple(task.key for task in Task)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rectangle of token sequences, right-padded. Rows may hold either task, or both.
+
+    Attributes:
+        input_ids: (B, T) int64 text tokens; the image placeholder where a picture to be understood goes; any id where
+            ``image_tokens`` says what stands there.
+        attention_mask: (B, T) bool, False on padding.
+        task_ids: (B, T) int64, the ``Task`` of every token.
+        labels: (B, T) int64 text targets *at the position of the token itself* (shifting is the loss's work), else ``IGNORE``.
+        image_tokens: (B, T) int64 discrete image tokens to be generated, else ``NO_IMAGE_TOKEN``. They are their own targets.
+        pixel_values: (N, 3, H, W) float pictures to be understood, in the order of their placeholders, or None.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    task_ids: Tensor
+    labels: Tensor
+    image_tokens: Tensor
+    pixel_values: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shapes = {f.name: tuple(v.shape) for f in fields(self) if f.name != "pixel_values" and (v := getattr(self, f.name)) is not None}
+        if len(set(shapes.values())) != 1:
+            raise ValueError(f"all parts of a batch must have one (batch, length) shape, but got {shapes}")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on ``device``."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+
+
+JointBatch = tuple[Batch, ...]
+"""What one training step sees: batches of any task mix, usually one a task, so that neither is padded to the other's length."""

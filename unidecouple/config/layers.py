@@ -1,0 +1,138 @@
+"""Values merged from YAML files and overrides, and the memory of where each came from.
+
+Mappings merge key by key; anything else, lists included, is replaced whole. So is a mapping whose ``kind`` changes: settings of
+one kind mean nothing to another. A file may start from others: its top-level key ``base`` names one or a list of them, relative
+to its own folder, and they are merged before it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unidecouple.config.yaml12 import ConfigError, parse
+
+Location = tuple[str | int, ...]
+"""Keys and list positions from the top of a configuration to a value in it."""
+
+BASE_KEY = "base"
+"""Names the files that a file starts from; so no schema has a top-level key of this name."""
+
+KIND_KEY = "kind"
+"""Names the member of a union that a mapping describes."""
+
+
+class Layers:
+    """What was merged so far.
+
+    Attributes:
+        values: the merged mapping.
+        sources: file or override that set the value at a location; those nested in it have the same unless listed.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: dict[Location, str] = {}
+
+    def add_file(self, path: Path, starters: tuple[Path, ...] = ()) -> None:
+        """Merge the file's bases, then the file. ``starters`` are the files that start from this one.
+
+        Raises:
+            ConfigError: a file is missing, broken, no mapping, or starts from itself.
+        """
+        if path.resolve() in starters:
+            raise ConfigError(f"{path} starts from itself by way of '{BASE_KEY}'; take it out of one of the files")
+        content = _read(path)
+        bases = content.pop(BASE_KEY, [])
+        names = [bases] if isinstance(bases, str) else bases
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{path}: '{BASE_KEY}' must be a file name or a list of file names, not {bases!r}")
+        for name in names:
+            self.add_file(path.parent / name, (*starters, path.resolve()))
+        self._merge(self.values, content, (), str(path))
+        self.sources[()] = str(path)
+
+    def add_override(self, override: str) -> None:
+        """Merge one "dotted.key=value", its value in YAML.
+
+        Raises:
+            ConfigError: it has another form, or steps outside a list.
+        """
+        dotted, equals, text = override.partition("=")
+        keys = dotted.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"override {override!r} must have the form dotted.key=value")
+        source = f"override {override!r}"
+        self._assign(self.values, keys, parse(text, source), (), source)
+
+    def source(self, at: Location) -> str | None:
+        """What set the value at ``at``, or the nearest value around it."""
+        around = (at[:size] for size in range(len(at), -1, -1))
+        return next((self.sources[place] for place in around if place in self.sources), None)
+
+    def _merge(self, target: dict[str, Any], layer: Mapping[str, Any], at: Location, source: str) -> None:
+        if {KIND_KEY} <= target.keys() & layer.keys() and target[KIND_KEY] != layer[KIND_KEY]:
+            target.clear()
+        for key, value in layer.items():
+            if isinstance(value, dict) and isinstance(target.get(key), dict):
+                self._merge(target[key], value, (*at, key), source)
+            else:
+                target[key] = value
+                self._note((*at, key), source)
+
+    def _assign(self, node: Any, keys: list[str], value: Any, at: Location, source: str) -> None:
+        if isinstance(node, list):
+            self._assign_in_list(node, keys, value, at, source)
+        elif len(keys) > 1 and isinstance(node.get(keys[0]), dict | list):
+            self._assign(node[keys[0]], keys[1:], value, (*at, keys[0]), source)
+        else:
+            self._merge(node, _nest(keys, value), at, source)
+
+    def _assign_in_list(self, items: list[Any], keys: list[str], value: Any, at: Location, source: str) -> None:
+        if not keys[0].isdecimal() or int(keys[0]) >= len(items):
+            where = ".".join(map(str, at))
+            raise ConfigError(f"{source}: {where} is a list of {len(items)}, without a position {keys[0]!r} (the first is 0)")
+        position = int(keys[0])
+        place: Location = (*at, position)
+        if len(keys) > 1 and isinstance(items[position], dict | list):
+            self._assign(items[position], keys[1:], value, place, source)
+        elif isinstance(items[position], dict) and isinstance(value, dict):
+            self._merge(items[position], value, place, source)
+        else:
+            items[position] = _nest(keys[1:], value)
+            self._note(place, source)
+
+    def _note(self, at: Location, source: str) -> None:
+        self.sources = {place: origin for place, origin in self.sources.items() if place[: len(at)] != at}
+        self.sources[at] = source
+
+
+def _nest(keys: list[str], value: Any) -> Any:
+    return {keys[0]: _nest(keys[1:], value)} if keys else value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(_missing(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a text file: {error}") from None
+    content = parse(text, str(path))
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold keys and values, not a {type(content).__name__}")
+    return content
+
+
+def _missing(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"{path} does not exist, nor does the folder {path.parent}"
+    there = {entry.stem: entry.name for entry in sorted(path.parent.iterdir()) if entry.suffix in {".yaml", ".yml"}}
+    near = difflib.get_close_matches(path.stem, there, n=1)
+    known = ", ".join(there.values()) or "none"
+    hint = f"did you mean {path.parent / there[near[0]]}?" if near else f"YAML files in {path.parent}: {known}"
+    return f"{path} does not exist ({hint})"

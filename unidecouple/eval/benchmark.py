@@ -1,0 +1,76 @@
+"""What a benchmark needs of a model (two callables) and what it gives back (score rows).
+
+A benchmark never sees the model itself, so a checkpoint, a server and a test double are all scored by the same code. Every row
+carries its judge, its ceiling and its floor: a score of a home-made judge means nothing without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class Answerer(Protocol):
+    """A model that understands."""
+
+    def __call__(self, images: Sequence[np.ndarray], questions: Sequence[str], /) -> list[str]:
+        """Answer ``questions[i]`` about ``images[i]`` (uint8 (H, W, 3)), in plain text, in order."""
+        ...
+
+
+class Painter(Protocol):
+    """A model that generates."""
+
+    def __call__(self, prompts: Sequence[str], num_images: int, seed: int, /) -> list[list[np.ndarray]]:
+        """Paint ``num_images`` pictures (uint8 (H, W, 3)) for each prompt, in order; equal seeds give equal pictures."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a benchmark.
+
+    ``judge`` is the parser or detector that decided, ``ceiling`` what a perfect model gets from it, ``floor`` what a model that
+    ignores its input gets. ``None`` where the notion has no meaning (a yes-ratio has no ceiling).
+    """
+
+    benchmark: str
+    metric: str
+    value: float
+    judge: str | None = None
+    ceiling: float | None = None
+    floor: float | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """The row as a JSON object with every field, in order."""
+        return asdict(self)
+
+
+def ask(answerer: Answerer, images: Sequence[np.ndarray], questions: Sequence[str]) -> list[str]:
+    """Put the questions to ``answerer``.
+
+    Raises:
+        ValueError: it did not give exactly one answer a question (pairs would silently shift otherwise).
+    """
+    answers = answerer(images, questions)
+    if len(answers) != len(questions):
+        raise ValueError(f"the answerer gave {len(answers)} answers to {len(questions)} questions; it must give one for each")
+    return answers
+
+
+def paint(painter: Painter, prompts: Sequence[str], num_images: int, seed: int) -> list[list[np.ndarray]]:
+    """Have ``painter`` paint ``num_images`` pictures a prompt.
+
+    Raises:
+        ValueError: ``num_images`` is below 1, or the painter gave other numbers of prompts or of pictures.
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images is {num_images}; it must be at least 1")
+    pictures = painter(prompts, num_images, seed)
+    counts = [len(of_prompt) for of_prompt in pictures]
+    if counts != [num_images] * len(prompts):
+        raise ValueError(f"the painter gave {counts} pictures for {len(prompts)} prompts; it must give {num_images} for each")
+    return pictures

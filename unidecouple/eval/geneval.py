@@ -1,0 +1,287 @@
+"""GenEval (arXiv 2310.11513, MIT): does a picture show the objects, counts, colours and places its prompt asks for?
+
+The rules, thresholds, folder layout and summary of the official ``evaluate_images.py`` and ``summary_scores.py``; the detector is
+any ``Judge``. Deviations: relations in a reason are sorted (a Python set has no order), colours in a reason too, and images
+are grouped by prompt number, not by equal metadata. Every score comes with the judge's ceiling (ground-truth renders) and
+floor (the same renders, another prompt of the tag).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unidecouple.data.world.prompts import Prompt, scene_of
+from unidecouple.data.world.scene import render
+from unidecouple.eval.benchmark import Painter, Score, paint
+from unidecouple.eval.judges import Box, Detection, Judge
+
+THRESHOLD = 0.3
+COUNTING_THRESHOLD = 0.9
+MAX_PER_CLASS = 16
+POSITION_THRESHOLD = 0.1
+_RELATION_SHARE = 0.5
+_NO_OFFSET = 1e-3
+_BOUNDS_STREAM = 3
+_BATCH = 128
+
+Metadata = Mapping[str, Any]
+"""A line of ``evaluation_metadata.jsonl``: tag, prompt, include and perhaps exclude clauses."""
+Transform = Callable[[np.ndarray], np.ndarray]
+"""uint8 pictures (N, H, W, 3) -> the same shape and type, for example through an image tokenizer and back."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judge's word on picture number ``image`` of prompt number ``prompt``; ``reason`` is empty if it is correct."""
+
+    prompt: int
+    image: int
+    tag: str
+    text: str
+    correct: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the judge gives to perfect pictures and to pictures of another prompt, by metric (see ``summarize``)."""
+
+    ceiling: Mapping[str, float]
+    floor: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class GenEvalResult:
+    """Scores, and the verdict on each picture in order of prompt and picture."""
+
+    scores: tuple[Score, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+def generate_and_score(
+    painter: Painter,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    num_images: int = 4,
+    seed: int = 0,
+    folder: Path | None = None,
+    bounds: Bounds | None = None,
+) -> GenEvalResult:
+    """Paint every prompt and score the pictures.
+
+    Args:
+        painter: the model.
+        judge: detector and colour classifier.
+        prompts: of ``unidecouple.data.world.prompts.held_out``.
+        num_images: pictures a prompt (the protocol has 4).
+        seed: seed of the painter, and of the ground-truth scenes of the bounds.
+        folder: where to write the pictures in GenEval's layout; nowhere if None.
+        bounds: the result of ``judge_bounds`` if it is known; measured here if None.
+
+    Raises:
+        ValueError: see ``paint``, ``write_folder`` and ``judge_bounds``.
+    """
+    metadata = [prompt.to_json() for prompt in prompts]
+    pictures = paint(painter, [prompt.text for prompt in prompts], num_images, seed)
+    if folder is not None:
+        write_folder(folder, metadata, pictures)
+    verdicts = judge_pictures(judge, metadata, pictures)
+    known = bounds or judge_bounds(judge, prompts, seed, num_images)
+    rows = (
+        Score("geneval", metric, value, judge.name, known.ceiling[metric], known.floor[metric])
+        for metric, value in summarize(verdicts).items()
+    )
+    return GenEvalResult(tuple(rows), tuple(verdicts))
+
+
+def judge_bounds(
+    judge: Judge, prompts: Sequence[Prompt], seed: int = 0, num_images: int = 4, transform: Transform | None = None
+) -> Bounds:
+    """Ceiling and floor of ``judge``: ``num_images`` ground-truth renders a prompt, judged against it and against another.
+
+    With ``transform`` (an image tokenizer and back) the ceiling is the most that any model with this tokenizer can reach.
+
+    Raises:
+        ValueError: a tag whose prompts all ask for the same, so that no other prompt can serve as a floor.
+    """
+    rng = np.random.default_rng([_BOUNDS_STREAM, seed])
+    renders = np.stack([render(scene_of(prompt, rng)) for prompt in prompts for _ in range(num_images)])
+    if transform is not None:
+        renders = np.concatenate([transform(renders[at : at + _BATCH]) for at in range(0, len(renders), _BATCH)])
+    pictures = [list(renders[at : at + num_images]) for at in range(0, len(renders), num_images)]
+    metadata = [prompt.to_json() for prompt in prompts]
+    found = _detect_all(judge, pictures)
+    ceiling = _verdicts(judge, metadata, pictures, found)
+    floor = _verdicts(judge, [_another(index, metadata) for index in range(len(metadata))], pictures, found)
+    return Bounds(summarize(ceiling), summarize(floor))
+
+
+def judge_pictures(judge: Judge, metadata: Sequence[Metadata], pictures: Sequence[Sequence[np.ndarray]]) -> list[Verdict]:
+    """Verdict on each picture (uint8 (H, W, 3)) of ``pictures[i]`` against ``metadata[i]``, as ``read_folder`` returns them."""
+    return _verdicts(judge, metadata, pictures, _detect_all(judge, pictures))
+
+
+def summarize(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """The official summary: "overall" (mean of the tags), each tag's share of correct images, "images" and "prompts".
+
+    "images" is the share of correct images, "prompts" the share of prompts with at least one.
+    """
+    by_tag: dict[str, list[bool]] = {}
+    by_prompt: dict[int, list[bool]] = {}
+    for verdict in verdicts:
+        by_tag.setdefault(verdict.tag, []).append(verdict.correct)
+        by_prompt.setdefault(verdict.prompt, []).append(verdict.correct)
+    tags = {tag: float(np.mean(correct)) for tag, correct in by_tag.items()}
+    images = float(np.mean([verdict.correct for verdict in verdicts]))
+    prompts = float(np.mean([any(correct) for correct in by_prompt.values()]))
+    return {"overall": float(np.mean(list(tags.values()))), **tags, "images": images, "prompts": prompts}
+
+
+def judge_image(detections: Sequence[Detection], metadata: Metadata, color: Callable[[Box], str]) -> tuple[bool, str]:
+    """The official rules for one image: whether it is correct, and the reasons why not, one a line.
+
+    Args:
+        detections: of any confidence and order.
+        metadata: include clauses must all hold, each with its ``count`` most confident boxes; no exclude clause may.
+        color: names the colour in a box; asked only about boxes whose colour matters.
+    """
+    found = _confident(detections, COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD)
+    reasons: list[str] = []
+    groups: list[list[Box] | None] = []
+    for clause in metadata.get("include", []):
+        boxes = found.get(clause["class"], [])[: clause["count"]]
+        reason = _unmet(clause, boxes, groups, color)
+        groups.append(None if reason else boxes)
+        reasons += [reason] if reason else []
+    for clause in metadata.get("exclude", []):
+        name, count = clause["class"], len(found.get(clause["class"], []))
+        if count >= clause["count"]:
+            reasons.append(f"expected {name}<{clause['count']}, found {count}")
+    return not reasons, "\n".join(reasons)
+
+
+def relative_position(box: Box, other: Box) -> set[str]:
+    """Relations of ``box`` to ``other``: none, one or two of "left of", "right of", "above", "below".
+
+    Each axis of the centres' offset is reduced by 0.1 of the sum of the two sizes, floored at 0, and divided by the length of
+    the unreduced offset; a relation holds above 0.5.
+    """
+    a, b = (np.array(corners, dtype=float).reshape(2, 2) for corners in (box, other))
+    offset = a.mean(0) - b.mean(0)
+    sizes = np.abs(a[1] - a[0]) + np.abs(b[1] - b[0])
+    reduced = np.maximum(np.abs(offset) - POSITION_THRESHOLD * sizes, 0) * np.sign(offset)
+    if np.all(np.abs(reduced) < _NO_OFFSET):
+        return set()
+    dx, dy = reduced / np.linalg.norm(offset)
+    holds = {
+        "left of": dx < -_RELATION_SHARE,
+        "right of": dx > _RELATION_SHARE,
+        "above": dy < -_RELATION_SHARE,
+        "below": dy > _RELATION_SHARE,
+    }
+    return {relation for relation, true in holds.items() if true}
+
+
+def write_folder(folder: Path, metadata: Sequence[Metadata], pictures: Sequence[Sequence[np.ndarray]]) -> None:
+    """Write GenEval's layout: ``00000/metadata.jsonl`` and ``00000/samples/0000.png``...
+
+    Raises:
+        ValueError: ``folder`` holds something already, which the official scripts would score too.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; give a new folder, or old pictures would be scored with the new ones")
+    for index, (line, images) in enumerate(zip(metadata, pictures, strict=True)):
+        samples = folder / f"{index:05d}" / "samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(samples / f"{number:04d}.png")
+
+
+def read_folder(folder: Path) -> tuple[list[Metadata], list[list[np.ndarray]]]:
+    """Metadata and pictures (uint8 (H, W, 3)) of a folder in GenEval's layout, whoever wrote it.
+
+    Raises:
+        ValueError: ``folder`` holds no numbered prompt folder.
+    """
+    entries = folder.iterdir() if folder.is_dir() else iter(())
+    prompts = sorted((entry for entry in entries if entry.is_dir() and entry.name.isdigit()), key=lambda entry: int(entry.name))
+    if not prompts:
+        raise ValueError(f"{folder} holds no prompt folders such as 00000; is it GenEval's image folder?")
+    metadata = [json.loads((prompt / "metadata.jsonl").read_text(encoding="utf-8")) for prompt in prompts]
+    pictures = []
+    for prompt in prompts:
+        files = sorted(file for file in (prompt / "samples").iterdir() if re.match(r"\d+\.png", file.name))
+        pictures.append([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return metadata, pictures
+
+
+def _confident(detections: Sequence[Detection], threshold: float) -> dict[str, list[Box]]:
+    """Boxes above the threshold by class, most confident first, at most ``MAX_PER_CLASS`` each."""
+    found: dict[str, list[Box]] = {}
+    for detection in sorted(detections, key=lambda detection: -detection.confidence):
+        boxes = found.setdefault(detection.name, []) if detection.confidence > threshold else []
+        boxes += [detection.box] if len(boxes) < MAX_PER_CLASS else []
+    return found
+
+
+def _unmet(clause: Metadata, boxes: list[Box], groups: list[list[Box] | None], color: Callable[[Box], str]) -> str:
+    """Why an include clause does not hold; empty if it does. ``groups`` are the boxes of earlier clauses that held."""
+    name, count = clause["class"], clause["count"]
+    if len(boxes) < count:
+        return f"expected {name}>={count}, found {len(boxes)}"
+    if "color" in clause:
+        colors = [color(box) for box in boxes]
+        right = colors.count(clause["color"])
+        if right < count:
+            seen = ", ".join(f"{colors.count(tone)} {tone}" for tone in sorted(set(colors)))
+            return f"expected {clause['color']} {name}>={count}, found {right} {clause['color']}; and {seen}"
+    if "position" in clause:
+        relation, target = clause["position"]
+        others = groups[target]
+        if others is None:
+            return f"no target for {name} to be {relation}"
+        for box in boxes:
+            for other in others:
+                true = relative_position(box, other)
+                if relation not in true:
+                    return f"expected {name} {relation} target, found {' and '.join(sorted(true))} target"
+    return ""
+
+
+def _detect_all(judge: Judge, pictures: Sequence[Sequence[np.ndarray]]) -> list[list[list[Detection]]]:
+    """Detections of each picture of each prompt, found in one batch."""
+    found = iter(judge.detect_batch([image for images in pictures for image in images]))
+    return [[next(found) for _ in images] for images in pictures]
+
+
+def _verdicts(
+    judge: Judge,
+    metadata: Sequence[Metadata],
+    pictures: Sequence[Sequence[np.ndarray]],
+    found: Sequence[Sequence[Sequence[Detection]]],
+) -> list[Verdict]:
+    out: list[Verdict] = []
+    for index, (line, images, of_prompt) in enumerate(zip(metadata, pictures, found, strict=True)):
+        for number, (image, detections) in enumerate(zip(images, of_prompt, strict=True)):
+            correct, reason = judge_image(detections, line, partial(judge.color, image))
+            out.append(Verdict(index, number, line["tag"], line["prompt"], correct, reason))
+    return out
+
+
+def _another(index: int, metadata: Sequence[Metadata]) -> Metadata:
+    """The next prompt of the same tag, round the list, that asks for something else (wordings of one key follow each other)."""
+    mine = metadata[index]
+    for line in [*metadata[index + 1 :], *metadata[:index]]:
+        if line["tag"] == mine["tag"] and line["include"] != mine["include"]:
+            return line
+    raise ValueError(f"all prompts of tag {mine['tag']!r} ask for the same; a floor needs at least two that differ")

@@ -1,0 +1,123 @@
+"""Pictures from prompts: the image-token loop, with classifier-free guidance in one pass and a seed for each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unidecouple.batch import Task
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.generate.padding import left_pad, positions
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How image tokens are drawn.
+
+    Attributes:
+        guidance_scale: w of ``uncond + w (cond - uncond)``; 1 is no guidance (and costs no second row).
+        temperature: 0 is greedy.
+        top_k: sample among the k likeliest codes; 0 is all.
+        batch_size: pictures drawn together; pictures do not depend on it.
+        routing: "label" forces the generation experts; None leaves the choice to the model's configuration.
+    """
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    batch_size: int = 256
+    routing: str | None = None
+
+
+def draw(
+    model: UniJanusForConditionalGeneration,
+    builder: SequenceBuilder,
+    prompts: Sequence[str],
+    num_images: int = 1,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+) -> list[list[np.ndarray]]:
+    """Draw ``num_images`` pictures for each prompt: uint8 (H, W, 3). Picture j of a prompt depends on (seed, prompt number, j) only."""
+    tokens = draw_tokens(model, builder, prompts, num_images, seed, sampling or Sampling())
+    pictures = decode_pictures(model, tokens)
+    return [list(pictures[i * num_images : (i + 1) * num_images]) for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def draw_tokens(
+    model: UniJanusForConditionalGeneration,
+    builder: SequenceBuilder,
+    prompts: Sequence[str],
+    num_images: int,
+    seed: int,
+    sampling: Sampling,
+) -> Tensor:
+    """Image tokens (prompts x num_images, tokens of an image), prompt-major."""
+    jobs = [(prompt, (seed, number, copy)) for number, prompt in enumerate(prompts) for copy in range(num_images)]
+    parts = [
+        _draw_batch(model, builder, jobs[start : start + sampling.batch_size], sampling)
+        for start in range(0, len(jobs), sampling.batch_size)
+    ]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def decode_pictures(model: UniJanusForConditionalGeneration, tokens: Tensor, batch_size: int = 64) -> np.ndarray:
+    """Image tokens (N, tokens) -> uint8 pictures (N, H, W, 3)."""
+    parts = [model.decode_image_tokens(chunk) for chunk in tokens.split(batch_size)]
+    return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+def _draw_batch(
+    model: UniJanusForConditionalGeneration, builder: SequenceBuilder, jobs: list[tuple[str, tuple[int, ...]]], sampling: Sampling
+) -> Tensor:
+    guided = sampling.guidance_scale != 1.0
+    rows = [builder.generation_prompt(prompt) for prompt, _ in jobs]
+    if guided:
+        rows += [builder.generation_prompt(prompt, dropped=True) for prompt, _ in jobs]
+    ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, model.device)
+    task = torch.full((1, 1), int(Task.T2I), device=model.device)
+    length = model.config.vision_config.num_image_tokens
+    noise = torch.stack([_gumbel(seed, length, model.config.vq_config.num_embeddings) for _, seed in jobs]).to(model.device)
+    embeds, position, cache, chosen = model.get_input_embeddings()(ids), positions(mask), None, []
+    for step in range(length):
+        out = model.decoder(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            task_ids=task,
+            routing=sampling.routing,
+        )
+        logits = model.model.generation_head(out.last_hidden_state[:, -1]).float()
+        if guided:
+            cond, uncond = logits.chunk(2)
+            logits = uncond + sampling.guidance_scale * (cond - uncond)
+        token = _sample(logits, noise[:, step], sampling)
+        chosen.append(token)
+        cache = out.past_key_values
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        position = positions(mask)[:, -1:]
+        embeds = model.prepare_embeddings_for_image_generation((torch.cat([token, token]) if guided else token).unsqueeze(1))
+    return torch.stack(chosen, 1)
+
+
+def _gumbel(seed: tuple[int, ...], length: int, codes: int) -> Tensor:
+    """Gumbel noise (length, codes) of one picture, from its own seed and nothing else."""
+    return torch.from_numpy(np.random.default_rng(seed).gumbel(size=(length, codes)).astype(np.float32))
+
+
+def _sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
+    """Gumbel-max sampling: argmax(logits / temperature + noise) is a draw from the tempered softmax."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    if sampling.top_k:
+        least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    return (logits / sampling.temperature + noise).argmax(-1)

@@ -1,0 +1,81 @@
+"""Answers: greedy decoding of many questions at once, left-padded, with a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unidecouple.batch import Task
+from unidecouple.data.sequences import SequenceBuilder, pixels
+from unidecouple.generate.padding import left_pad, positions
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+
+
+@torch.no_grad()
+def answer(
+    model: UniJanusForConditionalGeneration,
+    builder: SequenceBuilder,
+    pictures: Sequence[np.ndarray],
+    questions: Sequence[str],
+    max_new_tokens: int = 6,
+    batch_size: int = 256,
+    routing: str | None = None,
+) -> list[str]:
+    """Answer ``questions[i]`` about ``pictures[i]`` (uint8, H x W x 3), greedily.
+
+    Args:
+        model: a Janus with our decoder.
+        builder: its sequence builder.
+        pictures: one a question.
+        questions: plain text.
+        max_new_tokens: longest answer.
+        batch_size: questions decoded together; answers do not depend on it.
+        routing: "label" forces the understanding experts; None leaves the choice to the model's configuration.
+
+    Returns:
+        One plain answer a question.
+    """
+    answers: list[str] = []
+    for start in range(0, len(questions), batch_size):
+        chunk = slice(start, start + batch_size)
+        prompts = [builder.understanding_prompt(question) for question in questions[chunk]]
+        tokens = _decode(model, builder, prompts, pixels(pictures[chunk]), max_new_tokens, routing)
+        answers += [builder.tokenizer.decode(row, skip_special_tokens=True) for row in _until_eos(tokens, builder.tokenizer.eos_token_id)]
+    return answers
+
+
+def _decode(
+    model: UniJanusForConditionalGeneration,
+    builder: SequenceBuilder,
+    prompts: list[list[int]],
+    pixel_values: Tensor,
+    max_new_tokens: int,
+    routing: str | None,
+) -> Tensor:
+    """Greedy tokens (B, at most max_new_tokens)."""
+    ids, mask = left_pad(prompts, builder.tokenizer.pad_token_id, model.device)
+    task = torch.full((1, 1), int(Task.MMU), device=model.device)
+    inputs = {"input_ids": ids, "pixel_values": pixel_values.to(model.device), "position_ids": positions(mask)}
+    cache, chosen = None, []
+    alive = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
+    for _ in range(max_new_tokens):
+        out = model(
+            **inputs, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, task_ids=task, routing=routing
+        )
+        token = out.logits[:, -1].argmax(-1)
+        chosen.append(token)
+        alive &= token != builder.tokenizer.eos_token_id
+        if not alive.any():
+            break
+        cache = out.past_key_values
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
+        inputs = {"input_ids": token.unsqueeze(1), "position_ids": positions(mask)[:, -1:]}
+    return torch.stack(chosen, 1)
+
+
+def _until_eos(tokens: Tensor, eos: int) -> list[list[int]]:
+    rows = tokens.tolist()
+    return [row[: row.index(eos)] if eos in row else row for row in rows]

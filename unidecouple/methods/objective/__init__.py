@@ -1,0 +1,1 @@
+"""Objectives: what is minimised, each a pure function of tensors."""

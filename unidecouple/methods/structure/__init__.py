@@ -1,0 +1,17 @@
+"""Structures: which weights serve which task. Each is a change of configuration plus an exact upcycle of a dense checkpoint.
+
+To add one: a file with a frozen dataclass that has ``kind``, ``configure`` and ``upcycle``, a line in ``Structure``, a recipe.
+"""
+
+from __future__ import annotations
+
+from unidecouple.methods.structure.dense import Dense
+from unidecouple.methods.structure.moe import MoE
+from unidecouple.methods.structure.ta_moe import TaskAwareMoE
+
+Structure = Dense | MoE | TaskAwareMoE
+"""The typed union that recipes choose from by ``kind``, and that property tests run over."""
+
+STRUCTURES: tuple[type[Structure], ...] = (Dense, MoE, TaskAwareMoE)
+
+__all__ = ["STRUCTURES", "Dense", "MoE", "Structure", "TaskAwareMoE"]

@@ -1,0 +1,24 @@
+"""The dense baseline: every weight serves both tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dense:
+    """No change."""
+
+    kind: Literal["dense"] = "dense"
+
+    def configure(self) -> dict[str, Any]:
+        """Fields of the text configuration that this structure sets."""
+        return {"ffn": "dense"}
+
+    def upcycle(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights as they are."""
+        return dict(state)

@@ -1,0 +1,39 @@
+"""The control: a plain mixture of the same size by sparse upcycling, without any knowledge of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from unidecouple.methods.structure.upcycling import copy_into_experts
+
+
+@dataclass(frozen=True)
+class MoE:
+    """One group of 2 e experts, top-k, and a shared expert: the parameters of ``TaskAwareMoE`` less its task router.
+
+    Without this control a gain of UniDecouple may be a gain of size (the paper has none; see method notes).
+    """
+
+    kind: Literal["moe"] = "moe"
+    experts_per_task: int = 2
+    num_experts_per_tok: int = 1
+    shared_expert: bool = True
+    alpha_init: float = 0.5
+
+    def configure(self) -> dict[str, Any]:
+        """Fields of the text configuration that this structure sets."""
+        return {
+            "ffn": "moe",
+            "experts_per_task": self.experts_per_task,
+            "num_experts_per_tok": self.num_experts_per_tok,
+            "shared_expert": self.shared_expert,
+            "alpha_init": self.alpha_init,
+        }
+
+    def upcycle(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Exact start from dense weights."""
+        return copy_into_experts(state, 2 * self.experts_per_task, self.shared_expert, self.alpha_init)

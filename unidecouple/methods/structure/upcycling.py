@@ -1,0 +1,50 @@
+"""Sparse upcycling (arXiv 2212.05055): every expert starts as a copy of the dense FFN, so the model computes what it did."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_DENSE_FFN = re.compile(r"^(?P<mlp>.*\.layers\.\d+\.mlp)\.(?P<part>gate|up|down)_proj\.weight$")
+
+
+def copy_into_experts(state: Mapping[str, Tensor], num_experts: int, shared_expert: bool, alpha: float) -> dict[str, Tensor]:
+    """Replace each dense FFN of ``state`` by ``num_experts`` stacked copies and, if asked, a shared copy.
+
+    With a shared expert the output would double, so that routed + alpha * shared = dense the routed copies' ``W_down`` is
+    scaled by 1 - alpha. Router weights are new and not in the result; they do not matter at the start, since experts are equal.
+
+    Args:
+        state: dense weights by name.
+        num_experts: E, over all groups.
+        shared_expert: whether there is one.
+        alpha: its weight at the start.
+
+    Raises:
+        ValueError: ``state`` has no dense FFN (it was upcycled before), or only part of one.
+    """
+    out: dict[str, Tensor] = {}
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        match = _DENSE_FFN.match(name)
+        if match is None:
+            out[name] = tensor
+        else:
+            found.setdefault(match["mlp"], {})[match["part"]] = tensor
+    if not found:
+        raise ValueError("no dense FFN to upcycle (…layers.N.mlp.gate_proj.weight): start from a dense checkpoint")
+    for mlp, part in found.items():
+        missing = {"gate", "up", "down"} - part.keys()
+        if missing:
+            raise ValueError(f"{mlp} lacks {', '.join(sorted(missing))}: the dense checkpoint is incomplete")
+        routed = 1 - alpha if shared_expert else 1.0
+        out[f"{mlp}.experts.gate_up_proj"] = torch.cat([part["gate"], part["up"]]).repeat(num_experts, 1, 1)
+        out[f"{mlp}.experts.down_proj"] = (part["down"] * routed).repeat(num_experts, 1, 1)
+        if shared_expert:
+            for key, tensor in part.items():
+                out[f"{mlp}.shared_expert.{key}_proj.weight"] = tensor
+            out[f"{mlp}.alpha"] = torch.full((1,), alpha, dtype=part["down"].dtype)
+    return out

@@ -1,0 +1,95 @@
+"""Configuration of our decoder: a Llama whose FFNs may be task-aware mixtures of experts, with or without LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, JanusConfig, LlamaConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
+
+FFN_KINDS = ("dense", "moe", "ta_moe")
+ROUTINGS = ("learned", "label")
+EXPERT_BACKENDS = ("grouped_mm", "loop")
+LORA_TARGETS = ("attention", "experts", "shared_expert", "mlp")
+
+
+@strict
+class UniLlamaConfig(LlamaConfig):
+    """Llama plus where the tasks part.
+
+    Attributes:
+        ffn: "dense", "moe" (experts without task knowledge, the control) or "ta_moe" (UniDecouple's task-aware mixture).
+        experts_per_task: e, experts in each task's group; a "moe" of the same size has 2 e experts in one group.
+        num_experts_per_tok: k, experts a token is sent to inside its group.
+        shared_expert: whether ``alpha * SharedExpert(x)`` is added (arXiv 2506.03591, eq. 1).
+        alpha_init: alpha before training. Unpublished; ours is 0.5, since from 0 it never grows (EXPERIMENTS.md).
+        task_routing: "learned" (the task-aware router decides) or "label" (``task_ids`` decide; they must then be given).
+        experts_backend: "grouped_mm", or "loop" where that kernel is missing; both give the same numbers.
+        lora_rank: r of low-rank updates, 0 for none.
+        lora_alpha: LoRA's scale is lora_alpha / r.
+        lora_targets: of "attention", "experts", "shared_expert", "mlp" (a dense FFN).
+        lora_per_task: targets whose update is routed by task, one A, B pair a task. Ours, not the paper's.
+    """
+
+    model_type = "unidecouple_llama"
+
+    ffn: str = "dense"
+    experts_per_task: int = 2
+    num_experts_per_tok: int = 1
+    shared_expert: bool = True
+    alpha_init: float = 0.5
+    task_routing: str = "learned"
+    experts_backend: str = "grouped_mm"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: list[str] = field(default_factory=list)
+    lora_per_task: list[str] = field(default_factory=list)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        choices = {"ffn": FFN_KINDS, "task_routing": ROUTINGS, "experts_backend": EXPERT_BACKENDS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for target in (*self.lora_targets, *self.lora_per_task):
+            if target not in LORA_TARGETS:
+                raise ValueError(f"LoRA target {target!r} is not one of {', '.join(LORA_TARGETS)}")
+        if not 1 <= self.num_experts_per_tok <= self.experts_per_group:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} must be between 1 and the {self.experts_per_group} experts of a group"
+            )
+
+    @property
+    def num_groups(self) -> int:
+        """Expert groups: one a task, or a single one without task knowledge."""
+        return 2 if self.ffn == "ta_moe" else 1
+
+    @property
+    def experts_per_group(self) -> int:
+        """Experts in one group; both kinds of mixture have the same number in all."""
+        return self.experts_per_task * (2 // self.num_groups)
+
+    def lora_groups(self, target: str) -> int:
+        """How many low-rank pairs ``target`` has: 0 (not adapted), 1, or one a task."""
+        if not self.lora_rank or target not in self.lora_targets:
+            return 0
+        return 2 if target in self.lora_per_task else 1
+
+
+@strict
+class UniJanusConfig(JanusConfig):
+    """Janus with our decoder: ``text_config`` is a ``UniLlamaConfig``, the rest is transformers' own."""
+
+    model_type = "unidecouple_janus"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="unidecouple_llama"),
+        "vision_config": JanusVisionConfig,
+        "vq_config": JanusVQVAEConfig,
+    }
+
+
+AutoConfig.register("unidecouple_llama", UniLlamaConfig)
+AutoConfig.register("unidecouple_janus", UniJanusConfig)

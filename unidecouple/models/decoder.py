@@ -1,0 +1,217 @@
+"""Our Llama decoder: the task of a token travels as an argument, and each layer reports where it routed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, Cache, DynamicCache, LlamaModel
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+
+from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.experts import Experts
+from unidecouple.models.lora import LoraLinear
+from unidecouple.models.moe import FeedForward, MixtureOfExperts
+from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter
+
+
+@dataclass
+class DecoderOutput(BaseModelOutputWithPast):
+    """transformers' decoder output plus ``routing``: one ``Routing`` a layer, empty for dense layers."""
+
+    routing: tuple[Routing, ...] | None = None
+
+
+class UniLlamaAttention(LlamaAttention):
+    """Llama attention whose projections may carry LoRA, shared or one pair a task group."""
+
+    def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        lora = (config.lora_groups("attention"), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            plain: nn.Linear = getattr(self, name)
+            setattr(self, name, LoraLinear(plain.in_features, plain.out_features, plain.bias is not None, *lora))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        group: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As ``LlamaAttention``; ``group`` (B, T) chooses each token's low-rank pair where there is one a task."""
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            project(hidden_states, group).view(heads).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        return self.o_proj(mixed.flatten(-2), group), weights
+
+
+class UniLlamaDecoderLayer(GradientCheckpointingLayer):
+    """One block: attention, then a dense FFN or a mixture of experts."""
+
+    def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = UniLlamaAttention(config, layer_idx)
+        self.mlp = FeedForward(config, "mlp") if config.ffn == "dense" else MixtureOfExperts(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self, hidden_states: Tensor, group: Tensor | None = None, task_ids: Tensor | None = None, routing: str = "learned", **kwargs: Any
+    ) -> tuple[Tensor, Routing | None]:
+        """Transform one layer's tokens.
+
+        Args:
+            hidden_states: (B, T, H).
+            group: (B, T) task group of each token as known before this layer, for LoRA routed by task; None if unknown.
+            task_ids: (B, T) true tasks, or None.
+            routing: "learned" or "label".
+            kwargs: what attention needs (masks, position embeddings, cache).
+
+        Returns:
+            (B, T, H), and the layer's routing (None for a dense FFN).
+        """
+        mixed, _ = self.self_attn(self.input_layernorm(hidden_states), group=group, **kwargs)
+        hidden_states = hidden_states + mixed
+        normed = self.post_attention_layernorm(hidden_states)
+        if isinstance(self.mlp, FeedForward):
+            return hidden_states + self.mlp(normed, group), None
+        out, decision = self.mlp(normed, task_ids, routing)
+        return hidden_states + out, decision
+
+
+class UniLlamaPreTrainedModel(LlamaPreTrainedModel):
+    """Base class: configuration type, initialisation of the new weights, names for transformers' machinery."""
+
+    config: UniLlamaConfig
+    config_class = UniLlamaConfig
+    _no_split_modules = ["UniLlamaDecoderLayer"]
+    _can_record_outputs = {"hidden_states": UniLlamaDecoderLayer, "attentions": UniLlamaAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Experts):
+            module.reset(self.config.initializer_range)
+        elif isinstance(module, ExpertRouter):
+            module.reset()
+        elif isinstance(module, TaskAwareRouter):
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, LoraLinear) and module.groups:
+            module.reset_lora()
+        elif isinstance(module, MixtureOfExperts) and module.alpha is not None:
+            nn.init.constant_(module.alpha, self.config.alpha_init)
+
+
+class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
+    """The decoder. ``task_ids`` and ``routing`` are explicit arguments; no global, hook or side channel carries them."""
+
+    def __init__(self, config: UniLlamaConfig) -> None:
+        UniLlamaPreTrainedModel.__init__(self, config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList([UniLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        task_ids: Tensor | None = None,
+        routing: str | None = None,
+        output_hidden_states: bool = False,
+        **kwargs: Any,
+    ) -> DecoderOutput:
+        """As ``LlamaModel``, plus the task.
+
+        Args:
+            input_ids: (B, T) tokens, or pass ``inputs_embeds`` (B, T, H).
+            attention_mask: (B, S) over cache and new tokens; None means causal over all.
+            position_ids: (B, T) or (1, T); by default the count of tokens before.
+            past_key_values: cache, extended in place.
+            inputs_embeds: see ``input_ids``.
+            use_cache: make a cache if none is given.
+            task_ids: (B, T), (B, 1) or (1, 1) int64 tasks; needed when routing is by label.
+            routing: "learned" or "label"; by default what the configuration says.
+            output_hidden_states: also return the input of each layer and the final state.
+            kwargs: passed to attention.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(hidden.shape[1], device=hidden.device) + past).unsqueeze(0)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        route_by = routing or self.config.task_routing
+        if task_ids is not None:
+            task_ids = task_ids.expand(hidden.shape[:2])
+        group = task_ids if route_by == "label" else None
+        rotary = self.rotary_emb(hidden, position_ids=position_ids)
+        states, decisions = [], []
+        for layer in self.layers:
+            states.append(hidden)
+            hidden, decision = layer(
+                hidden,
+                group=group,
+                task_ids=task_ids,
+                routing=route_by,
+                attention_mask=mask,
+                position_embeddings=rotary,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+            if decision is not None:
+                decisions.append(decision)
+                group = decision.group.view(hidden.shape[:2])
+        hidden = self.norm(hidden)
+        return DecoderOutput(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values,
+            hidden_states=(*states, hidden) if output_hidden_states else None,
+            routing=tuple(decisions),
+        )
+
+
+AutoModel.register(UniLlamaConfig, UniLlamaModel)

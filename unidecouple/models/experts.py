@@ -1,0 +1,86 @@
+"""Stacked SwiGLU experts, optionally with one LoRA pair each, applied to sorted tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Experts(nn.Module):
+    """E feed-forward experts in stacked tensors, group-major, named as transformers' mixtures name them.
+
+    Args:
+        num_experts: E, over all groups.
+        hidden_size: H.
+        intermediate_size: I.
+        backend: "grouped_mm" (``torch.nn.functional.grouped_mm``) or "loop"; equal up to rounding.
+        lora_rank: r of each expert's own low-rank update, 0 for none.
+        lora_scale: lora_alpha / r.
+    """
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, backend: str, lora_rank: int, lora_scale: float) -> None:
+        super().__init__()
+        self.num_experts, self.backend, self.lora_rank, self.lora_scale = num_experts, backend, lora_rank, lora_scale
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
+        if lora_rank:
+            self.gate_up_lora_A = nn.Parameter(torch.empty(num_experts, lora_rank, hidden_size))
+            self.gate_up_lora_B = nn.Parameter(torch.zeros(num_experts, 2 * intermediate_size, lora_rank))
+            self.down_lora_A = nn.Parameter(torch.empty(num_experts, lora_rank, intermediate_size))
+            self.down_lora_B = nn.Parameter(torch.zeros(num_experts, hidden_size, lora_rank))
+        self.reset()
+
+    def reset(self, std: float = 0.02) -> None:
+        """Random base weights; LoRA as it starts (A random, B zero)."""
+        nn.init.normal_(self.gate_up_proj, std=std)
+        nn.init.normal_(self.down_proj, std=std)
+        if self.lora_rank:
+            self.reset_lora()
+
+    def reset_lora(self) -> None:
+        """A as LoRA starts it (Kaiming uniform), B zero."""
+        for a, b in ((self.gate_up_lora_A, self.gate_up_lora_B), (self.down_lora_A, self.down_lora_B)):
+            nn.init.uniform_(a, -1 / math.sqrt(a.shape[-1]), 1 / math.sqrt(a.shape[-1]))
+            nn.init.zeros_(b)
+
+    def forward(self, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
+        """Sum of the chosen experts' outputs.
+
+        Every stacked tensor stays in the graph even when an expert gets no token: its gradient is zero, never None, which
+        is what keeps sharded and data-parallel training correct.
+
+        Args:
+            x: (N, H) tokens.
+            expert: (N, k) int64 experts of each token.
+            weight: (N, k) their weights.
+
+        Returns:
+            (N, H).
+        """
+        top_k = expert.shape[1]
+        flat = expert.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=self.num_experts)
+        rows = x[order // top_k]
+        gate, up = self._project(rows, self.gate_up_proj, "gate_up", counts).chunk(2, dim=-1)
+        out = self._project(F.silu(gate) * up, self.down_proj, "down", counts)
+        out = out * weight.flatten()[order].unsqueeze(-1).to(out.dtype)
+        return torch.zeros_like(x).index_add(0, order // top_k, out)
+
+    def _project(self, rows: Tensor, stacked: Tensor, name: str, counts: Tensor) -> Tensor:
+        y = self._grouped(rows, stacked, counts)
+        if self.lora_rank:
+            a, b = getattr(self, f"{name}_lora_A"), getattr(self, f"{name}_lora_B")
+            y = y + self.lora_scale * self._grouped(self._grouped(rows, a, counts), b, counts)
+        return y
+
+    def _grouped(self, rows: Tensor, stacked: Tensor, counts: Tensor) -> Tensor:
+        """Rows sorted by expert, each times its expert's matrix: (M, in), (E, out, in) -> (M, out)."""
+        if self.backend == "grouped_mm":
+            ends = counts.cumsum(0).to(torch.int32)
+            return F.grouped_mm(rows.to(stacked.dtype), stacked.transpose(-2, -1), offs=ends)
+        parts = zip(rows.split(counts.tolist()), stacked.unbind(0), strict=True)  # W[e] in a loop makes a full-size gradient each
+        return torch.cat([F.linear(part, matrix) for part, matrix in parts])

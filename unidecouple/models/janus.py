@@ -1,0 +1,158 @@
+"""Janus with both sides trainable: one forward takes a joint batch and returns both tasks' losses.
+
+A subclass of transformers' ``JanusForConditionalGeneration`` (vision tower, aligner, VQ tokenizer, generation head) over our
+decoder. What the library lacks and this adds: the loss on image tokens, joint batches, task ids, router outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, Cache, JanusForConditionalGeneration
+from transformers.models.janus.modeling_janus import JanusCausalLMOutputWithPast
+from transformers.utils.generic import ModelOutput
+
+from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
+from unidecouple.models.configuration import UniJanusConfig
+from unidecouple.models.decoder import DecoderOutput, UniLlamaModel
+from unidecouple.models.router import Routing
+
+
+@dataclass
+class TaskSum(ModelOutput):
+    """Cross-entropy of one task over a joint batch: its sum and its number of targets, both scalar tensors."""
+
+    total: Tensor | None = None
+    count: Tensor | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean cross-entropy in nats a token; zero (still in the graph) where the task is absent."""
+        return self.total / self.count.clamp_min(1)
+
+
+@dataclass
+class JointOutput(ModelOutput):
+    """What one training step needs.
+
+    Attributes:
+        mmu: cross-entropy of answer tokens (eq. 2's L_mmu, before averaging).
+        t2i: cross-entropy of discrete image tokens (L_t2i).
+        routing: for each micro-batch, one ``Routing`` a layer.
+    """
+
+    mmu: TaskSum | None = None
+    t2i: TaskSum | None = None
+    routing: tuple[tuple[Routing, ...], ...] | None = None
+
+    def loss(self, task: Task) -> Tensor:
+        """Mean cross-entropy of ``task``."""
+        part = self.mmu if task is Task.MMU else self.t2i
+        return part.mean
+
+
+class UniJanusForConditionalGeneration(JanusForConditionalGeneration):
+    """Janus whose decoder is ``UniLlamaModel``.
+
+    Called with ``batch=`` it returns a ``JointOutput``; called as transformers' Janus it behaves as that does, with
+    ``task_ids`` and ``routing`` as further arguments.
+    """
+
+    config: UniJanusConfig
+    config_class = UniJanusConfig
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        task_ids: Tensor | None = None,
+        routing: str | None = None,
+        batch: JointBatch | None = None,
+        **kwargs: Any,
+    ) -> JanusCausalLMOutputWithPast | JointOutput:
+        """One forward pass.
+
+        Args:
+            input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache,
+                logits_to_keep: as in transformers' Janus (understanding side).
+            task_ids: (B, T), (B, 1) or (1, 1) int64 tasks of the tokens.
+            routing: "learned" or "label", by default the configuration's.
+            batch: a joint batch; then all other tensors are taken from it.
+            kwargs: passed on to transformers' Janus.
+        """
+        if batch is not None:
+            return self._joint(batch, routing)
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            task_ids=task_ids,
+            routing=routing,
+            **kwargs,
+        )
+
+    @property
+    def decoder(self) -> UniLlamaModel:
+        """The language model both tasks share."""
+        return self.model.language_model
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Input embeddings (B, T, H): text, pictures to be understood, and image tokens to be generated, each in its place."""
+        embeds = self.get_input_embeddings()(batch.input_ids)
+        if batch.pixel_values is not None:
+            features = self.model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
+            place = batch.input_ids == self.config.image_token_id
+            if int(place.sum()) != features.shape[0] * features.shape[1]:
+                raise ValueError(
+                    f"{int(place.sum())} image placeholders for {features.shape[0]} pictures of {features.shape[1]} tokens: "
+                    "every picture needs its run of placeholders"
+                )
+            embeds = embeds.masked_scatter(place.unsqueeze(-1), features.to(embeds.dtype))
+        drawn = batch.image_tokens != NO_IMAGE_TOKEN
+        generated = self.prepare_embeddings_for_image_generation(batch.image_tokens.clamp_min(0))
+        return torch.where(drawn.unsqueeze(-1), generated.to(embeds.dtype), embeds)
+
+    def decode_batch(self, batch: Batch, routing: str | None = None, **kwargs: Any) -> DecoderOutput:
+        """Hidden states and routing of one (right-padded) batch; padding needs no mask, since attention is causal."""
+        return self.decoder(inputs_embeds=self.embed(batch), task_ids=batch.task_ids, routing=routing, **kwargs)
+
+    def _joint(self, joint: JointBatch, routing: str | None) -> JointOutput:
+        mmu, t2i, decisions = [], [], []
+        for batch in joint:
+            decoded = self.decode_batch(batch, routing)
+            hidden = decoded.last_hidden_state[:, :-1]
+            mmu.append(_cross_entropy(self.lm_head, hidden, batch.labels[:, 1:], IGNORE))
+            t2i.append(_cross_entropy(self.model.generation_head, hidden, batch.image_tokens[:, 1:], NO_IMAGE_TOKEN))
+            decisions.append(decoded.routing or ())
+        return JointOutput(mmu=_add(mmu), t2i=_add(t2i), routing=tuple(decisions))
+
+
+def _cross_entropy(head: torch.nn.Module, hidden: Tensor, targets: Tensor, ignore: int) -> TaskSum:
+    """Summed cross-entropy of ``head`` at the positions that have a target; (B, T, H) and (B, T)."""
+    chosen = targets != ignore
+    logits = head(hidden[chosen])
+    return TaskSum(total=F.cross_entropy(logits.float(), targets[chosen], reduction="sum"), count=chosen.sum())
+
+
+def _add(parts: list[TaskSum]) -> TaskSum:
+    return TaskSum(total=torch.stack([p.total for p in parts]).sum(), count=torch.stack([p.count for p in parts]).sum())
+
+
+AutoModelForImageTextToText.register(UniJanusConfig, UniJanusForConditionalGeneration)

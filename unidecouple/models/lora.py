@@ -1,0 +1,46 @@
+"""Low-rank adaptation (LoRA, arXiv 2106.09685), kept on activations so that no full-size delta is ever built."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LoraLinear(nn.Linear):
+    """``y = W x + (lora_alpha / r) B_g A_g x``, with one pair (A, B) for all tokens or one for each task group g.
+
+    With several pairs a token is updated by its group's pair only; tokens of no group (None) keep ``W x``. B starts at zero,
+    so a fresh adapter changes nothing.
+
+    Args:
+        groups: number of (A, B) pairs; 0 makes this a plain linear layer.
+        rank: r.
+        scale: lora_alpha / r.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, groups: int, rank: int, scale: float) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.groups, self.rank, self.scale = groups, rank, scale
+        if groups:
+            self.lora_A = nn.Parameter(torch.empty(groups, rank, in_features))
+            self.lora_B = nn.Parameter(torch.zeros(groups, out_features, rank))
+            self.reset_lora()
+
+    def reset_lora(self) -> None:
+        """A as LoRA starts it (Kaiming uniform), B zero."""
+        nn.init.uniform_(self.lora_A, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
+        nn.init.zeros_(self.lora_B)
+
+    def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:
+        """(..., in) -> (..., out); ``group`` (...) int64 is needed when there is a pair for each task."""
+        y = F.linear(x, self.weight, self.bias)
+        if not self.groups or (self.groups > 1 and group is None):
+            return y
+        low = F.linear(x, self.lora_A.flatten(0, 1))
+        if self.groups > 1:
+            mine = F.one_hot(group, self.groups).to(low.dtype)
+            low = (low.unflatten(-1, (self.groups, self.rank)) * mine.unsqueeze(-1)).flatten(-2)
+        return y + self.scale * F.linear(low, self.lora_B.transpose(0, 1).flatten(1))

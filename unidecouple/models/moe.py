@@ -1,0 +1,83 @@
+"""TA-MoE: the feed-forward block of UniDecouple (arXiv 2506.03591), and the plain mixture that is its control."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.experts import Experts
+from unidecouple.models.lora import LoraLinear
+from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter
+
+
+class FeedForward(nn.Module):
+    """Llama's SwiGLU FFN, ``W_down (silu(W_gate x) * W_up x)``, with optional LoRA; a dense block or the shared expert."""
+
+    def __init__(self, config: UniLlamaConfig, lora_target: str) -> None:
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        lora = (config.lora_groups(lora_target), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
+        self.gate_proj = LoraLinear(hidden, inner, bias, *lora)
+        self.up_proj = LoraLinear(hidden, inner, bias, *lora)
+        self.down_proj = LoraLinear(inner, hidden, bias, *lora)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:
+        """(..., H) -> (..., H); ``group`` (...) chooses a task's LoRA pair where there are several."""
+        return self.down_proj(self.act_fn(self.gate_proj(x, group)) * self.up_proj(x, group), group)
+
+
+class MixtureOfExperts(nn.Module):
+    """``y = sum_i w_i Expert_i(x) + alpha * SharedExpert(x)`` (eq. 1), experts chosen inside the token's task group.
+
+    "ta_moe" has a group of ``experts_per_task`` experts for each task and a task-aware router before it. "moe" has one
+    group with as many experts in all and no task knowledge.
+    """
+
+    def __init__(self, config: UniLlamaConfig) -> None:
+        super().__init__()
+        self.num_groups = config.num_groups
+        self.router = TaskAwareRouter(config.hidden_size, config.num_groups) if config.num_groups > 1 else None
+        self.gate = ExpertRouter(config.hidden_size, config.num_groups, config.experts_per_group, config.num_experts_per_tok)
+        lora_rank = config.lora_rank if config.lora_groups("experts") else 0
+        self.experts = Experts(
+            config.num_groups * config.experts_per_group,
+            config.hidden_size,
+            config.intermediate_size,
+            config.experts_backend,
+            lora_rank,
+            config.lora_alpha / max(1, lora_rank),
+        )
+        self.shared_expert = FeedForward(config, "shared_expert") if config.shared_expert else None
+        self.alpha = nn.Parameter(torch.full((1,), config.alpha_init)) if config.shared_expert else None  # FSDP2 refuses scalars
+
+    def forward(self, x: Tensor, task_ids: Tensor | None, routing: str) -> tuple[Tensor, Routing]:
+        """Route and transform.
+
+        Args:
+            x: (B, T, H).
+            task_ids: (B, T) int64 task of each token; needed when ``routing`` is "label".
+            routing: "learned" or "label".
+
+        Returns:
+            (B, T, H), and where the tokens went.
+        """
+        flat = x.flatten(0, 1)
+        task_logits = None if self.router is None else self.router(flat)
+        group = self._group(flat, task_logits, task_ids, routing)
+        probs, weight, expert = self.gate(flat, group)
+        y = self.experts(flat, expert, weight)
+        if self.shared_expert is not None and self.alpha is not None:
+            y = y + self.alpha * self.shared_expert(flat, group)
+        return y.view_as(x), Routing(task_logits, group, probs, expert)
+
+    def _group(self, flat: Tensor, task_logits: Tensor | None, task_ids: Tensor | None, routing: str) -> Tensor:
+        if task_logits is None:
+            return torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+        if routing == "learned":
+            return task_logits.argmax(-1)
+        if task_ids is None:
+            raise ValueError("routing by label needs task_ids: pass them, or use routing='learned' to let the router decide")
+        return task_ids.flatten()

@@ -1,0 +1,77 @@
+"""The two levels of routing of a task-aware mixture of experts (UniDecouple, arXiv 2506.03591, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Routing:
+    """Where one layer sent its tokens; N = batch x length.
+
+    Attributes:
+        task_logits: (N, tasks) float32, the task-aware router's; None where there is one group.
+        group: (N,) int64, the group that served each token.
+        expert_probs: (N, e) float32, softmax over the experts of the token's group.
+        expert: (N, k) int64, the experts chosen, numbered over all groups (group-major).
+    """
+
+    task_logits: Tensor | None
+    group: Tensor
+    expert_probs: Tensor
+    expert: Tensor
+
+
+class TaskAwareRouter(nn.Module):
+    """Level 1: ``g = argmax softmax(W_task x)``, hard, for each token.
+
+    The argmax passes no gradient, so the group loss alone trains ``W_task``. Its input is detached (unpublished; ours): the
+    group loss teaches the router to tell the tasks apart, not the backbone to keep them apart.
+    W_task starts at zero: before training every token belongs to group 0, understanding.
+    """
+
+    def __init__(self, hidden_size: int, groups: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(groups, hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H) -> logits (N, groups) in float32 (a bf16 router flips near ties)."""
+        return F.linear(x.detach().float(), self.weight.float())
+
+
+class ExpertRouter(nn.Module):
+    """Level 2: ``s = TopK(softmax(W_e^(g) x))`` inside the token's group g."""
+
+    def __init__(self, hidden_size: int, groups: int, experts: int, top_k: int) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.weight = nn.Parameter(torch.empty(groups, experts, hidden_size))
+        self.reset()
+
+    def reset(self) -> None:
+        """Small random weights: experts start as copies, so the router is what tells them apart."""
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose experts.
+
+        The weights of the k chosen experts are ``p_i / stopgrad(sum p)``: they sum to one, which keeps upcycling exact, and
+        for k = 1 still pass a gradient to the router. (Unpublished whether and how the paper's gate multiplies; ours.)
+
+        Args:
+            x: (N, H) tokens.
+            group: (N,) int64 group of each token.
+
+        Returns:
+            probabilities (N, e) float32, weights (N, k) float32, expert index (N, k) over all groups.
+        """
+        groups, experts, _ = self.weight.shape
+        logits = F.linear(x.float(), self.weight.float().flatten(0, 1)).unflatten(-1, (groups, experts))
+        mine = logits.gather(1, group.view(-1, 1, 1).expand(-1, 1, experts)).squeeze(1)
+        probs = mine.softmax(-1)
+        top, index = probs.topk(self.top_k, dim=-1)
+        return probs, top / top.sum(-1, keepdim=True).detach(), index + group.unsqueeze(-1) * experts

@@ -1,0 +1,7 @@
+"""The report of an experiment: one HTML page that holds everything it shows."""
+
+from __future__ import annotations
+
+from unidecouple.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,202 @@
+"""Figures of scores and training: all variants at a glance, losses, forgetting, fronts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from unidecouple.batch import TASK_KEYS
+from unidecouple.report import logs
+from unidecouple.report.fronts import at_rate, front_names, mean_point, rates
+from unidecouple.report.results import GENEVAL, MAIN, START, UNIDECOUPLE, Measure, Results, estimate
+from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, canvas, legend, to_svg
+from unidecouple.report.wording import TASK_NAMES, listed, variant_name
+
+WIDTH = 11.6
+Records = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
+"""Variant -> records of each of its runs."""
+
+
+@dataclass(frozen=True)
+class MeanCurve:
+    """Mean, lowest and highest value over runs at the steps that all of them logged."""
+
+    steps: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def mean_curve(curves: Sequence[logs.Curve]) -> MeanCurve:
+    """Over ``curves`` (at least one), at the steps they share."""
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = np.array([[curve[step] for step in steps] for curve in curves]).reshape(len(curves), len(steps))
+    return MeanCurve(steps, list(values.mean(0)), list(values.min(0)), list(values.max(0)))
+
+
+def overview(results: Results, look: Mapping[str, Look]) -> Plot | None:
+    """Final scores of every variant in every scenario, with intervals, the start, the floor and the ceiling."""
+    lines = [(scenario, variant) for scenario in results.scenarios for variant in (*results.trained(scenario), "")][:-1]
+    if not any(variant for _, variant in lines):
+        return None
+    figure, axes = canvas(WIDTH, 1.1 + 0.25 * (len(lines) + len(results.scenarios)), 1, 3, sharey=True)
+    heights, ticks = _rows(lines)
+    for axis, measure in zip(axes, MAIN, strict=True):
+        for (scenario, variant), height in zip(lines, heights, strict=True):
+            values = list(results.final(scenario, variant, measure).values()) if variant else []
+            if values:
+                value, shape = estimate(values), look[variant]
+                error = None if value.half_width is None else 100 * value.half_width
+                axis.errorbar(
+                    100 * value.mean, height, xerr=error, fmt=shape.marker, color=shape.color, ms=7, capsize=3, mec=PAPER, mew=0.8
+                )
+        for scenario in results.scenarios:
+            own = [height for (name, variant), height in zip(lines, heights, strict=True) if name == scenario and variant]
+            _marks(axis, results, scenario, measure, (min(own) - 0.5, max(own) + 0.5) if own else (0, 0))
+        axis.set_title(f"{measure.label} {measure.metric}, %")
+        axis.set_xlim(-2, 102)
+        axis.grid(visible=False, axis="y")
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+    axes[0].set_ylim(max(ticks) + 0.8, -0.8)
+    axes[0].set_yticks(list(ticks), list(ticks.values()))
+    for label in axes[0].get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() in results.scenarios else "normal")
+    legend(figure, axes)
+    alt = f"Final scores of {listed([variant_name(n) for n in results.names if n != START])} in {listed(results.scenarios)}; see the tables."
+    caption = "Mean and 95% interval over seeds. Solid line: the start, before training. Dotted: what ignoring the input gets; dashed: what a perfect model gets."
+    return Plot(to_svg(figure, "overview"), alt, caption)
+
+
+def _rows(lines: Sequence[tuple[str, str]]) -> tuple[list[int], dict[int, str]]:
+    """Height of each line, one left free above each scenario for its name; and the text at each height."""
+    heights: list[int] = []
+    ticks: dict[int, str] = {}
+    offset = 0
+    for number, (scenario, variant) in enumerate(lines):
+        if number == 0 or lines[number - 1][0] != scenario:
+            ticks[number + offset] = scenario
+            offset += 1
+        heights.append(number + offset)
+        if variant:
+            ticks[number + offset] = variant_name(variant)
+    return heights, ticks
+
+
+def _marks(axis: Axes, results: Results, scenario: str, measure: Measure, span: tuple[float, float]) -> None:
+    rows = [row for variant in results.variants(scenario) for row in results.final_rows(scenario, variant, measure).values()]
+    marks = [("start", results.start(scenario, measure), INK, "-"), *_bounds([row.floor for row in rows], [row.ceiling for row in rows])]
+    for label, value, color, dash in marks:
+        if value is not None:
+            axis.plot([100 * value] * 2, span, color=color, ls=dash, lw=1.4, label=label, zorder=1)
+
+
+def _bounds(floors: Sequence[float | None], ceilings: Sequence[float | None]) -> list[tuple[str, float | None, str, str]]:
+    low, high = next((v for v in floors if v is not None), None), next((v for v in ceilings if v is not None), None)
+    return [("floor", low, MUTED, ":"), ("ceiling", high, MUTED, "--")]
+
+
+def loss_curves(scenario: str, records: Records, look: Mapping[str, Look]) -> Plot | None:
+    """Training loss of each task against steps, and how often the task router is right where there is one."""
+    panels = [(f"loss/{task}", f"{TASK_NAMES[task].capitalize()} loss") for task in TASK_KEYS]
+    router = [f"router_accuracy/{task}" for task in TASK_KEYS]
+    logged = {key for runs in records.values() for run in runs for record in run for key, value in record.items() if value is not None}
+    shown = [panel for panel in panels if panel[0] in logged]
+    if not shown:
+        return None
+    figure, axes = canvas(WIDTH, 3.3, 1, len(shown) + bool(logged & set(router)))
+    for axis, (key, title) in zip(axes, shown, strict=False):
+        for variant, runs in records.items():
+            _line(axis, [curve for run in runs if (curve := logs.curve(run, key))], look[variant], variant_name(variant))
+        axis.set_title(title)
+    if logged & set(router):
+        for key, dash in zip(router, ("-", (0, (3, 2))), strict=True):
+            for variant, runs in records.items():
+                _line(axes[-1], [curve for run in runs if (curve := logs.curve(run, key))], look[variant], "", dash, 100)
+        axes[-1].set_title("Task router right, % (dashed: generation)")
+    for step, _ in logs.stage_starts(records[UNIDECOUPLE][0]) if records.get(UNIDECOUPLE) else []:
+        for axis in axes:
+            axis.axvline(step, color=look[UNIDECOUPLE].color, lw=1, ls=":")
+    for axis in axes:
+        axis.set_xlabel("step")
+    legend(figure, axes)
+    alt = f"Training losses in {scenario} by task for {listed([variant_name(name) for name in records])}."
+    caption = "Mean over seeds, band from lowest to highest. A dotted line marks the start of UniDecouple's next stage."
+    return Plot(to_svg(figure, f"loss-{scenario}"), alt, caption)
+
+
+def _line(axis: Axes, curves: Sequence[logs.Curve], shape: Look, label: str, dash: Any = "-", scale: float = 1) -> None:
+    if not curves:
+        return
+    drawn = mean_curve(curves)
+    low, mean, high = (scale * np.array(values) for values in (drawn.low, drawn.mean, drawn.high))
+    axis.plot(drawn.steps, mean, color=shape.color, ls=dash, label=label or "_nolegend_")
+    axis.fill_between(drawn.steps, low, high, color=shape.color, alpha=0.16, lw=0)
+
+
+def forgetting(scenario: str, records: Records, look: Mapping[str, Look]) -> Plot | None:
+    """Validation scores during training, from step 0."""
+    curves = {
+        measure: {
+            variant: found
+            for variant, runs in records.items()
+            if (found := [curve for run in runs if (curve := logs.score_curve(run, measure.benchmark, measure.metric))])
+        }
+        for measure in MAIN
+    }
+    shown = [measure for measure in MAIN if curves[measure]]
+    if not shown:
+        return None
+    figure, axes = canvas(WIDTH, 3.3, 1, len(shown))
+    for axis, measure in zip(axes, shown, strict=True):
+        for variant, of_runs in curves[measure].items():
+            _line(axis, of_runs, look[variant], variant_name(variant), scale=100)
+            drawn = mean_curve(of_runs)
+            axis.plot(drawn.steps, 100 * np.array(drawn.mean), look[variant].marker, color=look[variant].color, ms=5, mec=PAPER, mew=0.6)
+        axis.set_title(f"{measure.label} {measure.metric}, %")
+        axis.set_xlabel("step")
+    legend(figure, axes)
+    alt = f"Validation scores over training in {scenario} for {listed([variant_name(name) for name in records])}."
+    caption = "Few validation samples, so curves are noisier than the final scores and not equal to them. Mean over seeds, band from lowest to highest."
+    return Plot(to_svg(figure, f"forgetting-{scenario}"), alt, caption)
+
+
+def front(results: Results, scenario: str, look: Mapping[str, Look]) -> Plot | None:
+    """Understanding against generation over learning rates, one line a variant; nothing where only one rate was tried."""
+    names = front_names(results, scenario)
+    if not names:
+        return None
+    measures = [measure for measure in MAIN if measure != GENEVAL]
+    figure, axes = canvas(WIDTH, 4.4, 1, len(measures))
+    for axis, measure in zip(axes, measures, strict=True):
+        for name in names:
+            _front_line(axis, results, scenario, name, measure, look[name])
+        start = [results.start(scenario, m) for m in (GENEVAL, measure)]
+        if start[0] is not None and start[1] is not None:
+            axis.plot(100 * start[0], 100 * start[1], look[START].marker, color=look[START].color, ms=8, label=variant_name(START))
+        axis.set_title(f"{measure.label} kept against GenEval reached, %")
+        axis.set_xlabel("GenEval overall")
+        axis.set_ylabel(f"{measure.label} {measure.metric}")
+        axis.grid(visible=True, color=GRID)
+    legend(figure, axes)
+    alt = f"Fronts in {scenario}: understanding scores over GenEval for {listed([variant_name(name) for name in names])} at several learning rates."
+    caption = "Up and to the right is better. Each point is one learning rate (its factor beside it), mean and 95% interval over seeds."
+    return Plot(to_svg(figure, f"front-{scenario}"), alt, caption)
+
+
+def _front_line(axis: Axes, results: Results, scenario: str, name: str, measure: Measure, shape: Look) -> None:
+    found = [(rate, mean_point(results, scenario, at_rate(name, rate), measure)) for rate in rates(results, scenario, name)]
+    dots = [(rate, point) for rate, point in found if point]
+    if not dots:
+        return
+    x, y = ([100 * point[side].mean for _, point in dots] for side in (0, 1))
+    wide, tall = ([100 * (point[side].half_width or 0) for _, point in dots] for side in (0, 1))
+    axis.errorbar(
+        x, y, xerr=wide, yerr=tall, color=shape.color, marker=shape.marker, ms=7, mec=PAPER, mew=0.8, elinewidth=0.9, label=variant_name(name)
+    )
+    for (rate, _), left, bottom in zip(dots, x, y, strict=True):
+        axis.annotate(f"×{rate:g}", (left, bottom), (5, 5), textcoords="offset points", color=MUTED, fontsize=8.5)

@@ -1,0 +1,99 @@
+"""Fronts over learning rates: understanding kept against generation reached. A single rate can favour either side; fronts cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unidecouple.report.results import DENSE_JOINT, GENEVAL, MAIN, START, UNIDECOUPLE, Estimate, Measure, Results, estimate, split_rate
+from unidecouple.report.wording import counted, listed, signed, spread
+
+Point = tuple[float, float]
+"""(generation, understanding), shares."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Understanding of ours at learning rate ``rate`` minus that of their front at equal generation, by seed.
+
+    ``gap`` is None where no seed can be compared; ``beyond`` counts the seeds in which their front never comes as far in generation.
+    """
+
+    rate: float
+    gap: Estimate | None
+    beyond: int
+
+
+def rates(results: Results, scenario: str, name: str) -> tuple[float, ...]:
+    """Learning-rate factors that variant ``name`` was trained with, rising."""
+    return tuple(rate for base, rate in map(split_rate, results.variants(scenario)) if base == name)
+
+
+def front_names(results: Results, scenario: str) -> tuple[str, ...]:
+    """Variants trained with at least two learning rates."""
+    names = dict.fromkeys(split_rate(name)[0] for name in results.variants(scenario))
+    return tuple(name for name in names if name != START and len(rates(results, scenario, name)) > 1)
+
+
+def at_rate(name: str, rate: float) -> str:
+    """Name of the variant in ``Results``."""
+    return name if rate == 1 else f"{name}@lr={rate:g}"
+
+
+def height(front: Sequence[Point], generation: float) -> float | None:
+    """Understanding of the front through ``front``'s undominated points at ``generation``; None beyond its end.
+
+    Linear between neighbours and level before the first, which gives the front's owner the benefit of the doubt.
+    """
+    best = [p for p in front if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in front)]
+    best.sort()
+    if generation > best[-1][0]:
+        return None
+    return float(np.interp(generation, [p[0] for p in best], [p[1] for p in best]))
+
+
+def front_gaps(results: Results, scenario: str, ours: str, theirs: str, measure: Measure) -> tuple[Gap, ...]:
+    """One ``Gap`` for each learning rate of ``ours``, against the front of ``theirs`` in ``measure`` over GenEval."""
+
+    def reached(name: str) -> dict[float, dict[int, Point]]:
+        out: dict[float, dict[int, Point]] = {}
+        for rate in rates(results, scenario, name):
+            far = results.final(scenario, at_rate(name, rate), GENEVAL)
+            kept = results.final(scenario, at_rate(name, rate), measure)
+            out[rate] = {seed: (far[seed], kept[seed]) for seed in sorted(far.keys() & kept.keys())}
+        return out
+
+    fronts: dict[int, list[Point]] = {}
+    for by_seed in reached(theirs).values():
+        for seed, point in by_seed.items():
+            fronts.setdefault(seed, []).append(point)
+    gaps = []
+    for rate, by_seed in reached(ours).items():
+        paired = [(point, height(fronts[seed], point[0])) for seed, point in by_seed.items() if seed in fronts]
+        found = [point[1] - level for point, level in paired if level is not None]
+        gaps.append(Gap(rate, estimate(found) if found else None, len(paired) - len(found)))
+    return tuple(gaps)
+
+
+def front_sentences(results: Results, scenario: str) -> list[str]:
+    """UniDecouple's front against dense joint's in each understanding score; nothing where there are no fronts."""
+    if not {UNIDECOUPLE, DENSE_JOINT} <= set(front_names(results, scenario)):
+        return []
+    said = []
+    for measure in (m for m in MAIN if m != GENEVAL):
+        gaps = front_gaps(results, scenario, UNIDECOUPLE, DENSE_JOINT, measure)
+        compared = [f"{signed(g.gap.mean)}{spread(g.gap)} at rate × {g.rate:g}" for g in gaps if g.gap]
+        further = [f"× {g.rate:g} ({counted(g.beyond, 'seed')})" for g in gaps if g.beyond]
+        if compared:
+            said.append(f"At equal GenEval, UniDecouple's {measure.label} against dense joint's front over learning rates: {listed(compared)} points.")
+        if further and measure == MAIN[0]:
+            said.append(f"It drew better than dense joint did at any rate at {listed(further)}.")
+    return said
+
+
+def mean_point(results: Results, scenario: str, variant: str, measure: Measure) -> tuple[Estimate, Estimate] | None:
+    """(GenEval, ``measure``) of ``variant`` over its seeds; None if either is missing."""
+    far, kept = results.final(scenario, variant, GENEVAL), results.final(scenario, variant, measure)
+    return (estimate(list(far.values())), estimate(list(kept.values()))) if far and kept else None

@@ -1,0 +1,123 @@
+"""What a run wrote beside its scores, as typed values. A file that is missing is None: reports are drawn from what there is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+METRICS, SCORES, CONFLICT, ROUTING, SAMPLES = "metrics.jsonl", "scores.jsonl", "conflict.json", "routing.json", "samples.json"
+CONFLICT_START = "conflict-start.json"
+
+Curve = dict[int, float]
+"""Step -> value."""
+
+
+@dataclass(frozen=True)
+class ConflictCell:
+    """Gradients of both tasks in one weight matrix: ``cosine`` across tasks, ``floor`` within one; spreads over batches."""
+
+    layer: int
+    part: str
+    cosine: float
+    cosine_std: float
+    floor: float
+    floor_std: float
+    norm_ratio: float
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """``ConflictCell`` of every matrix that both tasks use, after ``step`` steps."""
+
+    step: int
+    cells: tuple[ConflictCell, ...]
+
+
+@dataclass(frozen=True)
+class RoutingLayer:
+    """Shares of each task's tokens by group and by expert (over all groups), by task key; each sums to one."""
+
+    layer: int
+    alpha: float | None
+    group_share: Mapping[str, Sequence[float]]
+    expert_share: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated picture (the bytes of a PNG file) and the judge's verdict."""
+
+    prompt: str
+    tag: str
+    png: bytes
+    correct: bool
+    reason: str
+
+
+def read_lines(path: Path) -> list[dict[str, Any]] | None:
+    """The records of a JSONL file; None if there is none.
+
+    Raises:
+        ValueError: a line is no JSON.
+    """
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_parsed(path, text, f"line {number}") for number, text in enumerate(lines, start=1) if text.strip()]
+
+
+def curve(records: Sequence[Mapping[str, Any]], key: str) -> Curve:
+    """Values of ``key`` in the records of ``metrics.jsonl`` that have it."""
+    return {int(record["step"]): float(record[key]) for record in records if record.get(key) is not None}
+
+
+def score_curve(records: Sequence[Mapping[str, Any]], benchmark: str, metric: str) -> Curve:
+    """Values of one score in the records of ``scores.jsonl``."""
+    return curve([record for record in records if (record["benchmark"], record["metric"]) == (benchmark, metric)], "value")
+
+
+def stage_starts(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """(step, name) of the first record of each stage after the first."""
+    pairs = zip(records, records[1:], strict=False)
+    return [(int(after["step"]), str(after["stage"])) for before, after in pairs if after["stage"] != before["stage"]]
+
+
+def read_conflict(path: Path) -> Conflict | None:
+    """``conflict.json``, without cells that could not be measured; None if there is none."""
+    content = _object(path)
+    if content is None:
+        return None
+    measured = (row for row in content["rows"] if row["cosine"] is not None)
+    return Conflict(content["step"], tuple(ConflictCell(**row) for row in measured))
+
+
+def read_routing(path: Path) -> tuple[RoutingLayer, ...] | None:
+    """``routing.json``; None if there is none."""
+    content = _object(path)
+    return None if content is None else tuple(RoutingLayer(**layer) for layer in content["layers"])
+
+
+def read_samples(path: Path) -> tuple[Sample, ...] | None:
+    """``samples.json`` with its pictures (those whose file is there); None if there is none."""
+    content = _object(path)
+    if content is None:
+        return None
+    return tuple(
+        Sample(row["prompt"], row["tag"], (path.parent / row["file"]).read_bytes(), row["correct"], row["reason"])
+        for row in content
+        if (path.parent / row["file"]).is_file()
+    )
+
+
+def _object(path: Path) -> Any:
+    return _parsed(path, path.read_text(encoding="utf-8"), "it") if path.is_file() else None
+
+
+def _parsed(path: Path, text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {where} is no JSON ({error}); remove the file, and the report is made without it") from error

@@ -1,0 +1,209 @@
+"""``results.json`` as typed rows, and what a report asks of them: scores by seed, means with intervals, paired differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from unidecouple.eval.statistics import mean_interval, paired_difference
+
+RESULTS = "results.json"
+START, DENSE_T2I, DENSE_MMU, DENSE_JOINT, MOE, UNIDECOUPLE = "start", "dense_t2i", "dense_mmu", "dense_joint", "moe", "unidecouple"
+ONLY_GENERATION = "S1-r0"
+"""Scenario without understanding data: training jointly and training on generation alone are the same thing there."""
+
+_ORDER = (START, DENSE_T2I, DENSE_MMU, DENSE_JOINT, MOE)
+_RATE = "@lr="
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score by its names in ``results.json``, and how the page calls it."""
+
+    benchmark: str
+    metric: str
+    label: str
+
+
+POPE = Measure("pope", "accuracy", "POPE")
+VQA = Measure("vqa", "accuracy", "VQA")
+GENEVAL = Measure("geneval", "overall", "GenEval")
+MAIN = (POPE, VQA, GENEVAL)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score; ``value``, ``ceiling`` and ``floor`` as the benchmark gives them (shares in [0, 1], or counts)."""
+
+    scenario: str
+    variant: str
+    seed: int
+    step: int
+    benchmark: str
+    metric: str
+    value: float
+    judge: str | None
+    ceiling: float | None
+    floor: float | None
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """A run and the folder that it wrote its logs to."""
+
+    scenario: str
+    variant: str
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over ``count`` seeds and half the width of its 95% interval; None of one seed, which has no interval."""
+
+    mean: float
+    half_width: float | None
+    count: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval lies on one side of zero: what the seeds can tell from chance."""
+        return self.half_width is not None and abs(self.mean) > self.half_width
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean of ``values``, one a seed (at least one), with Student's t interval where there are two or more."""
+    if len(values) == 1:
+        return Estimate(values[0], None, 1)
+    interval = mean_interval(values)
+    return Estimate(interval.mean, interval.half_width, interval.count)
+
+
+def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
+    """``ours - theirs``, paired over the seeds that both have; None if they share none."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    if len(seeds) < 2:
+        return estimate([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
+    interval = paired_difference({seed: ours[seed] for seed in seeds}, {seed: theirs[seed] for seed in seeds})
+    return Estimate(interval.mean, interval.half_width, interval.count)
+
+
+def split_rate(variant: str) -> tuple[str, float]:
+    """"dense_joint@lr=0.3" is ("dense_joint", 0.3); without a suffix the factor on the learning rate is 1.
+
+    Raises:
+        ValueError: what follows "@lr=" is no number.
+    """
+    name, _, factor = variant.partition(_RATE)
+    try:
+        return name, float(factor) if factor else 1.0
+    except ValueError as error:
+        raise ValueError(f"variant {variant!r} ends in no number; write a factor on the rate, for example {name}{_RATE}0.3") from error
+
+
+def _canonical(variant: str) -> str:
+    name, factor = split_rate(variant)
+    return name if factor == 1 else f"{name}{_RATE}{factor:g}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything ``results.json`` holds; scenarios and variants in the order of the page."""
+
+    folder: Path
+    meta: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    runs: tuple[RunRef, ...]
+
+    @cached_property
+    def scenarios(self) -> tuple[str, ...]:
+        """In order of first appearance."""
+        return tuple(dict.fromkeys(row.scenario for row in self.rows))
+
+    def variants(self, scenario: str) -> tuple[str, ...]:
+        """The start, the dense controls, the rest as they came, and UniDecouple last; each by rising learning rate."""
+        names = dict.fromkeys(row.variant for row in self.rows if row.scenario == scenario)
+        rank = {name: position for position, name in enumerate(dict.fromkeys((*_ORDER, *(split_rate(n)[0] for n in names))))}
+        rank[UNIDECOUPLE] = len(rank)
+        return tuple(sorted(names, key=lambda name: (rank[split_rate(name)[0]], split_rate(name)[1])))
+
+    def trained(self, scenario: str) -> tuple[str, ...]:
+        """Variants without the start and without those at another learning rate than their own."""
+        return tuple(name for name in self.variants(scenario) if name != START and _RATE not in name)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every variant of the experiment once, learning rates left out."""
+        return tuple(dict.fromkeys(split_rate(name)[0] for scenario in self.scenarios for name in self.variants(scenario)))
+
+    @cached_property
+    def _final(self) -> dict[tuple[str, str, str, str], dict[int, Row]]:
+        found: dict[tuple[str, str, str, str], dict[int, Row]] = {}
+        for row in sorted(self.rows, key=lambda row: row.step):
+            found.setdefault((row.scenario, row.variant, row.benchmark, row.metric), {})[row.seed] = row
+        return found
+
+    def final_rows(self, scenario: str, variant: str, measure: Measure) -> dict[int, Row]:
+        """Seed -> row of its last step."""
+        return self._final.get((scenario, variant, measure.benchmark, measure.metric), {})
+
+    def final(self, scenario: str, variant: str, measure: Measure) -> dict[int, float]:
+        """Seed -> score at its last step."""
+        return {seed: row.value for seed, row in self.final_rows(scenario, variant, measure).items()}
+
+    def start(self, scenario: str, measure: Measure) -> float | None:
+        """Score of the base before training; None if it was not measured."""
+        values = list(self.final(scenario, START, measure).values())
+        return values[0] if values else None
+
+    def change(self, scenario: str, variant: str, measure: Measure) -> Estimate | None:
+        """Score after training minus the base's; None where either is missing. All seeds share one base."""
+        begin, end = self.start(scenario, measure), self.final(scenario, variant, measure)
+        return estimate([value - begin for value in end.values()]) if end and begin is not None else None
+
+    def reference(self, scenario: str, variant: str = UNIDECOUPLE) -> str | None:
+        """The control of ``variant``: dense joint at the same rate (in ``ONLY_GENERATION`` dense T2I is the same); None if missing."""
+        suffix = variant[len(split_rate(variant)[0]) :]
+        controls = (DENSE_JOINT, DENSE_T2I) if scenario == ONLY_GENERATION else (DENSE_JOINT,)
+        known = self.variants(scenario)
+        return next((name + suffix for name in controls if name + suffix in known), None)
+
+    def delta(self, scenario: str, variant: str, measure: Measure) -> Estimate | None:
+        """``variant`` minus its control, paired by seed; None without a control, and of the control and the start."""
+        control = self.reference(scenario, variant)
+        if control is None or variant in (control, START):
+            return None
+        return difference(self.final(scenario, variant, measure), self.final(scenario, control, measure))
+
+
+def load_results(folder: Path) -> Results:
+    """Read ``folder/results.json``.
+
+    Raises:
+        ValueError: it is missing, no JSON, or lacks a part that the page needs; the message names it.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; give the folder of an experiment that has finished")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(_row(row) for row in content["rows"] if row["value"] is not None)
+        runs = tuple(
+            RunRef(run["scenario"], _canonical(run["variant"]), run["seed"], folder / run["folder"]) for run in content["meta"]["runs"]
+        )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}); run the experiment again, its finished runs are kept") from error
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}; run the experiment again, its finished runs are kept") from error
+    if not rows:
+        raise ValueError(f"{path} holds no scores; let at least one run of the experiment finish")
+    return Results(folder, content["meta"], rows, runs)
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    kept = {field.name: row[field.name] for field in fields(Row)}
+    return Row(**kept | {"variant": _canonical(row["variant"])})

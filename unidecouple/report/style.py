@@ -1,0 +1,118 @@
+"""How figures look: one colour, marker and dash a variant on the whole page, and SVG that follows the page's light or dark theme."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from unidecouple.report.results import DENSE_JOINT, DENSE_MMU, DENSE_T2I, MOE, START, UNIDECOUPLE
+
+INK, MUTED, GRID, PAPER = "#1f2329", "#69707a", "#dfe3e8", "#fdfefe"
+"""Colours of text, axes, grid and page. In the SVG they become CSS variables, so the theme of the page sets them."""
+
+_THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
+_FIXED = {
+    START: ("#7a828c", "D"),
+    DENSE_T2I: ("#d55e00", "s"),
+    DENSE_MMU: ("#b8860b", "v"),
+    DENSE_JOINT: ("#c2569a", "^"),
+    MOE: ("#009e73", "P"),
+    UNIDECOUPLE: ("#1f77c9", "o"),
+}
+_OTHERS = (("#56a5d8", "X"), ("#8a63d2", "<"), ("#a0522d", ">"), ("#5f9e3a", "h"), ("#c9a227", "d"), ("#3b8686", "p"), ("#e07b91", "8"))
+_FAMILY = re.compile(r"font-family: [^;\"]*")
+_SIZES = {"font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9.5}
+_RC: dict[str, Any] = _SIZES | {
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's own font
+    "svg.hashsalt": "unidecouple",  # equal figures give equal files
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour (hex) and matplotlib marker of a variant; markers tell variants apart without colour."""
+
+    color: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page: ``svg`` markup, ``alt`` for those who cannot see it, and a ``caption`` that says how to read it."""
+
+    svg: str
+    alt: str
+    caption: str
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """Look of every variant in ``names``: the known ones always the same, others in their order (repeating after seven)."""
+    others = [name for name in names if name not in _FIXED]
+    cycled = {name: _OTHERS[position % len(_OTHERS)] for position, name in enumerate(others)}
+    return {name: Look(*(_FIXED | cycled)[name]) for name in names}
+
+
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **subplots: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of ``width`` x ``height`` inches and its axes, row by row."""
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **subplots)
+    return figure, list(axes.flat)
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """``figure`` as SVG to stand in HTML: themed, sized by the page, its ids made the page's own by ``name``."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with mpl.rc_context(_RC):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = _FAMILY.sub("font-family: inherit", svg)
+    return _themed(svg, _THEME)
+
+
+def _themed(svg: str, variables: Mapping[str, str]) -> str:
+    for color, variable in variables.items():
+        svg = svg.replace(f": {color}", f": var({variable}, {color})")
+    return svg
+
+
+def legend(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> None:
+    """One legend above all ``axes``; what several of them show is named once."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(str(label), handle)
+    if handles:
+        with mpl.rc_context(_RC):
+            figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns, handlelength=1.8, columnspacing=1.6)

@@ -1,0 +1,74 @@
+"""How the page says things: names of variants and scenarios, numbers, and lists in prose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unidecouple.batch import Task
+from unidecouple.report.results import DENSE_JOINT, DENSE_MMU, DENSE_T2I, MOE, START, UNIDECOUPLE, Estimate, split_rate
+
+TASK_NAMES = {Task.MMU.key: "understanding", Task.T2I.key: "generation"}
+
+_VARIANTS = {
+    START: "start",
+    DENSE_T2I: "dense, generation only",
+    DENSE_MMU: "dense, understanding only",
+    DENSE_JOINT: "dense joint",
+    MOE: "plain MoE",
+    UNIDECOUPLE: "UniDecouple",
+}
+_OPENINGS = {
+    "S1-r0": "Trained on generation data only",
+    "S1-r16": "Trained with one understanding sample replayed for 16 of generation",
+    "S1-r4": "Trained with one understanding sample replayed for 4 of generation",
+    "S1-r1": "Trained with one understanding sample replayed for each of generation",
+    "S2": "Trained on both tasks from a converged unified base",
+}
+
+
+def variant_name(variant: str) -> str:
+    """"dense_joint@lr=0.3" is "dense joint, rate × 0.3"; names that are plain words stay, but for underscores."""
+    name, rate = split_rate(variant)
+    words = _VARIANTS.get(name, name.replace("_", " "))
+    return words if rate == 1 else f"{words}, rate × {rate:g}"
+
+
+def opening(scenario: str) -> str:
+    """How a sentence on ``scenario`` begins."""
+    return _OPENINGS.get(scenario, f"In {scenario}")
+
+
+def points(share: float) -> str:
+    """A share as per cent with one decimal and no sign: .312 is "31.2"."""
+    return f"{abs(100 * share):.1f}"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in points: -.0312 is "−3.1"; what rounds to zero has no sign."""
+    text = points(share)
+    return text if text == "0.0" else ("+" if share > 0 else "−") + text
+
+
+def spread(value: Estimate) -> str:
+    """" ± 2.0" in points, or nothing where there is no interval."""
+    return "" if value.half_width is None else f" ± {points(value.half_width)}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """"a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def counted(number: int, noun: str) -> str:
+    """"1 seed", "3 seeds"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """"42 s", "9 min 12 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

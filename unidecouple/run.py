@@ -1,0 +1,99 @@
+"""Everything that defines a training run, on one screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unidecouple.methods.stage import Objective, Stage
+from unidecouple.methods.structure import Dense, Structure
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a step sees.
+
+    Attributes:
+        pairs, scenes, seed: training data of the world (see ``WorldData``).
+        t2i_batch_size: prompt and picture pairs a step; 0 is understanding only.
+        mmu_batch_size: conversations a step; 0 is generation only.
+        turns: questions in a conversation.
+        caption_steps: steps at the start of the run whose conversations are the caption alone, which a model from scratch
+            needs to start looking at the picture at all.
+        cond_dropout_prob: share of prompts hidden, for classifier-free guidance.
+        router_pairs: pairs a step that are also read backwards (picture first, then its prompt) to teach the task router what
+            understanding looks like where there is little or no understanding data. No answer is learned from them. Ours.
+    """
+
+    pairs: int = 12000
+    scenes: int = 6000
+    seed: int = 0
+    t2i_batch_size: int = 32
+    mmu_batch_size: int = 32
+    turns: int = 4
+    caption_steps: int = 0
+    cond_dropout_prob: float = 0.1
+    router_pairs: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a run is scored: during training on few validation samples, at its end on the test sets.
+
+    Attributes:
+        eval_steps: steps between scores during training; 0 is none.
+        eval_images, eval_prompts: understanding pictures and prompts a tag (one picture each) then.
+        pope_images: pictures of POPE at the end (18 distinct-split questions each).
+        vqa_questions: questions a kind.
+        prompts_per_tag: test prompts of each GenEval tag (102 exist).
+        num_images: pictures a prompt; 4 in GenEval's protocol.
+        parser: POPE's answer parser, by name.
+        guidance_scale, temperature, top_k: sampling of image tokens; chosen on validation prompts.
+    """
+
+    eval_steps: int = 100
+    eval_images: int = 24
+    eval_prompts: int = 8
+    pope_images: int = 100
+    vqa_questions: int = 200
+    prompts_per_tag: int = 102
+    num_images: int = 4
+    parser: str = "official"
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run: start, structure, data, stages, steps, seed. Saved with the run; running the saved file repeats it.
+
+    Attributes:
+        model_name_or_path: checkpoint folder to start from, or the name of a shipped base ("understanding", "unified"), or
+            "scratch" for random weights around the shipped tokenizer.
+        structure: which weights serve which task.
+        stages: what trains when.
+        max_steps: steps of the run, over all stages.
+        seed: of data order, new weights and sampling.
+        logging_steps, save_steps: in steps; save_steps 0 saves at the end only.
+        save_total_limit: checkpoints kept.
+        max_grad_norm: clipping.
+        weight_decay: of AdamW; zero keeps weights without gradient exactly where they are.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    model_name_or_path: str = "understanding"
+    structure: Structure = field(default_factory=Dense)
+    data: Data = field(default_factory=Data)
+    objective: Objective = field(default_factory=Objective)
+    stages: tuple[Stage, ...] = (Stage(),)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    max_steps: int = 400
+    seed: int = 0
+    logging_steps: int = 20
+    save_steps: int = 200
+    save_total_limit: int = 1
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    diagnose: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,0 +1,107 @@
+"""The joint batch of a step, as a function of (seed, step): a resumed run needs no data position and no re-reading."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from unidecouple.batch import JointBatch, Task
+from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
+from unidecouple.data.world.dataset import Progress, World, WorldData, load_world
+from unidecouple.data.world.questions import Question, conversation
+from unidecouple.files import write_array_atomic
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.vq import encode_image_tokens
+from unidecouple.run import Data
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """Draws joint batches from the world.
+
+    Attributes:
+        data: batch sizes and mixture.
+        world: training data.
+        tokens: int64 (pairs, tokens of an image) image tokens of the pairs' pictures; empty if the run has no generation.
+        builder: makes sequences.
+        seed: of the order.
+    """
+
+    data: Data
+    world: World
+    tokens: np.ndarray
+    builder: SequenceBuilder
+    seed: int
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks that this run has data of."""
+        sizes = {Task.MMU: self.data.mmu_batch_size, Task.T2I: self.data.t2i_batch_size}
+        return tuple(task for task, size in sizes.items() if size)
+
+    def batch(self, step: int) -> JointBatch:
+        """The joint batch of ``step``: one micro-batch a task, plus router pairs if any.
+
+        Each task draws from its own stream, so that variants with other mixtures see the same samples of the task they share.
+        """
+        pad = self.builder.tokenizer.pad_token_id
+        parts = []
+        if self.data.mmu_batch_size:
+            rng = np.random.default_rng([self.seed, step, Task.MMU])
+            parts.append(collate([self._conversation(rng, step) for _ in range(self.data.mmu_batch_size)], pad))
+        if self.data.t2i_batch_size:
+            rng = np.random.default_rng([self.seed, step, Task.T2I])
+            parts.append(collate([self._pair(rng) for _ in range(self.data.t2i_batch_size)], pad))
+        if self.data.router_pairs:
+            rng = np.random.default_rng([self.seed, step, len(Task)])
+            parts.append(collate([self._reversed_pair(rng) for _ in range(self.data.router_pairs)], pad))
+        return tuple(parts)
+
+    def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
+        """A batch of one task for measurements, from a stream that training does not use."""
+        rng = np.random.default_rng([self.seed, key, 97, task])
+        samples = [self._conversation(rng, self.data.caption_steps) if task is Task.MMU else self._pair(rng) for _ in range(size)]
+        return (collate(samples, self.builder.tokenizer.pad_token_id),)
+
+    def _conversation(self, rng: np.random.Generator, step: int) -> Sample:
+        index = int(rng.integers(len(self.world.scenes)))
+        turns = conversation(self.world.scenes[index], rng, self.data.turns if step >= self.data.caption_steps else 0)
+        return self.builder.understanding(self.world.scene_images[index], turns)
+
+    def _pair(self, rng: np.random.Generator) -> Sample:
+        index = int(rng.integers(len(self.world.prompts)))
+        dropped = bool(rng.random() < self.data.cond_dropout_prob)
+        return self.builder.generation(self.world.prompts[index], self.tokens[index].tolist(), dropped)
+
+    def _reversed_pair(self, rng: np.random.Generator) -> Sample:
+        index = int(rng.integers(len(self.world.prompts)))
+        prompt = self.world.prompts[index]
+        return self.builder.understanding(self.world.pair_images[index], [Question("reversed", prompt, prompt)], answered=False)
+
+
+def batch_source(
+    data: Data, model: UniJanusForConditionalGeneration, builder: SequenceBuilder, seed: int, cache: Path, progress: Progress
+) -> BatchSource:
+    """The world's data for ``model``: drawn if need be, and encoded by its tokenizer once (2 bytes a token, kept by its hash)."""
+    world = load_world(WorldData(data.pairs, data.scenes, data.seed), cache, progress)
+    if not data.t2i_batch_size:
+        return BatchSource(data, world, np.zeros((0, 0), np.int64), builder, seed)
+    digest = hashlib.sha256(save(model.model.vqmodel.state_dict())).hexdigest()[:12]
+    path = world.folder / f"image-tokens-{digest}.npy"
+    if not path.is_file():
+        write_array_atomic(path, _encode(model, world.pair_images, progress))
+    return BatchSource(data, world, np.load(path).astype(np.int64), builder, seed)
+
+
+def _encode(model: UniJanusForConditionalGeneration, images: np.ndarray, progress: Progress, batch_size: int = 64) -> np.ndarray:
+    parts = []
+    for start in range(0, len(images), batch_size):
+        chunk = pixels(images[start : start + batch_size]).contiguous(memory_format=torch.channels_last).to(model.device)
+        parts.append(encode_image_tokens(model.model.vqmodel, chunk).cpu().numpy().astype(np.uint16))
+        progress("encoding pictures as image tokens", start, len(images))
+    return np.concatenate(parts)

@@ -1,0 +1,89 @@
+"""From a run's configuration to a model: load the start, apply the structure, add a stage's low-rank updates."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor
+
+from unidecouple.methods.stage import Lora
+from unidecouple.methods.structure import Structure
+from unidecouple.models.configuration import UniJanusConfig
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.processing import UniJanusProcessor
+
+SHIPPED = ("understanding", "unified")
+
+
+def checkpoint_folder(name_or_path: str) -> Path:
+    """Folder of a checkpoint: a shipped base by name, or a path.
+
+    Raises:
+        ValueError: there is none; the message says what a checkpoint folder needs.
+    """
+    folder = Path(str(files("unidecouple") / "assets" / name_or_path)) if name_or_path in SHIPPED else Path(name_or_path)
+    for needed in ("config.json", "model.safetensors"):
+        if not (folder / needed).is_file():
+            raise ValueError(
+                f"no checkpoint at {name_or_path!r}: {needed} is missing. Give a folder written by save_pretrained, "
+                f"or a shipped base: {', '.join(SHIPPED)}"
+            )
+    return folder
+
+
+def load(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, UniJanusProcessor]:
+    """Model (float32, eval mode) and processor of a checkpoint.
+
+    Raises:
+        ValueError: the folder is missing, or its weights are broken or do not fit its configuration.
+    """
+    folder = checkpoint_folder(name_or_path)
+    try:
+        model, info = UniJanusForConditionalGeneration.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(folder)
+    except Exception as error:  # the libraries raise anything from KeyError to SafetensorError here
+        raise ValueError(f"cannot read the checkpoint at {folder}: {error}. Is a file truncated? Copy or convert it again") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            raise ValueError(f"checkpoint at {folder} does not fit its config.json: {problem} {sorted(map(str, info[problem]))[:3]}")
+    return model.eval(), processor
+
+
+def restructure(model: UniJanusForConditionalGeneration, structure: Structure, seed: int) -> UniJanusForConditionalGeneration:
+    """``model`` with ``structure`` in place of its dense FFNs; computes what it did (new router weights come from ``seed``)."""
+    return _rebuild(model, structure.configure(), structure.upcycle(model.state_dict()), seed)
+
+
+def add_lora(model: UniJanusForConditionalGeneration, lora: Lora, seed: int) -> UniJanusForConditionalGeneration:
+    """``model`` with fresh low-rank updates, which change nothing yet.
+
+    Raises:
+        ValueError: it has some already; they would be lost.
+    """
+    if model.config.text_config.lora_rank:
+        raise ValueError("the model has LoRA already: merge it before adding more")
+    fields = {
+        "lora_rank": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_targets": list(lora.targets),
+        "lora_per_task": list(lora.per_task),
+    }
+    return _rebuild(model, fields, model.state_dict(), seed)
+
+
+def _rebuild(
+    model: UniJanusForConditionalGeneration, fields: dict[str, object], state: dict[str, torch.Tensor], seed: int
+) -> UniJanusForConditionalGeneration:
+    """A model of the same configuration with ``fields`` changed in its text part, and ``state`` loaded; new weights keep their start."""
+    raw = model.config.to_dict()
+    raw["text_config"] = {**raw["text_config"], **fields}
+    torch.manual_seed(seed)
+    rebuilt = UniJanusForConditionalGeneration(UniJanusConfig(**raw))
+    missing, unexpected = rebuilt.load_state_dict(state, strict=False)
+    fresh = ("lora_A", "lora_B", "router.weight", "gate.weight")
+    if unexpected or [name for name in missing if not name.endswith(fresh)]:
+        raise ValueError(f"weights do not fit the new structure: unexpected {unexpected[:3]}, missing {missing[:3]}")
+    rebuilt.generation_config = model.generation_config
+    return rebuilt.to(model.device).eval()

@@ -1,0 +1,134 @@
+"""Runs one training run from its configuration to its scores, in a folder of its own; runs that finished are not run again."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from unidecouple import config as configs
+from unidecouple.batch import JointBatch, Task
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.world.dataset import Progress
+from unidecouple.diagnose.gradient_conflict import gradient_conflict
+from unidecouple.diagnose.routing import routing_map
+from unidecouple.files import append_jsonl, write_json_atomic, write_text_atomic
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.run import RunConfig
+from unidecouple.train import checkpoint as checkpoints
+from unidecouple.train.batches import BatchSource, batch_source
+from unidecouple.train.build import load, restructure
+from unidecouple.train.loop import Say, Trainer
+from unidecouple.train.scoring import Scorer
+
+RESULT = "scores.json"
+CONFLICT_BATCH = 16
+ROUTING_BATCH = 64
+
+
+def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.Event) -> None:
+    """Train, score and diagnose ``run``; resume where an earlier attempt in ``folder`` stopped.
+
+    Writes into ``folder``: ``run.yaml``, ``metrics.jsonl``, ``scores.jsonl`` (validation, during training), checkpoints,
+    ``conflict.json``, ``routing.json``, ``samples.json``, and last of all ``scores.json`` (test), the sign that it is done.
+
+    Raises:
+        ValueError: the start does not load, or ``folder`` holds another run.
+        InterruptedRunError: ``stop`` was set; the same call resumes.
+        TrainingDivergedError: a loss is not a number.
+    """
+    if (folder / RESULT).is_file():
+        return
+    _claim(folder, run)
+    began, cpu = time.monotonic(), time.process_time()
+    device = _device(run.device)
+    found = checkpoints.all_checkpoints(folder)
+    resume = found[-1] if found else None
+    model, processor = load(str(resume or run.model_name_or_path))
+    if resume is None:
+        model = restructure(model, run.structure, run.seed)
+    model = model.to(device)
+    builder = SequenceBuilder(processor)
+    source = batch_source(run.data, model, builder, run.seed, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
+    scorer = Scorer(run.evaluation, builder)
+    trainer = Trainer(run, model, processor, source, folder, say, lambda step, model: _watch(run, scorer, folder, step, model), stop)
+    if resume is None:
+        _watch(run, scorer, folder, 0, model)
+        if run.diagnose and len(source.tasks) == len(Task):
+            _write_conflict(model, source, 0, folder / "conflict-start.json")
+    else:
+        _forget_after(folder, checkpoints.read_state(resume).step)
+        say(f"resuming from {resume}")
+    model = trainer.train(resume) if run.max_steps else model.eval()
+    if run.diagnose:
+        _diagnose(model, source, run.max_steps, folder)
+    say("scoring on the test sets")
+    scores = scorer.test(model, folder)
+    write_json_atomic(
+        folder / RESULT,
+        {
+            "step": run.max_steps,
+            "wall_seconds": time.monotonic() - began,
+            "cpu_seconds": time.process_time() - cpu,
+            "scores": [score.to_json() for score in scores],
+        },
+    )
+    say("done: " + "  ".join(f"{s.benchmark} {s.value:.3f}" for s in scores if s.metric in ("accuracy", "overall")))
+
+
+def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
+    """Draw and encode the data that ``run`` needs, so that processes started together find it in ``cache``."""
+    model, processor = load(run.model_name_or_path)
+    batch_source(run.data, model, SequenceBuilder(processor), run.seed, cache, progress)
+
+
+def _claim(folder: Path, run: RunConfig) -> None:
+    """Save ``run`` in ``folder``, or make sure that it is the one saved there."""
+    text, path = configs.dump(run), folder / "run.yaml"
+    if path.is_file() and path.read_text() != text:
+        raise ValueError(f"{folder} holds a run of another configuration ({path}): choose another output folder, or remove it")
+    write_text_atomic(path, text)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no GPU: use device=cpu, or install a CUDA build of torch")
+    return torch.device(name)
+
+
+def _watch(run: RunConfig, scorer: Scorer, folder: Path, step: int, model: UniJanusForConditionalGeneration) -> None:
+    every = run.evaluation.eval_steps
+    if every and step % every == 0:
+        model.eval()
+        for score in scorer.validate(model):
+            append_jsonl(folder / "scores.jsonl", {"step": step, "benchmark": score.benchmark, "metric": score.metric, "value": score.value})
+
+
+def _forget_after(folder: Path, step: int) -> None:
+    """Drop log lines past the checkpoint that training resumes from, since those steps are run again."""
+    for name in ("metrics.jsonl", "scores.jsonl"):
+        path = folder / name
+        if path.is_file():
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            write_text_atomic(path, "".join(line + "\n" for line in lines))
+
+
+def _diagnose(model: UniJanusForConditionalGeneration, source: BatchSource, step: int, folder: Path) -> None:
+    both = tuple(source.task_batch(task, ROUTING_BATCH, 0)[0] for task in Task if task is Task.MMU or len(source.tokens))
+    layers = routing_map(model, tuple(batch.to(model.device) for batch in both))
+    if layers:
+        write_json_atomic(folder / "routing.json", {"layers": layers})
+    if len(source.tokens):
+        _write_conflict(model, source, step, folder / "conflict.json")
+
+
+def _write_conflict(model: UniJanusForConditionalGeneration, source: BatchSource, step: int, path: Path) -> None:
+    def batch_of(task: Task, number: int) -> JointBatch:
+        return tuple(batch.to(model.device) for batch in source.task_batch(task, CONFLICT_BATCH, number))
+
+    write_json_atomic(path, {"step": step, "rows": [row.to_json() for row in gradient_conflict(model, batch_of)]})

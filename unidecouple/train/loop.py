@@ -1,0 +1,132 @@
+"""The training loop: stages in order, evaluation and checkpoints on the way, exact resume."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from unidecouple.files import append_jsonl
+from unidecouple.methods.stage import Stage
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.run import RunConfig
+from unidecouple.train import checkpoint as checkpoints
+from unidecouple.train.batches import BatchSource
+from unidecouple.train.build import add_lora
+from unidecouple.train.checkpoint import TrainerState
+from unidecouple.train.step import StepResult, train_step
+from unidecouple.train.trainable import apply, table
+
+Say = Callable[[str], None]
+
+
+class InterruptedRunError(RuntimeError):
+    """The run was asked to stop; it was saved after a whole step and can be resumed."""
+
+
+@dataclass
+class Trainer:
+    """Trains one model through its stages.
+
+    Attributes:
+        config: the run.
+        model: replaced when a stage adds low-rank updates.
+        processor: saved with every checkpoint.
+        source: batches by step.
+        folder: where checkpoints and ``metrics.jsonl`` go.
+        say: prints a line of progress.
+        on_step: called after every step with (step, model); evaluation hooks in here.
+        stop: set from outside (Ctrl-C) to end the run after the step it is in.
+    """
+
+    config: RunConfig
+    model: UniJanusForConditionalGeneration
+    processor: UniJanusProcessor
+    source: BatchSource
+    folder: Path
+    say: Say
+    on_step: Callable[[int, UniJanusForConditionalGeneration], None] = lambda step, model: None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def train(self, resume: Path | None = None) -> UniJanusForConditionalGeneration:
+        """Run all stages, from the start or from checkpoint ``resume`` (whose weights ``model`` must hold).
+
+        Raises:
+            TrainingDivergedError: see ``train_step``; checkpoints written before stay.
+            InterruptedRunError: ``stop`` was set; a checkpoint of this very step was written.
+        """
+        state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
+        for index, (stage, steps) in enumerate(self.plan()):
+            if index < state.stage or (index == state.stage and state.stage_step == steps):
+                continue
+            start = state.stage_step if index == state.stage else 0
+            if stage.lora is not None and start == 0:
+                self.model = add_lora(self.model, stage.lora, self.config.seed + index)
+            self._stage(index, stage, steps, start, resume if start else None)
+        return self.model.eval()
+
+    def plan(self) -> list[tuple[Stage, int]]:
+        """Stages and their steps, by share; they sum to ``max_steps``."""
+        whole = sum(stage.share for stage in self.config.stages)
+        ends, reached = [0], 0.0
+        for stage in self.config.stages:
+            reached += stage.share
+            ends.append(round(self.config.max_steps * reached / whole))
+        return [(stage, ends[i + 1] - ends[i]) for i, stage in enumerate(self.config.stages)]
+
+    def _stage(self, index: int, stage: Stage, steps: int, start: int, resume: Path | None) -> None:
+        groups = apply(self.model, stage.train, stage.learning_rate)
+        self.say(f"stage {index + 1}/{len(self.config.stages)} {stage.name!r}, {steps} steps\n{table(self.model, groups)}")
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True)
+        if resume is not None:
+            checkpoints.restore_optimizer(resume, optimizer)
+        before = sum(count for _, count in self.plan()[:index])
+        self.model.train()
+        self.model.model.vqmodel.eval()  # frozen; train() would switch it on with the rest
+        clock, seen = time.monotonic(), 0
+        for done in range(start + 1, steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate(stage, done - 1, steps)
+            step = before + done
+            batch = tuple(part.to(self.model.device) for part in self.source.batch(step - 1))
+            objective, norm = self.config.objective, self.config.max_grad_norm
+            result = train_step(self.model, optimizer, batch, objective, self.source.tasks, stage.routing, norm)
+            seen += result.tokens
+            if step % self.config.logging_steps == 0 or step == self.config.max_steps:
+                seconds = time.monotonic() - clock
+                self._log(step, stage, result, optimizer.param_groups[-1]["lr"], seen / seconds, seconds / (done - start))
+            self.on_step(step, self.model)
+            if done < steps and (self.stop.is_set() or (self.config.save_steps and step % self.config.save_steps == 0)):
+                self._save(TrainerState(step, index, done), optimizer)
+                if self.stop.is_set():
+                    raise InterruptedRunError(f"stopped after step {step} of {self.config.max_steps}; saved in {self.folder}")
+        self._save(TrainerState(before + steps, index, steps), None)
+
+    def _save(self, state: TrainerState, optimizer: torch.optim.Optimizer | None) -> None:
+        checkpoints.save(self.folder, self.model, self.processor, state, optimizer, self.config.save_total_limit)
+
+    def _log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
+        append_jsonl(
+            self.folder / "metrics.jsonl",
+            {"step": step, "stage": stage.name, "lr": rate_now, "grad_norm": result.grad_norm, "tokens_per_second": tokens_per_second}
+            | {f"loss/{name}": value for name, value in result.losses.items()}
+            | {f"router_accuracy/{task}": share for task, share in result.router_accuracy.items()},
+        )
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in result.losses.items())
+        left = round(seconds * (self.config.max_steps - step))
+        self.say(f"step {step}/{self.config.max_steps} [{stage.name}]  {losses}  {tokens_per_second:,.0f} tokens/s  {left} s left")
+
+
+def rate(stage: Stage, step: int, steps: int) -> float:
+    """Factor on the peak learning rate at ``step`` of ``steps``: linear warm-up, then constant or cosine."""
+    warm = min(1.0, (step + 1) / max(1, stage.warmup_steps))
+    if stage.lr_scheduler_type == "constant":
+        return warm
+    swing = 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+    return warm * (stage.min_lr_ratio + (1 - stage.min_lr_ratio) * swing)

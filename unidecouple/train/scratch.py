@@ -1,0 +1,92 @@
+"""Where the shipped bases come from: a tiny model with random weights whose image tokenizer is fitted to the world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unidecouple.data.sequences import pixels
+from unidecouple.data.world.dataset import tokenizer_pictures, vocabulary
+from unidecouple.data.world.prompts import held_out
+from unidecouple.eval.geneval import judge_bounds
+from unidecouple.eval.judges.template import TemplateJudge
+from unidecouple.files import append_jsonl, atomic_directory, write_json_atomic
+from unidecouple.generate.image import decode_pictures
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
+from unidecouple.models.vq import encode_image_tokens
+from unidecouple.train.build import load
+from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A tiny model from nothing.
+
+    Attributes:
+        size: its shape.
+        tokenizer: how its image tokenizer is fitted.
+        pictures, picture_seed: what it is fitted to.
+        seed: of the random weights.
+        threads: of torch.
+    """
+
+    size: TinySize = field(default_factory=TinySize)
+    tokenizer: TokenizerTraining = field(default_factory=TokenizerTraining)
+    pictures: int = 12000
+    picture_seed: int = 1
+    seed: int = 0
+    threads: int = 1
+
+
+def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
+    """Write the checkpoint ``folder``, ``tokenizer.jsonl`` (losses) and ``tokenizer.json`` (what the judge says) in it."""
+    torch.set_num_threads(scratch.threads)
+    processor = tiny_processor(vocabulary(), scratch.size)
+    model = tiny_model(tiny_config(processor.tokenizer, scratch.size), scratch.seed)
+    images = tokenizer_pictures(scratch.pictures, scratch.picture_seed, lambda what, done, of: say(f"{what}: {done} of {of}"))
+    log: list[dict[str, float]] = []
+
+    def report(step: int, values: dict[str, float]) -> None:
+        log.append({"step": step, **values})
+        say(f"tokenizer step {step}/{scratch.tokenizer.steps}  " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
+
+    fit_tokenizer(model.model.vqmodel, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), scratch.tokenizer, report)
+    with atomic_directory(folder) as staging:
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        for record in log:
+            append_jsonl(staging / "tokenizer.jsonl", record)
+        bounds = tokenizer_bounds(model)
+        write_json_atomic(staging / "tokenizer.json", bounds)
+    say(f"the judge's ceiling is {bounds['ceiling']:.3f}, through the tokenizer {bounds['through_tokenizer']:.3f}")
+
+
+@torch.no_grad()
+def tokenizer_bounds(model: UniJanusForConditionalGeneration, split: str = "val") -> dict[str, float]:
+    """GenEval ``overall`` of ground-truth renders as the judge sees them, directly and through the model's tokenizer."""
+
+    def round_trip(batch: np.ndarray) -> np.ndarray:
+        chunks = [batch[start : start + 64] for start in range(0, len(batch), 64)]
+        tokens = torch.cat([encode_image_tokens(model.model.vqmodel, pixels(chunk)) for chunk in chunks])
+        return decode_pictures(model, tokens)
+
+    judge, prompts = TemplateJudge(), held_out(split)[0]
+    direct, through = judge_bounds(judge, prompts, num_images=2), judge_bounds(judge, prompts, num_images=2, transform=round_trip)
+    return {"ceiling": direct.ceiling["overall"], "through_tokenizer": through.ceiling["overall"], "floor": direct.floor["overall"]}
+
+
+def export(checkpoint: Path, folder: Path) -> Path:
+    """Write the model and processor of ``checkpoint`` to ``folder``, its tokenizer in float16 (it is frozen, and most of the bytes)."""
+    model, processor = load(str(checkpoint))
+    model.model.vqmodel.half()
+    with atomic_directory(folder) as staging:
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+    return folder

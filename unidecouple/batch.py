@@ -55,7 +55,7 @@ class Batch:
     pixel_values: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shapes = {f.name: tuple(v.shape) for f in fields(self) if f.name != "pixel_values" and (v := getattr(self, f.name)) is not None}
+        shapes = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self) if f.name != "pixel_values"}
         if len(set(shapes.values())) != 1:
             raise ValueError(f"all parts of a batch must have one (batch, length) shape, but got {shapes}")
 
@@ -66,8 +66,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on ``device``."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+        tokens = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "pixel_values"}
+        return Batch(**tokens, pixel_values=None if self.pixel_values is None else self.pixel_values.to(device))
 
 
 JointBatch = tuple[Batch, ...]

@@ -39,7 +39,6 @@ def experiment(arguments: argparse.Namespace) -> int:
     """Run a grid of training runs and write results.json and report.html."""
     from unidecouple.experiment.plan import Experiment
     from unidecouple.experiment.runner import ExperimentError, run_experiment
-    from unidecouple.report import write_report
 
     chosen = _load(Experiment, arguments.recipe)
     folder = arguments.output or Path("runs") / chosen.name
@@ -49,8 +48,8 @@ def experiment(arguments: argparse.Namespace) -> int:
     except ExperimentError as error:
         print(f"unidecouple: {error}", file=sys.stderr)
         return FAILED
-    print(f"results: {results}\nreport:  {write_report(folder)}")
-    return OK
+    print(f"results: {results}", flush=True)
+    return report(argparse.Namespace(folder=folder))
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -102,7 +101,9 @@ def _load(schema: type[T], recipe: Sequence[str]) -> T:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="unidecouple", description="Train unified multimodal models on both tasks, and see the conflict.")
+    parser = argparse.ArgumentParser(
+        prog="unidecouple", description="Train unified multimodal models on both tasks, and see the conflict."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -111,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text.rstrip("."), description=text)
         command.set_defaults(command=function)
         if recipe:
-            command.add_argument("recipe", nargs="+", help="YAML recipes, merged left to right, and key=value overrides of their keys")
+            command.add_argument(
+                "recipe", nargs="+", help="YAML recipes, merged left to right, and key=value overrides of their keys"
+            )
         return command
 
     grid = add(experiment, recipe=True)
@@ -120,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     one = add(train, recipe=True)
     one.add_argument("--output", type=Path, required=True, help="folder of the run")
     for command in (grid, one):
-        command.add_argument("--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)")
+        command.add_argument(
+            "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
+        )
     page = add(report, recipe=False)
     page.add_argument("folder", type=Path, help="folder of an experiment")
     fresh = add(tokenizer, recipe=True)

@@ -30,7 +30,7 @@ class Data:
     seed: int = 0
     t2i_batch_size: int = 32
     mmu_batch_size: int = 32
-    turns: int = 4
+    turns: int = 6
     caption_steps: int = 0
     cond_dropout_prob: float = 0.1
     router_pairs: int = 0

@@ -71,7 +71,9 @@ class SequenceBuilder:
         """Ids of one question about one picture, up to where the answer starts."""
         return [self._bos, *self._system, *self._user, *self._image, *self._ids(question), *self._assistant]
 
-    def _sequence(self, ids: list[int], labels: list[int], image: list[int], task: Task, picture: np.ndarray | None = None) -> Sample:
+    def _sequence(
+        self, ids: list[int], labels: list[int], image: list[int], task: Task, picture: np.ndarray | None = None
+    ) -> Sample:
         return Sample(ids, [Task.MMU, *[task] * (len(ids) - 1)], labels, image, picture)
 
     def _ids(self, text: str) -> list[int]:
@@ -82,7 +84,7 @@ class SequenceBuilder:
 
 def pixels(pictures: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
     """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [-1, 1], as the processor normalises."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def collate(sequences: Sequence[Sample], pad_token_id: int) -> Batch:

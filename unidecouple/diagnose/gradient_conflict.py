@@ -17,7 +17,15 @@ from torch import Tensor
 from unidecouple.batch import JointBatch, Task
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
-PARTS = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "o_proj", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+PARTS = {
+    "q_proj": "q_proj",
+    "k_proj": "k_proj",
+    "v_proj": "v_proj",
+    "o_proj": "o_proj",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+}
 _SHARED = re.compile(r"\.layers\.(\d+)\.(?:self_attn|mlp|mlp\.shared_expert)\.(\w+_proj)\.weight$")
 BatchOf = Callable[[Task, int], JointBatch]
 """Gives a batch of one task, by running number."""

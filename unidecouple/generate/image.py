@@ -14,6 +14,8 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.padding import left_pad, positions
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
+_Job = tuple[str, tuple[int, ...]]  # prompt, seed of its picture
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -42,7 +44,7 @@ def draw(
     seed: int = 0,
     sampling: Sampling | None = None,
 ) -> list[list[np.ndarray]]:
-    """Draw ``num_images`` pictures for each prompt: uint8 (H, W, 3). Picture j of a prompt depends on (seed, prompt number, j) only."""
+    """Draw ``num_images`` pictures for each prompt: uint8 (H, W, 3). Picture j of prompt i depends on (seed, i, j) only."""
     tokens = draw_tokens(model, builder, prompts, num_images, seed, sampling or Sampling())
     pictures = decode_pictures(model, tokens)
     return [list(pictures[i * num_images : (i + 1) * num_images]) for i in range(len(prompts))]
@@ -58,7 +60,7 @@ def draw_tokens(
     sampling: Sampling,
 ) -> Tensor:
     """Image tokens (prompts x num_images, tokens of an image), prompt-major."""
-    jobs = [(prompt, (seed, number, copy)) for number, prompt in enumerate(prompts) for copy in range(num_images)]
+    jobs: list[_Job] = [(prompt, (seed, number, copy)) for number, prompt in enumerate(prompts) for copy in range(num_images)]
     parts = [
         _draw_batch(model, builder, jobs[start : start + sampling.batch_size], sampling)
         for start in range(0, len(jobs), sampling.batch_size)
@@ -73,18 +75,16 @@ def decode_pictures(model: UniJanusForConditionalGeneration, tokens: Tensor, bat
     return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
-def _draw_batch(
-    model: UniJanusForConditionalGeneration, builder: SequenceBuilder, jobs: list[tuple[str, tuple[int, ...]]], sampling: Sampling
-) -> Tensor:
+def _draw_batch(model: UniJanusForConditionalGeneration, builder: SequenceBuilder, jobs: list[_Job], sampling: Sampling) -> Tensor:
     guided = sampling.guidance_scale != 1.0
     rows = [builder.generation_prompt(prompt) for prompt, _ in jobs]
     if guided:
         rows += [builder.generation_prompt(prompt, dropped=True) for prompt, _ in jobs]
     ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, model.device)
-    task = torch.full((1, 1), int(Task.T2I), device=model.device)
     length = model.config.vision_config.num_image_tokens
     noise = torch.stack([_gumbel(seed, length, model.config.vq_config.num_embeddings) for _, seed in jobs]).to(model.device)
     embeds, position, cache, chosen = model.get_input_embeddings()(ids), positions(mask), None, []
+    task = torch.where(position == 0, int(Task.MMU), int(Task.T2I))  # the BOS counts as understanding, as in training
     for step in range(length):
         out = model.decoder(
             inputs_embeds=embeds,
@@ -103,7 +103,7 @@ def _draw_batch(
         chosen.append(token)
         cache = out.past_key_values
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-        position = positions(mask)[:, -1:]
+        position, task = positions(mask)[:, -1:], task[:, -1:]
         embeds = model.prepare_embeddings_for_image_generation((torch.cat([token, token]) if guided else token).unsqueeze(1))
     return torch.stack(chosen, 1)
 

@@ -43,7 +43,8 @@ def answer(
         chunk = slice(start, start + batch_size)
         prompts = [builder.understanding_prompt(question) for question in questions[chunk]]
         tokens = _decode(model, builder, prompts, pixels(pictures[chunk]), max_new_tokens, routing)
-        answers += [builder.tokenizer.decode(row, skip_special_tokens=True) for row in _until_eos(tokens, builder.tokenizer.eos_token_id)]
+        rows = _until_eos(tokens, builder.tokenizer.eos_token_id)
+        answers += [builder.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
     return answers
 
 

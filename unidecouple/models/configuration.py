@@ -59,7 +59,7 @@ class UniLlamaConfig(LlamaConfig):
                 raise ValueError(f"LoRA target {target!r} is not one of {', '.join(LORA_TARGETS)}")
         if not 1 <= self.num_experts_per_tok <= self.experts_per_group:
             raise ValueError(
-                f"num_experts_per_tok={self.num_experts_per_tok} must be between 1 and the {self.experts_per_group} experts of a group"
+                f"num_experts_per_tok={self.num_experts_per_tok} must be from 1 to the {self.experts_per_group} experts of a group"
             )
 
     @property

@@ -82,7 +82,12 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
-        self, hidden_states: Tensor, group: Tensor | None = None, task_ids: Tensor | None = None, routing: str = "learned", **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        group: Tensor | None = None,
+        task_ids: Tensor | None = None,
+        routing: str = "learned",
+        **kwargs: Any,
     ) -> tuple[Tensor, Routing | None]:
         """Transform one layer's tokens.
 
@@ -132,7 +137,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
     """The decoder. ``task_ids`` and ``routing`` are explicit arguments; no global, hook or side channel carries them."""
 
     def __init__(self, config: UniLlamaConfig) -> None:
-        UniLlamaPreTrainedModel.__init__(self, config)
+        LlamaPreTrainedModel.__init__(self, config)  # LlamaModel's own would build dense layers first
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)

@@ -21,7 +21,9 @@ class Experts(nn.Module):
         lora_scale: lora_alpha / r.
     """
 
-    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, backend: str, lora_rank: int, lora_scale: float) -> None:
+    def __init__(
+        self, num_experts: int, hidden_size: int, intermediate_size: int, backend: str, lora_rank: int, lora_scale: float
+    ) -> None:
         super().__init__()
         self.num_experts, self.backend, self.lora_rank, self.lora_scale = num_experts, backend, lora_rank, lora_scale
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))

@@ -26,8 +26,8 @@ from unidecouple.models.router import Routing
 class TaskSum(ModelOutput):
     """Cross-entropy of one task over a joint batch: its sum and its number of targets, both scalar tensors."""
 
-    total: Tensor | None = None
-    count: Tensor | None = None
+    total: Tensor
+    count: Tensor = None  # type: ignore[assignment]  # ModelOutput wants this default; it is always given
 
     @property
     def mean(self) -> Tensor:
@@ -45,9 +45,9 @@ class JointOutput(ModelOutput):
         routing: for each micro-batch, one ``Routing`` a layer.
     """
 
-    mmu: TaskSum | None = None
-    t2i: TaskSum | None = None
-    routing: tuple[tuple[Routing, ...], ...] | None = None
+    mmu: TaskSum
+    t2i: TaskSum = None  # type: ignore[assignment]  # ModelOutput wants these defaults; both are always given
+    routing: tuple[tuple[Routing, ...], ...] = None  # type: ignore[assignment]
 
     def loss(self, task: Task) -> Tensor:
         """Mean cross-entropy of ``task``."""
@@ -116,16 +116,17 @@ class UniJanusForConditionalGeneration(JanusForConditionalGeneration):
     def embed(self, batch: Batch) -> Tensor:
         """Input embeddings (B, T, H): text, pictures to be understood, and image tokens to be generated, each in its place."""
         embeds = self.get_input_embeddings()(batch.input_ids)
+        drawn = batch.image_tokens != NO_IMAGE_TOKEN
+        place = (batch.input_ids == self.config.image_token_id) & ~drawn
+        pictures = 0 if batch.pixel_values is None else len(batch.pixel_values)
+        if int(place.sum()) != pictures * self.config.vision_config.num_image_tokens:
+            raise ValueError(
+                f"{int(place.sum())} image placeholders for {pictures} pictures of {self.config.vision_config.num_image_tokens} "
+                "tokens: every picture needs its run of placeholders"
+            )
         if batch.pixel_values is not None:
             features = self.model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
-            place = batch.input_ids == self.config.image_token_id
-            if int(place.sum()) != features.shape[0] * features.shape[1]:
-                raise ValueError(
-                    f"{int(place.sum())} image placeholders for {features.shape[0]} pictures of {features.shape[1]} tokens: "
-                    "every picture needs its run of placeholders"
-                )
             embeds = embeds.masked_scatter(place.unsqueeze(-1), features.to(embeds.dtype))
-        drawn = batch.image_tokens != NO_IMAGE_TOKEN
         generated = self.prepare_embeddings_for_image_generation(batch.image_tokens.clamp_min(0))
         return torch.where(drawn.unsqueeze(-1), generated.to(embeds.dtype), embeds)
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
+from unidecouple.models.decoder import UniLlamaAttention
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 
@@ -97,7 +98,11 @@ def tiny_processor(words: Iterable[str], size: TinySize) -> UniJanusProcessor:
         image_std=[0.5, 0.5, 0.5],
     )
     return UniJanusProcessor(
-        images, tiny_tokenizer(words), chat_template=CHAT_TEMPLATE, system_prompt=SYSTEM_PROMPT, num_image_tokens=size.num_image_tokens
+        images,
+        tiny_tokenizer(words),
+        chat_template=CHAT_TEMPLATE,
+        system_prompt=SYSTEM_PROMPT,
+        num_image_tokens=size.num_image_tokens,
     )
 
 
@@ -150,8 +155,9 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize, **text: Any)
 def tiny_model(config: UniJanusConfig, seed: int) -> UniJanusForConditionalGeneration:
     """A model of ``config`` with random weights from ``seed``; the tokenizer (vqmodel) is frozen.
 
-    The vision tower starts at variance 1 / fan-in, since at the library's 0.02 its features start 30 times smaller than at
-    convergence and captions take twice as long to learn (EXPERIMENTS.md).
+    The vision tower starts at variance 1 / fan-in and word embeddings at unit length, since at the library's 0.02 the tower's
+    features start 30 times smaller than at convergence and captions take twice as long to learn (EXPERIMENTS.md). Keys start
+    equal to queries, so that attention looks for what resembles the token that asks; otherwise a tiny model finds nothing.
     """
     torch.manual_seed(seed)
     model = UniJanusForConditionalGeneration(config)
@@ -159,5 +165,13 @@ def tiny_model(config: UniJanusConfig, seed: int) -> UniJanusForConditionalGener
         for name, weight in part.named_parameters():
             if weight.ndim > 1 and "position_embedding" not in name:
                 torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    unit = config.text_config.hidden_size**-0.5
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=unit)
+    with torch.no_grad():
+        for attention in model.decoder.modules():
+            if isinstance(attention, UniLlamaAttention):
+                torch.nn.init.normal_(attention.q_proj.weight, std=unit)
+                if attention.k_proj.weight.shape == attention.q_proj.weight.shape:
+                    attention.k_proj.weight.copy_(attention.q_proj.weight)
     model.model.vqmodel.requires_grad_(False)
     return model

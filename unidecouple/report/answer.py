@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unidecouple.report.fronts import front_sentences
 from unidecouple.report.results import GENEVAL, MAIN, POPE, UNIDECOUPLE, Estimate, Results
-from unidecouple.report.wording import counted, listed, opening, points, signed, spread, variant_name
+from unidecouple.report.wording import counted, listed, opening, points, signed, spread
 
 
 def answer(results: Results, scenario: str) -> list[str]:
@@ -61,7 +61,7 @@ def _compared(results: Results, scenario: str, control: str | None) -> str:
         return ""
     numbers = listed([f"{label} {signed(delta.mean)}{spread(delta)}" for label, delta in deltas.items()])
     pairs = min(delta.count for delta in deltas.values())
-    lead = f"UniDecouple minus {variant_name(control)}"
+    lead = "UniDecouple minus the dense model"
     if pairs == 1:
         return f"{lead}, in points: {numbers}. There is one seed only, so no interval exists and any of these may be chance."
     return f"{lead}, in points, paired by seed: {numbers} (95% intervals, {counted(pairs, 'seed')}): {_verdict(deltas)}."

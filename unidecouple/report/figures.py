@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from unidecouple.batch import TASK_KEYS
 from unidecouple.report import logs
 from unidecouple.report.fronts import at_rate, front_names, mean_point, rates
 from unidecouple.report.results import GENEVAL, MAIN, START, UNIDECOUPLE, Measure, Results, estimate
-from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, canvas, legend, to_svg
-from unidecouple.report.wording import TASK_NAMES, listed, variant_name
+from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, canvas, legend, name_panel, to_svg
+from unidecouple.report.wording import TASK_NAMES, TIMES, listed, variant_name
 
 WIDTH = 11.6
 Records = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
@@ -57,7 +57,7 @@ def overview(results: Results, look: Mapping[str, Look]) -> Plot | None:
         for scenario in results.scenarios:
             own = [height for (name, variant), height in zip(lines, heights, strict=True) if name == scenario and variant]
             _marks(axis, results, scenario, measure, (min(own) - 0.5, max(own) + 0.5) if own else (0, 0))
-        axis.set_title(f"{measure.label} {measure.metric}, %")
+        name_panel(axis, f"{measure.label} {measure.metric}, %")
         axis.set_xlim(-2, 102)
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)
@@ -67,8 +67,11 @@ def overview(results: Results, look: Mapping[str, Look]) -> Plot | None:
     for label in axes[0].get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in results.scenarios else "normal")
     legend(figure, axes)
-    alt = f"Final scores of {listed([variant_name(n) for n in results.names if n != START])} in {listed(results.scenarios)}; see the tables."
-    caption = "Mean and 95% interval over seeds. Solid line: the start, before training. Dotted: what ignoring the input gets; dashed: what a perfect model gets."
+    alt = f"Scores of {_named(n for n in results.names if n != START)} in {listed(results.scenarios)}."
+    caption = (
+        "Mean and 95% interval over seeds. Solid line: the start, before training. Dotted: the floor, what ignoring the input "
+        "gets. Dashed: the ceiling, what a perfect model gets."
+    )
     return Plot(to_svg(figure, "overview"), alt, caption)
 
 
@@ -89,22 +92,24 @@ def _rows(lines: Sequence[tuple[str, str]]) -> tuple[list[int], dict[int, str]]:
 
 def _marks(axis: Axes, results: Results, scenario: str, measure: Measure, span: tuple[float, float]) -> None:
     rows = [row for variant in results.variants(scenario) for row in results.final_rows(scenario, variant, measure).values()]
-    marks = [("start", results.start(scenario, measure), INK, "-"), *_bounds([row.floor for row in rows], [row.ceiling for row in rows])]
+    floor = next((row.floor for row in rows if row.floor is not None), None)
+    ceiling = next((row.ceiling for row in rows if row.ceiling is not None), None)
+    marks = [("start", results.start(scenario, measure), INK, "-"), ("floor", floor, MUTED, ":"), ("ceiling", ceiling, MUTED, "--")]
     for label, value, color, dash in marks:
         if value is not None:
             axis.plot([100 * value] * 2, span, color=color, ls=dash, lw=1.4, label=label, zorder=1)
 
 
-def _bounds(floors: Sequence[float | None], ceilings: Sequence[float | None]) -> list[tuple[str, float | None, str, str]]:
-    low, high = next((v for v in floors if v is not None), None), next((v for v in ceilings if v is not None), None)
-    return [("floor", low, MUTED, ":"), ("ceiling", high, MUTED, "--")]
+def _named(variants: Iterable[str]) -> str:
+    return listed([variant_name(variant) for variant in variants])
 
 
 def loss_curves(scenario: str, records: Records, look: Mapping[str, Look]) -> Plot | None:
     """Training loss of each task against steps, and how often the task router is right where there is one."""
     panels = [(f"loss/{task}", f"{TASK_NAMES[task].capitalize()} loss") for task in TASK_KEYS]
     router = [f"router_accuracy/{task}" for task in TASK_KEYS]
-    logged = {key for runs in records.values() for run in runs for record in run for key, value in record.items() if value is not None}
+    every = (record for runs in records.values() for run in runs for record in run)
+    logged = {key for record in every for key, value in record.items() if value is not None}
     shown = [panel for panel in panels if panel[0] in logged]
     if not shown:
         return None
@@ -112,19 +117,19 @@ def loss_curves(scenario: str, records: Records, look: Mapping[str, Look]) -> Pl
     for axis, (key, title) in zip(axes, shown, strict=False):
         for variant, runs in records.items():
             _line(axis, [curve for run in runs if (curve := logs.curve(run, key))], look[variant], variant_name(variant))
-        axis.set_title(title)
+        name_panel(axis, title)
     if logged & set(router):
         for key, dash in zip(router, ("-", (0, (3, 2))), strict=True):
             for variant, runs in records.items():
                 _line(axes[-1], [curve for run in runs if (curve := logs.curve(run, key))], look[variant], "", dash, 100)
-        axes[-1].set_title("Task router right, % (dashed: generation)")
+        name_panel(axes[-1], "Task router right, % (dashed: generation)")
     for step, _ in logs.stage_starts(records[UNIDECOUPLE][0]) if records.get(UNIDECOUPLE) else []:
         for axis in axes:
             axis.axvline(step, color=look[UNIDECOUPLE].color, lw=1, ls=":")
     for axis in axes:
         axis.set_xlabel("step")
     legend(figure, axes)
-    alt = f"Training losses in {scenario} by task for {listed([variant_name(name) for name in records])}."
+    alt = f"Training losses in {scenario} by task for {_named(records)}."
     caption = "Mean over seeds, band from lowest to highest. A dotted line marks the start of UniDecouple's next stage."
     return Plot(to_svg(figure, f"loss-{scenario}"), alt, caption)
 
@@ -156,12 +161,16 @@ def forgetting(scenario: str, records: Records, look: Mapping[str, Look]) -> Plo
         for variant, of_runs in curves[measure].items():
             _line(axis, of_runs, look[variant], variant_name(variant), scale=100)
             drawn = mean_curve(of_runs)
-            axis.plot(drawn.steps, 100 * np.array(drawn.mean), look[variant].marker, color=look[variant].color, ms=5, mec=PAPER, mew=0.6)
-        axis.set_title(f"{measure.label} {measure.metric}, %")
+            dot = look[variant]
+            axis.plot(drawn.steps, 100 * np.array(drawn.mean), dot.marker, color=dot.color, ms=5, mec=PAPER, mew=0.6)
+        name_panel(axis, f"{measure.label} {measure.metric}, %")
         axis.set_xlabel("step")
     legend(figure, axes)
-    alt = f"Validation scores over training in {scenario} for {listed([variant_name(name) for name in records])}."
-    caption = "Few validation samples, so curves are noisier than the final scores and not equal to them. Mean over seeds, band from lowest to highest."
+    alt = f"Validation scores over training in {scenario} for {_named(records)}."
+    caption = (
+        "Few validation samples, so curves are noisier than the final scores and not equal to them. "
+        "Mean over seeds, band from lowest to highest."
+    )
     return Plot(to_svg(figure, f"forgetting-{scenario}"), alt, caption)
 
 
@@ -175,16 +184,19 @@ def front(results: Results, scenario: str, look: Mapping[str, Look]) -> Plot | N
     for axis, measure in zip(axes, measures, strict=True):
         for name in names:
             _front_line(axis, results, scenario, name, measure, look[name])
-        start = [results.start(scenario, m) for m in (GENEVAL, measure)]
-        if start[0] is not None and start[1] is not None:
-            axis.plot(100 * start[0], 100 * start[1], look[START].marker, color=look[START].color, ms=8, label=variant_name(START))
-        axis.set_title(f"{measure.label} kept against GenEval reached, %")
+        start = results.start(scenario, measure)
+        if start is not None:
+            axis.axhline(100 * start, color=INK, lw=1.2, label=variant_name(START), zorder=1)
+        name_panel(axis, f"{measure.label} kept against GenEval reached, %")
         axis.set_xlabel("GenEval overall")
         axis.set_ylabel(f"{measure.label} {measure.metric}")
         axis.grid(visible=True, color=GRID)
     legend(figure, axes)
-    alt = f"Fronts in {scenario}: understanding scores over GenEval for {listed([variant_name(name) for name in names])} at several learning rates."
-    caption = "Up and to the right is better. Each point is one learning rate (its factor beside it), mean and 95% interval over seeds."
+    alt = f"Fronts in {scenario}: understanding scores over GenEval for {_named(names)} at several learning rates."
+    caption = (
+        "Up and right is better. Each point is one learning rate (its factor beside it), mean and 95% interval over seeds. "
+        "The level line is the start's understanding."
+    )
     return Plot(to_svg(figure, f"front-{scenario}"), alt, caption)
 
 
@@ -195,8 +207,7 @@ def _front_line(axis: Axes, results: Results, scenario: str, name: str, measure:
         return
     x, y = ([100 * point[side].mean for _, point in dots] for side in (0, 1))
     wide, tall = ([100 * (point[side].half_width or 0) for _, point in dots] for side in (0, 1))
-    axis.errorbar(
-        x, y, xerr=wide, yerr=tall, color=shape.color, marker=shape.marker, ms=7, mec=PAPER, mew=0.8, elinewidth=0.9, label=variant_name(name)
-    )
+    drawn: Any = {"color": shape.color, "marker": shape.marker, "ms": 7, "mec": PAPER, "mew": 0.8, "elinewidth": 0.9}
+    axis.errorbar(x, y, xerr=wide, yerr=tall, label=variant_name(name), **drawn)
     for (rate, _), left, bottom in zip(dots, x, y, strict=True):
-        axis.annotate(f"×{rate:g}", (left, bottom), (5, 5), textcoords="offset points", color=MUTED, fontsize=8.5)
+        axis.annotate(f"{TIMES}{rate:g}", (left, bottom), (5, 5), textcoords="offset points", color=shape.color, fontsize=8.5)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from unidecouple.batch import TASK_KEYS
 from unidecouple.report.logs import Conflict, RoutingLayer
 from unidecouple.report.results import Estimate, estimate
-from unidecouple.report.style import INK, MUTED, Look, Plot, canvas, to_svg
-from unidecouple.report.wording import TASK_NAMES, counted, variant_name
+from unidecouple.report.style import INK, MUTED, PAPER, Look, Plot, canvas, name_panel, to_svg
+from unidecouple.report.wording import TASK_NAMES, decimal, listed
 
 WIDTH = 11.6
-_DARK, _LIGHT = "#16181c", "#ffffff"  # on coloured cells, whatever the page's theme
-_GROUPS = ("#4c78a8", "#e08a3c", "#72a07a", "#a07aa8")
-_LARGE_ALPHA = 1.0
+_DARK, _LIGHT = "#16181c", "#ffffff"  # text on coloured cells, whatever the page's theme
+_GROUPS = ("#4477aa", "#e0903c", "#6f9f78", "#9f77a8")
+_LEAST_SCALE = 0.05  # cosines below it are not blown up to full colour
 
 
 @dataclass(frozen=True)
@@ -29,57 +29,162 @@ class Cell:
     part: str
     cosine: float
     floor: float
-    norm_ratio: float
     differs: bool
 
 
 def conflict_cells(seeds: Sequence[Conflict]) -> list[Cell]:
     """Cells of one variant from its ``seeds`` (at least one), for the matrices that all of them measured.
 
-    A cell differs from its floor if the 95% interval of ``cosine - floor`` over seeds excludes zero; of one seed, if they lie
-    more than twice their joint spread over batches apart, which is a stricter test.
+    A cell differs from its floor if the 95% interval of ``cosine - floor`` over seeds excludes zero; of one seed, if the two lie
+    more than twice their joint spread over batches apart, which is a strict test.
     """
     by_place = [{(cell.layer, cell.part): cell for cell in conflict.cells} for conflict in seeds]
-    places = [place for place in by_place[0] if all(place in cells for cells in by_place)]
     out = []
-    for place in places:
-        cells = [found[place] for found in by_place]
+    for layer, part in by_place[0]:
+        cells = [found[layer, part] for found in by_place if (layer, part) in found]
+        if len(cells) < len(by_place):
+            continue
         gap = estimate([cell.cosine - cell.floor for cell in cells])
         if gap.count == 1:
             gap = Estimate(gap.mean, 2 * float(np.hypot(cells[0].cosine_std, cells[0].floor_std)), 1)
-        cosine, floor, ratio = (float(np.mean([getattr(cell, name) for cell in cells])) for name in ("cosine", "floor", "norm_ratio"))
-        out.append(Cell(*place, cosine, floor, ratio, gap.is_shown))
+        cosine, floor = (float(np.mean(values)) for values in zip(*((cell.cosine, cell.floor) for cell in cells), strict=True))
+        out.append(Cell(layer, part, cosine, floor, gap.is_shown))
     return out
 
 
-def conflict_map(name: str, title: str, seeds: Sequence[Conflict]) -> Plot | None:
-    """Cosine by layer and weight type, its floor beside it, and the difference; told-apart cells are marked."""
+def color_limit(conflicts: Sequence[Conflict]) -> float:
+    """Largest absolute cosine of ``conflicts``, so that maps drawn with one limit compare."""
+    return max([_LEAST_SCALE, *(max(abs(cell.cosine), abs(cell.floor)) for conflict in conflicts for cell in conflict.cells)])
+
+
+def conflict_map(name: str, title: str, seeds: Sequence[Conflict], limit: float) -> Plot | None:
+    """Cosine by layer and weight type, its floor beside it, and the difference; cells told apart are marked. None if empty.
+
+    Colours run from ``-limit`` to ``limit``; see ``color_limit``.
+    """
     cells = conflict_cells(seeds)
     if not cells:
         return None
-    parts = list(dict.fromkeys(cell.part for cell in cells))
-    layers = sorted({cell.layer for cell in cells})
-    panels = {
-        "Between the tasks": lambda cell: cell.cosine,
-        "Noise floor: within one task": lambda cell: cell.floor,
-        "Tasks minus floor  (• told apart)": lambda cell: cell.cosine - cell.floor,
+    layers, parts = sorted({cell.layer for cell in cells}), list(dict.fromkeys(cell.part for cell in cells))
+    grids = {
+        "Between the tasks": _grid([(cell, cell.cosine) for cell in cells], layers, parts),
+        "Noise floor: within one task": _grid([(cell, cell.floor) for cell in cells], layers, parts),
+        "Tasks minus floor (• told apart)": _grid([(cell, cell.cosine - cell.floor) for cell in cells], layers, parts),
     }
-    figure, axes = canvas(WIDTH, 1.25 + 0.34 * len(layers), 1, 3)
-    grids = [_grid(cells, layers, parts, value) for value in panels.values()]
-    limit = max(0.05, float(np.nanmax(np.abs(grids))))
+    figure, axes = canvas(WIDTH, 1.1 + 0.34 * len(layers), 1, len(grids))
     marked = {(layers.index(cell.layer), parts.index(cell.part)) for cell in cells if cell.differs}
-    for number, (axis, panel, grid) in enumerate(zip(axes, panels, grids, strict=True)):
-        mesh = axis.pcolormesh(grid, cmap="RdBu", vmin=-limit, vmax=limit, edgecolors="face", linewidth=0.3)
-        _annotate(axis, grid, limit, marked if number == 2 else set())
-        _cell_axes(axis, panel, parts, layers)
-        if number == 2:
-            _colorbar(figure, axis, mesh)
-    low = sum(cell.differs and cell.cosine < cell.floor for cell in cells)
-    mean, floor = (float(np.mean([value(cell) for cell in cells])) for value in list(panels.values())[:2])
-    alt = f"{title}: cosine of the two tasks' gradients by layer and weight type. Mean {mean:+.3f}, noise floor {floor:+.3f}."
+    for axis, (panel, grid) in zip(axes, grids.items(), strict=True):
+        axis.pcolormesh(grid, cmap="RdBu", vmin=-limit, vmax=limit)
+        _write(axis, grid, 0.6 * limit, marked if panel.startswith("Tasks") else set())
+        _cells(axis, panel, parts, layers)
+    below = sum(cell.differs and cell.cosine < cell.floor for cell in cells)
+    across, within = (float(np.mean(values)) for values in zip(*((cell.cosine, cell.floor) for cell in cells), strict=True))
     rule = "95% interval over seeds" if len(seeds) > 1 else "one seed: more than twice the spread over batches"
     caption = (
-        f"Mean cosine {mean:+.3f} between the tasks, {floor:+.3f} within one task; in {low} of {counted(len(cells), 'matrix')[:-1]}"
-        f"{'' if len(cells) == 1 else 'ces'} the tasks' cosine lies below its floor by more than noise ({rule})."
+        f"Mean cosine {decimal(across, 3, plus=True)} between the tasks, {decimal(within, 3, plus=True)} within one task. "
+        f"In {below} of {len(cells)} weight matrices the tasks' cosine lies below its floor by more than noise ({rule})."
     )
-    return Plot(to_svg(figure, name), alt, caption)
+    return Plot(to_svg(figure, name), f"{title}: cosine of the two tasks' gradients by layer and weight type. {caption}", caption)
+
+
+def routing_map(name: str, title: str, layers: Sequence[RoutingLayer], look: Look) -> Plot | None:
+    """Shares of groups and experts by task and layer, and alpha. None if there are no layers."""
+    if not layers:
+        return None
+    experts = {task: _experts(layers, task) for task in TASK_KEYS}
+    shown = [task for task in TASK_KEYS if experts[task] is not None]
+    alphas = [(position, layer.alpha) for position, layer in enumerate(layers) if layer.alpha is not None]
+    groups = max((len(share) for layer in layers for share in layer.group_share.values()), default=1)
+    figure, axes = canvas(WIDTH, 1.3 + 0.4 * len(layers), 1, (groups > 1) + len(shown) + bool(alphas))
+    if groups > 1:
+        _group_bars(axes[0], layers)
+    for axis, task in zip(axes[groups > 1 :], shown, strict=False):
+        grid = np.array(experts[task])
+        axis.pcolormesh(grid, cmap="Blues", vmin=0, vmax=1)
+        _write(axis, grid, 0.6, set())
+        _cells(axis, f"Experts of {TASK_NAMES[task]} tokens", [f"e{n}" for n in range(grid.shape[1])], [la.layer for la in layers])
+        for edge in range(1, groups):
+            axis.axvline(edge * grid.shape[1] / groups, color=_DARK, lw=1.4)
+    if alphas:
+        _alpha_bars(axes[-1], layers, alphas, look)
+    caption = "One group only: the tasks share all experts."
+    if groups > 1:
+        own = [(task, _own_share(layers, number, task)) for number, task in enumerate(TASK_KEYS) if task in shown]
+        caption = listed([f"{100 * share:.1f}% of {TASK_NAMES[task]} tokens" for task, share in own])
+        caption += " go to their own task's group, on average over layers."
+    if alphas:
+        caption += f" Alpha, the weight of the shared expert, is {decimal(float(np.mean([a for _, a in alphas])), 2)} on average."
+    return Plot(to_svg(figure, name), f"{title}: {caption}", caption)
+
+
+def _grid(values: Sequence[tuple[Cell, float]], layers: Sequence[int], parts: Sequence[str]) -> np.ndarray:
+    """(layers, parts), NaN where nothing was measured."""
+    grid = np.full((len(layers), len(parts)), np.nan)
+    for cell, value in values:
+        grid[layers.index(cell.layer), parts.index(cell.part)] = value
+    return grid
+
+
+def _write(axis: Axes, grid: np.ndarray, strong: float, marked: set[tuple[int, int]]) -> None:
+    """The value in each cell, light on colours stronger than ``strong``, with a dot where ``marked``."""
+    for (row, column), value in np.ndenumerate(grid):
+        if not np.isnan(value):
+            text = decimal(value, 2) + (" •" if (row, column) in marked else "")
+            color = _LIGHT if abs(value) > strong else _DARK
+            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=color)
+
+
+def _cells(axis: Axes, title: str, columns: Sequence[str], layers: Sequence[int]) -> None:
+    name_panel(axis, title)
+    axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axis.set_yticks(np.arange(len(layers)) + 0.5, [f"layer {layer}" for layer in layers])
+    axis.invert_yaxis()
+    _bare(axis)
+
+
+def _bare(axis: Axes) -> None:
+    axis.grid(visible=False)
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _experts(layers: Sequence[RoutingLayer], task: str) -> list[list[float]] | None:
+    """(layers, experts), or None where a layer saw no token of ``task``."""
+    shares = [layer.expert_share.get(task) for layer in layers]
+    found = [list(share) for share in shares if share is not None]
+    return found if len(found) == len(layers) else None
+
+
+def _own_share(layers: Sequence[RoutingLayer], group: int, task: str) -> float:
+    shares = [layer.group_share.get(task, ()) for layer in layers]
+    return float(np.mean([share[group] for share in shares if len(share) > group] or [0.0]))
+
+
+def _group_bars(axis: Axes, layers: Sequence[RoutingLayer]) -> None:
+    """For each layer and task one bar of length one, cut by group."""
+    places, names = [], []
+    for position, layer in enumerate(layers):
+        for number, task in enumerate(TASK_KEYS):
+            height, left = position + 0.42 * number, 0.0
+            places.append(height)
+            names.append(f"layer {layer.layer}  {task}" if number == 0 else task)
+            for group, share in enumerate(layer.group_share.get(task, ())):
+                axis.barh(height, share, 0.36, left, color=_GROUPS[group % len(_GROUPS)], edgecolor=PAPER, linewidth=0.8)
+                left += share
+    axis.set_yticks(places, names)
+    axis.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
+    name_panel(axis, "Group (blue: understanding)")
+    axis.invert_yaxis()
+    _bare(axis)
+
+
+def _alpha_bars(axis: Axes, layers: Sequence[RoutingLayer], alphas: Sequence[tuple[int, float]], look: Look) -> None:
+    bars: Any = axis.barh([position for position, _ in alphas], [alpha for _, alpha in alphas], 0.55, color=look.color)
+    axis.bar_label(bars, [decimal(alpha, 2) for _, alpha in alphas], padding=4, color=INK, fontsize=9)
+    axis.axvline(0, color=MUTED, lw=0.8)
+    axis.set_yticks(range(len(layers)), [f"layer {layer.layer}" for layer in layers])
+    name_panel(axis, "Alpha (shared expert)")
+    axis.margins(x=0.18)
+    axis.invert_yaxis()
+    _bare(axis)

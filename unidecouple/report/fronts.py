@@ -1,4 +1,4 @@
-"""Fronts over learning rates: understanding kept against generation reached. A single rate can favour either side; fronts cannot."""
+"""Fronts over learning rates: understanding kept against generation reached. One rate can favour either side, fronts cannot."""
 
 from __future__ import annotations
 
@@ -7,8 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unidecouple.report.results import DENSE_JOINT, GENEVAL, MAIN, START, UNIDECOUPLE, Estimate, Measure, Results, estimate, split_rate
-from unidecouple.report.wording import counted, listed, signed, spread
+from unidecouple.report.results import (
+    DENSE_JOINT,
+    GENEVAL,
+    MAIN,
+    START,
+    UNIDECOUPLE,
+    Estimate,
+    Measure,
+    Results,
+    estimate,
+    split_rate,
+)
+from unidecouple.report.wording import TIMES, counted, listed, signed, spread
 
 Point = tuple[float, float]
 """(generation, understanding), shares."""
@@ -18,7 +29,7 @@ Point = tuple[float, float]
 class Gap:
     """Understanding of ours at learning rate ``rate`` minus that of their front at equal generation, by seed.
 
-    ``gap`` is None where no seed can be compared; ``beyond`` counts the seeds in which their front never comes as far in generation.
+    ``gap`` is None where no seed can be compared; ``beyond`` counts the seeds in which their front never comes as far.
     """
 
     rate: float
@@ -84,10 +95,11 @@ def front_sentences(results: Results, scenario: str) -> list[str]:
     said = []
     for measure in (m for m in MAIN if m != GENEVAL):
         gaps = front_gaps(results, scenario, UNIDECOUPLE, DENSE_JOINT, measure)
-        compared = [f"{signed(g.gap.mean)}{spread(g.gap)} at rate × {g.rate:g}" for g in gaps if g.gap]
-        further = [f"× {g.rate:g} ({counted(g.beyond, 'seed')})" for g in gaps if g.beyond]
+        compared = [f"{signed(g.gap.mean)}{spread(g.gap)} at rate {TIMES} {g.rate:g}" for g in gaps if g.gap]
+        further = [f"{TIMES} {g.rate:g} ({counted(g.beyond, 'seed')})" for g in gaps if g.beyond]
         if compared:
-            said.append(f"At equal GenEval, UniDecouple's {measure.label} against dense joint's front over learning rates: {listed(compared)} points.")
+            lead = f"At equal GenEval, UniDecouple's {measure.label} against dense joint's front over learning rates"
+            said.append(f"{lead}: {listed(compared)} points.")
         if further and measure == MAIN[0]:
             said.append(f"It drew better than dense joint did at any rate at {listed(further)}.")
     return said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,7 @@ def score_curve(records: Sequence[Mapping[str, Any]], benchmark: str, metric: st
 
 def stage_starts(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
     """(step, name) of the first record of each stage after the first."""
-    pairs = zip(records, records[1:], strict=False)
-    return [(int(after["step"]), str(after["stage"])) for before, after in pairs if after["stage"] != before["stage"]]
+    return [(int(after["step"]), str(after["stage"])) for before, after in pairwise(records) if after["stage"] != before["stage"]]
 
 
 def read_conflict(path: Path) -> Conflict | None:

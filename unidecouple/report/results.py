@@ -93,7 +93,7 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estima
 
 
 def split_rate(variant: str) -> tuple[str, float]:
-    """"dense_joint@lr=0.3" is ("dense_joint", 0.3); without a suffix the factor on the learning rate is 1.
+    """Name and factor on the learning rate: ("dense_joint", 0.3) of "dense_joint@lr=0.3"; without a suffix the factor is 1.
 
     Raises:
         ValueError: what follows "@lr=" is no number.
@@ -102,7 +102,9 @@ def split_rate(variant: str) -> tuple[str, float]:
     try:
         return name, float(factor) if factor else 1.0
     except ValueError as error:
-        raise ValueError(f"variant {variant!r} ends in no number; write a factor on the rate, for example {name}{_RATE}0.3") from error
+        raise ValueError(
+            f"variant {variant!r} ends in no number; write a factor on the rate, for example {name}{_RATE}0.3"
+        ) from error
 
 
 def _canonical(variant: str) -> str:
@@ -166,7 +168,7 @@ class Results:
         return estimate([value - begin for value in end.values()]) if end and begin is not None else None
 
     def reference(self, scenario: str, variant: str = UNIDECOUPLE) -> str | None:
-        """The control of ``variant``: dense joint at the same rate (in ``ONLY_GENERATION`` dense T2I is the same); None if missing."""
+        """The control of ``variant``: dense joint at the same rate (dense T2I in ``ONLY_GENERATION``); None if missing."""
         suffix = variant[len(split_rate(variant)[0]) :]
         controls = (DENSE_JOINT, DENSE_T2I) if scenario == ONLY_GENERATION else (DENSE_JOINT,)
         known = self.variants(scenario)
@@ -193,7 +195,8 @@ def load_results(folder: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(_row(row) for row in content["rows"] if row["value"] is not None)
         runs = tuple(
-            RunRef(run["scenario"], _canonical(run["variant"]), run["seed"], folder / run["folder"]) for run in content["meta"]["runs"]
+            RunRef(run["scenario"], _canonical(run["variant"]), run["seed"], folder / run["folder"])
+            for run in content["meta"]["runs"]
         )
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON ({error}); run the experiment again, its finished runs are kept") from error

@@ -1,4 +1,4 @@
-"""How figures look: one colour, marker and dash a variant on the whole page, and SVG that follows the page's light or dark theme."""
+"""How figures look: one colour and marker a variant on the whole page, and SVG that follows the page's light or dark theme."""
 
 from __future__ import annotations
 
@@ -26,18 +26,30 @@ _FIXED = {
     MOE: ("#009e73", "P"),
     UNIDECOUPLE: ("#1f77c9", "o"),
 }
-_OTHERS = (("#56a5d8", "X"), ("#8a63d2", "<"), ("#a0522d", ">"), ("#5f9e3a", "h"), ("#c9a227", "d"), ("#3b8686", "p"), ("#e07b91", "8"))
+_OTHERS = (
+    ("#56a5d8", "X"),
+    ("#8a63d2", "<"),
+    ("#a0522d", ">"),
+    ("#5f9e3a", "h"),
+    ("#c9a227", "d"),
+    ("#3b8686", "p"),
+    ("#e07b91", "8"),
+)
 _FAMILY = re.compile(r"font-family: [^;\"]*")
-_SIZES = {"font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9.5}
-_RC: dict[str, Any] = _SIZES | {
+_SIZES = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9.5,
+}
+_RC: Any = _SIZES | {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's own font
     "svg.hashsalt": "unidecouple",  # equal figures give equal files
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -87,6 +99,11 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **subpl
     return figure, list(axes.flat)
 
 
+def name_panel(axis: Axes, text: str) -> None:
+    """Name a panel, at its left."""
+    axis.set_title(text, loc="left", weight="bold", color=INK, fontsize=10)
+
+
 def to_svg(figure: Figure, name: str) -> str:
     """``figure`` as SVG to stand in HTML: themed, sized by the page, its ids made the page's own by ``name``."""
     buffer = io.StringIO()
@@ -115,4 +132,6 @@ def legend(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> None:
             handles.setdefault(str(label), handle)
     if handles:
         with mpl.rc_context(_RC):
-            figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns, handlelength=1.8, columnspacing=1.6)
+            figure.legend(
+                handles.values(), handles.keys(), loc="outside upper left", ncols=columns, handlelength=1.8, columnspacing=1.6
+            )

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from unidecouple.batch import Task
 from unidecouple.report.results import DENSE_JOINT, DENSE_MMU, DENSE_T2I, MOE, START, UNIDECOUPLE, Estimate, split_rate
 
+MINUS, TIMES, DASH = "\u2212", "\u00d7", "\u2013"
+"""Signs as printed; by code point, since in source they are easily taken for - and x."""
+
 TASK_NAMES = {Task.MMU.key: "understanding", Task.T2I.key: "generation"}
 
 _VARIANTS = {
@@ -27,10 +30,10 @@ _OPENINGS = {
 
 
 def variant_name(variant: str) -> str:
-    """"dense_joint@lr=0.3" is "dense joint, rate × 0.3"; names that are plain words stay, but for underscores."""
+    """As "dense joint, rate × 0.3" for "dense_joint@lr=0.3"; names that are plain words stay, but for underscores."""
     name, rate = split_rate(variant)
     words = _VARIANTS.get(name, name.replace("_", " "))
-    return words if rate == 1 else f"{words}, rate × {rate:g}"
+    return words if rate == 1 else f"{words}, rate {TIMES} {rate:g}"
 
 
 def opening(scenario: str) -> str:
@@ -46,26 +49,32 @@ def points(share: float) -> str:
 def signed(share: float) -> str:
     """A difference of shares in points: -.0312 is "−3.1"; what rounds to zero has no sign."""
     text = points(share)
-    return text if text == "0.0" else ("+" if share > 0 else "−") + text
+    return text if text == "0.0" else ("+" if share > 0 else MINUS) + text
+
+
+def decimal(value: float, places: int, plus: bool = False) -> str:
+    """A number with a true minus sign, and a plus sign if asked for."""
+    text = f"{value:{'+' if plus else ''}z.{places}f}"
+    return text.replace("-", MINUS)
 
 
 def spread(value: Estimate) -> str:
-    """" ± 2.0" in points, or nothing where there is no interval."""
+    """As " ± 2.0" in points, or nothing where there is no interval."""
     return "" if value.half_width is None else f" ± {points(value.half_width)}"
 
 
 def listed(words: Sequence[str]) -> str:
-    """"a", "a and b", "a, b and c"."""
+    """Words in prose: "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def counted(number: int, noun: str) -> str:
-    """"1 seed", "3 seeds"."""
+    """A number of things: "1 seed", "3 seeds"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """"42 s", "9 min 12 s", "2 h 5 min"."""
+    """Seconds for people: "42 s", "9 min 12 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

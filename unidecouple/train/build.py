@@ -44,10 +44,17 @@ def load(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, UniJanusP
         model, info = UniJanusForConditionalGeneration.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(folder)
     except Exception as error:  # the libraries raise anything from KeyError to SafetensorError here
-        raise ValueError(f"cannot read the checkpoint at {folder}: {error}. Is a file truncated? Copy or convert it again") from error
+        raise ValueError(
+            f"cannot read the checkpoint at {folder}: {error}. Is a file truncated? Copy or convert it again"
+        ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
-            raise ValueError(f"checkpoint at {folder} does not fit its config.json: {problem} {sorted(map(str, info[problem]))[:3]}")
+            raise ValueError(
+                f"checkpoint at {folder} does not fit its config.json: {problem} {sorted(map(str, info[problem]))[:3]}"
+            )
+    with torch.no_grad():
+        for parameter in model.parameters():  # mapped files lie unaligned, and unaligned products differ in their last bit
+            parameter.set_(parameter.clone())
     return model.eval(), processor
 
 
@@ -76,7 +83,7 @@ def add_lora(model: UniJanusForConditionalGeneration, lora: Lora, seed: int) -> 
 def _rebuild(
     model: UniJanusForConditionalGeneration, fields: dict[str, object], state: dict[str, torch.Tensor], seed: int
 ) -> UniJanusForConditionalGeneration:
-    """A model of the same configuration with ``fields`` changed in its text part, and ``state`` loaded; new weights keep their start."""
+    """``model`` with ``fields`` of its text configuration changed and ``state`` loaded; new weights keep their start."""
     raw = model.config.to_dict()
     raw["text_config"] = {**raw["text_config"], **fields}
     torch.manual_seed(seed)

@@ -54,7 +54,9 @@ def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading
     builder = SequenceBuilder(processor)
     source = batch_source(run.data, model, builder, run.seed, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
     scorer = Scorer(run.evaluation, builder)
-    trainer = Trainer(run, model, processor, source, folder, say, lambda step, model: _watch(run, scorer, folder, step, model), stop)
+    trainer = Trainer(
+        run, model, processor, source, folder, say, lambda step, model: _watch(run, scorer, folder, step, model), stop
+    )
     if resume is None:
         _watch(run, scorer, folder, 0, model)
         if run.diagnose and len(source.tasks) == len(Task):
@@ -106,7 +108,9 @@ def _watch(run: RunConfig, scorer: Scorer, folder: Path, step: int, model: UniJa
     if every and step % every == 0:
         model.eval()
         for score in scorer.validate(model):
-            append_jsonl(folder / "scores.jsonl", {"step": step, "benchmark": score.benchmark, "metric": score.metric, "value": score.value})
+            append_jsonl(
+                folder / "scores.jsonl", {"step": step, "benchmark": score.benchmark, "metric": score.metric, "value": score.value}
+            )
 
 
 def _forget_after(folder: Path, step: int) -> None:

@@ -114,7 +114,13 @@ class Trainer:
     def _log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
         append_jsonl(
             self.folder / "metrics.jsonl",
-            {"step": step, "stage": stage.name, "lr": rate_now, "grad_norm": result.grad_norm, "tokens_per_second": tokens_per_second}
+            {
+                "step": step,
+                "stage": stage.name,
+                "lr": rate_now,
+                "grad_norm": result.grad_norm,
+                "tokens_per_second": tokens_per_second,
+            }
             | {f"loss/{name}": value for name, value in result.losses.items()}
             | {f"router_accuracy/{task}": share for task, share in result.router_accuracy.items()},
         )

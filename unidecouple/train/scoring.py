@@ -38,10 +38,17 @@ class Scorer:
         """Few questions and validation prompts, one picture each: for curves during training. Test sets are not touched."""
         size = self.evaluation
         understood = functools.partial(self._answer, model)
-        scores = [row for row in pope.evaluate(understood, size.eval_images, VALIDATION_SEED, size.parser) if row.metric == "accuracy"]
+        scores = [
+            row for row in pope.evaluate(understood, size.eval_images, VALIDATION_SEED, size.parser) if row.metric == "accuracy"
+        ]
         scores += [row for row in vqa.evaluate(understood, 2 * size.eval_images, VALIDATION_SEED) if row.metric == "accuracy"]
         result = geneval.generate_and_score(
-            functools.partial(self._paint, model), TemplateJudge(), _prompts("val", size.eval_prompts), 1, VALIDATION_SEED, bounds=_NO_BOUNDS
+            functools.partial(self._paint, model),
+            TemplateJudge(),
+            _prompts("val", size.eval_prompts),
+            1,
+            VALIDATION_SEED,
+            bounds=_NO_BOUNDS,
         )
         return scores + [row for row in result.scores if row.metric == "overall"]
 
@@ -80,13 +87,19 @@ def test_bounds(prompts_per_tag: int) -> Bounds:
     return geneval.judge_bounds(TemplateJudge(), _prompts("test", prompts_per_tag), TEST_SEED, 1)
 
 
-_NO_BOUNDS = Bounds(dict.fromkeys([*TAGS, "overall", "images", "prompts"], 1.0), dict.fromkeys([*TAGS, "overall", "images", "prompts"], 0.0))
+_NO_BOUNDS = Bounds(
+    dict.fromkeys([*TAGS, "overall", "images", "prompts"], 1.0), dict.fromkeys([*TAGS, "overall", "images", "prompts"], 0.0)
+)
 
 
 def _prompts(split: str, per_tag: int) -> list[Prompt]:
-    """The first ``per_tag`` held-out prompts of each tag."""
-    every = held_out(split)[0]
-    return [prompt for tag in TAGS for prompt in [p for p in every if p.tag == tag][:per_tag]]
+    """``per_tag`` held-out prompts of each tag, evenly spread over its list (whose neighbours may be wordings of one)."""
+    chosen = []
+    for tag in TAGS:
+        mine = [prompt for prompt in held_out(split)[0] if prompt.tag == tag]
+        wanted = min(per_tag, len(mine))
+        chosen += [mine[index * len(mine) // wanted] for index in range(wanted)]
+    return chosen
 
 
 def _keep_samples(folder: Path, verdicts: Sequence[Verdict], pictures: Sequence[Sequence[np.ndarray]]) -> None:

@@ -55,7 +55,10 @@ def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
 
     def report(step: int, values: dict[str, float]) -> None:
         log.append({"step": step, **values})
-        say(f"tokenizer step {step}/{scratch.tokenizer.steps}  " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
+        say(
+            f"tokenizer step {step}/{scratch.tokenizer.steps}  "
+            + "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        )
 
     fit_tokenizer(model.model.vqmodel, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), scratch.tokenizer, report)
     with atomic_directory(folder) as staging:
@@ -83,7 +86,7 @@ def tokenizer_bounds(model: UniJanusForConditionalGeneration, split: str = "val"
 
 
 def export(checkpoint: Path, folder: Path) -> Path:
-    """Write the model and processor of ``checkpoint`` to ``folder``, its tokenizer in float16 (it is frozen, and most of the bytes)."""
+    """Write the model and processor of ``checkpoint`` to ``folder``, its frozen tokenizer, most of the bytes, in float16."""
     model, processor = load(str(checkpoint))
     model.model.vqmodel.half()
     with atomic_directory(folder) as staging:

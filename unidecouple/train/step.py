@@ -31,7 +31,9 @@ class StepResult:
     tokens: int
 
 
-def total_loss(output: JointOutput, batch: JointBatch, objective: Objective, tasks: Sequence[Task]) -> tuple[Tensor, dict[str, Tensor]]:
+def total_loss(
+    output: JointOutput, batch: JointBatch, objective: Objective, tasks: Sequence[Task]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """``L = sum_t lambda_t L_t + gamma L_group`` (eq. 2), plus load balance where asked; and its terms by name."""
     coefficients = {Task.MMU: objective.mmu_coeff, Task.T2I: objective.t2i_coeff}
     terms = {task.key: output.loss(task) for task in tasks}
@@ -72,7 +74,9 @@ def train_step(
     loss, terms = total_loss(output, batch, objective, tasks)
     values = {name: term.item() for name, term in terms.items()}
     if not math.isfinite(loss.item()):
-        raise TrainingDivergedError(f"the loss is {loss.item()} ({values}): lower learning_rate or max_grad_norm, or raise warmup_steps")
+        raise TrainingDivergedError(
+            f"the loss is {loss.item()} ({values}): lower learning_rate or max_grad_norm, or raise warmup_steps"
+        )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     hold_absent_tasks(model, [task for task in Task if task not in tasks])

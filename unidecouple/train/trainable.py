@@ -31,7 +31,9 @@ def select(names: Iterable[str], train: Mapping[str, float]) -> dict[str, float]
     for entry, factor in train.items():
         hits = [name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in PARTS.get(entry, (entry,)))]
         if not hits:
-            raise ValueError(f"train: {entry!r} matches no weight of this model; parts are {', '.join(PARTS)}, or give a pattern of names")
+            raise ValueError(
+                f"train: {entry!r} matches no weight of this model; parts are {', '.join(PARTS)}, or give a pattern of names"
+            )
         chosen |= dict.fromkeys(hits, factor)
     return chosen
 
@@ -58,7 +60,9 @@ def table(model: nn.Module, groups: Sequence[Mapping[str, object]]) -> str:
         if mine:
             moving = [(n, p) for n, p in mine if n in rates]
             rate = f"lr {rates[moving[0][0]]:.1e}" if moving else "frozen"
-            lines.append(f"  {part:14} {sum(p.numel() for _, p in moving):>9,} of {sum(p.numel() for _, p in mine):>9,} train   {rate}")
+            lines.append(
+                f"  {part:14} {sum(p.numel() for _, p in moving):>9,} of {sum(p.numel() for _, p in mine):>9,} train   {rate}"
+            )
     return "\n".join(lines)
 
 

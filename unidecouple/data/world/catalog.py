@@ -48,7 +48,7 @@ def plural(name: str) -> str:
 
 
 def article(name: str) -> str:
-    """"a" or "an", by the first letter of ``name``."""
+    """Either "a" or "an", by the first letter of ``name``."""
     return "an" if name[0] in "aeiou" else "a"
 
 

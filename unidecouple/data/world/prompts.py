@@ -117,9 +117,9 @@ def training_pair(rng: np.random.Generator) -> tuple[Prompt, Scene]:
         if tag == "caption":
             scene = random_scene_of(rng, distinct_names(rng, int(rng.integers(1, MAX_OBJECTS + 1))))
             clauses = tuple(Clause(thing.name, color=thing.color) for thing in scene.things)
-            return Prompt(tag, f"{wording} {caption(scene)}", clauses), scene
-        key = _random_key(rng, tag, wording)
-        if _canonical(key) not in held_out("test")[1] and _canonical(key) not in held_out("val")[1]:
+            if not _is_held_out(_caption_key(clauses)):
+                return Prompt(tag, f"{wording} {caption(scene)}", clauses), scene
+        elif not _is_held_out(key := _random_key(rng, tag, wording)):
             prompt = build(key, wording)
             return prompt, scene_of(prompt, rng)
 
@@ -141,7 +141,7 @@ def scene_of(prompt: Prompt, rng: np.random.Generator) -> Scene:
 
 def _keys(tag: str) -> list[tuple[object, ...]]:
     """All keys of a tag without the tag itself (for color_attr a fixed large sample, since there are 22,680)."""
-    pairs = list(itertools.combinations(CLASSES, 2))
+    pairs: list[tuple[object, ...]] = list(itertools.combinations(CLASSES, 2))
     match tag:
         case "single_object":
             return list(itertools.product(CLASSES, WORDINGS))
@@ -169,6 +169,16 @@ def _random_key(rng: np.random.Generator, tag: str, wording: str) -> Key:
         "color_attr": (first, color, second, shade),
     }
     return (tag, *options[tag])
+
+
+def _caption_key(clauses: tuple[Clause, ...]) -> Key:
+    """Key of a caption: of one object it is a "colors" prompt, of two a "color_attr" prompt."""
+    asked = [word for clause in clauses for word in (clause.name, clause.color)]
+    return ({1: "colors", 2: "color_attr"}.get(len(clauses), "caption"), *asked)
+
+
+def _is_held_out(key: Key) -> bool:
+    return any(_canonical(key) in held_out(split)[1] for split in ("val", "test"))
 
 
 def _canonical(key: Key) -> Key:

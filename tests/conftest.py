@@ -1,0 +1,113 @@
+"""Shared by all tests: one thread, and the smallest Janus that still has every part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
+
+from unidecouple.batch import Batch
+from unidecouple.data.sequences import SequenceBuilder, collate
+from unidecouple.data.world.dataset import vocabulary
+from unidecouple.data.world.questions import CAPTION_REQUEST, Question
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
+
+torch.set_num_threads(1)
+
+TINY = TinySize(
+    hidden_size=32,
+    num_hidden_layers=2,
+    intermediate_size=64,
+    vision_hidden_size=32,
+    vision_layers=1,
+    image_size=16,
+    codes=64,
+    vq_latent_channels=32,
+    vq_channel_multiplier=(1, 1, 1),
+)
+"""Pictures of 16 pixels, 16 tokens each."""
+
+
+MakeModel = Callable[..., UniJanusForConditionalGeneration]
+"""``make_model(seed=0, **text)``; ``text`` overrides fields of its ``UniLlamaConfig``."""
+
+
+@torch.no_grad()
+def enliven(model: torch.nn.Module, seed: int) -> None:
+    """Give every matrix variance 1 / fan-in, LoRA's B and the task routers too, so that outputs depend on all of them.
+
+    At the start of training attention is near uniform and logits are near zero: tests on such a model see little.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            fan_in = weight.shape[-1] if weight.ndim == 3 else weight[0].numel()
+            weight.normal_(std=fan_in**-0.5, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def processor() -> UniJanusProcessor:
+    return tiny_processor(vocabulary(), TINY)
+
+
+@pytest.fixture(scope="session")
+def builder(processor: UniJanusProcessor) -> SequenceBuilder:
+    return SequenceBuilder(processor)
+
+
+@pytest.fixture(scope="session", name="enliven")
+def _enliven() -> Callable[[torch.nn.Module, int], None]:
+    return enliven
+
+
+@pytest.fixture(scope="session")
+def make_model(processor: UniJanusProcessor) -> MakeModel:
+    def make(seed: int = 0, **text: Any) -> UniJanusForConditionalGeneration:
+        model = tiny_model(tiny_config(processor.tokenizer, TINY, **text), seed).eval()
+        enliven(model, seed)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def as_plain_janus() -> Callable[[UniJanusForConditionalGeneration], JanusForConditionalGeneration]:
+    """transformers' own Janus with the weights of a dense model."""
+
+    def convert(model: UniJanusForConditionalGeneration) -> JanusForConditionalGeneration:
+        raw = model.config.to_dict()
+        known = LlamaConfig().to_dict().keys() - {"model_type"}
+        text = LlamaConfig(**{name: value for name, value in raw["text_config"].items() if name in known})
+        parts = {name: raw[name] for name in ("vision_config", "vq_config", "image_token_id", "tie_word_embeddings")}
+        plain = JanusForConditionalGeneration(JanusConfig(text_config=text, **parts))
+        plain.load_state_dict(model.state_dict())
+        return plain.eval()
+
+    return convert
+
+
+@pytest.fixture(scope="session")
+def pictures() -> np.ndarray:
+    """Four pictures of noise, uint8 (4, 16, 16, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def joint_batch(builder: SequenceBuilder, pictures: np.ndarray) -> tuple[Batch, Batch]:
+    """Two conversations and two pictures to draw (one with its prompt dropped), rows of different lengths."""
+    asked = Question("pope", "Is there a cow in the image?", "yes")
+    described = Question("caption", CAPTION_REQUEST, "a red cow and a blue pig")
+    understanding = [builder.understanding(pictures[0], [asked, described]), builder.understanding(pictures[1], [asked])]
+    tokens = np.random.default_rng(1).integers(0, TINY.codes, (2, TINY.num_image_tokens)).tolist()
+    generation = [
+        builder.generation("a photo of a cow", tokens[0]),
+        builder.generation("a photo of two red cups", tokens[1], dropped=True),
+    ]
+    pad = builder.tokenizer.pad_token_id
+    return collate(understanding, pad), collate(generation, pad)

@@ -1,0 +1,130 @@
+"""Training sequences are what the processor's chat template renders for generation, token by token; collation pads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
+from unidecouple.data.sequences import SequenceBuilder, collate, pixels
+from unidecouple.data.world.prompts import held_out, training_pair
+from unidecouple.data.world.questions import CAPTION_REQUEST, Question, conversation
+from unidecouple.data.world.scene import random_scene
+from unidecouple.models.processing import UniJanusProcessor
+
+TURNS = [
+    Question("pope", "Is there an elephant in the image?", "yes"),
+    Question("count", "How many buses are there?", "two"),
+    Question("caption", CAPTION_REQUEST, "a red bus and a blue bus and a brown elephant"),
+]
+
+
+def prompt_of(processor: UniJanusProcessor, chat: list[dict[str, Any]], mode: str) -> Any:
+    """As a user asks for it."""
+    return processor.apply_chat_template(
+        chat,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"generation_mode": mode},
+    )
+
+
+def chat(picture: np.ndarray, turns: list[Question]) -> list[dict[str, Any]]:
+    """A conversation whose last question waits for its answer."""
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        messages.append({"role": "user", "content": [{"type": "text", "text": turn.text}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+    messages[0]["content"].insert(0, {"type": "image", "image": Image.fromarray(picture)})
+    return messages[:-1]
+
+
+@pytest.mark.parametrize("turns", [TURNS[:1], TURNS[:2], TURNS])
+def test_understanding_is_the_template(
+    builder: SequenceBuilder, processor: UniJanusProcessor, pictures: np.ndarray, turns: list[Question]
+) -> None:
+    inputs = prompt_of(processor, chat(pictures[0], turns), "text")
+    sample = builder.understanding(pictures[0], turns)
+    ids = inputs["input_ids"][0].tolist()
+    answer = [*builder.tokenizer(turns[-1].answer, add_special_tokens=False)["input_ids"], builder.tokenizer.eos_token_id]
+    assert sample.input_ids == ids + answer
+    assert torch.equal(inputs["pixel_values"], pixels(pictures[:1]))
+    if len(turns) == 1:
+        assert builder.understanding_prompt(turns[0].text) == ids
+
+
+@pytest.mark.parametrize("prompt", ["a photo of a cow", *(p.text for p in held_out("val")[0][::11])])
+def test_generation_is_the_template(builder: SequenceBuilder, processor: UniJanusProcessor, prompt: str) -> None:
+    inputs = prompt_of(processor, [{"role": "user", "content": [{"type": "text", "text": prompt}]}], "image")
+    ids = inputs["input_ids"][0].tolist()
+    assert builder.generation_prompt(prompt) == ids
+    sample = builder.generation(prompt, range(16))
+    assert (sample.input_ids[: len(ids)], len(sample.input_ids)) == (ids, len(ids) + 16)
+    assert sample.image_tokens == [NO_IMAGE_TOKEN] * len(ids) + list(range(16))
+
+
+def test_a_dropped_prompt_is_transformers_unconditional_row(builder: SequenceBuilder) -> None:
+    """All but BOS and image start is padding, as the library's ``generate`` makes it."""
+    full, dropped = (builder.generation_prompt("a photo of a cow", dropped) for dropped in (False, True))
+    pad = builder.tokenizer.pad_token_id
+    assert dropped == [full[0], *[pad] * (len(full) - 2), full[-1]]
+    assert pad not in full
+    assert builder.generation("a photo of a cow", range(16), dropped=True).input_ids[: len(full)] == dropped
+
+
+def test_targets_are_the_answers_and_their_ends(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+    sample = builder.understanding(pictures[0], TURNS)
+    learned = [token for token in sample.labels if token != IGNORE]
+    assert builder.tokenizer.decode(learned) == " ".join(f"{turn.answer} <eos>" for turn in TURNS)
+    assert all(label in (IGNORE, token) for label, token in zip(sample.labels, sample.input_ids, strict=True))
+    assert set(builder.understanding(pictures[0], TURNS, answered=False).labels) == {IGNORE}
+    assert set(builder.generation("a photo of a cow", range(16)).labels) == {IGNORE}
+
+
+def test_tasks_of_tokens(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+    assert set(builder.understanding(pictures[0], TURNS).task_ids) == {Task.MMU}
+    drawn = builder.generation("a photo of a cow", range(16))
+    assert drawn.task_ids == [Task.MMU] + [Task.T2I] * (len(drawn.input_ids) - 1)  # BOS says nothing of the task
+
+
+def test_the_world_has_no_unknown_word(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    unknown = builder.tokenizer.unk_token_id
+    for _ in range(300):
+        assert unknown not in builder.generation_prompt(training_pair(rng)[0].text)
+        assert unknown not in builder.understanding(pictures[0], conversation(random_scene(rng), rng, 6)).input_ids
+    for split in ("val", "test"):
+        assert all(unknown not in builder.generation_prompt(prompt.text) for prompt in held_out(split)[0])
+    assert unknown in builder.generation_prompt("a photo of a zebra")
+
+
+def test_collate_pads_on_the_right(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+    asked, drawn = builder.understanding(pictures[2], TURNS), builder.generation("a photo of a cow", range(16))
+    batch = collate([drawn, asked], pad_token_id=0)
+    short, long = len(drawn.input_ids), len(asked.input_ids)
+    assert batch.input_ids.shape == (2, long)
+    assert batch.attention_mask.tolist() == [[True] * short + [False] * (long - short), [True] * long]
+    assert batch.input_ids[0].tolist() == drawn.input_ids + [0] * (long - short)
+    assert batch.labels[0].tolist() == [IGNORE] * long
+    assert batch.image_tokens[0].tolist() == drawn.image_tokens + [NO_IMAGE_TOKEN] * (long - short)
+    assert batch.task_ids[1].tolist() == asked.task_ids
+    assert torch.equal(batch.pixel_values, pixels(pictures[2:3]))
+    assert collate([drawn], 0).pixel_values is None
+
+
+def test_pixels_are_the_processors(processor: UniJanusProcessor, pictures: np.ndarray) -> None:
+    theirs = processor.image_processor([Image.fromarray(picture) for picture in pictures], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels(pictures), theirs)
+    assert torch.equal(pixels(list(pictures)), theirs)
+    assert (float(theirs.min()), float(theirs.max())) == (-1.0, 1.0)
+
+
+def test_unknown_mode(processor: UniJanusProcessor) -> None:
+    with pytest.raises(ValueError, match="generation_mode='video' is not one of text, image"):
+        processor("a photo", generation_mode="video")

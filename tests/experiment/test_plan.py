@@ -1,0 +1,61 @@
+"""The grid: which runs there are, what they share, and which are one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from unidecouple.experiment.plan import Experiment, Rate, Scenario, Variant, jobs
+from unidecouple.methods.stage import Stage
+from unidecouple.methods.structure import TaskAwareMoE
+
+FULL = (Stage(learning_rate=1e-3, train={"vision": 0.5, "ffn": 1}),)
+GRID = Experiment(
+    name="grid",
+    scenarios={
+        "S1-r0": Scenario("no replay", "understanding", 32, 0),
+        "S1-r4": Scenario("replay", "understanding", 32, 8),
+    },
+    variants={
+        "dense_t2i": Variant("generation only", stages=FULL, tasks="t2i"),
+        "dense_mmu": Variant("understanding only", stages=FULL, tasks="mmu"),
+        "dense_joint": Variant("both", stages=FULL),
+        "unidecouple": Variant("ours", TaskAwareMoE(), FULL, scenarios=("S1-r4",)),
+    },
+    seeds=(0, 1),
+)
+
+
+def test_every_cell_once() -> None:
+    cells = [(job.scenario, job.variant, job.seed) for job in jobs(GRID)]
+    assert len(cells) == len(set(cells))
+    assert cells[:2] == [("S1-r0", "start", 0), ("S1-r4", "start", 0)]
+    assert ("S1-r0", "unidecouple", 0) not in cells
+    assert ("S1-r0", "dense_mmu", 0) not in cells, "there is nothing to train on"
+
+
+def test_equal_configurations_are_one_run() -> None:
+    by_cell = {(job.scenario, job.variant, job.seed): job.folder for job in jobs(GRID)}
+    assert by_cell["S1-r0", "dense_joint", 1] == by_cell["S1-r0", "dense_t2i", 1]
+    assert by_cell["S1-r4", "dense_t2i", 0] == by_cell["S1-r0", "dense_t2i", 0]
+    assert by_cell["S1-r4", "dense_joint", 0] != by_cell["S1-r4", "dense_t2i", 0]
+
+
+def test_steps_and_data_are_matched() -> None:
+    trained = [job for job in jobs(GRID) if job.variant != "start"]
+    assert {job.config.max_steps for job in trained} == {GRID.run.max_steps}
+    assert {job.config.data.t2i_batch_size for job in trained if job.variant != "dense_mmu"} == {32}
+
+
+def test_rates_scale_every_stage_and_understanding_apart() -> None:
+    grid = replace(GRID, rates={"": Rate(), "low": Rate(0.3, 0.1)})
+    job = next(job for job in jobs(grid) if job.variant == "dense_joint@low")
+    assert job.config.stages[0].learning_rate == pytest.approx(3e-4)
+    assert job.config.stages[0].train == {"vision": pytest.approx(0.05), "ffn": 1.0}
+
+
+def test_unknown_scenario_is_named() -> None:
+    bad = replace(GRID, variants={"x": Variant("x", scenarios=("S9",))})
+    with pytest.raises(ValueError, match=r"variant 'x' names scenario 'S9'"):
+        jobs(bad)

@@ -1,0 +1,154 @@
+"""Pictures: the whole loop of image tokens in a batch, alone, recomputed, and in transformers' own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import JanusForConditionalGeneration
+
+from unidecouple.data.sequences import SequenceBuilder, collate
+from unidecouple.generate.image import Sampling, decode_pictures, draw, draw_tokens
+from unidecouple.generate.padding import left_pad, positions
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+
+MakeModel = Callable[..., UniJanusForConditionalGeneration]
+
+PROMPTS = ["a photo of a cow", "a photo of a red cow and a blue pig", "a sketch of three yellow buses"]
+LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
+KINDS = [
+    {},
+    {"ffn": "moe"},
+    {"ffn": "ta_moe", "num_experts_per_tok": 2},
+    {"ffn": "ta_moe", "task_routing": "label"},
+    {"ffn": "ta_moe", **LORA},
+]
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
+SAMPLINGS = [
+    Sampling(guidance, temperature, top_k) for guidance in (1.0, 3.0) for temperature, top_k in ((0.0, 0), (1.0, 0), (0.7, 5))
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"guidance {s.guidance_scale} temperature {s.temperature}")
+@every_kind
+def test_a_padded_batch_equals_one_by_one(
+    make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any], sampling: Sampling
+) -> None:
+    model = make_model(**kind)
+    together = draw_tokens(model, builder, PROMPTS, 2, seed=7, sampling=sampling)
+    assert together.shape == (6, 16)
+    for size in (1, 4):  # one by one, and with one prompt's pictures in two batches
+        split = Sampling(sampling.guidance_scale, sampling.temperature, sampling.top_k, batch_size=size)
+        assert torch.equal(draw_tokens(model, builder, PROMPTS, 2, seed=7, sampling=split), together)
+    first = draw_tokens(model, builder, PROMPTS[:1], 3, seed=7, sampling=sampling)
+    assert torch.equal(first[:2], together[:2])  # neither other prompts nor more copies change a picture
+    copies = [torch.equal(together[2 * i], together[2 * i + 1]) for i in range(3)]
+    assert copies == [sampling.temperature == 0] * 3
+    assert len({tuple(row) for row in together.tolist()}) == (3 if sampling.temperature == 0 else 6)
+    assert len(together.unique()) > 8
+
+
+def test_the_seed_decides(make_model: MakeModel, builder: SequenceBuilder) -> None:
+    model = make_model()
+    one, same, other = (draw_tokens(model, builder, PROMPTS, 1, seed, Sampling()) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert (one != other).any(1).all()
+    state = torch.random.get_rng_state()
+    draw_tokens(model, builder, PROMPTS[:1], 1, 1, Sampling())
+    assert torch.equal(torch.random.get_rng_state(), state)  # drawing leaves training's random numbers alone
+
+
+def teacher_forced(
+    model: UniJanusForConditionalGeneration, builder: SequenceBuilder, tokens: Tensor, dropped: bool, routing: str | None = None
+) -> Tensor:
+    """Logits of every image token (B, 16, codes) given those before it, from a training batch and without a cache."""
+    samples = [builder.generation(prompt, row, dropped) for prompt, row in zip(PROMPTS, tokens.tolist(), strict=True)]
+    batch = collate(samples, builder.tokenizer.pad_token_id)
+    hidden = model.decode_batch(batch, routing).last_hidden_state
+    return model.model.generation_head(
+        torch.stack([h[t >= 0] for h, t in zip(hidden[:, :-1], batch.image_tokens[:, 1:], strict=True)])
+    )
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@every_kind
+@torch.no_grad()
+def test_cache_equals_full_recompute(
+    make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any], guidance: float
+) -> None:
+    model = make_model(**kind)
+    tokens = draw_tokens(model, builder, PROMPTS, 1, 0, Sampling(guidance_scale=guidance, temperature=0))
+    cond, uncond = (teacher_forced(model, builder, tokens, dropped) for dropped in (False, True))
+    assert torch.equal((uncond + guidance * (cond - uncond)).argmax(-1), tokens)
+    assert (cond.argmax(-1) == tokens).all().item() == (guidance == 1)
+
+
+@torch.no_grad()
+def test_greedy_guided_pictures_equal_transformers(
+    make_model: MakeModel, builder: SequenceBuilder, as_plain_janus: Callable[..., JanusForConditionalGeneration]
+) -> None:
+    """The whole loop of the library's ``generate`` on a left-padded batch of different prompts."""
+    model = make_model()
+    plain, tokenizer = as_plain_janus(model), builder.tokenizer
+    ids, mask = left_pad([builder.generation_prompt(prompt) for prompt in PROMPTS], tokenizer.pad_token_id, torch.device("cpu"))
+    plain.generation_config.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids("<begin_of_image>")}
+    plain.generation_config.pad_token_id = tokenizer.pad_token_id
+    plain.generation_config.bos_token_id = tokenizer.bos_token_id
+    plain.generation_config.eos_token_id = tokenizer.eos_token_id
+    theirs = plain.generate(input_ids=ids, attention_mask=mask, generation_mode="image", guidance_scale=3.0, do_sample=False)
+    ours = draw_tokens(model, builder, PROMPTS, 1, 0, Sampling(guidance_scale=3.0, temperature=0))
+    assert torch.equal(ours, theirs)
+    assert len(ours.unique()) > 8
+
+
+@torch.no_grad()
+def test_forced_routing(make_model: MakeModel, builder: SequenceBuilder) -> None:
+    """Told the task, tokens go where training by label sends them (the BOS to understanding), not where the router would."""
+    model = make_model(ffn="ta_moe")
+    for layer in model.decoder.layers:
+        layer.mlp.router.weight.zero_()  # all to understanding
+    chosen, forced = (
+        draw_tokens(model, builder, PROMPTS, 1, 0, Sampling(temperature=0, routing=routing)) for routing in (None, "label")
+    )
+    assert torch.equal(teacher_forced(model, builder, forced, dropped=False, routing="label").argmax(-1), forced)
+    assert torch.equal(teacher_forced(model, builder, chosen, dropped=False).argmax(-1), chosen)
+    assert not torch.equal(chosen, forced)
+
+
+def test_sampling_follows_the_softmax(make_model: MakeModel, builder: SequenceBuilder) -> None:
+    """First tokens of 600 pictures against the model's own probabilities; with top_k none outside the k likeliest."""
+    model = make_model()
+    ids = torch.tensor([builder.generation_prompt(PROMPTS[0])])
+    with torch.no_grad():
+        logits = model.model.generation_head(model.decoder(input_ids=ids).last_hidden_state[0, -1])
+    drawn = draw_tokens(model, builder, PROMPTS[:1], 600, 0, Sampling(temperature=0.8))[:, 0]
+    probability = (logits / 0.8).softmax(-1)
+    share = torch.bincount(drawn, minlength=64) / 600
+    assert float((share - probability).abs().max()) < 4 * float((probability * (1 - probability) / 600).sqrt().max())
+    few = draw_tokens(model, builder, PROMPTS[:1], 100, 0, Sampling(top_k=3))[:, 0]
+    assert set(few.tolist()) == set(logits.topk(3).indices.tolist())
+
+
+@torch.no_grad()
+def test_pictures_of_tokens(make_model: MakeModel, builder: SequenceBuilder) -> None:
+    model = make_model()
+    pictures = draw(model, builder, PROMPTS, num_images=2, seed=3)
+    tokens = draw_tokens(model, builder, PROMPTS, 2, 3, Sampling())
+    assert [len(of_prompt) for of_prompt in pictures] == [2, 2, 2]
+    flat = np.stack([picture for of_prompt in pictures for picture in of_prompt])
+    assert (flat.shape, flat.dtype) == ((6, 16, 16, 3), np.uint8)
+    assert np.array_equal(flat, decode_pictures(model, tokens, batch_size=4))
+    exact = (model.decode_image_tokens(tokens).clamp(-1, 1).numpy() + 1) * 127.5
+    assert np.abs(flat - exact).max() <= 0.51
+    assert flat.std() > 10
+
+
+def test_padding_is_on_the_left() -> None:
+    ids, mask = left_pad([[5, 6, 7], [8]], pad_token_id=9, device=torch.device("cpu"))
+    assert ids.tolist() == [[5, 6, 7], [9, 9, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert positions(mask).tolist() == [[0, 1, 2], [0, 0, 0]]

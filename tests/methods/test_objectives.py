@@ -1,0 +1,108 @@
+"""The group loss and load balancing, by hand on a few tokens; padding and the rare task."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch
+from unidecouple.methods.objective.balance import balance_loss
+from unidecouple.methods.objective.group_router import group_router_loss, router_accuracy
+from unidecouple.models.router import Routing
+
+
+def batch(task_ids: list[list[int]], mask: list[list[int]] | None = None) -> Batch:
+    tasks = torch.tensor(task_ids)
+    keep = torch.ones_like(tasks) if mask is None else torch.tensor(mask)
+    return Batch(tasks, keep.bool(), tasks, torch.full_like(tasks, IGNORE), torch.full_like(tasks, NO_IMAGE_TOKEN))
+
+
+def routed(logits: list[list[float]] | None, group: list[int], probs: list[list[float]], expert: list[list[int]]) -> Routing:
+    return Routing(None if logits is None else torch.tensor(logits), torch.tensor(group), torch.tensor(probs), torch.tensor(expert))
+
+
+def said(logits: list[list[float]]) -> Routing:
+    """What the task router said; the rest does not matter."""
+    return routed(logits, [0] * len(logits), [[1.0]] * len(logits), [[0]] * len(logits))
+
+
+def loss_of(right: float, wrong: float) -> float:
+    return -math.log(math.exp(right) / (math.exp(right) + math.exp(wrong)))
+
+
+def test_group_loss_by_hand() -> None:
+    """Two layers; task 0 has three tokens and task 1 has one, yet each is half of the loss. Padding is not counted."""
+    of = batch([[0, 0, 1], [0, 0, 0]], [[1, 1, 1], [1, 0, 0]])
+    pad = [50.0, -50.0]
+    layers = [
+        said([[1.0, 0.0], [0.0, 2.0], [0.0, 3.0], [0.5, 0.5], pad, pad[::-1]]),
+        said([[0.0, 1.0], [4.0, 0.0], [2.0, 0.0], [0.0, 0.0], pad, pad]),
+    ]
+    zero = [loss_of(1, 0), loss_of(0, 2), loss_of(0.5, 0.5), loss_of(0, 1), loss_of(4, 0), loss_of(0, 0)]
+    one = [loss_of(3, 0), loss_of(0, 2)]
+    assert group_router_loss([of], [layers]).item() == pytest.approx((sum(zero) / 6 + sum(one) / 2) / 2)
+    assert router_accuracy([of], [layers]) == pytest.approx({0: 4 / 6, 1: 1 / 2})
+
+
+def test_group_loss_over_batches() -> None:
+    """Tasks usually come in batches of their own; a task's tokens are averaged over all batches together."""
+    batches = [batch([[0]]), batch([[0, 1, 1]])]
+    layers = [[said([[1.0, 0.0]])], [said([[2.0, 0.0], [0.0, 1.0], [0.0, 5.0]])]]
+    expected = ((loss_of(1, 0) + loss_of(2, 0)) / 2 + (loss_of(1, 0) + loss_of(5, 0)) / 2) / 2
+    assert group_router_loss(batches, layers).item() == pytest.approx(expected)
+
+
+def test_group_loss_of_one_task_is_that_tasks() -> None:
+    assert group_router_loss([batch([[1, 1]])], [[said([[0.0, 1.0], [0.0, 2.0]])]]).item() == pytest.approx(
+        (loss_of(1, 0) + loss_of(2, 0)) / 2
+    )
+
+
+def test_without_a_task_router_there_is_no_group_loss() -> None:
+    plain = routed(None, [0, 0], [[0.5, 0.5]] * 2, [[0], [1]])
+    for layers in ([plain], []):
+        assert group_router_loss([batch([[0, 1]])], [layers]).item() == 0.0
+        assert router_accuracy([batch([[0, 1]])], [layers]) == {}
+
+
+def test_group_loss_teaches_only_the_router_it_reads() -> None:
+    logits = torch.tensor([[0.3, -0.2], [0.1, 0.4]], requires_grad=True)
+    group_router_loss(
+        [batch([[0, 1]])], [[Routing(logits, torch.tensor([0, 0]), torch.ones(2, 1), torch.zeros(2, 1).long())]]
+    ).backward()
+    expected = (logits.softmax(-1) - torch.eye(2)) / 2  # each of two tasks weighs one half
+    torch.testing.assert_close(logits.grad, expected.detach())
+
+
+@pytest.mark.parametrize("experts", [2, 3, 4])
+def test_balance_is_one_when_even_and_e_when_collapsed(experts: int) -> None:
+    tokens = 2 * experts
+    even = routed(None, [0] * tokens, [[1 / experts] * experts] * tokens, [[i % experts] for i in range(tokens)])
+    one = [1.0] + [0.0] * (experts - 1)
+    collapsed = routed(None, [0] * tokens, [one] * tokens, [[0]] * tokens)
+    assert balance_loss([batch([[0] * tokens])], [[even]]).item() == pytest.approx(1)
+    assert balance_loss([batch([[0] * tokens])], [[collapsed]]).item() == pytest.approx(experts)
+    assert balance_loss([batch([[0] * tokens])], [[even, collapsed]]).item() == pytest.approx((1 + experts) / 2)
+
+
+def test_balance_of_two_groups_by_hand() -> None:
+    """Group 0: three of four tokens choose expert 0. Group 1 (experts 2 and 3): both choose 3. One token is padding."""
+    probs = [[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8], [0.1, 0.9], [0.4, 0.6], [1.0, 0.0]]
+    routing = routed(None, [0, 0, 0, 0, 1, 1, 0], probs, [[0], [0], [0], [1], [3], [3], [0]])
+    zero = 2 * (0.75 * 0.6 + 0.25 * 0.4)
+    one = 2 * 1.0 * 0.75
+    of = batch([[0, 0, 0, 0, 1, 1, 0]], [[1, 1, 1, 1, 1, 1, 0]])
+    assert balance_loss([of], [[routing]]).item() == pytest.approx((zero + one) / 2)
+
+
+def test_balance_with_two_experts_a_token() -> None:
+    """Shares are of assignments, so they sum to one for any k."""
+    probs = [[0.5, 0.3, 0.2], [0.5, 0.1, 0.4]]
+    routing = routed(None, [0, 0], probs, [[0, 1], [0, 2]])
+    assert balance_loss([batch([[0, 0]])], [[routing]]).item() == pytest.approx(3 * (0.5 * 0.5 + 0.25 * 0.2 + 0.25 * 0.3))
+
+
+def test_balance_of_a_dense_model_is_zero() -> None:
+    assert balance_loss([batch([[0, 1]])], [[]]).item() == 0.0

@@ -1,0 +1,136 @@
+"""Properties that every structure has: it starts as the dense model does, and treats the tasks alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from unidecouple.batch import Batch
+from unidecouple.methods.structure import STRUCTURES, Dense, MoE, Structure, TaskAwareMoE
+from unidecouple.methods.structure.upcycling import copy_into_experts
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.train.build import restructure
+
+MakeModel = Callable[..., UniJanusForConditionalGeneration]
+Joint = tuple[Batch, Batch]
+
+SETTINGS = [
+    {"experts_per_task": experts, "num_experts_per_tok": k, "shared_expert": shared, "alpha_init": alpha}
+    for experts, k in ((1, 1), (2, 1), (3, 2))
+    for shared, alpha in ((False, 0.5), (True, 0.0), (True, 0.3), (True, 1.0))
+]
+
+
+def every_structure() -> list[Structure]:
+    """Each structure in all settings that it has fields for."""
+    built = {}
+    for kind in STRUCTURES:
+        known = {field.name for field in dataclasses.fields(kind)}
+        for setting in SETTINGS:
+            structure = kind(**{name: value for name, value in setting.items() if name in known})
+            built[repr(structure)] = structure
+    return list(built.values())
+
+
+def logits(model: UniJanusForConditionalGeneration, joint: Joint, routing: str = "learned") -> list[Tensor]:
+    """Of both heads on both batches."""
+    hidden = [model.decode_batch(batch, routing).last_hidden_state for batch in joint]
+    return [head(state) for state in hidden for head in (model.lm_head, model.model.generation_head)]
+
+
+def difference(left: list[Tensor], right: list[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+
+
+def test_the_structures_under_test() -> None:
+    assert {type(structure) for structure in every_structure()} == set(STRUCTURES)
+    assert len(every_structure()) == 1 + 2 * len(SETTINGS)
+    assert len({kind().kind for kind in STRUCTURES}) == len(STRUCTURES)
+
+
+@pytest.mark.parametrize("structure", every_structure(), ids=repr)
+@torch.no_grad()
+def test_upcycling_is_exact(make_model: MakeModel, joint_batch: Joint, structure: Structure) -> None:
+    dense = make_model()
+    upcycled = restructure(dense, structure, seed=3)
+    assert upcycled.config.text_config.ffn == structure.kind
+    expected = logits(dense, joint_batch)
+    assert min(float(part.std()) for part in expected) > 0.1
+    for routing in ("learned", "label"):
+        assert difference(logits(upcycled, joint_batch, routing), expected) <= 1e-5
+
+
+@torch.no_grad()
+def test_upcycled_weights(make_model: MakeModel) -> None:
+    dense = make_model()
+    model = restructure(dense, TaskAwareMoE(experts_per_task=3, alpha_init=0.25), seed=3)
+    old, new = dense.decoder.layers[1].mlp, model.decoder.layers[1].mlp
+    assert new.experts.gate_up_proj.shape == (6, 128, 32)
+    for expert in range(6):
+        assert torch.equal(new.experts.gate_up_proj[expert], torch.cat([old.gate_proj.weight, old.up_proj.weight]))
+        assert torch.equal(new.experts.down_proj[expert], 0.75 * old.down_proj.weight)
+    assert torch.equal(new.shared_expert.down_proj.weight, old.down_proj.weight)
+    assert new.alpha.item() == 0.25
+    assert not new.router.weight.any()
+    assert new.gate.weight.any()  # experts start as copies: the router must tell them apart
+
+
+def test_router_weights_follow_the_seed(make_model: MakeModel) -> None:
+    dense = make_model()
+    first, same, other = (restructure(dense, TaskAwareMoE(), seed).decoder.layers[0].mlp.gate.weight for seed in (3, 3, 4))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("structure", [MoE(), TaskAwareMoE()])
+def test_upcycling_twice_is_an_error(make_model: MakeModel, structure: Structure) -> None:
+    once = restructure(make_model(), structure, seed=0)
+    with pytest.raises(ValueError, match="start from a dense checkpoint"):
+        restructure(once, structure, seed=0)
+
+
+def test_dense_keeps_the_weights(make_model: MakeModel) -> None:
+    state = make_model().state_dict()
+    kept = Dense().upcycle(state)
+    assert kept.keys() == state.keys()
+    assert all(kept[name] is state[name] for name in state)
+
+
+def test_half_a_dense_layer_is_an_error() -> None:
+    weight = torch.ones(1, 1)
+    state = {"m.layers.0.mlp.gate_proj.weight": weight, "m.layers.0.mlp.down_proj.weight": weight}
+    with pytest.raises(ValueError, match=r"m\.layers\.0\.mlp lacks up"):
+        copy_into_experts(state, 4, shared_expert=True, alpha=0.5)
+
+
+@torch.no_grad()
+def swap_tasks(model: UniJanusForConditionalGeneration) -> None:
+    """Exchange all that belongs to one task with what belongs to the other."""
+    for name, weight in model.named_parameters():
+        if ".experts." in name:
+            weight.copy_(weight.unflatten(0, (2, -1)).flip(0).flatten(0, 1))
+        elif name.endswith(("router.weight", "mlp.gate.weight")) or "lora" in name:
+            weight.copy_(weight.flip(0))
+
+
+@pytest.mark.parametrize("routing", ["learned", "label"])
+@torch.no_grad()
+def test_the_tasks_names_do_not_matter(make_model: MakeModel, joint_batch: Joint, routing: str) -> None:
+    targets = ["attention", "shared_expert"]
+    kind = {"ffn": "ta_moe", "experts_per_task": 3, "lora_rank": 4, "lora_targets": ["experts", *targets], "lora_per_task": targets}
+    model = make_model(**kind)
+    before = logits(model, joint_batch, routing)
+    groups = [layer.group for layers in model(batch=joint_batch, routing=routing).routing for layer in layers]
+    swapped = tuple(replace(batch, task_ids=1 - batch.task_ids) for batch in joint_batch)
+    if routing == "label":
+        assert difference(logits(model, swapped, routing), before) > 0.1
+    swap_tasks(model)
+    assert difference(logits(model, swapped, routing), before) <= 1e-5
+    after = [layer.group for layers in model(batch=swapped, routing=routing).routing for layer in layers]
+    assert all(torch.equal(new, 1 - old) for old, new in zip(groups, after, strict=True))
+    assert torch.cat(groups).unique().tolist() == [0, 1]

@@ -1,0 +1,120 @@
+"""Low-rank updates: what they compute, whom they touch, and that a fresh one changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unidecouple.batch import Batch, Task
+from unidecouple.methods.stage import Lora
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.lora import LoraLinear
+from unidecouple.train.build import add_lora
+
+GROUP = torch.tensor([0, 1, 1, 0, 1])
+MakeModel = Callable[..., UniJanusForConditionalGeneration]
+
+
+@pytest.fixture
+def linear(enliven: Callable[[nn.Module, int], None]) -> Callable[[int], LoraLinear]:
+    def make(groups: int) -> LoraLinear:
+        layer = LoraLinear(8, 6, bias=True, groups=groups, rank=3, scale=2.0)
+        enliven(layer, 0)
+        return layer
+
+    return make
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("groups", [0, 1, 2])
+def test_a_fresh_pair_changes_nothing(x: torch.Tensor, groups: int) -> None:
+    layer = LoraLinear(8, 6, bias=True, groups=groups, rank=3, scale=2.0)
+    assert torch.equal(layer(x, GROUP), F.linear(x, layer.weight, layer.bias))
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"] + ["lora_A", "lora_B"] * (groups > 0)
+    if groups:
+        assert layer.lora_A.any()  # else no gradient would ever reach B
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_update_by_hand(linear: Callable[[int], LoraLinear], x: torch.Tensor, groups: int) -> None:
+    layer = linear(groups)
+    pair = GROUP if groups == 2 else torch.zeros_like(GROUP)
+    update = torch.stack([layer.lora_B[g] @ layer.lora_A[g] @ token for g, token in zip(pair.tolist(), x, strict=True)])
+    torch.testing.assert_close(layer(x, GROUP), F.linear(x, layer.weight, layer.bias) + 2 * update, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer(x.view(1, 5, 8), GROUP.view(1, 5)), layer(x, GROUP).view(1, 5, 6))
+
+
+def test_without_a_group_only_a_shared_pair_acts(linear: Callable[[int], LoraLinear], x: torch.Tensor) -> None:
+    for groups in (1, 2):
+        layer = linear(groups)
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias)) == (groups == 2)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_pairs_have_separate_gradients(linear: Callable[[int], LoraLinear], x: torch.Tensor, task: Task) -> None:
+    layer = linear(2)
+    (layer(x, GROUP)[task == GROUP] ** 2).sum().backward()
+    for pair in (layer.lora_A, layer.lora_B):
+        assert pair.grad[task].any()
+        assert not pair.grad[1 - task].any()
+
+
+@pytest.mark.parametrize("ffn", ["dense", "moe", "ta_moe"])
+@pytest.mark.parametrize("per_task", [(), ("attention", "shared_expert", "mlp")])
+def test_a_fresh_adapter_on_a_model_changes_nothing(
+    make_model: MakeModel, joint_batch: tuple[Batch, Batch], ffn: str, per_task: tuple[str, ...]
+) -> None:
+    model = make_model(ffn=ffn)
+    lora = Lora(
+        r=4, targets=("attention", "mlp") if ffn == "dense" else ("attention", "experts", "shared_expert"), per_task=per_task
+    )
+    adapted = add_lora(model, lora, seed=0)
+    added = {name for name, _ in adapted.named_parameters()} - {name for name, _ in model.named_parameters()}
+    layers = 2 * (4 + (3 if ffn == "dense" else 5))  # four projections; three of an FFN; with experts, two stacks more
+    assert len(added) == 2 * layers
+    assert all("lora" in name for name in added)
+    for batch in joint_batch:
+        assert torch.equal(adapted.decode_batch(batch).last_hidden_state, model.decode_batch(batch).last_hidden_state)
+    with pytest.raises(ValueError, match="LoRA already"):
+        add_lora(adapted, lora, seed=0)
+
+
+def test_each_task_has_its_own_update_in_a_dense_model(make_model: MakeModel, joint_batch: tuple[Batch, Batch]) -> None:
+    targets = ["attention", "mlp"]
+    model = make_model(task_routing="label", lora_rank=4, lora_targets=targets, lora_per_task=targets)
+    alone = [replace(batch, task_ids=torch.full_like(batch.task_ids, task)) for task, batch in zip(Task, joint_batch, strict=True)]
+    before = [model.decode_batch(batch).last_hidden_state for batch in alone]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight[Task.T2I] *= 2
+    after = [model.decode_batch(batch).last_hidden_state for batch in alone]
+    assert torch.equal(before[Task.MMU], after[Task.MMU])
+    assert not torch.allclose(before[Task.T2I], after[Task.T2I], atol=1e-2)
+
+
+@torch.no_grad()
+def test_attention_follows_where_the_layer_before_sent_a_token(make_model: MakeModel, joint_batch: tuple[Batch, Batch]) -> None:
+    """With the learned router no layer precedes the first, so its attention keeps to the shared weights."""
+    model = make_model(ffn="ta_moe", lora_rank=4, lora_targets=["attention"], lora_per_task=["attention"])
+    first, second = model.decoder.layers
+    first.mlp.router.weight.zero_()  # all to understanding
+    before = model.decode_batch(joint_batch[1]).last_hidden_state
+    for layer, task, matters in (
+        (first, Task.MMU, False),
+        (first, Task.T2I, False),
+        (second, Task.T2I, False),
+        (second, Task.MMU, True),
+    ):
+        layer.self_attn.v_proj.lora_B[task] *= 2
+        after = model.decode_batch(joint_batch[1]).last_hidden_state
+        assert torch.equal(before, after) != matters

@@ -1,0 +1,55 @@
+"""The sentences hold the numbers worked out by hand, with their signs and their doubts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unidecouple.report.answer import answer
+from unidecouple.report.results import load_results
+
+
+def test_generation_only(experiment: Any) -> None:
+    kept, compared = answer(load_results(experiment.write()), "S1-r0")
+    # UniDecouple: -.01, 0, .01 against .94: 0.0 ± 2.5. GenEval: .47 of .50.
+    assert kept == (
+        "Trained on generation data only, the dense model lost 32.0 ± 5.0 points of POPE and UniDecouple 0.0 ± 2.5, "
+        "while UniDecouple reached 94% of the dense model's GenEval score (47.0 of 50.0)."
+    )
+    # VQA .50, .49, .51: ± 2.5; GenEval -.02, -.04, -.03: ± 2.5
+    assert compared == (
+        "UniDecouple minus the dense model, in points, paired by seed: "
+        "POPE +32.0 ± 4.3, VQA +50.0 ± 2.5 and GenEval \u22123.0 ± 2.5"
+        " (95% intervals, 3 seeds): ahead in POPE and VQA; behind in GenEval."
+    )
+
+
+def test_gains_are_called_gains_and_doubt_is_said(new_experiment: Any) -> None:
+    made = new_experiment()
+    made.add("S2", "start", {"pope": (0.80,)})
+    made.add("S2", "dense_joint", {"pope": (0.78, 0.80), "geneval": (0.0, 0.0)})
+    made.add("S2", "unidecouple", {"pope": (0.81, 0.83), "geneval": (0.1, 0.3)})
+    kept, compared = answer(load_results(made.write()), "S2")
+    # two seeds: t(.975, 1) = 12.7062, deviation .0141421, half width .01 * 12.7062
+    assert "the dense model lost 1.0 ± 12.7 points of POPE and UniDecouple gained 2.0 ± 12.7 points of POPE" in kept
+    assert "while the dense model's GenEval score is 0 and UniDecouple's 20.0" in kept
+    assert "ahead in POPE; no difference that these seeds can show in GenEval" in compared  # POPE: +3.0 in both seeds
+
+
+def test_one_seed_says_that_there_is_no_interval(new_experiment: Any) -> None:
+    made = new_experiment()
+    made.add("S1-r16", "start", {"pope": (0.9,)})
+    made.add("S1-r16", "dense_joint", {"pope": (0.7,)})
+    made.add("S1-r16", "unidecouple", {"pope": (0.85,)})
+    kept, compared = answer(load_results(made.write()), "S1-r16")
+    assert kept.endswith("the dense model lost 20.0 points of POPE and UniDecouple 5.0.")
+    assert "POPE +15.0. There is one seed only, so no interval exists" in compared
+    assert "±" not in kept + compared
+
+
+def test_what_is_missing_is_not_made_up(new_experiment: Any) -> None:
+    made = new_experiment()
+    made.add("S9", "unidecouple", {"pope": (0.85, 0.95)})
+    made.add("S8", "moe", {"pope": (0.85,)})
+    results = load_results(made.write())
+    assert answer(results, "S9") == ["In S9, UniDecouple scores 90.0 of POPE; the start was not measured."]
+    assert answer(results, "S8") == ["In S8: no run of UniDecouple or of its dense control has a score yet."]

@@ -1,0 +1,32 @@
+"""What tests of training share: a tiny size that fits the world's pictures, UniDecouple's two stages, the type of ``run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from unidecouple.methods.stage import Lora, Stage
+from unidecouple.models.tiny import TinySize
+from unidecouple.run import RunConfig
+
+SMALL = TinySize(
+    hidden_size=32,
+    num_hidden_layers=2,
+    intermediate_size=64,
+    vision_hidden_size=32,
+    vision_layers=1,
+    codes=64,
+    vq_latent_channels=32,
+    vq_channel_multiplier=(1, 1, 1, 1, 1),
+)
+
+APART_THEN_JOINT = (
+    Stage("apart", 0.5, 1e-2, {"generation": 1, "experts": 1, "expert_router": 1, "task_router": 1}, "label", warmup_steps=1),
+    Stage("joint", 0.5, 1e-2, {"generation": 1, "lora": 1, "task_router": 1}, None, Lora(4, 8.0), warmup_steps=1),
+)
+
+
+class Run(Protocol):
+    """``run(config, folder, stop_after)``: execute, asking to stop after that many steps; True if it finished."""
+
+    def __call__(self, config: RunConfig, folder: Path, stop_after: int | None = None) -> bool: ...

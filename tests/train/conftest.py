@@ -1,0 +1,63 @@
+"""A tiny base on disk that fits the world's pictures, and runs of a few steps from it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from small_runs import SMALL, Run
+from unidecouple.data.world.dataset import vocabulary
+from unidecouple.methods.stage import Stage
+from unidecouple.models.tiny import tiny_config, tiny_model, tiny_processor
+from unidecouple.run import Data, Evaluation, RunConfig
+from unidecouple.train.execute import execute
+from unidecouple.train.loop import InterruptedRunError
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    processor = tiny_processor(vocabulary(), SMALL)
+    tiny_model(tiny_config(processor.tokenizer, SMALL), seed=0).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def small_run(base: Path) -> RunConfig:
+    return RunConfig(
+        model_name_or_path=str(base),
+        data=Data(pairs=24, scenes=24, t2i_batch_size=4, mmu_batch_size=2, turns=1, router_pairs=1),
+        stages=(Stage(learning_rate=1e-2, train={"attention": 1, "ffn": 1, "norms": 1, "generation": 1, "text_head": 1}),),
+        evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
+        max_steps=6,
+        logging_steps=1,
+        save_steps=2,
+        diagnose=False,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def run(cache: Path) -> Run:
+    def start(config: RunConfig, folder: Path, stop_after: int | None = None) -> bool:
+        stop = threading.Event()
+
+        def say(line: str) -> None:
+            if stop_after is not None and line.startswith(f"step {stop_after}/"):
+                stop.set()
+
+        try:
+            execute(config, folder, cache, say, stop)
+        except InterruptedRunError:
+            return False
+        return True
+
+    return start

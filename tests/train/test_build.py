@@ -1,0 +1,34 @@
+"""Broken and missing checkpoints are named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from unidecouple.train.build import load
+
+
+def test_missing_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no checkpoint at .* config\.json is missing.*understanding, unified"):
+        load(str(tmp_path / "nowhere"))
+
+
+def test_truncated_weights(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot read the checkpoint"):
+        load(str(tmp_path / "copy"))
+
+
+def test_weights_of_another_model(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("lm_head.weight")
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing_keys.*lm_head"):
+        load(str(tmp_path / "copy"))

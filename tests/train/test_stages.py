@@ -1,0 +1,151 @@
+"""What a stage may and may not move."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from small_runs import APART_THEN_JOINT, Run
+from unidecouple.batch import Task
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.methods.stage import Lora, Objective, Stage
+from unidecouple.methods.structure import TaskAwareMoE
+from unidecouple.run import RunConfig
+from unidecouple.train.batches import BatchSource, batch_source
+from unidecouple.train.build import add_lora, load, restructure
+from unidecouple.train.checkpoint import all_checkpoints
+from unidecouple.train.step import TrainingDivergedError, train_step
+from unidecouple.train.trainable import apply, select, table
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(all_checkpoints(folder)[-1] / "model.safetensors")
+
+
+@pytest.fixture
+def source(small_run: RunConfig, cache: Path) -> BatchSource:
+    model, processor = load(small_run.model_name_or_path)
+    return batch_source(small_run.data, model, SequenceBuilder(processor), 0, cache, lambda what, done, of: None)
+
+
+def test_experts_apart_moves_experts_and_freezes_attention(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+    config = replace(small_run, structure=TaskAwareMoE(), stages=APART_THEN_JOINT[:1])
+    run(replace(config, max_steps=0), tmp_path / "start")
+    run(config, tmp_path / "end")
+    before, after = restructure(load(config.model_name_or_path)[0], config.structure, 0).state_dict(), final(tmp_path / "end")
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert any("experts.gate_up_proj" in name for name in moved)
+    assert any("generation_head" in name for name in moved)
+    assert not [name for name in moved if "self_attn" in name or "vqmodel" in name or "norm" in name or "shared_expert" in name]
+
+
+def test_generation_data_alone_leaves_understanding_bit_for_bit(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+    config = replace(
+        small_run,
+        structure=TaskAwareMoE(task_routing="label"),
+        data=replace(small_run.data, mmu_batch_size=0),
+        stages=(
+            APART_THEN_JOINT[0],
+            replace(APART_THEN_JOINT[1], lora=Lora(4, 8.0, per_task=("attention", "shared_expert"))),
+        ),
+    )
+    run(config, tmp_path)
+    after, _ = load(str(all_checkpoints(tmp_path)[-1]))
+    before, processor = load(config.model_name_or_path)
+    builder = SequenceBuilder(processor)
+    ids = torch.tensor([builder.understanding_prompt("Is there a cow in the image?")])
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    task = torch.zeros(1, 1, dtype=torch.long)
+    told = after(input_ids=ids, pixel_values=picture, task_ids=task).logits
+    torch.testing.assert_close(told, before(input_ids=ids, pixel_values=picture).logits, atol=1e-5, rtol=0)
+    assert not torch.equal(after.model.generation_head.vision_head.weight, before.model.generation_head.vision_head.weight)
+
+
+def test_joint_experts_stage_equals_one_task_at_a_time(small_run: RunConfig, source: BatchSource) -> None:
+    """Eq. 3: with attention frozen and experts apart, a joint batch trains each group as its task alone would."""
+
+    def trained(tasks: tuple[Task, ...]) -> torch.Tensor:
+        model = restructure(load(small_run.model_name_or_path)[0], TaskAwareMoE(), 0)
+        optimizer = torch.optim.SGD(apply(model, {"experts": 1}, 1e-2), lr=1e-2)
+        batch = tuple(part for task, part in zip(Task, source.batch(0), strict=False) if task in tasks)
+        train_step(model, optimizer, batch, Objective(), tasks, "label", 1e9)
+        return model.decoder.layers[0].mlp.experts.down_proj.detach()
+
+    joint, mmu, t2i = trained((Task.MMU, Task.T2I)), trained((Task.MMU,)), trained((Task.T2I,))
+    torch.testing.assert_close(joint[:2], mmu[:2])
+    torch.testing.assert_close(joint[2:], t2i[2:])
+    assert not torch.equal(mmu[:2], t2i[:2])
+
+
+def test_pattern_that_matches_nothing_is_an_error(small_run: RunConfig) -> None:
+    model, _ = load(small_run.model_name_or_path)
+    with pytest.raises(ValueError, match=r"'experts' matches no weight"):
+        select([name for name, _ in model.named_parameters()], {"experts": 1.0})
+
+
+def test_image_tokenizer_never_trains(small_run: RunConfig) -> None:
+    model, _ = load(small_run.model_name_or_path)
+    chosen = select([name for name, _ in model.named_parameters()], {"*": 1.0})
+    assert chosen
+    assert not [name for name in chosen if "vqmodel" in name]
+
+
+def test_table_counts_what_trains(small_run: RunConfig) -> None:
+    model, _ = load(small_run.model_name_or_path)
+    lines = table(model, apply(model, {"attention": 0.5}, 1e-2)).splitlines()
+    attention = next(line for line in lines if "attention" in line)
+    total = sum(p.numel() for n, p in model.named_parameters() if "self_attn" in n and "language_model" in n)
+    assert f"{total:,} of" in " ".join(attention.split())
+    assert "5.0e-03" in attention
+    assert all("frozen" in line for line in lines if "attention" not in line)
+
+
+def test_nan_loss_stops_before_any_update(small_run: RunConfig, source: BatchSource) -> None:
+    model, _ = load(small_run.model_name_or_path)
+    optimizer = torch.optim.AdamW(apply(model, {"attention": 1}, 1e-2))
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    before = {name: value.clone() for name, value in model.named_parameters() if "self_attn" in name}
+    with pytest.raises(TrainingDivergedError, match="lower learning_rate"):
+        train_step(model, optimizer, source.batch(0), Objective(), tuple(Task), None, 1.0)
+    assert all(torch.equal(before[name], value) for name, value in model.named_parameters() if name in before)
+
+
+def test_nan_in_a_run_keeps_earlier_checkpoints(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+    wild = replace(
+        small_run, max_grad_norm=1e30, stages=(Stage(learning_rate=1e18, train={"*": 1.0}, warmup_steps=0),), save_steps=1
+    )
+    with pytest.raises(TrainingDivergedError):
+        run(wild, tmp_path)
+    for kept in all_checkpoints(tmp_path):
+        load(str(kept))
+    assert not (tmp_path / "scores.json").exists()
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_lora_twice_is_an_error(small_run: RunConfig) -> None:
+    model = restructure(load(small_run.model_name_or_path)[0], TaskAwareMoE(), 0)
+    once = add_lora(model, Lora(4), 0)
+    with pytest.raises(ValueError, match="merge it"):
+        add_lora(once, Lora(4), 0)
+
+
+def test_batches_are_a_function_of_seed_and_step(source: BatchSource) -> None:
+    again, other = source.batch(3), replace(source, seed=1).batch(3)
+    for one, two in zip(source.batch(3), again, strict=True):
+        assert torch.equal(one.input_ids, two.input_ids)
+        assert torch.equal(one.image_tokens, two.image_tokens)
+    assert not all(
+        one.input_ids.shape == two.input_ids.shape and torch.equal(one.input_ids, two.input_ids)
+        for one, two in zip(again, other, strict=True)
+    )
+
+
+def test_tasks_draw_from_streams_of_their_own(source: BatchSource) -> None:
+    """Variants with other mixtures see the same samples of the task they share."""
+    alone = replace(source, data=replace(source.data, mmu_batch_size=0))
+    assert torch.equal(alone.batch(5)[0].image_tokens, source.batch(5)[1].image_tokens)

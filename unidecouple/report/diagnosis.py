@@ -1,0 +1,97 @@
+"""Gathers the logs of a scenario's runs into figures, with a plain sentence for whatever is missing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unidecouple.report import logs
+from unidecouple.report.figures import Records, forgetting, loss_curves
+from unidecouple.report.figures_diagnosis import color_limit, conflict_map, routing_map
+from unidecouple.report.results import Results, RunRef
+from unidecouple.report.style import Look, Plot
+from unidecouple.report.wording import counted, listed, variant_name
+
+
+@dataclass(frozen=True)
+class Part:
+    """Figures of one kind in one scenario, as (heading or "", figure), and sentences on what is missing."""
+
+    plots: tuple[tuple[str, Plot], ...]
+    missing: tuple[str, ...]
+
+
+def losses(results: Results, scenario: str, look: Mapping[str, Look]) -> Part:
+    """Loss curves."""
+    return _curves(results, scenario, look, logs.METRICS, loss_curves, "loss curve")
+
+
+def scores(results: Results, scenario: str, look: Mapping[str, Look]) -> Part:
+    """Validation scores over steps."""
+    return _curves(results, scenario, look, logs.SCORES, forgetting, "curve of scores")
+
+
+def conflicts(results: Results, scenario: str) -> Part:
+    """Conflict maps at the start of training and at its end, of every variant that measured them."""
+    measured = {
+        (variant, file): found
+        for variant in results.trained(scenario)
+        for file in (logs.CONFLICT_START, logs.CONFLICT)
+        if (found := [c for run in _runs(results, scenario, variant) if (c := logs.read_conflict(run.folder / file))])
+    }
+    limit = color_limit([conflict for found in measured.values() for conflict in found])
+    plots = []
+    for (variant, _), found in measured.items():
+        same = [conflict for conflict in found if conflict.step == found[0].step]
+        heading = f"{variant_name(variant)} at step {same[0].step}, {counted(len(same), 'seed')}"
+        plot = conflict_map(_name("conflict", scenario, variant, str(same[0].step)), heading, same, limit)
+        plots += [(heading, plot)] if plot else []
+    missing = () if plots else (f"No run of {scenario} has {logs.CONFLICT}, so there is no map of it.",)
+    return Part(tuple(plots), missing)
+
+
+def routings(results: Results, scenario: str, look: Mapping[str, Look]) -> Part:
+    """Routing maps; of one seed each, since experts of different seeds have nothing to do with each other."""
+    plots = []
+    for variant in results.trained(scenario):
+        for run in _runs(results, scenario, variant):
+            layers = logs.read_routing(run.folder / logs.ROUTING)
+            heading = f"{variant_name(variant)}, seed {run.seed}"
+            plot = routing_map(_name("routing", scenario, variant), heading, layers, look[variant]) if layers else None
+            if plot:
+                plots.append((heading, plot))
+                break
+    missing = () if plots else (f"No run of {scenario} has {logs.ROUTING}: only models with experts write it.",)
+    return Part(tuple(plots), missing)
+
+
+def _name(*words: str) -> str:
+    """A name for a figure's ids, which may hold no spaces."""
+    return re.sub(r"[^\w-]+", "-", "-".join(words))
+
+
+def _runs(results: Results, scenario: str, variant: str) -> list[RunRef]:
+    return [run for run in results.runs if (run.scenario, run.variant) == (scenario, variant)]
+
+
+def _curves(
+    results: Results,
+    scenario: str,
+    look: Mapping[str, Look],
+    file: str,
+    draw: Callable[[str, Records, Mapping[str, Look]], Plot | None],
+    noun: str,
+) -> Part:
+    records: dict[str, Sequence[Sequence[Mapping[str, Any]]]] = {}
+    absent = []
+    for variant in results.trained(scenario):
+        read = [(run, logs.read_lines(run.folder / file)) for run in _runs(results, scenario, variant)]
+        absent += [f"{variant_name(variant)} (seed {run.seed})" for run, lines in read if not lines]
+        if found := [lines for _, lines in read if lines]:
+            records[variant] = found
+    plot = draw(scenario, records, look)
+    if plot is None:
+        return Part((), (f"No {noun}: no run of {scenario} has {file} with such a value.",))
+    return Part((("", plot),), (f"Without {listed(absent)}: {file} is missing there.",) if absent else ())

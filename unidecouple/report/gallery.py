@@ -1,0 +1,77 @@
+"""Pictures of several variants for the same prompts, as the benchmark's first ones come: nothing is picked by hand."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from unidecouple.report import logs
+from unidecouple.report.results import START, UNIDECOUPLE, Results
+from unidecouple.report.wording import variant_name
+
+_SHORT = "dense"
+"""What the control is called under its pictures, where there is little room."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture: ``source`` is a data URI, ``reason`` what the judge missed ("" if it is correct)."""
+
+    label: str
+    source: str
+    correct: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt and each variant's picture for it."""
+
+    prompt: str
+    tag: str
+    pictures: tuple[Shown, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of a scenario, ``tallies`` of what is shown, and sentences on what is missing."""
+
+    prompts: tuple[Prompted, ...]
+    tallies: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def gallery(results: Results, scenario: str) -> Gallery:
+    """Start, control and UniDecouple side by side, each from the first seed that kept samples, for prompts that all drew."""
+    wanted = [name for name in (START, results.reference(scenario), UNIDECOUPLE) if name in results.variants(scenario)]
+    found = {name: samples for name in wanted if name and (samples := _samples(results, scenario, name))}
+    absent = [variant_name(name) for name in wanted if name and name not in found]
+    missing = tuple(f"No pictures of {name}: {logs.SAMPLES} is missing." for name in absent)
+    if not found:
+        return Gallery((), (), missing or (f"No pictures: no run of {scenario} is shown here.",))
+    first = next(iter(found.values()))
+    shared = [prompt for prompt in first if all(prompt in samples for samples in found.values())]
+    drawn = {prompt: tuple(_shown(name, samples[prompt]) for name, samples in found.items()) for prompt in shared}
+    right = {name: sum(samples[prompt].correct for prompt in shared) for name, samples in found.items()}
+    tallies = tuple(f"{variant_name(name)}: {number} of {len(shared)} right" for name, number in right.items())
+    return Gallery(tuple(Prompted(prompt, first[prompt].tag, drawn[prompt]) for prompt in shared), tallies, missing)
+
+
+def _samples(results: Results, scenario: str, variant: str) -> Mapping[str, logs.Sample] | None:
+    """Prompt -> its first picture."""
+    for run in results.runs:
+        if (run.scenario, run.variant) == (scenario, variant):
+            samples = logs.read_samples(run.folder / logs.SAMPLES)
+            if samples:
+                first: dict[str, logs.Sample] = {}
+                for sample in samples:
+                    first.setdefault(sample.prompt, sample)
+                return first
+    return None
+
+
+def _shown(name: str, sample: logs.Sample) -> Shown:
+    source = "data:image/png;base64," + base64.b64encode(sample.png).decode("ascii")
+    label = variant_name(name) if name in (START, UNIDECOUPLE) else _SHORT
+    return Shown(label, source, sample.correct, sample.reason)

@@ -1,0 +1,115 @@
+"""Puts the page together: everything computed here, everything laid out in ``template.html.j2``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from unidecouple.files import write_text_atomic
+from unidecouple.report import diagnosis
+from unidecouple.report.answer import answer
+from unidecouple.report.diagnosis import Part
+from unidecouple.report.figures import front, overview
+from unidecouple.report.gallery import Gallery, gallery
+from unidecouple.report.results import Results, load_results
+from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, looks
+from unidecouple.report.tables import Detail, Headline, details, headline
+from unidecouple.report.wording import MINUS, counted, duration
+
+REPORT = "report.html"
+_TEMPLATE = "template.html.j2"
+_NUMBERS = re.compile(rf"[+{MINUS}]?\d+\.\d(?: ± \d+\.\d)?|\d+%(?! interval)")
+
+
+@dataclass(frozen=True)
+class ScenarioView:
+    """What the page shows of one scenario."""
+
+    name: str
+    description: str
+    sentences: tuple[Markup, ...]
+    table: Headline
+    details: tuple[Detail, ...]
+    gallery: Gallery
+    front: Plot | None
+    scores: Part
+    losses: Part
+    conflicts: Part
+    routings: Part
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``folder/report.html`` from ``folder/results.json`` and what the runs it names left beside their scores.
+
+    Returns:
+        Its path. The page needs no other file, no network and no script.
+
+    Raises:
+        ValueError: ``results.json`` is missing or broken, or a log that is there cannot be read. Missing logs are no error.
+        StorageError: the page could not be written; an earlier one is as it was.
+    """
+    path = folder / REPORT
+    write_text_atomic(path, render(load_results(folder)))
+    return path
+
+
+def render(results: Results) -> str:
+    """The page as text."""
+    look = looks(results.names)
+    here = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["svg"] = Markup
+    return environment.get_template(_TEMPLATE).render(
+        title=results.meta.get("name") or results.folder.name,
+        facts=_facts(results),
+        scenarios=[_view(results, scenario, look) for scenario in results.scenarios],
+        overview=overview(results, look),
+        theme={"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER},
+        command=results.meta.get("command"),
+        facts_folded=_folded(results.meta),
+    )
+
+
+def emphasize(sentence: str) -> Markup:
+    """``sentence`` escaped, its scores and percentages in bold."""
+    return Markup(_NUMBERS.sub(lambda match: f"<strong>{match.group()}</strong>", str(escape(sentence))))  # noqa: S704 -- escaped above
+
+
+def _view(results: Results, scenario: str, look: Mapping[str, Look]) -> ScenarioView:
+    return ScenarioView(
+        name=scenario,
+        description=results.meta.get("scenarios", {}).get(scenario, ""),
+        sentences=tuple(map(emphasize, answer(results, scenario))),
+        table=headline(results, scenario, look),
+        details=details(results, scenario),
+        gallery=gallery(results, scenario),
+        front=front(results, scenario, look),
+        scores=diagnosis.scores(results, scenario, look),
+        losses=diagnosis.losses(results, scenario, look),
+        conflicts=diagnosis.conflicts(results, scenario),
+        routings=diagnosis.routings(results, scenario, look),
+    )
+
+
+def _facts(results: Results) -> list[str]:
+    """The line under the title."""
+    meta = results.meta
+    runs = sum(run.variant != "start" for run in results.runs)
+    facts = [str(meta["created"])[:10]] if meta.get("created") else []
+    facts += [counted(runs, "run"), counted(len({row.seed for row in results.rows}), "seed")]
+    times = (("wall_seconds", "wall time"), ("cpu_seconds", "CPU time"))
+    facts += [f"{duration(meta[key])} of {what}" for key, what in times if meta.get(key)]
+    return facts + ([f"commit {meta['commit'][:10]}"] if meta.get("commit") else [])
+
+
+def _folded(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(heading, JSON) of the parts of ``meta`` that are there to look things up in."""
+    names = {"config": "Configuration", "versions": "Versions", "hashes": "Hashes", "chance": "Chance levels", "runs": "Runs"}
+    return [(names[key], json.dumps(meta[key], indent=2, ensure_ascii=False)) for key in names if meta.get(key)]

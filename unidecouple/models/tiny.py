@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
-from unidecouple.models.decoder import UniLlamaAttention
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 
@@ -53,7 +52,7 @@ class TinySize:
     vision_hidden_size: int = 96
     vision_layers: int = 3
     image_size: int = 64
-    codes: int = 2048
+    codes: int = 1024
     code_dim: int = 8
     vq_latent_channels: int = 64
     vq_channel_multiplier: tuple[int, ...] = (1, 1, 2, 3, 3)
@@ -156,8 +155,7 @@ def tiny_model(config: UniJanusConfig, seed: int) -> UniJanusForConditionalGener
     """A model of ``config`` with random weights from ``seed``; the tokenizer (vqmodel) is frozen.
 
     The vision tower starts at variance 1 / fan-in and word embeddings at unit length, since at the library's 0.02 the tower's
-    features start 30 times smaller than at convergence and captions take twice as long to learn (EXPERIMENTS.md). Keys start
-    equal to queries, so that attention looks for what resembles the token that asks; otherwise a tiny model finds nothing.
+    features start 30 times smaller than at convergence and captions take twice as long to learn (EXPERIMENTS.md).
     """
     torch.manual_seed(seed)
     model = UniJanusForConditionalGeneration(config)
@@ -165,13 +163,6 @@ def tiny_model(config: UniJanusConfig, seed: int) -> UniJanusForConditionalGener
         for name, weight in part.named_parameters():
             if weight.ndim > 1 and "position_embedding" not in name:
                 torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
-    unit = config.text_config.hidden_size**-0.5
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=unit)
-    with torch.no_grad():
-        for attention in model.decoder.modules():
-            if isinstance(attention, UniLlamaAttention):
-                torch.nn.init.normal_(attention.q_proj.weight, std=unit)
-                if attention.k_proj.weight.shape == attention.q_proj.weight.shape:
-                    attention.k_proj.weight.copy_(attention.q_proj.weight)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.text_config.hidden_size**-0.5)
     model.model.vqmodel.requires_grad_(False)
     return model

@@ -1,4 +1,4 @@
-"""Where the shipped bases come from: a tiny model with random weights whose image tokenizer is fitted to the world."""
+"""Where bases come from: a tiny model with random weights, its image tokenizer and vision tower fitted to the world."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from unidecouple.generate.image import decode_pictures
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.models.vq import encode_image_tokens
+from unidecouple.train.alignment import Alignment, align_vision
 from unidecouple.train.build import load
 from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
 
@@ -32,6 +33,7 @@ class Scratch:
     Attributes:
         size: its shape.
         tokenizer: how its image tokenizer is fitted.
+        alignment: how its vision tower is aligned with words.
         pictures, picture_seed: what it is fitted to.
         seed: of the random weights.
         threads: of torch.
@@ -39,6 +41,7 @@ class Scratch:
 
     size: TinySize = field(default_factory=TinySize)
     tokenizer: TokenizerTraining = field(default_factory=TokenizerTraining)
+    alignment: Alignment = field(default_factory=Alignment)
     pictures: int = 12000
     picture_seed: int = 1
     seed: int = 0
@@ -61,6 +64,14 @@ def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
         )
 
     fit_tokenizer(model.model.vqmodel, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), scratch.tokenizer, report)
+    align_vision(
+        model,
+        processor.tokenizer,
+        scratch.alignment,
+        lambda step, values: say(
+            f"alignment step {step}/{scratch.alignment.steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items())
+        ),
+    )
     with atomic_directory(folder) as staging:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)

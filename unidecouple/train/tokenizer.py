@@ -1,9 +1,10 @@
 """Fits the VQ tokenizer (vector quantisation, arXiv 1711.00937) of a tiny model to the pictures of the world.
 
-Choices of ours, each against a failure seen here: drawn pixels weigh more than background (else capacity goes to white);
-chroma weighs more than lightness (else line art takes every code and colours merge); the codebook follows moving averages and
-starts from encoder outputs, and codes nobody uses are moved to latents nobody serves (else most codes die); the first steps go
-without quantisation.
+Choices of ours, each against a failure seen here (EXPERIMENTS.md): drawn pixels weigh more than background (else capacity goes to
+white); chroma weighs more than lightness (else line art takes every code and colours merge); a token must not depend on the rest
+of the picture (else a blank patch has 177 different codes and no generator can learn them); the codebook follows moving averages
+and starts from encoder outputs, and codes nobody uses are moved to latents nobody serves (else most codes die); the first steps
+go without quantisation.
 """
 
 from __future__ import annotations
@@ -25,20 +26,23 @@ class TokenizerTraining:
     """Hyperparameters of ``fit_tokenizer``.
 
     Attributes:
-        steps: of the whole tokenizer; the first ``warmup_share`` of them go without quantisation.
-        polish_steps: of the decoder alone afterwards, tokens fixed, at half the learning rate, with less weight on chroma.
+        steps: the first ``warmup_share`` of them go without quantisation.
         batch_size: pictures a step.
+        foreground_weight, chroma_weight: of drawn pixels and of colour in the pixel loss.
+        commitment: weight of the distance from latents to their codes.
+        locality: weight of what latents change by when other parts of the picture are erased.
+        ema_decay: of the codebook's moving averages.
+        restart_every: steps between moves of unused codes.
     """
 
     steps: int = 4500
-    polish_steps: int = 1200
     batch_size: int = 10
     learning_rate: float = 2e-3
     warmup_share: float = 0.1
     foreground_weight: float = 8.0
     chroma_weight: float = 4.0
-    polish_chroma_weight: float = 1.5
     commitment: float = 0.25
+    locality: float = 10.0
     ema_decay: float = 0.99
     restart_every: int = 40
     seed: int = 0
@@ -62,49 +66,38 @@ def fit_tokenizer(
     vq.requires_grad_(True).train().to(memory_format=torch.channels_last)  # about 1.5 times as fast on a CPU
     codebook = vq.quantize.embedding.weight.requires_grad_(False)
     ema = _Codebook(codebook, training.ema_decay)
+    weights = [p for p in vq.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     warmup = round(training.warmup_share * training.steps)
-
-    def tokenize(step: int, target: Tensor) -> tuple[Tensor, Tensor]:
+    for step in range(training.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate * min(1.0, (step + 1) / 50) * _cosine(step / training.steps)
+        index = torch.randint(len(images), (training.batch_size,), generator=generator)
+        target = (images[index].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         z = latents(vq, target)
+        quantized, commit = z, z.new_zeros(())
         if step == warmup:
             ema.start_from(z.detach(), generator)
-        if step < warmup:
-            return z, z.new_zeros(())
-        tokens = nearest_codes(vq, z)
-        chosen = F.embedding(tokens, F.normalize(codebook, dim=-1))
-        ema.update(z.detach().flatten(0, 1), tokens.flatten())
-        if step % training.restart_every == 0 and step < 0.8 * training.steps:
-            ema.restart_dead(z.detach().flatten(0, 1), generator)
-        return z + (chosen - z).detach(), F.mse_loss(z, chosen) * z.shape[-1]
-
-    def look_up(step: int, target: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            tokens = nearest_codes(vq, latents(vq, target))
-        return F.embedding(tokens, F.normalize(codebook, dim=-1)), target.new_zeros(())
-
-    whole = [p for p in vq.parameters() if p.requires_grad]
-    drawing = [*vq.decoder.parameters(), *vq.post_quant_conv.parameters()]
-    phases = (
-        (training.steps, whole, training.learning_rate, training.chroma_weight, tokenize),
-        (training.polish_steps, drawing, training.learning_rate / 2, training.polish_chroma_weight, look_up),
-    )
-    done = 0
-    for steps, weights, learning_rate, chroma_weight, quantize in phases:
-        optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * min(1.0, (step + 1) / 50) * _cosine(step / steps)
-            index = torch.randint(len(images), (training.batch_size,), generator=generator)
-            target = (images[index].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-            quantized, commitment = quantize(step, target)
-            pixel_loss = _pixel_loss(decode_latents(vq, quantized), target, training.foreground_weight, chroma_weight)
-            optimizer.zero_grad(set_to_none=True)
-            (pixel_loss + training.commitment * commitment).backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            if step % 50 == 0 or step == steps - 1:
-                report(done + step, {"pixel_loss": pixel_loss.item(), "commitment": commitment.item(), **ema.usage()})
-        done += steps
+        if step >= warmup:
+            tokens = nearest_codes(vq, z)
+            chosen = F.embedding(tokens, F.normalize(codebook, dim=-1))
+            commit = F.mse_loss(z, chosen) * z.shape[-1]
+            quantized = z + (chosen - z).detach()
+            ema.update(z.detach().flatten(0, 1), tokens.flatten())
+            if step % training.restart_every == 0 and step < 0.8 * training.steps:
+                ema.restart_dead(z.detach().flatten(0, 1), generator)
+        reconstruction = decode_latents(vq, quantized)
+        weight = 1 + (training.foreground_weight - 1) * _foreground(target)
+        pixel_loss = (weight * _color_error(reconstruction - target, training.chroma_weight)).sum() / weight.sum() / 3
+        erased, kept = _erase(target, round(z.shape[1] ** 0.5), generator)
+        locality = (latents(vq, erased) - z)[kept.flatten(1)].square().sum(-1).mean()
+        loss = pixel_loss + training.commitment * commit + training.locality * locality
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        if step % 50 == 0 or step == training.steps - 1:
+            report(step, {"pixel_loss": pixel_loss.item(), "commitment": commit.item(), "locality": locality.item(), **ema.usage()})
     vq.requires_grad_(False).eval()
 
 
@@ -156,14 +149,22 @@ def _foreground(target: Tensor) -> Tensor:
     return F.max_pool2d(drawn, 3, stride=1, padding=1)
 
 
-def _pixel_loss(reconstruction: Tensor, target: Tensor, foreground_weight: float, chroma_weight: float) -> Tensor:
-    """|d| + d^2 of lightness and, weighted, of what is left of each channel, drawn pixels weighing more; a scalar."""
-    weight = 1 + (foreground_weight - 1) * _foreground(target)
-    difference = reconstruction - target
+def _erase(target: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """White out each quadrant of each picture with probability one half.
+
+    Returns:
+        (B, 3, H, W) pictures, and (B, side, side) bool: which of side x side tokens still show what they did.
+    """
+    keep = torch.rand(len(target), 2, 2, generator=generator) < 0.5
+    pixels, tokens = (keep.repeat_interleave(n // 2, 1).repeat_interleave(n // 2, 2) for n in (target.shape[-1], side))
+    return torch.where(pixels.unsqueeze(1), target, 1.0), tokens
+
+
+def _color_error(difference: Tensor, chroma_weight: float) -> Tensor:
+    """|d| + d^2 of lightness and, weighted, of what is left of each channel: (B, 3, H, W) -> the same."""
     lightness = difference.mean(1, keepdim=True)
     chroma = difference - lightness
-    error = lightness.abs() + lightness.square() + chroma_weight * (chroma.abs() + chroma.square())
-    return (weight * error).sum() / weight.sum() / 3
+    return lightness.abs() + lightness.square() + chroma_weight * (chroma.abs() + chroma.square())
 
 
 def _cosine(progress: float) -> float:

@@ -1,0 +1,72 @@
+"""The command line as a user meets it: instant help, clear errors, exit codes, Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from small_runs import SMALL
+from unidecouple.cli import main
+from unidecouple.data.world.dataset import vocabulary
+from unidecouple.models.tiny import tiny_config, tiny_model, tiny_processor
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SMALL_RUN = """
+data: {pairs: 8, scenes: 8, t2i_batch_size: 2, mmu_batch_size: 2}
+stages: [{train: {attention: 1, generation: 1}}]
+evaluation: {eval_steps: 0, pope_images: 2, vqa_questions: 2, prompts_per_tag: 2, num_images: 1}
+logging_steps: 1
+diagnose: false
+"""
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, unidecouple.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "experiment" in shown.stdout
+
+
+def test_unknown_key_offers_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(RECIPES / "base" / "understanding.yaml"), "max_step=3", "--output", str(tmp_path / "run")]) == 1
+    assert "max_steps" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text("model_name_or_path: nowhere\n" + SMALL_RUN)
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]) == 1
+    assert "no checkpoint at 'nowhere'" in capsys.readouterr().err
+
+
+def test_report_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 1
+    assert "results.json" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    processor = tiny_processor(vocabulary(), SMALL)
+    tiny_model(tiny_config(processor.tokenizer, SMALL), seed=0).save_pretrained(base)
+    processor.save_pretrained(base)
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(f"model_name_or_path: {base}\nmax_steps: 60\nsave_steps: 0\n" + SMALL_RUN)
+    command = [sys.executable, "-m", "unidecouple", "train", str(recipe)]
+    command += ["--output", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("step 3/"):
+            child.send_signal(signal.SIGINT)
+            break
+    _, told = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert "resumes" in told
+    assert list((tmp_path / "run").glob("checkpoint-*"))
+    again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
+    assert "resuming from" in again.stdout
+    assert (tmp_path / "run" / "scores.json").is_file()

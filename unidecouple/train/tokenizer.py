@@ -42,7 +42,7 @@ class TokenizerTraining:
     foreground_weight: float = 8.0
     chroma_weight: float = 4.0
     commitment: float = 0.25
-    locality: float = 10.0
+    locality: float = 0.3
     ema_decay: float = 0.99
     restart_every: int = 40
     seed: int = 0

@@ -58,7 +58,9 @@ class UniLlamaConfig(LlamaConfig):
             if target not in LORA_TARGETS:
                 raise ValueError(f"LoRA target {target!r} is not one of {', '.join(LORA_TARGETS)}")
         if "experts" in self.lora_targets and self.experts_backend == "grouped_mm" and self.lora_rank % 4:
-            raise ValueError(f"lora_rank={self.lora_rank} on experts must be a multiple of 4 (8 in bf16): grouped_mm needs 16-byte rows")
+            raise ValueError(
+                f"lora_rank={self.lora_rank} on experts must be a multiple of 4 (8 in bf16): grouped_mm needs 16-byte rows"
+            )
         if not 1 <= self.num_experts_per_tok <= self.experts_per_group:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} must be from 1 to the {self.experts_per_group} experts of a group"

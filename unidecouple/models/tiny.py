@@ -52,7 +52,7 @@ class TinySize:
     vision_hidden_size: int = 96
     vision_layers: int = 3
     image_size: int = 64
-    codes: int = 1024
+    codes: int = 2048
     code_dim: int = 8
     vq_latent_channels: int = 64
     vq_channel_multiplier: tuple[int, ...] = (1, 1, 2, 3, 3)

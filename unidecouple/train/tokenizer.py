@@ -1,10 +1,9 @@
 """Fits the VQ tokenizer (vector quantisation, arXiv 1711.00937) of a tiny model to the pictures of the world.
 
 Choices of ours, each against a failure seen here (EXPERIMENTS.md): drawn pixels weigh more than background (else capacity goes to
-white); chroma weighs more than lightness (else line art takes every code and colours merge); a token must not depend on the rest
-of the picture (else a blank patch has 177 different codes and no generator can learn them); the codebook follows moving averages
+white); chroma weighs more than lightness (else line art takes every code and colours merge); the codebook follows moving averages
 and starts from encoder outputs, and codes nobody uses are moved to latents nobody serves (else most codes die); the first steps
-go without quantisation.
+go without quantisation. Known to fall short: equal patches get different codes by what else the picture shows.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ class TokenizerTraining:
         batch_size: pictures a step.
         foreground_weight, chroma_weight: of drawn pixels and of colour in the pixel loss.
         commitment: weight of the distance from latents to their codes.
-        locality: weight of what latents change by when other parts of the picture are erased.
         ema_decay: of the codebook's moving averages.
         restart_every: steps between moves of unused codes.
     """
@@ -42,7 +40,6 @@ class TokenizerTraining:
     foreground_weight: float = 8.0
     chroma_weight: float = 4.0
     commitment: float = 0.25
-    locality: float = 0.3
     ema_decay: float = 0.99
     restart_every: int = 40
     seed: int = 0
@@ -89,15 +86,13 @@ def fit_tokenizer(
         reconstruction = decode_latents(vq, quantized)
         weight = 1 + (training.foreground_weight - 1) * _foreground(target)
         pixel_loss = (weight * _color_error(reconstruction - target, training.chroma_weight)).sum() / weight.sum() / 3
-        erased, kept = _erase(target, round(z.shape[1] ** 0.5), generator)
-        locality = (latents(vq, erased) - z)[kept.flatten(1)].square().sum(-1).mean()
-        loss = pixel_loss + training.commitment * commit + training.locality * locality
+        loss = pixel_loss + training.commitment * commit
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         if step % 50 == 0 or step == training.steps - 1:
-            report(step, {"pixel_loss": pixel_loss.item(), "commitment": commit.item(), "locality": locality.item(), **ema.usage()})
+            report(step, {"pixel_loss": pixel_loss.item(), "commitment": commit.item(), **ema.usage()})
     vq.requires_grad_(False).eval()
 
 
@@ -147,17 +142,6 @@ def _foreground(target: Tensor) -> Tensor:
     """1 where something is drawn (or next to it), else 0: (B, 3, H, W) -> (B, 1, H, W)."""
     drawn = (target.amin(1, keepdim=True) < 0.95).float()
     return F.max_pool2d(drawn, 3, stride=1, padding=1)
-
-
-def _erase(target: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """White out each quadrant of each picture with probability one half.
-
-    Returns:
-        (B, 3, H, W) pictures, and (B, side, side) bool: which of side x side tokens still show what they did.
-    """
-    keep = torch.rand(len(target), 2, 2, generator=generator) < 0.5
-    pixels, tokens = (keep.repeat_interleave(n // 2, 1).repeat_interleave(n // 2, 2) for n in (target.shape[-1], side))
-    return torch.where(pixels.unsqueeze(1), target, 1.0), tokens
 
 
 def _color_error(difference: Tensor, chroma_weight: float) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from unidecouple.data.world.dataset import vocabulary
 from unidecouple.methods.stage import Lora, Stage
-from unidecouple.models.tiny import TinySize
+from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.run import RunConfig
 
 SMALL = TinySize(
@@ -24,6 +25,14 @@ APART_THEN_JOINT = (
     Stage("apart", 0.5, 1e-2, {"generation": 1, "experts": 1, "expert_router": 1, "task_router": 1}, "label", warmup_steps=1),
     Stage("joint", 0.5, 1e-2, {"generation": 1, "lora": 1, "task_router": 1}, None, Lora(4, 8.0), warmup_steps=1),
 )
+
+
+def save_small_base(folder: Path) -> Path:
+    """Write a base of size ``SMALL`` with random weights, model and processor, to ``folder``, and return it."""
+    processor = tiny_processor(vocabulary(), SMALL)
+    tiny_model(tiny_config(processor.tokenizer, SMALL), seed=0).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 class Run(Protocol):

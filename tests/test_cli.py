@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from small_runs import SMALL
+from small_runs import save_small_base
 from unidecouple.cli import main
-from unidecouple.data.world.dataset import vocabulary
-from unidecouple.models.tiny import tiny_config, tiny_model, tiny_processor
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL_RUN = """
@@ -49,10 +47,7 @@ def test_report_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    processor = tiny_processor(vocabulary(), SMALL)
-    tiny_model(tiny_config(processor.tokenizer, SMALL), seed=0).save_pretrained(base)
-    processor.save_pretrained(base)
+    base = save_small_base(tmp_path / "base")
     recipe = tmp_path / "run.yaml"
     recipe.write_text(f"model_name_or_path: {base}\nmax_steps: 60\nsave_steps: 0\n" + SMALL_RUN)
     command = [sys.executable, "-m", "unidecouple", "train", str(recipe)]

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from small_runs import SMALL
+from small_runs import save_small_base
 from unidecouple import config
-from unidecouple.data.world.dataset import vocabulary
 from unidecouple.experiment.plan import START, Experiment, jobs
-from unidecouple.models.tiny import tiny_config, tiny_model, tiny_processor
 from unidecouple.run import RunConfig
 from unidecouple.train.execute import execute
 from unidecouple.train.scratch import Scratch
@@ -24,11 +22,7 @@ BASES = [RECIPES / "base" / "understanding.yaml", RECIPES / "base" / "unified.ya
 
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    processor = tiny_processor(vocabulary(), SMALL)
-    tiny_model(tiny_config(processor.tokenizer, SMALL), seed=0).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_small_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from small_runs import SMALL, Run
-from unidecouple.data.world.dataset import vocabulary
+from small_runs import Run, save_small_base
 from unidecouple.methods.stage import Stage
-from unidecouple.models.tiny import tiny_config, tiny_model, tiny_processor
 from unidecouple.run import Data, Evaluation, RunConfig
 from unidecouple.train.execute import execute
 from unidecouple.train.loop import InterruptedRunError
@@ -18,11 +16,7 @@ from unidecouple.train.loop import InterruptedRunError
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    processor = tiny_processor(vocabulary(), SMALL)
-    tiny_model(tiny_config(processor.tokenizer, SMALL), seed=0).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_small_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ TINY = TinySize(
     codes=64,
     vq_latent_channels=32,
     vq_channel_multiplier=(1, 1, 1),
+    vq_encode_window=0,
 )
 """Pictures of 16 pixels, 16 tokens each."""
 

@@ -10,6 +10,22 @@ from unidecouple.methods.structure import Dense, Structure
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """A stretch of steps at the start of a run in which understanding is taught in a narrower way than by conversations.
+
+    Attributes:
+        kind: "pointing" (picture, class word, at once its colour), "asking" (the same with a question mark and the assistant's
+            turn before the colour) or "caption" (a conversation that is the caption alone).
+        steps: how many.
+        batch_size: samples a step, in place of ``mmu_batch_size``; the sequences are short.
+    """
+
+    kind: Literal["pointing", "asking", "caption"]
+    steps: int
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
 class Data:
     """What a step sees.
 
@@ -17,9 +33,9 @@ class Data:
         pairs, scenes, seed: training data of the world (see ``WorldData``).
         t2i_batch_size: prompt and picture pairs a step; 0 is understanding only.
         mmu_batch_size: conversations a step; 0 is generation only.
-        turns: questions in a conversation.
-        caption_steps: steps at the start of the run whose conversations are the caption alone, which a model from scratch
-            needs to start looking at the picture at all.
+        turns: most questions in a conversation.
+        lessons: what a model from scratch is taught before conversations, one after the other; without them it never looks at
+            the picture (EXPERIMENTS.md).
         cond_dropout_prob: share of prompts hidden, for classifier-free guidance.
         router_pairs: pairs a step that are also read backwards (picture first, then its prompt) to teach the task router what
             understanding looks like where there is little or no understanding data. No answer is learned from them. Ours.
@@ -31,7 +47,7 @@ class Data:
     t2i_batch_size: int = 32
     mmu_batch_size: int = 32
     turns: int = 6
-    caption_steps: int = 0
+    lessons: tuple[Lesson, ...] = ()
     cond_dropout_prob: float = 0.1
     router_pairs: int = 0
 

@@ -87,6 +87,15 @@ def test_targets_are_the_answers_and_their_ends(builder: SequenceBuilder, pictur
     assert set(builder.generation("a photo of a cow", range(16)).labels) == {IGNORE}
 
 
+@pytest.mark.parametrize(("asked", "between"), [(False, ""), (True, "? <|assistant|> ")])
+def test_pointing_has_one_target(builder: SequenceBuilder, pictures: np.ndarray, asked: bool, between: str) -> None:
+    sample = builder.pointing(pictures[0], "cow", "red", asked)
+    assert builder.tokenizer.decode(sample.input_ids).endswith(f"<end_of_image> cow {between}red")
+    assert [label for label in sample.labels if label != IGNORE] == sample.input_ids[-1:]
+    assert sample.labels[-1] != IGNORE
+    assert set(sample.task_ids) == {Task.MMU}
+
+
 def test_tasks_of_tokens(builder: SequenceBuilder, pictures: np.ndarray) -> None:
     assert set(builder.understanding(pictures[0], TURNS).task_ids) == {Task.MMU}
     drawn = builder.generation("a photo of a cow", range(16))

@@ -14,10 +14,11 @@ from unidecouple.data.world import dataset
 from unidecouple.data.world.catalog import CLASSES, COLORS, NUMBER_WORDS, RELATIONS, THEMES, article, plural
 from unidecouple.data.world.dataset import WorldData, load_world, tokenizer_pictures
 from unidecouple.data.world.prompts import TAGS, WORDINGS, Prompt, build, held_out, scene_of, training_pair
-from unidecouple.data.world.questions import Question, absent, caption, conversation, pope, vqa
+from unidecouple.data.world.questions import Question, absent, caption, conversation, pope, tell_apart, vqa
 from unidecouple.data.world.scene import (
     CELL_NAMES,
     IMAGE_SIZE,
+    SIZES,
     Scene,
     Thing,
     distinct_names,
@@ -137,13 +138,33 @@ def test_conversations_end_with_the_caption_and_give_nothing_away() -> None:
     """A caption before the questions would answer them; POPE's answers are as often yes as no."""
     rng = np.random.default_rng(0)
     said: Counter[str] = Counter()
+    lengths: Counter[int] = Counter()
     for scene in scenes(300):
         turns = conversation(scene, rng, turns=6)
-        assert [turn.kind == "caption" for turn in turns] == [False] * 6 + [True]
-        polled = [turn.answer for turn in turns if turn.kind == "pope"]
-        assert 0 < len(polled) < 6
-        said.update(polled)
+        assert [turn.kind == "caption" for turn in turns] == [False] * (len(turns) - 1) + [True]
+        lengths[len(turns) - 1] += 1
+        said.update(turn.answer for turn in turns if turn.kind == "pope")
+        assert [turn.kind for turn in conversation(scene, rng, turns=0)] == ["caption"]
+    assert set(lengths) == {1, 2, 3, 4, 5, 6}
+    assert said.keys() == {"yes", "no"}
     assert abs(said["yes"] - said["no"]) < 3 * sum(said.values()) ** 0.5  # three standard deviations of fair coins
+
+
+def test_objects_to_point_at_cannot_be_answered_from_the_bag() -> None:
+    red_cow, blue_egg = Thing("cow", "red", 0), Thing("egg", "blue", 3)
+    assert tell_apart(Scene((red_cow, blue_egg))) == [red_cow, blue_egg]
+    assert tell_apart(Scene((red_cow, Thing("egg", "red", 3)))) == []
+    assert tell_apart(Scene((red_cow, Thing("cow", "blue", 3)))) == []
+    assert tell_apart(Scene((red_cow,))) == []
+
+
+def test_pictures_to_be_drawn_are_centred_and_those_to_be_understood_are_not() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [thing for _ in range(100) for thing in training_pair(rng)[1].things]
+    seen = [thing for scene in scenes(100) for thing in scene.things]
+    assert {(thing.dx, thing.dy) for thing in drawn} == {(0, 0)}
+    assert {(thing.dx, thing.dy) for thing in seen} == {(-1, -1), (-1, 1), (1, -1), (1, 1)}
+    assert {thing.size for thing in drawn} == {thing.size for thing in seen} == set(SIZES)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -55,3 +55,23 @@ def test_latents_and_their_picture(vq: JanusVQVAE, pictures: np.ndarray) -> None
     tokens = encode_image_tokens(vq, pixels(pictures))
     quantized = F.normalize(vq.quantize.embedding.weight, dim=-1)[tokens]
     torch.testing.assert_close(decode_latents(vq, quantized), vq.decode(tokens), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_window_is_encoded_as_if_it_were_the_whole_picture(vq: JanusVQVAE, pictures: np.ndarray) -> None:
+    values = pixels(pictures)
+    whole, quarter = latents(vq, values), latents(vq, values[:, :, 8:, :8])
+    vq.config.encode_window = 8
+    windowed = latents(vq, values).view(4, 4, 4, -1)
+    torch.testing.assert_close(windowed[:, 2:, :2].flatten(1, 2), quarter)
+    assert not torch.allclose(whole.view(4, 4, 4, -1), windowed, atol=0.1)
+    redrawn = values.clone()
+    redrawn[:, :, :, 8:] = 1
+    left, left_before = (encode_image_tokens(vq, shown).view(4, 4, 4)[..., :2] for shown in (redrawn, values))
+    assert torch.equal(left, left_before)
+
+
+def test_a_window_that_does_not_fit(vq: JanusVQVAE, pictures: np.ndarray) -> None:
+    vq.config.encode_window = 12
+    with pytest.raises(ValueError, match=r"encode_window=12 does not divide pictures of \(16, 16\) pixels"):
+        encode_image_tokens(vq, pixels(pictures))

@@ -14,7 +14,7 @@ from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.stage import Lora, Objective, Stage
 from unidecouple.methods.structure import TaskAwareMoE
-from unidecouple.run import RunConfig
+from unidecouple.run import Lesson, RunConfig
 from unidecouple.train.batches import BatchSource, batch_source
 from unidecouple.train.build import add_lora, load, restructure
 from unidecouple.train.checkpoint import all_checkpoints
@@ -149,3 +149,26 @@ def test_tasks_draw_from_streams_of_their_own(source: BatchSource) -> None:
     """Variants with other mixtures see the same samples of the task they share."""
     alone = replace(source, data=replace(source.data, mmu_batch_size=0))
     assert torch.equal(alone.batch(5)[0].image_tokens, source.batch(5)[1].image_tokens)
+
+
+def test_lessons_come_one_after_the_other_and_then_conversations(source: BatchSource) -> None:
+    lessons = (Lesson("pointing", 1, 3), Lesson("asking", 2, 5), Lesson("caption", 1, 4))
+    taught = replace(source, data=replace(source.data, lessons=lessons, t2i_batch_size=0, router_pairs=0, turns=3))
+    tokenizer = source.builder.tokenizer
+
+    def texts(step: int) -> list[str]:
+        (batch,) = taught.batch(step)
+        return [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+
+    assert [len(texts(step)) for step in range(5)] == [3, 5, 5, 4, 2]
+    assert not any("<|assistant|>" in text for text in texts(0))
+    assert all(text.count("<|assistant|>") == 1 and "? <|assistant|>" in text for step in (1, 2) for text in texts(step))
+    assert all(text.count("<|user|>") == 1 and "describe the image" in text for text in texts(3))
+    assert all(text.count("<|user|>") > 1 for text in texts(4))
+
+
+def test_scenes_that_nobody_can_point_at(source: BatchSource) -> None:
+    alone = [scene for scene in source.world.scenes if len(scene.things) == 1]
+    taught = replace(source, world=replace(source.world, scenes=alone), data=replace(source.data, lessons=(Lesson("asking", 1),)))
+    with pytest.raises(ValueError, match=r"raise data\.scenes"):
+        taught.batch(0)

@@ -52,6 +52,13 @@ class SequenceBuilder:
             labels += [IGNORE] * len(asked) + (answer if answered else [IGNORE] * len(answer))
         return self._sequence(ids, labels, [NO_IMAGE_TOKEN] * len(ids), Task.MMU, picture)
 
+    def pointing(self, picture: np.ndarray, word: str, answer: str, asked: bool) -> Sample:
+        """``picture``, then ``word`` and at once its ``answer``; if ``asked`` with "?" and the assistant's turn between them."""
+        shown = [self._bos, *self._image, *self._ids(word), *([*self._ids("?"), *self._assistant] if asked else [])]
+        target = self._ids(answer)
+        labels = [IGNORE] * len(shown) + target
+        return self._sequence(shown + target, labels, [NO_IMAGE_TOKEN] * len(labels), Task.MMU, picture)
+
     def generation(self, prompt: str, image_tokens: Sequence[int], dropped: bool = False) -> Sample:
         """A prompt and the image drawn for it; ``dropped`` hides the prompt, as classifier-free guidance needs."""
         ids = self.generation_prompt(prompt, dropped)

@@ -84,6 +84,19 @@ class UniLlamaConfig(LlamaConfig):
 
 
 @strict
+class UniVQConfig(JanusVQVAEConfig):
+    """The image tokenizer's configuration.
+
+    Attributes:
+        encode_window: pixels a side of the windows that are encoded each on its own, 0 for the whole picture as Janus does.
+            Normalisation and attention over a whole picture tell every token what is drawn elsewhere, which a small
+            generator cannot learn to predict (EXPERIMENTS.md). Ours, for tiny models.
+    """
+
+    encode_window: int = 0
+
+
+@strict
 class UniJanusConfig(JanusConfig):
     """Janus with our decoder: ``text_config`` is a ``UniLlamaConfig``, the rest is transformers' own."""
 
@@ -91,7 +104,7 @@ class UniJanusConfig(JanusConfig):
     sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="unidecouple_llama"),
         "vision_config": JanusVisionConfig,
-        "vq_config": JanusVQVAEConfig,
+        "vq_config": UniVQConfig,
     }
 
 

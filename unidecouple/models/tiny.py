@@ -57,6 +57,7 @@ class TinySize:
     vq_latent_channels: int = 64
     vq_channel_multiplier: tuple[int, ...] = (1, 1, 2, 3, 3)
     vq_res_blocks: int = 1
+    vq_encode_window: int = 32
 
     @property
     def patch_size(self) -> int:
@@ -139,6 +140,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize, **text: Any)
         "base_channels": 32,  # the least that the library's 32-group normalisation allows
         "channel_multiplier": size.vq_channel_multiplier,
         "num_res_blocks": size.vq_res_blocks,
+        "encode_window": size.vq_encode_window,
         "projection_dim": size.hidden_size,
         "image_token_embed_dim": size.hidden_size,
     }
@@ -154,14 +156,15 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize, **text: Any)
 def tiny_model(config: UniJanusConfig, seed: int) -> UniJanusForConditionalGeneration:
     """A model of ``config`` with random weights from ``seed``; the tokenizer (vqmodel) is frozen.
 
-    The vision tower starts at variance 1 / fan-in and word embeddings at unit length, since at the library's 0.02 the tower's
-    features start 30 times smaller than at convergence and captions take twice as long to learn (EXPERIMENTS.md).
+    Vision tower and tokenizer start at variance 1 / fan-in, and word embeddings at unit length. At the library's 0.02 the
+    tower's features start 30 times smaller than at convergence, and the tokenizer's unnormalised path, which alone carries
+    absolute colour, is damped by five orders of magnitude (EXPERIMENTS.md).
     """
     torch.manual_seed(seed)
     model = UniJanusForConditionalGeneration(config)
-    for part in (model.model.vision_model, model.model.aligner):
+    for part in (model.model.vision_model, model.model.aligner, model.model.vqmodel):
         for name, weight in part.named_parameters():
-            if weight.ndim > 1 and "position_embedding" not in name:
+            if weight.ndim > 1 and "embedding" not in name.replace("patch_embedding", ""):
                 torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.text_config.hidden_size**-0.5)
     model.model.vqmodel.requires_grad_(False)

@@ -14,9 +14,16 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 
 def latents(vq: JanusVQVAE, pixel_values: Tensor) -> Tensor:
-    """Unit-norm latents before quantisation: (B, 3, H, W) in [-1, 1] -> (B, h*w, embed_dim), positions in raster order."""
-    encoded = vq.quant_conv(vq.encoder(pixel_values))
-    return F.normalize(encoded.flatten(2).transpose(1, 2), dim=-1)
+    """Unit-norm latents before quantisation: (B, 3, H, W) in [-1, 1] -> (B, h*w, embed_dim), positions in raster order.
+
+    With the configuration's ``encode_window``, windows of that size are encoded as pictures of their own.
+    """
+    size = getattr(vq.config, "encode_window", 0) or pixel_values.shape[-1]
+    windows = _cut(pixel_values, size)
+    rows, columns = windows.shape[1:3]
+    encoded = vq.quant_conv(vq.encoder(windows.flatten(0, 2)))
+    joined = encoded.unflatten(0, (-1, rows, columns)).permute(0, 1, 4, 2, 5, 3).flatten(1, 4)
+    return F.normalize(joined, dim=-1)
 
 
 def nearest_codes(vq: JanusVQVAE, unit_latents: Tensor) -> Tensor:
@@ -36,3 +43,10 @@ def decode_latents(vq: JanusVQVAE, quantized: Tensor) -> Tensor:
     side = int(quantized.shape[1] ** 0.5)
     grid = quantized.transpose(1, 2).unflatten(2, (side, side))
     return vq.decoder(vq.post_quant_conv(grid))
+
+
+def _cut(pixel_values: Tensor, size: int) -> Tensor:
+    """Windows of a picture: (B, 3, H, W) -> (B, rows, columns, 3, size, size)."""
+    if pixel_values.shape[-1] % size or pixel_values.shape[-2] % size:
+        raise ValueError(f"encode_window={size} does not divide pictures of {tuple(pixel_values.shape[-2:])} pixels")
+    return pixel_values.unflatten(-1, (-1, size)).unflatten(-3, (-1, size)).permute(0, 2, 4, 1, 3, 5)

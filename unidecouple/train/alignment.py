@@ -1,8 +1,7 @@
 """Aligns a vision tower with words before any language model sees it, as SigLIP (arXiv 2303.15343) is aligned before Janus.
 
-Each image token is taught to point at the embeddings of the class and of the colour that its patch shows. It costs half a
-minute and halves the steps until captions are right; whether it also shortens the "bag of features" plateau of questions is
-open (EXPERIMENTS.md).
+Each image token is taught to point at the embeddings of what its patch shows: class, colour, row and column of the board.
+It costs half a minute; what it buys is in EXPERIMENTS.md.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from unidecouple.data.sequences import pixels
 from unidecouple.data.world.catalog import CLASSES, COLORS
 from unidecouple.data.world.scene import Scene, random_scene, render
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+
+ROWS, COLUMNS = ("top", "bottom"), ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ def align_vision(
 ) -> None:
     """Train the vision tower and aligner of ``model`` in place, its word embeddings held.
 
-    ``report`` gets, every 50 steps, the cross-entropy (nats) of finding a patch's class among all classes, and its colour.
+    ``report`` gets, every 50 steps, the cross-entropy (nats) of finding a patch's class among all classes; the same for its
+    colour, row and column.
     """
     rng = np.random.default_rng(alignment.seed)
     directions = F.normalize(model.get_input_embeddings().weight.detach(), dim=-1)
-    words = {"class": CLASSES, "color": COLORS}
+    words = {"class": CLASSES, "color": COLORS, "row": ROWS, "column": COLUMNS}
     targets = {kind: directions[torch.tensor(tokenizer.convert_tokens_to_ids(list(names)))] for kind, names in words.items()}
     weights = [*model.model.vision_model.parameters(), *model.model.aligner.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=alignment.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
@@ -59,7 +61,7 @@ def align_vision(
         pointing = F.normalize(features[drawn], dim=-1)
         losses = {
             kind: F.cross_entropy(pointing @ targets[kind].T / alignment.temperature, shown[drawn][:, place])
-            for place, kind in enumerate(("class", "color"))
+            for place, kind in enumerate(words)
         }
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
@@ -70,7 +72,8 @@ def align_vision(
     model.eval()
 
 
-def _shown(scene: Scene, side: int) -> list[tuple[int, int]]:
-    """Class and colour number of each of ``side`` x ``side`` patches (raster order), -1 where nothing is drawn."""
-    by_cell = {thing.cell: (CLASSES.index(thing.name), COLORS.index(thing.color)) for thing in scene.things}
-    return [by_cell.get(2 * (row * 2 // side) + column * 2 // side, (-1, -1)) for row in range(side) for column in range(side)]
+def _shown(scene: Scene, side: int) -> list[tuple[int, ...]]:
+    """Numbers of class, colour, row and column of each of ``side`` x ``side`` patches (raster order), -1 where nothing is drawn."""
+    by_cell = {thing.cell: (CLASSES.index(thing.name), COLORS.index(thing.color), *divmod(thing.cell, 2)) for thing in scene.things}
+    nothing = (-1,) * 4
+    return [by_cell.get(2 * (row * 2 // side) + column * 2 // side, nothing) for row in range(side) for column in range(side)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,11 @@ from safetensors.torch import save
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
 from unidecouple.data.world.dataset import Progress, World, WorldData, load_world
-from unidecouple.data.world.questions import Question, conversation
+from unidecouple.data.world.questions import Question, conversation, tell_apart
 from unidecouple.files import write_array_atomic
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
-from unidecouple.run import Data
+from unidecouple.run import Data, Lesson
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class BatchSource:
         parts = []
         if self.data.mmu_batch_size:
             rng = np.random.default_rng([self.seed, step, Task.MMU])
-            parts.append(collate([self._conversation(rng, step) for _ in range(self.data.mmu_batch_size)], pad))
+            lesson = self._lesson(step)
+            size = lesson.batch_size if lesson else self.data.mmu_batch_size
+            parts.append(collate([self._understanding(rng, lesson) for _ in range(size)], pad))
         if self.data.t2i_batch_size:
             rng = np.random.default_rng([self.seed, step, Task.T2I])
             parts.append(collate([self._pair(rng) for _ in range(self.data.t2i_batch_size)], pad))
@@ -65,13 +68,35 @@ class BatchSource:
     def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
         """A batch of one task for measurements, from a stream that training does not use."""
         rng = np.random.default_rng([self.seed, key, 97, task])
-        samples = [self._conversation(rng, self.data.caption_steps) if task is Task.MMU else self._pair(rng) for _ in range(size)]
+        samples = [self._understanding(rng, None) if task is Task.MMU else self._pair(rng) for _ in range(size)]
         return (collate(samples, self.builder.tokenizer.pad_token_id),)
 
-    def _conversation(self, rng: np.random.Generator, step: int) -> Sample:
+    def _lesson(self, step: int) -> Lesson | None:
+        for lesson in self.data.lessons:
+            if step < lesson.steps:
+                return lesson
+            step -= lesson.steps
+        return None
+
+    def _understanding(self, rng: np.random.Generator, lesson: Lesson | None) -> Sample:
+        if lesson and lesson.kind != "caption":
+            index = self._telling[int(rng.integers(len(self._telling)))]
+            things = tell_apart(self.world.scenes[index])
+            thing = things[int(rng.integers(len(things)))]
+            return self.builder.pointing(self.world.scene_images[index], thing.name, thing.color, lesson.kind == "asking")
         index = int(rng.integers(len(self.world.scenes)))
-        turns = conversation(self.world.scenes[index], rng, self.data.turns if step >= self.data.caption_steps else 0)
+        turns = conversation(self.world.scenes[index], rng, 0 if lesson else self.data.turns)
         return self.builder.understanding(self.world.scene_images[index], turns)
+
+    @functools.cached_property
+    def _telling(self) -> list[int]:
+        """Scenes whose objects can be told apart."""
+        found = [index for index, scene in enumerate(self.world.scenes) if tell_apart(scene)]
+        if not found:
+            raise ValueError(
+                f"none of {len(self.world.scenes)} scenes can be pointed at: raise data.scenes, or leave out data.lessons"
+            )
+        return found
 
     def _pair(self, rng: np.random.Generator) -> Sample:
         index = int(rng.integers(len(self.world.prompts)))

@@ -19,6 +19,8 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from unidecouple.models.vq import decode_latents, latents, nearest_codes
 
+KMEANS_PICTURES, KMEANS_ROUNDS = 1536, 10
+
 
 @dataclass(frozen=True)
 class TokenizerTraining:
@@ -74,7 +76,7 @@ def fit_tokenizer(
         z = latents(vq, target)
         quantized, commit = z, z.new_zeros(())
         if step == warmup:
-            ema.start_from(z.detach(), generator)
+            ema.start_from(_many_latents(vq, images, generator), generator)
         if step >= warmup:
             tokens = nearest_codes(vq, z)
             chosen = F.embedding(tokens, F.normalize(codebook, dim=-1))
@@ -96,6 +98,12 @@ def fit_tokenizer(
     vq.requires_grad_(False).eval()
 
 
+@torch.no_grad()
+def _many_latents(vq: JanusVQVAE, images: Tensor, generator: torch.Generator) -> Tensor:
+    chosen = images[torch.randint(len(images), (KMEANS_PICTURES,), generator=generator)].float() / 127.5 - 1
+    return torch.cat([latents(vq, part.contiguous(memory_format=torch.channels_last)) for part in chosen.split(64)]).flatten(0, 1)
+
+
 class _Codebook:
     """Moving averages of a codebook of unit vectors: per code, how many latents it serves and their sum."""
 
@@ -105,10 +113,16 @@ class _Codebook:
         self.total = torch.zeros_like(weight)
 
     def start_from(self, z: Tensor, generator: torch.Generator) -> None:
-        pool = z.flatten(0, 1)
-        picks = torch.randint(len(pool), (len(self.weight),), generator=generator)
-        noise = 0.02 * torch.randn(self.weight.shape, generator=generator)
-        self.weight.copy_(F.normalize(pool[picks] + noise, dim=-1))
+        """Spherical k-means over the latents ``z`` (N, embed_dim), started from random ones."""
+        self.weight.copy_(z[torch.randint(len(z), (len(self.weight),), generator=generator)])
+        for _ in range(KMEANS_ROUNDS):
+            self.count.zero_()
+            tokens = (z @ self.weight.T).argmax(-1)
+            self.count += torch.bincount(tokens, minlength=len(self.weight)).float()
+            self.total.zero_().index_add_(0, tokens, z)
+            empty = self.count == 0
+            self.total[empty] = z[torch.randint(len(z), (int(empty.sum()),), generator=generator)]
+            self.weight.copy_(F.normalize(self.total, dim=-1))
         self.count.fill_(1.0)
         self.total.copy_(self.weight)
 

@@ -16,10 +16,10 @@ import numpy as np
 from unidecouple.data.world.catalog import CLASSES, COLORS, plural
 from unidecouple.data.world.prompts import WORDINGS, training_pair
 from unidecouple.data.world.questions import CAPTION_REQUEST
-from unidecouple.data.world.scene import CELL_NAMES, IMAGE_SIZE, Scene, Thing, place, random_scene, render
+from unidecouple.data.world.scene import CELL_NAMES, CENTRED, IMAGE_SIZE, Scene, Thing, place, random_scene, render
 from unidecouple.files import atomic_directory
 
-FORMAT = 1
+FORMAT = 2
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, of)."""
 
@@ -75,17 +75,14 @@ def load_world(config: WorldData, cache: Path, progress: Progress = lambda what,
 def tokenizer_pictures(count: int, seed: int, progress: Progress = lambda what, done, of: None) -> np.ndarray:
     """Pictures to fit an image tokenizer to: uint8 (count, 64, 64, 3).
 
-    Two of three are full boards of any classes and colours, since every empty cell is a wasted lesson; the rest are as in training.
+    They look as pictures to be drawn do. Three of four are full boards of any classes and colours, since every empty cell is a
+    wasted lesson.
     """
     rng = np.random.default_rng(seed)
     images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for index in range(count):
-        kind = index % 6
-        if kind < 4:
-            scene = place(rng, [(str(rng.choice(CLASSES)), str(rng.choice(COLORS))) for _ in range(4)])
-        else:
-            scene = random_scene(rng) if kind == 4 else training_pair(rng)[1]
-        images[index] = render(scene)
+        items = [(str(rng.choice(CLASSES)), str(rng.choice(COLORS))) for _ in range(4)]
+        images[index] = render(place(rng, items, offsets=CENTRED) if index % 4 else training_pair(rng)[1])
         if index % 500 == 0:
             progress("drawing pictures for the tokenizer", index, count)
     return images

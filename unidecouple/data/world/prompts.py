@@ -14,7 +14,7 @@ import numpy as np
 
 from unidecouple.data.world.catalog import CLASSES, COLORS, MAX_OBJECTS, NUMBER_WORDS, RELATIONS, article, plural
 from unidecouple.data.world.questions import caption
-from unidecouple.data.world.scene import Scene, distinct_names, place, random_scene_of
+from unidecouple.data.world.scene import CENTRED, Scene, distinct_names, place, random_scene_of
 
 TAGS: tuple[str, ...] = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 WORDINGS: tuple[str, ...] = ("a photo of", "a picture of", "a drawing of", "an image of", "a sketch of", "a painting of")
@@ -115,7 +115,7 @@ def training_pair(rng: np.random.Generator) -> tuple[Prompt, Scene]:
         tag = str(rng.choice([*TAGS, "caption"]))
         wording = str(rng.choice(WORDINGS))
         if tag == "caption":
-            scene = random_scene_of(rng, distinct_names(rng, int(rng.integers(1, MAX_OBJECTS + 1))))
+            scene = random_scene_of(rng, distinct_names(rng, int(rng.integers(1, MAX_OBJECTS + 1))), CENTRED)
             clauses = tuple(Clause(thing.name, color=thing.color) for thing in scene.things)
             if not _is_held_out(_caption_key(clauses)):
                 return Prompt(tag, f"{wording} {caption(scene)}", clauses), scene
@@ -136,7 +136,7 @@ def scene_of(prompt: Prompt, rng: np.random.Generator) -> Scene:
         lane = int(rng.integers(2))
         other, subject = (2 * lane + 1, 2 * lane) if relation[0] in ("left of", "right of") else (2 + lane, lane)
         cells = [other, subject] if relation[0] in ("left of", "above") else [subject, other]
-    return place(rng, items, cells)
+    return place(rng, items, cells, CENTRED)
 
 
 def _keys(tag: str) -> list[tuple[object, ...]]:

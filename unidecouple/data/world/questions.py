@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidecouple.data.world.catalog import CLASSES, NUMBER_WORDS, THEME_OF, THEMES, article, plural
-from unidecouple.data.world.scene import CELL_NAMES, Scene
+from unidecouple.data.world.scene import CELL_NAMES, Scene, Thing
 
 CAPTION_REQUEST = "Describe the image."
 
@@ -41,21 +41,34 @@ def vqa(scene: Scene) -> list[Question]:
     return questions
 
 
-def conversation(scene: Scene, rng: np.random.Generator, turns: int) -> list[Question]:
-    """A training conversation: ``turns`` questions, a third of them POPE's, and a caption after them.
+def tell_apart(scene: Scene) -> list[Thing]:
+    """The objects of ``scene`` if each is of another class and they are not all of one colour, else none.
 
-    The dense caption turn is what breaks the "bag of features" plateau of tiny understanding models. It comes last: where it
-    came first in half of the conversations, questions were answered from the caption and never from the picture. Most
-    questions ask for something of a named object, since finding it must be learned before its absence can be noticed.
+    Asked for the colour of one of them, nobody can answer without finding it.
+    """
+    different = len(scene.names) == len(scene.things) and len({thing.color for thing in scene.things}) > 1
+    return list(scene.things) if different else []
+
+
+def conversation(scene: Scene, rng: np.random.Generator, turns: int) -> list[Question]:
+    """A training conversation: one to ``turns`` questions (none if 0), every kind as likely, and the caption after them.
+
+    The caption comes last: where it came first in half of the conversations, questions were answered from the caption and
+    never from the picture. The number of questions varies, since it otherwise tells a model where the caption starts and
+    single questions, as in benchmarks, are too rare.
     """
     asked: list[Question] = []
-    pool = vqa(scene)
-    for index in rng.permutation(turns):
-        if index < turns // 3:
+    pools: dict[str, list[Question]] = {"pope": []}
+    for question in vqa(scene):
+        pools.setdefault(question.kind, []).append(question)
+    kinds = sorted(pools)
+    for _ in range(int(rng.integers(1, turns + 1)) if turns else 0):
+        kind = kinds[int(rng.integers(len(kinds)))]
+        if kind == "pope":
             present = bool(rng.random() < 0.5)
             asked.append(pope(str(rng.choice(scene.names)) if present else absent(scene, rng), present))
         else:
-            asked.append(pool[int(rng.integers(len(pool)))])
+            asked.append(pools[kind][int(rng.integers(len(pools[kind])))])
     return [*asked, Question("caption", CAPTION_REQUEST, caption(scene))]
 
 

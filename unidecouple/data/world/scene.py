@@ -18,6 +18,8 @@ CELL = IMAGE_SIZE // 2
 CELL_NAMES: tuple[str, ...] = ("top left", "top right", "bottom left", "bottom right")
 SIZES: tuple[int, ...] = (24, 27)
 OFFSETS: tuple[int, ...] = (-1, 1)
+CENTRED: tuple[int, ...] = (0,)
+"""Offsets in pictures to be drawn: each variant of an object needs image tokens of its own, which a generator must learn."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,16 @@ def render(scene: Scene) -> np.ndarray:
     return image.round().astype(np.uint8)
 
 
-def place(rng: np.random.Generator, items: list[tuple[str, str]], cells: list[int] | None = None) -> Scene:
-    """A scene of the (class, colour) ``items``: random cells unless given, random sizes and offsets."""
+def place(
+    rng: np.random.Generator,
+    items: list[tuple[str, str]],
+    cells: list[int] | None = None,
+    offsets: tuple[int, ...] = OFFSETS,
+) -> Scene:
+    """A scene of the (class, colour) ``items``: random cells unless given, random sizes, offsets from ``offsets``."""
     chosen = rng.permutation(4)[: len(items)].tolist() if cells is None else cells
     things = [
-        Thing(name, color, cell, int(rng.choice(SIZES)), int(rng.choice(OFFSETS)), int(rng.choice(OFFSETS)))
+        Thing(name, color, cell, int(rng.choice(SIZES)), int(rng.choice(offsets)), int(rng.choice(offsets)))
         for (name, color), cell in zip(items, chosen, strict=True)
     ]
     return Scene(tuple(sorted(things, key=lambda thing: thing.cell)))
@@ -95,9 +102,9 @@ def random_distinct_scene(rng: np.random.Generator, objects: int) -> Scene:
     return random_scene_of(rng, distinct_names(rng, objects))
 
 
-def random_scene_of(rng: np.random.Generator, names: list[str]) -> Scene:
+def random_scene_of(rng: np.random.Generator, names: list[str], offsets: tuple[int, ...] = OFFSETS) -> Scene:
     """A scene of the given classes in random colours."""
-    return place(rng, [(name, str(rng.choice(COLORS))) for name in names])
+    return place(rng, [(name, str(rng.choice(COLORS))) for name in names], offsets=offsets)
 
 
 def distinct_names(rng: np.random.Generator, count: int, off_theme: float = 0.2) -> list[str]:

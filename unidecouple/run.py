@@ -11,16 +11,17 @@ from unidecouple.methods.structure import Dense, Structure
 
 @dataclass(frozen=True)
 class Lesson:
-    """A stretch of steps at the start of a run in which understanding is taught in a narrower way than by conversations.
+    """A stretch of steps at the start of a run in which understanding is taught in a way of its own.
 
     Attributes:
         kind: "pointing" (picture, class word, at once its colour), "asking" (the same with a question mark and the assistant's
-            turn before the colour) or "caption" (a conversation that is the caption alone).
+            turn before the colour), "caption" (a conversation that is the caption alone), "presence" (one of POPE questions
+            alone) or "conversation" (as after all lessons).
         steps: how many.
         batch_size: samples a step, in place of ``mmu_batch_size``; the sequences are short.
     """
 
-    kind: Literal["pointing", "asking", "caption"]
+    kind: Literal["pointing", "asking", "caption", "presence", "conversation"]
     steps: int
     batch_size: int = 64
 

@@ -156,16 +156,25 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize, **text: Any)
 def tiny_model(config: UniJanusConfig, seed: int) -> UniJanusForConditionalGeneration:
     """A model of ``config`` with random weights from ``seed``; the tokenizer (vqmodel) is frozen.
 
-    Vision tower and tokenizer start at variance 1 / fan-in, and word embeddings at unit length. At the library's 0.02 the
-    tower's features start 30 times smaller than at convergence, and the tokenizer's unnormalised path, which alone carries
-    absolute colour, is damped by five orders of magnitude (EXPERIMENTS.md).
+    All but the decoder starts at variance 1 / fan-in, word embeddings at unit length, embeddings of image tokens at variance 1.
+    At the library's 0.02 the vision tower's features start 30 times smaller than at convergence, the tokenizer's unnormalised
+    path, which alone carries absolute colour, is damped by five orders of magnitude, and image tokens are told apart too late:
+    generation then stays on a plateau for thousands of steps (EXPERIMENTS.md).
     """
     torch.manual_seed(seed)
     model = UniJanusForConditionalGeneration(config)
-    for part in (model.model.vision_model, model.model.aligner, model.model.vqmodel):
-        for name, weight in part.named_parameters():
-            if weight.ndim > 1 and "embedding" not in name.replace("patch_embedding", ""):
-                torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    _fan_in(model.model.vision_model)
+    _fan_in(model.model.aligner)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.text_config.hidden_size**-0.5)
+    _fan_in(model.model.vqmodel)
+    torch.nn.init.normal_(model.model.generation_embeddings.weight)
+    _fan_in(model.model.generation_aligner)
+    _fan_in(model.model.generation_head)
     model.model.vqmodel.requires_grad_(False)
     return model
+
+
+def _fan_in(part: torch.nn.Module) -> None:
+    for name, weight in part.named_parameters():
+        if weight.ndim > 1 and not name.endswith(("position_embedding.weight", "quantize.embedding.weight")):
+            torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from safetensors.torch import save
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
 from unidecouple.data.world.dataset import Progress, World, WorldData, load_world
-from unidecouple.data.world.questions import Question, conversation, tell_apart
+from unidecouple.data.world.questions import Question, conversation, poll, tell_apart
 from unidecouple.files import write_array_atomic
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.run import Data, Lesson
+
+CONVERSATION: Final = "conversation"
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,7 @@ class BatchSource:
         if self.data.mmu_batch_size:
             rng = np.random.default_rng([self.seed, step, Task.MMU])
             lesson = self._lesson(step)
-            size = lesson.batch_size if lesson else self.data.mmu_batch_size
-            parts.append(collate([self._understanding(rng, lesson) for _ in range(size)], pad))
+            parts.append(collate([self._understanding(rng, lesson.kind) for _ in range(lesson.batch_size)], pad))
         if self.data.t2i_batch_size:
             rng = np.random.default_rng([self.seed, step, Task.T2I])
             parts.append(collate([self._pair(rng) for _ in range(self.data.t2i_batch_size)], pad))
@@ -68,24 +70,28 @@ class BatchSource:
     def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
         """A batch of one task for measurements, from a stream that training does not use."""
         rng = np.random.default_rng([self.seed, key, 97, task])
-        samples = [self._understanding(rng, None) if task is Task.MMU else self._pair(rng) for _ in range(size)]
+        samples = [self._understanding(rng, CONVERSATION) if task is Task.MMU else self._pair(rng) for _ in range(size)]
         return (collate(samples, self.builder.tokenizer.pad_token_id),)
 
-    def _lesson(self, step: int) -> Lesson | None:
+    def _lesson(self, step: int) -> Lesson:
         for lesson in self.data.lessons:
             if step < lesson.steps:
                 return lesson
             step -= lesson.steps
-        return None
+        return Lesson(CONVERSATION, 0, self.data.mmu_batch_size)
 
-    def _understanding(self, rng: np.random.Generator, lesson: Lesson | None) -> Sample:
-        if lesson and lesson.kind != "caption":
+    def _understanding(self, rng: np.random.Generator, kind: str) -> Sample:
+        if kind in ("pointing", "asking"):
             index = self._telling[int(rng.integers(len(self._telling)))]
             things = tell_apart(self.world.scenes[index])
             thing = things[int(rng.integers(len(things)))]
-            return self.builder.pointing(self.world.scene_images[index], thing.name, thing.color, lesson.kind == "asking")
+            return self.builder.pointing(self.world.scene_images[index], thing.name, thing.color, kind == "asking")
         index = int(rng.integers(len(self.world.scenes)))
-        turns = conversation(self.world.scenes[index], rng, 0 if lesson else self.data.turns)
+        scene = self.world.scenes[index]
+        if kind == "presence":
+            turns = [poll(scene, rng) for _ in range(self.data.turns)]
+        else:
+            turns = conversation(scene, rng, 0 if kind == "caption" else self.data.turns)
         return self.builder.understanding(self.world.scene_images[index], turns)
 
     @functools.cached_property

@@ -35,10 +35,10 @@ class TokenizerTraining:
         restart_every: steps between moves of unused codes.
     """
 
-    steps: int = 4500
+    steps: int = 2500
     batch_size: int = 10
     learning_rate: float = 2e-3
-    warmup_share: float = 0.1
+    warmup_share: float = 0.15
     foreground_weight: float = 8.0
     chroma_weight: float = 4.0
     commitment: float = 0.25

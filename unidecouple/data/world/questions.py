@@ -65,11 +65,16 @@ def conversation(scene: Scene, rng: np.random.Generator, turns: int) -> list[Que
     for _ in range(int(rng.integers(1, turns + 1)) if turns else 0):
         kind = kinds[int(rng.integers(len(kinds)))]
         if kind == "pope":
-            present = bool(rng.random() < 0.5)
-            asked.append(pope(str(rng.choice(scene.names)) if present else absent(scene, rng), present))
+            asked.append(poll(scene, rng))
         else:
             asked.append(pools[kind][int(rng.integers(len(pools[kind])))])
     return [*asked, Question("caption", CAPTION_REQUEST, caption(scene))]
+
+
+def poll(scene: Scene, rng: np.random.Generator) -> Question:
+    """A POPE question about ``scene``, as often of a class that is there as of one that is not."""
+    present = bool(rng.random() < 0.5)
+    return pope(str(rng.choice(scene.names)) if present else absent(scene, rng), present)
 
 
 def absent(scene: Scene, rng: np.random.Generator) -> str:

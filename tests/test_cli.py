@@ -65,12 +65,3 @@ def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
     assert "resuming from" in again.stdout
     assert (tmp_path / "run" / "scores.json").is_file()
-
-
-def test_demo_says_plainly_that_its_base_is_not_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """README says so too; this test goes when the base comes."""
-    assert (
-        main(["experiment", str(RECIPES / "demo.yaml"), "--output", str(tmp_path / "demo"), "--cache", str(tmp_path / "cache")])
-        == 1
-    )
-    assert "no checkpoint at 'understanding'" in capsys.readouterr().err

@@ -37,6 +37,9 @@ class Data:
         turns: most questions in a conversation.
         lessons: what a model from scratch is taught before conversations, one after the other; without them it never looks at
             the picture (EXPERIMENTS.md).
+        simple_steps: steps at the start of the run whose pairs show one object with its colour named. A model that has never
+            drawn otherwise learns what pictures look like and leaves the prompt unread (EXPERIMENTS.md); Janus-Pro's first
+            stage starts from single objects, too (arXiv 2501.17811, section 2.2).
         cond_dropout_prob: share of prompts hidden, for classifier-free guidance.
         router_pairs: pairs a step that are also read backwards (picture first, then its prompt) to teach the task router what
             understanding looks like where there is little or no understanding data. No answer is learned from them. Ours.
@@ -49,6 +52,7 @@ class Data:
     mmu_batch_size: int = 32
     turns: int = 6
     lessons: tuple[Lesson, ...] = ()
+    simple_steps: int = 0
     cond_dropout_prob: float = 0.1
     router_pairs: int = 0
 

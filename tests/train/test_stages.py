@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from small_runs import APART_THEN_JOINT, Run
 from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.world.catalog import COLORS
 from unidecouple.methods.stage import Lora, Objective, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import Lesson, RunConfig
@@ -166,6 +167,18 @@ def test_lessons_come_one_after_the_other_and_then_conversations(source: BatchSo
     assert all(text.count("<|user|>") == 1 and "describe the image" in text for text in texts(3))
     assert all(text.count("is there") == text.count("<|user|>") == 3 for text in texts(4))
     assert all("describe the image" in text for text in texts(5))
+
+
+def test_drawing_starts_with_single_coloured_objects(source: BatchSource) -> None:
+    simple = replace(source, data=replace(source.data, simple_steps=2, mmu_batch_size=0, router_pairs=0, cond_dropout_prob=0.0))
+
+    def prompts(step: int) -> list[str]:
+        return [source.builder.tokenizer.decode(row.tolist()) for row in simple.batch(step)[0].input_ids]
+
+    for prompt in [*prompts(0), *prompts(1)]:
+        assert sum(prompt.count(name) for name in COLORS) == 1, prompt
+        assert " and " not in prompt
+    assert any(" and " in prompt or not any(name in prompt for name in COLORS) for step in range(2, 8) for prompt in prompts(step))
 
 
 def test_scenes_that_nobody_can_point_at(source: BatchSource) -> None:

@@ -61,7 +61,8 @@ class BatchSource:
             parts.append(collate([self._understanding(rng, lesson.kind) for _ in range(lesson.batch_size)], pad))
         if self.data.t2i_batch_size:
             rng = np.random.default_rng([self.seed, step, Task.T2I])
-            parts.append(collate([self._pair(rng) for _ in range(self.data.t2i_batch_size)], pad))
+            chosen = self.world.simple_pairs if step < self.data.simple_steps else None
+            parts.append(collate([self._pair(rng, chosen) for _ in range(self.data.t2i_batch_size)], pad))
         if self.data.router_pairs:
             rng = np.random.default_rng([self.seed, step, len(Task)])
             parts.append(collate([self._reversed_pair(rng) for _ in range(self.data.router_pairs)], pad))
@@ -104,8 +105,8 @@ class BatchSource:
             )
         return found
 
-    def _pair(self, rng: np.random.Generator) -> Sample:
-        index = int(rng.integers(len(self.world.prompts)))
+    def _pair(self, rng: np.random.Generator, among: np.ndarray | None = None) -> Sample:
+        index = int(rng.integers(len(self.world.prompts)) if among is None else rng.choice(among))
         dropped = bool(rng.random() < self.data.cond_dropout_prob)
         return self.builder.generation(self.world.prompts[index], self.tokens[index].tolist(), dropped)
 

@@ -49,7 +49,7 @@ class Scratch:
 
 
 def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
-    """Write the checkpoint ``folder``, ``tokenizer.jsonl`` (losses) and ``tokenizer.json`` (what the judge says) in it."""
+    """Write the checkpoint ``folder``, ``image_tokenizer.jsonl`` (losses) and ``image_tokenizer.json`` (the judge's bounds)."""
     torch.set_num_threads(scratch.threads)
     processor = tiny_processor(vocabulary(), scratch.size)
     model = tiny_model(tiny_config(processor.tokenizer, scratch.size), scratch.seed)
@@ -76,9 +76,9 @@ def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
         for record in log:
-            append_jsonl(staging / "tokenizer.jsonl", record)
+            append_jsonl(staging / "image_tokenizer.jsonl", record)
         bounds = tokenizer_bounds(model)
-        write_json_atomic(staging / "tokenizer.json", bounds)
+        write_json_atomic(staging / "image_tokenizer.json", bounds)
     say(f"the judge's ceiling is {bounds['ceiling']:.3f}, through the tokenizer {bounds['through_tokenizer']:.3f}")
 
 

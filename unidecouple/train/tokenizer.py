@@ -2,8 +2,8 @@
 
 Choices of ours, each against a failure seen here (EXPERIMENTS.md): drawn pixels weigh more than background (else capacity goes to
 white); chroma weighs more than lightness (else line art takes every code and colours merge); the codebook follows moving averages
-and starts from encoder outputs, and codes nobody uses are moved to latents nobody serves (else most codes die); the first steps
-go without quantisation. Known to fall short: equal patches get different codes by what else the picture shows.
+and starts from k-means of encoder outputs, and codes nobody uses are moved to latents nobody serves (else most codes die); the
+first steps go without quantisation.
 """
 
 from __future__ import annotations

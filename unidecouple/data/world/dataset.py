@@ -19,7 +19,7 @@ from unidecouple.data.world.questions import CAPTION_REQUEST
 from unidecouple.data.world.scene import CELL_NAMES, CENTRED, IMAGE_SIZE, Scene, Thing, place, random_scene, render
 from unidecouple.files import atomic_directory
 
-FORMAT = 2
+FORMAT = 3
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, of)."""
 
@@ -46,6 +46,7 @@ class World:
     Attributes:
         prompts: one prompt a pair.
         pair_images: uint8 (pairs, 64, 64, 3).
+        simple_pairs: numbers of the pairs that show one object whose colour the prompt names.
         scenes: one scene a picture to be understood.
         scene_images: uint8 (scenes, 64, 64, 3).
         folder: where it lies.
@@ -53,6 +54,7 @@ class World:
 
     prompts: list[str]
     pair_images: np.ndarray
+    simple_pairs: np.ndarray
     scenes: list[Scene]
     scene_images: np.ndarray
     folder: Path
@@ -66,6 +68,7 @@ def load_world(config: WorldData, cache: Path, progress: Progress = lambda what,
     return World(
         json.loads((folder / "prompts.json").read_text()),
         np.load(folder / "pair_images.npy", mmap_mode="r"),
+        np.load(folder / "simple_pairs.npy"),
         [_unpack(row) for row in np.load(folder / "scenes.npy")],
         np.load(folder / "scene_images.npy", mmap_mode="r"),
         folder,
@@ -101,10 +104,13 @@ def vocabulary() -> list[str]:
 def _draw(config: WorldData, folder: Path, progress: Progress) -> None:
     rng = np.random.default_rng([config.seed, 1])
     prompts: list[str] = []
+    simple: list[int] = []
     pair_images = np.empty((config.pairs, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for index in range(config.pairs):
         prompt, scene = training_pair(rng)
         prompts.append(prompt.text)
+        if len(scene.things) == 1 and prompt.include[0].color:
+            simple.append(index)
         pair_images[index] = render(scene)
         if index % 500 == 0:
             progress("drawing pictures with prompts", index, config.pairs)
@@ -117,6 +123,7 @@ def _draw(config: WorldData, folder: Path, progress: Progress) -> None:
             progress("drawing pictures to ask about", index, config.scenes)
     with atomic_directory(folder) as staging:
         np.save(staging / "pair_images.npy", pair_images)
+        np.save(staging / "simple_pairs.npy", np.array(simple, np.int64))
         np.save(staging / "scene_images.npy", scene_images)
         np.save(staging / "scenes.npy", np.stack([_pack(scene) for scene in scenes]))
         (staging / "prompts.json").write_text(json.dumps(prompts))

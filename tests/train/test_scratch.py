@@ -1,0 +1,68 @@
+"""A base from nothing: what `unidecouple tokenizer` writes loads; `unidecouple export` writes the same model, smaller."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from small_runs import SMALL, save_small_base
+from unidecouple.data.world.dataset import tokenizer_pictures
+from unidecouple.train.alignment import Alignment
+from unidecouple.train.build import load
+from unidecouple.train.scratch import Scratch, export, make_scratch
+from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
+
+
+def test_a_base_from_nothing_loads(tmp_path: Path) -> None:
+    scratch = Scratch(SMALL, TokenizerTraining(steps=4, batch_size=2), Alignment(steps=2, batch_size=2), pictures=8)
+    said: list[str] = []
+    make_scratch(scratch, tmp_path / "base", said.append)
+    model, processor = load(str(tmp_path / "base"))
+    assert model.config.vq_config.encode_window == 32
+    assert processor.tokenizer.unk_token_id not in processor.tokenizer("a photo of a red cow")["input_ids"]
+    bounds = json.loads((tmp_path / "base" / "image_tokenizer.json").read_text())
+    assert bounds["ceiling"] == 1.0
+    assert bounds["floor"] < bounds["ceiling"]
+    assert [json.loads(line)["step"] for line in (tmp_path / "base" / "image_tokenizer.jsonl").read_text().splitlines()] == [0, 3]
+    assert any(line.startswith("alignment step") for line in said)
+
+
+def test_an_image_tokenizer_learns(tmp_path: Path) -> None:
+    """Two dozen steps halve the pixel loss; codes end on the unit sphere and in use."""
+    vq = load(str(save_small_base(tmp_path)))[0].model.vqmodel
+    images = torch.from_numpy(tokenizer_pictures(16, 0)).permute(0, 3, 1, 2).contiguous()
+    losses: list[dict[str, float]] = []
+    fit_tokenizer(
+        vq, images, TokenizerTraining(steps=40, batch_size=4, warmup_share=0.5), lambda step, values: losses.append(values)
+    )
+    assert losses[-1]["pixel_loss"] < 0.5 * losses[0]["pixel_loss"]
+    assert losses[-1]["perplexity"] > 4
+    torch.testing.assert_close(vq.quantize.embedding.weight.norm(dim=-1), torch.ones(SMALL.codes))
+    assert not any(weight.requires_grad for weight in vq.parameters())
+
+
+def test_export_is_the_same_model_with_a_tokenizer_of_half_the_bytes(tmp_path: Path) -> None:
+    base = save_small_base(tmp_path / "base")
+    small = export(base, tmp_path / "small")
+    (whole, _), (halved, _) = load(str(base)), load(str(small))
+    for (name, one), (_, two) in zip(whole.state_dict().items(), halved.state_dict().items(), strict=True):
+        assert two.dtype == torch.float32
+        if name.startswith("model.vqmodel"):
+            assert torch.equal(one.half().float(), two)
+        else:
+            assert torch.equal(one, two)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (base, small)]
+    assert sizes[1] < sizes[0] - 1.9 * sum(weight.numel() for weight in whole.model.vqmodel.parameters())
+    with pytest.raises(ValueError, match="no checkpoint"):
+        export(tmp_path / "nothing", tmp_path / "other")
+
+
+def test_pictures_for_the_tokenizer_are_mostly_full_boards() -> None:
+    cells = tokenizer_pictures(40, 2).reshape(40, 2, 32, 2, 32, 3).transpose(0, 1, 3, 2, 4, 5)
+    drawn = (cells < 250).any((3, 4, 5)).sum((1, 2))
+    assert np.mean(drawn == 4) >= 0.75
+    assert drawn.min() >= 1

@@ -41,8 +41,9 @@ class Data:
             drawn otherwise learns what pictures look like and leaves the prompt unread (EXPERIMENTS.md); Janus-Pro's first
             stage starts from single objects, too (arXiv 2501.17811, section 2.2).
         cond_dropout_prob: share of prompts hidden, for classifier-free guidance.
-        router_pairs: pairs a step that are also read backwards (picture first, then its prompt) to teach the task router what
-            understanding looks like where there is little or no understanding data. No answer is learned from them. Ours.
+        router_pairs: pictures of pairs that are also shown, each step, as if they were to be understood, with words at random or
+            their prompt as the talk about them, to teach the task router what understanding looks like where there is little or
+            no understanding data. No answer is learned from them. Ours.
     """
 
     pairs: int = 12000

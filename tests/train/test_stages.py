@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from small_runs import APART_THEN_JOINT, Run
-from unidecouple.batch import Task
+from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.world.catalog import COLORS
 from unidecouple.methods.stage import Lora, Objective, Stage
@@ -179,6 +179,21 @@ def test_drawing_starts_with_single_coloured_objects(source: BatchSource) -> Non
         assert sum(prompt.count(name) for name in COLORS) == 1, prompt
         assert " and " not in prompt
     assert any(" and " in prompt or not any(name in prompt for name in COLORS) for step in range(2, 8) for prompt in prompts(step))
+
+
+def test_router_samples_say_anything_about_a_picture_and_teach_no_answer(source: BatchSource) -> None:
+    alone = replace(source, data=replace(source.data, t2i_batch_size=0, mmu_batch_size=0, router_pairs=16))
+    said: set[str] = set()
+    for step in range(12):
+        (batch,) = alone.batch(step)
+        assert set(batch.labels.flatten().tolist()) == {IGNORE}
+        assert set(batch.image_tokens.flatten().tolist()) == {NO_IMAGE_TOKEN}
+        assert set(batch.task_ids.flatten().tolist()) == {Task.MMU}
+        assert len(batch.pixel_values) == 16
+        for row in batch.input_ids:
+            said |= set(source.builder.tokenizer.decode(row.tolist()).split())
+    assert said >= {"how", "where", "there", "yes", "zero", "understand", "<|assistant|>"}
+    assert "<unk>" not in said
 
 
 def test_scenes_that_nobody_can_point_at(source: BatchSource) -> None:

@@ -65,7 +65,7 @@ class BatchSource:
             parts.append(collate([self._pair(rng, chosen) for _ in range(self.data.t2i_batch_size)], pad))
         if self.data.router_pairs:
             rng = np.random.default_rng([self.seed, step, len(Task)])
-            parts.append(collate([self._reversed_pair(rng) for _ in range(self.data.router_pairs)], pad))
+            parts.append(collate([self._router_sample(rng) for _ in range(self.data.router_pairs)], pad))
         return tuple(parts)
 
     def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
@@ -110,10 +110,25 @@ class BatchSource:
         dropped = bool(rng.random() < self.data.cond_dropout_prob)
         return self.builder.generation(self.world.prompts[index], self.tokens[index].tolist(), dropped)
 
-    def _reversed_pair(self, rng: np.random.Generator) -> Sample:
+    def _router_sample(self, rng: np.random.Generator) -> Sample:
+        """A picture and one to three turns about it without targets: its own prompt, or words of the vocabulary at random.
+
+        Only the context tells such words from a prompt's, so the router must learn to go by that. Questions and their answers
+        are not known to it: it would otherwise take words that it has only seen in prompts, or never, for generation.
+        """
         index = int(rng.integers(len(self.world.prompts)))
         prompt = self.world.prompts[index]
-        return self.builder.understanding(self.world.pair_images[index], [Question("reversed", prompt, prompt)], answered=False)
+
+        def text(most: int) -> str:
+            return " ".join(rng.choice(self._words, int(rng.integers(1, most + 1)))) if rng.random() < 0.75 else prompt
+
+        turns = [Question("router", text(10), text(4)) for _ in range(int(rng.integers(1, 4)))]
+        return self.builder.understanding(self.world.pair_images[index], turns, answered=False)
+
+    @functools.cached_property
+    def _words(self) -> list[str]:
+        special = set(self.builder.tokenizer.all_special_tokens)
+        return sorted(set(self.builder.tokenizer.get_vocab()) - special)
 
 
 def batch_source(

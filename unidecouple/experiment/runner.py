@@ -50,6 +50,7 @@ def run_experiment(experiment: Experiment, folder: Path, cache: Path, workers: i
     planned = jobs(experiment)
     unique = list({job.folder: job for job in planned}.values())
     waiting = [job for job in unique if not (folder / job.folder / RESULT).is_file()]
+    waiting.sort(key=expected_work, reverse=True)  # longest first, so that no core idles at the end
     print(
         f"{experiment.name}: {len(unique)} runs, {len(unique) - len(waiting)} of them done before, {workers} at a time", flush=True
     )
@@ -62,6 +63,12 @@ def run_experiment(experiment: Experiment, folder: Path, cache: Path, workers: i
     results = folder / "results.json"
     write_json_atomic(results, collect(experiment, planned, folder, time.monotonic() - began, command))
     return results
+
+
+def expected_work(job: Job) -> int:
+    """About how long ``job`` takes, in pairs; what is to be understood costs about three pairs (its picture, a longer text)."""
+    data = job.config.data
+    return job.config.max_steps * (data.t2i_batch_size + 3 * (data.mmu_batch_size + data.router_pairs))
 
 
 def collect(experiment: Experiment, planned: Sequence[Job], folder: Path, wall_seconds: float, command: str) -> dict[str, object]:

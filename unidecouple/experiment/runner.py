@@ -85,7 +85,7 @@ def collect(experiment: Experiment, planned: Sequence[Job], folder: Path, wall_s
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "commit": _commit(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "hashes": {base: sha256_tree(checkpoint_folder(base)) for base in bases},
         "wall_seconds": wall_seconds,

@@ -117,17 +117,19 @@ def _run(job: Job, folder: Path, cache: Path) -> int:
     write_text_atomic(recipe, configs.dump(job.config))
     command = [sys.executable, "-m", "unidecouple", "train", str(recipe), "--output", str(mine), "--cache", str(cache)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    with (mine / "log.txt").open("a") as log:
-        child = subprocess.Popen(  # noqa: S603 - our own command line
+    with (
+        (mine / "log.txt").open("a") as log,
+        subprocess.Popen(  # noqa: S603 - our own command line
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | threads
-        )
+        ) as child,
+    ):
         assert child.stdout is not None
         for line in child.stdout:
             log.write(line)
             log.flush()
             if not line.startswith("  "):  # the table of trainable parts is for the log
                 print(f"[{job.folder}] {line}", end="", flush=True)
-        return child.wait()
+    return child.returncode
 
 
 def _progress(what: str, done: int, of: int) -> None:

@@ -31,8 +31,18 @@ def test_gains_are_called_gains_and_doubt_is_said(new_experiment: Any) -> None:
     kept, compared = answer(load_results(made.write()), "S2")
     # two seeds: t(.975, 1) = 12.7062, deviation .0141421, half width .01 * 12.7062
     assert "the dense model lost 1.0 ± 12.7 points of POPE and UniDecouple gained 2.0 ± 12.7 points of POPE" in kept
-    assert "while the dense model's GenEval score is 0 and UniDecouple's 20.0" in kept
+    assert "while the dense model's GenEval score is 0.0 and UniDecouple's 20.0." in kept
     assert "ahead in POPE; no difference that these seeds can show in GenEval" in compared  # POPE: +3.0 in both seeds
+
+
+def test_scores_near_zero_make_no_ratio(new_experiment: Any) -> None:
+    made = new_experiment()
+    made.add("S1-r0", "start", {"pope": (0.9,)})
+    made.add("S1-r0", "dense_joint", {"pope": (0.5,), "geneval": (0.005,)})
+    made.add("S1-r0", "unidecouple", {"pope": (0.9,), "geneval": (0.007,)})
+    kept = answer(load_results(made.write()), "S1-r0")[0]
+    assert kept.endswith("while the dense model's GenEval score is 0.5 and UniDecouple's 0.7; neither follows prompts yet.")
+    assert "%" not in kept
 
 
 def test_one_seed_says_that_there_is_no_interval(new_experiment: Any) -> None:

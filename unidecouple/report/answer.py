@@ -6,6 +6,9 @@ from unidecouple.report.fronts import front_sentences
 from unidecouple.report.results import GENEVAL, MAIN, POPE, UNIDECOUPLE, Estimate, Results
 from unidecouple.report.wording import counted, listed, opening, points, signed, spread
 
+FOLLOWS_PROMPTS = 0.1
+"""A GenEval score below this is no base for a ratio."""
+
 
 def answer(results: Results, scenario: str) -> list[str]:
     """Sentences on ``scenario``, the most important first; at least one.
@@ -45,8 +48,9 @@ def _reached(results: Results, scenario: str, control: str | None) -> str:
     if not seeds:
         return ""
     us, them = (sum(scores[seed] for seed in seeds) / len(seeds) for scores in (ours, theirs))
-    if them == 0:
-        return f", while the dense model's GenEval score is 0 and UniDecouple's {points(us)}"
+    if them < FOLLOWS_PROMPTS:
+        unread = "; neither follows prompts yet" if us < FOLLOWS_PROMPTS else ""
+        return f", while the dense model's GenEval score is {points(them)} and UniDecouple's {points(us)}{unread}"
     return f", while UniDecouple reached {100 * us / them:.0f}% of the dense model's GenEval score ({points(us)} of {points(them)})"
 
 

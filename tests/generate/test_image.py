@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
+from decoder_kinds import every_kind
 from unidecouple.data.sequences import SequenceBuilder, collate
 from unidecouple.generate.image import Sampling, decode_pictures, draw, draw_tokens
 from unidecouple.generate.padding import left_pad, positions
@@ -19,15 +20,6 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
 PROMPTS = ["a photo of a cow", "a photo of a red cow and a blue pig", "a sketch of three yellow buses"]
-LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
-KINDS = [
-    {},
-    {"ffn": "moe"},
-    {"ffn": "ta_moe", "num_experts_per_tok": 2},
-    {"ffn": "ta_moe", "task_routing": "label"},
-    {"ffn": "ta_moe", **LORA},
-]
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 SAMPLINGS = [
     Sampling(guidance, temperature, top_k) for guidance in (1.0, 3.0) for temperature, top_k in ((0.0, 0), (1.0, 0), (0.7, 5))
 ]

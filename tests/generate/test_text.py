@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
+from decoder_kinds import every_kind
 from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.generate.text import answer
 from unidecouple.models.janus import UniJanusForConditionalGeneration
@@ -16,15 +16,6 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
 QUESTIONS = ["Describe the image.", "Is there a cow in the image?", "Where is the red television?", "How many pigs are there?"]
-LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
-KINDS = [
-    {},
-    {"ffn": "moe"},
-    {"ffn": "ta_moe", "num_experts_per_tok": 2},
-    {"ffn": "ta_moe", "task_routing": "label"},
-    {"ffn": "ta_moe", **LORA},
-]
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
 def stop_sometimes(model: UniJanusForConditionalGeneration, builder: SequenceBuilder) -> UniJanusForConditionalGeneration:

@@ -43,6 +43,7 @@ def test_group_loss_by_hand() -> None:
     zero = [loss_of(1, 0), loss_of(0, 2), loss_of(0.5, 0.5), loss_of(0, 1), loss_of(4, 0), loss_of(0, 0)]
     one = [loss_of(3, 0), loss_of(0, 2)]
     assert group_router_loss([of], [layers]).item() == pytest.approx((sum(zero) / 6 + sum(one) / 2) / 2)
+    assert group_router_loss([of], [layers], mmu_weight=3.0).item() == pytest.approx((3 * sum(zero) / 6 + sum(one) / 2) / 4)
     assert router_accuracy([of], [layers]) == pytest.approx({0: 4 / 6, 1: 1 / 2})
 
 

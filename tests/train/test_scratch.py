@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,15 @@ import torch
 
 from small_runs import SMALL, save_small_base
 from unidecouple.data.world.dataset import tokenizer_pictures
-from unidecouple.train.alignment import Alignment
+from unidecouple.train.alignment import WORDS, Alignment, align_generation, align_vision
 from unidecouple.train.build import load
 from unidecouple.train.scratch import Scratch, export, make_scratch
 from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
 
 
 def test_a_base_from_nothing_loads(tmp_path: Path) -> None:
-    scratch = Scratch(SMALL, TokenizerTraining(steps=4, batch_size=2), Alignment(steps=2, batch_size=2), pictures=8)
+    little = Alignment(steps=2, batch_size=2, pictures=8)
+    scratch = Scratch(SMALL, TokenizerTraining(steps=4, batch_size=2), little, little, pictures=8)
     said: list[str] = []
     make_scratch(scratch, tmp_path / "base", said.append)
     model, processor = load(str(tmp_path / "base"))
@@ -28,7 +30,30 @@ def test_a_base_from_nothing_loads(tmp_path: Path) -> None:
     assert bounds["ceiling"] == 1.0
     assert bounds["floor"] < bounds["ceiling"]
     assert [json.loads(line)["step"] for line in (tmp_path / "base" / "image_tokenizer.jsonl").read_text().splitlines()] == [0, 3]
-    assert any(line.startswith("alignment step") for line in said)
+    assert {line.split(" alignment step ")[0] for line in said if " alignment step " in line} == {"vision", "generation"}
+
+
+def test_alignment_teaches_the_words_of_what_is_shown(tmp_path: Path) -> None:
+    """Every word is found better than by guessing; nothing but the aligned side moves."""
+    model, processor = load(str(save_small_base(tmp_path)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sides = {
+        align_vision: ("vision_model", "aligner"),
+        align_generation: ("generation_embeddings", "generation_aligner", "generation_head"),
+    }
+    for align, parts in sides.items():
+        losses: list[dict[str, float]] = []
+        align(
+            model, processor.tokenizer, Alignment(120, 16, 2e-3, pictures=48), lambda step, values, kept=losses: kept.append(values)
+        )
+        assert set(losses[0]) >= {"class", "color", "row", "column"}
+        for kind in ("color", "row", "column"):  # 36 classes take longer
+            assert losses[-1][kind] < math.log(len(WORDS[kind])), (align, kind)
+        for name, value in model.state_dict().items():
+            moved = not torch.equal(value, before[name])
+            if moved:
+                assert name.split(".")[1] in parts, name
+        before = {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def test_an_image_tokenizer_learns(tmp_path: Path) -> None:

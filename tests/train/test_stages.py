@@ -13,6 +13,7 @@ from small_runs import APART_THEN_JOINT, Run
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.world.catalog import COLORS
+from unidecouple.data.world.scene import CELL_NAMES
 from unidecouple.methods.stage import Lora, Objective, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import Lesson, RunConfig
@@ -153,7 +154,8 @@ def test_tasks_draw_from_streams_of_their_own(source: BatchSource) -> None:
 
 
 def test_lessons_come_one_after_the_other_and_then_conversations(source: BatchSource) -> None:
-    lessons = (Lesson("pointing", 1, 3), Lesson("asking", 2, 5), Lesson("caption", 1, 4), Lesson("presence", 1, 6))
+    pointing = (Lesson("pointing", 1, 3), Lesson("asking", 2, 5), Lesson("placing", 1, 7))
+    lessons = (*pointing, Lesson("caption", 1, 4), Lesson("presence", 1, 6))
     taught = replace(source, data=replace(source.data, lessons=lessons, t2i_batch_size=0, router_pairs=0, turns=3))
     tokenizer = source.builder.tokenizer
 
@@ -161,12 +163,14 @@ def test_lessons_come_one_after_the_other_and_then_conversations(source: BatchSo
         (batch,) = taught.batch(step)
         return [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
 
-    assert [len(texts(step)) for step in range(6)] == [3, 5, 5, 4, 6, 2]
+    assert [len(texts(step)) for step in range(7)] == [3, 5, 5, 7, 4, 6, 2]
     assert not any("<|assistant|>" in text for text in texts(0))
-    assert all(text.count("<|assistant|>") == 1 and "? <|assistant|>" in text for step in (1, 2) for text in texts(step))
-    assert all(text.count("<|user|>") == 1 and "describe the image" in text for text in texts(3))
-    assert all(text.count("is there") == text.count("<|user|>") == 3 for text in texts(4))
-    assert all("describe the image" in text for text in texts(5))
+    assert all(text.count("<|assistant|>") == 1 and "? <|assistant|>" in text for step in (1, 2, 3) for text in texts(step))
+    assert all(text.endswith(COLORS) for step in (0, 1, 2) for text in texts(step))
+    assert all(text.endswith(CELL_NAMES) for text in texts(3))
+    assert all(text.count("<|user|>") == 1 and "describe the image" in text for text in texts(4))
+    assert all(text.count("is there") == text.count("<|user|>") == 3 for text in texts(5))
+    assert all("describe the image" in text for text in texts(6))
 
 
 def test_drawing_starts_with_single_coloured_objects(source: BatchSource) -> None:

@@ -69,9 +69,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the losses (eq. 2: lambda_mmu, lambda_t2i, gamma; none is published), named as the field names them."""
+    """Weights of the losses (eq. 2: lambda_mmu, lambda_t2i, gamma; none is published), named as the field names them.
+
+    ``group_mmu_weight`` is understanding's weight inside the group loss, against generation's 1. Ours.
+    """
 
     mmu_coeff: float = 1.0
     t2i_coeff: float = 1.0
     group_coeff: float = 1.0
+    group_mmu_weight: float = 1.0
     balance_coeff: float = 0.0

@@ -16,6 +16,7 @@ from unidecouple.batch import JointBatch, Task
 from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
 from unidecouple.data.world.dataset import Progress, World, WorldData, load_world
 from unidecouple.data.world.questions import Question, conversation, poll, tell_apart
+from unidecouple.data.world.scene import CELL_NAMES
 from unidecouple.files import write_array_atomic
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
@@ -82,11 +83,12 @@ class BatchSource:
         return Lesson(CONVERSATION, 0, self.data.mmu_batch_size)
 
     def _understanding(self, rng: np.random.Generator, kind: str) -> Sample:
-        if kind in ("pointing", "asking"):
+        if kind in ("pointing", "asking", "placing"):
             index = self._telling[int(rng.integers(len(self._telling)))]
             things = tell_apart(self.world.scenes[index])
             thing = things[int(rng.integers(len(things)))]
-            return self.builder.pointing(self.world.scene_images[index], thing.name, thing.color, kind == "asking")
+            answer = CELL_NAMES[thing.cell] if kind == "placing" else thing.color
+            return self.builder.pointing(self.world.scene_images[index], thing.name, answer, kind != "pointing")
         index = int(rng.integers(len(self.world.scenes)))
         scene = self.world.scenes[index]
         if kind == "presence":

@@ -19,7 +19,7 @@ from unidecouple.generate.image import decode_pictures
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.models.vq import encode_image_tokens
-from unidecouple.train.alignment import Alignment, align_vision
+from unidecouple.train.alignment import Alignment, align_generation, align_vision
 from unidecouple.train.build import load
 from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
 
@@ -33,7 +33,7 @@ class Scratch:
     Attributes:
         size: its shape.
         tokenizer: how its image tokenizer is fitted.
-        alignment: how its vision tower is aligned with words.
+        vision_alignment, generation_alignment: how its vision tower, and its image tokens and their head, are aligned with words.
         pictures, picture_seed: what it is fitted to.
         seed: of the random weights.
         threads: of torch.
@@ -41,7 +41,8 @@ class Scratch:
 
     size: TinySize = field(default_factory=TinySize)
     tokenizer: TokenizerTraining = field(default_factory=TokenizerTraining)
-    alignment: Alignment = field(default_factory=Alignment)
+    vision_alignment: Alignment = field(default_factory=Alignment)
+    generation_alignment: Alignment = field(default_factory=lambda: Alignment(steps=3000, batch_size=256, learning_rate=2e-3))
     pictures: int = 12000
     picture_seed: int = 1
     seed: int = 0
@@ -56,22 +57,20 @@ def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
     images = tokenizer_pictures(scratch.pictures, scratch.picture_seed, lambda what, done, of: say(f"{what}: {done} of {of}"))
     log: list[dict[str, float]] = []
 
-    def report(step: int, values: dict[str, float]) -> None:
-        log.append({"step": step, **values})
-        say(
-            f"tokenizer step {step}/{scratch.tokenizer.steps}  "
-            + "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-        )
+    def follow(what: str, steps: int, keep: list[dict[str, float]] | None = None) -> Callable[[int, dict[str, float]], None]:
+        def report(step: int, values: dict[str, float]) -> None:
+            if keep is not None:
+                keep.append({"step": step, **values})
+            say(f"{what} step {step}/{steps}  " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
 
-    fit_tokenizer(model.model.vqmodel, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), scratch.tokenizer, report)
-    align_vision(
-        model,
-        processor.tokenizer,
-        scratch.alignment,
-        lambda step, values: say(
-            f"alignment step {step}/{scratch.alignment.steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items())
-        ),
-    )
+        return report
+
+    pictures = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    fit_tokenizer(model.model.vqmodel, pictures, scratch.tokenizer, follow("tokenizer", scratch.tokenizer.steps, log))
+    vision, generation = scratch.vision_alignment, scratch.generation_alignment
+    align_vision(model, processor.tokenizer, vision, follow("vision alignment", vision.steps))
+    align_generation(model, processor.tokenizer, generation, follow("generation alignment", generation.steps))
+    model.eval()
     with atomic_directory(folder) as staging:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)

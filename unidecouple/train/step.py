@@ -39,7 +39,7 @@ def total_loss(
     terms = {task.key: output.loss(task) for task in tasks}
     loss = torch.stack([coefficients[task] * terms[task.key] for task in tasks]).sum()
     if objective.group_coeff:
-        terms["group"] = group_router_loss(batch, output.routing)
+        terms["group"] = group_router_loss(batch, output.routing, objective.group_mmu_weight)
         loss = loss + objective.group_coeff * terms["group"]
     if objective.balance_coeff:
         terms["balance"] = balance_loss(batch, output.routing)

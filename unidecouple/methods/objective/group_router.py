@@ -8,19 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unidecouple.batch import Batch
+from unidecouple.batch import Batch, Task
 from unidecouple.models.router import Routing
 
 
-def group_router_loss(batches: Sequence[Batch], routing: Sequence[Sequence[Routing]]) -> Tensor:
+def group_router_loss(batches: Sequence[Batch], routing: Sequence[Sequence[Routing]], mmu_weight: float = 1.0) -> Tensor:
     """Mean cross-entropy of the level-1 router's logits against the tokens' tasks, over tokens and layers.
 
     Each task weighs the same however few its tokens are (ours; the paper's form is unpublished): with scarce replay the
-    plain mean would let the router forget the rare task.
+    plain mean would let the router forget the rare task. A higher ``mmu_weight`` sends what could be either to understanding:
+    its experts have more to lose, and a prompt's words can do without the other's in a layer or two.
 
     Args:
         batches: the joint batch.
         routing: for each of its batches, one ``Routing`` a layer.
+        mmu_weight: weight of understanding against generation's 1.
 
     Returns:
         Scalar; zero if no layer has a task router.
@@ -36,7 +38,9 @@ def group_router_loss(batches: Sequence[Batch], routing: Sequence[Sequence[Routi
                     by_task.setdefault(task, []).append(losses[tasks == task])
     if not by_task:
         return torch.zeros((), device=batches[0].input_ids.device)
-    return torch.stack([torch.cat(parts).mean() for parts in by_task.values()]).mean()
+    weights = torch.tensor([mmu_weight if task == Task.MMU else 1.0 for task in by_task], device=batches[0].input_ids.device)
+    means = torch.stack([torch.cat(parts).mean() for parts in by_task.values()])
+    return (weights * means).sum() / weights.sum()
 
 
 @torch.no_grad()

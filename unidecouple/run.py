@@ -14,14 +14,15 @@ class Lesson:
     """A stretch of steps at the start of a run in which understanding is taught in a way of its own.
 
     Attributes:
-        kind: "pointing" (picture, class word, at once its colour), "asking" (the same with a question mark and the assistant's
-            turn before the colour), "placing" (as asking, for the two words of its place), "caption" (a conversation that is the
-            caption alone), "presence" (one of POPE questions alone) or "conversation" (as after all lessons).
+        kind: "pointing" (picture, class word, at once its colour), "describing" (as pointing, then the two words of its place in
+            either order), "asking" (as pointing, with a question mark and the assistant's turn before the colour), "placing" (as
+            asking, for its place), "caption" (a conversation that is the caption alone), "presence" (one of POPE questions alone)
+            or "conversation" (as after all lessons).
         steps: how many.
         batch_size: samples a step, in place of ``mmu_batch_size``; the sequences are short.
     """
 
-    kind: Literal["pointing", "asking", "placing", "caption", "presence", "conversation"]
+    kind: Literal["pointing", "describing", "asking", "placing", "caption", "presence", "conversation"]
     steps: int
     batch_size: int = 64
 

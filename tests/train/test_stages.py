@@ -154,7 +154,7 @@ def test_tasks_draw_from_streams_of_their_own(source: BatchSource) -> None:
 
 
 def test_lessons_come_one_after_the_other_and_then_conversations(source: BatchSource) -> None:
-    pointing = (Lesson("pointing", 1, 3), Lesson("asking", 2, 5), Lesson("placing", 1, 7))
+    pointing = (Lesson("pointing", 1, 3), Lesson("describing", 1, 8), Lesson("asking", 2, 5), Lesson("placing", 1, 7))
     lessons = (*pointing, Lesson("caption", 1, 4), Lesson("presence", 1, 6))
     taught = replace(source, data=replace(source.data, lessons=lessons, t2i_batch_size=0, router_pairs=0, turns=3))
     tokenizer = source.builder.tokenizer
@@ -163,14 +163,16 @@ def test_lessons_come_one_after_the_other_and_then_conversations(source: BatchSo
         (batch,) = taught.batch(step)
         return [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
 
-    assert [len(texts(step)) for step in range(7)] == [3, 5, 5, 7, 4, 6, 2]
-    assert not any("<|assistant|>" in text for text in texts(0))
-    assert all(text.count("<|assistant|>") == 1 and "? <|assistant|>" in text for step in (1, 2, 3) for text in texts(step))
-    assert all(text.endswith(COLORS) for step in (0, 1, 2) for text in texts(step))
-    assert all(text.endswith(CELL_NAMES) for text in texts(3))
-    assert all(text.count("<|user|>") == 1 and "describe the image" in text for text in texts(4))
-    assert all(text.count("is there") == text.count("<|user|>") == 3 for text in texts(5))
-    assert all("describe the image" in text for text in texts(6))
+    assert [len(texts(step)) for step in range(8)] == [3, 8, 5, 5, 7, 4, 6, 2]
+    assert not any("<|assistant|>" in text for step in (0, 1) for text in texts(step))
+    assert all(text.count("<|assistant|>") == 1 and "? <|assistant|>" in text for step in (2, 3, 4) for text in texts(step))
+    assert all(text.endswith(COLORS) for step in (0, 2, 3) for text in texts(step))
+    assert all(text.split()[-3] in COLORS for text in texts(1))
+    assert {text.split()[-2] in ("top", "bottom") for text in texts(1)} == {True, False}  # either order
+    assert all(text.endswith(CELL_NAMES) for text in texts(4))
+    assert all(text.count("<|user|>") == 1 and "describe the image" in text for text in texts(5))
+    assert all(text.count("is there") == text.count("<|user|>") == 3 for text in texts(6))
+    assert all("describe the image" in text for text in texts(7))
 
 
 def test_drawing_starts_with_single_coloured_objects(source: BatchSource) -> None:

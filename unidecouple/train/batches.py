@@ -23,6 +23,7 @@ from unidecouple.models.vq import encode_image_tokens
 from unidecouple.run import Data, Lesson
 
 CONVERSATION: Final = "conversation"
+POINTING: Final = ("pointing", "describing", "asking", "placing")
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,16 @@ class BatchSource:
         return Lesson(CONVERSATION, 0, self.data.mmu_batch_size)
 
     def _understanding(self, rng: np.random.Generator, kind: str) -> Sample:
-        if kind in ("pointing", "asking", "placing"):
+        if kind in POINTING:
             index = self._telling[int(rng.integers(len(self._telling)))]
             things = tell_apart(self.world.scenes[index])
             thing = things[int(rng.integers(len(things)))]
-            answer = CELL_NAMES[thing.cell] if kind == "placing" else thing.color
-            return self.builder.pointing(self.world.scene_images[index], thing.name, answer, kind != "pointing")
+            row_and_column = CELL_NAMES[thing.cell].split()
+            answer = {
+                "placing": " ".join(row_and_column),
+                "describing": " ".join([thing.color, *rng.permutation(row_and_column)]),
+            }.get(kind, thing.color)
+            return self.builder.pointing(self.world.scene_images[index], thing.name, answer, kind in ("asking", "placing"))
         index = int(rng.integers(len(self.world.scenes)))
         scene = self.world.scenes[index]
         if kind == "presence":

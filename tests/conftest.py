@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
 
+from small_runs import save_small_base
 from unidecouple.batch import Batch
 from unidecouple.data.sequences import SequenceBuilder, collate
 from unidecouple.data.world.dataset import vocabulary
@@ -50,6 +52,17 @@ def enliven(model: torch.nn.Module, seed: int) -> None:
         if weight.ndim > 1:
             fan_in = weight.shape[-1] if weight.ndim == 3 else weight[0].numel()
             weight.normal_(std=fan_in**-0.5, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base on disk that fits the world's pictures."""
+    return save_small_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")

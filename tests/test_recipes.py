@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from small_runs import save_small_base
 from unidecouple import config
 from unidecouple.experiment.plan import START, Experiment, jobs
 from unidecouple.run import RunConfig
@@ -18,16 +17,6 @@ from unidecouple.train.scratch import Scratch
 RECIPES = Path(__file__).parents[1] / "recipes"
 EXPERIMENTS = [RECIPES / "demo.yaml", *sorted((RECIPES / "paper").glob("*.yaml"))]
 BASES = [RECIPES / "base" / "understanding.yaml", RECIPES / "base" / "unified.yaml"]
-
-
-@pytest.fixture(scope="session")
-def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_small_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="session")
-def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) -> int:

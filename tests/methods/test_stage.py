@@ -11,10 +11,11 @@ import pytest
 from unidecouple.methods.stage import PARTS
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
-LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert", "mlp"]}
+LORA = {"lora_rank": 4, "lora_targets": ["attention", "mlp"]}
+EXPERTS_LORA = {"ffn": "ta_moe", "lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"]}
 
 
-@pytest.mark.parametrize("text", [{}, {"ffn": "moe"}, {"ffn": "ta_moe"}, LORA, {"ffn": "ta_moe", **LORA}, {"attention_bias": True}])
+@pytest.mark.parametrize("text", [{}, {"ffn": "moe"}, {"ffn": "ta_moe"}, LORA, EXPERTS_LORA, {"attention_bias": True}])
 def test_every_weight_is_in_one_part(make_model: Callable[..., UniJanusForConditionalGeneration], text: dict[str, Any]) -> None:
     names = [name for name, _ in make_model(**text).named_parameters() if not name.startswith("model.vqmodel.")]
     parts = {

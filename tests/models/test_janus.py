@@ -213,7 +213,7 @@ def test_the_tokenizer_is_frozen_and_nothing_else(make_model: MakeModel) -> None
         ({"experts_backend": "cuda"}, "experts_backend='cuda' is not one of grouped_mm, loop"),
         ({"lora_targets": ["ffn"]}, "LoRA target 'ffn' is not one of attention, experts"),
         ({"lora_per_task": ["vision"]}, "LoRA target 'vision'"),
-        ({"lora_rank": 6, "lora_targets": ["experts"]}, "lora_rank=6 on experts must be a multiple of 4"),
+        ({"ffn": "ta_moe", "lora_rank": 6, "lora_targets": ["experts"]}, "lora_rank=6 on experts must be a multiple of 4"),
         ({"ffn": "ta_moe", "num_experts_per_tok": 3}, "num_experts_per_tok=3 must be from 1 to the 2 experts"),
         ({"ffn": "moe", "num_experts_per_tok": 5}, "num_experts_per_tok=5 must be from 1 to the 4 experts"),
         ({"ffn": "ta_moe", "num_experts_per_tok": 0}, "num_experts_per_tok=0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from unidecouple.batch import Batch, Task
 from unidecouple.methods.stage import Lora
+from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.lora import LoraLinear
 from unidecouple.train.build import add_lora
@@ -68,8 +70,10 @@ def test_pairs_have_separate_gradients(linear: Callable[[int], LoraLinear], x: t
         assert not pair.grad[1 - task].any()
 
 
-@pytest.mark.parametrize("ffn", ["dense", "moe", "ta_moe"])
-@pytest.mark.parametrize("per_task", [(), ("attention", "shared_expert", "mlp")])
+@pytest.mark.parametrize(
+    ("ffn", "per_task"),
+    [("dense", ()), ("moe", ()), ("ta_moe", ()), ("dense", ("attention", "mlp")), ("ta_moe", ("attention", "shared_expert"))],
+)
 def test_a_fresh_adapter_on_a_model_changes_nothing(
     make_model: MakeModel, joint_batch: tuple[Batch, Batch], ffn: str, per_task: tuple[str, ...]
 ) -> None:
@@ -118,3 +122,17 @@ def test_attention_follows_where_the_layer_before_sent_a_token(make_model: MakeM
         layer.self_attn.v_proj.lora_B[task] *= 2
         after = model.decode_batch(joint_batch[1]).last_hidden_state
         assert torch.equal(before, after) != matters
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ({"ffn": "dense", "lora_targets": ["experts"]}, "'experts' is not in a model with ffn='dense'"),
+        ({"ffn": "ta_moe", "lora_targets": ["mlp"]}, "'mlp' is not in a model with ffn='ta_moe'"),
+        ({"ffn": "ta_moe", "shared_expert": False, "lora_targets": ["shared_expert"]}, "it has attention, experts$"),
+        ({"ffn": "moe", "lora_targets": ["attention"], "lora_per_task": ["attention"]}, "knows no task to route by"),
+    ],
+)
+def test_updates_that_would_do_nothing_are_refused(text: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        UniLlamaConfig(lora_rank=4, **text)

@@ -1,4 +1,4 @@
-"""A tiny base on disk that fits the world's pictures, and runs of a few steps from it."""
+"""Runs of a few steps from the small base."""
 
 from __future__ import annotations
 
@@ -7,27 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from small_runs import Run, save_small_base
+from small_runs import Run
 from unidecouple.methods.stage import Stage
 from unidecouple.run import Data, Evaluation, RunConfig
 from unidecouple.train.execute import execute
 from unidecouple.train.loop import InterruptedRunError
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_small_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def small_run(base: Path) -> RunConfig:
+def small_run(small_base: Path) -> RunConfig:
     return RunConfig(
-        model_name_or_path=str(base),
+        model_name_or_path=str(small_base),
         data=Data(pairs=24, scenes=24, t2i_batch_size=4, mmu_batch_size=2, turns=1, router_pairs=1),
         stages=(Stage(learning_rate=1e-2, train={"attention": 1, "ffn": 1, "norms": 1, "generation": 1, "text_head": 1}),),
         evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
@@ -40,7 +30,7 @@ def small_run(base: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def run(cache: Path) -> Run:
+def run(small_cache: Path) -> Run:
     def start(config: RunConfig, folder: Path, stop_after: int | None = None) -> bool:
         stop = threading.Event()
 
@@ -49,7 +39,7 @@ def run(cache: Path) -> Run:
                 stop.set()
 
         try:
-            execute(config, folder, cache, say, stop)
+            execute(config, folder, small_cache, say, stop)
         except InterruptedRunError:
             return False
         return True

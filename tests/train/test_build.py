@@ -16,16 +16,16 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
         load(str(tmp_path / "nowhere"))
 
 
-def test_truncated_weights(base: Path, tmp_path: Path) -> None:
-    shutil.copytree(base, tmp_path / "copy")
+def test_truncated_weights(small_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_base, tmp_path / "copy")
     weights = tmp_path / "copy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot read the checkpoint"):
         load(str(tmp_path / "copy"))
 
 
-def test_weights_of_another_model(base: Path, tmp_path: Path) -> None:
-    shutil.copytree(base, tmp_path / "copy")
+def test_weights_of_another_model(small_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_base, tmp_path / "copy")
     weights = tmp_path / "copy" / "model.safetensors"
     tensors = load_file(weights)
     tensors.pop("lm_head.weight")

@@ -29,9 +29,9 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def source(small_run: RunConfig, cache: Path) -> BatchSource:
+def source(small_run: RunConfig, small_cache: Path) -> BatchSource:
     model, processor = load(small_run.model_name_or_path)
-    return batch_source(small_run.data, model, SequenceBuilder(processor), 0, cache, lambda what, done, of: None)
+    return batch_source(small_run.data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
 
 
 def test_experts_apart_moves_experts_and_freezes_attention(small_run: RunConfig, run: Run, tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ class UniLlamaConfig(LlamaConfig):
         for target in (*self.lora_targets, *self.lora_per_task):
             if target not in LORA_TARGETS:
                 raise ValueError(f"LoRA target {target!r} is not one of {', '.join(LORA_TARGETS)}")
+        for target in self.lora_targets if self.lora_rank else ():
+            if target not in self.adaptable:
+                raise ValueError(
+                    f"LoRA target {target!r} is not in a model with ffn={self.ffn!r}; it has {', '.join(self.adaptable)}"
+                )
+        if self.ffn == "moe" and self.lora_per_task:
+            raise ValueError(f"lora_per_task={self.lora_per_task}: a plain mixture knows no task to route by; use ffn='ta_moe'")
         if "experts" in self.lora_targets and self.experts_backend == "grouped_mm" and self.lora_rank % 4:
             raise ValueError(
                 f"lora_rank={self.lora_rank} on experts must be a multiple of 4 (8 in bf16): grouped_mm needs 16-byte rows"
@@ -65,6 +72,13 @@ class UniLlamaConfig(LlamaConfig):
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} must be from 1 to the {self.experts_per_group} experts of a group"
             )
+
+    @property
+    def adaptable(self) -> tuple[str, ...]:
+        """Which of ``LORA_TARGETS`` this structure has."""
+        if self.ffn == "dense":
+            return ("attention", "mlp")
+        return ("attention", "experts", "shared_expert") if self.shared_expert else ("attention", "experts")
 
     @property
     def num_groups(self) -> int:

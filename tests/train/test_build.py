@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from unidecouple.train.build import load
+from unidecouple.train.build import checkpoint_folder, load
 
 
 def test_missing_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint at .* config\.json is missing.*understanding, unified"):
         load(str(tmp_path / "nowhere"))
+
+
+def test_a_runs_folder_stands_for_its_newest_checkpoint(small_base: Path, tmp_path: Path) -> None:
+    for step in (90, 100):
+        shutil.copytree(small_base, tmp_path / "run" / f"checkpoint-{step}")
+    assert checkpoint_folder(str(tmp_path / "run")) == tmp_path / "run" / "checkpoint-100"
+    load(str(tmp_path / "run"))
 
 
 def test_truncated_weights(small_base: Path, tmp_path: Path) -> None:

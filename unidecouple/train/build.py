@@ -13,21 +13,24 @@ from unidecouple.methods.structure import Structure
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.train.checkpoint import all_checkpoints
 
 SHIPPED = ("understanding", "unified")
 
 
 def checkpoint_folder(name_or_path: str) -> Path:
-    """Folder of a checkpoint: a shipped base by name, or a path.
+    """Folder of a checkpoint: a shipped base by name, a path, or a run's folder, which stands for its newest checkpoint.
 
     Raises:
         ValueError: there is none; the message says what a checkpoint folder needs.
     """
     folder = Path(str(files("unidecouple") / "assets" / name_or_path)) if name_or_path in SHIPPED else Path(name_or_path)
+    if not (folder / "config.json").is_file():
+        folder = next(reversed(all_checkpoints(folder)), folder)
     for needed in ("config.json", "model.safetensors"):
         if not (folder / needed).is_file():
             raise ValueError(
-                f"no checkpoint at {name_or_path!r}: {needed} is missing. Give a folder written by save_pretrained, "
+                f"no checkpoint at {name_or_path!r}: {needed} is missing. Give a folder of save_pretrained, a run's folder, "
                 f"or a shipped base: {', '.join(SHIPPED)}"
             )
     return folder

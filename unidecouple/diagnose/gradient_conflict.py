@@ -26,7 +26,7 @@ PARTS = {
     "up_proj": "up",
     "down_proj": "down",
 }
-_SHARED = re.compile(r"\.layers\.(\d+)\.(?:self_attn|mlp|mlp\.shared_expert)\.(\w+_proj)\.weight$")
+_SHARED = re.compile(r"^model\.language_model\.layers\.(\d+)\.(?:self_attn|mlp|mlp\.shared_expert)\.(\w+_proj)\.weight$")
 BatchOf = Callable[[Task, int], JointBatch]
 """Gives a batch of one task, by running number."""
 
@@ -58,7 +58,7 @@ class Conflict:
 
 def gradient_conflict(model: UniJanusForConditionalGeneration, batch_of: BatchOf, batches: int = 8) -> list[Conflict]:
     """Measure ``model`` (left as it was, its gradients cleared) on 2 x ``batches`` batches of each task."""
-    shared = {match: p for name, p in model.named_parameters() if (match := _SHARED.search(name))}
+    shared = {match: p for name, p in model.named_parameters() if (match := _SHARED.match(name))}
     wanted = {match: p.requires_grad for match, p in shared.items()}
     for parameter in shared.values():
         parameter.requires_grad_(True)

@@ -85,6 +85,14 @@ def tokenizer(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def align(arguments: argparse.Namespace) -> int:
+    """Copy a checkpoint with its image tokens and their head aligned with its words, for a model that shall learn to draw."""
+    from unidecouple.train.scratch import align as copy
+
+    print(copy(arguments.checkpoint, arguments.output, lambda line: print(line, flush=True)))
+    return OK
+
+
 def export(arguments: argparse.Namespace) -> int:
     """Copy a checkpoint's model to a folder, its frozen tokenizer in half precision, as the shipped bases are."""
     from unidecouple.train.scratch import export as copy
@@ -130,9 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("folder", type=Path, help="folder of an experiment")
     fresh = add(tokenizer, recipe=True)
     fresh.add_argument("--output", type=Path, required=True, help="folder of the new checkpoint")
-    copy = add(export, recipe=False)
-    copy.add_argument("checkpoint", type=Path, help="folder of the checkpoint")
-    copy.add_argument("--output", type=Path, required=True, help="folder to write")
+    for copy in (add(align, recipe=False), add(export, recipe=False)):
+        copy.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
+        copy.add_argument("--output", type=Path, required=True, help="folder to write")
     return parser
 
 

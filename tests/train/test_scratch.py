@@ -19,7 +19,7 @@ from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
 
 
 def test_a_base_from_nothing_loads(tmp_path: Path) -> None:
-    little = Alignment(steps=2, batch_size=2, pictures=8)
+    little = Alignment(steps=2, batch_size=2)
     scratch = Scratch(SMALL, TokenizerTraining(steps=4, batch_size=2), little, pictures=8)
     said: list[str] = []
     make_scratch(scratch, tmp_path / "base", said.append)
@@ -43,9 +43,7 @@ def test_alignment_teaches_the_words_of_what_is_shown(tmp_path: Path) -> None:
     }
     for side, parts in sides.items():
         losses: list[dict[str, float]] = []
-        side(
-            model, processor.tokenizer, Alignment(120, 16, 2e-3, pictures=48), lambda step, values, kept=losses: kept.append(values)
-        )
+        side(model, processor.tokenizer, Alignment(120, 16, 2e-3), lambda step, values, kept=losses: kept.append(values))
         assert set(losses[0]) >= {"class", "color", "row", "column"}
         for kind in ("color", "row", "column"):  # 36 classes take longer
             assert losses[-1][kind] < math.log(len(WORDS[kind])), (side, kind)
@@ -59,7 +57,7 @@ def test_alignment_teaches_the_words_of_what_is_shown(tmp_path: Path) -> None:
 def test_align_writes_a_copy_whose_generation_side_alone_is_new(tmp_path: Path) -> None:
     base = save_small_base(tmp_path / "base")
     said: list[str] = []
-    folder = align(base, tmp_path / "aligned", said.append, Alignment(steps=3, batch_size=4, pictures=4))
+    folder = align(base, tmp_path / "aligned", said.append, Alignment(steps=3, batch_size=4))
     assert [line.split("  ")[0] for line in said] == ["alignment step 0/3", "alignment step 2/3"]
     (before, _), (after, _) = load(str(base)), load(str(folder))
     changed = {name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])}

@@ -7,6 +7,7 @@ EXPERIMENTS.md.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unidecouple.data.sequences import pixels
 from unidecouple.data.world.catalog import CLASSES, COLORS
-from unidecouple.data.world.scene import CENTRED, Scene, distinct_names, random_scene, random_scene_of, render
+from unidecouple.data.world.scene import SIZES, Scene, Thing, random_scene, render
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
 
@@ -28,13 +29,12 @@ Report = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Alignment:
-    """Hyperparameters of one alignment; ``temperature`` divides the cosines, ``pictures`` are encoded once (generation only)."""
+    """Hyperparameters of one alignment; ``temperature`` divides the cosines."""
 
     steps: int = 1200
     batch_size: int = 32
     learning_rate: float = 1e-3
     temperature: float = 0.1
-    pictures: int = 2000
     seed: int = 3
 
 
@@ -70,16 +70,18 @@ def align_generation(
     decoder's last state might hold them. What is left to learn from prompts is which words to look up, and for which place.
     ``report`` gets, every 50 steps, the head's cross-entropy (nats) as "token", the others as in ``align_vision``.
     """
-    rng = np.random.default_rng(alignment.seed)
     directions = _directions(model, tokenizer)
-    scenes = [random_scene_of(rng, distinct_names(rng, 1 + number % 4), CENTRED) for number in range(alignment.pictures)]
+    every = itertools.product(CLASSES, COLORS, SIZES)
+    scenes = [Scene((Thing(name, color, cell=0, size=size),)) for name, color, size in every]
     tokens = torch.cat([encode_image_tokens(model.model.vqmodel, pixels([render(s) for s in part])) for part in _chunks(scenes)])
     shown = _shown(scenes, round(tokens.shape[1] ** 0.5), _place_in_object).flatten(0, 1)
     tokens = tokens.flatten()
+    patches = [(shown[:, 0] >= 0).nonzero().flatten(), (shown[:, 0] < 0).nonzero().flatten()]  # of objects, blank
+    sizes = [alignment.batch_size, max(1, alignment.batch_size // 8)]
     draw = torch.Generator().manual_seed(alignment.seed)
 
     def losses() -> dict[str, Tensor]:
-        chosen = torch.randint(len(tokens), (alignment.batch_size,), generator=draw)
+        chosen = torch.cat([of[torch.randint(len(of), (size,), generator=draw)] for of, size in zip(patches, sizes, strict=True)])
         mine, token = shown[chosen], tokens[chosen]
         drawn = mine[:, 0] >= 0
         state = torch.randn(len(mine), model.config.text_config.hidden_size, generator=draw)

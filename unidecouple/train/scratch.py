@@ -24,7 +24,7 @@ from unidecouple.train.build import load
 from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
 
 Say = Callable[[str], None]
-GENERATION = Alignment(steps=3000, batch_size=256, learning_rate=2e-3)
+GENERATION = Alignment(steps=5000, batch_size=256, learning_rate=2e-3)
 """How the generation side of the shipped bases is aligned."""
 
 

@@ -14,7 +14,7 @@ from unidecouple.report import logs
 from unidecouple.report.fronts import at_rate, front_names, mean_point, rates
 from unidecouple.report.results import GENEVAL, MAIN, START, UNIDECOUPLE, Measure, Results, estimate
 from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, canvas, legend, name_panel, to_svg
-from unidecouple.report.wording import TASK_NAMES, TIMES, listed, variant_name
+from unidecouple.report.wording import TASK_NAMES, listed, rate_name, variant_name
 
 WIDTH = 11.6
 Records = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
@@ -194,7 +194,8 @@ def front(results: Results, scenario: str, look: Mapping[str, Look]) -> Plot | N
     legend(figure, axes)
     alt = f"Fronts in {scenario}: understanding scores over GenEval for {_named(names)} at several learning rates."
     caption = (
-        "Up and right is better. Each point is one learning rate (its factor beside it), mean and 95% interval over seeds. "
+        "Up and right is better. Each point is one choice of learning rates (beside it: the factor on all of them, or on those "
+        "of the understanding weights), mean and 95% interval over seeds. "
         "The level line is the start's understanding."
     )
     return Plot(to_svg(figure, f"front-{scenario}"), alt, caption)
@@ -202,7 +203,7 @@ def front(results: Results, scenario: str, look: Mapping[str, Look]) -> Plot | N
 
 def _front_line(axis: Axes, results: Results, scenario: str, name: str, measure: Measure, shape: Look) -> None:
     found = [(rate, mean_point(results, scenario, at_rate(name, rate), measure)) for rate in rates(results, scenario, name)]
-    dots = [(rate, point) for rate, point in found if point]
+    dots = sorted(((rate, point) for rate, point in found if point), key=lambda dot: dot[1][0].mean)
     if not dots:
         return
     x, y = ([100 * point[side].mean for _, point in dots] for side in (0, 1))
@@ -210,4 +211,4 @@ def _front_line(axis: Axes, results: Results, scenario: str, name: str, measure:
     drawn: Any = {"color": shape.color, "marker": shape.marker, "ms": 7, "mec": PAPER, "mew": 0.8, "elinewidth": 0.9}
     axis.errorbar(x, y, xerr=wide, yerr=tall, label=variant_name(name), **drawn)
     for (rate, _), left, bottom in zip(dots, x, y, strict=True):
-        axis.annotate(f"{TIMES}{rate:g}", (left, bottom), (5, 5), textcoords="offset points", color=shape.color, fontsize=8.5)
+        axis.annotate(rate_name(rate), (left, bottom), (5, 5), textcoords="offset points", color=shape.color, fontsize=8.5)

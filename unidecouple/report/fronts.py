@@ -19,7 +19,7 @@ from unidecouple.report.results import (
     estimate,
     split_rate,
 )
-from unidecouple.report.wording import TIMES, counted, listed, signed, spread
+from unidecouple.report.wording import counted, listed, rate_name, signed, spread
 
 Point = tuple[float, float]
 """(generation, understanding), shares."""
@@ -27,18 +27,18 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Gap:
-    """Understanding of ours at learning rate ``rate`` minus that of their front at equal generation, by seed.
+    """Understanding of ours at point ``rate`` of the learning-rate grid minus that of their front at equal generation, by seed.
 
     ``gap`` is None where no seed can be compared; ``beyond`` counts the seeds in which their front never comes as far.
     """
 
-    rate: float
+    rate: str
     gap: Estimate | None
     beyond: int
 
 
-def rates(results: Results, scenario: str, name: str) -> tuple[float, ...]:
-    """Learning-rate factors that variant ``name`` was trained with, rising."""
+def rates(results: Results, scenario: str, name: str) -> tuple[str, ...]:
+    """Points of the learning-rate grid that variant ``name`` was trained at."""
     return tuple(rate for base, rate in map(split_rate, results.variants(scenario)) if base == name)
 
 
@@ -48,9 +48,9 @@ def front_names(results: Results, scenario: str) -> tuple[str, ...]:
     return tuple(name for name in names if name != START and len(rates(results, scenario, name)) > 1)
 
 
-def at_rate(name: str, rate: float) -> str:
+def at_rate(name: str, rate: str) -> str:
     """Name of the variant in ``Results``."""
-    return name if rate == 1 else f"{name}@lr={rate:g}"
+    return f"{name}@{rate}" if rate else name
 
 
 def height(front: Sequence[Point], generation: float) -> float | None:
@@ -68,8 +68,8 @@ def height(front: Sequence[Point], generation: float) -> float | None:
 def front_gaps(results: Results, scenario: str, ours: str, theirs: str, measure: Measure) -> tuple[Gap, ...]:
     """One ``Gap`` for each learning rate of ``ours``, against the front of ``theirs`` in ``measure`` over GenEval."""
 
-    def reached(name: str) -> dict[float, dict[int, Point]]:
-        out: dict[float, dict[int, Point]] = {}
+    def reached(name: str) -> dict[str, dict[int, Point]]:
+        out: dict[str, dict[int, Point]] = {}
         for rate in rates(results, scenario, name):
             far = results.final(scenario, at_rate(name, rate), GENEVAL)
             kept = results.final(scenario, at_rate(name, rate), measure)
@@ -95,8 +95,8 @@ def front_sentences(results: Results, scenario: str) -> list[str]:
     said = []
     for measure in (m for m in MAIN if m != GENEVAL):
         gaps = front_gaps(results, scenario, UNIDECOUPLE, DENSE_JOINT, measure)
-        compared = [f"{signed(g.gap.mean)}{spread(g.gap)} at rate {TIMES} {g.rate:g}" for g in gaps if g.gap]
-        further = [f"{TIMES} {g.rate:g} ({counted(g.beyond, 'seed')})" for g in gaps if g.beyond]
+        compared = [f"{signed(g.gap.mean)}{spread(g.gap)} at {rate_name(g.rate)}" for g in gaps if g.gap]
+        further = [f"{rate_name(g.rate)} ({counted(g.beyond, 'seed')})" for g in gaps if g.beyond]
         if compared:
             lead = f"At equal GenEval, UniDecouple's {measure.label} against dense joint's front over learning rates"
             said.append(f"{lead}: {listed(compared)} points.")

@@ -17,7 +17,7 @@ ONLY_GENERATION = "S1-r0"
 """Scenario without understanding data: training jointly and training on generation alone are the same thing there."""
 
 _ORDER = (START, DENSE_T2I, DENSE_MMU, DENSE_JOINT, MOE)
-_RATE = "@lr="
+_AT = "@"
 
 
 @dataclass(frozen=True)
@@ -92,24 +92,10 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estima
     return Estimate(interval.mean, interval.half_width, interval.count)
 
 
-def split_rate(variant: str) -> tuple[str, float]:
-    """Name and factor on the learning rate: ("dense_joint", 0.3) of "dense_joint@lr=0.3"; without a suffix the factor is 1.
-
-    Raises:
-        ValueError: what follows "@lr=" is no number.
-    """
-    name, _, factor = variant.partition(_RATE)
-    try:
-        return name, float(factor) if factor else 1.0
-    except ValueError as error:
-        raise ValueError(
-            f"variant {variant!r} ends in no number; write a factor on the rate, for example {name}{_RATE}0.3"
-        ) from error
-
-
-def _canonical(variant: str) -> str:
-    name, factor = split_rate(variant)
-    return name if factor == 1 else f"{name}{_RATE}{factor:g}"
+def split_rate(variant: str) -> tuple[str, str]:
+    """Name and point of the learning-rate grid: ("dense_joint", "lr=0.3") of "dense_joint@lr=0.3", "" at its own rates."""
+    name, _, rate = variant.partition(_AT)
+    return name, rate
 
 
 @dataclass(frozen=True)
@@ -127,15 +113,15 @@ class Results:
         return tuple(dict.fromkeys(row.scenario for row in self.rows))
 
     def variants(self, scenario: str) -> tuple[str, ...]:
-        """The start, the dense controls, the rest as they came, and UniDecouple last; each by rising learning rate."""
+        """The start, the dense controls, the rest as they came, and UniDecouple last; each by its rates as they came."""
         names = dict.fromkeys(row.variant for row in self.rows if row.scenario == scenario)
         rank = {name: position for position, name in enumerate(dict.fromkeys((*_ORDER, *(split_rate(n)[0] for n in names))))}
         rank[UNIDECOUPLE] = len(rank)
-        return tuple(sorted(names, key=lambda name: (rank[split_rate(name)[0]], split_rate(name)[1])))
+        return tuple(sorted(names, key=lambda name: rank[split_rate(name)[0]]))
 
     def trained(self, scenario: str) -> tuple[str, ...]:
         """Variants without the start and without those at another learning rate than their own."""
-        return tuple(name for name in self.variants(scenario) if name != START and _RATE not in name)
+        return tuple(name for name in self.variants(scenario) if name != START and _AT not in name)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -195,8 +181,7 @@ def load_results(folder: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(_row(row) for row in content["rows"] if row["value"] is not None)
         runs = tuple(
-            RunRef(run["scenario"], _canonical(run["variant"]), run["seed"], folder / run["folder"])
-            for run in content["meta"]["runs"]
+            RunRef(run["scenario"], run["variant"], run["seed"], folder / run["folder"]) for run in content["meta"]["runs"]
         )
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON ({error}); run the experiment again, its finished runs are kept") from error
@@ -208,5 +193,4 @@ def load_results(folder: Path) -> Results:
 
 
 def _row(row: Mapping[str, Any]) -> Row:
-    kept = {field.name: row[field.name] for field in fields(Row)}
-    return Row(**kept | {"variant": _canonical(row["variant"])})
+    return Row(**{field.name: row[field.name] for field in fields(Row)})

@@ -20,6 +20,7 @@ _VARIANTS = {
     MOE: "plain MoE",
     UNIDECOUPLE: "UniDecouple",
 }
+_RATES = {"lr": "rate", "und": "understanding"}
 _OPENINGS = {
     "S1-r0": "Trained on generation data only",
     "S1-r16": "Trained with one understanding sample replayed for 16 of generation",
@@ -33,7 +34,13 @@ def variant_name(variant: str) -> str:
     """As "dense joint, rate × 0.3" for "dense_joint@lr=0.3"; names that are plain words stay, but for underscores."""
     name, rate = split_rate(variant)
     words = _VARIANTS.get(name, name.replace("_", " "))
-    return words if rate == 1 else f"{words}, rate {TIMES} {rate:g}"
+    return f"{words}, {rate_name(rate)}" if rate else words
+
+
+def rate_name(rate: str) -> str:
+    """A point of the learning-rate grid: "rate × 0.3" for "lr=0.3", "understanding × 0.1" for "und=0.1"; others stay."""
+    kind, _, factor = (rate or "lr=1").partition("=")
+    return f"{_RATES[kind]} {TIMES} {factor}" if kind in _RATES else rate
 
 
 def opening(scenario: str) -> str:

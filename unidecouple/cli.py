@@ -105,7 +105,8 @@ def _load(schema: type[T], recipe: Sequence[str]) -> T:
     """A configuration from the command line's YAML files and key=value overrides."""
     from unidecouple import config
 
-    return config.load(schema, [Path(entry) for entry in recipe if "=" not in entry], [entry for entry in recipe if "=" in entry])
+    files = [entry for entry in recipe if "=" not in entry or Path(entry).is_file()]  # a run's folder may be named "...@lr=0.3"
+    return config.load(schema, [Path(entry) for entry in files], [entry for entry in recipe if entry not in files])
 
 
 def _parser() -> argparse.ArgumentParser:

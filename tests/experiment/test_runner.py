@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unidecouple import config
-from unidecouple.experiment.plan import Experiment, Scenario, Variant, jobs
+from unidecouple.experiment.plan import Experiment, Rate, Scenario, Variant, jobs
 from unidecouple.experiment.runner import ExperimentError, expected_work, run_experiment
 from unidecouple.methods.stage import Stage
 from unidecouple.run import Data, Evaluation, RunConfig
@@ -23,6 +23,21 @@ def test_the_longest_run_of_the_demo_goes_first_and_scoring_the_start_last() -> 
     assert (order[1].scenario, order[1].variant) == ("S1-r0", "unidecouple")
     assert order[-1].variant == "start"
     assert expected_work(order[-1]) == 0
+
+
+def test_points_of_a_rate_grid_are_runs_of_their_own(small_base: Path, tmp_path: Path) -> None:
+    """Their folders have an equals sign in their names, as overrides on the command line have."""
+    run = RunConfig(
+        data=Data(pairs=8, scenes=8),
+        max_steps=1,
+        diagnose=False,
+        evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
+    )
+    variant = Variant("generation only", stages=(Stage(train={"generation": 1}),), tasks="t2i", rates=("lr=0.3",))
+    scenarios = {"S1-r0": Scenario("no replay", str(small_base), 2, 0)}
+    grid = Experiment("grid", scenarios, {"dense_t2i": variant}, rates={"": Rate(), "lr=0.3": Rate(0.3)}, run=run)
+    results = json.loads(run_experiment(grid, tmp_path / "grid", tmp_path / "cache", 2, "a test").read_text())
+    assert {row["variant"] for row in results["rows"]} == {"start", "dense_t2i@lr=0.3"}
 
 
 def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

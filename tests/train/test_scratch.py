@@ -34,7 +34,7 @@ def test_a_base_from_nothing_loads(tmp_path: Path) -> None:
 
 
 def test_alignment_teaches_the_words_of_what_is_shown(tmp_path: Path) -> None:
-    """Every word is found better than by guessing; nothing but the aligned side moves."""
+    """Words (for a random tokenizer's tokens, which tell little: tokens) are found better than by guessing; nothing else moves."""
     model, processor = load(str(save_small_base(tmp_path)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     sides = {
@@ -43,10 +43,14 @@ def test_alignment_teaches_the_words_of_what_is_shown(tmp_path: Path) -> None:
     }
     for side, parts in sides.items():
         losses: list[dict[str, float]] = []
-        side(model, processor.tokenizer, Alignment(120, 16, 2e-3), lambda step, values, kept=losses: kept.append(values))
-        assert set(losses[0]) >= {"class", "color", "row", "column"}
-        for kind in ("color", "row", "column"):  # 36 classes take longer
-            assert losses[-1][kind] < math.log(len(WORDS[kind])), (side, kind)
+        size = 16 if side is align_vision else 96
+        side(model, processor.tokenizer, Alignment(150, size, 2e-3), lambda step, values, kept=losses: kept.append(values))
+        assert set(losses[0]) >= set(WORDS)
+        assert all(losses[-1][kind] < losses[0][kind] for kind in losses[0]), side
+        if side is align_vision:
+            assert all(losses[-1][kind] < math.log(len(WORDS[kind])) for kind in ("color", "row", "column"))  # classes take longer
+        else:
+            assert losses[-1]["token"] < 0.9 * math.log(SMALL.codes)
         for name, value in model.state_dict().items():
             moved = not torch.equal(value, before[name])
             if moved:

@@ -59,13 +59,13 @@ def test_a_shipped_base_understands(name: str) -> None:
 @pytest.mark.parametrize(("name", "least", "most"), [("understanding", 0.0, 0.05), ("unified", 0.4, 1.0)])
 def test_the_unified_base_alone_draws_what_it_is_asked_for(name: str, least: float, most: float) -> None:
     """On every sixth validation prompt."""
-    base = loaded(name)
-    bounds = judge_bounds(TemplateJudge(), held_out("val")[0][::6])
+    base, prompts = loaded(name), held_out("val")[0][::6]
+    bounds = judge_bounds(TemplateJudge(), prompts)
 
     def paint(texts: Sequence[str], num_images: int, seed: int) -> list[list[np.ndarray]]:
         return draw(*base, texts, num_images, seed, Sampling(guidance_scale=1.5, temperature=0.7))
 
-    result = generate_and_score(paint, TemplateJudge(), held_out("val")[0][::6], 1, bounds=bounds)
+    result = generate_and_score(paint, TemplateJudge(), prompts, 1, bounds=bounds)
     assert least <= next(score.value for score in result.scores if score.metric == "overall") <= most
 
 

@@ -70,8 +70,8 @@ def test_equal_batches_have_a_floor_of_one(make_model: MakeModel, joint_batch: J
         assert abs(row.cosine) < 0.99
 
 
-def test_opposite_tasks_are_opposed(make_model: MakeModel, joint_batch: Joint) -> None:
-    """A head that is the other's negative on the same targets: what helps one task undoes the other's last value."""
+def test_one_loss_under_two_names_is_no_conflict(make_model: MakeModel, joint_batch: Joint) -> None:
+    """With equal heads and equal targets the tasks' gradients are one; with the heads as they are they differ."""
     model = make_model()
     both = replace(
         joint_batch[1], labels=joint_batch[1].image_tokens.clamp_min(0).masked_fill(joint_batch[1].image_tokens < 0, -100)

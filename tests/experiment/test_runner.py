@@ -15,6 +15,12 @@ from unidecouple.methods.stage import Stage
 from unidecouple.run import Data, Evaluation, RunConfig
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+ONE_STEP = RunConfig(
+    data=Data(pairs=8, scenes=8),
+    max_steps=1,
+    diagnose=False,
+    evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
+)
 
 
 def test_the_longest_run_of_the_demo_goes_first_and_scoring_the_start_last() -> None:
@@ -27,30 +33,20 @@ def test_the_longest_run_of_the_demo_goes_first_and_scoring_the_start_last() -> 
 
 def test_points_of_a_rate_grid_are_runs_of_their_own(small_base: Path, tmp_path: Path) -> None:
     """Their folders have an equals sign in their names, as overrides on the command line have."""
-    run = RunConfig(
-        data=Data(pairs=8, scenes=8),
-        max_steps=1,
-        diagnose=False,
-        evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
-    )
     variant = Variant("generation only", stages=(Stage(train={"generation": 1}),), tasks="t2i", rates=("lr=0.3",))
     scenarios = {"S1-r0": Scenario("no replay", str(small_base), 2, 0)}
-    grid = Experiment("grid", scenarios, {"dense_t2i": variant}, rates={"": Rate(), "lr=0.3": Rate(0.3)}, run=run)
+    grid = Experiment("grid", scenarios, {"dense_t2i": variant}, rates={"": Rate(), "lr=0.3": Rate(0.3)}, run=ONE_STEP)
     results = json.loads(run_experiment(grid, tmp_path / "grid", tmp_path / "cache", 2, "a test").read_text())
     assert {row["variant"] for row in results["rows"]} == {"start", "dense_t2i@lr=0.3"}
 
 
 def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One variant freezes what does not exist; the other's run and the start's are finished and never run again."""
-    run = RunConfig(
-        data=Data(pairs=8, scenes=8),
-        max_steps=1,
-        diagnose=False,
-        evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
-    )
     good = Variant("good", stages=(Stage(train={"generation": 1}),), tasks="t2i")
     bad = Variant("bad", stages=(Stage(train={"generatoin": 1}),))
-    grid = Experiment("grid", {"S1-r0": Scenario("no replay", str(small_base), 2, 0)}, {"dense_t2i": good, "bad": bad}, run=run)
+    grid = Experiment(
+        "grid", {"S1-r0": Scenario("no replay", str(small_base), 2, 0)}, {"dense_t2i": good, "bad": bad}, run=ONE_STEP
+    )
     folder = tmp_path / "grid"
     with pytest.raises(ExperimentError, match=r"(?s)1 of 3 runs did not finish.*S1-r0/bad.*'generatoin' matches no weight"):
         run_experiment(grid, folder, tmp_path / "cache", 2, "a test")

@@ -73,7 +73,8 @@ def align_generation(
     directions = _directions(model, tokenizer)
     every = itertools.product(CLASSES, COLORS, SIZES)
     scenes = [Scene((Thing(name, color, cell=0, size=size),)) for name, color, size in every]
-    tokens = torch.cat([encode_image_tokens(model.model.vqmodel, pixels([render(s) for s in part])) for part in _chunks(scenes)])
+    pictures = pixels([render(scene) for scene in scenes])
+    tokens = torch.cat([encode_image_tokens(model.model.vqmodel, part) for part in pictures.split(64)])
     shown = _shown(scenes, round(tokens.shape[1] ** 0.5), _place_in_object).flatten(0, 1)
     tokens = tokens.flatten()
     patches = [(shown[:, 0] >= 0).nonzero().flatten(), (shown[:, 0] < 0).nonzero().flatten()]  # of objects, blank
@@ -146,7 +147,3 @@ def _place_on_board(y: int, x: int, side: int) -> tuple[int, int]:
 
 def _place_in_object(y: int, x: int, side: int) -> tuple[int, int]:
     return y * 4 // side % 2, x * 4 // side % 2
-
-
-def _chunks(scenes: Sequence[Scene], size: int = 64) -> list[Sequence[Scene]]:
-    return [scenes[start : start + size] for start in range(0, len(scenes), size)]

@@ -17,6 +17,7 @@ from unidecouple.eval.judges.template import TemplateJudge
 from unidecouple.files import append_jsonl, atomic_directory, write_json_atomic
 from unidecouple.generate.image import decode_pictures
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.train.alignment import Alignment, Report, align_generation, align_vision
@@ -64,6 +65,7 @@ def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
 
     fit_tokenizer(model.model.vqmodel, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), scratch.tokenizer, keep)
     align_vision(model, processor.tokenizer, scratch.alignment, follow("alignment", scratch.alignment.steps, say))
+    model.eval()
     with atomic_directory(folder) as staging:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
@@ -97,10 +99,7 @@ def align(checkpoint: Path, folder: Path, say: Say, alignment: Alignment = GENER
     torch.set_num_threads(1)  # sums in another order would give other weights
     model, processor = load(str(checkpoint))
     align_generation(model, processor.tokenizer, alignment, follow("alignment", alignment.steps, say))
-    with atomic_directory(folder) as staging:
-        model.save_pretrained(staging)
-        processor.save_pretrained(staging)
-    return folder
+    return _write(model, processor, folder)
 
 
 def follow(what: str, steps: int, say: Say) -> Report:
@@ -112,6 +111,10 @@ def export(checkpoint: Path, folder: Path) -> Path:
     """Write the model and processor of ``checkpoint`` to ``folder``, its frozen tokenizer, most of the bytes, in float16."""
     model, processor = load(str(checkpoint))
     model.model.vqmodel.half()
+    return _write(model, processor, folder)
+
+
+def _write(model: UniJanusForConditionalGeneration, processor: UniJanusProcessor, folder: Path) -> Path:
     with atomic_directory(folder) as staging:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)

@@ -1,4 +1,4 @@
-"""The decoders that both generation loops are tested with: dense, mixtures, routing by label, LoRA routed by task."""
+"""The decoders that both generation loops are tested with: dense, mixtures, routing by label, LoRA routed by task, by context."""
 
 from __future__ import annotations
 
@@ -13,5 +13,6 @@ KINDS: list[dict[str, Any]] = [
     {"ffn": "ta_moe", "num_experts_per_tok": 2},
     {"ffn": "ta_moe", "task_routing": "label"},
     {"ffn": "ta_moe", **LORA},
+    {"ffn": "ta_moe", "context_router": True, **LORA},
 ]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ta_moe without shared expert": {"ffn": "ta_moe", "shared_expert": False, "num_experts_per_tok": 2},
     "ta_moe by label": {"ffn": "ta_moe", "task_routing": "label"},
     "ta_moe with LoRA": {"ffn": "ta_moe", **LORA},
+    "ta_moe by context": {"ffn": "ta_moe", "context_router": True, **LORA},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 

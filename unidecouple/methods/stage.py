@@ -13,7 +13,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "norms": ("model.language_model.*norm.weight",),
     "attention": ("model.language_model.*.self_attn.?_proj.weight", "model.language_model.*.self_attn.?_proj.bias"),
     "ffn": ("*.mlp.gate_proj.weight", "*.mlp.up_proj.weight", "*.mlp.down_proj.weight"),
-    "task_router": ("*.mlp.router.weight",),
+    "task_router": ("*.mlp.router.weight", "*.context_router.*"),
     "expert_router": ("*.mlp.gate.weight",),
     "experts": ("*.mlp.experts.gate_up_proj", "*.mlp.experts.down_proj"),
     "shared_expert": ("*.mlp.shared_expert.*_proj.weight",),

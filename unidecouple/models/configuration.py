@@ -27,6 +27,7 @@ class UniLlamaConfig(LlamaConfig):
         shared_expert: whether ``alpha * SharedExpert(x)`` is added (arXiv 2506.03591, eq. 1).
         alpha_init: alpha before training. Unpublished; ours is 0.5, since from 0 it never grows (EXPERIMENTS.md).
         task_routing: "learned" (the task-aware router decides) or "label" (``task_ids`` decide; they must then be given).
+        context_router: whether the first layer's task-aware router looks at what stands before a token. Ours, not the paper's.
         experts_backend: "grouped_mm", or "loop" where that kernel is missing; both give the same numbers.
         lora_rank: r of low-rank updates, 0 for none.
         lora_alpha: LoRA's scale is lora_alpha / r.
@@ -42,6 +43,7 @@ class UniLlamaConfig(LlamaConfig):
     shared_expert: bool = True
     alpha_init: float = 0.5
     task_routing: str = "learned"
+    context_router: bool = False
     experts_backend: str = "grouped_mm"
     lora_rank: int = 0
     lora_alpha: float = 16.0
@@ -54,6 +56,15 @@ class UniLlamaConfig(LlamaConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        if self.context_router and self.ffn != "ta_moe":
+            raise ValueError(f"context_router=True with ffn={self.ffn!r}: there is no task to route to; use ffn='ta_moe'")
+        if not 1 <= self.num_experts_per_tok <= self.experts_per_group:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} must be from 1 to the {self.experts_per_group} experts of a group"
+            )
+        self._check_lora()
+
+    def _check_lora(self) -> None:
         for target in (*self.lora_targets, *self.lora_per_task):
             if target not in LORA_TARGETS:
                 raise ValueError(f"LoRA target {target!r} is not one of {', '.join(LORA_TARGETS)}")
@@ -67,10 +78,6 @@ class UniLlamaConfig(LlamaConfig):
         if "experts" in self.lora_targets and self.experts_backend == "grouped_mm" and self.lora_rank % 4:
             raise ValueError(
                 f"lora_rank={self.lora_rank} on experts must be a multiple of 4 (8 in bf16): grouped_mm needs 16-byte rows"
-            )
-        if not 1 <= self.num_experts_per_tok <= self.experts_per_group:
-            raise ValueError(
-                f"num_experts_per_tok={self.num_experts_per_tok} must be from 1 to the {self.experts_per_group} experts of a group"
             )
 
     @property

@@ -26,7 +26,7 @@ from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.experts import Experts
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
-from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter
+from unidecouple.models.router import ContextRouter, ExpertRouter, Routing, TaskAwareRouter
 
 
 @dataclass
@@ -77,7 +77,8 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = UniLlamaAttention(config, layer_idx)
-        self.mlp = FeedForward(config, "mlp") if config.ffn == "dense" else MixtureOfExperts(config)
+        told = config.context_router and layer_idx == 0
+        self.mlp = FeedForward(config, "mlp") if config.ffn == "dense" else MixtureOfExperts(config, routed=not told)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -87,6 +88,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         group: Tensor | None = None,
         task_ids: Tensor | None = None,
         routing: str = "learned",
+        task_logits: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Routing | None]:
         """Transform one layer's tokens.
@@ -96,6 +98,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
             group: (B, T) task group of each token as known before this layer, for LoRA routed by task; None if unknown.
             task_ids: (B, T) true tasks, or None.
             routing: "learned" or "label".
+            task_logits: (B, T, groups) of the context router, where there is one.
             kwargs: what attention needs (masks, position embeddings, cache).
 
         Returns:
@@ -106,7 +109,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         normed = self.post_attention_layernorm(hidden_states)
         if isinstance(self.mlp, FeedForward):
             return hidden_states + self.mlp(normed, group), None
-        out, decision = self.mlp(normed, task_ids, routing)
+        out, decision = self.mlp(normed, task_ids, routing, task_logits)
         return hidden_states + out, decision
 
 
@@ -123,7 +126,7 @@ class UniLlamaPreTrainedModel(LlamaPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Experts):
             module.reset(self.config.initializer_range)
-        elif isinstance(module, ExpertRouter):
+        elif isinstance(module, (ExpertRouter, ContextRouter)):
             module.reset()
         elif isinstance(module, TaskAwareRouter):
             nn.init.zeros_(module.weight)
@@ -141,6 +144,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.context_router = ContextRouter(config) if config.context_router else None
         self.layers = nn.ModuleList([UniLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
@@ -192,8 +196,14 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         route_by = routing or self.config.task_routing
         if task_ids is not None:
             task_ids = task_ids.expand(hidden.shape[:2])
-        group = task_ids if route_by == "label" else None
-        rotary = self.rotary_emb(hidden, position_ids=position_ids)
+        attend: dict[str, Any] = {
+            "attention_mask": mask,
+            "position_embeddings": self.rotary_emb(hidden, position_ids=position_ids),
+            "past_key_values": past_key_values,
+            **kwargs,
+        }
+        task_logits = None if self.context_router is None else self.context_router(hidden, **attend)
+        group = task_ids if route_by == "label" else None if task_logits is None else task_logits.argmax(-1)
         states, decisions = [], []
         for layer in self.layers:
             states.append(hidden)
@@ -202,10 +212,8 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
                 group=group,
                 task_ids=task_ids,
                 routing=route_by,
-                attention_mask=mask,
-                position_embeddings=rotary,
-                past_key_values=past_key_values,
-                **kwargs,
+                task_logits=task_logits,
+                **attend,
             )
             if decision is not None:
                 decisions.append(decision)

@@ -36,10 +36,11 @@ class MixtureOfExperts(nn.Module):
     group with as many experts in all and no task knowledge.
     """
 
-    def __init__(self, config: UniLlamaConfig) -> None:
+    def __init__(self, config: UniLlamaConfig, routed: bool = True) -> None:
+        """``routed`` is whether a mixture with task groups has its own task-aware router, or is told its logits."""
         super().__init__()
         self.num_groups = config.num_groups
-        self.router = TaskAwareRouter(config.hidden_size, config.num_groups) if config.num_groups > 1 else None
+        self.router = TaskAwareRouter(config.hidden_size, config.num_groups) if routed and config.num_groups > 1 else None
         self.gate = ExpertRouter(config.hidden_size, config.num_groups, config.experts_per_group, config.num_experts_per_tok)
         lora_rank = config.lora_rank if config.lora_groups("experts") else 0
         self.experts = Experts(
@@ -53,19 +54,25 @@ class MixtureOfExperts(nn.Module):
         self.shared_expert = FeedForward(config, "shared_expert") if config.shared_expert else None
         self.alpha = nn.Parameter(torch.full((1,), config.alpha_init)) if config.shared_expert else None  # FSDP2 refuses scalars
 
-    def forward(self, x: Tensor, task_ids: Tensor | None, routing: str) -> tuple[Tensor, Routing]:
+    def forward(
+        self, x: Tensor, task_ids: Tensor | None, routing: str, task_logits: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
         """Route and transform.
 
         Args:
             x: (B, T, H).
             task_ids: (B, T) int64 task of each token; needed when ``routing`` is "label".
             routing: "learned" or "label".
+            task_logits: (B, T, groups) of a router before the layers, used where the mixture has none of its own.
 
         Returns:
             (B, T, H), and where the tokens went.
         """
         flat = x.flatten(0, 1)
-        task_logits = None if self.router is None else self.router(flat)
+        if self.router is not None:
+            task_logits = self.router(flat)
+        elif task_logits is not None:
+            task_logits = task_logits.flatten(0, 1)
         group = self._group(flat, task_logits, task_ids, routing)
         probs, weight, expert = self.gate(flat, group)
         y = self.experts(flat, expert, weight)

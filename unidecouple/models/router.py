@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Cache
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+from unidecouple.models.configuration import UniLlamaConfig
 
 
 @dataclass
@@ -41,6 +47,37 @@ class TaskAwareRouter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H) -> logits (N, groups) in float32 (a bf16 router flips near ties)."""
         return F.linear(x.detach().float(), self.weight.float())
+
+
+class ContextRouter(nn.Module):
+    """Level 1 of the first layer, with one causal attention head over the embeddings: a token's task by what stands before it.
+
+    Ours, beyond the paper. A prompt's word is the same word in a question, so before the first layer only context can tell
+    them apart, and a router on the token alone sends both to one group. Knowing the task this early also lets
+    low-rank updates routed by task work in the first layer's attention. Its keys and values lie in the cache behind the layers'.
+    """
+
+    def __init__(self, config: UniLlamaConfig) -> None:
+        super().__init__()
+        one_head = copy.deepcopy(config)
+        one_head.num_attention_heads = one_head.num_key_value_heads = 1
+        self.slot = config.num_hidden_layers
+        self.attention = LlamaAttention(one_head, self.slot)
+        self.weight = nn.Parameter(torch.zeros(config.num_groups, config.hidden_size))
+
+    def reset(self) -> None:
+        """W_task zero, attention at variance 1 / fan-in (at the library's 0.02 the head would look everywhere alike)."""
+        nn.init.zeros_(self.weight)
+        for projection in self.attention.children():
+            nn.init.normal_(projection.weight, std=projection.weight.shape[1] ** -0.5)
+
+    def forward(self, embeddings: Tensor, past_key_values: Cache | None, **kwargs: Any) -> Tensor:
+        """(B, T, H) embeddings, and what attention needs -> logits (B, T, groups) in float32."""
+        if past_key_values is not None and len(past_key_values.layers) == self.slot:
+            past_key_values.layers.append(copy.deepcopy(past_key_values.layers[0]))  # still empty: this comes before layer 0
+        x = F.rms_norm(embeddings.detach(), embeddings.shape[-1:])
+        seen = x + self.attention(x, past_key_values=past_key_values, **kwargs)[0]
+        return F.linear(seen.float(), self.weight.float())
 
 
 class ExpertRouter(nn.Module):

@@ -93,7 +93,7 @@ def _rebuild(
     rebuilt = UniJanusForConditionalGeneration(UniJanusConfig(**raw))
     missing, unexpected = rebuilt.load_state_dict(state, strict=False)
     fresh = ("lora_A", "lora_B", "router.weight", "gate.weight")
-    if unexpected or [name for name in missing if not name.endswith(fresh)]:
+    if unexpected or [name for name in missing if not name.endswith(fresh) and ".context_router." not in name]:
         raise ValueError(f"weights do not fit the new structure: unexpected {unexpected[:3]}, missing {missing[:3]}")
     rebuilt.generation_config = model.generation_config
     return rebuilt.to(model.device).eval()

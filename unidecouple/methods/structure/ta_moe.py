@@ -21,6 +21,7 @@ class TaskAwareMoE:
         shared_expert: the ablation switches it off.
         alpha_init: unpublished; see ``UniLlamaConfig``.
         task_routing: "learned", or "label" for the ablation that is told the true task (also at inference).
+        context_router: the first layer's router looks at the tokens before (ours, beyond the paper; see ``ContextRouter``).
     """
 
     kind: Literal["ta_moe"] = "ta_moe"
@@ -29,6 +30,7 @@ class TaskAwareMoE:
     shared_expert: bool = True
     alpha_init: float = 0.5
     task_routing: Literal["learned", "label"] = "learned"
+    context_router: bool = False
 
     def configure(self) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets."""
@@ -39,6 +41,7 @@ class TaskAwareMoE:
             "shared_expert": self.shared_expert,
             "alpha_init": self.alpha_init,
             "task_routing": self.task_routing,
+            "context_router": self.context_router,
         }
 
     def upcycle(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

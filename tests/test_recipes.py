@@ -57,7 +57,7 @@ def test_experiment_recipes_take_a_step(small_base: Path, small_cache: Path, tmp
                 assert step_of_each_stage(job.config, small_base, small_cache, tmp_path / str(len(seen))) == len(
                     job.config.stages
                 ), kind
-    assert {kind.split()[0] for kind in seen} >= {"dense_t2i", "dense_joint", "unidecouple", "moe", "true_label", "shared_lora"}
+    assert {kind.split()[0] for kind in seen} >= {"dense_t2i", "dense_joint", "unidecouple", "moe", "true_label", "as_published"}
 
 
 def test_tokenizer_recipe_loads() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -69,6 +70,21 @@ class Batch:
         tokens = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "pixel_values"}
         return Batch(**tokens, pixel_values=None if self.pixel_values is None else self.pixel_values.to(device))
 
+    @property
+    def num_targets(self) -> tuple[int, int]:
+        """Tokens that a loss is taken on, by task: text targets and image tokens. The first of a row has nothing before it."""
+        return int((self.labels[:, 1:] != IGNORE).sum()), int((self.image_tokens[:, 1:] != NO_IMAGE_TOKEN).sum())
+
 
 JointBatch = tuple[Batch, ...]
 """What one training step sees: batches of any task mix, usually one a task, so that neither is padded to the other's length."""
+
+
+def count_tokens(batches: Sequence[Batch]) -> Tensor:
+    """(tasks,) int64 tokens of each task that are not padding."""
+    return torch.stack([torch.bincount(batch.task_ids[batch.attention_mask], minlength=len(Task)) for batch in batches]).sum(0)
+
+
+def count_targets(batches: Sequence[Batch]) -> Tensor:
+    """(tasks,) int64 targets of each task."""
+    return torch.tensor([batch.num_targets for batch in batches], device=batches[0].input_ids.device).sum(0)

@@ -100,6 +100,9 @@ class RunConfig:
         seed: of data order, new weights and sampling.
         logging_steps, save_steps: in steps; save_steps 0 saves at the end only.
         save_total_limit: checkpoints kept.
+        gradient_accumulation_steps: parts that a process cuts its share of a step into, to save memory; results stay the same.
+        gradient_checkpointing: recompute decoder layers in the backward pass instead of keeping what they computed.
+        bf16: matrix products in bfloat16; weights, losses and routers stay in float32.
         max_grad_norm: clipping.
         weight_decay: of AdamW; zero keeps weights without gradient exactly where they are.
         device: "auto", "cpu" or "cuda".
@@ -116,6 +119,9 @@ class RunConfig:
     logging_steps: int = 20
     save_steps: int = 200
     save_total_limit: int = 1
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    bf16: bool = False
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     diagnose: bool = True

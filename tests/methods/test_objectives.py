@@ -9,7 +9,7 @@ import torch
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch
 from unidecouple.methods.objective.balance import balance_loss
-from unidecouple.methods.objective.group_router import group_router_loss, router_accuracy
+from unidecouple.methods.objective.group_router import group_router_loss, routed_right
 from unidecouple.models.router import Routing
 
 
@@ -44,7 +44,7 @@ def test_group_loss_by_hand() -> None:
     one = [loss_of(3, 0), loss_of(0, 2)]
     assert group_router_loss([of], [layers]).item() == pytest.approx((sum(zero) / 6 + sum(one) / 2) / 2)
     assert group_router_loss([of], [layers], mmu_weight=3.0).item() == pytest.approx((3 * sum(zero) / 6 + sum(one) / 2) / 4)
-    assert router_accuracy([of], [layers]) == pytest.approx({0: 4 / 6, 1: 1 / 2})
+    assert routed_right([of], [layers]).tolist() == pytest.approx([4 / 2, 1 / 2])
 
 
 def test_group_loss_over_batches() -> None:
@@ -53,6 +53,15 @@ def test_group_loss_over_batches() -> None:
     layers = [[said([[1.0, 0.0]])], [said([[2.0, 0.0], [0.0, 1.0], [0.0, 5.0]])]]
     expected = ((loss_of(1, 0) + loss_of(2, 0)) / 2 + (loss_of(1, 0) + loss_of(5, 0)) / 2) / 2
     assert group_router_loss(batches, layers).item() == pytest.approx(expected)
+
+
+def test_parts_of_a_step_sum_to_the_step() -> None:
+    """One task is missing in the second part; each token weighs what it weighs in the whole."""
+    batches = [batch([[0, 1]]), batch([[1, 1]])]
+    layers = [[said([[1.0, 0.0], [0.0, 2.0]])], [said([[0.0, 1.0], [0.0, 5.0]])]]
+    whole = group_router_loss(batches, layers, mmu_weight=3.0)
+    parts = [group_router_loss([b], [r], mmu_weight=3.0, tokens=torch.tensor([1, 3])) for b, r in zip(batches, layers, strict=True)]
+    assert sum(parts).item() == pytest.approx(whole.item())
 
 
 def test_group_loss_of_one_task_is_that_tasks() -> None:
@@ -65,7 +74,7 @@ def test_without_a_task_router_there_is_no_group_loss() -> None:
     plain = routed(None, [0, 0], [[0.5, 0.5]] * 2, [[0], [1]])
     for layers in ([plain], []):
         assert group_router_loss([batch([[0, 1]])], [layers]).item() == 0.0
-        assert router_accuracy([batch([[0, 1]])], [layers]) == {}
+        assert routed_right([batch([[0, 1]])], [layers]) is None
 
 
 def test_group_loss_teaches_only_the_router_it_reads() -> None:

@@ -74,7 +74,7 @@ def test_joint_experts_stage_equals_one_task_at_a_time(small_run: RunConfig, sou
         model = restructure(load(small_run.model_name_or_path)[0], TaskAwareMoE(), 0)
         optimizer = torch.optim.SGD(apply(model, {"experts": 1}, 1e-2), lr=1e-2)
         batch = tuple(part for task, part in zip(Task, source.batch(0), strict=False) if task in tasks)
-        train_step(model, optimizer, batch, Objective(), tasks, "label", 1e9)
+        train_step(model, optimizer, [batch], Objective(), tasks, "label", 1e9)
         return model.decoder.layers[0].mlp.experts.down_proj.detach()
 
     joint, mmu, t2i = trained((Task.MMU, Task.T2I)), trained((Task.MMU,)), trained((Task.T2I,))
@@ -113,7 +113,7 @@ def test_nan_loss_stops_before_any_update(small_run: RunConfig, source: BatchSou
         model.lm_head.weight[0, 0] = float("nan")
     before = {name: value.clone() for name, value in model.named_parameters() if "self_attn" in name}
     with pytest.raises(TrainingDivergedError, match="lower learning_rate"):
-        train_step(model, optimizer, source.batch(0), Objective(), tuple(Task), None, 1.0)
+        train_step(model, optimizer, [source.batch(0)], Objective(), tuple(Task), None, 1.0)
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters() if name in before)
 
 

@@ -70,7 +70,7 @@ class Experts(nn.Module):
         gate, up = self._project(rows, self.gate_up_proj, "gate_up", counts).chunk(2, dim=-1)
         out = self._project(F.silu(gate) * up, self.down_proj, "down", counts)
         out = out * weight.flatten()[order].unsqueeze(-1).to(out.dtype)
-        return torch.zeros_like(x).index_add(0, order // top_k, out)
+        return torch.zeros_like(x).index_add(0, order // top_k, out.to(x.dtype))
 
     def _project(self, rows: Tensor, stacked: Tensor, name: str, counts: Tensor) -> Tensor:
         y = self._grouped(rows, stacked, counts)
@@ -82,7 +82,9 @@ class Experts(nn.Module):
     def _grouped(self, rows: Tensor, stacked: Tensor, counts: Tensor) -> Tensor:
         """Rows sorted by expert, each times its expert's matrix: (M, in), (E, out, in) -> (M, out)."""
         if self.backend == "grouped_mm":
+            kind = rows.device.type  # autocast does not know grouped_mm
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else stacked.dtype
             ends = counts.cumsum(0).to(torch.int32)
-            return F.grouped_mm(rows.to(stacked.dtype), stacked.transpose(-2, -1), offs=ends)
+            return F.grouped_mm(rows.to(dtype), stacked.to(dtype).transpose(-2, -1), offs=ends)
         parts = zip(rows.split(counts.tolist()), stacked.unbind(0), strict=True)  # W[e] in a loop makes a full-size gradient each
         return torch.cat([F.linear(part, matrix) for part, matrix in parts])

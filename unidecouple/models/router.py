@@ -46,7 +46,7 @@ class TaskAwareRouter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H) -> logits (N, groups) in float32 (a bf16 router flips near ties)."""
-        return F.linear(x.detach().float(), self.weight.float())
+        return _linear(x.detach(), self.weight)
 
 
 class ContextRouter(nn.Module):
@@ -77,7 +77,7 @@ class ContextRouter(nn.Module):
             past_key_values.layers.append(copy.deepcopy(past_key_values.layers[0]))  # still empty: this comes before layer 0
         x = F.rms_norm(embeddings.detach(), embeddings.shape[-1:])
         seen = x + self.attention(x, past_key_values=past_key_values, **kwargs)[0]
-        return F.linear(seen.float(), self.weight.float())
+        return _linear(seen, self.weight)
 
 
 class ExpertRouter(nn.Module):
@@ -107,8 +107,14 @@ class ExpertRouter(nn.Module):
             probabilities (N, e) float32, weights (N, k) float32, expert index (N, k) over all groups.
         """
         groups, experts, _ = self.weight.shape
-        logits = F.linear(x.float(), self.weight.float().flatten(0, 1)).unflatten(-1, (groups, experts))
+        logits = _linear(x, self.weight.flatten(0, 1)).unflatten(-1, (groups, experts))
         mine = logits.gather(1, group.view(-1, 1, 1).expand(-1, 1, experts)).squeeze(1)
         probs = mine.softmax(-1)
         top, index = probs.topk(self.top_k, dim=-1)
         return probs, top / top.sum(-1, keepdim=True).detach(), index + group.unsqueeze(-1) * experts
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x weight^T`` in float32, under autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), weight.float())

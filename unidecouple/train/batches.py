@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from unidecouple.batch import JointBatch, Task
+from unidecouple.batch import Batch, JointBatch, Task
 from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
 from unidecouple.data.world.dataset import Progress, World, WorldData, load_world
 from unidecouple.data.world.questions import Question, conversation, poll, tell_apart
@@ -50,24 +50,39 @@ class BatchSource:
         sizes = {Task.MMU: self.data.mmu_batch_size, Task.T2I: self.data.t2i_batch_size}
         return tuple(task for task, size in sizes.items() if size)
 
-    def batch(self, step: int) -> JointBatch:
-        """The joint batch of ``step``: one micro-batch a task, plus router pairs if any.
+    @property
+    def most_parts(self) -> int:
+        """Into how many parts a step can be cut such that each holds every task."""
+        sizes = (
+            self.data.mmu_batch_size,
+            self.data.t2i_batch_size,
+            self.data.router_pairs,
+            *(x.batch_size for x in self.data.lessons),
+        )
+        return min(size for size in sizes if size)
+
+    def batch(self, step: int, part: int = 0, of: int = 1) -> JointBatch:
+        """The joint batch of ``step``, or one ``part`` ``of`` several: one micro-batch a task, plus router pairs if any.
 
         Each task draws from its own stream, so that variants with other mixtures see the same samples of the task they share.
         """
         pad = self.builder.tokenizer.pad_token_id
-        parts = []
+        parts: list[Batch] = []
+
+        def add(samples: list[Sample]) -> None:
+            parts.append(collate(samples[part::of], pad))
+
         if self.data.mmu_batch_size:
             rng = np.random.default_rng([self.seed, step, Task.MMU])
             lesson = self._lesson(step)
-            parts.append(collate([self._understanding(rng, lesson.kind) for _ in range(lesson.batch_size)], pad))
+            add([self._understanding(rng, lesson.kind) for _ in range(lesson.batch_size)])
         if self.data.t2i_batch_size:
             rng = np.random.default_rng([self.seed, step, Task.T2I])
             chosen = self.world.simple_pairs if step < self.data.simple_steps else None
-            parts.append(collate([self._pair(rng, chosen) for _ in range(self.data.t2i_batch_size)], pad))
+            add([self._pair(rng, chosen) for _ in range(self.data.t2i_batch_size)])
         if self.data.router_pairs:
             rng = np.random.default_rng([self.seed, step, len(Task)])
-            parts.append(collate([self._router_sample(rng) for _ in range(self.data.router_pairs)], pad))
+            add([self._router_sample(rng) for _ in range(self.data.router_pairs)])
         return tuple(parts)
 
     def task_batch(self, task: Task, size: int, key: int) -> JointBatch:

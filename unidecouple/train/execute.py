@@ -7,8 +7,6 @@ import threading
 import time
 from pathlib import Path
 
-import torch
-
 from unidecouple import config as configs
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.sequences import SequenceBuilder
@@ -22,6 +20,7 @@ from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.batches import BatchSource, batch_source
 from unidecouple.train.build import load, restructure
 from unidecouple.train.loop import Say, Trainer
+from unidecouple.train.parallel import Parallel, processes
 from unidecouple.train.scoring import Scorer
 
 RESULT = "scores.json"
@@ -42,21 +41,58 @@ def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading
     """
     if (folder / RESULT).is_file():
         return
-    _claim(folder, run)
+    with processes(run.device, run.bf16) as parallel:
+        if parallel.first:
+            _claim(folder, run)
+        parallel.wait()
+        _execute(run, folder, cache, say if parallel.first else _say_nothing, stop, parallel)
+
+
+def _execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.Event, parallel: Parallel) -> None:
     began, cpu = time.monotonic(), time.process_time()
-    device = _device(run.device)
     found = checkpoints.all_checkpoints(folder)
     resume = found[-1] if found else None
     model, processor = load(str(resume or run.model_name_or_path))
     if resume is None:
         model = restructure(model, run.structure, run.seed)
-    model = model.to(device)
+    model = model.to(parallel.device)
     builder = SequenceBuilder(processor)
-    source = batch_source(run.data, model, builder, run.seed, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
+    with parallel.first_alone():  # it draws and encodes; the others find it done
+        source = batch_source(run.data, model, builder, run.seed, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
     scorer = Scorer(run.evaluation, builder)
     trainer = Trainer(
-        run, model, processor, source, folder, say, lambda step, model: _watch(run, scorer, folder, step, model), stop
+        run, model, processor, source, folder, say, lambda step, model: _watch(run, scorer, folder, step, model), stop, parallel
     )
+    if parallel.first:
+        _start_or_resume(run, model, source, folder, resume, scorer, say)
+    model = trainer.train(resume) if run.max_steps else model.eval()
+    if parallel.first:
+        if run.diagnose:
+            _diagnose(model, source, run.max_steps, folder)
+        say("scoring on the test sets")
+        scores = scorer.test(model, folder)
+        write_json_atomic(
+            folder / RESULT,
+            {
+                "step": run.max_steps,
+                "wall_seconds": time.monotonic() - began,
+                "cpu_seconds": time.process_time() - cpu,
+                "scores": [score.to_json() for score in scores],
+            },
+        )
+        say("done: " + "  ".join(f"{s.benchmark} {s.value:.3f}" for s in scores if s.metric in ("accuracy", "overall")))
+    parallel.wait()
+
+
+def _start_or_resume(
+    run: RunConfig,
+    model: UniJanusForConditionalGeneration,
+    source: BatchSource,
+    folder: Path,
+    resume: Path | None,
+    scorer: Scorer,
+    say: Say,
+) -> None:
     if resume is None:
         _watch(run, scorer, folder, 0, model)
         if run.diagnose and len(source.tasks) == len(Task):
@@ -64,21 +100,10 @@ def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading
     else:
         _forget_after(folder, checkpoints.read_state(resume).step)
         say(f"resuming from {resume}")
-    model = trainer.train(resume) if run.max_steps else model.eval()
-    if run.diagnose:
-        _diagnose(model, source, run.max_steps, folder)
-    say("scoring on the test sets")
-    scores = scorer.test(model, folder)
-    write_json_atomic(
-        folder / RESULT,
-        {
-            "step": run.max_steps,
-            "wall_seconds": time.monotonic() - began,
-            "cpu_seconds": time.process_time() - cpu,
-            "scores": [score.to_json() for score in scores],
-        },
-    )
-    say("done: " + "  ".join(f"{s.benchmark} {s.value:.3f}" for s in scores if s.metric in ("accuracy", "overall")))
+
+
+def _say_nothing(line: str) -> None:
+    """Only the first process prints."""
 
 
 def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
@@ -93,14 +118,6 @@ def _claim(folder: Path, run: RunConfig) -> None:
     if path.is_file() and path.read_text() != text:
         raise ValueError(f"{folder} holds a run of another configuration ({path}): choose another output folder, or remove it")
     write_text_atomic(path, text)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch sees no GPU: use device=cpu, or install a CUDA build of torch")
-    return torch.device(name)
 
 
 def _watch(run: RunConfig, scorer: Scorer, folder: Path, step: int, model: UniJanusForConditionalGeneration) -> None:

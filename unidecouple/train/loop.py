@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from unidecouple.batch import JointBatch
 from unidecouple.files import append_jsonl
 from unidecouple.methods.stage import Stage
 from unidecouple.models.janus import UniJanusForConditionalGeneration
@@ -20,6 +21,7 @@ from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.batches import BatchSource
 from unidecouple.train.build import add_lora
 from unidecouple.train.checkpoint import TrainerState
+from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import StepResult, train_step
 from unidecouple.train.trainable import apply, table
 
@@ -41,7 +43,8 @@ class Trainer:
         source: batches by step.
         folder: where checkpoints and ``metrics.jsonl`` go.
         say: prints a line of progress.
-        on_step: called after every step with (step, model); evaluation hooks in here.
+        on_step: called by the first process after every step with (step, model); evaluation hooks in here.
+        parallel: the processes that share the run.
         stop: set from outside (Ctrl-C) to end the run after the step it is in.
     """
 
@@ -53,6 +56,20 @@ class Trainer:
     say: Say
     on_step: Callable[[int, UniJanusForConditionalGeneration], None] = lambda step, model: None
     stop: threading.Event = field(default_factory=threading.Event)
+    parallel: Parallel = field(default_factory=Parallel)
+
+    def __post_init__(self) -> None:
+        if self.parts > self.source.most_parts:
+            raise ValueError(
+                f"a step in {self.parts} parts ({self.parallel.size} processes x gradient_accumulation_steps="
+                f"{self.config.gradient_accumulation_steps}) leaves some without a sample of every task: the smallest batch size is "
+                f"{self.source.most_parts}. Raise mmu_batch_size, t2i_batch_size and router_pairs, or use fewer parts"
+            )
+
+    @property
+    def parts(self) -> int:
+        """Parts of a step, over all processes."""
+        return self.parallel.size * self.config.gradient_accumulation_steps
 
     def train(self, resume: Path | None = None) -> UniJanusForConditionalGeneration:
         """Run all stages, from the start or from checkpoint ``resume`` (whose weights ``model`` must hold).
@@ -87,29 +104,48 @@ class Trainer:
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer)
         before = sum(count for _, count in self.plan()[:index])
-        self.model.train()
-        self.model.model.vqmodel.eval()  # frozen; train() would switch it on with the rest
+        wrapped = self.parallel.wrap(self.model)
+        if self.config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         clock, seen = time.monotonic(), 0
         for done in range(start + 1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(stage, done - 1, steps)
             step = before + done
-            batch = tuple(part.to(self.model.device) for part in self.source.batch(step - 1))
-            objective, norm = self.config.objective, self.config.max_grad_norm
-            result = train_step(self.model, optimizer, batch, objective, self.source.tasks, stage.routing, norm)
+            self.model.train()  # each time: scoring switches it off
+            self.model.model.vqmodel.eval()  # frozen; train() switches it on with the rest
+            result = train_step(
+                wrapped,
+                optimizer,
+                self._share(step - 1),
+                self.config.objective,
+                self.source.tasks,
+                stage.routing,
+                self.config.max_grad_norm,
+                self.parallel,
+            )
             seen += result.tokens
-            if step % self.config.logging_steps == 0 or step == self.config.max_steps:
+            if self.parallel.first and (step % self.config.logging_steps == 0 or step == self.config.max_steps):
                 seconds = time.monotonic() - clock
                 self._log(step, stage, result, optimizer.param_groups[-1]["lr"], seen / seconds, seconds / (done - start))
-            self.on_step(step, self.model)
-            if done < steps and (self.stop.is_set() or (self.config.save_steps and step % self.config.save_steps == 0)):
+            if self.parallel.first:
+                self.on_step(step, self.model)
+            stopped = self.parallel.agree(self.stop.is_set())
+            if done < steps and (stopped or (self.config.save_steps and step % self.config.save_steps == 0)):
                 self._save(TrainerState(step, index, done), optimizer)
-                if self.stop.is_set():
+                if stopped:
                     raise InterruptedRunError(f"stopped after step {step} of {self.config.max_steps}; saved in {self.folder}")
         self._save(TrainerState(before + steps, index, steps), None)
 
+    def _share(self, step: int) -> list[JointBatch]:
+        """This process's parts of ``step``, on its device."""
+        mine = range(self.parallel.rank, self.parts, self.parallel.size)
+        drawn = [self.source.batch(step, part, self.parts) for part in mine]
+        return [tuple(batch.to(self.parallel.device) for batch in part) for part in drawn]
+
     def _save(self, state: TrainerState, optimizer: torch.optim.Optimizer | None) -> None:
-        checkpoints.save(self.folder, self.model, self.processor, state, optimizer, self.config.save_total_limit)
+        if self.parallel.first:
+            checkpoints.save(self.folder, self.model, self.processor, state, optimizer, self.config.save_total_limit)
 
     def _log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
         append_jsonl(

@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unidecouple.batch import Batch, Task
+from unidecouple.batch import Batch, Task, count_tokens
 from unidecouple.models.router import Routing
 
 
-def group_router_loss(batches: Sequence[Batch], routing: Sequence[Sequence[Routing]], mmu_weight: float = 1.0) -> Tensor:
-    """Mean cross-entropy of the level-1 router's logits against the tokens' tasks, over tokens and layers.
+def group_router_loss(
+    batches: Sequence[Batch], routing: Sequence[Sequence[Routing]], mmu_weight: float = 1.0, tokens: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of the level-1 routers' logits against the tokens' tasks, over tokens and layers.
 
     Each task weighs the same however few its tokens are (ours; the paper's form is unpublished): with scarce replay the
     plain mean would let the router forget the rare task. A higher ``mmu_weight`` sends what could be either to understanding:
@@ -23,36 +25,42 @@ def group_router_loss(batches: Sequence[Batch], routing: Sequence[Sequence[Routi
         batches: the joint batch.
         routing: for each of its batches, one ``Routing`` a layer.
         mmu_weight: weight of understanding against generation's 1.
+        tokens: (tasks,) tokens that the mean is over, where ``batches`` are a part of a step; the parts' losses then sum to
+            the step's. By default those of ``batches``.
 
     Returns:
         Scalar; zero if no layer has a task router.
     """
-    by_task: dict[int, list[Tensor]] = {}
+    counts = count_tokens(batches) if tokens is None else tokens
+    importance = torch.ones(len(Task), device=counts.device)
+    importance[Task.MMU] = mmu_weight
+    importance = importance * (counts > 0)
+    sums = torch.zeros(len(Task), device=counts.device)
     for batch, layers in zip(batches, routing, strict=True):
-        keep = batch.attention_mask.flatten()
-        tasks = batch.task_ids.flatten()[keep]
-        for layer in layers:
-            if layer.task_logits is not None:
-                losses = F.cross_entropy(layer.task_logits[keep], tasks, reduction="none")
-                for task in tasks.unique().tolist():
-                    by_task.setdefault(task, []).append(losses[tasks == task])
-    if not by_task:
-        return torch.zeros((), device=batches[0].input_ids.device)
-    weights = torch.tensor([mmu_weight if task == Task.MMU else 1.0 for task in by_task], device=batches[0].input_ids.device)
-    means = torch.stack([torch.cat(parts).mean() for parts in by_task.values()])
-    return (weights * means).sum() / weights.sum()
+        tasks, logits = _read(batch, layers)
+        if logits:
+            losses = torch.stack([F.cross_entropy(part, tasks, reduction="none") for part in logits]).mean(0)
+            sums = sums + _by_task(losses, tasks)
+    return (importance * sums / counts.clamp_min(1)).sum() / importance.sum().clamp_min(1e-9)
 
 
 @torch.no_grad()
-def router_accuracy(batches: Sequence[Batch], routing: Sequence[Sequence[Routing]]) -> dict[int, float]:
-    """Share of tokens of each task that the task-aware routers put in the right group, over layers; empty without a router."""
-    right: dict[int, list[Tensor]] = {}
+def routed_right(batches: Sequence[Batch], routing: Sequence[Sequence[Routing]]) -> Tensor | None:
+    """(tasks,) tokens that the task-aware routers put in the right group, mean over layers; None without a router."""
+    hits = []
     for batch, layers in zip(batches, routing, strict=True):
-        keep = batch.attention_mask.flatten()
-        tasks = batch.task_ids.flatten()[keep]
-        for layer in layers:
-            if layer.task_logits is not None:
-                hit = layer.task_logits[keep].argmax(-1) == tasks
-                for task in tasks.unique().tolist():
-                    right.setdefault(task, []).append(hit[tasks == task].float())
-    return {task: float(torch.cat(hits).mean()) for task, hits in right.items()}
+        tasks, logits = _read(batch, layers)
+        if logits:
+            hits.append(_by_task(torch.stack([part.argmax(-1) == tasks for part in logits]).float().mean(0), tasks))
+    return torch.stack(hits).sum(0) if hits else None
+
+
+def _read(batch: Batch, layers: Sequence[Routing]) -> tuple[Tensor, list[Tensor]]:
+    """Tasks (N,) of a batch's real tokens, and what each layer with a task router said of them, (N, groups)."""
+    keep = batch.attention_mask.flatten()
+    return batch.task_ids.flatten()[keep], [layer.task_logits[keep] for layer in layers if layer.task_logits is not None]
+
+
+def _by_task(values: Tensor, tasks: Tensor) -> Tensor:
+    """Sums of (N,) values by task, (tasks,); a product, since scattered additions differ from run to run on a GPU."""
+    return values @ F.one_hot(tasks, len(Task)).to(values.dtype)

@@ -105,6 +105,7 @@ class RunConfig:
         bf16: matrix products in bfloat16; weights, losses and routers stay in float32.
         max_grad_norm: clipping.
         weight_decay: of AdamW; zero keeps weights without gradient exactly where they are.
+        parallel: how processes started by torchrun share the run: "ddp" (each has all weights), "fsdp" (each a share of them).
         device: "auto", "cpu" or "cuda".
     """
 
@@ -125,4 +126,5 @@ class RunConfig:
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     diagnose: bool = True
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformers import AutoProcessor
 
 from unidecouple.methods.stage import Lora
@@ -15,6 +17,7 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.train.checkpoint import all_checkpoints
 
+_VQ = "model.vqmodel."
 SHIPPED = ("understanding", "unified")
 
 
@@ -61,6 +64,21 @@ def load(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, UniJanusP
     return model.eval(), processor
 
 
+def load_shapes(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, UniJanusProcessor]:
+    """As ``load``, for a process that needs no weights: shapes on the meta device; only the image tokenizer is read."""
+    folder = checkpoint_folder(name_or_path)
+    with torch.device("meta"):
+        model = UniJanusForConditionalGeneration(UniJanusConfig.from_pretrained(folder))
+    model.model.vqmodel.to_empty(device="cpu")
+    tensors: dict[str, torch.Tensor] = {}
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in list(file.keys()) if name.startswith(_VQ)]
+            tensors |= {name.removeprefix(_VQ): file.get_tensor(name).float() for name in names}
+    model.model.vqmodel.load_state_dict(tensors)
+    return model.eval(), AutoProcessor.from_pretrained(folder)
+
+
 def restructure(model: UniJanusForConditionalGeneration, structure: Structure, seed: int) -> UniJanusForConditionalGeneration:
     """``model`` with ``structure`` in place of its dense FFNs; computes what it did (new router weights come from ``seed``)."""
     return _rebuild(model, structure.configure(), structure.upcycle(model.state_dict()), seed)
@@ -90,7 +108,12 @@ def _rebuild(
     raw = model.config.to_dict()
     raw["text_config"] = {**raw["text_config"], **fields}
     torch.manual_seed(seed)
-    rebuilt = UniJanusForConditionalGeneration(UniJanusConfig(**raw))
+    shapes_only = model.device.type == "meta"
+    with torch.device("meta") if shapes_only else contextlib.nullcontext():
+        rebuilt = UniJanusForConditionalGeneration(UniJanusConfig(**raw))
+    if shapes_only:
+        rebuilt.model.vqmodel = model.model.vqmodel
+        return rebuilt.eval()
     missing, unexpected = rebuilt.load_state_dict(state, strict=False)
     fresh = ("lora_A", "lora_B", "router.weight", "gate.weight")
     if unexpected or [name for name in missing if not name.endswith(fresh) and ".context_router." not in name]:

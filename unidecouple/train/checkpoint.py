@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from torch import Tensor, nn
 
-from unidecouple.files import atomic_directory
-from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.train.parallel import Parallel
 
+OPTIMIZER = "optimizer.safetensors"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
@@ -29,26 +30,28 @@ class TrainerState:
 
 def save(
     folder: Path,
-    model: UniJanusForConditionalGeneration,
+    wrapped: nn.Module,
     processor: UniJanusProcessor,
     state: TrainerState,
     optimizer: torch.optim.Optimizer | None,
     keep: int,
-) -> Path:
-    """Write ``folder/checkpoint-<step>`` and drop all but the newest ``keep`` afterwards.
+    parallel: Parallel,
+) -> None:
+    """Write ``folder/checkpoint-<step>``, all processes together, and drop all but the newest ``keep`` afterwards.
 
-    Without ``optimizer`` (the stage is over) the next stage starts with a new one.
+    The files do not depend on how many processes wrote them. Without ``optimizer`` (the stage is over) the next stage starts
+    with a new one.
     """
-    target = folder / f"checkpoint-{state.step}"
-    with atomic_directory(target) as staging:
-        model.save_pretrained(staging)
-        processor.save_pretrained(staging)
+    with parallel.folder(folder / f"checkpoint-{state.step}") as staging:
+        parallel.save_weights(staging, wrapped)
         if optimizer is not None:
-            save_file(_optimizer_tensors(optimizer), staging / "optimizer.safetensors")
-        (staging / "trainer_state.json").write_text(json.dumps(vars(state)))
-    for old in all_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+            parallel.save_tensors(staging / OPTIMIZER, _optimizer_tensors(optimizer))
+        if parallel.first:
+            processor.save_pretrained(staging)
+            (staging / "trainer_state.json").write_text(json.dumps(vars(state)))
+    if parallel.first:
+        for old in all_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
@@ -62,18 +65,35 @@ def read_state(checkpoint: Path) -> TrainerState:
     return TrainerState(**json.loads((checkpoint / "trainer_state.json").read_text()))
 
 
-def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load AdamW's moments by parameter name into ``optimizer``, whose groups carry "names"."""
-    tensors = load_file(checkpoint / "optimizer.safetensors")
+@torch.no_grad()
+def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parallel: Parallel) -> None:
+    """Load AdamW's moments by parameter name into ``optimizer``, whose groups carry "names".
+
+    A weight that never had a gradient has no moments.
+    """
+    path = checkpoint / OPTIMIZER
+    with safe_open(path, framework="pt") as file:
+        saved = set(file.keys())
+    tensors: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            optimizer.state[parameter] = {key: tensors[f"{name}|{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+            if f"{name}|step" in saved:
+                step = torch.zeros((), device=parameter.device)
+                state = {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+                optimizer.state[parameter] = state
+                tensors |= {f"{name}|{key}": _at_least_1d(value) for key, value in state.items()}
+    parallel.load_tensors(path, tensors)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{name}|{key}"] = value
+                tensors[f"{name}|{key}"] = _at_least_1d(value)
     return tensors
+
+
+def _at_least_1d(value: Tensor) -> Tensor:
+    """The same memory; torch's distributed safetensors drop the value of a scalar (2.13)."""
+    return value.view(1) if value.ndim == 0 else value

@@ -18,9 +18,10 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.run import RunConfig
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.batches import BatchSource, batch_source
-from unidecouple.train.build import load, restructure
+from unidecouple.train.build import load, load_shapes, restructure
+from unidecouple.train.launch import processes
 from unidecouple.train.loop import Say, Trainer
-from unidecouple.train.parallel import Parallel, processes
+from unidecouple.train.parallel import Parallel
 from unidecouple.train.scoring import Scorer
 
 RESULT = "scores.json"
@@ -41,7 +42,7 @@ def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading
     """
     if (folder / RESULT).is_file():
         return
-    with processes(run.device, run.bf16) as parallel:
+    with processes(run.device, run.bf16, run.parallel) as parallel:
         if parallel.first:
             _claim(folder, run)
         parallel.wait()
@@ -52,21 +53,24 @@ def _execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threadin
     began, cpu = time.monotonic(), time.process_time()
     found = checkpoints.all_checkpoints(folder)
     resume = found[-1] if found else None
-    model, processor = load(str(resume or run.model_name_or_path))
+    read = load if parallel.holds_weights else load_shapes
+    model, processor = read(str(resume or run.model_name_or_path))
     if resume is None:
         model = restructure(model, run.structure, run.seed)
-    model = model.to(parallel.device)
+    if parallel.holds_weights:
+        model = model.to(parallel.device)
     builder = SequenceBuilder(processor)
     with parallel.first_alone():  # it draws and encodes; the others find it done
         source = batch_source(run.data, model, builder, run.seed, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
     scorer = Scorer(run.evaluation, builder)
     trainer = Trainer(
-        run, model, processor, source, folder, say, lambda step, model: _watch(run, scorer, folder, step, model), stop, parallel
+        run, model, processor, source, folder, say, lambda step, model: _watch(scorer, folder, step, model), stop, parallel
     )
     if parallel.first:
         _start_or_resume(run, model, source, folder, resume, scorer, say)
     model = trainer.train(resume) if run.max_steps else model.eval()
     if parallel.first:
+        model = model.to(parallel.device)
         if run.diagnose:
             _diagnose(model, source, run.max_steps, folder)
         say("scoring on the test sets")
@@ -94,7 +98,8 @@ def _start_or_resume(
     say: Say,
 ) -> None:
     if resume is None:
-        _watch(run, scorer, folder, 0, model)
+        if run.evaluation.eval_steps:
+            _watch(scorer, folder, 0, model)
         if run.diagnose and len(source.tasks) == len(Task):
             _write_conflict(model, source, 0, folder / "conflict-start.json")
     else:
@@ -120,14 +125,11 @@ def _claim(folder: Path, run: RunConfig) -> None:
     write_text_atomic(path, text)
 
 
-def _watch(run: RunConfig, scorer: Scorer, folder: Path, step: int, model: UniJanusForConditionalGeneration) -> None:
-    every = run.evaluation.eval_steps
-    if every and step % every == 0:
-        model.eval()
-        for score in scorer.validate(model):
-            append_jsonl(
-                folder / "scores.jsonl", {"step": step, "benchmark": score.benchmark, "metric": score.metric, "value": score.value}
-            )
+def _watch(scorer: Scorer, folder: Path, step: int, model: UniJanusForConditionalGeneration) -> None:
+    model.eval()
+    for score in scorer.validate(model):
+        record = {"step": step, "benchmark": score.benchmark, "metric": score.metric, "value": score.value}
+        append_jsonl(folder / "scores.jsonl", record)
 
 
 def _forget_after(folder: Path, step: int) -> None:

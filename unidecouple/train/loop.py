@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from unidecouple.batch import JointBatch
 from unidecouple.files import append_jsonl
@@ -43,7 +45,7 @@ class Trainer:
         source: batches by step.
         folder: where checkpoints and ``metrics.jsonl`` go.
         say: prints a line of progress.
-        on_step: called by the first process after every step with (step, model); evaluation hooks in here.
+        evaluate: called by the first process every ``eval_steps`` with (step, model).
         parallel: the processes that share the run.
         stop: set from outside (Ctrl-C) to end the run after the step it is in.
     """
@@ -54,7 +56,7 @@ class Trainer:
     source: BatchSource
     folder: Path
     say: Say
-    on_step: Callable[[int, UniJanusForConditionalGeneration], None] = lambda step, model: None
+    evaluate: Callable[[int, UniJanusForConditionalGeneration], None] = lambda step, model: None
     stop: threading.Event = field(default_factory=threading.Event)
     parallel: Parallel = field(default_factory=Parallel)
 
@@ -62,9 +64,14 @@ class Trainer:
         if self.parts > self.source.most_parts:
             raise ValueError(
                 f"a step in {self.parts} parts ({self.parallel.size} processes x gradient_accumulation_steps="
-                f"{self.config.gradient_accumulation_steps}) leaves some without a sample of every task: the smallest batch size is "
-                f"{self.source.most_parts}. Raise mmu_batch_size, t2i_batch_size and router_pairs, or use fewer parts"
+                f"{self.config.gradient_accumulation_steps}) leaves some without a sample of every task, since the smallest "
+                f"batch size is {self.source.most_parts}. Raise mmu_batch_size, t2i_batch_size and router_pairs, or use fewer parts"
             )
+        for stage in self.config.stages if self.config.bf16 else ():
+            if stage.lora is not None and "experts" in stage.lora.targets and stage.lora.r % 8:
+                raise ValueError(
+                    f"stage {stage.name!r}: r={stage.lora.r} on experts must be a multiple of 8 with bf16 (16-byte rows)"
+                )
 
     @property
     def parts(self) -> int:
@@ -98,22 +105,25 @@ class Trainer:
         return [(stage, ends[i + 1] - ends[i]) for i, stage in enumerate(self.config.stages)]
 
     def _stage(self, index: int, stage: Stage, steps: int, start: int, resume: Path | None) -> None:
-        groups = apply(self.model, stage.train, stage.learning_rate)
-        self.say(f"stage {index + 1}/{len(self.config.stages)} {stage.name!r}, {steps} steps\n{table(self.model, groups)}")
+        apply(self.model, stage.train, stage.learning_rate)  # before it is wrapped, which must know what trains
+        wrapped = self.parallel.wrap(self.model)
+        trained = self.parallel.trained(wrapped)
+        groups = apply(trained, stage.train, stage.learning_rate)
+        self.say(f"stage {index + 1}/{len(self.config.stages)} {stage.name!r}, {steps} steps\n{table(trained, groups)}")
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True)
         if resume is not None:
-            checkpoints.restore_optimizer(resume, optimizer)
+            checkpoints.restore_optimizer(resume, optimizer, self.parallel)
         before = sum(count for _, count in self.plan()[:index])
-        wrapped = self.parallel.wrap(self.model)
         if self.config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.17
+                trained.gradient_checkpointing_enable({"use_reentrant": False})
         clock, seen = time.monotonic(), 0
         for done in range(start + 1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(stage, done - 1, steps)
             step = before + done
-            self.model.train()  # each time: scoring switches it off
-            self.model.model.vqmodel.eval()  # frozen; train() switches it on with the rest
+            wrapped.train()  # each time: scoring switches it off
+            trained.model.vqmodel.eval()  # frozen; train() switches it on with the rest
             result = train_step(
                 wrapped,
                 optimizer,
@@ -128,14 +138,18 @@ class Trainer:
             if self.parallel.first and (step % self.config.logging_steps == 0 or step == self.config.max_steps):
                 seconds = time.monotonic() - clock
                 self._log(step, stage, result, optimizer.param_groups[-1]["lr"], seen / seconds, seconds / (done - start))
-            if self.parallel.first:
-                self.on_step(step, self.model)
+            if self.config.evaluation.eval_steps and step % self.config.evaluation.eval_steps == 0:
+                with self.parallel.whole_model(wrapped, self.model) as whole:
+                    if self.parallel.first:
+                        self.evaluate(step, whole)
             stopped = self.parallel.agree(self.stop.is_set())
             if done < steps and (stopped or (self.config.save_steps and step % self.config.save_steps == 0)):
-                self._save(TrainerState(step, index, done), optimizer)
+                self._save(wrapped, TrainerState(step, index, done), optimizer)
                 if stopped:
                     raise InterruptedRunError(f"stopped after step {step} of {self.config.max_steps}; saved in {self.folder}")
-        self._save(TrainerState(before + steps, index, steps), None)
+        self._save(wrapped, TrainerState(before + steps, index, steps), None)
+        with self.parallel.whole_model(wrapped, self.model):
+            pass  # the next stage starts from it
 
     def _share(self, step: int) -> list[JointBatch]:
         """This process's parts of ``step``, on its device."""
@@ -143,9 +157,8 @@ class Trainer:
         drawn = [self.source.batch(step, part, self.parts) for part in mine]
         return [tuple(batch.to(self.parallel.device) for batch in part) for part in drawn]
 
-    def _save(self, state: TrainerState, optimizer: torch.optim.Optimizer | None) -> None:
-        if self.parallel.first:
-            checkpoints.save(self.folder, self.model, self.processor, state, optimizer, self.config.save_total_limit)
+    def _save(self, wrapped: nn.Module, state: TrainerState, optimizer: torch.optim.Optimizer | None) -> None:
+        checkpoints.save(self.folder, wrapped, self.processor, state, optimizer, self.config.save_total_limit, self.parallel)
 
     def _log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
         append_jsonl(

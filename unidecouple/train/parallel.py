@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-_PATIENCE = timedelta(hours=4)
-"""How long a process waits for the others: the first one scores and writes checkpoints meanwhile."""
+from unidecouple.files import atomic_directory
+from unidecouple.models.janus import UniJanusForConditionalGeneration as Model
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,22 @@ class Parallel:
         """Whether this process prints, scores and writes."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    @property
+    def holds_weights(self) -> bool:
+        """Whether this process has the whole model."""
+        return True
+
+    def wrap(self, model: Model) -> nn.Module:
         """``model`` as training calls it. Weights that a step leaves unused (one task's head) are found, not waited for."""
+        model.to(self.device)
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
+
+    def trained(self, wrapped: nn.Module) -> Model:
+        """The model whose parameters the optimizer gets."""
+        return cast(Model, wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped)
 
     @contextlib.contextmanager
     def gradients(self, model: nn.Module, last: bool) -> Iterator[None]:
@@ -54,6 +66,11 @@ class Parallel:
     def precision(self) -> contextlib.AbstractContextManager[object]:
         """Autocast, if asked for."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @contextlib.contextmanager
+    def whole_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
+        """``model`` with the weights that training has reached, in the first process, for the length of the block."""
+        yield model
 
     def sum(self, value: Tensor) -> Tensor:
         """``value`` summed over processes, the same on each."""
@@ -79,42 +96,33 @@ class Parallel:
         if self.first:
             self.wait()
 
+    @contextlib.contextmanager
+    def folder(self, target: Path) -> Iterator[Path]:
+        """``atomic_directory`` of the first process, in which all may write."""
+        with atomic_directory(target) if self.first else contextlib.nullcontext(target) as made:
+            told = [made]
+            if self.size > 1:
+                dist.broadcast_object_list(told)
+            yield told[0]
+            self.wait()
+
+    def save_weights(self, folder: Path, wrapped: nn.Module) -> None:
+        """Write configuration and weights as ``from_pretrained`` reads them."""
+        if self.first:
+            self.trained(wrapped).save_pretrained(folder)
+
+    def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write ``tensors`` as one safetensors file."""
+        if self.first:
+            save_file(dict(tensors), path)
+
+    def load_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Fill ``tensors`` from a safetensors file that has them."""
+        with safe_open(path, framework="pt") as file:
+            for name, tensor in tensors.items():
+                tensor.copy_(file.get_tensor(name))
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             dist.barrier()
-
-
-@contextlib.contextmanager
-def processes(device: str, bf16: bool) -> Iterator[Parallel]:
-    """Join the processes that torchrun started, or be the only one.
-
-    Args:
-        device: "auto", "cpu" or "cuda".
-        bf16: see ``Parallel``.
-
-    Raises:
-        ValueError: ``device`` is "cuda" and torch sees no GPU.
-    """
-    size, rank, local = (
-        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
-    )
-    place = _device(device, local)
-    if size == 1:
-        yield Parallel(device=place, bf16=bf16)
-        return
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
-    try:
-        yield Parallel(rank, size, place, bf16)
-    finally:
-        dist.destroy_process_group()
-
-
-def _device(name: str, local: int) -> torch.device:
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch sees no GPU: use device=cpu, or install a CUDA build of torch")
-    return torch.device("cuda", local)

@@ -12,6 +12,7 @@ from unidecouple.batch import Task
 from unidecouple.methods.stage import PARTS
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import MixtureOfExperts
+from unidecouple.train.sharded import local_rows
 
 ALWAYS_FROZEN = ("model.vqmodel.*",)
 
@@ -81,6 +82,8 @@ def hold_absent_tasks(model: nn.Module, absent: Sequence[Task]) -> None:
         elif isinstance(module, LoraLinear) and module.groups == len(Task):
             stacked = [(module.lora_A, 1), (module.lora_B, 1)]
         for parameter, width in stacked:
+            if parameter.grad is None:
+                continue
+            rows, first = local_rows(parameter.grad)
             for task in absent:
-                if parameter.grad is not None:
-                    parameter.grad[task * width : (task + 1) * width] = 0
+                rows[max(0, task * width - first) : max(0, (task + 1) * width - first)] = 0

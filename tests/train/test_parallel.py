@@ -1,0 +1,160 @@
+"""One run on several processes, or in several parts, is the run of one process; checkpoints do not know how many wrote them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from small_runs import APART_THEN_JOINT, Run
+from unidecouple import config as configs
+from unidecouple.methods.stage import Lora
+from unidecouple.methods.structure import TaskAwareMoE
+from unidecouple.models.router import TaskAwareRouter
+from unidecouple.run import RunConfig
+from unidecouple.train.build import load
+from unidecouple.train.checkpoint import all_checkpoints
+from unidecouple.train.loop import Trainer
+from unidecouple.train.parallel import Parallel
+
+MEASURED = ("loss/mmu", "loss/t2i", "loss/group", "grad_norm", "router_accuracy/mmu", "router_accuracy/t2i")
+
+
+@pytest.fixture
+def decoupled(small_run: RunConfig) -> RunConfig:
+    """Two stages; no batch size is a multiple of two and more processes."""
+    data = replace(small_run.data, t2i_batch_size=7, mmu_batch_size=5, router_pairs=5)
+    structure = TaskAwareMoE(context_router=True)
+    return replace(small_run, structure=structure, data=data, stages=APART_THEN_JOINT, save_total_limit=9)
+
+
+def torchrun(processes: int, run: RunConfig, folder: Path, cache: Path) -> None:
+    """Start ``run`` by its command on gloo processes of one thread each."""
+    recipe = folder.parent / f"{folder.name}.yaml"
+    recipe.write_text(configs.dump(run))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "unidecouple"]
+    command += ["train", str(recipe), "--output", str(folder), "--cache", str(cache)]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def measured(folder: Path) -> list[list[float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [[line[name] for name in MEASURED] for line in lines]
+
+
+def compare(folder: Path, other: Path) -> None:
+    """Six digits of every loss and gradient norm at every step, and the weights at the end."""
+    for one, two in zip(measured(folder), measured(other), strict=True):
+        assert one == pytest.approx(two, rel=2e-6, abs=1e-9)
+    ours, theirs = (load_file(all_checkpoints(path)[-1] / "model.safetensors") for path in (folder, other))
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, atol=2e-5, rtol=1e-4)
+
+
+def forget(folder: Path, after: int) -> None:
+    """As if the run had been cut off after step ``after``."""
+    (folder / "scores.json").unlink()
+    for path in all_checkpoints(folder):
+        if int(path.name.split("-")[1]) > after:
+            shutil.rmtree(path)
+
+
+def test_parts_of_a_step_change_nothing(decoupled: RunConfig, run: Run, tmp_path: Path) -> None:
+    assert run(decoupled, tmp_path / "whole")
+    assert run(replace(decoupled, gradient_accumulation_steps=3), tmp_path / "parts")
+    compare(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_recomputed_layers_change_nothing(decoupled: RunConfig, run: Run, tmp_path: Path) -> None:
+    assert run(decoupled, tmp_path / "kept")
+    assert run(replace(decoupled, gradient_checkpointing=True), tmp_path / "recomputed")
+    compare(tmp_path / "recomputed", tmp_path / "kept")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_processes_change_nothing(kind: str, decoupled: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
+    """Two processes equal one; four go on where two were cut off, and one where four were."""
+    together = replace(decoupled, parallel=kind)
+    assert run(together, tmp_path / "one")
+    torchrun(2, together, tmp_path / "several", small_cache)
+    compare(tmp_path / "several", tmp_path / "one")
+    forget(tmp_path / "several", after=4)
+    torchrun(4, together, tmp_path / "several", small_cache)
+    compare(tmp_path / "several", tmp_path / "one")
+    forget(tmp_path / "several", after=4)
+    assert run(together, tmp_path / "several")
+    compare(tmp_path / "several", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_weights_that_no_sample_reaches(kind: str, small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
+    """Generation data only, but vision tower and text head train: no process waits for their gradients."""
+    data = replace(small_run.data, mmu_batch_size=0, router_pairs=0, t2i_batch_size=3)
+    alone = replace(small_run, data=data, stages=(replace(small_run.stages[0], train={"*": 1.0}),), parallel=kind)
+    assert run(alone, tmp_path / "one")
+    torchrun(2, alone, tmp_path / "two", small_cache)
+    names = ("loss/t2i", "grad_norm")
+    for one, two in zip(*((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")), strict=True):
+        assert [json.loads(one)[name] for name in names] == pytest.approx([json.loads(two)[name] for name in names], rel=1e-6)
+
+
+def test_more_parts_than_samples_is_an_error(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps=2\).*smallest batch size is 1"):
+        run(replace(small_run, gradient_accumulation_steps=2), tmp_path)
+
+
+def test_bf16_is_close_and_keeps_what_must_be_exact(decoupled: RunConfig, run: Run, tmp_path: Path) -> None:
+    decoupled = replace(decoupled, stages=(APART_THEN_JOINT[0], replace(APART_THEN_JOINT[1], lora=Lora(8))))
+    assert run(decoupled, tmp_path / "float32")
+    assert run(replace(decoupled, bf16=True), tmp_path / "bf16")
+    first = (lines[0] for lines in (measured(tmp_path / "float32"), measured(tmp_path / "bf16")))
+    exact, rounded = next(first), next(first)
+    assert rounded[:3] == pytest.approx(exact[:3], rel=0.02)
+    assert rounded != exact
+    model, _ = load(str(all_checkpoints(tmp_path / "bf16")[-1]))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    router, x = TaskAwareRouter(8, 2), torch.randn(5, 8)
+    torch.nn.init.normal_(router.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        routed = router(x)
+    torch.testing.assert_close(routed, x @ router.weight.T)
+
+
+def test_rows_too_short_for_bf16_are_refused(decoupled: RunConfig, run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'joint': r=4 on experts must be a multiple of 8"):
+        run(replace(decoupled, bf16=True), tmp_path)
+
+
+def test_each_process_has_its_own_rows(decoupled: RunConfig) -> None:
+    """Every part of every process together is the step, none twice."""
+
+    class Numbers:
+        most_parts = 9
+
+        def batch(self, step: int, part: int, of: int) -> tuple[Part, ...]:
+            return (Part(range(12)[part::of]),)
+
+    class Part(list[int]):
+        def to(self, device: object) -> Part:
+            return self
+
+    seen: list[int] = []
+    for rank in range(3):
+        config = replace(decoupled, gradient_accumulation_steps=2)
+        trainer = Trainer(config, None, None, Numbers(), Path(), print, parallel=Parallel(rank, 3))  # type: ignore[arg-type]
+        seen += [number for parts in trainer._share(0) for part in parts for number in part]
+    assert sorted(seen) == list(range(12))

@@ -1,0 +1,55 @@
+"""How a run gets its processes: from torchrun's environment, or one alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
+
+from unidecouple.train.parallel import Parallel
+from unidecouple.train.sharded import Sharded
+
+_PATIENCE = timedelta(hours=4)
+"""How long a process waits for the others: the first one scores and writes checkpoints meanwhile."""
+
+
+@contextlib.contextmanager
+def processes(device: str, bf16: bool, kind: str) -> Iterator[Parallel]:
+    """Join the processes that torchrun started, or be the only one.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        bf16: see ``Parallel``.
+        kind: "ddp" or "fsdp"; without torchrun it does not matter.
+
+    Raises:
+        ValueError: ``device`` is "cuda" and torch sees no GPU.
+    """
+    size, rank, local = (
+        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+    )
+    place = _device(device, local)
+    disable_progress_bar()  # of every checkpoint's shards; steps have their own lines
+    if size == 1:
+        yield Parallel(device=place, bf16=bf16)
+        return
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield (Sharded if kind == "fsdp" else Parallel)(rank, size, place, bf16)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local: int) -> torch.device:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no GPU: use device=cpu, or install a CUDA build of torch")
+    return torch.device("cuda", local)

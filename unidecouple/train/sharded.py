@@ -1,0 +1,123 @@
+"""Weights, gradients and optimizer sharded over processes: FSDP2 (``fully_shard``) and torch's distributed checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from unidecouple.models.janus import UniJanusForConditionalGeneration as Model
+from unidecouple.train.parallel import Parallel
+
+
+class Sharded(Parallel):
+    """Processes that hold a share of every weight each. The first alone has the whole model, on the CPU; others its shapes."""
+
+    @property
+    def holds_weights(self) -> bool:
+        """Weights are read once, not by each process."""
+        return self.first
+
+    def wrap(self, model: Model) -> nn.Module:
+        """A sharded copy of the first process's ``model``: a group for each decoder layer, one for the rest.
+
+        The vision tower is in the rest: a group of its own would wait for processes that have no picture in a step.
+        """
+        # what layers report of their routing are views, which nobody changes in place
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        trains = {name: weight.requires_grad for name, weight in model.named_parameters()}
+        with torch.device("meta"):
+            sharded = type(model)(model.config)
+        for name, weight in sharded.named_parameters():
+            weight.requires_grad_(trains[name])
+
+        def place(weight: nn.Parameter) -> Shard:
+            """Stacked experts by their second dimension: there are fewer experts than processes."""
+            return Shard(1 if weight.ndim == 3 and weight.shape[1] % self.size == 0 else 0)
+
+        for layer in sharded.decoder.layers:
+            fully_shard(layer, mesh=mesh, shard_placement_fn=place)
+        fully_shard(sharded, mesh=mesh, shard_placement_fn=place)
+        sharded.to_empty(device=self.device)
+        whole = model.state_dict() if self.first else {}
+        set_model_state_dict(sharded, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+        there = dict(model.named_buffers())
+        for name, buffer in sharded.named_buffers():
+            if self.first:
+                buffer.copy_(there[name])
+            dist.broadcast(buffer, 0)
+        return cast(nn.Module, sharded)
+
+    @contextlib.contextmanager
+    def gradients(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """Gradients are reduced with the last part of a step only."""
+        assert isinstance(model, FSDPModule)
+        model.set_requires_gradient_sync(last)
+        yield
+
+    @contextlib.contextmanager
+    def whole_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
+        """``model`` with the weights that training has reached, on the first process's device for the length of the block."""
+        state = get_model_state_dict(wrapped, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if self.first:
+            model.load_state_dict(state)
+            model.to(self.device)
+        yield model
+        if self.first:
+            model.to("cpu")
+        self.wait()
+
+    def whole(self, value: Tensor) -> Tensor:
+        """A sharded result, whole on each process."""
+        return value.full_tensor() if isinstance(value, DTensor) else value
+
+    def save_weights(self, folder: Path, wrapped: nn.Module) -> None:
+        """Write configuration and weights as ``from_pretrained`` reads them; no process holds them whole."""
+        if self.first:
+            model = self.trained(wrapped)
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+        self.save_tensors(folder / "model.safetensors", cast(dict[str, Tensor], get_model_state_dict(wrapped)))
+
+    def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write sharded ``tensors`` as one safetensors file: each process its shards, the first joins them."""
+        parts = path.with_suffix(".parts")
+        writer = HuggingFaceStorageWriter(str(parts), save_distributed=True, enable_consolidation=True)
+        save(dict(tensors), storage_writer=writer)
+        if self.first:
+            next(parts.glob("*.safetensors")).rename(path)
+            shutil.rmtree(parts)
+        self.wait()
+
+    def load_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Fill sharded ``tensors`` from a safetensors file, each process reading its shards."""
+        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path.parent)))
+
+
+def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """What this process holds of ``tensor``, and the number of its first row in the whole."""
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    mesh: DeviceMesh = tensor.device_mesh
+    (placement,) = tensor.placements
+    each = -(-tensor.shape[0] // mesh.size())
+    return tensor.to_local(), mesh.get_local_rank() * each if placement.is_shard(0) else 0

@@ -58,7 +58,7 @@ def _vision(tape: Tape, config: UniJanusConfig, pictures: int) -> Value:
     heads = vision.num_attention_heads
     for index in range(vision.num_hidden_layers):
         layer = f"{name}.encoder.layers.{index}"
-        with tape.block(x):
+        with tape.block(layer, x):
             normed = tape.layer_norm(f"{layer}.layer_norm1", rows, x, "vision")
             query, key, value = (tape.linear(f"{layer}.self_attn.{p}_proj", rows, normed) for p in "qkv")
             mixed = tape.attention(pictures, heads, vision.num_image_tokens, width // heads, (query, key, value))
@@ -87,7 +87,7 @@ def _decoder(tape: Tape, config: UniJanusConfig, part: Micro, x: Value, routing:
     known = routing == "label" or text.context_router  # whether the first layer's attention is told the group
     for index in range(text.num_hidden_layers):
         layer = f"{DECODER}.layers.{index}"
-        with tape.block(x):
+        with tape.block(layer, x):
             normed = tape.rms_norm(f"{layer}.input_layernorm", rows, x)
             mixed = _attention(tape, config, part, f"{layer}.self_attn", normed, turn, known or index > 0)
             x = tape.pointwise("attention", (x, mixed), x.elements, x.grad or mixed.grad)
@@ -215,7 +215,9 @@ def _experts(tape: Tape, name: str, chosen: int, rows: int, x: Value, weight: Va
     if weight.grad:
         tape.keep(out)
     weighted = tape.pointwise("experts", (out,), out.elements, out.grad or weight.grad)
-    tape.kept += chosen * INDEX * weighted.grad
+    if weighted.grad:
+        tape.keep(weighted)  # index_add keeps its source, for its shape alone
+        tape.kept += chosen * INDEX
     return tape.pointwise("experts", (weighted,), x.elements, weighted.grad)
 
 

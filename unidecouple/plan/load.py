@@ -124,7 +124,9 @@ def _resized(data: Data, batch_size: int | None) -> Data:
     )
     for key in ("mmu_batch_size", "t2i_batch_size"):
         if getattr(data, key) and getattr(changed, key) < 1:
-            raise ValueError(f"batch size {batch_size} leaves no sample for data.{key}; the recipe has {getattr(data, key)} of {whole}")
+            raise ValueError(
+                f"batch size {batch_size} leaves no sample for data.{key}: the recipe has {getattr(data, key)} of {whole}"
+            )
     return changed
 
 

@@ -44,10 +44,17 @@ class Op(NamedTuple):
 
 @dataclass
 class Block:
-    """A layer that can be checkpointed: bytes it keeps, and bytes of its input, which is all that a checkpoint keeps."""
+    """A layer that can be checkpointed, and is a unit of sharding.
 
-    kept: int
+    Attributes:
+        name: prefix of its parameters.
+        entry: bytes of its input, which is all that a checkpoint keeps.
+        kept: bytes it keeps otherwise; 0 where no gradient passes.
+    """
+
+    name: str
     entry: int
+    kept: int = 0
 
 
 @dataclass
@@ -79,11 +86,21 @@ class Tape:
     blocks: list[Block] = field(default_factory=list)
     _block: int = -1
 
+    def flops(self, backward: bool) -> int:
+        """FLOPs of the forward, or of the backward pass."""
+        return sum(op.flops for op in self.ops if op.backward == backward)
+
+    def kept_by_checkpoints(self) -> int:
+        """Bytes kept, the heads' logits aside, if every layer keeps its input alone and one at a time is computed again."""
+        moving = [block for block in self.blocks if block.kept]
+        saved = sum(block.kept - block.entry for block in moving)
+        return self.kept - saved + max((block.kept for block in moving), default=0)
+
     @contextmanager
-    def block(self, entry: Value) -> Iterator[None]:
-        """Note what follows as one layer with input ``entry``."""
+    def block(self, name: str, entry: Value) -> Iterator[None]:
+        """Note what follows as the layer ``name`` with input ``entry``."""
         before, self._block = self.kept, len(self.blocks)
-        self.blocks.append(Block(0, entry.bytes))
+        self.blocks.append(Block(name, entry.bytes))
         yield
         self.blocks[-1].kept, self._block = self.kept - before, -1
 

@@ -73,12 +73,9 @@ def joint(data: Data, name_or_path: str, config: UniJanusConfig, batch_size: int
         ValueError: there are no samples, or too few for both tasks, or a length is shorter than a picture.
     """
     data = _resized(data, batch_size)
-    folder = Path(str(SHIPPED / name_or_path)) if (SHIPPED / name_or_path).is_dir() else Path(name_or_path)
     tokens = config.vision_config.num_image_tokens
-    builder = None
-    if (folder / "processor_config.json").is_file():
-        builder = SequenceBuilder(AutoProcessor.from_pretrained(folder))
-    mmu = _measured(builder, data, tokens) if builder else (tokens + 2 + MMU_TEXT, float(MMU_ANSWERS))
+    builder = SequenceBuilder(AutoProcessor.from_pretrained(_folder(name_or_path))) if has_processor(name_or_path) else None
+    mmu = _measured(builder, data) if builder else (tokens + 2 + MMU_TEXT, float(MMU_ANSWERS))
     t2i = _measured_prompts(builder, data, tokens) if builder else tokens + T2I_TEXT
     if lengths.mmu is not None:
         mmu = (lengths.mmu, mmu[1] * _ratio(lengths.mmu, mmu[0], tokens + 2, "mmu"))
@@ -109,6 +106,16 @@ def only(parts: Sequence[Micro], task: Task) -> tuple[Micro, ...]:
     return (grown, *(part for part in parts if not part.counted and part.task is task))
 
 
+def has_processor(name_or_path: str) -> bool:
+    """Whether the start has a tokenizer that samples' lengths can be taken with."""
+    return (_folder(name_or_path) / "processor_config.json").is_file()
+
+
+def _folder(name_or_path: str) -> Path:
+    shipped = SHIPPED / name_or_path
+    return Path(str(shipped)) if shipped.is_dir() else Path(name_or_path)
+
+
 def _resized(data: Data, batch_size: int | None) -> Data:
     whole = data.mmu_batch_size + data.t2i_batch_size
     if not whole:
@@ -136,7 +143,7 @@ def _ratio(length: int, before: int, fixed: int, task: str) -> float:
     return (length - fixed) / (before - fixed)
 
 
-def _measured(builder: SequenceBuilder, data: Data, tokens: int) -> tuple[int, float]:
+def _measured(builder: SequenceBuilder, data: Data) -> tuple[int, float]:
     """Mean padded length of a batch of conversations, and mean answers a conversation (the lessons before them are not planned)."""
     rng, blank = np.random.default_rng(data.seed), np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from unidecouple.plan.devices import device
 from unidecouple.plan.estimate import Estimate, by_part
+from unidecouple.plan.load import MMU_ANSWERS, MMU_TEXT, T2I_TEXT, has_processor
 from unidecouple.plan.stages import Question, StagePlan
 from unidecouple.run import RunConfig
 
 COLUMNS = ("GPUs", "way", "memory", "ckpt", "fits", "bottleneck", "s/step", "exposed", "tokens/s", "MFU", "sent", "batch", "days")
+LEGEND = (
+    "memory and ckpt: peak a device without and with gradient checkpointing; fits: ckpt if only with it, and the times are then "
+    "with it; exposed: share of the step that waits for links; sent: bytes a device sends a step; batch: samples a step in all"
+)
+WIDTH = 132
+"""Columns that text is wrapped at; tables are wider where they must."""
 SHOWN = 6
 """Parts of the model whose FLOPs the table names; the JSON has all."""
 
@@ -20,18 +28,33 @@ SHOWN = 6
 def lines(run: RunConfig, question: Question, plans: Sequence[StagePlan]) -> list[str]:
     """The plan as lines of text."""
     hardware = device(question.device)
-    out = [
+    about = [
         f"{run.model_name_or_path} with {run.structure.kind}, planned on {question.device}: {hardware.memory / 1e9:g} GB, "
         f"{hardware.peak(question.dtype) / 1e12:g} TFLOP/s in {question.dtype}, {hardware.bandwidth / 1e12:g} TB/s, links "
         f"{hardware.link / 1e9:g} GB/s in a node of {hardware.node}, {hardware.network / 1e9:g} GB/s a device between nodes",
-        "assumed, not measured: "
-        + ", ".join(f"{name} {value:g}" for name, value in asdict(question.assume).items())
-        + (f", price {question.price:g} a device hour" if question.price is not None else ""),
+        f"assumed, not measured: {_assumed(run, question)}",
     ]
+    if run.data.lessons:
+        about.append("the recipe's lessons are planned as conversations of the recipe's batch size")
+    out = [part for line in about for part in textwrap.wrap(line, WIDTH)]
     for number, stage in enumerate(plans, 1):
-        out += ["", f"stage {number}/{len(plans)} {stage.stage.name!r}", *_head(stage), "", *_table(stage, question.price)]
-        out += ["", *_ends(stage)]
-    return out
+        out += ["", f"stage {number}/{len(plans)} {stage.stage.name!r}"]
+        for line in _head(stage):
+            out += textwrap.wrap(line, WIDTH, subsequent_indent=" " * 14, initial_indent="  ")
+        out += ["", *_table(stage, question.price), "", *_ends(stage)]
+    return [*out, "", *textwrap.wrap(LEGEND, WIDTH)]
+
+
+def _assumed(run: RunConfig, question: Question) -> str:
+    a = question.assume
+    told = (
+        f"{a.compute:.0%} of peak FLOPs in matrix products, {a.bandwidth:.0%} of memory bandwidth elsewhere, {a.link:.0%} of "
+        f"links, {a.overlap:.0%} of the computation hides communication, {a.memory:.0%} of memory holds tensors, a ring's step "
+        f"takes {1e6 * a.hop:g} us in a node and {1e6 * a.far_hop:g} us between nodes"
+    )
+    if not has_processor(run.model_name_or_path):
+        told += f"; {MMU_TEXT} text tokens a conversation, {MMU_ANSWERS} of them answers, and {T2I_TEXT} a prompt"
+    return told if question.price is None else f"{told}; price {question.price:g} a device hour"
 
 
 def plain(run: RunConfig, question: Question, plans: Sequence[StagePlan]) -> dict[str, Any]:
@@ -85,13 +108,13 @@ def _head(stage: StagePlan) -> list[str]:
     flops = ", ".join(f"{part} {_count(a)}+{_count(b)}" for part, (a, b) in list(by_part(tape).items())[:SHOWN])
     small = tape.kept_by_checkpoints() + tape.logits
     return [
-        f"  parameters  {_count(weights.total)} in all, {_count(weights.active)} active a token, {_count(weights.trainable)} train "
+        f"parameters  {_count(weights.total)} in all, {_count(weights.active)} active a token, {_count(weights.trainable)} train "
         f"({trained}), {_count(weights.optimizer_bytes)}B of optimizer states",
-        f"  a step      a device: {', '.join(parts)}; {_count(tape.flops(False))}FLOP forward + {_count(tape.flops(True))}FLOP "
+        f"a step      a device: {', '.join(parts)}; {_count(tape.flops(False))}FLOP forward + {_count(tape.flops(True))}FLOP "
         f"backward ({flops}, ...)",
-        f"  activations {_count(tape.kept + tape.logits)}B kept for the backward pass, {_count(small)}B with gradient checkpointing; "
+        f"activations {_count(tape.kept + tape.logits)}B kept for the backward pass, {_count(small)}B with checkpointing; "
         f"logits are {_count(tape.logits)}B of them",
-        f"  the stage   {stage.samples:,} samples",
+        f"the stage   {stage.samples:,} samples",
     ]
 
 
@@ -133,4 +156,4 @@ def _count(number: float) -> str:
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:
             return f"{number / size:.{max(0, 2 - int(math.log10(number / size * 1.0005)))}f} {prefix}"
-    return f"{number:.0f} "
+    return f"{number:.0f}" + " " * (number > 0)

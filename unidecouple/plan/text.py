@@ -105,7 +105,7 @@ def _head(stage: StagePlan) -> list[str]:
     weights, tape = stage.load.weights, stage.load.roles["both"].tape
     parts = [f"{p.samples} {p.task.key if p.counted else 'router'} of {p.length} tokens" for p in stage.load.roles["both"].parts]
     trained = ", ".join(f"{part} {_count(t)}" for part, (_, t) in weights.parts.items() if t)
-    flops = ", ".join(f"{part} {_count(a)}+{_count(b)}" for part, (a, b) in list(by_part(tape).items())[:SHOWN])
+    flops = ", ".join(f"{part} {_count(a)}+{_count(b)}".strip() for part, (a, b) in list(by_part(tape).items())[:SHOWN])
     small = tape.kept_by_checkpoints() + tape.logits
     return [
         f"parameters  {_count(weights.total)} in all, {_count(weights.active)} active a token, {_count(weights.trainable)} train "
@@ -156,4 +156,4 @@ def _count(number: float) -> str:
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:
             return f"{number / size:.{max(0, 2 - int(math.log10(number / size * 1.0005)))}f} {prefix}"
-    return f"{number:.0f}" + " " * (number > 0)
+    return f"{number:.0f} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,5 @@ def test_help_names_every_device(capsys: pytest.CaptureFixture[str]) -> None:
 def test_recipes_can_be_planned(recipe: Path) -> None:
     run = config.load(RunConfig, [recipe])
     start = "scratch" if run.model_name_or_path.startswith("runs/") else run.model_name_or_path
-    from dataclasses import replace
-
     for stage in plan(replace(run, model_name_or_path=start), Question(gpus=(1, 4))):
         assert all(one.seconds > 0 for one in stage.estimates)

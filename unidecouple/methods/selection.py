@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Iterable, Mapping
 
 from unidecouple.methods.stage import PARTS
@@ -32,6 +33,7 @@ def select(names: Iterable[str], train: Mapping[str, float]) -> dict[str, float]
     return chosen
 
 
+@functools.cache
 def part_of(name: str) -> str:
     """The first of ``PARTS`` that parameter ``name`` belongs to; "image_tokenizer" for the frozen VQ model, else "other"."""
     if any(fnmatch.fnmatchcase(name, frozen) for frozen in ALWAYS_FROZEN):

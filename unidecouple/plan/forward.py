@@ -131,7 +131,6 @@ def _adapted(tape: Tape, name: str, rows: int, x: Value, grouped: bool) -> Value
     low = _flat_product(tape, f"{name}.lora_A", rows, x, (groups * rank, inner))
     if groups > 1:
         low = tape.times(low, tape.new(rows * groups, False), "lora")
-        low.elements = rows * groups * rank
     change = _flat_product(tape, f"{name}.lora_B", rows, low, (outer, groups * rank))
     if groups > 1 and low.grad:
         tape.kept += groups * rank * outer * tape.width  # B of all groups side by side is a copy
@@ -166,10 +165,10 @@ def _feed_forward(tape: Tape, config: UniJanusConfig, rows: int, name: str, x: V
         return _dense(tape, rows, name, x, known, "ffn")
     wide = x if x.width == 4 else tape.new(x.elements, x.grad, 4)  # routers compute in float32
     if f"{name}.router.weight" in tape.shapes:
-        told = tape.new(x.elements, False, 4)  # detached
-        told.kept = wide.kept
-        tape.product(f"{name}.router.weight", rows, told)
-        wide.kept = told.kept
+        detached = tape.new(x.elements, False, 4)
+        detached.kept = wide.kept  # the same memory
+        tape.product(f"{name}.router.weight", rows, detached)
+        wide.kept = detached.kept
     top_k = text.num_experts_per_tok
     weight = _expert_router(tape, f"{name}.gate.weight", rows, wide, top_k)
     y = _experts(tape, f"{name}.experts", rows * top_k, rows, x, weight)

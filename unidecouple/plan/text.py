@@ -136,7 +136,7 @@ def _table(stage: StagePlan, price: float | None) -> list[str]:
             f"{100 * found.utilization:.0f}%" if done else "-",
             f"{_count(sum(one.sent for one in found.collectives))}B",
             str(found.samples),
-            f"{stage.days(found):.3g}" if done else "-",
+            f"{stage.days(found):.{2 if stage.days(found) >= 1 else 4}f}" if done else "-",
         ]
         rows.append((*row, *([f"{stage.cost(found, price):,.0f}" if done else "-"] if price is not None else [])))
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]

@@ -49,11 +49,17 @@ def shapes_of(model: UniJanusForConditionalGeneration) -> dict[str, tuple[int, .
 
 
 def measured_step(
-    model: UniJanusForConditionalGeneration, joint: JointBatch, train: dict[str, float], routing: str, attention: str
+    model: UniJanusForConditionalGeneration,
+    joint: JointBatch,
+    train: dict[str, float],
+    routing: str,
+    attention: str,
+    again: bool = False,
 ) -> Step:
     """Run one step of ``model``, its experts in a loop, since torch's counter knows no grouped_mm.
 
     Nor does it know the CPU's fused attention: it counts with attention="eager"; kept tensors are measured with "sdpa".
+    ``again`` checkpoints every layer.
     """
     model.set_attn_implementation(attention)
     if model.decoder.context_router is not None:  # its configuration is a copy that the library does not reach
@@ -62,6 +68,9 @@ def measured_step(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     model.train()
+    if again:
+        model.activation_checkpointing_enable()
+        model.disable_input_require_grads()  # the library lets gradients into frozen towers, which would then have a backward
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 

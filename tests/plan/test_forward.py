@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from measured_step import Step, shapes_of
 from unidecouple.batch import Batch, Task
-from unidecouple.plan.estimate import by_part
+from unidecouple.plan.estimate import by_part, executed
 from unidecouple.plan.forward import trace
 from unidecouple.plan.load import Micro
 from unidecouple.plan.tape import Op
@@ -66,6 +66,29 @@ def test_kept_bytes_are_autograds(step: TakeStep, case: str) -> None:
     text, train, routing = CASES[case]
     done = step(train, routing, "sdpa", **text)
     assert done.tape.kept + done.tape.logits == pytest.approx(done.kept, rel=0.02)
+
+
+@pytest.mark.parametrize("case", ["stage 1", "stage 2", "LoRA alone", "dense", "experts alone"])
+def test_checkpointing_computes_layers_again(step: TakeStep, case: str) -> None:
+    """Exactly where every weight's layer ends in what is needed again; else torch stops before the last products."""
+    text, train, routing = CASES[case]
+    done = step(train, routing, again=True, **text)
+    planned = sum(op.flops for op in executed(done.tape, again=True) if op.backward)
+    if case in ("dense", "experts alone"):
+        assert done.backward < planned < 1.1 * done.backward
+    else:
+        assert planned == done.backward
+    assert set(done.tape.trains) & done.tape.used == done.moving
+
+
+@pytest.mark.parametrize("case", ["stage 1", "stage 2", "dense"])
+def test_checkpointing_keeps_inputs_of_layers(step: TakeStep, case: str) -> None:
+    """Within 8%: what a checkpoint of a tiny layer keeps besides (task ids, positions, the routers' losses) weighs more."""
+    text, train, routing = CASES[case]
+    done = step(train, routing, "sdpa", again=True, **text)
+    inputs = done.tape.kept - sum(block.kept - block.entry for block in done.tape.blocks if block.kept)
+    assert inputs + done.tape.logits == pytest.approx(done.kept, rel=0.08)
+    assert inputs < 0.2 * done.tape.kept
 
 
 def test_generation_data_alone_leaves_vision_out(step: TakeStep, joint_batch: tuple[Batch, Batch]) -> None:

@@ -100,15 +100,18 @@ def test_links_bound_the_time(stage: tuple[Weights, Tape]) -> None:
 
 
 class Collectives(TorchDispatchMode):
-    """Counts torch's collectives by name."""
+    """Counts torch's collectives and the bytes of the whole that they gather or reduce, by name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: collections.Counter[str] = collections.Counter()
+        self.bytes: collections.Counter[str] = collections.Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if str(func).startswith("c10d."):
-            self.calls[str(func).split(".")[1].strip("_")] += 1
+            name = {"_allgather_base_": "all-gather", "_reduce_scatter_base_": "reduce-scatter"}[str(func).split(".")[1]]
+            self.calls[name] += 1
+            self.bytes[name] += max(tensor.numel() * tensor.element_size() for tensor in args[:2])
         return func(*args, **(kwargs or {}))
 
 
@@ -125,7 +128,7 @@ def test_layers_are_gathered_each_time_and_reduced_once(step: TakeStep, joint_ba
     """A joint step passes each decoder layer once a micro-batch: as many gathers, forward and backward, but one reduction."""
     done = step({"*": 1}, "label", ffn="ta_moe")
     weights = count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS)
-    planned = {one.name: one.calls for one in communication("fsdp2", weights, done.tape, 2, H100, ASSUMED, 2)}
+    planned = {one.name: one for one in communication("fsdp2", weights, done.tape, 2, H100, ASSUMED, 2)}
     model = done.model
     model.zero_grad()
     for layer in (*model.decoder.layers, *model.model.vision_model.encoder.layers):
@@ -134,11 +137,11 @@ def test_layers_are_gathered_each_time_and_reduced_once(step: TakeStep, joint_ba
     with Collectives() as found:
         output = model(batch=joint_batch, routing="label")
         (output.mmu.mean + output.t2i.mean).backward()
-    assert planned == {"all-gather": 1 + 2 * 2 * 2 + 2, "reduce-scatter": 4}
-    assert {name.replace("_base", ""): calls for name, calls in found.calls.items()} == {
-        "allgather": planned["all-gather"],
-        "reduce_scatter": planned["reduce-scatter"],
-    }
+    assert (
+        {name: one.calls for name, one in planned.items()} == {"all-gather": 1 + 2 * 2 * 2 + 2, "reduce-scatter": 4} == found.calls
+    )
+    for name, one in planned.items():
+        assert found.bytes[name] == pytest.approx(2 * one.sent, rel=0.01)  # torch pads shards of odd size
 
 
 def test_devices_are_told_in_peaks() -> None:

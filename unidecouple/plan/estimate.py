@@ -174,6 +174,17 @@ def by_part(tape: Tape) -> dict[str, tuple[int, int]]:
     return {part: pair for part, pair in sorted(parts.items(), key=lambda item: -sum(item[1])) if sum(pair)}
 
 
+def executed(tape: Tape, again: bool) -> Iterator[Op]:
+    """The operations as they run; with ``again`` (checkpointing), a layer's forward runs once more where a gradient passes it.
+
+    At most: torch stops a layer's second forward at the last tensor that is needed.
+    """
+    yield from tape.ops
+    if again:
+        moving = {index for index, block in enumerate(tape.blocks) if block.kept}
+        yield from (op._replace(backward=True) for op in tape.ops if not op.backward and op.block in moving)
+
+
 def _samples(task: str, both: Role) -> int:
     return sum(part.samples for part in both.parts if part.counted and part.task.key == task)
 
@@ -192,7 +203,7 @@ def _times(
     """Seconds bound by FLOPs, by memory bandwidth, and of communication in sight."""
     rate, stream = assume.compute * device.peak(dtype), assume.bandwidth * device.bandwidth
     bound = {(backward, by_flops): 0.0 for backward in (False, True) for by_flops in (False, True)}
-    for op in _run(tape, again):
+    for op in executed(tape, again):
         computing, moving = op.flops / rate, op.moved / stream
         bound[op.backward, computing >= moving] += max(computing, moving)
     moved = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
@@ -201,11 +212,3 @@ def _times(
     hiding = backward if way != "fsdp2" else sum(bound.values())  # gradients appear in the backward pass, gathers run in both
     exposed = max(0.0, sum(c.seconds for c in collectives) - assume.overlap * hiding)
     return bound[False, True] + bound[True, True], bound[False, False] + bound[True, False] + optimizer, exposed
-
-
-def _run(tape: Tape, again: bool) -> Iterator[Op]:
-    """The operations as they run; with ``again``, a layer's forward runs once more where a gradient passes it."""
-    yield from tape.ops
-    if again:
-        moving = {index for index, block in enumerate(tape.blocks) if block.kept}
-        yield from (op._replace(backward=True) for op in tape.ops if not op.backward and op.block in moving)

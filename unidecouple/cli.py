@@ -69,6 +69,27 @@ def train(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def plan(arguments: argparse.Namespace) -> int:
+    """Say on paper what a run needs on other hardware: memory, FLOPs, communication, time, cost, and what breaks first."""
+    import json
+
+    from unidecouple.plan.load import Lengths
+    from unidecouple.plan.stages import Question
+    from unidecouple.plan.stages import plan as stages
+    from unidecouple.plan.text import lines, plain
+    from unidecouple.run import RunConfig
+
+    run = _load(RunConfig, arguments.recipe)
+    lengths = Lengths(arguments.mmu_length, arguments.t2i_length)
+    samples = None if arguments.samples is None else int(arguments.samples)
+    question = Question(
+        tuple(arguments.gpus), arguments.device, arguments.dtype, arguments.batch_size, lengths, samples, arguments.price
+    )
+    plans = stages(run, question)
+    print(json.dumps(plain(run, question, plans), indent=1) if arguments.json else "\n".join(lines(run, question, plans)))
+    return OK
+
+
 def report(arguments: argparse.Namespace) -> int:
     """Write report.html anew from an experiment's folder."""
     from unidecouple.report import write_report
@@ -135,6 +156,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
         )
+    paper = add(plan, recipe=True)
+    paper.add_argument("--gpus", type=int, nargs="+", default=[8], help="numbers of devices to plan for (default: 8)")
+    paper.add_argument("--device", default="h100", help="h100, h200, a100, b200, 4090 or cpu (default: h100)")
+    paper.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="type of the computation (default: bf16)")
+    paper.add_argument("--batch-size", type=int, help="samples a device and step, both tasks together (default: the recipe's)")
+    paper.add_argument("--mmu-length", type=int, help="tokens of an understanding sample, picture included (default: the recipe's)")
+    paper.add_argument("--t2i-length", type=int, help="tokens of a generation sample, picture included (default: the recipe's)")
+    paper.add_argument("--samples", type=float, help="samples of the whole run (default: max_steps steps of one device)")
+    paper.add_argument("--price", type=float, help="price of a device hour, for costs in the same currency")
+    paper.add_argument("--json", action="store_true", help="print all figures as JSON")
     page = add(report, recipe=False)
     page.add_argument("folder", type=Path, help="folder of an experiment")
     fresh = add(tokenizer, recipe=True)

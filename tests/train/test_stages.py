@@ -21,7 +21,7 @@ from unidecouple.train.batches import BatchSource, batch_source
 from unidecouple.train.build import add_lora, load, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.step import TrainingDivergedError, train_step
-from unidecouple.train.trainable import apply, select, table
+from unidecouple.train.trainable import apply, table
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
@@ -81,19 +81,6 @@ def test_joint_experts_stage_equals_one_task_at_a_time(small_run: RunConfig, sou
     torch.testing.assert_close(joint[:2], mmu[:2])
     torch.testing.assert_close(joint[2:], t2i[2:])
     assert not torch.equal(mmu[:2], t2i[:2])
-
-
-def test_pattern_that_matches_nothing_is_an_error(small_run: RunConfig) -> None:
-    model, _ = load(small_run.model_name_or_path)
-    with pytest.raises(ValueError, match=r"'experts' matches no weight"):
-        select([name for name, _ in model.named_parameters()], {"experts": 1.0})
-
-
-def test_image_tokenizer_never_trains(small_run: RunConfig) -> None:
-    model, _ = load(small_run.model_name_or_path)
-    chosen = select([name for name, _ in model.named_parameters()], {"*": 1.0})
-    assert chosen
-    assert not [name for name in chosen if "vqmodel" in name]
 
 
 def test_table_counts_what_trains(small_run: RunConfig) -> None:

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from unidecouple.batch import Task
+from unidecouple.methods.selection import select
 from unidecouple.methods.stage import PARTS
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import MixtureOfExperts
 from unidecouple.train.sharded import local_rows
-
-ALWAYS_FROZEN = ("model.vqmodel.*",)
-
-
-def select(names: Iterable[str], train: Mapping[str, float]) -> dict[str, float]:
-    """Learning-rate factor of every parameter that trains.
-
-    Args:
-        names: all parameter names.
-        train: names of ``PARTS`` or fnmatch patterns, each with its factor; later entries win.
-
-    Raises:
-        ValueError: an entry matches nothing (a misspelt freeze must not pass in silence).
-    """
-    every = [name for name in names if not any(fnmatch.fnmatchcase(name, frozen) for frozen in ALWAYS_FROZEN)]
-    chosen: dict[str, float] = {}
-    for entry, factor in train.items():
-        hits = [name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in PARTS.get(entry, (entry,)))]
-        if not hits:
-            raise ValueError(
-                f"train: {entry!r} matches no weight of this model; parts are {', '.join(PARTS)}, or give a pattern of names"
-            )
-        chosen |= dict.fromkeys(hits, factor)
-    return chosen
 
 
 def apply(model: nn.Module, train: Mapping[str, float], learning_rate: float) -> list[dict[str, object]]:

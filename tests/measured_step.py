@@ -1,0 +1,95 @@
+"""What a real step of a tiny model costs, measured, beside what the plan says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, JointBatch, Task
+from unidecouple.methods.selection import select
+from unidecouple.methods.stage import Objective
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.plan.forward import trace
+from unidecouple.plan.load import Micro
+from unidecouple.plan.tape import Tape
+from unidecouple.train.step import total_loss
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model after one real forward and backward, and the plan's tape of the same step."""
+
+    model: UniJanusForConditionalGeneration
+    forward: int
+    backward: int
+    kept: int
+    moving: set[str]
+    tape: Tape
+
+
+def micro_batches(joint: JointBatch) -> tuple[Micro, ...]:
+    """What the plan is told of real batches."""
+    return tuple(
+        Micro(
+            Task.MMU if batch.pixel_values is not None else Task.T2I,
+            *batch.input_ids.shape,
+            answers=int((batch.labels[:, 1:] != IGNORE).sum()),
+            drawn=int((batch.image_tokens[:, 1:] != NO_IMAGE_TOKEN).sum()),
+            pictures=0 if batch.pixel_values is None else len(batch.pixel_values),
+        )
+        for batch in joint
+    )
+
+
+def shapes_of(model: UniJanusForConditionalGeneration) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def measured_step(
+    model: UniJanusForConditionalGeneration,
+    joint: JointBatch,
+    train: dict[str, float],
+    routing: str,
+    attention: str,
+    again: bool = False,
+) -> Step:
+    """Run one step of ``model``, its experts in a loop, since torch's counter knows no grouped_mm.
+
+    Nor does it know the CPU's fused attention: it counts with attention="eager"; kept tensors are measured with "sdpa".
+    ``again`` checkpoints every layer.
+    """
+    model.set_attn_implementation(attention)
+    if model.decoder.context_router is not None:  # its configuration is a copy that the library does not reach
+        model.decoder.context_router.attention.config._attn_implementation = attention
+    chosen = select(shapes_of(model), train)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    model.train()
+    if again:
+        model.activation_checkpointing_enable()
+        model.disable_input_require_grads()  # the library lets gradients into frozen towers, which would then have a backward
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = model(batch=joint, routing=routing)
+            loss, _ = total_loss(output, joint, Objective(), tuple(Task))
+        forward = counter.get_total_flops()
+        loss.backward()
+    return Step(
+        model,
+        forward,
+        counter.get_total_flops() - forward,
+        sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
+        {name for name, parameter in model.named_parameters() if parameter.grad is not None},
+        trace(model.config, shapes_of(model), chosen, micro_batches(joint), routing, 4),
+    )

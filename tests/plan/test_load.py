@@ -1,0 +1,84 @@
+"""Micro-batches of a step: from the recipe's data, or as asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from measured_step import micro_batches
+from unidecouple.batch import Task
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.methods.structure import Dense
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.plan.load import Lengths, Micro, joint, only
+from unidecouple.plan.sizes import SIZES, build, configuration
+from unidecouple.run import Data
+from unidecouple.train.batches import batch_source
+from unidecouple.train.build import load
+
+DATA = Data(pairs=24, scenes=24, t2i_batch_size=6, mmu_batch_size=2, router_pairs=1)
+
+
+@pytest.fixture(scope="module")
+def janus_pro() -> UniJanusForConditionalGeneration:
+    return build(SIZES["janus-pro-1b"], Dense(), None)
+
+
+def planned(
+    model: UniJanusForConditionalGeneration, data: Data, batch: int | None = None, lengths: Lengths | None = None
+) -> list[Micro]:
+    return list(joint(data, "janus-pro-1b", model.config, batch, lengths or Lengths()))
+
+
+def test_published_sizes_have_assumed_texts(janus_pro: UniJanusForConditionalGeneration) -> None:
+    mmu, t2i, router = planned(janus_pro, DATA)
+    assert mmu == Micro(Task.MMU, 2, 576 + 2 + 128, 2 * 64, 0, 2)
+    assert t2i == Micro(Task.T2I, 6, 576 + 64, 0, 6 * 576, 0)
+    assert router == Micro(Task.MMU, 1, 706, 0, 0, 1, counted=False)
+
+
+def test_lengths_as_asked(janus_pro: UniJanusForConditionalGeneration) -> None:
+    mmu, t2i, _ = planned(janus_pro, DATA, lengths=Lengths(mmu=578 + 256, t2i=600))
+    assert (mmu.length, mmu.answers) == (834, 2 * 128)  # answers keep their share of the text
+    assert (t2i.length, t2i.drawn) == (600, 6 * 576)
+    with pytest.raises(ValueError, match="t2i length 576 must be more than the 576 tokens"):
+        planned(janus_pro, DATA, lengths=Lengths(t2i=576))
+
+
+def test_batch_size_keeps_the_ratio(janus_pro: UniJanusForConditionalGeneration) -> None:
+    assert [part.samples for part in planned(janus_pro, DATA, batch=16)] == [4, 12, 2]
+    with pytest.raises(ValueError, match=r"batch size 1 leaves no sample for data\.mmu_batch_size"):
+        planned(janus_pro, DATA, batch=1)
+    with pytest.raises(ValueError, match="both 0"):
+        planned(janus_pro, Data(mmu_batch_size=0, t2i_batch_size=0))
+
+
+def test_a_single_task_has_one_micro_batch(janus_pro: UniJanusForConditionalGeneration) -> None:
+    assert [part.task for part in planned(janus_pro, Data(mmu_batch_size=0))] == [Task.T2I]
+
+
+def test_a_device_of_one_task_takes_as_many_samples(janus_pro: UniJanusForConditionalGeneration) -> None:
+    parts = planned(janus_pro, DATA)
+    mmu, router = only(parts, Task.MMU)
+    assert (mmu.samples, mmu.pictures, mmu.answers, router.samples) == (8, 8, 8 * 64, 1)
+    (t2i,) = only(parts, Task.T2I)
+    assert (t2i.samples, t2i.drawn) == (8, 8 * 576)
+
+
+def test_the_worlds_lengths_are_those_of_training(small_base: Path, small_cache: Path) -> None:
+    """Within a twelfth of the padded lengths and answers that real batches have, on average."""
+    model, processor = load(str(small_base))
+    data = Data(pairs=64, scenes=64, t2i_batch_size=8, mmu_batch_size=8)
+    source = batch_source(data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
+    real = [micro_batches(source.batch(step)) for step in range(12)]
+    for index, part in enumerate(joint(data, str(small_base), model.config, None, Lengths())):
+        mean = {key: sum(getattr(step[index], key) for step in real) / len(real) for key in ("length", "answers", "drawn")}
+        assert (part.length, part.answers, part.drawn) == pytest.approx(tuple(mean.values()), rel=1 / 12)
+        assert (part.samples, part.pictures) == (real[0][index].samples, real[0][index].pictures)
+
+
+def test_shipped_bases_are_sampled() -> None:
+    config = build(configuration("understanding"), Dense(), None).config
+    lengths = [part.length for part in joint(DATA, "understanding", config, None, Lengths())]
+    assert all(16 < length < 200 for length in lengths)

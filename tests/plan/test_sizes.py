@@ -1,0 +1,57 @@
+"""Named sizes, shipped bases and checkpoints' configurations, on the meta device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unidecouple.methods.stage import Lora
+from unidecouple.methods.structure import STRUCTURES, Dense, TaskAwareMoE
+from unidecouple.plan.sizes import SIZES, build, configuration
+from unidecouple.train.build import add_lora, load, restructure
+
+
+@pytest.mark.parametrize(("name", "billions"), [("janus-pro-1b", 2.08), ("janus-pro-7b", 7.41)])
+def test_published_sizes(name: str, billions: float) -> None:
+    """By hand: embeddings and text head 2 V d, layers 4 d^2 + 3 d f, the rest (vision, generation, tokenizer) below 0.45."""
+    model, text = build(SIZES[name], Dense(), None), SIZES[name]["text_config"]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert total == pytest.approx(billions * 1e9, rel=0.003)
+    d, f, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
+    body = 2 * 102400 * d + layers * (4 * d * d + 3 * d * f)
+    assert 0 < total - body < 0.53e9
+    assert model.config.vision_config.num_image_tokens == 576
+    assert (model.config.vq_config.num_embeddings, model.config.vq_config.embed_dim) == (16384, 8)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_meta_models_are_those_that_training_builds(structure: type, small_base: Path) -> None:
+    targets = ("attention", "mlp") if structure is Dense else ("attention", "experts", "shared_expert")
+    lora = Lora(r=4, targets=targets)
+    real = add_lora(restructure(load(str(small_base))[0], structure(), 0), lora, 0)
+    planned = build(configuration(str(small_base)), structure(), lora)
+    assert {name: p.shape for name, p in planned.named_parameters()} == {name: p.shape for name, p in real.named_parameters()}
+
+
+def test_a_configuration_of_transformers_own_janus(tmp_path: Path, small_base: Path) -> None:
+    raw = json.loads((small_base / "config.json").read_text())
+    ours = {"ffn", "experts_per_task", "shared_expert", "alpha_init", "task_routing", "lora_rank", "experts_backend"}
+    text = {key: value for key, value in raw["text_config"].items() if key not in ours} | {"model_type": "llama"}
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"model_type": "janus", "text_config": text}))
+    found = build(configuration(str(tmp_path)), TaskAwareMoE(), None)
+    assert found.config.text_config.ffn == "ta_moe"
+
+
+def test_unknown_models_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no configuration at 'nowhere'.*janus-pro-1b"):
+        configuration("nowhere")
+    (tmp_path / "config.json").write_text('{"model_type": "multi_modality"}')
+    with pytest.raises(ValueError, match="'multi_modality'"):
+        configuration(str(tmp_path))
+
+
+def test_scratch_has_the_shipped_size() -> None:
+    assert configuration("scratch") == configuration("understanding")

@@ -1,0 +1,108 @@
+"""Plans of whole recipes, and the command that prints them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from unidecouple import config
+from unidecouple.cli import main
+from unidecouple.methods.stage import Lora, Stage
+from unidecouple.methods.structure import TaskAwareMoE
+from unidecouple.plan.devices import DEVICES
+from unidecouple.plan.stages import Question, plan
+from unidecouple.run import Data, RunConfig
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SCALE = RECIPES / "scale" / "janus_pro.yaml"
+RUN = config.load(RunConfig, [SCALE])
+
+
+def test_stages_as_the_recipe_says() -> None:
+    apart, joint = plan(RUN, Question(gpus=(1, 8)))
+    assert apart.config.text_config.lora_rank == 0
+    assert joint.config.text_config.lora_rank == 16
+    assert (apart.samples, joint.samples) == (160_000, 1_440_000)
+    assert {part for part, (_, moving) in apart.load.weights.parts.items() if moving} == set(RUN.stages[0].train)
+    assert {part for part, (_, moving) in joint.load.weights.parts.items() if moving} == set(RUN.stages[1].train)
+    assert [(one.gpus, one.way) for one in apart.estimates] == [
+        (1, "ddp"), (1, "fsdp2"), (8, "ddp"), (8, "fsdp2"), (8, "tasks")
+    ]  # fmt: skip
+    assert joint.load.weights.trainable < 0.05 * apart.load.weights.trainable
+
+
+def test_days_and_costs_by_hand() -> None:
+    stage = plan(RUN, Question(gpus=(8,), samples=1_000_000))[0]
+    found = stage.estimates[0]
+    steps = -(-100_000 // 128)  # a tenth of the samples, 16 a device on 8 devices, rounded up
+    assert stage.days(found) == pytest.approx(steps * found.seconds / 86400)
+    assert stage.cost(found, 2.5) == pytest.approx(steps * found.seconds / 3600 * 8 * 2.5)
+
+
+def test_task_homogeneous_ranks_send_half_of_the_experts_gradients() -> None:
+    stage = plan(RUN, Question(gpus=(8, 64, 1024)))[0]
+    by_way = {(one.way, one.gpus): sum(c.sent for c in one.collectives) for one in stage.estimates}
+    for gpus in (8, 64, 1024):
+        rest = 2 * (gpus - 1) / gpus * 4 * (stage.load.weights.trainable - stage.load.weights.private)
+        assert by_way["tasks", gpus] - rest <= 0.52 * (by_way["ddp", gpus] - rest)
+
+
+def test_lora_twice_is_refused() -> None:
+    stages = tuple(Stage(name, train={"lora": 1}, lora=Lora(r=4)) for name in ("one", "two"))
+    with pytest.raises(ValueError, match="stage 'two' adds LoRA to a model that has some"):
+        plan(RunConfig(structure=TaskAwareMoE(), stages=stages, data=Data()), Question())
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [({"gpus": (0,)}, "gpus 0"), ({"device": "h1000"}, "'h1000' is not known"), ({"batch_size": 0}, "batch size 0")],
+)
+def test_impossible_questions_are_named(asked: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Question(**asked)  # type: ignore[arg-type]
+
+
+def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", str(RECIPES / "base" / "unified.yaml"), "--gpus", "1", "2", "--device", "a100", "--price", "2"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "smallest number of devices that fits: ddp 1, fsdp2 1, tasks 2" in printed
+    assert "text tokens a conversation" not in printed  # a base with a tokenizer: lengths are sampled
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (stage,) = told["stages"]
+    assert stage["parameters"]["total"] == sum(part["total"] for part in stage["parameters"]["parts"].values())
+    assert [(one["way"], one["gpus"], one["cost"] is None) for one in stage["estimates"]] == [
+        ("ddp", 1, False), ("fsdp2", 1, False), ("ddp", 2, False), ("fsdp2", 2, False), ("tasks", 2, False)
+    ]  # fmt: skip
+    assert all(one["memory"]["total"] == sum(v for k, v in one["memory"].items() if k != "total") for one in stage["estimates"])
+
+
+def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, said in (
+        (["model_name_or_path=janus-pro-8b"], "janus-pro-7b"),
+        (["--device", "h1000"], "h1000"),
+        (["--gpus", "0"], "at least 1"),
+        (["--batch-size", "1"], "leaves no sample"),
+        (["--mmu-length", "100"], "must be more than"),
+    ):
+        assert main(["plan", str(SCALE), *arguments]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_help_names_every_device(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in DEVICES)
+
+
+@pytest.mark.parametrize("recipe", [RECIPES / "base" / "understanding.yaml", SCALE], ids=lambda path: path.stem)
+def test_recipes_can_be_planned(recipe: Path) -> None:
+    run = config.load(RunConfig, [recipe])
+    start = "scratch" if run.model_name_or_path.startswith("runs/") else run.model_name_or_path
+    for stage in plan(replace(run, model_name_or_path=start), Question(gpus=(1, 4))):
+        assert all(one.seconds > 0 for one in stage.estimates)

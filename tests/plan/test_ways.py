@@ -1,0 +1,151 @@
+"""Memory and traffic of the three ways: how they scale, and torch's own collectives counted."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from measured_step import Step, shapes_of
+from unidecouple.batch import Batch
+from unidecouple.plan.devices import DEVICES, Assumptions
+from unidecouple.plan.tape import Tape
+from unidecouple.plan.ways import WAYS, Way, communication, memory
+from unidecouple.plan.weights import Weights, count
+
+TakeStep = Callable[..., Step]
+LAYERS = [f"model.language_model.layers.{index}" for index in range(2)] + ["model.vision_model.encoder.layers.0"]
+STAGE_1 = {"generation": 1, "experts": 1, "expert_router": 1, "task_router": 1}
+H100, ASSUMED = DEVICES["h100"], Assumptions()
+
+
+@pytest.fixture
+def stage(step: TakeStep) -> tuple[Weights, Tape]:
+    done = step(STAGE_1, "label", ffn="ta_moe")
+    return count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS), done.tape
+
+
+def sent(way: Way, stage: tuple[Weights, Tape], gpus: int, sharing: int = 0) -> dict[str, float]:
+    return {one.name: one.sent for one in communication(way, *stage, gpus, H100, ASSUMED, sharing or gpus)}
+
+
+def test_memory_of_copies_by_hand(stage: tuple[Weights, Tape]) -> None:
+    weights, tape = stage
+    for gpus in (1, 8, 1024):
+        held = memory("ddp", weights, tape, gpus, checkpointing=False)
+        assert held.weights == 4 * weights.total
+        assert held.gradients == 4 * weights.trainable
+        assert held.optimizer == weights.optimizer_bytes
+        assert held.activations == tape.kept
+        assert held.gathered == 0
+    assert memory("ddp", weights, tape, 8, checkpointing=True).activations == tape.kept_by_checkpoints() < tape.kept
+
+
+def test_shards_shrink_as_one_over_n(stage: tuple[Weights, Tape]) -> None:
+    weights, tape = stage
+
+    def sharded(gpus: int) -> int:
+        held = memory("fsdp2", weights, tape, gpus, checkpointing=False)
+        return held.weights + held.gradients + held.optimizer - 4 * weights.tokenizer - 4 * weights.tensors
+
+    for gpus in (2, 8, 64, 1024):
+        assert sharded(gpus) == pytest.approx(sharded(1) / gpus, abs=3)
+
+
+def test_gathered_weights_do_not_shrink(stage: tuple[Weights, Tape]) -> None:
+    weights, tape = stage
+    gathered = [memory("fsdp2", weights, tape, gpus, checkpointing=False).gathered for gpus in (1, 2, 1024)]
+    assert gathered[0] == 0
+    assert gathered[1] == gathered[2] >= 4 * (weights.root.total + 2 * weights.largest.total)
+
+
+def test_a_task_alone_needs_half_of_the_private_states(stage: tuple[Weights, Tape]) -> None:
+    weights, tape = stage
+    both, one = (memory(way, weights, tape, 8, checkpointing=False) for way in ("ddp", "tasks"))
+    assert both.gradients - one.gradients == 4 * weights.private // 2
+    assert both.optimizer - one.optimizer == 8 * weights.private // 2
+    assert both.weights == one.weights
+
+
+@pytest.mark.parametrize("gpus", [2, 8, 64, 1024])
+def test_all_reduce_sends_two_of_n_minus_one(stage: tuple[Weights, Tape], gpus: int) -> None:
+    assert sent("ddp", stage, gpus) == {"all-reduce": pytest.approx(2 * (gpus - 1) / gpus * 4 * stage[0].trainable)}
+
+
+@pytest.mark.parametrize("gpus", [2, 8, 64, 1024])
+def test_homogeneous_ranks_halve_the_experts_gradients(stage: tuple[Weights, Tape], gpus: int) -> None:
+    weights, _ = stage
+    shared_part = 2 * (gpus - 1) / gpus * 4 * (weights.trainable - weights.private)
+    experts_before = sent("ddp", stage, gpus)["all-reduce"] - shared_part
+    after = sent("tasks", stage, gpus, sharing=gpus // 2)
+    assert after["all-reduce"] == pytest.approx(shared_part)
+    assert after["all-reduce inside the task"] <= 0.52 * experts_before
+
+
+def test_one_device_sends_nothing(stage: tuple[Weights, Tape]) -> None:
+    assert [sent(way, stage, 1) for way in WAYS] == [{}, {}, {}]
+
+
+def test_links_bound_the_time(stage: tuple[Weights, Tape]) -> None:
+    for way in WAYS:
+        for gpus, peak in ((8, H100.link), (64, H100.network * H100.node)):
+            for one in communication(way, *stage, gpus, H100, ASSUMED, gpus // 2):
+                assert one.seconds > one.sent / peak
+
+
+class Collectives(TorchDispatchMode):
+    """Counts torch's collectives and the bytes of the whole that they gather or reduce, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: collections.Counter[str] = collections.Counter()
+        self.bytes: collections.Counter[str] = collections.Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func).startswith("c10d."):
+            name = {"_allgather_base_": "all-gather", "_reduce_scatter_base_": "reduce-scatter"}[str(func).split(".")[1]]
+            self.calls[name] += 1
+            self.bytes[name] += max(tensor.numel() * tensor.element_size() for tensor in args[:2])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """Two processes, one of them here and the other pretended: calls are made, nothing is sent."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_layers_are_gathered_each_time_and_reduced_once(step: TakeStep, joint_batch: tuple[Batch, Batch]) -> None:
+    """A joint step passes each decoder layer once a micro-batch: as many gathers, forward and backward, but one reduction."""
+    done = step({"*": 1}, "label", ffn="ta_moe")
+    weights = count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS)
+    planned = {one.name: one for one in communication("fsdp2", weights, done.tape, 2, H100, ASSUMED, 2)}
+    model = done.model
+    model.zero_grad()
+    for layer in (*model.decoder.layers, *model.model.vision_model.encoder.layers):
+        fully_shard(layer)
+    fully_shard(model, ignored_params=set(model.model.vqmodel.parameters()))
+    with Collectives() as found:
+        output = model(batch=joint_batch, routing="label")
+        (output.mmu.mean + output.t2i.mean).backward()
+    assert (
+        {name: one.calls for name, one in planned.items()} == {"all-gather": 1 + 2 * 2 * 2 + 2, "reduce-scatter": 4} == found.calls
+    )
+    for name, one in planned.items():
+        assert found.bytes[name] == pytest.approx(2 * one.sent, rel=0.01)  # torch pads shards of odd size
+
+
+def test_devices_are_told_in_peaks() -> None:
+    for device in DEVICES.values():
+        assert device.peak("fp32") == device.fp32
+        assert device.peak("bf16") == device.bf16
+        assert device.link < device.bandwidth

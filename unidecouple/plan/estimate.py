@@ -1,0 +1,214 @@
+"""Seconds, tokens, days and the bottleneck of a stage on a number of devices: a roofline over the operations of its tape."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from unidecouple.plan.devices import Assumptions, Device
+from unidecouple.plan.load import Micro
+from unidecouple.plan.tape import Op, Tape
+from unidecouple.plan.ways import Collective, Memory, Way, communication, memory
+from unidecouple.plan.weights import Weights
+
+OPTIMIZER_TRAFFIC = 32
+"""Bytes a trainable parameter that clipping and AdamW move: gradient twice, weight and two moments read and written (float32)."""
+MOST = 1024
+HEAVY = 0.2
+"""Share of a step that visible communication may take before we say that the link breaks first."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a kind of device does in a step: its micro-batches, their tape, and how many devices do it out of all."""
+
+    parts: tuple[Micro, ...]
+    tape: Tape
+
+
+@dataclass(frozen=True)
+class Load:
+    """A stage's work: its weights, and roles by name. "both" in ddp and fsdp2; tasks' names where devices keep to one."""
+
+    weights: Weights
+    roles: dict[str, Role]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One stage in one way on ``gpus`` devices. Seconds are of one step.
+
+    Attributes:
+        way, gpus: see ``WAYS``.
+        split: devices by role.
+        memory: with every activation kept, and ``checkpointed`` with gradient checkpointing.
+        fits, fits_checkpointed: whether these do. If only the second does, the times are with checkpointing.
+        flops: of all devices, forward and backward, none computed twice.
+        compute, traffic, exposed: seconds bound by FLOPs, by memory bandwidth (the optimizer too), and of communication that
+            nothing hides.
+        seconds: their sum, of the slowest role.
+        collectives: of that role.
+        samples, tokens: a step, over all devices.
+        utilization: of peak FLOPs.
+    """
+
+    way: Way
+    gpus: int
+    split: dict[str, int]
+    memory: Memory
+    checkpointed: Memory
+    fits: bool
+    fits_checkpointed: bool
+    flops: int
+    compute: float
+    traffic: float
+    exposed: float
+    seconds: float
+    collectives: list[Collective]
+    samples: int
+    tokens: int
+    utilization: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all devices."""
+        return self.tokens / self.seconds
+
+    @property
+    def bottleneck(self) -> str:
+        """Capacity if it does not fit, else what takes most of the step."""
+        if not self.fits_checkpointed:
+            return "capacity"
+        shares = {"compute": self.compute, "memory bandwidth": self.traffic, "link": self.exposed}
+        return max(shares, key=lambda name: shares[name])
+
+
+def split(load: Load, way: Way, gpus: int, node: int) -> dict[str, int]:
+    """Devices by role; tasks share them out by samples, in whole nodes where there are several, at least one each.
+
+    Empty where it is impossible: devices cannot keep to one task if there is one device or one task.
+    """
+    if way != "tasks":
+        return {"both": gpus}
+    tasks = [role for role in load.roles if role != "both"]
+    grain = node if gpus >= 2 * node and gpus % node == 0 else 1
+    if len(tasks) < 2 or gpus < 2:
+        return {}
+    counted = {role: _samples(role, load.roles["both"]) for role in tasks}
+    pieces = gpus // grain
+    first = min(max(round(pieces * counted[tasks[0]] / sum(counted.values())), 1), pieces - 1)
+    return {tasks[0]: first * grain, tasks[1]: (pieces - first) * grain}
+
+
+def estimate(load: Load, way: Way, gpus: int, device: Device, dtype: str, assume: Assumptions) -> Estimate | None:
+    """The stage in ``way`` on ``gpus`` devices; None where that way is impossible (see ``split``)."""
+    shares = split(load, way, gpus, device.node)
+    if not shares:
+        return None
+    room = assume.memory * device.memory
+    tapes = [load.roles[role].tape for role in shares]
+    full, small = (
+        max((memory(way, load.weights, tape, gpus, again) for tape in tapes), key=lambda m: m.total) for again in (False, True)
+    )
+    again = full.total > room
+    sharing = max(shares.values())
+    timed = []
+    for tape in tapes:
+        collectives = communication(way, load.weights, tape, gpus, device, assume, sharing)
+        timed.append((*_times(way, load.weights, tape, gpus, device, dtype, assume, again, collectives), collectives))
+    compute, traffic, exposed, collectives = max(timed, key=lambda times: sum(times[:3]))
+    seconds = compute + traffic + exposed
+    counted = {role: [part for part in load.roles[role].parts if part.counted] for role in shares}
+    flops = sum(n * (load.roles[role].tape.flops(False) + load.roles[role].tape.flops(True)) for role, n in shares.items())
+    return Estimate(
+        way,
+        gpus,
+        shares,
+        full,
+        small,
+        fits=not again,
+        fits_checkpointed=small.total <= room,
+        flops=flops,
+        compute=compute,
+        traffic=traffic,
+        exposed=exposed,
+        seconds=seconds,
+        collectives=collectives,
+        samples=sum(n * part.samples for role, n in shares.items() for part in counted[role]),
+        tokens=sum(n * part.tokens for role, n in shares.items() for part in counted[role]),
+        utilization=flops / (gpus * seconds * device.peak(dtype)),
+    )
+
+
+def smallest(load: Load, way: Way, device: Device, assume: Assumptions) -> int | None:
+    """The least number of devices, up to ``MOST``, on which the stage fits in ``way``, with checkpointing if need be."""
+    for gpus in range(1, MOST + 1) if way == "fsdp2" else (1, 2):  # copies do not get smaller with more devices
+        tapes = [load.roles[role].tape for role in split(load, way, gpus, device.node)]
+        needed = [memory(way, load.weights, tape, gpus, checkpointing=True).total for tape in tapes]
+        if needed and max(needed) <= assume.memory * device.memory:
+            return gpus
+    return None
+
+
+def breaks_first(load: Load, way: Way, device: Device, dtype: str, assume: Assumptions) -> str:
+    """What ends the growth of ``way`` first, over powers of two up to ``MOST``."""
+    least = smallest(load, way, device, assume)
+    if least is None:
+        return f"capacity: it fits on no number of devices up to {MOST}"
+    grown = (estimate(load, way, 2**power, device, dtype, assume) for power in range(math.ceil(math.log2(least)), 11))
+    for found in grown:
+        if found is not None and found.exposed > HEAVY * found.seconds:
+            share = round(100 * found.exposed / found.seconds)
+            return f"link: from {found.gpus} devices on, communication that nothing hides takes {share}% of a step or more"
+    return f"nothing up to {MOST} devices but the global batch, which grows with them"
+
+
+def by_part(tape: Tape) -> dict[str, tuple[int, int]]:
+    """(forward, backward) FLOPs by part, largest first."""
+    sums: Counter[tuple[str, bool]] = Counter()
+    for op in tape.ops:
+        sums[op.part, op.backward] += op.flops
+    parts = {part: (sums[part, False], sums[part, True]) for part in dict.fromkeys(op.part for op in tape.ops)}
+    return {part: pair for part, pair in sorted(parts.items(), key=lambda item: -sum(item[1])) if sum(pair)}
+
+
+def executed(tape: Tape, again: bool) -> Iterator[Op]:
+    """The operations as they run; with ``again`` (checkpointing), a layer's forward runs once more where a gradient passes it.
+
+    At most: torch stops a layer's second forward at the last tensor that is needed.
+    """
+    yield from tape.ops
+    if again:
+        moving = {index for index, block in enumerate(tape.blocks) if block.kept}
+        yield from (op._replace(backward=True) for op in tape.ops if not op.backward and op.block in moving)
+
+
+def _samples(task: str, both: Role) -> int:
+    return sum(part.samples for part in both.parts if part.counted and part.task.key == task)
+
+
+def _times(
+    way: Way,
+    weights: Weights,
+    tape: Tape,
+    gpus: int,
+    device: Device,
+    dtype: str,
+    assume: Assumptions,
+    again: bool,
+    collectives: list[Collective],
+) -> tuple[float, float, float]:
+    """Seconds bound by FLOPs, by memory bandwidth, and of communication in sight."""
+    rate, stream = assume.compute * device.peak(dtype), assume.bandwidth * device.bandwidth
+    bound = {(backward, by_flops): 0.0 for backward in (False, True) for by_flops in (False, True)}
+    for op in executed(tape, again):
+        computing, moving = op.flops / rate, op.moved / stream
+        bound[op.backward, computing >= moving] += max(computing, moving)
+    moved = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
+    optimizer = OPTIMIZER_TRAFFIC * moved / (gpus if way == "fsdp2" else 1) / stream
+    backward = bound[True, True] + bound[True, False]
+    hiding = backward if way != "fsdp2" else sum(bound.values())  # gradients appear in the backward pass, gathers run in both
+    exposed = max(0.0, sum(c.seconds for c in collectives) - assume.overlap * hiding)
+    return bound[False, True] + bound[True, True], bound[False, False] + bound[True, False] + optimizer, exposed

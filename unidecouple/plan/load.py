@@ -1,0 +1,165 @@
+"""What one device computes in a step: micro-batches by task, their lengths and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from transformers import AutoProcessor
+
+from unidecouple.batch import IGNORE, Task
+from unidecouple.data.sequences import Sample, SequenceBuilder
+from unidecouple.data.world.prompts import training_pair
+from unidecouple.data.world.questions import conversation
+from unidecouple.data.world.scene import IMAGE_SIZE, random_scene
+from unidecouple.models.configuration import UniJanusConfig
+from unidecouple.plan.sizes import SHIPPED
+from unidecouple.run import Data
+
+MMU_TEXT, MMU_ANSWERS, T2I_TEXT = 128, 64, 64
+"""Assumed where the recipe's data cannot be sampled: text tokens of a conversation, those of them that are answers, of a prompt."""
+SAMPLED_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One rectangle of a joint batch.
+
+    Attributes:
+        task: of its samples.
+        samples, length: rows and padded tokens a row.
+        answers: positions with a text target, over all rows: what the text head computes.
+        drawn: image tokens to be generated, over all rows: what the generation head computes.
+        pictures: pictures to be understood.
+        counted: False for router pairs, which are no training samples.
+    """
+
+    task: Task
+    samples: int
+    length: int
+    answers: int
+    drawn: int
+    pictures: int
+    counted: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the rectangle, padding and placeholders too: what the decoder computes."""
+        return self.samples * self.length
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a sample of each task, pictures included; None takes them from the recipe's data, or assumes text (see above)."""
+
+    mmu: int | None = None
+    t2i: int | None = None
+
+
+def joint(data: Data, name_or_path: str, config: UniJanusConfig, batch_size: int | None, lengths: Lengths) -> tuple[Micro, ...]:
+    """Micro-batches of one device's step.
+
+    Args:
+        data: the recipe's; its batch sizes are one device's.
+        name_or_path: of the start; if its folder has a processor, lengths are measured on samples of the world.
+        config: of the model.
+        batch_size: samples of both tasks in place of the recipe's, in the recipe's ratio.
+        lengths: in place of the recipe's.
+
+    Raises:
+        ValueError: there are no samples, or too few for both tasks, or a length is shorter than a picture.
+    """
+    data = _resized(data, batch_size)
+    tokens = config.vision_config.num_image_tokens
+    builder = SequenceBuilder(AutoProcessor.from_pretrained(_folder(name_or_path))) if has_processor(name_or_path) else None
+    mmu = _measured(builder, data) if builder else (tokens + 2 + MMU_TEXT, float(MMU_ANSWERS))
+    t2i = _measured_prompts(builder, data, tokens) if builder else tokens + T2I_TEXT
+    if lengths.mmu is not None:
+        mmu = (lengths.mmu, mmu[1] * _ratio(lengths.mmu, mmu[0], tokens + 2, "mmu"))
+    if lengths.t2i is not None:
+        _ratio(lengths.t2i, t2i, tokens, "t2i")
+        t2i = lengths.t2i
+    b, g, r = data.mmu_batch_size, data.t2i_batch_size, data.router_pairs
+    parts = (
+        Micro(Task.MMU, b, mmu[0], round(b * mmu[1]), 0, b),
+        Micro(Task.T2I, g, t2i, 0, g * tokens, 0),
+        Micro(Task.MMU, r, mmu[0], 0, 0, r, counted=False),
+    )
+    return tuple(part for part in parts if part.samples)
+
+
+def only(parts: Sequence[Micro], task: Task) -> tuple[Micro, ...]:
+    """The step of a device that holds ``task`` alone: as many samples of it as ``parts`` holds of both."""
+    counted = [part for part in parts if part.counted]
+    mine = next(part for part in counted if part.task is task)
+    factor = sum(part.samples for part in counted) / mine.samples
+    grown = replace(
+        mine,
+        samples=round(mine.samples * factor),
+        answers=round(mine.answers * factor),
+        drawn=round(mine.drawn * factor),
+        pictures=round(mine.pictures * factor),
+    )
+    return (grown, *(part for part in parts if not part.counted and part.task is task))
+
+
+def has_processor(name_or_path: str) -> bool:
+    """Whether the start has a tokenizer that samples' lengths can be taken with."""
+    return (_folder(name_or_path) / "processor_config.json").is_file()
+
+
+def _folder(name_or_path: str) -> Path:
+    shipped = SHIPPED / name_or_path
+    return Path(str(shipped)) if shipped.is_dir() else Path(name_or_path)
+
+
+def _resized(data: Data, batch_size: int | None) -> Data:
+    whole = data.mmu_batch_size + data.t2i_batch_size
+    if not whole:
+        raise ValueError("data.mmu_batch_size and data.t2i_batch_size are both 0: a step without samples cannot be planned")
+    if batch_size is None:
+        return data
+    mmu = round(batch_size * data.mmu_batch_size / whole)
+    changed = replace(
+        data,
+        mmu_batch_size=mmu,
+        t2i_batch_size=batch_size - mmu,
+        router_pairs=round(batch_size * data.router_pairs / whole),
+    )
+    for key in ("mmu_batch_size", "t2i_batch_size"):
+        if getattr(data, key) and getattr(changed, key) < 1:
+            raise ValueError(
+                f"batch size {batch_size} leaves no sample for data.{key}: the recipe has {getattr(data, key)} of {whole}"
+            )
+    return changed
+
+
+def _ratio(length: int, before: int, fixed: int, task: str) -> float:
+    if length <= fixed:
+        raise ValueError(f"{task} length {length} must be more than the {fixed} tokens that a picture takes")
+    return (length - fixed) / (before - fixed)
+
+
+def _measured(builder: SequenceBuilder, data: Data) -> tuple[int, float]:
+    """Mean padded length of a batch of conversations, and mean answers a conversation (the lessons before them are not planned)."""
+    rng, blank = np.random.default_rng(data.seed), np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+
+    def sample() -> Sample:
+        scene = random_scene(rng)
+        return builder.understanding(blank, conversation(scene, rng, data.turns))
+
+    batches = [[sample() for _ in range(max(1, data.mmu_batch_size))] for _ in range(SAMPLED_BATCHES)]
+    length = fmean(max(len(row.input_ids) for row in batch) for batch in batches)
+    return round(length), fmean(sum(label != IGNORE for label in row.labels) for batch in batches for row in batch)
+
+
+def _measured_prompts(builder: SequenceBuilder, data: Data, tokens: int) -> int:
+    rng = np.random.default_rng(data.seed)
+    batches = [
+        [builder.generation_prompt(training_pair(rng)[0].text) for _ in range(max(1, data.t2i_batch_size))]
+        for _ in range(SAMPLED_BATCHES)
+    ]
+    return tokens + round(fmean(max(len(row) for row in batch) for batch in batches))

@@ -1,0 +1,80 @@
+"""Which model a run plans with: a named size, a shipped base or a checkpoint's config.json, built on the meta device."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unidecouple.methods.stage import Lora
+from unidecouple.methods.structure import Structure
+from unidecouple.models.configuration import UniJanusConfig
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+
+SHIPPED = files("unidecouple") / "assets"
+
+
+def _janus_pro(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
+    """A published Janus-Pro: SigLIP-L/16 at 384 pixels and the VQ-16 tokenizer are transformers' defaults, 576 tokens a picture."""
+    return {
+        "text_config": {
+            "vocab_size": 102400,
+            "hidden_size": hidden,
+            "intermediate_size": inner,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "max_position_embeddings": 16384,
+        },
+        "vision_config": {"projection_dim": hidden},
+        "vq_config": {"projection_dim": hidden, "image_token_embed_dim": hidden},
+        "tie_word_embeddings": False,
+    }
+
+
+# arXiv 2501.17811, table 1, and the checkpoints' config.json (deepseek-community/Janus-Pro-1B and -7B).
+SIZES: dict[str, dict[str, Any]] = {
+    "janus-pro-1b": _janus_pro(2048, 5632, 24, 16),
+    "janus-pro-7b": _janus_pro(4096, 11008, 30, 32),
+}
+
+
+def configuration(name_or_path: str) -> dict[str, Any]:
+    """The configuration called ``name_or_path``, as ``UniJanusConfig`` takes it.
+
+    Raises:
+        ValueError: there is none, or it is of another kind of model.
+    """
+    if name_or_path in SIZES:
+        return SIZES[name_or_path]
+    if name_or_path == "scratch":
+        name_or_path = "understanding"  # what a run from random weights has the size of
+    shipped = SHIPPED / name_or_path / "config.json"
+    path = Path(str(shipped)) if shipped.is_file() else Path(name_or_path) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"no configuration at {name_or_path!r}: {path} is missing. Give a checkpoint's folder, a shipped base, or one of "
+            f"{', '.join(SIZES)} (model_name_or_path=...)"
+        )
+    raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if raw.get("model_type") not in ("janus", "unidecouple_janus"):
+        raise ValueError(f"{path} describes a {raw.get('model_type')!r}; plans are made for 'janus' and 'unidecouple_janus'")
+    return raw
+
+
+def build(raw: dict[str, Any], structure: Structure, lora: Lora | None) -> UniJanusForConditionalGeneration:
+    """The model of configuration ``raw`` with a run's structure and low-rank updates, on the meta device: shapes, no memory."""
+    fields = {**structure.configure(), "model_type": "unidecouple_llama"}
+    if lora is not None:
+        fields |= {
+            "lora_rank": lora.r,
+            "lora_alpha": lora.lora_alpha,
+            "lora_targets": list(lora.targets),
+            "lora_per_task": list(lora.per_task),
+        }
+    whole = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
+    with torch.device("meta"):
+        return UniJanusForConditionalGeneration(UniJanusConfig(**{**whole, "text_config": {**raw["text_config"], **fields}}))

@@ -1,0 +1,137 @@
+"""From a run's recipe to the plan of each of its stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from unidecouple.batch import Task
+from unidecouple.methods.selection import select
+from unidecouple.methods.stage import Lora, Stage
+from unidecouple.models.configuration import UniJanusConfig
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.plan.devices import Assumptions, Device, device
+from unidecouple.plan.estimate import Estimate, Load, Role, breaks_first, estimate, smallest
+from unidecouple.plan.forward import DECODER, trace
+from unidecouple.plan.load import Lengths, Micro, joint, only
+from unidecouple.plan.sizes import build, configuration
+from unidecouple.plan.tape import Shape
+from unidecouple.plan.ways import WAYS, Way
+from unidecouple.plan.weights import count
+from unidecouple.run import RunConfig
+
+VISION_LAYERS = "model.vision_model.encoder.layers"
+SECONDS_A_DAY = 86400
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a recipe.
+
+    Attributes:
+        gpus: numbers of devices.
+        device: name of the device.
+        dtype: "bf16" (trainable weights stay float32, see ``Memory``) or "fp32".
+        batch_size: samples a device and step, both tasks together, in the recipe's ratio; None is the recipe's own.
+        lengths: tokens of a sample.
+        samples: of the whole run; None is max_steps steps of one device.
+        price: of a device hour, in any currency; None leaves costs out.
+        assume: what no data sheet says.
+    """
+
+    gpus: tuple[int, ...] = (8,)
+    device: str = "h100"
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    batch_size: int | None = None
+    lengths: Lengths = field(default_factory=Lengths)
+    samples: int | None = None
+    price: float | None = None
+    assume: Assumptions = field(default_factory=Assumptions)
+
+    def __post_init__(self) -> None:
+        for name, values in (("gpus", self.gpus), ("batch size", (self.batch_size,)), ("samples", (self.samples,))):
+            for value in values:
+                if value is not None and value < 1:
+                    raise ValueError(f"{name} {value} must be at least 1")
+        device(self.device)  # raises if there is none
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        stage: of the recipe.
+        config: of the model in this stage.
+        load: what a device computes.
+        samples: of the stage, over all devices and steps.
+        estimates: by way and number of devices, where possible.
+        smallest: number of devices that fit, by way; None if none up to 1,024 does.
+        breaks: what ends growth first, by way.
+    """
+
+    stage: Stage
+    config: UniJanusConfig
+    load: Load
+    samples: int
+    estimates: list[Estimate]
+    smallest: dict[Way, int | None]
+    breaks: dict[Way, str]
+
+    def days(self, found: Estimate) -> float:
+        """Days that the stage takes."""
+        return math.ceil(self.samples / found.samples) * found.seconds / SECONDS_A_DAY
+
+    def cost(self, found: Estimate, price: float) -> float:
+        """What it costs at ``price`` a device hour."""
+        return self.days(found) * 24 * found.gpus * price
+
+
+def plan(run: RunConfig, question: Question) -> list[StagePlan]:
+    """Plans of the stages of ``run``, in order.
+
+    Raises:
+        ValueError: the model is not known, a stage trains what the model lacks, or the batch does not fit the data.
+    """
+    raw = configuration(run.model_name_or_path)
+    whole = sum(stage.share for stage in run.stages)
+    plans: list[StagePlan] = []
+    lora: Lora | None = None
+    for stage in run.stages:
+        if stage.lora is not None and lora is not None:
+            raise ValueError(f"stage {stage.name!r} adds LoRA to a model that has some: give it to one stage only")
+        lora = stage.lora or lora
+        model = build(raw, run.structure, lora)
+        parts = joint(run.data, run.model_name_or_path, model.config, question.batch_size, question.lengths)
+        samples = question.samples or run.max_steps * (run.data.mmu_batch_size + run.data.t2i_batch_size)
+        load = stage_load(model, stage, parts, 2 if question.dtype == "bf16" else 4)
+        plans.append(_answered(StagePlan(stage, model.config, load, round(samples * stage.share / whole), [], {}, {}), question))
+    return plans
+
+
+def stage_load(model: UniJanusForConditionalGeneration, stage: Stage, parts: Sequence[Micro], width: int) -> Load:
+    """A stage's weights and the tapes of its roles, for devices that compute the micro-batches ``parts``."""
+    shapes: dict[str, Shape] = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    chosen = select(shapes, stage.train).keys()
+    routing = stage.routing or model.config.text_config.task_routing
+    tasks = [task for task in Task if any(part.counted and part.task is task for part in parts)]
+    steps = {"both": tuple(parts)} | ({task.key: only(parts, task) for task in tasks} if len(tasks) > 1 else {})
+    roles = {name: Role(step, trace(model.config, shapes, chosen, step, routing, width)) for name, step in steps.items()}
+    text, vision = model.config.text_config, model.config.vision_config
+    layers = [f"{DECODER}.layers.{index}" for index in range(text.num_hidden_layers)]
+    layers += [f"{VISION_LAYERS}.{index}" for index in range(vision.num_hidden_layers)]
+    return Load(count(text, shapes, chosen & roles["both"].tape.used, layers), roles)
+
+
+def _answered(stage: StagePlan, question: Question) -> StagePlan:
+    hardware: Device = device(question.device)
+    asked = (hardware, question.dtype, question.assume)
+    found = [estimate(stage.load, way, gpus, *asked) for gpus in question.gpus for way in WAYS]
+    return replace(
+        stage,
+        estimates=[one for one in found if one is not None],
+        smallest={way: smallest(stage.load, way, hardware, question.assume) for way in WAYS},
+        breaks={way: breaks_first(stage.load, way, *asked) for way in WAYS},
+    )

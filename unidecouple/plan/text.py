@@ -1,0 +1,159 @@
+"""The plan as a table for the terminal, and as plain values for JSON."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from unidecouple.plan.devices import device
+from unidecouple.plan.estimate import Estimate, by_part
+from unidecouple.plan.load import MMU_ANSWERS, MMU_TEXT, T2I_TEXT, has_processor
+from unidecouple.plan.stages import Question, StagePlan
+from unidecouple.run import RunConfig
+
+COLUMNS = ("GPUs", "way", "memory", "ckpt", "fits", "bottleneck", "s/step", "exposed", "tokens/s", "MFU", "sent", "batch", "days")
+LEGEND = (
+    "memory and ckpt: peak a device without and with gradient checkpointing; fits: ckpt if only with it, and the times are then "
+    "with it; exposed: share of the step that waits for links; sent: bytes a device sends a step; batch: samples a step in all"
+)
+WIDTH = 132
+"""Columns that text is wrapped at; tables are wider where they must."""
+SHOWN = 6
+"""Parts of the model whose FLOPs the table names; the JSON has all."""
+
+
+def lines(run: RunConfig, question: Question, plans: Sequence[StagePlan]) -> list[str]:
+    """The plan as lines of text."""
+    hardware = device(question.device)
+    about = [
+        f"{run.model_name_or_path} with {run.structure.kind}, planned on {question.device}: {hardware.memory / 1e9:g} GB, "
+        f"{hardware.peak(question.dtype) / 1e12:g} TFLOP/s in {question.dtype}, {hardware.bandwidth / 1e12:g} TB/s, links "
+        f"{hardware.link / 1e9:g} GB/s in a node of {hardware.node}, {hardware.network / 1e9:g} GB/s a device between nodes",
+        f"assumed, not measured: {_assumed(run, question)}",
+    ]
+    if run.data.lessons:
+        about.append("the recipe's lessons are planned as conversations of the recipe's batch size")
+    out = [part for line in about for part in textwrap.wrap(line, WIDTH)]
+    for number, stage in enumerate(plans, 1):
+        out += ["", f"stage {number}/{len(plans)} {stage.stage.name!r}"]
+        for line in _head(stage):
+            out += textwrap.wrap(line, WIDTH, subsequent_indent=" " * 14, initial_indent="  ")
+        out += ["", *_table(stage, question.price), "", *_ends(stage)]
+    return [*out, "", *textwrap.wrap(LEGEND, WIDTH)]
+
+
+def _assumed(run: RunConfig, question: Question) -> str:
+    a = question.assume
+    told = (
+        f"{a.compute:.0%} of peak FLOPs in matrix products, {a.bandwidth:.0%} of memory bandwidth elsewhere, {a.link:.0%} of "
+        f"links, {a.overlap:.0%} of the computation hides communication, {a.memory:.0%} of memory holds tensors, a ring's step "
+        f"takes {1e6 * a.hop:g} us in a node and {1e6 * a.far_hop:g} us between nodes"
+    )
+    if not has_processor(run.model_name_or_path):
+        told += f"; {MMU_TEXT} text tokens a conversation, {MMU_ANSWERS} of them answers, and {T2I_TEXT} a prompt"
+    return told if question.price is None else f"{told}; price {question.price:g} a device hour"
+
+
+def plain(run: RunConfig, question: Question, plans: Sequence[StagePlan]) -> dict[str, Any]:
+    """The plan as JSON's own types: bytes, seconds and FLOPs of a step, unrounded."""
+    return {
+        "model": run.model_name_or_path,
+        "question": asdict(question),
+        "device": asdict(device(question.device)),
+        "stages": [
+            {
+                "name": stage.stage.name,
+                "samples": stage.samples,
+                "parameters": {
+                    "total": stage.load.weights.total,
+                    "active": stage.load.weights.active,
+                    "trainable": stage.load.weights.trainable,
+                    "private": stage.load.weights.private,
+                    "parts": {part: {"total": a, "trainable": t} for part, (a, t) in stage.load.weights.parts.items()},
+                },
+                "optimizer_bytes": stage.load.weights.optimizer_bytes,
+                "micro_batches": {name: [asdict(part) for part in role.parts] for name, role in stage.load.roles.items()},
+                "flops": {
+                    part: {"forward": forward, "backward": backward}
+                    for part, (forward, backward) in by_part(stage.load.roles["both"].tape).items()
+                },
+                "estimates": [_plain(stage, found, question.price) for found in stage.estimates],
+                "smallest": stage.smallest,
+                "breaks_first": stage.breaks,
+            }
+            for stage in plans
+        ],
+    }
+
+
+def _plain(stage: StagePlan, found: Estimate, price: float | None) -> dict[str, Any]:
+    return asdict(found) | {
+        "memory": asdict(found.memory) | {"total": found.memory.total},
+        "checkpointed": asdict(found.checkpointed) | {"total": found.checkpointed.total},
+        "collectives": [one._asdict() for one in found.collectives],
+        "bottleneck": found.bottleneck,
+        "tokens_per_second": found.tokens_per_second,
+        "days": stage.days(found),
+        "cost": None if price is None else stage.cost(found, price),
+    }
+
+
+def _head(stage: StagePlan) -> list[str]:
+    weights, tape = stage.load.weights, stage.load.roles["both"].tape
+    parts = [f"{p.samples} {p.task.key if p.counted else 'router'} of {p.length} tokens" for p in stage.load.roles["both"].parts]
+    trained = ", ".join(f"{part} {_count(t)}" for part, (_, t) in weights.parts.items() if t)
+    flops = ", ".join(f"{part} {_count(a)}+{_count(b)}".strip() for part, (a, b) in list(by_part(tape).items())[:SHOWN])
+    small = tape.kept_by_checkpoints() + tape.logits
+    return [
+        f"parameters  {_count(weights.total)} in all, {_count(weights.active)} active a token, {_count(weights.trainable)} train "
+        f"({trained}), {_count(weights.optimizer_bytes)}B of optimizer states",
+        f"a step      a device: {', '.join(parts)}; {_count(tape.flops(False))}FLOP forward + {_count(tape.flops(True))}FLOP "
+        f"backward ({flops}, ...)",
+        f"activations {_count(tape.kept + tape.logits)}B kept for the backward pass, {_count(small)}B with checkpointing; "
+        f"logits are {_count(tape.logits)}B of them",
+        f"the stage   {stage.samples:,} samples",
+    ]
+
+
+def _table(stage: StagePlan, price: float | None) -> list[str]:
+    rows = [(*COLUMNS, *(["cost"] if price is not None else []))]
+    for found in stage.estimates:
+        fits = "yes" if found.fits else "ckpt" if found.fits_checkpointed else "no"
+        done = found.fits_checkpointed
+        row = [
+            str(found.gpus),
+            found.way + (f" {'+'.join(map(str, found.split.values()))}" if len(found.split) > 1 else ""),
+            f"{_count(found.memory.total)}B",
+            f"{_count(found.checkpointed.total)}B",
+            fits,
+            found.bottleneck,
+            f"{found.seconds:.3f}" if done else "-",
+            f"{100 * found.exposed / found.seconds:.0f}%" if done else "-",
+            f"{found.tokens_per_second:,.0f}" if done else "-",
+            f"{100 * found.utilization:.0f}%" if done else "-",
+            f"{_count(sum(one.sent for one in found.collectives))}B",
+            str(found.samples),
+            f"{stage.days(found):.{2 if stage.days(found) >= 1 else 4}f}" if done else "-",
+        ]
+        rows.append((*row, *([f"{stage.cost(found, price):,.0f}" if done else "-"] if price is not None else [])))
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    left = {COLUMNS.index("way"), COLUMNS.index("bottleneck")}
+    return [
+        "  " + "  ".join(f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows
+    ]
+
+
+def _ends(stage: StagePlan) -> list[str]:
+    fits = ", ".join(f"{way} {'none' if least is None else least}" for way, least in stage.smallest.items())
+    return [f"  smallest number of devices that fits: {fits}", *(f"  {way:6} {told}" for way, told in stage.breaks.items())]
+
+
+def _count(number: float) -> str:
+    """Three digits and the prefix of a unit: 5.4 G parameters, 82.3 GB, 49.6 TFLOP."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.{max(0, 2 - int(math.log10(number / size * 1.0005)))}f} {prefix}"
+    return f"{number:.0f} "

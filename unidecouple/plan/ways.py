@@ -1,0 +1,132 @@
+"""Three ways to spread a run: what each keeps on a device, and what it sends between devices in a step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from unidecouple.plan.devices import Assumptions, Device
+from unidecouple.plan.tape import Tape
+from unidecouple.plan.weights import Weights
+
+Way = Literal["ddp", "fsdp2", "tasks"]
+WAYS: dict[Way, str] = {
+    "ddp": "every device holds everything and both tasks; gradients are all-reduced",
+    "fsdp2": "weights, gradients and optimizer states are shared out (fully_shard a layer and the root), gathered for use",
+    "tasks": "as ddp, but a device keeps to one task: the other group's experts get no gradient, state or all-reduce there",
+}
+BUCKET = 25 * 2**20
+"""DDP's bucket, bytes."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the fullest device at the peak of a step.
+
+    Attributes:
+        weights: trainable ones in float32 (with a copy in the computation's type where that is smaller), frozen ones in that.
+        gradients: float32.
+        optimizer: AdamW's states.
+        activations: kept for the backward pass.
+        logits: the heads' log-probabilities and, for the larger head, their gradient.
+        working: gradients of the largest activation, in and out.
+        gathered: weights of the root and of two layers (one in use, one on its way), and a gradient before it is shared out.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    working: int
+    gathered: int = 0
+
+    @property
+    def total(self) -> int:
+        """Sum of all."""
+        return sum(vars(self).values())
+
+
+class Collective(NamedTuple):
+    """One kind of communication in a step: how often, bytes that each device sends, seconds."""
+
+    name: str
+    calls: int
+    sent: float
+    seconds: float
+
+
+def memory(way: Way, weights: Weights, tape: Tape, gpus: int, checkpointing: bool) -> Memory:
+    """What the fullest device holds in ``way``; gradients at their fullest and activations at theirs count together."""
+    width, shard = tape.width, gpus if way == "fsdp2" else 1
+    moving = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
+    frozen = weights.total - weights.trainable - weights.tokenizer
+    copy = weights.trainable * width if width < 4 and shard == 1 else 0
+    gathered = 0
+    if shard > 1:
+        largest, root = weights.largest, weights.root
+        gathered = (root.total + 2 * largest.total) * width + max(root.trainable, largest.trainable) * (width + 4)
+    return Memory(
+        weights=(frozen * width + weights.trainable * 4) // shard + copy + weights.tokenizer * width,
+        gradients=moving * 4 // shard,
+        optimizer=(8 * moving) // shard + 4 * weights.tensors,
+        activations=tape.kept_by_checkpoints() if checkpointing else tape.kept,
+        logits=tape.logits + tape.head,
+        working=2 * tape.largest,
+        gathered=gathered,
+    )
+
+
+def communication(
+    way: Way, weights: Weights, tape: Tape, gpus: int, device: Device, assume: Assumptions, sharing: int
+) -> list[Collective]:
+    """What a device sends in a step.
+
+    Args:
+        way: see ``WAYS``.
+        weights: of the stage.
+        tape: of the device's step; a layer is gathered each time the step comes by it.
+        gpus: in all.
+        device: and its links.
+        assume: shares and latencies.
+        sharing: for "tasks", devices that hold the same task (of the larger group); they fill whole nodes where there are any.
+    """
+    if gpus == 1:
+        return []
+    if way != "fsdp2":
+        found = [_all_reduce("all-reduce", 4 * (weights.trainable - weights.private * (way == "tasks")), gpus, device, assume)]
+        if way == "tasks" and weights.private:
+            found.append(_all_reduce("all-reduce inside the task", 4 * (weights.private // 2), sharing, device, assume))
+        return found
+    passing = {op.block for op in tape.ops if op.backward}
+    seen = [(weights.layers[block.name], index in passing) for index, block in enumerate(tape.blocks)]
+    gathers = 1 + sum(1 + backward for _, backward in seen)
+    gathered = tape.width * (weights.root.total + sum(unit.total * (1 + backward) for unit, backward in seen))
+    units = [unit for unit in (*weights.layers.values(), weights.root) if unit.trainable]  # once a step, however often it came by
+    return [
+        _ring("all-gather", gathers, gathered, gpus, device, assume),
+        _ring("reduce-scatter", len(units), 4 * sum(unit.trainable for unit in units), gpus, device, assume),
+    ]
+
+
+def _ring(name: str, count: int, size: int, gpus: int, device: Device, assume: Assumptions) -> Collective:
+    """Each device sends (N - 1) / N of the whole; a ring takes N - 1 steps, most of them inside nodes."""
+    sent = size * (gpus - 1) / gpus
+    far = math.ceil(gpus / device.node) - 1
+    wait = count * (far * assume.far_hop + (gpus - 1 - far) * assume.hop)
+    return Collective(name, count, sent, sent / _bandwidth(gpus, device, assume) + wait)
+
+
+def _all_reduce(name: str, size: int, gpus: int, device: Device, assume: Assumptions) -> Collective:
+    """Each device sends 2 (N - 1) / N of the whole; small messages go up and down a tree over nodes."""
+    sent, count = 2 * size * (gpus - 1) / gpus, math.ceil(size / BUCKET)
+    nodes = math.ceil(gpus / device.node)
+    wait = 2 * count * (math.ceil(math.log2(nodes)) * assume.far_hop + (min(gpus, device.node) - 1) * assume.hop)
+    return Collective(name, count, sent, sent / _bandwidth(gpus, device, assume) + wait)
+
+
+def _bandwidth(gpus: int, device: Device, assume: Assumptions) -> float:
+    """Bytes a second a device; between nodes a ring crosses each node's border once, over all of its cards at a time."""
+    between = device.network * device.node
+    return assume.link * (device.link if gpus <= device.node else min(device.link, between))

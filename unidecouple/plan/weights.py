@@ -1,0 +1,96 @@
+"""Parameters counted by the part names that training uses, by who trains them, and by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from unidecouple.methods.selection import part_of
+from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.plan.tape import Shape
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parameters of one layer, or of all that is in none (the root): how many, and how many of them get gradients."""
+
+    total: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of a model in one stage.
+
+    Attributes:
+        parts: (all, trainable) by part, see ``PARTS``.
+        active: those a token meets: all but the image tokenizer and the experts that it is not sent to.
+        trainable: those that get gradients; what trains but takes no part in the run has none, and no optimizer state.
+        tensors: how many tensors ``trainable`` is made of.
+        private: of ``trainable``, those that one task alone moves, both tasks' together.
+        tokenizer: of the image tokenizer, which is frozen and never sharded.
+        layers: of the decoder and the vision tower, by prefix of their parameters' names; each is a unit of sharding.
+        root: all others but the image tokenizer.
+    """
+
+    parts: Mapping[str, tuple[int, int]]
+    active: int
+    trainable: int
+    tensors: int
+    private: int
+    tokenizer: int
+    layers: Mapping[str, Unit]
+    root: Unit
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(total for total, _ in self.parts.values())
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """AdamW's two float32 moments a parameter and one step count a tensor."""
+        return 8 * self.trainable + 4 * self.tensors
+
+    @property
+    def largest(self) -> Unit:
+        """The layer with most parameters."""
+        return max(self.layers.values(), key=lambda unit: unit.total)
+
+
+def count(text: UniLlamaConfig, shapes: Mapping[str, Shape], moving: Collection[str], layers: Collection[str]) -> Weights:
+    """The parameters of ``shapes``, of which those named in ``moving`` get gradients; ``layers`` are prefixes of names."""
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    parts: dict[str, tuple[int, int]] = {}
+    units = dict.fromkeys(layers, Unit(0, 0))
+    root = Unit(0, 0)
+    for name, size in sizes.items():
+        part, trains = part_of(name), size * (name in moving)
+        before = parts.get(part, (0, 0))
+        parts[part] = (before[0] + size, before[1] + trains)
+        layer = next((prefix for prefix in units if name.startswith(f"{prefix}.")), None)
+        if layer is not None:
+            units[layer] = Unit(units[layer].total + size, units[layer].trainable + trains)
+        elif part != "image_tokenizer":
+            root = Unit(root.total + size, root.trainable + trains)
+    experts = sum(size for name, size in sizes.items() if ".mlp.experts." in name)
+    tokenizer = parts.get("image_tokenizer", (0, 0))[0]
+    resting = 1 - text.num_experts_per_tok / (text.num_groups * text.experts_per_group)
+    return Weights(
+        parts=parts,
+        active=sum(sizes.values()) - tokenizer - round(experts * resting),
+        trainable=sum(sizes[name] for name in moving),
+        tensors=len(moving),
+        private=sum(sizes[name] for name in moving if _private(name, shapes[name], text)),
+        tokenizer=tokenizer,
+        layers=units,
+        root=root,
+    )
+
+
+def _private(name: str, shape: Shape, text: UniLlamaConfig) -> bool:
+    """Whether each half of the tensor serves one task: experts, their routers and low-rank pairs where there is a group a task."""
+    if text.num_groups == 2 and (".mlp.experts." in name or name.endswith(".mlp.gate.weight")):
+        return True
+    return name.endswith(("_proj.lora_A", "_proj.lora_B")) and shape[0] == 2

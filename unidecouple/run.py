@@ -98,6 +98,7 @@ class RunConfig:
         stages: what trains when.
         max_steps: steps of the run, over all stages.
         seed: of data order, new weights and sampling.
+        report_to: where measurements are shown besides ``metrics.jsonl``: "tensorboard", "wandb".
         logging_steps, save_steps: in steps; save_steps 0 saves at the end only.
         save_total_limit: checkpoints kept.
         gradient_accumulation_steps: parts that a process cuts its share of a step into, to save memory; results stay the same.
@@ -117,6 +118,7 @@ class RunConfig:
     evaluation: Evaluation = field(default_factory=Evaluation)
     max_steps: int = 400
     seed: int = 0
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     logging_steps: int = 20
     save_steps: int = 200
     save_total_limit: int = 1

@@ -146,10 +146,14 @@ class UniJanusForConditionalGeneration(JanusForConditionalGeneration):
 
 
 def _cross_entropy(head: torch.nn.Module, hidden: Tensor, targets: Tensor, ignore: int) -> TaskSum:
-    """Summed cross-entropy of ``head`` at the positions that have a target; (B, T, H) and (B, T)."""
+    """Summed cross-entropy of ``head`` at the positions that have a target; (B, T, H) and (B, T).
+
+    Without any, the head alone stays in the graph: zeros need not travel back through the decoder.
+    """
     chosen = targets != ignore
-    logits = head(hidden[chosen])
-    return TaskSum(total=F.cross_entropy(logits.float(), targets[chosen], reduction="sum"), count=chosen.sum())
+    count = chosen.sum()
+    logits = head(hidden[chosen] if count else hidden.detach()[chosen])
+    return TaskSum(total=F.cross_entropy(logits.float(), targets[chosen], reduction="sum"), count=count)
 
 
 def _add(parts: list[TaskSum]) -> TaskSum:

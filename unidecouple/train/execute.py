@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from unidecouple import config as configs
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.world.dataset import Progress
+from unidecouple.diagnose.early_warning import early_warning
 from unidecouple.diagnose.gradient_conflict import gradient_conflict
 from unidecouple.diagnose.routing import routing_map
 from unidecouple.files import append_jsonl, write_json_atomic, write_text_atomic
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.run import RunConfig
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.batches import BatchSource, batch_source
 from unidecouple.train.build import load, load_shapes, restructure
 from unidecouple.train.launch import processes
-from unidecouple.train.loop import Say, Trainer
+from unidecouple.train.loop import Say, Trainer, Watch
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.scoring import Scorer
+from unidecouple.train.trackers import Tracker, tracking
 
 RESULT = "scores.json"
 CONFLICT_BATCH = 16
@@ -50,61 +55,68 @@ def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading
 
 
 def _execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.Event, parallel: Parallel) -> None:
-    began, cpu = time.monotonic(), time.process_time()
-    found = checkpoints.all_checkpoints(folder)
-    resume = found[-1] if found else None
-    read = load if parallel.holds_weights else load_shapes
-    model, processor = read(str(resume or run.model_name_or_path))
-    if resume is None:
-        model = restructure(model, run.structure, run.seed)
-    if parallel.holds_weights:
-        model = model.to(parallel.device)
+    began = (time.monotonic(), time.process_time())
+    resume = next(reversed(checkpoints.all_checkpoints(folder)), None)
+    start = checkpoints.read_state(resume).step if resume else 0
+    model, processor = _read(run, resume, parallel)
     builder = SequenceBuilder(processor)
     with parallel.first_alone():  # it draws and encodes; the others find it done
         source = batch_source(run.data, model, builder, run.seed, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
     scorer = Scorer(run.evaluation, builder)
-    trainer = Trainer(
-        run, model, processor, source, folder, say, lambda step, model: _watch(scorer, folder, step, model), stop, parallel
-    )
+    with tracking(run.report_to if parallel.first else (), folder, start, configs.plain(run)) as trackers:
+        watch = functools.partial(_watch, scorer, folder, trackers, say)
+        trainer = Trainer(run, model, processor, source, folder, say, watch, stop, parallel, trackers)
+        if resume:
+            say(f"resuming from {resume}")
+        if parallel.first and resume:
+            _forget_after(folder, start)
+        elif parallel.first:
+            _measure_start(run, model, source, folder, watch)
+        model = trainer.train(resume) if run.max_steps else model.eval()
     if parallel.first:
-        _start_or_resume(run, model, source, folder, resume, scorer, say)
-    model = trainer.train(resume) if run.max_steps else model.eval()
-    if parallel.first:
-        model = model.to(parallel.device)
-        if run.diagnose:
-            _diagnose(model, source, run.max_steps, folder)
-        say("scoring on the test sets")
-        scores = scorer.test(model, folder)
-        write_json_atomic(
-            folder / RESULT,
-            {
-                "step": run.max_steps,
-                "wall_seconds": time.monotonic() - began,
-                "cpu_seconds": time.process_time() - cpu,
-                "scores": [score.to_json() for score in scores],
-            },
-        )
-        say("done: " + "  ".join(f"{s.benchmark} {s.value:.3f}" for s in scores if s.metric in ("accuracy", "overall")))
+        _finish(run, model.to(parallel.device), source, scorer, folder, say, began)
     parallel.wait()
 
 
-def _start_or_resume(
+def _read(run: RunConfig, resume: Path | None, parallel: Parallel) -> tuple[UniJanusForConditionalGeneration, UniJanusProcessor]:
+    model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
+    if resume is None:
+        model = restructure(model, run.structure, run.seed)
+    return (model.to(parallel.device) if parallel.holds_weights else model), processor
+
+
+def _measure_start(
+    run: RunConfig, model: UniJanusForConditionalGeneration, source: BatchSource, folder: Path, watch: Watch
+) -> None:
+    if run.evaluation.eval_steps:
+        watch(0, model)
+    if run.diagnose and len(source.tasks) == len(Task):
+        _write_conflict(model, source, 0, folder / "conflict-start.json")
+
+
+def _finish(
     run: RunConfig,
     model: UniJanusForConditionalGeneration,
     source: BatchSource,
-    folder: Path,
-    resume: Path | None,
     scorer: Scorer,
+    folder: Path,
     say: Say,
+    began: tuple[float, float],
 ) -> None:
-    if resume is None:
-        if run.evaluation.eval_steps:
-            _watch(scorer, folder, 0, model)
-        if run.diagnose and len(source.tasks) == len(Task):
-            _write_conflict(model, source, 0, folder / "conflict-start.json")
-    else:
-        _forget_after(folder, checkpoints.read_state(resume).step)
-        say(f"resuming from {resume}")
+    if run.diagnose:
+        _diagnose(model, source, run.max_steps, folder)
+    say("scoring on the test sets")
+    scores = scorer.test(model, folder)
+    write_json_atomic(
+        folder / RESULT,
+        {
+            "step": run.max_steps,
+            "wall_seconds": time.monotonic() - began[0],
+            "cpu_seconds": time.process_time() - began[1],
+            "scores": [score.to_json() for score in scores],
+        },
+    )
+    say("done: " + "  ".join(f"{s.benchmark} {s.value:.3f}" for s in scores if s.metric in ("accuracy", "overall")))
 
 
 def _say_nothing(line: str) -> None:
@@ -125,11 +137,24 @@ def _claim(folder: Path, run: RunConfig) -> None:
     write_text_atomic(path, text)
 
 
-def _watch(scorer: Scorer, folder: Path, step: int, model: UniJanusForConditionalGeneration) -> None:
+def _watch(
+    scorer: Scorer, folder: Path, trackers: Sequence[Tracker], say: Say, step: int, model: UniJanusForConditionalGeneration
+) -> None:
+    """Score on validation samples; say when one task falls while the other rises."""
     model.eval()
-    for score in scorer.validate(model):
+    scores = scorer.validate(model)
+    for score in scores:
         record = {"step": step, "benchmark": score.benchmark, "metric": score.metric, "value": score.value}
         append_jsonl(folder / "scores.jsonl", record)
+    for tracker in trackers:
+        tracker.log(step, {f"validation/{score.benchmark}": score.value for score in scores})
+    history: dict[int, dict[str, float]] = {}
+    for line in (folder / "scores.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        history.setdefault(row["step"], {})[row["benchmark"]] = row["value"]
+    warning = early_warning([*history.values()])
+    if warning:
+        say(f"step {step}: {warning}")
 
 
 def _forget_after(folder: Path, step: int) -> None:

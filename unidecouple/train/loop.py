@@ -6,7 +6,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,9 +25,11 @@ from unidecouple.train.build import add_lora
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import StepResult, train_step
+from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import apply, table
 
 Say = Callable[[str], None]
+Watch = Callable[[int, UniJanusForConditionalGeneration], None]
 
 
 class InterruptedRunError(RuntimeError):
@@ -47,6 +49,7 @@ class Trainer:
         say: prints a line of progress.
         evaluate: called by the first process every ``eval_steps`` with (step, model).
         parallel: the processes that share the run.
+        trackers: where measurements go besides ``metrics.jsonl``.
         stop: set from outside (Ctrl-C) to end the run after the step it is in.
     """
 
@@ -56,9 +59,10 @@ class Trainer:
     source: BatchSource
     folder: Path
     say: Say
-    evaluate: Callable[[int, UniJanusForConditionalGeneration], None] = lambda step, model: None
+    evaluate: Watch = lambda step, model: None
     stop: threading.Event = field(default_factory=threading.Event)
     parallel: Parallel = field(default_factory=Parallel)
+    trackers: Sequence[Tracker] = ()
 
     def __post_init__(self) -> None:
         if self.parts > self.source.most_parts:
@@ -117,6 +121,7 @@ class Trainer:
         if self.config.gradient_checkpointing:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.17
                 trained.gradient_checkpointing_enable({"use_reentrant": False})
+            trained.disable_input_require_grads()  # it would send gradients through a frozen vision tower
         clock, seen = time.monotonic(), 0
         for done in range(start + 1, steps + 1):
             for group in optimizer.param_groups:
@@ -161,18 +166,12 @@ class Trainer:
         checkpoints.save(self.folder, wrapped, self.processor, state, optimizer, self.config.save_total_limit, self.parallel)
 
     def _log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
-        append_jsonl(
-            self.folder / "metrics.jsonl",
-            {
-                "step": step,
-                "stage": stage.name,
-                "lr": rate_now,
-                "grad_norm": result.grad_norm,
-                "tokens_per_second": tokens_per_second,
-            }
-            | {f"loss/{name}": value for name, value in result.losses.items()}
-            | {f"router_accuracy/{task}": share for task, share in result.router_accuracy.items()},
-        )
+        values = {"lr": rate_now, "grad_norm": result.grad_norm, "tokens_per_second": tokens_per_second}
+        values |= {f"loss/{name}": value for name, value in result.losses.items()}
+        values |= {f"router_accuracy/{task}": share for task, share in result.router_accuracy.items()}
+        append_jsonl(self.folder / "metrics.jsonl", {"step": step, "stage": stage.name} | values)
+        for tracker in self.trackers:
+            tracker.log(step, values)
         losses = "  ".join(f"{name} {value:.3f}" for name, value in result.losses.items())
         left = round(seconds * (self.config.max_steps - step))
         self.say(f"step {step}/{self.config.max_steps} [{stage.name}]  {losses}  {tokens_per_second:,.0f} tokens/s  {left} s left")

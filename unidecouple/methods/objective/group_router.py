@@ -62,5 +62,5 @@ def _read(batch: Batch, layers: Sequence[Routing]) -> tuple[Tensor, list[Tensor]
 
 
 def _by_task(values: Tensor, tasks: Tensor) -> Tensor:
-    """Sums of (N,) values by task, (tasks,); a product, since scattered additions differ from run to run on a GPU."""
-    return values @ F.one_hot(tasks, len(Task)).to(values.dtype)
+    """Sums of (N,) values by task, (tasks,); not by scattered additions, which differ from run to run on a GPU."""
+    return (values.unsqueeze(-1) * F.one_hot(tasks, len(Task))).sum(0)

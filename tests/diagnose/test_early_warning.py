@@ -1,0 +1,38 @@
+"""When one task falls while the other rises."""
+
+from __future__ import annotations
+
+import pytest
+
+from unidecouple.diagnose.early_warning import early_warning
+
+START = {"pope": 0.98, "vqa": 0.85, "geneval": 0.0}
+
+
+def test_understanding_lost_to_generation_is_said_with_its_figures() -> None:
+    said = early_warning([START, {"pope": 0.99, "vqa": 0.84, "geneval": 0.1}, {"pope": 0.6, "vqa": 0.84, "geneval": 0.4}])
+    assert said is not None
+    assert "mmu falls (pope 0.990 -> 0.600)" in said
+    assert "geneval 0.000 -> 0.400" in said
+    assert "vqa" not in said
+
+
+def test_generation_lost_to_understanding() -> None:
+    said = early_warning([{"vqa": 0.5, "geneval": 0.7}, {"vqa": 0.8, "geneval": 0.6}])
+    assert said is not None
+    assert "t2i falls (geneval 0.700 -> 0.600)" in said
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [],
+        [START],
+        [START, {"pope": 0.5, "vqa": 0.2, "geneval": 0.0}],  # nobody gains: training is broken, but there is no conflict
+        [START, {"pope": 0.98, "vqa": 0.85, "geneval": 0.8}],
+        [START, {"pope": 0.95, "vqa": 0.82, "geneval": 0.8}],  # within the scatter
+        [{"new": 0.0}, {"new": 0.9, "pope": 0.1}],
+    ],
+)
+def test_no_conflict_no_warning(history: list[dict[str, float]]) -> None:
+    assert early_warning(history) is None

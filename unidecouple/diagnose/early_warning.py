@@ -1,0 +1,39 @@
+"""A warning during training when one task falls while the other rises: what users otherwise notice after the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from unidecouple.batch import Task
+
+SERVES = {"pope": Task.MMU, "vqa": Task.MMU, "geneval": Task.T2I}
+"""Which task a benchmark's main score is of."""
+
+
+def early_warning(history: Sequence[Mapping[str, float]], fall: float = 0.05) -> str | None:
+    """What to tell about the newest validation scores, if anything.
+
+    A task falls when a benchmark of it is at least ``fall`` below its best so far, and rises when one is as much above
+    its first. (Few validation samples scatter by .02 to .03: ``fall`` is about twice that.)
+
+    Args:
+        history: main score by benchmark, one mapping an evaluation, oldest first.
+        fall: in units of the score.
+    """
+    if len(history) < 2:
+        return None
+    first, now = history[0], history[-1]
+    best = {name: max(scores[name] for scores in history if name in scores) for name in now}
+    fallen = {name for name in now if best[name] - now[name] >= fall}
+    risen = {name for name in now if name in first and now[name] - first[name] >= fall}
+    for task in Task:
+        lost = sorted(name for name in fallen if SERVES.get(name) is task)
+        won = sorted(name for name in risen if name in SERVES and SERVES[name] is not task)
+        if lost and won:
+            falls = ", ".join(f"{name} {best[name]:.3f} -> {now[name]:.3f}" for name in lost)
+            rises = ", ".join(f"{name} {first[name]:.3f} -> {now[name]:.3f}" for name in won)
+            return (
+                f"warning: {task.key} falls ({falls}) while the other task rises ({rises}). Decouple the tasks "
+                "(structure: {kind: ta_moe}), replay more of what falls, or lower the rates of its weights"
+            )
+    return None

@@ -61,6 +61,19 @@ def load(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, UniJanusP
     return model.eval(), processor
 
 
+def load_processor(name_or_path: str) -> UniJanusProcessor:
+    """The processor of a checkpoint, without its weights.
+
+    Raises:
+        ValueError: the folder is missing, or its processor cannot be read.
+    """
+    folder = checkpoint_folder(name_or_path)
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except Exception as error:  # as in `load`
+        raise ValueError(f"cannot read the processor at {folder}: {error}") from error
+
+
 def restructure(model: UniJanusForConditionalGeneration, structure: Structure, seed: int) -> UniJanusForConditionalGeneration:
     """``model`` with ``structure`` in place of its dense FFNs; computes what it did (new router weights come from ``seed``)."""
     return _rebuild(model, structure.configure(), structure.upcycle(model.state_dict()), seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 Kind = Literal["mmu", "t2i", "text"]
 KINDS: Final[tuple[Kind, ...]] = ("mmu", "t2i", "text")
@@ -68,13 +68,13 @@ class ImageTokens:
 
         Raises:
             OSError: the shard is missing.
-            ValueError: it has no such row.
+            ValueError: it is broken, or has no such row.
         """
-        with safe_open(self.shard, "np") as file:
-            tokens = file.get_slice("tokens")
-            if not 0 <= self.row < tokens.get_shape()[0]:
-                raise ValueError(f"{self.shard} has no row {self.row}: the cache is broken; encode it again")
-            return tokens[self.row : self.row + 1][0].astype(np.int64)
+        try:
+            with safe_open(self.shard, "np") as file:
+                return file.get_slice("tokens")[self.row : self.row + 1][0].astype(np.int64)
+        except (SafetensorError, IndexError) as error:
+            raise ValueError(f"{self.shard}, row {self.row}: {error}. The cache is broken; encode it again") from error
 
 
 Picture = ImageFile | ImageBytes | ImageTokens

@@ -79,13 +79,15 @@ class JsonArray(JsonLines):
             try:
                 _, end = decoder.raw_decode(text, place)
             except (ValueError, RecursionError):
-                end = place
-            after = _past_blanks(text, end)
-            if end == place or text[after : after + 1] not in (",", "]") or not text[after : after + 1]:
                 yield place, len(text), line
                 return
             yield place, end, line
-            place = _past_blanks(text, after + 1) if text[after] == "," else after
+            place = _past_blanks(text, end)
+            if text[place : place + 1] == ",":
+                place = _past_blanks(text, place + 1)
+            elif text[place : place + 1] != "]":
+                yield place, len(text), line
+                return
 
 
 def _past_blanks(text: str, place: int) -> int:

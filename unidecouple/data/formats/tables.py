@@ -43,8 +43,8 @@ class TableReader:
         """A row with all its columns."""
         raise NotImplementedError
 
-    def plain_rows(self) -> Iterator[dict[str, Any]]:
-        """All rows, whose pictures are names only: enough to tell what a row is, without reading them."""
+    def plain_rows(self) -> Iterator[dict[str, Any] | None]:
+        """All rows, whose pictures are names only: enough to tell what a row is; None cannot be read."""
         raise NotImplementedError
 
     def record(self, index: int) -> Record:
@@ -83,15 +83,19 @@ class Parquet(TableReader):
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._group(group).slice(index - self._starts[group], 1).to_pylist()[0]
 
-    def plain_rows(self) -> Iterator[dict[str, Any]]:
+    def plain_rows(self) -> Iterator[dict[str, Any] | None]:
         """See ``TableReader``."""
         there = self._file.schema_arrow.names
         columns = [name for name in there if name not in _PICTURES]
         pictures = [name for name in _PICTURES if name in there]
         for group in range(self._file.num_row_groups):
-            told = self._file.read_row_group(group, columns=columns).to_pylist()
-            shown = self._file.read_row_group(group, columns=pictures)
-            yield from ({**row, **_names(shown, number)} for number, row in enumerate(told))
+            try:
+                told = self._file.read_row_group(group, columns=columns).to_pylist()
+                shown = self._file.read_row_group(group, columns=pictures)
+            except (OSError, ValueError):  # told once its rows are asked for
+                yield from [None] * self._file.metadata.row_group(group).num_rows
+            else:
+                yield from ({**row, **_names(shown, number)} for number, row in enumerate(told))
 
 
 class DatasetsFolder(TableReader):
@@ -113,7 +117,7 @@ class DatasetsFolder(TableReader):
         """See ``TableReader``."""
         return self._data[index : index + 1].to_pylist()[0]
 
-    def plain_rows(self) -> Iterator[dict[str, Any]]:
+    def plain_rows(self) -> Iterator[dict[str, Any] | None]:
         """See ``TableReader``."""
         for start in range(0, len(self._data), 1000):
             table = self._data[start : start + 1000]

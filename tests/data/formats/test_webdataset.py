@@ -1,0 +1,121 @@
+"""WebDataset tars: samples by key, in any order; damage in the middle or at the end costs the samples it touches."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from own_data import asked, png, write_tar
+from unidecouple.data.formats import BAD, BadRecordError, open_readers
+from unidecouple.data.formats.record import ImageFile, Record
+from unidecouple.data.formats.webdataset import WebDataset
+
+BLOCK = 512
+
+
+def records(path: Path) -> list[Record | str]:
+    (reader,) = open_readers(path)
+    out: list[Record | str] = []
+    for index in range(len(reader.kinds)):
+        try:
+            out.append(reader.record(index))
+        except BadRecordError as error:
+            assert reader.kinds[index] == BAD
+            out.append(str(error))
+    return out
+
+
+def pairs(count: int) -> dict[str, bytes]:
+    out = {}
+    for number in range(count):
+        out |= {f"d/{number}.png": png(number), f"d/{number}.txt": f"picture {number}".encode()}
+    return out
+
+
+def prompts(found: list[Record | str]) -> list[object]:
+    return [record.turns[0].parts[0] if isinstance(record, Record) else "bad" for record in found]
+
+
+def test_samples_of_every_sort(tmp_path: Path) -> None:
+    two = {**asked(None), "messages": [{"role": "user", "content": "<image><image>?"}, {"role": "assistant", "content": "A."}]}
+    named = {**two, "images": ["x.b.png", "some/x.a.png"]}
+    path = write_tar(
+        tmp_path / "a.tar",
+        {
+            "0.jpg": png(0), "0.json": json.dumps({"caption": "a cow", "width": 3}).encode(),
+            "1.png": png(1), "1.txt": b"a pig", "1.json": json.dumps({"url": "somewhere", "status": "success"}).encode(),
+            "2.a.webp": png(2), "2.b.webp": png(3), "2.json": json.dumps(two).encode(),
+            "x.a.png": png(4), "x.b.png": png(5), "x.json": json.dumps(named).encode(),
+            "4.json": json.dumps(asked(None, "Hi", "Ho")).encode(),
+            "5.png": png(6), "6.txt": b"no picture",
+            "7.png": png(7), "7.json": b"{broken", "8.json": json.dumps(asked("y.png")).encode(),
+        },
+    )  # fmt: skip
+    found = records(path)
+    assert [found[n].kind for n in range(5)] == ["t2i", "t2i", "mmu", "mmu", "text"]  # type: ignore[union-attr]
+    assert prompts(found)[:2] == ["a cow", "a pig"]
+    shown = [[p.read() for p in record.turns[n].pictures] for record, n in zip(found, (1, 1, 0, 0), strict=False)]  # type: ignore[union-attr]
+    assert shown == [[png(0)], [png(1)], [png(2), png(3)], [png(5), png(4)]]
+    assert [str(problem).partition("sample ")[2] for problem in found[5:]] == [
+        "6 (5): no .txt or .json beside the picture",
+        "7 (6): keys ['prompt'] are of no known format: give messages, conversations, or image with one of prompt, caption, text",
+        "8 (7): its text cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        "9 (8): there is no picture 'y.png' in the sample; it has none",
+    ]
+
+
+def test_long_names_and_folders(tmp_path: Path) -> None:
+    name = "a" * 150 + "/" + "b" * 150
+    path = write_tar(tmp_path / "a.tar", {f"{name}.png": png(), f"{name}.txt": "un château".encode()})
+    with tarfile.open(path, "a") as tar:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    assert prompts(records(path)) == ["un château"]
+
+
+@pytest.mark.parametrize("cut", [1, 400, 512, 600, 1500])
+def test_a_truncated_tar_keeps_its_whole_samples(tmp_path: Path, cut: int) -> None:
+    """Cut before the end of the last sample's content: tarfile itself says nothing of most such cuts."""
+    path = write_tar(tmp_path / "a.tar", pairs(4))
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    content = path.read_bytes()[: last.offset_data + last.size - cut]
+    path.write_bytes(content)
+    found = records(path)
+    assert prompts(found)[:3] == ["picture 0", "picture 1", "picture 2"]
+    assert "bad" in prompts(found)[3:]
+    assert any("damaged or truncated" in str(problem) for problem in found) or cut >= 512
+
+
+def test_a_damaged_header_in_the_middle(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", pairs(4))
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[2].offset
+    content = bytearray(path.read_bytes())
+    content[header : header + 20] = b"\xff" * 20
+    path.write_bytes(bytes(content))
+    with tarfile.open(path) as tar:
+        assert len(tar.getmembers()) == 2  # tarfile takes it for the end, silently
+    found = records(path)
+    assert prompts(found) == ["picture 0", "bad", "bad", "picture 2", "picture 3"]  # the header's picture, and the text left alone
+    assert f"bytes {header} to" in str(found[1])
+
+
+def test_tars_put_one_after_the_other(tmp_path: Path) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"{number}.tar", {f"{number}.png": png(), f"{number}.txt": b"a cow"})
+    path = tmp_path / "both.tar"
+    path.write_bytes(b"".join((tmp_path / f"{n}.tar").read_bytes() for n in range(2)))
+    assert prompts(records(path)) == ["a cow", "a cow"]
+
+
+def test_pictures_are_references(tmp_path: Path) -> None:
+    reader = WebDataset(write_tar(tmp_path / "a.tar", pairs(2)))
+    (picture,) = reader.record(1).drawn
+    assert isinstance(picture, ImageFile)
+    assert picture.offset % BLOCK == 0
+    assert picture.read() == png(1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from own_data import asked, flat, write_jsonl, write_pictures
+from unidecouple.batch import Task
 from unidecouple.cli import main
 from unidecouple.data.check import check
 from unidecouple.data.formats import open_readers
@@ -46,10 +49,8 @@ def test_findings(source: Path, processor: UniJanusProcessor, builder: SequenceB
     assert (found.formats, found.samples) == ({"messages": 1}, {"mmu": 2, "t2i": 2, "text": 1})
     assert (found.understood, found.drawn, found.bad_ratio) == (2, 2, 3 / 8)
     assert [problem.partition(": ")[0] for problem in found.problems] == [f"{source}:{line}" for line in (2, 4, 5)]
-    assert [len(found.lengths), min(found.lengths)] == [
-        5,
-        len(builder.conversation([("user", ["yes"]), ("assistant", ["no"])], 0).input_ids),
-    ]  # type: ignore[arg-type]
+    words = builder.conversation([("user", ["yes"]), ("assistant", ["no"])], Task.MMU)
+    assert (len(found.lengths), min(found.lengths)) == (5, len(words.input_ids))
     assert seen == [(number, 8) for number in range(1, 9)]
     short = check(source, open_readers(source), shaper, builder, max_length=10)
     assert (short.samples, len(short.problems)) == ({"text": 1}, 7)
@@ -66,6 +67,13 @@ def test_the_command_prints_them_and_fails(source: Path, capsys: pytest.CaptureF
     assert main(["data", "check", str(source), "--max-bad-ratio", "0.4"]) == 0
     assert main(["data", "check", str(source.parent / "gone.jsonl")]) == 1
     assert "no data at" in capsys.readouterr().err
+
+
+def test_help_does_not_import_torch() -> None:
+    run = "try: c.main(['data', 'encode', '--help'])\nexcept SystemExit: pass"
+    code = f"import sys, unidecouple.cli as c\n{run}\nassert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--max-bad-ratio" in shown.stdout
 
 
 def test_the_page(source: Path, processor: UniJanusProcessor, builder: SequenceBuilder) -> None:
@@ -91,8 +99,6 @@ def test_words_of_users_are_escaped(tmp_path: Path, processor: UniJanusProcessor
 
 
 def test_stretches_cover_every_token(builder: SequenceBuilder) -> None:
-    from unidecouple.batch import Task
-
     picture = np.zeros((16, 16, 3), np.uint8)
     sample: Sample = builder.conversation([("user", [picture, "Where is the", picture]), ("assistant", ["left"])], Task.MMU)
     found = list(stretches(sample, builder))

@@ -123,6 +123,14 @@ def test_mixing_in_the_other_task_changes_nothing(make: Make) -> None:
     assert same(make().batch(3)[1:], make(mmu_batch_size=0).batch(3))
 
 
+def test_measurements_have_an_order_of_their_own(make: Make, builder: SequenceBuilder) -> None:
+    source = make(pack=True)
+    (alone,) = source.task_batch(Task.T2I, 6, 0)
+    assert sorted(prompts(builder, alone)) == sorted(f"a photo of a {word}" for word in WORDS)
+    assert same((alone,), make().task_batch(Task.T2I, 6, 0))
+    assert not same((alone,), make(mmu_batch_size=0, t2i_batch_size=6).batch(0))
+
+
 def test_packed_rows_hold_both_tasks(make: Make) -> None:
     (packed,) = make(pack=True, max_length=200).batch(0)
     apart = make().batch(0)
@@ -205,6 +213,13 @@ def test_mistakes_are_told(make: Make, settings: dict[str, Any], reason: str) ->
 def test_without_a_tokenizer_pictures_cannot_be_drawn(make: Make) -> None:
     source = make(tokenizer=None)
     with pytest.raises(ValueError, match="run `unidecouple data encode` on them"):
+        source.batch(0)
+
+
+def test_a_tokenizer_of_another_grid_is_told(make: Make, builder: SequenceBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make()
+    monkeypatch.setattr(builder, "num_image_tokens", 25)
+    with pytest.raises(ValueError, match="makes 16 tokens of a picture, but the processor has 25"):
         source.batch(0)
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
@@ -14,16 +13,13 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from unidecouple.data.formats import KINDS, BadRecordError, Reader, Record
-from unidecouple.data.formats.token_cache import MANIFEST, Manifest, is_cache, record_entry, shard_files
+from unidecouple.data.formats import BadRecordError, Reader, Record, Shelf
+from unidecouple.data.formats.token_cache import MANIFEST, PLAN, Manifest, record_entry, shard_files
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import pixels
 from unidecouple.data.tally import Tally
 from unidecouple.files import sha256_file, sha256_tree, write_bytes_atomic, write_json_atomic, write_text_atomic
 from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
-
-PLAN: Final = "encoding.json"
-"""What is being encoded, by what; written first, so that another encoding does not go on in the same folder."""
 
 Progress = Callable[[int, int], None]
 
@@ -61,23 +57,23 @@ def encode(
     if codes > 1 << 16:
         raise ValueError(f"a codebook of {codes} rows does not fit uint16, which holds {1 << 16}")
     total = sum(len(reader.kinds) for reader in readers)
-    drawable = [(reader, int(n)) for reader in readers for n in np.flatnonzero(reader.kinds == KINDS.index("t2i"))]
-    if not drawable:
+    drawable = Shelf(readers, ("t2i",))
+    if not len(drawable):
         raise ValueError(f"none of {total} records is t2i (a picture in an assistant turn): there is nothing to encode")
     sources = {str(reader.path): _hash(reader.path) for reader in readers}
     digest = tokenizer_hash(vq)
     _start(output, {"tokenizer": digest, "image_size": shaper.size, "shard_size": shard_size, "sources": sources})
-    encoder = _Encoder(vq, shaper, batch_size, Tally(max_bad_ratio, len(drawable)))
+    encoder = _Encoder(drawable, vq, shaper, batch_size, Tally(max_bad_ratio, len(drawable)))
     counts = []
     for start in range(0, len(drawable), shard_size):
         tokens, records = shard_files(output, start // shard_size)
-        chunk = drawable[start : start + shard_size]
+        chunk = range(start, min(start + shard_size, len(drawable)))
         if not tokens.is_file():
-            kept, rows = encoder.shard(chunk, lambda done: progress(start + done, len(drawable)))  # noqa: B023 -- called at once
+            kept, rows = encoder.shard(chunk, progress)
             write_text_atomic(records, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
             write_bytes_atomic(tokens, save({"tokens": rows}))  # last: it says that the shard is whole
         counts.append(records.read_bytes().count(b"\n"))
-        progress(start + len(chunk), len(drawable))
+        progress(chunk.stop, len(drawable))
     manifest = Manifest(
         tokenizer=digest,
         tokens_per_image=_width(output),
@@ -99,7 +95,7 @@ def _start(output: Path, plan: dict[str, object]) -> None:
         if json.loads(file.read_text()) != plan:
             raise ValueError(f"{output} holds an encoding of other data or by another model: choose another folder, or delete it")
     elif output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty{' and holds a cache' * is_cache(output)}: choose another folder, or delete it")
+        raise ValueError(f"{output} is not empty: choose another folder, or delete it")
     else:
         write_json_atomic(file, plan)
 
@@ -108,40 +104,39 @@ def _start(output: Path, plan: dict[str, object]) -> None:
 class _Encoder:
     """Makes shards; ``tally`` counts records over all of them."""
 
+    drawable: Shelf
     vq: JanusVQVAE
     shaper: Shaper
     batch_size: int
     tally: Tally
 
-    def shard(
-        self, chunk: Sequence[tuple[Reader, int]], progress: Callable[[int], None]
-    ) -> tuple[list[dict[str, object]], np.ndarray]:
-        """What the records hold, and the tokens of their pictures, uint16 (pictures, tokens)."""
+    def shard(self, chunk: range, progress: Progress) -> tuple[list[dict[str, object]], np.ndarray]:
+        """What the records numbered ``chunk`` hold, and the tokens of their pictures, uint16 (pictures, tokens)."""
         kept: list[dict[str, object]] = []
         rows: list[np.ndarray] = []
         waiting: list[np.ndarray] = []
-        for done, (record, pictures) in enumerate(self._readable(chunk)):
+        for number, record, pictures in self._readable(chunk):
             kept.append(record_entry(record, sum(map(len, rows)) + len(waiting)))
             waiting += pictures
             if len(waiting) >= self.batch_size:
                 rows.append(self._tokens(waiting))
                 waiting = []
-                progress(done)
+                progress(number, len(self.drawable))
         if waiting:
             rows.append(self._tokens(waiting))
         return kept, np.concatenate(rows) if rows else np.zeros((0, 0), np.uint16)
 
-    def _readable(self, chunk: Sequence[tuple[Reader, int]]) -> Iterator[tuple[Record, list[np.ndarray]]]:
-        """Records with their pictures to draw, uint8 at the model's size; others are counted."""
-        for reader, number in chunk:
+    def _readable(self, chunk: range) -> Iterator[tuple[int, Record, list[np.ndarray]]]:
+        """Numbers, records and their pictures to draw, uint8 at the model's size; bad ones are counted."""
+        for number in chunk:
             try:
-                record = reader.record(number)
+                record = self.drawable.record(number)
                 pictures = self._pictures(record)
             except BadRecordError as error:
                 self.tally.skip(error)
             else:
                 self.tally.good()
-                yield record, pictures
+                yield number, record, pictures
 
     def _pictures(self, record: Record) -> list[np.ndarray]:
         if sum(len(turn.pictures) for turn in record.turns) > len(record.drawn):

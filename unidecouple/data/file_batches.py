@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +11,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.building import Built, build
-from unidecouple.data.formats import BAD, KINDS, BadRecordError, Reader, Record, open_readers
+from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, Shelf, open_readers
 from unidecouple.data.mixture import Files, Pool, Stream
 from unidecouple.data.packing import pack
 from unidecouple.data.pictures import Shaper
@@ -21,22 +20,9 @@ from unidecouple.data.tally import BadDataError, Tally
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
 
-_KINDS_OF: Final = {Task.MMU: ("mmu", "text"), Task.T2I: ("t2i",)}
+_KINDS_OF: Final[dict[Task, tuple[Kind, ...]]] = {Task.MMU: ("mmu", "text"), Task.T2I: ("t2i",)}
 _TRIES: Final = 100
-
-
-@dataclass(frozen=True)
-class _Shelf:
-    """The records of one source that one task draws from, by number over the source's files."""
-
-    readers: tuple[Reader, ...]
-    numbers: np.ndarray
-    starts: np.ndarray
-
-    def record(self, position: int) -> Record:
-        number = int(self.numbers[position])
-        reader = int(np.searchsorted(self.starts, number, side="right")) - 1
-        return self.readers[reader].record(number - int(self.starts[reader]))
+_ASIDE: Final = 97
 
 
 class FileBatches:
@@ -75,8 +61,10 @@ class FileBatches:
         opened = [tuple(open_readers(s.path, s.data_type, s.root, cache, digest)) for s in files.sources]
         for readers in opened:
             self._refuse_broken(readers)
-        self._streams = {task: self._stream(task, opened) for task in self.tasks}
-        self.tally = Tally(files.max_bad_ratio, sum(pool.used for stream, _ in self._streams.values() for pool in stream.pools))
+        self._shelves = {task: self._pools(task, opened) for task in self.tasks}
+        self.tally = Tally(files.max_bad_ratio, sum(pool.used for pools, _ in self._shelves.values() for pool in pools))
+        self._training = {task: Stream(pools, (seed, int(task))) for task, (pools, _) in self._shelves.items()}
+        self._aside = {task: Stream(pools, (seed, _ASIDE, int(task))) for task, (pools, _) in self._shelves.items()}
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -90,21 +78,23 @@ class FileBatches:
             BadDataError: too many of the records drawn so far are bad.
         """
         pad = self.builder.tokenizer.pad_token_id
-        parts = [self._samples(task, step) for task in self.tasks]
+        parts = [self._samples(self._training[task], task, self._batch_size(task), step) for task in self.tasks]
         if self.files.pack:
             return (pack([sample for part in parts for sample in part], self.files.max_length, pad),)
         return tuple(collate(part, pad) for part in parts)
 
+    def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
+        """A batch of one task for measurements, in an order that training does not use; raises as ``batch``."""
+        return (collate(self._samples(self._aside[task], task, size, key), self.builder.tokenizer.pad_token_id),)
+
     def _batch_size(self, task: Task) -> int:
         return self.files.mmu_batch_size if task is Task.MMU else self.files.t2i_batch_size
 
-    def _stream(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[Stream, list[_Shelf]]:
-        wanted = [KINDS.index(kind) for kind in _KINDS_OF[task]]
+    def _pools(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[list[Pool], list[Shelf]]:
         pools, shelves = [], []
         for number, (source, readers) in enumerate(zip(self.files.sources, opened, strict=True)):
-            kinds = np.concatenate([reader.kinds for reader in readers])
-            shelf = _Shelf(readers, np.flatnonzero(np.isin(kinds, wanted)), np.cumsum([0, *(len(r.kinds) for r in readers)]))
-            if size := len(shelf.numbers):
+            shelf = Shelf(readers, _KINDS_OF[task])
+            if size := len(shelf):
                 used = min(size, source.max_samples or size)
                 share = used * source.repeats if source.weight is None else source.weight
                 pools.append(Pool(number, size, used, share))
@@ -115,16 +105,16 @@ class FileBatches:
                 f"{name}={self._batch_size(task)}, but no source has {' or '.join(_KINDS_OF[task])} records: set it to 0, "
                 "or see with `unidecouple data check` what the sources hold"
             )
-        return Stream(pools, (self.seed, int(task))), shelves
+        return pools, shelves
 
-    def _samples(self, task: Task, step: int) -> list[Sample]:
-        size = self._batch_size(task)
-        dropped = np.random.default_rng([self.seed, step, int(task)]).random(size) < self.files.cond_dropout_prob
-        return self._encoded([self._built(task, step * size + n, bool(dropped[n]) and task is Task.T2I) for n in range(size)])
+    def _samples(self, stream: Stream, task: Task, size: int, step: int) -> list[Sample]:
+        """Draws ``step * size`` to ``(step + 1) * size`` of ``stream``."""
+        share = self.files.cond_dropout_prob if task is Task.T2I else 0.0
+        dropped = np.random.default_rng([self.seed, step, int(task)]).random(size) < share
+        return self._encoded([self._built(stream, task, step * size + n, bool(dropped[n])) for n in range(size)])
 
-    def _built(self, task: Task, number: int, dropped: bool) -> Built:
-        """Draw ``number`` of ``task``."""
-        stream, shelves = self._streams[task]
+    def _built(self, stream: Stream, task: Task, number: int, dropped: bool) -> Built:
+        shelves = self._shelves[task][1]
         for skip in range(_TRIES):
             pool, position = stream.draw(number, skip)
             try:
@@ -144,7 +134,13 @@ class FileBatches:
             return [built.sample for built in made]
         if self._vq is None:
             raise ValueError("pictures to be drawn have no tokens: run `unidecouple data encode` on them, or give the tokenizer")
-        tokens = encode_image_tokens(self._vq, pixels(waiting).to(self._vq.quantize.embedding.weight)).tolist()
+        encoded = encode_image_tokens(self._vq, pixels(waiting).to(self._vq.quantize.embedding.weight))
+        if encoded.shape[1] != self.builder.num_image_tokens:
+            raise ValueError(
+                f"the tokenizer makes {encoded.shape[1]} tokens of a picture, "
+                f"but the processor has {self.builder.num_image_tokens}: they are of different models"
+            )
+        tokens = encoded.tolist()
         out, place = [], 0
         for built in made:
             count = len(built.waiting)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN
 from unidecouple.data.building import build
-from unidecouple.data.formats import KINDS, BadRecordError, Reader, Record
+from unidecouple.data.formats import KINDS, BadRecordError, Reader, Record, Shelf
 from unidecouple.data.formats.record import ImageTokens, Picture
 from unidecouple.data.permutation import permute
 from unidecouple.data.pictures import Shaper
@@ -58,15 +58,16 @@ def write_preview(
     """
     shown: list[Shown] = []
     problems: list[str] = []
-    for kind, records in _chosen(readers, count, seed):
-        for reader, number in records:
+    shelves = {kind: Shelf(readers, (kind,)) for kind in KINDS}
+    for number, (kind, shelf) in enumerate(shelves.items()):
+        for place in permute(np.arange(min(count, len(shelf))), len(shelf), (seed, number)).tolist() if len(shelf) else []:
             try:
-                shown.append(_show(reader.record(number), shaper, builder))
+                shown.append(_show(shelf.record(place), shaper, builder))
             except BadRecordError as error:
                 problems.append(f"{kind}: {error}")
     here = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    totals = {kind: sum(int((reader.kinds == n).sum()) for reader in readers) for n, kind in enumerate(KINDS)}
+    totals = {kind: len(shelf) for kind, shelf in shelves.items()}
     names = [str(reader.path) for reader in readers]
     page = environment.get_template(_TEMPLATE).render(samples=shown, problems=problems, totals=totals, names=names)
     write_text_atomic(output, page)
@@ -88,13 +89,6 @@ def stretches(sample: Sample, builder: SequenceBuilder) -> Iterator[Stretch]:
         numbers = list(group)
         ids = [sample.input_ids[number] for number in numbers]
         yield Stretch(kind, "" if kind in ("drawn", "shown") else builder.tokenizer.decode(ids), len(numbers))
-
-
-def _chosen(readers: Sequence[Reader], count: int, seed: int) -> Iterator[tuple[str, list[tuple[Reader, int]]]]:
-    for number, kind in enumerate(KINDS):
-        records = [(reader, index) for reader in readers for index in np.flatnonzero(reader.kinds == number).tolist()]
-        places = permute(np.arange(min(count, len(records))), len(records), (seed, number)).tolist() if records else []
-        yield kind, [records[place] for place in places]
 
 
 def _show(record: Record, shaper: Shaper, builder: SequenceBuilder) -> Shown:

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file
 
 from own_data import asked, flat, png, write_jsonl, write_pictures, write_tar
 from unidecouple.batch import NO_IMAGE_TOKEN
-from unidecouple.data.encode import PLAN, encode
+from unidecouple.data.encode import encode
 from unidecouple.data.file_batches import FileBatches
-from unidecouple.data.formats import BadRecordError, open_readers
+from unidecouple.data.formats import open_readers
 from unidecouple.data.formats.record import ImageTokens
-from unidecouple.data.formats.token_cache import MANIFEST, read_manifest
+from unidecouple.data.formats.token_cache import MANIFEST, PLAN, read_manifest
 from unidecouple.data.mixture import Files, Source
 from unidecouple.data.pictures import Shaper, decode
 from unidecouple.data.sequences import SequenceBuilder, pixels
@@ -93,7 +93,7 @@ def test_another_tokenizer_is_refused(
     write: Callable[..., Path], make_model: MakeModel, processor: UniJanusProcessor, builder: Any
 ) -> None:
     other = make_model(seed=1).model.vqmodel
-    with pytest.raises(ValueError, match="tokens of one mean nothing to the other. Encode it again with this model"):
+    with pytest.raises(ValueError, match="tokens of one mean nothing to the other"):
         FileBatches(Files((Source(write()),), mmu_batch_size=0), processor, builder, 0, other)
     assert tokenizer_hash(other) != tokenizer_hash(make_model().model.vqmodel)
     assert tokenizer_hash(other) == tokenizer_hash(make_model(seed=1).model.vqmodel)
@@ -109,8 +109,8 @@ def test_an_interrupted_encoding_goes_on(write: Callable[..., Path], vq: Any) ->
     with pytest.raises(KeyboardInterrupt):
         write("cut", progress=stop)
     assert (whole.parent / "cut" / "tokens-00000.safetensors").is_file()
-    with pytest.raises(ValueError, match="no known format|no data|is no finished cache"):
-        open_readers(whole.parent / "cut", "image_tokens")
+    with pytest.raises(ValueError, match="is no finished cache of image tokens"):
+        open_readers(whole.parent / "cut")
     times = []
     cut = write("cut", progress=lambda done, of: times.append(done))
     assert min(times) == 2
@@ -143,10 +143,17 @@ def test_bad_pictures_and_prompts_with_pictures_are_left_out(
     assert "sample 5 (4): the prompt holds pictures" in caplog.text
     (reader,) = open_readers(tmp_path / "cache")
     assert [reader.record(index).turns[0].parts[0] for index in range(3)] == ["picture 0", "picture 2", "picture 3"]
-    with pytest.raises(BadDataError, match="max_bad_ratio=0.01"):
+    with pytest.raises(BadDataError, match=r"max_bad_ratio=0\.01"):
         encode(readers, vq, Shaper(processor), tmp_path / "strict")
     with pytest.raises(ValueError, match="none of 1 records is t2i"):
         encode(open_readers(write_jsonl(tmp_path / "a.jsonl", [asked(None)])), vq, Shaper(processor), tmp_path / "none")
+
+
+def read_all(cache: Path) -> None:
+    for reader in open_readers(cache, "image_tokens"):
+        for index in range(len(reader.kinds)):
+            for picture in reader.record(index).drawn:
+                picture.read()
 
 
 @pytest.mark.parametrize("file", [MANIFEST, "tokens-00001.safetensors", "records-00001.jsonl"])
@@ -157,12 +164,9 @@ def test_a_broken_cache_is_told(write: Callable[..., Path], file: str, damage: s
     path.unlink()
     if damage == "cut":
         path.write_bytes(content[: len(content) // 3])
-    with pytest.raises(ValueError, match="encode it|copy it again") as caught:
-        for reader in open_readers(path.parent, "image_tokens"):
-            for index in range(len(reader.kinds)):
-                for picture in reader.record(index).drawn:
-                    picture.read()  # type: ignore[union-attr]
-    assert isinstance(caught.value, BadRecordError) or str(path.parent) in str(caught.value)
+    with pytest.raises(ValueError, match=r"encode it|copy it again") as caught:
+        read_all(path.parent)
+    assert str(path.parent) in str(caught.value)
 
 
 def test_tokens_cannot_be_looked_at(write: Callable[..., Path]) -> None:

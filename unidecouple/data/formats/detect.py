@@ -20,6 +20,9 @@ from unidecouple.data.formats.webdataset import WebDataset
 
 ENTRY_TYPES: Final = ("messages", "llava", "flat")
 DATA_TYPES: Final = (*ENTRY_TYPES, "webdataset", "parquet", "datasets", "image_tokens")
+FOLDERS: Final = ("datasets", "image_tokens")
+"""Those of them that are folders."""
+
 _SUFFIXES: Final = (".jsonl", ".json", ".tar", ".parquet")
 _LINES_TRIED: Final = 20
 
@@ -42,7 +45,7 @@ def open_readers(
     if data_type is not None and data_type not in DATA_TYPES:
         raise ValueError(f"data_type={data_type!r} is not one of {', '.join(DATA_TYPES)}")
     readers: list[Reader] = []
-    for place in _places(path):
+    for place in [path] if path.is_dir() and data_type in FOLDERS else _places(path):
         kind = data_type or detect(place)
         if kind == "image_tokens":
             readers += token_readers(place, cache, tokenizer)

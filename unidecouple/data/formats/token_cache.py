@@ -18,6 +18,9 @@ from unidecouple.data.formats.lines import JsonLines
 from unidecouple.data.formats.record import BadRecordError, ImageTokens, Record, Turn, make_record
 
 MANIFEST: Final = "manifest.json"
+PLAN: Final = "encoding.json"
+"""What is being encoded, by what; written first, so that another encoding does not go on in the same folder."""
+
 FORMAT: Final = "unidecouple image tokens 1"
 
 
@@ -47,12 +50,8 @@ class Manifest:
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether ``folder`` holds a cache, of any version."""
-    try:
-        found = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and str(found.get("format", "")).startswith("unidecouple image tokens")
+    """Whether ``folder`` holds a cache, finished or not."""
+    return any((folder / name).is_file() for name in (PLAN, shard_files(folder, 0)[0].name))
 
 
 def read_manifest(folder: Path, tokenizer: str | None = None) -> Manifest:

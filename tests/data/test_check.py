@@ -60,7 +60,7 @@ def test_findings(source: Path, processor: UniJanusProcessor, builder: SequenceB
 def test_the_command_prints_them_and_fails(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(source)]) == 1
     printed = capsys.readouterr()
-    for line in ("messages (1 files)", "mmu 2, t2i 2, text 1", "2 to be understood, 2 to be drawn", "problems  3 (37.50%"):
+    for line in ("messages (1 file)", "mmu 2, t2i 2, text 1", "2 to be understood, 2 to be drawn", "problems  3 (37.50%"):
         assert line in printed.out
     assert f"{source}:2: picture {source.parent / 'cut.png'}: " in printed.out
     assert "more than --max-bad-ratio=0.01 is bad" in printed.err
@@ -117,4 +117,4 @@ def test_the_commands_of_preview_and_encode(source: Path, small_base: Path, caps
     assert main([*encode, "--max-bad-ratio", "0.5"]) == 0
     assert "2 pictures of 16 tokens; 6 records left out" in capsys.readouterr().out
     assert main(["data", "check", str(cache)]) == 0
-    assert "image_tokens (1 files)" in capsys.readouterr().out
+    assert "image_tokens (1 file)" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from own_data import png
@@ -17,6 +20,12 @@ from unidecouple.data.formats.record import ImageBytes, ImageFile, ImageTokens
 from unidecouple.data.pictures import Shaper, decode
 from unidecouple.data.sequences import pixels
 from unidecouple.models.processing import UniJanusProcessor
+
+
+def encoded(form: str) -> bytes:
+    content = io.BytesIO()
+    Image.open(io.BytesIO(png())).save(content, form)
+    return content.getvalue()
 
 
 def picture(array: np.ndarray, form: str = "PNG", **options: object) -> ImageBytes:
@@ -110,3 +119,16 @@ def test_missing_files_and_tokens(tmp_path: Path) -> None:
         decode(ImageFile(tmp_path / "short.tar", offset=5, size=20))
     with pytest.raises(ValueError, match="can be drawn only"):
         decode(ImageTokens(tmp_path / "tokens-00000.safetensors", 0))
+
+
+changes = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4)
+
+
+@given(form=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF"]), damage=changes)
+def test_damaged_pictures_are_read_or_refused(form: str, damage: list[tuple[float, int]]) -> None:
+    """PIL's readers raise many things for damaged files; a user sees one."""
+    damaged = bytearray(encoded(form))
+    for place, byte in damage:
+        damaged[int(place * (len(damaged) - 1))] = byte
+    with contextlib.suppress(ValueError):
+        assert decode(ImageBytes(bytes(damaged))).mode == "RGB"

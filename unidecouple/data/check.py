@@ -46,7 +46,7 @@ class Findings:
 
     def lines(self) -> Iterator[str]:
         """The findings as text."""
-        yield f"{self.path}: " + ", ".join(f"{name} ({count} files)" for name, count in self.formats.items())
+        yield f"{self.path}: " + ", ".join(f"{name} ({count} file{'s' * (count > 1)})" for name, count in self.formats.items())
         yield "  samples   " + (", ".join(f"{kind} {count:,}" for kind, count in sorted(self.samples.items())) or "none")
         yield f"  pictures  {self.understood:,} to be understood, {self.drawn:,} to be drawn"
         if self.lengths:

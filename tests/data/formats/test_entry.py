@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from own_data import asked, flat, png
 from unidecouple.data.formats.entry import entry_type, folder_finder, parse
@@ -151,3 +154,17 @@ def test_a_forced_format_wins_over_the_keys() -> None:
     assert (entry_type(both), read(both).kind, read(both, "flat").kind) == ("messages", "mmu", "t2i")
     with pytest.raises(BadRecordError, match="conversations is not a list"):
         read(both, "llava")
+
+
+words = st.sampled_from(["<image>", "user", "assistant", "text"])
+scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | words
+names = st.sampled_from(["role", "content", "from", "value", "type", "text", "image", "image_url", "url", "bytes", "path"])
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4), max_leaves=12)
+keys = st.sampled_from(["messages", "conversations", "images", "image", "prompt", "caption", "text", "task"])
+
+
+@given(entry=st.dictionaries(keys, values, max_size=5), data_type=st.sampled_from([None, "messages", "llava", "flat"]))
+def test_anything_is_a_record_or_a_bad_one(entry: dict[str, Any], data_type: str | None) -> None:
+    with contextlib.suppress(BadRecordError):
+        record = read(entry, data_type)
+        assert record.turns[-1].role == "assistant"

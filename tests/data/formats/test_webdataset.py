@@ -7,6 +7,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from own_data import asked, png, write_tar
 from unidecouple.data.formats import BAD, BadRecordError, open_readers
@@ -119,3 +121,20 @@ def test_pictures_are_references(tmp_path: Path) -> None:
     assert isinstance(picture, ImageFile)
     assert picture.offset % BLOCK == 0
     assert picture.read() == png(1)
+
+
+@given(damage=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=40)), max_size=3), cut=st.floats(0.5, 1))
+def test_no_damage_stops_the_index(tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[float, bytes]], cut: float) -> None:
+    path = write_tar(tmp_path_factory.mktemp("tar") / "a.tar", pairs(3))
+    content = bytearray(path.read_bytes()[:9000])
+    for place, change in damage:
+        start = int(place * len(content))
+        content[start : start + len(change)] = change
+    path.write_bytes(bytes(content[: int(cut * len(content))]))
+    reader = WebDataset(path)
+    for index, kind in enumerate(reader.kinds.tolist()):
+        if kind == BAD:
+            with pytest.raises(BadRecordError):
+                reader.record(index)
+        else:
+            assert reader.record(index).turns[-1].role == "assistant"

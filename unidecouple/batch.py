@@ -46,6 +46,8 @@ class Batch:
         labels: (B, T) int64 text targets *at the position of the token itself* (shifting is the loss's work), else ``IGNORE``.
         image_tokens: (B, T) int64 discrete image tokens to be generated, else ``NO_IMAGE_TOKEN``. They are their own targets.
         pixel_values: (N, 3, H, W) float pictures to be understood, in the order of their placeholders, or None.
+        position_ids: (B, T) int64 position of each token in its sequence, where rows hold several sequences one after the
+            other (``data/packing.py``); None where each row is one.
     """
 
     input_ids: Tensor
@@ -54,9 +56,10 @@ class Batch:
     labels: Tensor
     image_tokens: Tensor
     pixel_values: Tensor | None = None
+    position_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shapes = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self) if f.name != "pixel_values"}
+        shapes = {name: tuple(part.shape) for name, part in self._parts().items() if name != "pixel_values"}
         if len(set(shapes.values())) != 1:
             raise ValueError(f"all parts of a batch must have one (batch, length) shape, but got {shapes}")
 
@@ -67,8 +70,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on ``device``."""
-        tokens = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "pixel_values"}
-        return Batch(**tokens, pixel_values=None if self.pixel_values is None else self.pixel_values.to(device))
+        return Batch(**{name: part.to(device) for name, part in self._parts().items()})
+
+    def _parts(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def num_targets(self) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from unidecouple import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -122,6 +122,81 @@ def export(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def data_check(arguments: argparse.Namespace) -> int:
+    """Say what is in sources of data, and every problem with file and line; fails where too many records are bad."""
+    from unidecouple.data.check import check
+    from unidecouple.data.formats import open_readers
+    from unidecouple.data.pictures import Shaper
+    from unidecouple.data.sequences import SequenceBuilder
+    from unidecouple.train.build import load_processor
+
+    processor = load_processor(arguments.model)
+    code = OK
+    for path in arguments.path:
+        readers = open_readers(path, arguments.data_type, arguments.root, arguments.cache)
+        findings = check(
+            path, readers, Shaper(processor), SequenceBuilder(processor), arguments.max_length, _progress(f"checking {path.name}")
+        )
+        print("\n".join(findings.lines()), flush=True)
+        if findings.bad_ratio > arguments.max_bad_ratio:
+            print(f"unidecouple: {path}: more than --max-bad-ratio={arguments.max_bad_ratio} is bad", file=sys.stderr)
+            code = FAILED
+    return code
+
+
+def data_preview(arguments: argparse.Namespace) -> int:
+    """Write a page with samples of each task as the model meets them: pictures, turns, and which tokens bear loss."""
+    from unidecouple.data.formats import open_readers
+    from unidecouple.data.pictures import Shaper
+    from unidecouple.data.preview import write_preview
+    from unidecouple.data.sequences import SequenceBuilder
+    from unidecouple.train.build import load_processor
+
+    processor = load_processor(arguments.model)
+    readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache)
+    shaper, builder = Shaper(processor), SequenceBuilder(processor)
+    print(write_preview(readers, shaper, builder, arguments.output, arguments.samples, arguments.seed))
+    return OK
+
+
+def data_encode(arguments: argparse.Namespace) -> int:
+    """Encode the pictures to be drawn as image tokens, once; an interrupted encoding goes on with the same command."""
+    from unidecouple.data.encode import encode
+    from unidecouple.data.formats import open_readers
+    from unidecouple.data.pictures import Shaper
+    from unidecouple.train.build import load
+
+    model, processor = load(arguments.model)
+    readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache)
+    manifest = encode(
+        readers,
+        model.model.vqmodel.to(arguments.device),
+        Shaper(processor),
+        arguments.output,
+        batch_size=arguments.batch_size,
+        max_bad_ratio=arguments.max_bad_ratio,
+        progress=_progress(f"encoding {arguments.path.name}"),
+    )
+    size = f"{manifest.count:,} pictures of {manifest.tokens_per_image} tokens"
+    print(f"{arguments.output}: {size}; {manifest.skipped:,} records left out")
+    return OK
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """A progress bar on standard error where that is a terminal."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=what, unit=" records", disable=not sys.stderr.isatty(), leave=False)
+
+    def show(done: int, of: int) -> None:
+        bar.total = of
+        bar.update(done - bar.n)
+        if done == of:
+            bar.close()
+
+    return show
+
+
 def _load(schema: type[T], recipe: Sequence[str]) -> T:
     """A configuration from the command line's YAML files and key=value overrides."""
     from unidecouple import config
@@ -173,7 +248,41 @@ def _parser() -> argparse.ArgumentParser:
     for copy in (add(align, recipe=False), add(export, recipe=False)):
         copy.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
         copy.add_argument("--output", type=Path, required=True, help="folder to write")
+    _add_data_commands(commands)
     return parser
+
+
+def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``unidecouple data check|preview|encode``."""
+    text = "Check, look at and encode your own data."
+    group = commands.add_parser("data", help=text.rstrip("."), description=text).add_subparsers(required=True, metavar="COMMAND")
+    parsers = {}
+    for function in (data_check, data_preview, data_encode):
+        name, text = function.__name__.removeprefix("data_"), function.__doc__ or ""
+        parsers[name] = command = group.add_parser(name, help=text.rstrip("."), description=text)
+        command.set_defaults(command=function)
+        command.add_argument("path", type=Path, nargs="+" if name == "check" else None, help="file, folder, or pattern with *")
+        command.add_argument(
+            "--data-type", help="force a format: messages, llava, flat, webdataset, parquet, datasets, image_tokens"
+        )
+        command.add_argument("--root", type=Path, help="where relative names of pictures start (default: the file's folder)")
+        command.add_argument("--cache", type=Path, help="folder that keeps indices (default: none is kept)")
+    for name in ("check", "preview"):
+        parsers[name].add_argument(
+            "--model", default="understanding", help="checkpoint whose processor is used (default: understanding)"
+        )
+    for name in ("check", "encode"):
+        parsers[name].add_argument(
+            "--max-bad-ratio", type=float, default=0.01, help="share of bad records above which it fails (default: 0.01)"
+        )
+    parsers["check"].add_argument("--max-length", type=int, help="tokens above which a sample is a problem (default: no limit)")
+    parsers["preview"].add_argument("--output", type=Path, required=True, help="HTML page to write")
+    parsers["preview"].add_argument("--samples", type=int, default=4, help="samples of each task (default: 4)")
+    parsers["preview"].add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
+    parsers["encode"].add_argument("--model", required=True, help="checkpoint whose image tokenizer encodes")
+    parsers["encode"].add_argument("--output", type=Path, required=True, help="folder of the cache")
+    parsers["encode"].add_argument("--batch-size", type=int, default=32, help="pictures encoded together (default: 32)")
+    parsers["encode"].add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
 
 
 if __name__ == "__main__":

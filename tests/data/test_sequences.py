@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
-from unidecouple.data.sequences import SequenceBuilder, collate, pixels
+from unidecouple.data.sequences import Part, SequenceBuilder, collate, pixels
 from unidecouple.data.world.prompts import held_out, training_pair
 from unidecouple.data.world.questions import CAPTION_REQUEST, Question, conversation
 from unidecouple.data.world.scene import random_scene
@@ -137,3 +138,77 @@ def test_pixels_are_the_processors(processor: UniJanusProcessor, pictures: np.nd
 def test_unknown_mode(processor: UniJanusProcessor) -> None:
     with pytest.raises(ValueError, match="generation_mode='video' is not one of text, image"):
         processor("a photo", generation_mode="video")
+
+
+def test_conversations_are_the_other_sequences_where_those_go(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+    turns: list[tuple[str, list[Part]]] = []
+    for number, turn in enumerate(TURNS):
+        turns += [("user", [*([pictures[0]] if number == 0 else []), turn.text]), ("assistant", [turn.answer])]
+    asked, wanted = builder.conversation(turns, Task.MMU), builder.understanding(pictures[0], TURNS)
+    assert replace(asked, pictures=()) == replace(wanted, pictures=())
+    assert np.array_equal(asked.pictures, wanted.pictures)
+    prompt = "a photo of a cow"
+    for dropped in (False, True):
+        drawn = builder.conversation([("user", [prompt]), ("assistant", [tuple(range(16))])], Task.T2I, dropped)
+        assert drawn == builder.generation(prompt, range(16), dropped)
+
+
+def test_pictures_anywhere_are_the_template(builder: SequenceBuilder, processor: UniJanusProcessor, pictures: np.ndarray) -> None:
+    """Several pictures a turn, before, between and after words, and in a later turn."""
+    said: list[tuple[str, list[Part]]] = [
+        ("user", ["Is the", pictures[0], "left of", pictures[1]]),
+        ("assistant", ["yes"]),
+        ("user", [pictures[2], "Where is the", "cow"]),
+        ("assistant", ["left"]),
+    ]
+    chats = [
+        {
+            "role": role,
+            "content": [
+                {"type": "text", "text": f" {part} "}
+                if isinstance(part, str)
+                else {"type": "image", "image": Image.fromarray(part)}
+                for part in parts
+            ],
+        }
+        for role, parts in said
+    ]
+    sample = builder.conversation(said, Task.MMU)
+    inputs = prompt_of(processor, chats[:-1], "text")
+    assert sample.input_ids[: inputs["input_ids"].shape[1]] == inputs["input_ids"][0].tolist()
+    assert torch.equal(inputs["pixel_values"], pixels(sample.pictures))
+    assert builder.tokenizer.decode([token for token in sample.labels if token != IGNORE]) == "yes <eos> left <eos>"
+
+
+def test_words_alone_and_a_system_turn(builder: SequenceBuilder, processor: UniJanusProcessor) -> None:
+    chats = [{"role": "user", "content": "Is there a cow?"}]
+    plain = builder.conversation([("user", ["Is there a cow?"]), ("assistant", ["yes"])], Task.MMU)
+    ids = prompt_of(processor, chats, "text")["input_ids"][0].tolist()
+    assert (plain.input_ids[: len(ids)], plain.pictures) == (ids, ())
+    told = builder.conversation([("system", ["a red"]), ("user", ["Is there a cow?"]), ("assistant", ["yes"])], Task.MMU)
+    assert builder.tokenizer.decode(told.input_ids).startswith("<bos> a red <|user|> is there")
+
+
+def test_several_drawings_in_one_conversation(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+    said: list[tuple[str, list[Part]]] = [
+        ("user", [pictures[0], "a cow"]),
+        ("assistant", ["left", tuple(range(16))]),
+        ("user", ["a pig"]),
+        ("assistant", [tuple(range(16, 32))]),
+    ]
+    sample = builder.conversation(said, Task.T2I)
+    assert [token for token in sample.image_tokens if token != NO_IMAGE_TOKEN] == list(range(32))
+    assert set(sample.labels) == {IGNORE}
+    assert len(sample.pictures) == 1
+    after = sample.image_tokens.index(15) + 1
+    assert builder.tokenizer.decode(sample.input_ids[after : after + 4]) == "<end_of_image> <eos> <|user|> a"
+    hidden = builder.conversation(said, Task.T2I, dropped=True)
+    assert (len(hidden.input_ids), hidden.pictures) == (len(sample.input_ids), ())
+    shown = set(hidden.input_ids) - {builder.tokenizer.pad_token_id}
+    assert builder.tokenizer.decode(sorted(shown)) == "<bos> <begin_of_image> <end_of_image>"
+
+
+@pytest.mark.parametrize("text", ["a <begin_of_image> b", "<image>", "yes <eos>", "<|user|> hello", "<pad>"])
+def test_users_cannot_write_special_tokens(builder: SequenceBuilder, text: str) -> None:
+    with pytest.raises(ValueError, match=r"spells out '<.*>', a special token"):
+        builder.conversation([("user", [text]), ("assistant", ["yes"])], Task.MMU)

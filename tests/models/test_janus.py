@@ -140,7 +140,7 @@ def mixed(builder: SequenceBuilder, pictures: np.ndarray) -> Sample:
     asked = builder.understanding(pictures[0], [Question("pope", "Is there a cow in the image?", "yes")])
     drawn = builder.generation("a photo of a cow", range(16))
     both = zip(("input_ids", "task_ids", "labels", "image_tokens"), (1, 1, 1, 1), strict=True)
-    return Sample(**{name: getattr(asked, name) + getattr(drawn, name)[skip:] for name, skip in both}, picture=pictures[0])
+    return Sample(**{name: getattr(asked, name) + getattr(drawn, name)[skip:] for name, skip in both}, pictures=(pictures[0],))
 
 
 @every_kind
@@ -156,7 +156,7 @@ def test_a_row_may_hold_both_tasks(
     logits = model.model.generation_head(model.decode_batch(row, "label").last_hidden_state)
     assert float(output.t2i.total) == pytest.approx(cross_entropy(logits, row.image_tokens, NO_IMAGE_TOKEN)[0], rel=1e-5)
     asked = mixed.image_tokens.index(0) - len(builder.generation_prompt("a photo of a cow")) + 1
-    cut = Sample(mixed.input_ids[:asked], mixed.task_ids[:asked], mixed.labels[:asked], mixed.image_tokens[:asked], mixed.picture)
+    cut = Sample(mixed.input_ids[:asked], mixed.task_ids[:asked], mixed.labels[:asked], mixed.image_tokens[:asked], mixed.pictures)
     alone = model(batch=(collate([cut], pad),), routing="label")
     assert float(output.mmu.total) == pytest.approx(float(alone.mmu.total), rel=1e-5)  # what comes later changes nothing
     if KINDS[kind].get("ffn") == "ta_moe":

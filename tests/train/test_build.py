@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from unidecouple.train.build import checkpoint_folder, load
+from unidecouple.train.build import checkpoint_folder, load, load_processor
 
 
 def test_missing_checkpoint(tmp_path: Path) -> None:
@@ -39,3 +39,12 @@ def test_weights_of_another_model(small_base: Path, tmp_path: Path) -> None:
     save_file(tensors, weights, {"format": "pt"})
     with pytest.raises(ValueError, match=r"missing_keys.*lm_head"):
         load(str(tmp_path / "copy"))
+
+
+def test_the_processor_alone(small_base: Path, tmp_path: Path) -> None:
+    assert load_processor(str(small_base)).num_image_tokens == load(str(small_base))[1].num_image_tokens
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((small_base / name).read_bytes())
+    (tmp_path / "processor_config.json").write_text("{broken")
+    with pytest.raises(ValueError, match="cannot read the processor at"):
+        load_processor(str(tmp_path))

@@ -131,8 +131,14 @@ class UniJanusForConditionalGeneration(JanusForConditionalGeneration):
         return torch.where(drawn.unsqueeze(-1), generated.to(embeds.dtype), embeds)
 
     def decode_batch(self, batch: Batch, routing: str | None = None, **kwargs: Any) -> DecoderOutput:
-        """Hidden states and routing of one (right-padded) batch; padding needs no mask, since attention is causal."""
-        return self.decoder(inputs_embeds=self.embed(batch), task_ids=batch.task_ids, routing=routing, **kwargs)
+        """Hidden states and routing of one (right-padded) batch; padding needs no mask, since attention is causal.
+
+        Packed rows need none either: transformers keeps sequences apart wherever ``position_ids`` start again.
+        """
+        embeds = self.embed(batch)
+        return self.decoder(
+            inputs_embeds=embeds, position_ids=batch.position_ids, task_ids=batch.task_ids, routing=routing, **kwargs
+        )
 
     def _joint(self, joint: JointBatch, routing: str | None) -> JointOutput:
         mmu, t2i, decisions = [], [], []

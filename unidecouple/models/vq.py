@@ -7,10 +7,20 @@ unit norm. ``encode_image_tokens`` follows the original.
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
+
+
+def tokenizer_hash(vq: JanusVQVAE) -> str:
+    """Hexadecimal SHA-256 of all that decides which tokens a picture gets: the weights in float32, and the windows."""
+    weights = {name: weight.detach().float().contiguous().cpu() for name, weight in vq.state_dict().items()}
+    window = str(getattr(vq.config, "encode_window", 0) or 0)
+    return hashlib.sha256(save(weights) + window.encode()).hexdigest()
 
 
 def latents(vq: JanusVQVAE, pixel_values: Tensor) -> Tensor:

@@ -76,7 +76,20 @@ def load_shapes(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, Un
             names = [name for name in list(file.keys()) if name.startswith(_VQ)]
             tensors |= {name.removeprefix(_VQ): file.get_tensor(name).float() for name in names}
     model.model.vqmodel.load_state_dict(tensors)
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    return model.eval(), load_processor(name_or_path)
+
+
+def load_processor(name_or_path: str) -> UniJanusProcessor:
+    """The processor of a checkpoint, without its weights.
+
+    Raises:
+        ValueError: the folder is missing, or its processor cannot be read.
+    """
+    folder = checkpoint_folder(name_or_path)
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except Exception as error:  # as in `load`
+        raise ValueError(f"cannot read the processor at {folder}: {error}") from error
 
 
 def restructure(model: UniJanusForConditionalGeneration, structure: Structure, seed: int) -> UniJanusForConditionalGeneration:

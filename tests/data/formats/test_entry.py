@@ -1,0 +1,170 @@
+"""Entries of every format become the records that a reader of their documentation expects."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from own_data import asked, flat, png
+from unidecouple.data.formats.entry import entry_type, folder_finder, parse
+from unidecouple.data.formats.record import BadRecordError, ImageBytes, ImageFile, Record, Turn, make_record
+
+ROOT = Path("pictures")
+A, B = ImageFile(ROOT / "a.png"), ImageFile(ROOT / "b.png")
+URL = "data:image/png;base64," + base64.b64encode(png()).decode()
+
+
+def read(entry: object, data_type: str | None = None) -> Record:
+    return parse(entry, "data.jsonl:7", folder_finder(ROOT), data_type)
+
+
+def said(user: tuple[Any, ...], assistant: tuple[Any, ...]) -> tuple[Turn, ...]:
+    return (Turn("user", user), Turn("assistant", assistant))
+
+
+def messages(*content: Any, **more: Any) -> dict[str, Any]:
+    roles = ("user", "assistant") * len(content)
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, content, strict=False)], **more}
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "turns"),
+    [
+        (messages("<image>What is this?", "A cat.", images=["a.png"]), "mmu", said((A, "What is this?"), ("A cat.",))),
+        (messages("Is <image> like <image>\n", "Yes.", images=["a.png", "b.png"]), "mmu", said(("Is", A, "like", B), ("Yes.",))),
+        (messages("a cow", "<image>", images=["a.png"]), "t2i", said(("a cow",), (A,))),
+        (messages("<image> as a drawing", "<image>", images=["a.png", "b.png"]), "t2i", said((A, "as a drawing"), (B,))),
+        (messages("Hello", "Good day."), "text", said(("Hello",), ("Good day.",))),
+        (messages([{"type": "text", "text": "?"}, {"type": "image"}], "A.", images=["a.png"]), "mmu", said(("?", A), ("A.",))),
+        (messages([{"type": "image", "image": "b.png"}], "A cat."), "mmu", said((B,), ("A cat.",))),
+        (messages([{"type": "image_url", "image_url": {"url": URL}}], "Noise."), "mmu", said((ImageBytes(png()),), ("Noise.",))),
+        (messages([{"type": "image_url", "image_url": URL}], "Noise."), "mmu", said((ImageBytes(png()),), ("Noise.",))),
+        (messages("<image>?", "A cat.", images=[{"bytes": b"x", "path": None}]), "mmu", said((ImageBytes(b"x"), "?"), ("A cat.",))),
+        (
+            {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}], "image": "a.png"},
+            "mmu",
+            said((A, "What?"), ("A cat.",)),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "a cow"}, {"from": "gpt", "value": "<image>"}], "image": "a.png"},
+            "t2i",
+            said(("a cow",), (A,)),
+        ),
+        (flat(), "t2i", said(("a photo of a cow",), (A,))),
+        ({"caption": " a cow ", "image": "a.png", "text": None}, "t2i", said(("a cow",), (A,))),
+        ({"text": "a cow", "image": {"bytes": None, "path": "a.png"}}, "t2i", said(("a cow",), (A,))),
+    ],
+)  # fmt: skip
+def test_golden_entries(entry: dict[str, Any], kind: str, turns: tuple[Turn, ...]) -> None:
+    assert read(entry) == Record(kind, turns, "data.jsonl:7")  # type: ignore[arg-type]
+
+
+def test_many_turns_and_a_system_turn() -> None:
+    entry = {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "<image>What?"},
+            {"role": "assistant", "content": "A cat."},
+            {"role": "user", "content": "And <image>?"},
+            {"role": "assistant", "content": "A dog."},
+        ],
+        "images": ["a.png", "b.png"],
+    }
+    record = read(entry)
+    assert record.kind == "mmu"
+    assert [turn.role for turn in record.turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert [turn.pictures for turn in record.turns] == [(), (A,), (), (B,), ()]
+
+
+NO, IN = ("words",), (A, "words")
+
+
+@pytest.mark.parametrize(
+    ("user", "assistant", "task", "kind"),
+    [
+        (IN, NO, None, "mmu"),
+        (NO, IN, None, "t2i"),
+        (IN, IN, None, "t2i"),
+        (NO, NO, None, "text"),
+        (IN, NO, "mmu", "mmu"),
+        (NO, IN, "mmu", "mmu"),
+        (IN, IN, "mmu", "mmu"),
+        (NO, NO, "mmu", "mmu"),
+        (NO, IN, "t2i", "t2i"),
+        (IN, IN, "t2i", "t2i"),
+        (NO, NO, "text", "text"),
+        (IN, NO, "t2i", "needs the picture to draw in an assistant turn"),
+        (NO, NO, "t2i", "needs the picture to draw in an assistant turn"),
+        (IN, NO, "text", "has a picture"),
+        (NO, IN, "text", "has a picture"),
+        (IN, NO, "vqa", "'vqa' is not one of mmu, t2i, text"),
+    ],
+)
+def test_the_task_rule(user: Any, assistant: Any, task: str | None, kind: str) -> None:
+    turns = said(user, assistant)
+    if kind in ("mmu", "t2i", "text"):
+        record = make_record(turns, task, "")
+        assert record.kind == kind
+        assert record.drawn == (turns[1].pictures if kind == "t2i" else ())
+    else:
+        with pytest.raises(BadRecordError, match=kind):
+            make_record(turns, task, "")
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ([1], "list where an object is due"),
+        ({"a": 1}, "no known format"),
+        ({"prompt": "no picture"}, "no known format"),
+        ({"messages": "hello"}, "not a list of objects"),
+        ({"messages": []}, "there are no turns"),
+        (messages("<image>What?", "A cat."), "more <image> tags than pictures"),
+        (messages("What?", "A cat.", images=["a.png"]), "1 of them have no <image>"),
+        (messages("What?"), "the last turn has no answer"),
+        (messages("What?", " "), "turn 2, the assistant's, is empty"),
+        (messages("What?", None), "content is NoneType"),
+        (messages([{"type": "video"}], "A cat."), "type 'video'"),
+        (messages(["What?"], "A cat."), "type None"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "turn 1 is the assistant's where the user's is due"),
+        ({"messages": [{"role": "tool", "content": "Hi"}]}, "'tool' is not one of user"),
+        (messages("<image>?", "A.", images=["https://a.org/cat.png"]), "download the picture"),
+        (messages("<image>?", "A.", images=["data:image/png;base64,@@"]), "data URL"),
+        (messages("<image>?", "A.", images=["data:image/png,abc"]), "is not base64"),
+        (messages("<image>?", "A.", images=[3]), "a picture is int"),
+        ({"prompt": " ", "image": "a.png"}, "the prompt is ' '"),
+        ({"prompt": "a cow", "image": "a.png", "task": "mmu"}, "give messages instead"),
+        (asked() | {"task": "t2i"}, "needs the picture to draw"),
+    ],
+)  # fmt: skip
+def test_broken_entries_say_where_and_why(entry: object, reason: str) -> None:
+    with pytest.raises(BadRecordError, match=reason) as caught:
+        read(entry)
+    assert str(caught.value).startswith("data.jsonl:7: ")
+
+
+def test_a_forced_format_wins_over_the_keys() -> None:
+    both = {**flat(), **messages("<image>?", "A cow.")}
+    assert (entry_type(both), read(both).kind, read(both, "flat").kind) == ("messages", "mmu", "t2i")
+    with pytest.raises(BadRecordError, match="conversations is not a list"):
+        read(both, "llava")
+
+
+words = st.sampled_from(["<image>", "user", "assistant", "text"])
+scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | words
+names = st.sampled_from(["role", "content", "from", "value", "type", "text", "image", "image_url", "url", "bytes", "path"])
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4), max_leaves=12)
+keys = st.sampled_from(["messages", "conversations", "images", "image", "prompt", "caption", "text", "task"])
+
+
+@given(entry=st.dictionaries(keys, values, max_size=5), data_type=st.sampled_from([None, "messages", "llava", "flat"]))
+def test_anything_is_a_record_or_a_bad_one(entry: dict[str, Any], data_type: str | None) -> None:
+    with contextlib.suppress(BadRecordError):
+        record = read(entry, data_type)
+        assert record.turns[-1].role == "assistant"

@@ -1,0 +1,174 @@
+"""The cache of image tokens: what went in comes out, 2 bytes a token; other tokenizers' and broken caches are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from own_data import asked, flat, png, write_jsonl, write_pictures, write_tar
+from unidecouple.batch import NO_IMAGE_TOKEN
+from unidecouple.data.encode import encode
+from unidecouple.data.file_batches import FileBatches
+from unidecouple.data.formats import open_readers
+from unidecouple.data.formats.record import ImageTokens
+from unidecouple.data.formats.token_cache import MANIFEST, PLAN, read_manifest
+from unidecouple.data.mixture import Files, Source
+from unidecouple.data.pictures import Shaper, decode
+from unidecouple.data.sequences import SequenceBuilder, pixels
+from unidecouple.data.tally import BadDataError
+from unidecouple.files import sha256_file
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
+
+WORDS = ["cow", "pig", "cup", "bus", "car"]
+MakeModel = Callable[..., UniJanusForConditionalGeneration]
+
+
+@pytest.fixture(scope="module")
+def vq(make_model: MakeModel) -> Any:
+    return make_model().model.vqmodel
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Five pictures to draw among two questions."""
+    folder = tmp_path / "data"
+    write_pictures(folder, *(f"{word}.png" for word in WORDS))
+    entries: list[Any] = [flat(f"{word}.png", f"a photo of a {word}") for word in WORDS]
+    return write_jsonl(folder / "a.jsonl", [asked("cow.png"), *entries, asked(None)])
+
+
+@pytest.fixture
+def write(source: Path, processor: UniJanusProcessor, vq: Any, tmp_path: Path) -> Callable[..., Path]:
+    def written(name: str = "cache", **settings: Any) -> Path:
+        options = {"batch_size": 2, "shard_size": 2, **settings}
+        encode(open_readers(source), options.pop("vq", vq), Shaper(processor), tmp_path / name, **options)
+        return tmp_path / name
+
+    return written
+
+
+def test_what_goes_in_comes_out(write: Callable[..., Path], processor: UniJanusProcessor, vq: Any, source: Path) -> None:
+    cache = write()
+    readers = open_readers(cache)
+    assert [reader.kinds.tolist() for reader in readers] == [[1, 1], [1, 1], [1]]
+    assert {reader.format for reader in readers} == {"image_tokens"}
+    records = [reader.record(index) for reader in readers for index in range(len(reader.kinds))]
+    for word, record, original in zip(WORDS, records, range(1, 6), strict=True):
+        assert record.turns[0].parts == (f"a photo of a {word}",)
+        (picture,) = record.drawn
+        assert isinstance(picture, ImageTokens)
+        shown = Shaper(processor).drawn(open_readers(source)[0].record(original).drawn[0])
+        assert picture.read().tolist() == encode_image_tokens(vq, pixels([shown]))[0].tolist()
+    manifest = read_manifest(cache)
+    assert (manifest.count, manifest.skipped, manifest.tokens_per_image, manifest.codes) == (5, 2, 16, 64)
+    assert (manifest.sources, manifest.tokenizer) == ({str(source): sha256_file(source)}, tokenizer_hash(vq))
+    tokens = load_file(cache / "tokens-00000.safetensors")["tokens"]
+    assert (tokens.dtype, tokens.nbytes) == (np.uint16, 2 * 16 * 2)
+
+
+def test_training_from_the_cache_is_training_from_the_pictures(
+    write: Callable[..., Path], source: Path, processor: UniJanusProcessor, builder: SequenceBuilder, vq: Any
+) -> None:
+    def batches(path: Path) -> FileBatches:
+        files = Files((Source(path),), mmu_batch_size=0, t2i_batch_size=3)
+        return FileBatches(files, processor, builder, seed=0, vq=vq)
+
+    for step in range(3):
+        (cached,), (fresh,) = batches(write(f"cache-{step}")).batch(step), batches(source).batch(step)
+        assert torch.equal(cached.input_ids, fresh.input_ids)
+        assert torch.equal(cached.image_tokens, fresh.image_tokens)
+        assert int((cached.image_tokens != NO_IMAGE_TOKEN).sum()) == 3 * 16
+
+
+def test_another_tokenizer_is_refused(
+    write: Callable[..., Path], make_model: MakeModel, processor: UniJanusProcessor, builder: Any
+) -> None:
+    other = make_model(seed=1).model.vqmodel
+    with pytest.raises(ValueError, match="tokens of one mean nothing to the other"):
+        FileBatches(Files((Source(write()),), mmu_batch_size=0), processor, builder, 0, other)
+    assert tokenizer_hash(other) != tokenizer_hash(make_model().model.vqmodel)
+    assert tokenizer_hash(other) == tokenizer_hash(make_model(seed=1).model.vqmodel)
+
+
+def test_an_interrupted_encoding_goes_on(write: Callable[..., Path], vq: Any) -> None:
+    whole = write("whole")
+
+    def stop(done: int, of: int) -> None:
+        if done >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write("cut", progress=stop)
+    assert (whole.parent / "cut" / "tokens-00000.safetensors").is_file()
+    with pytest.raises(ValueError, match="is no finished cache of image tokens"):
+        open_readers(whole.parent / "cut")
+    times = []
+    cut = write("cut", progress=lambda done, of: times.append(done))
+    assert min(times) == 2
+    for file in sorted(whole.iterdir()):
+        assert (cut / file.name).read_bytes() == file.read_bytes()
+
+
+def test_another_encoding_is_not_mixed_in(write: Callable[..., Path], make_model: MakeModel, tmp_path: Path) -> None:
+    write()
+    with pytest.raises(ValueError, match="of other data or by another model: choose another folder"):
+        write(vq=make_model(seed=1).model.vqmodel)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty: choose another folder"):
+        write("full")
+    assert json.loads((tmp_path / "cache" / PLAN).read_text())["shard_size"] == 2
+
+
+def test_bad_pictures_and_prompts_with_pictures_are_left_out(
+    tmp_path: Path, processor: UniJanusProcessor, vq: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = {f"{n}.{end}": content for n in range(4) for end, content in (("png", png(n)), ("txt", f"picture {n}".encode()))}
+    members["1.png"] = members["1.png"][:200]
+    edit = {"messages": [{"role": "user", "content": "<image>brighter"}, {"role": "assistant", "content": "<image>"}]}
+    members |= {"4.a.png": png(), "4.b.png": png(1), "4.json": json.dumps(edit).encode()}
+    readers = open_readers(write_tar(tmp_path / "a.tar", members))
+    manifest = encode(readers, vq, Shaper(processor), tmp_path / "cache", max_bad_ratio=0.5)
+    assert (manifest.count, manifest.skipped) == (3, 2)
+    assert "sample 2 (1): picture" in caplog.text
+    assert "sample 5 (4): the prompt holds pictures" in caplog.text
+    (reader,) = open_readers(tmp_path / "cache")
+    assert [reader.record(index).turns[0].parts[0] for index in range(3)] == ["picture 0", "picture 2", "picture 3"]
+    with pytest.raises(BadDataError, match=r"max_bad_ratio=0\.01"):
+        encode(readers, vq, Shaper(processor), tmp_path / "strict")
+    with pytest.raises(ValueError, match="none of 1 records is t2i"):
+        encode(open_readers(write_jsonl(tmp_path / "a.jsonl", [asked(None)])), vq, Shaper(processor), tmp_path / "none")
+
+
+def read_all(cache: Path) -> None:
+    for reader in open_readers(cache, "image_tokens"):
+        for index in range(len(reader.kinds)):
+            for picture in reader.record(index).drawn:
+                picture.read()
+
+
+@pytest.mark.parametrize("file", [MANIFEST, "tokens-00001.safetensors", "records-00001.jsonl"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_broken_cache_is_told(write: Callable[..., Path], file: str, damage: str) -> None:
+    path = write() / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 3])
+    with pytest.raises(ValueError, match=r"encode it|copy it again") as caught:
+        read_all(path.parent)
+    assert str(path.parent) in str(caught.value)
+
+
+def test_tokens_cannot_be_looked_at(write: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="image tokens, which can be drawn only"):
+        decode(open_readers(write())[0].record(0).drawn[0])

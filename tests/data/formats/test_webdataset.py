@@ -1,0 +1,140 @@
+"""WebDataset tars: samples by key, in any order; damage in the middle or at the end costs the samples it touches."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from own_data import asked, png, write_tar
+from unidecouple.data.formats import BAD, BadRecordError, open_readers
+from unidecouple.data.formats.record import ImageFile, Record
+from unidecouple.data.formats.webdataset import WebDataset
+
+BLOCK = 512
+
+
+def records(path: Path) -> list[Record | str]:
+    (reader,) = open_readers(path)
+    out: list[Record | str] = []
+    for index in range(len(reader.kinds)):
+        try:
+            out.append(reader.record(index))
+        except BadRecordError as error:
+            assert reader.kinds[index] == BAD
+            out.append(str(error))
+    return out
+
+
+def pairs(count: int) -> dict[str, bytes]:
+    out = {}
+    for number in range(count):
+        out |= {f"d/{number}.png": png(number), f"d/{number}.txt": f"picture {number}".encode()}
+    return out
+
+
+def prompts(found: list[Record | str]) -> list[object]:
+    return [record.turns[0].parts[0] if isinstance(record, Record) else "bad" for record in found]
+
+
+def test_samples_of_every_sort(tmp_path: Path) -> None:
+    two = {**asked(None), "messages": [{"role": "user", "content": "<image><image>?"}, {"role": "assistant", "content": "A."}]}
+    named = {**two, "images": ["x.b.png", "some/x.a.png"]}
+    path = write_tar(
+        tmp_path / "a.tar",
+        {
+            "0.jpg": png(0), "0.json": json.dumps({"caption": "a cow", "width": 3}).encode(),
+            "1.png": png(1), "1.txt": b"a pig", "1.json": json.dumps({"url": "somewhere", "status": "success"}).encode(),
+            "2.a.webp": png(2), "2.b.webp": png(3), "2.json": json.dumps(two).encode(),
+            "x.a.png": png(4), "x.b.png": png(5), "x.json": json.dumps(named).encode(),
+            "4.json": json.dumps(asked(None, "Hi", "Ho")).encode(),
+            "5.png": png(6), "6.txt": b"no picture",
+            "7.png": png(7), "7.json": b"{broken", "8.json": json.dumps(asked("y.png")).encode(),
+        },
+    )  # fmt: skip
+    found = records(path)
+    assert [found[n].kind for n in range(5)] == ["t2i", "t2i", "mmu", "mmu", "text"]  # type: ignore[union-attr]
+    assert prompts(found)[:2] == ["a cow", "a pig"]
+    shown = [[p.read() for p in record.turns[n].pictures] for record, n in zip(found, (1, 1, 0, 0), strict=False)]  # type: ignore[union-attr]
+    assert shown == [[png(0)], [png(1)], [png(2), png(3)], [png(5), png(4)]]
+    assert [str(problem).partition("sample ")[2] for problem in found[5:]] == [
+        "6 (5): no .txt or .json beside the picture",
+        "7 (6): keys ['prompt'] are of no known format: give messages, conversations, or image with one of prompt, caption, text",
+        "8 (7): its text cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        "9 (8): there is no picture 'y.png' in the sample; it has none",
+    ]
+
+
+def test_long_names_and_folders(tmp_path: Path) -> None:
+    name = "a" * 150 + "/" + "b" * 150
+    path = write_tar(tmp_path / "a.tar", {f"{name}.png": png(), f"{name}.txt": "un château".encode()})
+    with tarfile.open(path, "a") as tar:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    assert prompts(records(path)) == ["un château"]
+
+
+@pytest.mark.parametrize(("cut", "where"), [(1, "text"), (400, "text"), (512, "text"), (600, None), (1500, "picture")])
+def test_a_truncated_tar_keeps_its_whole_samples(tmp_path: Path, cut: int, where: str | None) -> None:
+    """Cut in the last text or its header, exactly between two files, or in the last picture."""
+    path = write_tar(tmp_path / "a.tar", pairs(4))
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset_data + last.size - cut])
+    found = records(path)
+    assert prompts(found)[:3] == ["picture 0", "picture 1", "picture 2"]
+    torn = "damaged or truncated"
+    expected = {"text": ["no .txt or .json", torn], None: ["no .txt or .json"], "picture": [torn]}[where]
+    assert all(reason in str(problem) for reason, problem in zip(expected, found[3:], strict=True))
+
+
+def test_a_damaged_header_in_the_middle(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", pairs(4))
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[2].offset
+    content = bytearray(path.read_bytes())
+    content[header : header + 20] = b"\xff" * 20
+    path.write_bytes(bytes(content))
+    with tarfile.open(path) as tar:
+        assert len(tar.getmembers()) == 2  # tarfile takes it for the end, silently
+    found = records(path)
+    assert prompts(found) == ["picture 0", "bad", "bad", "picture 2", "picture 3"]  # the header's picture, and the text left alone
+    assert f"bytes {header} to" in str(found[1])
+
+
+def test_tars_put_one_after_the_other(tmp_path: Path) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"{number}.tar", {f"{number}.png": png(), f"{number}.txt": b"a cow"})
+    path = tmp_path / "both.tar"
+    path.write_bytes(b"".join((tmp_path / f"{n}.tar").read_bytes() for n in range(2)))
+    assert prompts(records(path)) == ["a cow", "a cow"]
+
+
+def test_pictures_are_references(tmp_path: Path) -> None:
+    reader = WebDataset(write_tar(tmp_path / "a.tar", pairs(2)))
+    (picture,) = reader.record(1).drawn
+    assert isinstance(picture, ImageFile)
+    assert picture.offset % BLOCK == 0
+    assert picture.read() == png(1)
+
+
+@given(damage=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=40)), max_size=3), cut=st.floats(0.5, 1))
+def test_no_damage_stops_the_index(tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[float, bytes]], cut: float) -> None:
+    path = write_tar(tmp_path_factory.mktemp("tar") / "a.tar", pairs(3))
+    content = bytearray(path.read_bytes()[:9000])
+    for place, change in damage:
+        start = int(place * len(content))
+        content[start : start + len(change)] = change
+    path.write_bytes(bytes(content[: int(cut * len(content))]))
+    reader = WebDataset(path)
+    for index, kind in enumerate(reader.kinds.tolist()):
+        if kind == BAD:
+            with pytest.raises(BadRecordError):
+                reader.record(index)
+        else:
+            assert reader.record(index).turns[-1].role == "assistant"

@@ -1,0 +1,120 @@
+"""``data check`` finds every problem with its line, and ``data preview`` shows what the model is given, as a user meets them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from own_data import asked, flat, write_jsonl, write_pictures
+from unidecouple.batch import Task
+from unidecouple.cli import main
+from unidecouple.data.check import check
+from unidecouple.data.formats import open_readers
+from unidecouple.data.pictures import Shaper
+from unidecouple.data.preview import stretches, write_preview
+from unidecouple.data.sequences import Sample, SequenceBuilder
+from unidecouple.models.processing import UniJanusProcessor
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Five good records, three bad ones on lines 2, 4 and 5."""
+    write_pictures(tmp_path, "a.png", "b.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:99])
+    entries = [
+        asked(),
+        asked("cut.png"),
+        flat(),
+        "{broken",
+        flat("gone.png"),
+        asked(None, "yes", "no"),
+        flat("b.png"),
+        asked("b.png"),
+    ]
+    return write_jsonl(tmp_path / "data.jsonl", entries)
+
+
+def test_findings(source: Path, processor: UniJanusProcessor, builder: SequenceBuilder) -> None:
+    seen = []
+    shaper = Shaper(processor)
+    found = check(source, open_readers(source), shaper, builder, progress=lambda done, of: seen.append((done, of)))
+    assert (found.formats, found.samples) == ({"messages": 1}, {"mmu": 2, "t2i": 2, "text": 1})
+    assert (found.understood, found.drawn, found.bad_ratio) == (2, 2, 3 / 8)
+    assert [problem.partition(": ")[0] for problem in found.problems] == [f"{source}:{line}" for line in (2, 4, 5)]
+    words = builder.conversation([("user", ["yes"]), ("assistant", ["no"])], Task.MMU)
+    assert (len(found.lengths), min(found.lengths)) == (5, len(words.input_ids))
+    assert seen == [(number, 8) for number in range(1, 9)]
+    short = check(source, open_readers(source), shaper, builder, max_length=10)
+    assert (short.samples, len(short.problems)) == ({"text": 1}, 7)
+    assert any("tokens are more than max_length=10" in problem for problem in short.problems)
+
+
+def test_the_command_prints_them_and_fails(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(source)]) == 1
+    printed = capsys.readouterr()
+    for line in ("messages (1 file)", "mmu 2, t2i 2, text 1", "2 to be understood, 2 to be drawn", "problems  3 (37.50%"):
+        assert line in printed.out
+    assert f"{source}:2: picture {source.parent / 'cut.png'}: " in printed.out
+    assert "more than --max-bad-ratio=0.01 is bad" in printed.err
+    assert main(["data", "check", str(source), "--max-bad-ratio", "0.4"]) == 0
+    assert main(["data", "check", str(source.parent / "gone.jsonl")]) == 1
+    assert "no data at" in capsys.readouterr().err
+
+
+def test_help_does_not_import_torch() -> None:
+    run = "try: c.main(['data', 'encode', '--help'])\nexcept SystemExit: pass"
+    code = f"import sys, unidecouple.cli as c\n{run}\nassert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--max-bad-ratio" in shown.stdout
+
+
+def test_the_page(source: Path, processor: UniJanusProcessor, builder: SequenceBuilder) -> None:
+    page = write_preview(open_readers(source), Shaper(processor), builder, source.parent / "page.html", count=9).read_text()
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(pictures) == 4
+    sizes = {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures}
+    assert sizes == {(16, 16)}  # as the model sees them
+    assert page.count("<article>") == 5
+    assert "http" not in page
+    assert "<script" not in page
+    for reason in ("cut.png", "gone.png"):
+        assert reason in page[page.index("Could not be shown") :]
+    assert '<span class="loss">yes &lt;eos&gt;</span>' in page
+    assert '<span class="drawn">[16 tokens]</span>' in page
+
+
+def test_words_of_users_are_escaped(tmp_path: Path, processor: UniJanusProcessor, builder: SequenceBuilder) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [asked(None, "<script>alert(1)</script>", "no")])
+    page = write_preview(open_readers(path), Shaper(processor), builder, tmp_path / "page.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_stretches_cover_every_token(builder: SequenceBuilder) -> None:
+    picture = np.zeros((16, 16, 3), np.uint8)
+    sample: Sample = builder.conversation([("user", [picture, "Where is the", picture]), ("assistant", ["left"])], Task.MMU)
+    found = list(stretches(sample, builder))
+    assert [stretch.look for stretch in found] == ["context", "shown", "context", "shown", "context", "loss"]
+    assert sum(stretch.count for stretch in found) == len(sample.input_ids)
+    assert found[-1].text == "left <eos>"
+
+
+def test_the_commands_of_preview_and_encode(source: Path, small_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, cache = source.parent / "page.html", source.parent / "cache"
+    assert main(["data", "preview", str(source), "--output", str(page), "--samples", "1"]) == 0
+    assert page.read_text().count("<article>") >= 1
+    encode = ["data", "encode", str(source), "--model", str(small_base), "--output", str(cache)]
+    assert main(encode) == 1
+    assert "more than max_bad_ratio=0.01" in capsys.readouterr().err
+    assert main([*encode, "--max-bad-ratio", "0.5"]) == 0
+    assert "2 pictures of 16 tokens; 6 records left out" in capsys.readouterr().out
+    assert main(["data", "check", str(cache)]) == 0
+    assert "image_tokens (1 file)" in capsys.readouterr().out

@@ -1,0 +1,165 @@
+"""Pictures to be drawn -> a cache of image tokens, shard by shard, so that an interrupted encoding goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from unidecouple.data.formats import BadRecordError, Reader, Record, Shelf
+from unidecouple.data.formats.token_cache import MANIFEST, PLAN, Manifest, record_entry, shard_files
+from unidecouple.data.pictures import Shaper
+from unidecouple.data.sequences import pixels
+from unidecouple.data.tally import Tally
+from unidecouple.files import sha256_file, sha256_tree, write_bytes_atomic, write_json_atomic, write_text_atomic
+from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
+
+Progress = Callable[[int, int], None]
+
+
+def encode(
+    readers: Sequence[Reader],
+    vq: JanusVQVAE,
+    shaper: Shaper,
+    output: Path,
+    batch_size: int = 32,
+    shard_size: int = 10_000,
+    max_bad_ratio: float = 0.01,
+    progress: Progress = lambda done, of: None,
+) -> Manifest:
+    """Encode every t2i record of ``readers`` into ``output``; shards that are there already are kept.
+
+    Records whose prompt holds pictures are skipped: the cache keeps words and tokens only.
+
+    Args:
+        readers: from ``open_readers``.
+        vq: the image tokenizer, of at most 65,536 codes.
+        shaper: brings pictures to the model's size.
+        output: folder of the cache.
+        batch_size: pictures encoded together.
+        shard_size: records a shard.
+        max_bad_ratio: share of bad records above which the encoding fails.
+        progress: called as progress(records done, of).
+
+    Raises:
+        ValueError: there is nothing to encode, or ``output`` holds another encoding.
+        BadDataError: too many pictures cannot be read.
+        StorageError: a file could not be written; the same command goes on.
+    """
+    codes = vq.quantize.embedding.weight.shape[0]
+    if codes > 1 << 16:
+        raise ValueError(f"a codebook of {codes} rows does not fit uint16, which holds {1 << 16}")
+    total = sum(len(reader.kinds) for reader in readers)
+    drawable = Shelf(readers, ("t2i",))
+    if not len(drawable):
+        raise ValueError(f"none of {total} records is t2i (a picture in an assistant turn): there is nothing to encode")
+    sources = {str(reader.path): _hash(reader.path) for reader in readers}
+    digest = tokenizer_hash(vq)
+    _start(output, {"tokenizer": digest, "image_size": shaper.size, "shard_size": shard_size, "sources": sources})
+    encoder = _Encoder(drawable, vq, shaper, batch_size, Tally(max_bad_ratio, len(drawable)))
+    counts = []
+    for start in range(0, len(drawable), shard_size):
+        tokens, records = shard_files(output, start // shard_size)
+        chunk = range(start, min(start + shard_size, len(drawable)))
+        if not tokens.is_file():
+            kept, rows = encoder.shard(chunk, progress)
+            write_text_atomic(records, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
+            write_bytes_atomic(tokens, save({"tokens": rows}))  # last: it says that the shard is whole
+        counts.append(records.read_bytes().count(b"\n"))
+        progress(chunk.stop, len(drawable))
+    manifest = Manifest(
+        tokenizer=digest,
+        tokens_per_image=_width(output),
+        codes=codes,
+        image_size=shaper.size,
+        count=sum(counts),
+        skipped=total - sum(counts),
+        sources=sources,
+        shards=counts,
+    )
+    write_json_atomic(output / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def _start(output: Path, plan: dict[str, object]) -> None:
+    """Claim ``output``, or find that it holds the same encoding."""
+    file = output / PLAN
+    if file.is_file():
+        if json.loads(file.read_text()) != plan:
+            raise ValueError(f"{output} holds an encoding of other data or by another model: choose another folder, or delete it")
+    elif output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty: choose another folder, or delete it")
+    else:
+        write_json_atomic(file, plan)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Makes shards; ``tally`` counts records over all of them."""
+
+    drawable: Shelf
+    vq: JanusVQVAE
+    shaper: Shaper
+    batch_size: int
+    tally: Tally
+
+    def shard(self, chunk: range, progress: Progress) -> tuple[list[dict[str, object]], np.ndarray]:
+        """What the records numbered ``chunk`` hold, and the tokens of their pictures, uint16 (pictures, tokens)."""
+        kept: list[dict[str, object]] = []
+        rows: list[np.ndarray] = []
+        waiting: list[np.ndarray] = []
+        for number, record, pictures in self._readable(chunk):
+            kept.append(record_entry(record, sum(map(len, rows)) + len(waiting)))
+            waiting += pictures
+            if len(waiting) >= self.batch_size:
+                rows.append(self._tokens(waiting))
+                waiting = []
+                progress(number, len(self.drawable))
+        if waiting:
+            rows.append(self._tokens(waiting))
+        return kept, np.concatenate(rows) if rows else np.zeros((0, 0), np.uint16)
+
+    def _readable(self, chunk: range) -> Iterator[tuple[int, Record, list[np.ndarray]]]:
+        """Numbers, records and their pictures to draw, uint8 at the model's size; bad ones are counted."""
+        for number in chunk:
+            try:
+                record = self.drawable.record(number)
+                pictures = self._pictures(record)
+            except BadRecordError as error:
+                self.tally.skip(error)
+            else:
+                self.tally.good()
+                yield number, record, pictures
+
+    def _pictures(self, record: Record) -> list[np.ndarray]:
+        if sum(len(turn.pictures) for turn in record.turns) > len(record.drawn):
+            raise BadRecordError(record.where, "the prompt holds pictures, which a cache of tokens cannot keep")
+        try:
+            return [self.shaper.drawn(picture) for picture in record.drawn]
+        except ValueError as error:
+            raise BadRecordError(record.where, str(error)) from error
+
+    def _tokens(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        values = pixels(pictures).contiguous(memory_format=torch.channels_last).to(self.vq.quantize.embedding.weight)
+        return encode_image_tokens(self.vq, values).cpu().numpy().astype(np.uint16)
+
+
+def _hash(path: Path) -> str:
+    return sha256_file(path) if path.is_file() else sha256_tree(path)
+
+
+def _width(output: Path) -> int:
+    """Tokens of a picture, as the first shard that has some says."""
+    for file in sorted(output.glob("tokens-*.safetensors")):
+        with safe_open(file, "np") as shard:
+            width = int(shard.get_slice("tokens").get_shape()[1])
+        if width:
+            return width
+    raise ValueError(f"no picture could be encoded into {output}")

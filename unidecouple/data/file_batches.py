@@ -1,0 +1,160 @@
+"""Joint batches from users' own files: what ``train`` needs of a source of data, as a function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from unidecouple.batch import JointBatch, Task
+from unidecouple.data.building import Built, build
+from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, Shelf, open_readers
+from unidecouple.data.mixture import Files, Pool, Stream
+from unidecouple.data.packing import pack
+from unidecouple.data.pictures import Shaper
+from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
+from unidecouple.data.tally import BadDataError, Tally
+from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
+
+_KINDS_OF: Final[dict[Task, tuple[Kind, ...]]] = {Task.MMU: ("mmu", "text"), Task.T2I: ("t2i",)}
+_TRIES: Final = 100
+_ASIDE: Final = 97
+
+
+class FileBatches:
+    """Draws joint batches from files.
+
+    A record that cannot be used is logged, counted, and replaced by the next of its source in the order of that epoch.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        processor: UniJanusProcessor,
+        builder: SequenceBuilder,
+        seed: int,
+        vq: JanusVQVAE | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """Open the sources, and index those that ``cache`` does not know.
+
+        Args:
+            files: what to read.
+            processor: the model's; its image processor shapes pictures.
+            builder: makes sequences.
+            seed: of order and prompt dropout.
+            vq: the model's image tokenizer; without it, pictures to be drawn must come from a cache of image tokens, and
+                nothing can tell whether that was made by the right one.
+            cache: folder for indices.
+
+        Raises:
+            ValueError: a source is missing, of no known format, or of another tokenizer; a task has no data.
+            BadDataError: too many records of a source cannot be parsed.
+        """
+        self.files, self.builder, self.seed, self._vq = files, builder, seed, vq
+        self._shaper = Shaper(processor)
+        digest = None if vq is None else tokenizer_hash(vq)
+        opened = [tuple(open_readers(s.path, s.data_type, s.root, cache, digest)) for s in files.sources]
+        for readers in opened:
+            self._refuse_broken(readers)
+        self._shelves = {task: self._pools(task, opened) for task in self.tasks}
+        self.tally = Tally(files.max_bad_ratio, sum(pool.used for pools, _ in self._shelves.values() for pool in pools))
+        self._training = {task: Stream(pools, (seed, int(task))) for task, (pools, _) in self._shelves.items()}
+        self._aside = {task: Stream(pools, (seed, _ASIDE, int(task))) for task, (pools, _) in self._shelves.items()}
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks that this run has data of."""
+        return tuple(task for task in Task if self._batch_size(task))
+
+    def batch(self, step: int) -> JointBatch:
+        """The joint batch of ``step``: one micro-batch a task, or one of packed rows.
+
+        Raises:
+            BadDataError: too many of the records drawn so far are bad.
+        """
+        pad = self.builder.tokenizer.pad_token_id
+        parts = [self._samples(self._training[task], task, self._batch_size(task), step) for task in self.tasks]
+        if self.files.pack:
+            return (pack([sample for part in parts for sample in part], self.files.max_length, pad),)
+        return tuple(collate(part, pad) for part in parts)
+
+    def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
+        """A batch of one task for measurements, in an order that training does not use; raises as ``batch``."""
+        return (collate(self._samples(self._aside[task], task, size, key), self.builder.tokenizer.pad_token_id),)
+
+    def _batch_size(self, task: Task) -> int:
+        return self.files.mmu_batch_size if task is Task.MMU else self.files.t2i_batch_size
+
+    def _pools(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[list[Pool], list[Shelf]]:
+        pools, shelves = [], []
+        for number, (source, readers) in enumerate(zip(self.files.sources, opened, strict=True)):
+            shelf = Shelf(readers, _KINDS_OF[task])
+            if size := len(shelf):
+                used = min(size, source.max_samples or size)
+                share = used * source.repeats if source.weight is None else source.weight
+                pools.append(Pool(number, size, used, share))
+                shelves.append(shelf)
+        if not pools:
+            name = "mmu_batch_size" if task is Task.MMU else "t2i_batch_size"
+            raise ValueError(
+                f"{name}={self._batch_size(task)}, but no source has {' or '.join(_KINDS_OF[task])} records: set it to 0, "
+                "or see with `unidecouple data check` what the sources hold"
+            )
+        return pools, shelves
+
+    def _samples(self, stream: Stream, task: Task, size: int, step: int) -> list[Sample]:
+        """Draws ``step * size`` to ``(step + 1) * size`` of ``stream``."""
+        share = self.files.cond_dropout_prob if task is Task.T2I else 0.0
+        dropped = np.random.default_rng([self.seed, step, int(task)]).random(size) < share
+        return self._encoded([self._built(stream, task, step * size + n, bool(dropped[n])) for n in range(size)])
+
+    def _built(self, stream: Stream, task: Task, number: int, dropped: bool) -> Built:
+        shelves = self._shelves[task][1]
+        for skip in range(_TRIES):
+            pool, position = stream.draw(number, skip)
+            try:
+                record = shelves[pool].record(position)
+                built = build(record, self._shaper, self.builder, dropped, self.files.max_length)
+            except BadRecordError as error:
+                self.tally.skip(error)
+            else:
+                self.tally.good()
+                return built
+        raise BadDataError(f"{_TRIES} records in a row are bad, told above: run `unidecouple data check`")
+
+    def _encoded(self, made: Sequence[Built]) -> list[Sample]:
+        """The samples with the tokens they lacked, all pictures encoded together."""
+        waiting = [picture for built in made for picture in built.waiting]
+        if not waiting:
+            return [built.sample for built in made]
+        if self._vq is None:
+            raise ValueError("pictures to be drawn have no tokens: run `unidecouple data encode` on them, or give the tokenizer")
+        encoded = encode_image_tokens(self._vq, pixels(waiting).to(self._vq.quantize.embedding.weight))
+        if encoded.shape[1] != self.builder.num_image_tokens:
+            raise ValueError(
+                f"the tokenizer makes {encoded.shape[1]} tokens of a picture, "
+                f"but the processor has {self.builder.num_image_tokens}: they are of different models"
+            )
+        tokens = encoded.tolist()
+        out, place = [], 0
+        for built in made:
+            count = len(built.waiting)
+            out.append(built.with_tokens(tokens[place : place + count]) if count else built.sample)
+            place += count
+        return out
+
+    def _refuse_broken(self, readers: tuple[Reader, ...]) -> None:
+        """Log every record of a source that cannot be parsed; refuse the source if they are too many."""
+        total = sum(len(reader.kinds) for reader in readers)
+        tally = Tally(self.files.max_bad_ratio, total)
+        for reader in readers:
+            for number in np.flatnonzero(reader.kinds == BAD):
+                try:
+                    reader.record(int(number))
+                except BadRecordError as error:
+                    tally.skip(error)

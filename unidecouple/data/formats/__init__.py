@@ -1,0 +1,10 @@
+"""Users' own data: every format becomes records that can be read in any order."""
+
+from __future__ import annotations
+
+from unidecouple.data.formats.detect import DATA_TYPES, open_readers
+from unidecouple.data.formats.reader import BAD, Reader
+from unidecouple.data.formats.record import KINDS, BadRecordError, Kind, Record, Turn
+from unidecouple.data.formats.shelf import Shelf
+
+__all__ = ["BAD", "DATA_TYPES", "KINDS", "BadRecordError", "Kind", "Reader", "Record", "Shelf", "Turn", "open_readers"]

@@ -1,0 +1,132 @@
+"""Which format a path holds, by content; ``data_type`` forces one."""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import itertools
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from unidecouple.data.formats.entry import folder_finder, parse
+from unidecouple.data.formats.lines import JsonArray, JsonLines
+from unidecouple.data.formats.reader import Reader
+from unidecouple.data.formats.tables import DatasetsFolder, Parquet
+from unidecouple.data.formats.token_cache import is_cache, token_readers
+from unidecouple.data.formats.webdataset import WebDataset
+
+ENTRY_TYPES: Final = ("messages", "llava", "flat")
+DATA_TYPES: Final = (*ENTRY_TYPES, "webdataset", "parquet", "datasets", "image_tokens")
+FOLDERS: Final = ("datasets", "image_tokens")
+"""Those of them that are folders."""
+
+_SUFFIXES: Final = (".jsonl", ".json", ".tar", ".parquet")
+_LINES_TRIED: Final = 20
+
+
+def open_readers(
+    path: Path, data_type: str | None = None, root: Path | None = None, cache: Path | None = None, tokenizer: str | None = None
+) -> list[Reader]:
+    """Readers of the files that ``path`` names, one a file, in order of their names.
+
+    Args:
+        path: a file, a folder of such files or of ``datasets``, a cache of image tokens, or a pattern with ``*``.
+        data_type: one of ``DATA_TYPES``; by default found from the content.
+        root: where relative names of pictures start; by default the folder that the file lies in.
+        cache: folder for indices; without it they are made anew each time.
+        tokenizer: hash that a cache of image tokens must have.
+
+    Raises:
+        ValueError: nothing is there, or nothing known; the message says what is.
+    """
+    if data_type is not None and data_type not in DATA_TYPES:
+        raise ValueError(f"data_type={data_type!r} is not one of {', '.join(DATA_TYPES)}")
+    readers: list[Reader] = []
+    for place in [path] if path.is_dir() and data_type in FOLDERS else _places(path):
+        kind = data_type or detect(place)
+        if kind == "image_tokens":
+            readers += token_readers(place, cache, tokenizer)
+        elif kind == "datasets":
+            readers.append(DatasetsFolder(place, root, cache))
+        elif kind == "parquet":
+            readers.append(Parquet(place, root, cache))
+        elif kind == "webdataset":
+            readers.append(WebDataset(place, cache))
+        else:
+            readers.append(_json_reader(place, kind if kind in ENTRY_TYPES else None, root, cache))
+    return readers
+
+
+def detect(path: Path) -> str:
+    """One of ``DATA_TYPES``, or "json" where each record tells for itself.
+
+    Raises:
+        ValueError: no known format.
+    """
+    if path.is_dir():
+        return "image_tokens" if is_cache(path) else "datasets"
+    with path.open("rb") as file:
+        head = file.read(1 << 10)
+    if not head.strip():
+        raise ValueError(f"{path} is empty")
+    if head.startswith(b"\x1f\x8b"):
+        raise ValueError(f"{path} is compressed with gzip, where no record can be reached without those before it: gunzip it first")
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head[257:262] == b"ustar" or (path.suffix == ".tar" and tarfile.is_tarfile(path)):
+        return "webdataset"
+    if path.suffix == ".jsonl" or _is_array(path) or _has_objects(path):
+        return "json"
+    raise ValueError(
+        f"{path} is of no known format; known are {', '.join(DATA_TYPES)}. If it is one of them, force it by data_type"
+    )
+
+
+def _places(path: Path) -> list[Path]:
+    """Files and folders that each need a reader of their own."""
+    if "*" in path.name:
+        found = sorted(path.parent.glob(path.name))
+    elif path.is_dir() and not _is_dataset(path):
+        found = _one_kind(path, sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file()))
+    else:
+        found = [path] if path.exists() else []
+    if not found:
+        raise ValueError(f"no data at {path}: give a file, a pattern, or a folder of {', '.join(_SUFFIXES)} files")
+    return found
+
+
+def _is_dataset(folder: Path) -> bool:
+    return is_cache(folder) or any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _one_kind(folder: Path, files: Sequence[Path]) -> list[Path]:
+    kinds = sorted({file.suffix for file in files})
+    if len(kinds) > 1:
+        raise ValueError(f"{folder} holds files of several kinds ({', '.join(kinds)}): give them as sources of their own")
+    return list(files)
+
+
+def _json_reader(path: Path, form: str | None, root: Path | None, cache: Path | None) -> Reader:
+    entries = functools.partial(parse, find=folder_finder(root or path.parent), data_type=form)
+    reader = JsonArray if _is_array(path) else JsonLines
+    return reader(path, entries, form, cache)
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+
+
+def _has_objects(path: Path) -> bool:
+    """Whether one of the first lines is a JSON object."""
+    with path.open("rb") as file:
+        for line in itertools.islice(file, _LINES_TRIED):
+            try:
+                if isinstance(json.loads(line), dict):
+                    return True
+            except ValueError:
+                continue
+    return False

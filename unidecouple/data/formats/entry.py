@@ -1,0 +1,167 @@
+"""One JSON object or table row -> a record: messages (OpenAI, ms-swift), LLaVA's conversations, and flat prompt and picture."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from unidecouple.data.formats.record import BadRecordError, ImageBytes, ImageFile, Picture, Record, Role, Turn, make_record
+
+TAG: Final = "<image>"
+PROMPTS: Final = ("prompt", "caption", "text")
+_ROLES: Final[dict[str, Role]] = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "system": "system",
+}
+Find = Callable[[str], Picture]
+"""From a picture's name in a record to the picture."""
+
+
+def parse(entry: object, where: str, find: Find, data_type: str | None = None) -> Record:
+    """The record that ``entry`` holds.
+
+    Args:
+        entry: a JSON object or a row of a table.
+        where: file and line, for messages.
+        find: resolves pictures' names.
+        data_type: "messages", "llava" or "flat"; by default by the keys.
+
+    Raises:
+        BadRecordError: it is none of them, or broken.
+    """
+    if not isinstance(entry, Mapping):
+        raise BadRecordError(where, f"{type(entry).__name__} where an object is due")
+    form = data_type or entry_type(entry)
+    if form is None:
+        raise BadRecordError(
+            where,
+            f"keys {sorted(map(str, entry))[:8]} are of no known format: give messages, conversations, or image with one of "
+            + ", ".join(PROMPTS),
+        )
+    turns = {"messages": _messages, "llava": _llava, "flat": _flat}[form](entry, where, find)
+    return make_record(turns, entry.get("task"), where)
+
+
+def entry_type(entry: Mapping[str, Any]) -> str | None:
+    """Name of the format of ``entry``, by its keys; null values count as absent, as tables fill gaps with them."""
+    there = {key for key, value in entry.items() if value is not None}
+    if "messages" in there:
+        return "messages"
+    if "conversations" in there:
+        return "llava"
+    return "flat" if "image" in there and there & set(PROMPTS) else None
+
+
+def folder_finder(root: Path) -> Find:
+    """Pictures by data URL, or by path relative to ``root``. Nothing is downloaded."""
+
+    def find(name: str) -> Picture:
+        if name.startswith("data:"):
+            head, _, body = name.partition(",")
+            if not head.endswith(";base64"):
+                raise ValueError(f"data URL {head[:40]!r} is not base64")
+            try:
+                return ImageBytes(base64.b64decode(body, validate=True))
+            except binascii.Error as error:
+                raise ValueError(f"data URL {head[:40]!r}: {error}") from error
+        if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
+            raise ValueError(f"{name[:80]} is a web address: download the picture and give its path")
+        return ImageFile(root / name)
+
+    return find
+
+
+def _messages(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
+    return _turns(entry, "messages", ("role", "content"), where, find)
+
+
+def _llava(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
+    return _turns(entry, "conversations", ("from", "value"), where, find)
+
+
+def _flat(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
+    if entry.get("task") not in (None, "t2i"):
+        raise BadRecordError(
+            where, f'"task": {entry["task"]!r} with a flat prompt and picture, which is t2i: give messages instead'
+        )
+    prompt = next((entry[key] for key in PROMPTS if entry.get(key) is not None), None)
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise BadRecordError(where, f"the prompt is {prompt!r}; give one of {', '.join(PROMPTS)}")
+    if entry.get("image") is None:
+        raise BadRecordError(where, "the prompt has no image")
+    return [Turn("user", (prompt.strip(),)), Turn("assistant", (_picture(entry["image"], where, find),))]
+
+
+def _turns(entry: Mapping[str, Any], key: str, names: tuple[str, str], where: str, find: Find) -> list[Turn]:
+    """Turns of ``entry[key]``, each an object with ``names`` for speaker and content; tags take the listed pictures in order."""
+    said = entry.get(key)
+    if not isinstance(said, list) or not all(isinstance(turn, Mapping) for turn in said):
+        raise BadRecordError(where, f"{key} is not a list of objects")
+    given = entry.get("images") if entry.get("images") is not None else entry.get("image")
+    listed = [] if given is None else given if isinstance(given, list) else [given]
+    waiting = iter(listed)
+    turns = []
+    for turn in said:
+        speaker = str(turn.get(names[0]))
+        if speaker not in _ROLES:
+            raise BadRecordError(where, f"{names[0]}: {speaker!r} is not one of {', '.join(_ROLES)}")
+        turns.append(Turn(_ROLES[speaker], tuple(_parts(turn.get(names[1]), waiting, where, find))))
+    unused = len(list(waiting))
+    if unused:
+        raise BadRecordError(where, f"{len(listed)} pictures are listed, but {unused} of them have no {TAG} in the text")
+    return turns
+
+
+def _parts(content: object, waiting: Iterator[object], where: str, find: Find) -> Iterator[str | Picture]:
+    """Words (stripped, none empty) and pictures of a turn: a text with tags, or OpenAI's list of parts."""
+    if isinstance(content, str):
+        for number, words in enumerate(content.split(TAG)):
+            if number:
+                yield _next(waiting, where, find)
+            if words.strip():
+                yield words.strip()
+    elif isinstance(content, list):
+        for part in content:
+            yield from _part(part, waiting, where, find)
+    else:
+        raise BadRecordError(where, f"content is {type(content).__name__}; give a text, or a list of parts")
+
+
+def _part(part: object, waiting: Iterator[object], where: str, find: Find) -> Iterator[str | Picture]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping) or kind not in ("text", "image", "image_url"):
+        raise BadRecordError(where, f"a content part of type {kind!r}; text, image and image_url are known")
+    if kind == "text":
+        yield from _parts(part.get("text"), waiting, where, find)
+        return
+    value = part.get(kind)
+    if kind == "image_url" and isinstance(value, Mapping):
+        value = value.get("url")
+    yield _next(waiting, where, find) if value is None else _picture(value, where, find)
+
+
+def _next(waiting: Iterator[object], where: str, find: Find) -> Picture:
+    for value in waiting:
+        return _picture(value, where, find)
+    raise BadRecordError(where, f"more {TAG} tags than pictures listed under images")
+
+
+def _picture(value: object, where: str, find: Find) -> Picture:
+    """A picture from a name, from bytes, or from the {bytes, path} that ``datasets`` stores."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes) and value:
+        return ImageBytes(value)
+    if not isinstance(value, str) or not value:
+        raise BadRecordError(where, f"a picture is {type(value).__name__}; give a path, a data URL or bytes")
+    try:
+        return find(value)
+    except (ValueError, KeyError) as error:
+        raise BadRecordError(where, str(error.args[0])) from error

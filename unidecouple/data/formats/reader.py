@@ -1,0 +1,111 @@
+"""Random access to the records of a file: an index of byte ranges, built in one pass and kept."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+
+from unidecouple.data.formats.record import KINDS, BadRecordError, Record
+from unidecouple.files import write_array_atomic
+
+BAD: Final = len(KINDS)
+"""In an index: the kind of a record that cannot be parsed."""
+
+_VERSION: Final = 1
+
+
+class Reader(Protocol):
+    """Records of one file or folder, each readable without those before it."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+
+    @property
+    def format(self) -> str:
+        """Name of its format."""
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """(records,) int64: each record's position in ``KINDS``, or ``BAD``."""
+
+    def record(self, index: int) -> Record:
+        """One record.
+
+        Raises:
+            BadRecordError: it cannot be parsed; so for every ``BAD`` one.
+        """
+
+
+def kind_number(read: Callable[[], Record]) -> int:
+    """What stands in an index for the record that ``read`` returns."""
+    try:
+        return KINDS.index(read().kind)
+    except BadRecordError:
+        return BAD
+
+
+def cached(path: Path, what: str, cache: Path | None, build: Callable[[], np.ndarray]) -> np.ndarray:
+    """``build()``, or what it returned before for this ``path`` as it is now (size and time) if ``cache`` keeps it."""
+    if cache is None:
+        return build()
+    state = path.stat()
+    key = [str(_VERSION), str(path.absolute()), str(state.st_size), str(state.st_mtime_ns), what]
+    file = cache / f"index-{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:20]}.npy"
+    if not file.is_file():
+        write_array_atomic(file, build())
+    return np.load(file, mmap_mode="r")
+
+
+class RangeReader(abc.ABC):
+    """A file whose records are byte ranges.
+
+    A format says where they lie (``ranges``) and what they hold (``read_range``). The index, int64 (records, 4), has start, end,
+    line (from 1) and kind of each; a stretch that cannot be read is one record of kind ``BAD``.
+    """
+
+    def __init__(self, path: Path, settings: str = "", cache: Path | None = None) -> None:
+        self._path = path
+        self._index = cached(path, f"{type(self).__name__} {settings}", cache, self._build)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
+    @abc.abstractmethod
+    def format(self) -> str:
+        """Name of the format."""
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """See ``Reader``."""
+        return self._index[:, 3]
+
+    def record(self, index: int) -> Record:
+        """See ``Reader``."""
+        start, end, line, _ = self._index[index].tolist()
+        return self.read_range(start, end, line)
+
+    @abc.abstractmethod
+    def ranges(self) -> Iterator[tuple[int, int, int]]:
+        """(start, end, line) of every record, in one pass through the file."""
+
+    @abc.abstractmethod
+    def read_range(self, start: int, end: int, line: int) -> Record:
+        """The record there.
+
+        Raises:
+            BadRecordError: there is none that can be used.
+        """
+
+    def _build(self) -> np.ndarray:
+        rows = [(*found, kind_number(functools.partial(self.read_range, *found))) for found in self.ranges()]
+        return np.array(rows, np.int64).reshape(-1, 4)

@@ -1,0 +1,150 @@
+"""What every format becomes: a record of turns, whose pictures are references that nothing has opened yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+Kind = Literal["mmu", "t2i", "text"]
+KINDS: Final[tuple[Kind, ...]] = ("mmu", "t2i", "text")
+Role = Literal["system", "user", "assistant"]
+
+
+class BadRecordError(ValueError):
+    """One record cannot be used. ``where`` names file and line, ``reason`` says what is wrong with it."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where, self.reason = where, reason
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A picture in a file, or in ``size`` bytes of it from ``offset`` (a member of a tar)."""
+
+    path: Path
+    offset: int = 0
+    size: int | None = None
+
+    def read(self) -> bytes:
+        """Its encoded bytes.
+
+        Raises:
+            OSError: the file cannot be read, or ends before the picture does.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(-1 if self.size is None else self.size)
+        if self.size is not None and len(content) < self.size:
+            raise OSError(f"{self.path} ends {self.size - len(content)} bytes before the picture does")
+        return content
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """A picture that came with its record: from a data URL or a parquet column."""
+
+    content: bytes
+
+    def read(self) -> bytes:
+        """Its encoded bytes."""
+        return self.content
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """A picture as discrete tokens: a row of a shard of our cache (safetensors, "tokens", uint16)."""
+
+    shard: Path
+    row: int
+
+    def read(self) -> np.ndarray:
+        """(tokens of an image,) int64.
+
+        Raises:
+            OSError: the shard is missing.
+            ValueError: it is broken, or has no such row.
+        """
+        try:
+            with safe_open(self.shard, "np") as file:
+                return file.get_slice("tokens")[self.row : self.row + 1][0].astype(np.int64)
+        except (SafetensorError, IndexError) as error:
+            raise ValueError(f"{self.shard}, row {self.row}: {error}. The cache is broken; encode it again") from error
+
+
+Picture = ImageFile | ImageBytes | ImageTokens
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one speaker says: words and pictures in their order, none of them empty."""
+
+    role: Role
+    parts: tuple[str | Picture, ...]
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Its pictures, in order."""
+        return tuple(part for part in self.parts if not isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample of any format.
+
+    Attributes:
+        kind: "mmu" (pictures are understood, answers learned), "t2i" (the assistant's pictures are drawn) or "text".
+        turns: perhaps a system turn, then user and assistant in turn, the assistant last.
+        where: file and line or row, for messages.
+    """
+
+    kind: Kind
+    turns: tuple[Turn, ...]
+    where: str
+
+    @property
+    def drawn(self) -> tuple[Picture, ...]:
+        """Pictures to be drawn."""
+        return tuple(p for t in self.turns if t.role == "assistant" for p in t.pictures) if self.kind == "t2i" else ()
+
+
+def make_record(turns: Sequence[Turn], task: object, where: str) -> Record:
+    """A record of ``turns``; its kind by the task rule.
+
+    The rule: a picture in an assistant turn makes it "t2i", else one in a user turn "mmu", none "text". An explicit ``task``
+    wins; under "mmu" an assistant's picture is something to be understood, too.
+
+    Raises:
+        BadRecordError: turns in an impossible order, or a task that they cannot be.
+    """
+    _check_order(turns, where)
+    drawn = any(turn.pictures for turn in turns if turn.role == "assistant")
+    shown = any(turn.pictures for turn in turns if turn.role != "assistant")
+    if task is None:
+        return Record("t2i" if drawn else "mmu" if shown else "text", tuple(turns), where)
+    if task not in KINDS:
+        raise BadRecordError(where, f'"task": {task!r} is not one of {", ".join(KINDS)}')
+    if task == "t2i" and not drawn:
+        raise BadRecordError(where, '"task": "t2i" needs the picture to draw in an assistant turn')
+    if task == "text" and (drawn or shown):
+        raise BadRecordError(where, '"task": "text" has a picture; leave out the task, or the picture')
+    return Record(KINDS[KINDS.index(task)], tuple(turns), where)
+
+
+def _check_order(turns: Sequence[Turn], where: str) -> None:
+    spoken = turns[1:] if turns and turns[0].role == "system" else turns
+    if not spoken:
+        raise BadRecordError(where, "there are no turns")
+    for number, turn in enumerate(spoken):
+        wanted = ("user", "assistant")[number % 2]
+        if turn.role != wanted:
+            raise BadRecordError(where, f"turn {number + 1} is the {turn.role}'s where the {wanted}'s is due")
+        if not turn.parts:
+            raise BadRecordError(where, f"turn {number + 1}, the {turn.role}'s, is empty")
+    if spoken[-1].role != "assistant":
+        raise BadRecordError(where, "the last turn has no answer")

@@ -1,0 +1,143 @@
+"""Tables: parquet files, and folders of ``datasets.save_to_disk``; pyarrow and datasets are optional.
+
+A row is an entry as a line of jsonl is; pictures may be bytes, the {bytes, path} that ``datasets`` stores, or paths.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+
+from unidecouple.data.formats.entry import Find, folder_finder, parse
+from unidecouple.data.formats.reader import cached, kind_number
+from unidecouple.data.formats.record import BadRecordError, Record
+
+_PICTURES: Final = ("image", "images")
+_GROUPS_KEPT: Final = 4
+"""Row groups of a parquet file held in memory; a shuffled pass reads one for nearly every row, so groups should be small."""
+
+
+class TableReader:
+    """What parquet files and ``datasets`` folders have in common: rows by number, as dictionaries."""
+
+    format = "table"
+
+    def __init__(self, path: Path, root: Path | None, cache: Path | None) -> None:
+        self._path, self._find = path, folder_finder(root or path.parent)
+        stands_for = path if path.is_file() else path / "state.json"
+        self.kinds = cached(stands_for, self.format, cache, self._build)
+
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+        return self._path
+
+    def row(self, index: int) -> dict[str, Any]:
+        """A row with all its columns."""
+        raise NotImplementedError
+
+    def plain_rows(self) -> Iterator[dict[str, Any] | None]:
+        """All rows, whose pictures are names only: enough to tell what a row is; None cannot be read."""
+        raise NotImplementedError
+
+    def record(self, index: int) -> Record:
+        """See ``Reader``."""
+        where = f"{self.path}: row {index}"
+        try:
+            row = self.row(index)
+        except (OSError, ValueError) as error:  # pyarrow's errors are both
+            raise BadRecordError(where, f"it cannot be read: {error}") from error
+        return parse(row, where, self._find)
+
+    def _build(self) -> np.ndarray:
+        find: Find = folder_finder(self.path.parent)
+        kinds = [kind_number(functools.partial(parse, row, "", find)) for row in self.plain_rows()]
+        return np.array(kinds, np.int64)
+
+
+class Parquet(TableReader):
+    """One parquet file, read by row group."""
+
+    format = "parquet"
+
+    def __init__(self, path: Path, root: Path | None = None, cache: Path | None = None) -> None:
+        parquet = _require("pyarrow.parquet", "parquet files")
+        try:
+            self._file = parquet.ParquetFile(path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is no readable parquet file: {error}") from error
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self._starts = np.cumsum([0, *sizes])
+        self._group = functools.lru_cache(_GROUPS_KEPT)(self._file.read_row_group)
+        super().__init__(path, root, cache)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """See ``TableReader``."""
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._group(group).slice(index - self._starts[group], 1).to_pylist()[0]
+
+    def plain_rows(self) -> Iterator[dict[str, Any] | None]:
+        """See ``TableReader``."""
+        there = self._file.schema_arrow.names
+        columns = [name for name in there if name not in _PICTURES]
+        pictures = [name for name in _PICTURES if name in there]
+        for group in range(self._file.num_row_groups):
+            try:
+                told = self._file.read_row_group(group, columns=columns).to_pylist()
+                shown = self._file.read_row_group(group, columns=pictures)
+            except (OSError, ValueError):  # told once its rows are asked for
+                yield from [None] * self._file.metadata.row_group(group).num_rows
+            else:
+                yield from ({**row, **_names(shown, number)} for number, row in enumerate(told))
+
+
+class DatasetsFolder(TableReader):
+    """A folder that ``Dataset.save_to_disk`` wrote."""
+
+    format = "datasets"
+
+    def __init__(self, path: Path, root: Path | None = None, cache: Path | None = None) -> None:
+        if (path / "dataset_dict.json").is_file():
+            splits = json.loads((path / "dataset_dict.json").read_text()).get("splits", [])
+            raise ValueError(
+                f"{path} holds the splits {', '.join(splits)}: give the folder of one, such as {path / (splits or ['train'])[0]}"
+            )
+        loaded = _require("datasets", "folders of the datasets library").load_from_disk(str(path))
+        self._data = loaded.with_format("arrow")  # as stored: nothing decodes pictures
+        super().__init__(path, root, cache)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """See ``TableReader``."""
+        return self._data[index : index + 1].to_pylist()[0]
+
+    def plain_rows(self) -> Iterator[dict[str, Any] | None]:
+        """See ``TableReader``."""
+        for start in range(0, len(self._data), 1000):
+            table = self._data[start : start + 1000]
+            pictures = table.select([name for name in _PICTURES if name in table.column_names])
+            told = table.drop_columns(pictures.column_names).to_pylist()
+            yield from ({**row, **_names(pictures, number)} for number, row in enumerate(told))
+
+
+def _names(pictures: Any, number: int) -> dict[str, Any]:
+    """Columns of pictures of one row with a name in place of each picture, and null for null."""
+    out: dict[str, Any] = {}
+    for name, column in zip(pictures.column_names, pictures.columns, strict=True):
+        cell = column[number]
+        many = cell.is_valid and str(column.type).startswith(("list", "large_list"))
+        out[name] = None if not cell.is_valid else ["picture"] * len(cell) if many else "picture"
+    return out
+
+
+def _require(module: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"reading {what} needs {module.partition('.')[0]}: pip install 'unidecouple[data]'") from error

@@ -1,0 +1,126 @@
+"""Our cache of image tokens: prompts and pictures drawn for them, 2 bytes a token (576 tokens: 1,152 bytes a picture).
+
+A folder with ``manifest.json``, and for each shard ``tokens-00000.safetensors`` ("tokens", uint16, pictures x tokens) beside
+``records-00000.jsonl``, whose pictures are {"type": "image_tokens", "row": row of the shard}. ``data/encode.py`` writes it.
+Tokens mean something to the tokenizer only that made them, so the manifest has its hash.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from unidecouple.data.formats.lines import JsonLines
+from unidecouple.data.formats.record import BadRecordError, ImageTokens, Record, Turn, make_record
+
+MANIFEST: Final = "manifest.json"
+PLAN: Final = "encoding.json"
+"""What is being encoded, by what; written first, so that another encoding does not go on in the same folder."""
+
+FORMAT: Final = "unidecouple image tokens 1"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache says of itself.
+
+    Attributes:
+        tokenizer: hash of the image tokenizer (``models/vq.py: tokenizer_hash``).
+        tokens_per_image, codes, image_size: tokens of a picture, codebook's rows, pixels a side.
+        count: pictures.
+        skipped: records that were left out: not t2i, or broken.
+        sources: file name -> SHA-256 of what was encoded.
+        shards: pictures of each shard.
+        format: name and version of the format.
+    """
+
+    tokenizer: str
+    tokens_per_image: int
+    codes: int
+    image_size: int
+    count: int
+    skipped: int
+    sources: dict[str, str]
+    shards: list[int]
+    format: str = FORMAT
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether ``folder`` holds a cache, finished or not."""
+    return any((folder / name).is_file() for name in (PLAN, shard_files(folder, 0)[0].name))
+
+
+def read_manifest(folder: Path, tokenizer: str | None = None) -> Manifest:
+    """The manifest of the cache in ``folder``.
+
+    Raises:
+        ValueError: it is missing, of another version, or of another tokenizer than ``tokenizer`` (any, if None).
+    """
+    try:
+        manifest = Manifest(**json.loads((folder / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder} is no finished cache of image tokens ({error}): encode it (again)") from error
+    if manifest.format != FORMAT:
+        raise ValueError(f"{folder} is in the format {manifest.format!r}, not {FORMAT!r}: encode it again")
+    if tokenizer is not None and manifest.tokenizer != tokenizer:
+        raise ValueError(
+            f"{folder} was encoded by the image tokenizer {manifest.tokenizer[:12]}, but the model has {tokenizer[:12]}: "
+            "tokens of one mean nothing to the other. Encode it again with this model"
+        )
+    return manifest
+
+
+def token_readers(folder: Path, cache: Path | None = None, tokenizer: str | None = None) -> list[JsonLines]:
+    """One reader a shard.
+
+    Raises:
+        ValueError: as ``read_manifest``; or a shard is missing.
+    """
+    manifest = read_manifest(folder, tokenizer)
+    readers = []
+    for number, count in enumerate(manifest.shards):
+        tokens, records = shard_files(folder, number)
+        if not (tokens.is_file() and records.is_file()):
+            raise ValueError(f"{folder} lacks shard {number} ({tokens.name}, {records.name}): copy it again, or encode it again")
+        reader = JsonLines(records, functools.partial(_parse, tokens=tokens), "image_tokens", cache)
+        if len(reader.kinds) != count:
+            raise ValueError(f"{records} holds {len(reader.kinds)} records where the manifest says {count}: encode it again")
+        readers.append(reader)
+    return readers
+
+
+def shard_files(folder: Path, number: int) -> tuple[Path, Path]:
+    """Paths of a shard's tokens and of its records."""
+    return folder / f"tokens-{number:05d}.safetensors", folder / f"records-{number:05d}.jsonl"
+
+
+def record_entry(record: Record, row: int) -> dict[str, Any]:
+    """What stands in a shard for ``record``, whose drawn pictures are the rows from ``row`` on."""
+    turns = []
+    for turn in record.turns:
+        parts: list[dict[str, Any]] = []
+        for part in turn.parts:
+            parts.append({"type": "text", "text": part} if isinstance(part, str) else {"type": "image_tokens", "row": row})
+            row += not isinstance(part, str)
+        turns.append({"role": turn.role, "content": parts})
+    return {"turns": turns, "where": record.where}
+
+
+def _parse(entry: object, where: str, tokens: Path) -> Record:
+    if not isinstance(entry, Mapping):
+        raise BadRecordError(where, f"{type(entry).__name__} where an object is due")
+    try:
+        turns = [
+            Turn(
+                turn["role"],
+                tuple(p["text"] if p["type"] == "text" else ImageTokens(tokens, int(p["row"])) for p in turn["content"]),
+            )
+            for turn in entry["turns"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRecordError(where, f"the cache is broken ({error!r}): encode it again") from error
+    return make_record(turns, "t2i", where)

@@ -1,0 +1,156 @@
+"""WebDataset: tars in which files that follow each other with one key (the name up to its first dot) make a sample.
+
+A sample is a text (``key.txt``) that tells what its one picture shows, or a JSON object (``key.json``) in any of the entry
+formats, with its pictures by name or in the order of the archive. Samples are found once in a pass over the headers.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from unidecouple.data.formats.entry import PROMPTS, TAG, parse
+from unidecouple.data.formats.reader import RangeReader
+from unidecouple.data.formats.record import BadRecordError, ImageFile, Picture, Record
+
+_BLOCK: Final = 512
+_PICTURES: Final = ("jpg", "jpeg", "png", "webp")
+
+
+class WebDataset(RangeReader):
+    """One uncompressed tar. A stretch without a valid header is one bad record; reading goes on at the next valid one."""
+
+    def __init__(self, path: Path, cache: Path | None = None) -> None:
+        super().__init__(path, "", cache)
+
+    @property
+    def format(self) -> str:
+        """See ``Reader``."""
+        return "webdataset"
+
+    def ranges(self) -> Iterator[tuple[int, int, int]]:
+        """See ``RangeReader``; the line is the sample's number in the archive."""
+        number, start, end, key = 0, 0, 0, ""
+        for member, first, last in _members(self.path):
+            if member is not None and not member.isfile():
+                continue
+            mine = _split(member.name)[0] if member is not None else ""
+            if end and (mine != key or not mine or first != end):
+                number += 1
+                yield start, end, number
+                start = first
+            elif not end:
+                start = first
+            end, key = last, mine
+        if end:
+            yield start, end, number + 1
+
+    def read_range(self, start: int, end: int, line: int) -> Record:
+        """See ``RangeReader``."""
+        where = f"{self.path}: sample {line}"
+        pictures: dict[str, Picture] = {}
+        texts: dict[str, bytes] = {}
+        with self.path.open("rb") as file:
+            for member, first, last in _members_between(file, start, end):
+                if member is None:
+                    raise BadRecordError(where, f"bytes {first} to {last} are no valid part of a tar: damaged or truncated")
+                key, ending = _split(member.name)
+                where = f"{self.path}: sample {line} ({key})"
+                kind = ending.rpartition(".")[2].lower()
+                if kind in _PICTURES:
+                    pictures[Path(member.name).name] = ImageFile(self.path, member.offset_data, member.size)
+                elif kind in ("txt", "json"):
+                    file.seek(member.offset_data)
+                    texts[kind] = file.read(member.size)
+        return _sample(texts, pictures, where)
+
+
+def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, Picture], where: str) -> Record:
+    try:
+        entry = json.loads(texts["json"]) if "json" in texts else {}
+        prompt = texts["txt"].decode() if "txt" in texts else None
+    except ValueError as error:
+        raise BadRecordError(where, f"its text cannot be read: {error}") from error
+    if not isinstance(entry, Mapping):
+        raise BadRecordError(where, f"its JSON is {type(entry).__name__}; give an object")
+    if prompt is not None and not any(entry.get(key) is not None for key in ("messages", "conversations", *PROMPTS)):
+        entry = {"prompt": prompt}  # the JSON was about the file, not what it shows
+    if not entry:
+        raise BadRecordError(where, "no .txt or .json beside the picture")
+    return parse(_with_pictures(entry, list(pictures)), where, lambda name: pictures[_known(name, pictures)])
+
+
+def _with_pictures(entry: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
+    """``entry`` that names its pictures: those of the archive, in order, where it names none itself."""
+    if entry.get("image") is not None or entry.get("images") is not None:
+        return entry
+    turns = entry.get("messages") or entry.get("conversations")
+    if turns:
+        return {**entry, "images": names} if TAG in json.dumps(turns) else entry
+    return {**entry, "image": names[0]} if len(names) == 1 else entry
+
+
+def _known(name: str, pictures: Mapping[str, Picture]) -> str:
+    base = Path(name).name
+    if base not in pictures:
+        raise KeyError(f"there is no picture {name!r} in the sample; it has {', '.join(pictures) or 'none'}")
+    return base
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and ending, parted at the first dot of the file's own name."""
+    folder, slash, base = name.rpartition("/")
+    key, _, ending = base.partition(".")
+    return folder + slash + key, ending
+
+
+Member = tuple[tarfile.TarInfo | None, int, int]
+"""A member, or None for a damaged stretch; start of its header, and end of its content."""
+
+
+def _members(path: Path) -> Iterator[Member]:
+    with path.open("rb") as file:
+        yield from _members_between(file, 0, path.stat().st_size)
+
+
+def _members_between(file: BinaryIO, start: int, end: int) -> Iterator[Member]:
+    """Members from ``start``; tarfile itself takes a damaged header for the end of the archive and says nothing."""
+    while start < end:
+        place = start
+        try:
+            file.seek(place)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while place < end and (member := tar.next()) is not None:
+                    last = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                    if member.offset_data + member.size > end:
+                        break
+                    yield member, place, last
+                    place = last
+                    tar.members.clear()  # type: ignore[attr-defined]  # it keeps every member it has seen
+        except tarfile.TarError:
+            pass
+        start, damaged = _next_header(file, place, end)
+        if damaged:
+            yield None, place, start
+
+
+def _next_header(file: BinaryIO, place: int, end: int) -> tuple[int, bool]:
+    """Where the next valid header after ``place`` stands, or ``end``; and whether more than zeros lie before it."""
+    file.seek(place)
+    damaged = False
+    for start in range(place, end, _BLOCK):
+        block = file.read(min(_BLOCK, end - start))
+        if block.count(0) == len(block):
+            continue
+        if start > place and len(block) == _BLOCK:
+            try:
+                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                pass
+            else:
+                return start, damaged
+        damaged = True
+    return end, damaged

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unidecouple.data.mixture import Files
 from unidecouple.methods.stage import Objective, Stage
 from unidecouple.methods.structure import Dense, Structure
 
@@ -65,6 +66,7 @@ class Evaluation:
 
     Attributes:
         eval_steps: steps between scores during training; 0 is none.
+        eval_batches: batches of held-out files a task, where a run is on files; what follows is of the world.
         eval_images, eval_prompts: understanding pictures and prompts a tag (one picture each) then.
         pope_images: pictures of POPE at the end (18 distinct-split questions each).
         vqa_questions: questions a kind.
@@ -75,6 +77,7 @@ class Evaluation:
     """
 
     eval_steps: int = 100
+    eval_batches: int = 8
     eval_images: int = 24
     eval_prompts: int = 8
     pope_images: int = 100
@@ -94,6 +97,8 @@ class RunConfig:
     Attributes:
         model_name_or_path: checkpoint folder to start from, or the name of a shipped base ("understanding", "unified"), or
             "scratch" for random weights around the shipped tokenizer.
+        data: what a step sees of the drawn world.
+        files: the user's own data, in its place.
         structure: which weights serve which task.
         stages: what trains when.
         max_steps: steps of the run, over all stages.
@@ -113,6 +118,7 @@ class RunConfig:
     model_name_or_path: str = "understanding"
     structure: Structure = field(default_factory=Dense)
     data: Data = field(default_factory=Data)
+    files: Files | None = None
     objective: Objective = field(default_factory=Objective)
     stages: tuple[Stage, ...] = (Stage(),)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -130,3 +136,7 @@ class RunConfig:
     diagnose: bool = True
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.files is not None and self.data != Data():
+            raise ValueError("data and files are both given: data describes the drawn world, files are your own; leave one out")

@@ -14,7 +14,7 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.plan.load import Lengths, Micro, joint, only
 from unidecouple.plan.sizes import SIZES, build, configuration
 from unidecouple.run import Data
-from unidecouple.train.batches import batch_source
+from unidecouple.train.batches import world_batches
 from unidecouple.train.build import load
 
 DATA = Data(pairs=24, scenes=24, t2i_batch_size=6, mmu_batch_size=2, router_pairs=1)
@@ -70,7 +70,7 @@ def test_the_worlds_lengths_are_those_of_training(small_base: Path, small_cache:
     """Within a twelfth of the padded lengths and answers that real batches have, on average."""
     model, processor = load(str(small_base))
     data = Data(pairs=64, scenes=64, t2i_batch_size=8, mmu_batch_size=8)
-    source = batch_source(data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
+    source = world_batches(data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
     real = [micro_batches(source.batch(step)) for step in range(12)]
     for index, part in enumerate(joint(data, str(small_base), model.config, None, Lengths())):
         mean = {key: sum(getattr(step[index], key) for step in real) / len(real) for key in ("length", "answers", "drawn")}

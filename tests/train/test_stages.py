@@ -17,7 +17,7 @@ from unidecouple.data.world.scene import CELL_NAMES
 from unidecouple.methods.stage import Lora, Objective, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import Lesson, RunConfig
-from unidecouple.train.batches import BatchSource, batch_source
+from unidecouple.train.batches import WorldBatches, world_batches
 from unidecouple.train.build import add_lora, load, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.step import TrainingDivergedError, train_step
@@ -29,9 +29,9 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def source(small_run: RunConfig, small_cache: Path) -> BatchSource:
+def source(small_run: RunConfig, small_cache: Path) -> WorldBatches:
     model, processor = load(small_run.model_name_or_path)
-    return batch_source(small_run.data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
+    return world_batches(small_run.data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
 
 
 def test_experts_apart_moves_experts_and_freezes_attention(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_generation_data_alone_leaves_understanding_bit_for_bit(small_run: RunCo
     assert not torch.equal(after.model.generation_head.vision_head.weight, before.model.generation_head.vision_head.weight)
 
 
-def test_joint_experts_stage_equals_one_task_at_a_time(small_run: RunConfig, source: BatchSource) -> None:
+def test_joint_experts_stage_equals_one_task_at_a_time(small_run: RunConfig, source: WorldBatches) -> None:
     """Eq. 3: with attention frozen and experts apart, a joint batch trains each group as its task alone would."""
 
     def trained(tasks: tuple[Task, ...]) -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_table_counts_what_trains(small_run: RunConfig) -> None:
     assert all("frozen" in line for line in lines if "attention" not in line)
 
 
-def test_nan_loss_stops_before_any_update(small_run: RunConfig, source: BatchSource) -> None:
+def test_nan_loss_stops_before_any_update(small_run: RunConfig, source: WorldBatches) -> None:
     model, _ = load(small_run.model_name_or_path)
     optimizer = torch.optim.AdamW(apply(model, {"attention": 1}, 1e-2))
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_lora_twice_is_an_error(small_run: RunConfig) -> None:
         add_lora(once, Lora(4), 0)
 
 
-def test_batches_are_a_function_of_seed_and_step(source: BatchSource) -> None:
+def test_batches_are_a_function_of_seed_and_step(source: WorldBatches) -> None:
     again, other = source.batch(3), replace(source, seed=1).batch(3)
     for one, two in zip(source.batch(3), again, strict=True):
         assert torch.equal(one.input_ids, two.input_ids)
@@ -134,13 +134,13 @@ def test_batches_are_a_function_of_seed_and_step(source: BatchSource) -> None:
     )
 
 
-def test_tasks_draw_from_streams_of_their_own(source: BatchSource) -> None:
+def test_tasks_draw_from_streams_of_their_own(source: WorldBatches) -> None:
     """Variants with other mixtures see the same samples of the task they share."""
     alone = replace(source, data=replace(source.data, mmu_batch_size=0))
     assert torch.equal(alone.batch(5)[0].image_tokens, source.batch(5)[1].image_tokens)
 
 
-def test_lessons_come_one_after_the_other_and_then_conversations(source: BatchSource) -> None:
+def test_lessons_come_one_after_the_other_and_then_conversations(source: WorldBatches) -> None:
     pointing = (Lesson("pointing", 1, 3), Lesson("describing", 1, 8), Lesson("asking", 2, 5), Lesson("placing", 1, 7))
     lessons = (*pointing, Lesson("caption", 1, 4), Lesson("presence", 1, 6))
     taught = replace(source, data=replace(source.data, lessons=lessons, t2i_batch_size=0, router_pairs=0, turns=3))
@@ -162,7 +162,7 @@ def test_lessons_come_one_after_the_other_and_then_conversations(source: BatchSo
     assert all("describe the image" in text for text in texts(7))
 
 
-def test_drawing_starts_with_single_coloured_objects(source: BatchSource) -> None:
+def test_drawing_starts_with_single_coloured_objects(source: WorldBatches) -> None:
     simple = replace(source, data=replace(source.data, simple_steps=2, mmu_batch_size=0, router_pairs=0, cond_dropout_prob=0.0))
 
     def prompts(step: int) -> list[str]:
@@ -174,7 +174,7 @@ def test_drawing_starts_with_single_coloured_objects(source: BatchSource) -> Non
     assert any(" and " in prompt or not any(name in prompt for name in COLORS) for step in range(2, 8) for prompt in prompts(step))
 
 
-def test_router_samples_say_anything_about_a_picture_and_teach_no_answer(source: BatchSource) -> None:
+def test_router_samples_say_anything_about_a_picture_and_teach_no_answer(source: WorldBatches) -> None:
     alone = replace(source, data=replace(source.data, t2i_batch_size=0, mmu_batch_size=0, router_pairs=16))
     said: set[str] = set()
     for step in range(12):
@@ -189,7 +189,7 @@ def test_router_samples_say_anything_about_a_picture_and_teach_no_answer(source:
     assert "<unk>" not in said
 
 
-def test_scenes_that_nobody_can_point_at(source: BatchSource) -> None:
+def test_scenes_that_nobody_can_point_at(source: WorldBatches) -> None:
     alone = [scene for scene in source.world.scenes if len(scene.things) == 1]
     taught = replace(source, world=replace(source.world, scenes=alone), data=replace(source.data, lessons=(Lesson("asking", 1),)))
     with pytest.raises(ValueError, match=r"raise data\.scenes"):

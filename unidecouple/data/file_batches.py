@@ -71,21 +71,35 @@ class FileBatches:
         """Tasks that this run has data of."""
         return tuple(task for task in Task if self._batch_size(task))
 
-    def batch(self, step: int) -> JointBatch:
-        """The joint batch of ``step``: one micro-batch a task, or one of packed rows.
+    @property
+    def measurable(self) -> tuple[Task, ...]:
+        """Tasks that ``task_batch`` draws."""
+        return self.tasks
+
+    @property
+    def most_parts(self) -> int:
+        """Into how many parts a step can be cut such that each holds every task."""
+        return min(self._batch_size(task) for task in self.tasks)
+
+    def batch(self, step: int, part: int = 0, of: int = 1) -> JointBatch:
+        """The joint batch of ``step``, or one ``part`` ``of`` several: one micro-batch a task, or one of packed rows.
+
+        A process reads the records of its own parts only.
 
         Raises:
             BadDataError: too many of the records drawn so far are bad.
         """
         pad = self.builder.tokenizer.pad_token_id
-        parts = [self._samples(self._training[task], task, self._batch_size(task), step) for task in self.tasks]
+        drawn = {task: range(step * size + part, (step + 1) * size, of) for task in self.tasks for size in [self._batch_size(task)]}
+        parts = [self._samples(self._training[task], task, numbers) for task, numbers in drawn.items()]
         if self.files.pack:
             return (pack([sample for part in parts for sample in part], self.files.max_length, pad),)
         return tuple(collate(part, pad) for part in parts)
 
     def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
         """A batch of one task for measurements, in an order that training does not use; raises as ``batch``."""
-        return (collate(self._samples(self._aside[task], task, size, key), self.builder.tokenizer.pad_token_id),)
+        numbers = range(key * size, (key + 1) * size)
+        return (collate(self._samples(self._aside[task], task, numbers), self.builder.tokenizer.pad_token_id),)
 
     def _batch_size(self, task: Task) -> int:
         return self.files.mmu_batch_size if task is Task.MMU else self.files.t2i_batch_size
@@ -107,11 +121,11 @@ class FileBatches:
             )
         return pools, shelves
 
-    def _samples(self, stream: Stream, task: Task, size: int, step: int) -> list[Sample]:
-        """Draws ``step * size`` to ``(step + 1) * size`` of ``stream``."""
+    def _samples(self, stream: Stream, task: Task, numbers: Sequence[int]) -> list[Sample]:
+        """The draws ``numbers`` of ``stream``; whether a draw's prompt is hidden depends on its number alone."""
         share = self.files.cond_dropout_prob if task is Task.T2I else 0.0
-        dropped = np.random.default_rng([self.seed, step, int(task)]).random(size) < share
-        return self._encoded([self._built(stream, task, step * size + n, bool(dropped[n])) for n in range(size)])
+        hidden = [np.random.default_rng([self.seed, number, int(task)]).random() < share for number in numbers]
+        return self._encoded([self._built(stream, task, n, bool(drop)) for n, drop in zip(numbers, hidden, strict=True)])
 
     def _built(self, stream: Stream, task: Task, number: int, dropped: bool) -> Built:
         shelves = self._shelves[task][1]

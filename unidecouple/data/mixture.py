@@ -54,6 +54,7 @@ class Files:
 
     Attributes:
         sources: where it lies.
+        validation: held-out sources that a run is scored on.
         mmu_batch_size: samples a step that are understood, texts among them, by the sources' shares; 0 is generation only.
         t2i_batch_size: pictures with prompts a step; 0 is understanding only.
         max_length: tokens of the longest sequence, or of a row if ``pack``; longer samples count as bad.
@@ -63,6 +64,7 @@ class Files:
     """
 
     sources: tuple[Source, ...]
+    validation: tuple[Source, ...] = ()
     mmu_batch_size: int = 32
     t2i_batch_size: int = 32
     max_length: int = 2048

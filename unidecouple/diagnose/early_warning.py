@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from unidecouple.batch import Task
 
-SERVES = {"pope": Task.MMU, "vqa": Task.MMU, "geneval": Task.T2I}
+SERVES = {"pope": Task.MMU, "vqa": Task.MMU, "answers": Task.MMU, "geneval": Task.T2I, "image_tokens": Task.T2I}
 """Which task a benchmark's main score is of."""
 
 

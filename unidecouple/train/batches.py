@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
 from unidecouple.batch import Batch, JointBatch, Task
 from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
@@ -19,7 +17,7 @@ from unidecouple.data.world.questions import Question, conversation, poll, tell_
 from unidecouple.data.world.scene import CELL_NAMES
 from unidecouple.files import write_array_atomic
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.models.vq import encode_image_tokens
+from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
 from unidecouple.run import Data, Lesson
 
 CONVERSATION: Final = "conversation"
@@ -27,7 +25,7 @@ POINTING: Final = ("pointing", "describing", "asking", "placing")
 
 
 @dataclass(frozen=True)
-class BatchSource:
+class WorldBatches:
     """Draws joint batches from the world.
 
     Attributes:
@@ -60,6 +58,11 @@ class BatchSource:
             *(x.batch_size for x in self.data.lessons),
         )
         return min(size for size in sizes if size)
+
+    @property
+    def measurable(self) -> tuple[Task, ...]:
+        """Tasks that ``task_batch`` draws: the world has conversations, whether or not the run trains on them."""
+        return tuple(task for task in Task if task is Task.MMU or len(self.tokens))
 
     def batch(self, step: int, part: int = 0, of: int = 1) -> JointBatch:
         """The joint batch of ``step``, or one ``part`` ``of`` several: one micro-batch a task, plus router pairs if any.
@@ -153,18 +156,17 @@ class BatchSource:
         return sorted(set(self.builder.tokenizer.get_vocab()) - special)
 
 
-def batch_source(
+def world_batches(
     data: Data, model: UniJanusForConditionalGeneration, builder: SequenceBuilder, seed: int, cache: Path, progress: Progress
-) -> BatchSource:
+) -> WorldBatches:
     """The world's data for ``model``: drawn if need be, and encoded by its tokenizer once (2 bytes a token, kept by its hash)."""
     world = load_world(WorldData(data.pairs, data.scenes, data.seed), cache, progress)
     if not data.t2i_batch_size:
-        return BatchSource(data, world, np.zeros((0, 0), np.int64), builder, seed)
-    digest = hashlib.sha256(save(model.model.vqmodel.state_dict())).hexdigest()[:12]
-    path = world.folder / f"image-tokens-{digest}.npy"
+        return WorldBatches(data, world, np.zeros((0, 0), np.int64), builder, seed)
+    path = world.folder / f"image-tokens-{tokenizer_hash(model.model.vqmodel)[:12]}.npy"
     if not path.is_file():
         write_array_atomic(path, _encode(model, world.pair_images, progress))
-    return BatchSource(data, world, np.load(path).astype(np.int64), builder, seed)
+    return WorldBatches(data, world, np.load(path).astype(np.int64), builder, seed)
 
 
 def _encode(model: UniJanusForConditionalGeneration, images: np.ndarray, progress: Progress, batch_size: int = 64) -> np.ndarray:

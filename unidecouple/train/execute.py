@@ -21,12 +21,14 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.run import RunConfig
 from unidecouple.train import checkpoint as checkpoints
-from unidecouple.train.batches import BatchSource, batch_source
+from unidecouple.train.batches import world_batches
 from unidecouple.train.build import load, load_shapes, restructure
+from unidecouple.train.held_out import HeldOut, held_out
 from unidecouple.train.launch import processes
 from unidecouple.train.loop import Say, Trainer, Watch
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.scoring import Scorer
+from unidecouple.train.source import BatchSource, open_source
 from unidecouple.train.trackers import Tracker, tracking
 
 RESULT = "scores.json"
@@ -61,8 +63,8 @@ def _execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threadin
     model, processor = _read(run, resume, parallel)
     builder = SequenceBuilder(processor)
     with parallel.first_alone():  # it draws and encodes; the others find it done
-        source = batch_source(run.data, model, builder, run.seed, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
-    scorer = Scorer(run.evaluation, builder)
+        source = open_source(run, model, processor, builder, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
+        scorer = _scorer(run, model, processor, builder, cache)
     with tracking(run.report_to if parallel.first else (), folder, start, configs.plain(run)) as trackers:
         watch = functools.partial(_watch, scorer, folder, trackers, say)
         trainer = Trainer(run, model, processor, source, folder, say, watch, stop, parallel, trackers)
@@ -85,6 +87,14 @@ def _read(run: RunConfig, resume: Path | None, parallel: Parallel) -> tuple[UniJ
     return (model.to(parallel.device) if parallel.holds_weights else model), processor
 
 
+def _scorer(
+    run: RunConfig, model: UniJanusForConditionalGeneration, processor: UniJanusProcessor, builder: SequenceBuilder, cache: Path
+) -> Scorer | HeldOut:
+    if run.files is None:
+        return Scorer(run.evaluation, builder)
+    return held_out(run.files, run.evaluation.eval_batches, model, processor, builder, cache)
+
+
 def _measure_start(
     run: RunConfig, model: UniJanusForConditionalGeneration, source: BatchSource, folder: Path, watch: Watch
 ) -> None:
@@ -98,7 +108,7 @@ def _finish(
     run: RunConfig,
     model: UniJanusForConditionalGeneration,
     source: BatchSource,
-    scorer: Scorer,
+    scorer: Scorer | HeldOut,
     folder: Path,
     say: Say,
     began: tuple[float, float],
@@ -116,7 +126,10 @@ def _finish(
             "scores": [score.to_json() for score in scores],
         },
     )
-    say("done: " + "  ".join(f"{s.benchmark} {s.value:.3f}" for s in scores if s.metric in ("accuracy", "overall")))
+    say(
+        "done: "
+        + "  ".join(f"{s.benchmark} {s.value:.3f}" for s in scores if s.metric in ("accuracy", "overall", "log_probability"))
+    )
 
 
 def _say_nothing(line: str) -> None:
@@ -126,7 +139,7 @@ def _say_nothing(line: str) -> None:
 def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
     """Draw and encode the data that ``run`` needs, so that processes started together find it in ``cache``."""
     model, processor = load(run.model_name_or_path)
-    batch_source(run.data, model, SequenceBuilder(processor), run.seed, cache, progress)
+    world_batches(run.data, model, SequenceBuilder(processor), run.seed, cache, progress)
 
 
 def _claim(folder: Path, run: RunConfig) -> None:
@@ -138,7 +151,12 @@ def _claim(folder: Path, run: RunConfig) -> None:
 
 
 def _watch(
-    scorer: Scorer, folder: Path, trackers: Sequence[Tracker], say: Say, step: int, model: UniJanusForConditionalGeneration
+    scorer: Scorer | HeldOut,
+    folder: Path,
+    trackers: Sequence[Tracker],
+    say: Say,
+    step: int,
+    model: UniJanusForConditionalGeneration,
 ) -> None:
     """Score on validation samples; say when one task falls while the other rises."""
     model.eval()
@@ -167,11 +185,11 @@ def _forget_after(folder: Path, step: int) -> None:
 
 
 def _diagnose(model: UniJanusForConditionalGeneration, source: BatchSource, step: int, folder: Path) -> None:
-    both = tuple(source.task_batch(task, ROUTING_BATCH, 0)[0] for task in Task if task is Task.MMU or len(source.tokens))
+    both = tuple(source.task_batch(task, ROUTING_BATCH, 0)[0] for task in source.measurable)
     layers = routing_map(model, tuple(batch.to(model.device) for batch in both))
     if layers:
         write_json_atomic(folder / "routing.json", {"layers": layers})
-    if len(source.tokens):
+    if len(source.measurable) == len(Task):
         _write_conflict(model, source, step, folder / "conflict.json")
 
 

@@ -20,10 +20,10 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.run import RunConfig
 from unidecouple.train import checkpoint as checkpoints
-from unidecouple.train.batches import BatchSource
 from unidecouple.train.build import add_lora
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.parallel import Parallel
+from unidecouple.train.source import BatchSource
 from unidecouple.train.step import StepResult, train_step
 from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import apply, table

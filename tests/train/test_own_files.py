@@ -1,0 +1,85 @@
+"""A run on the user's own files: the same loop, held-out scores, exact resume."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from own_data import asked, flat, write_jsonl, write_pictures
+from small_runs import Run
+from unidecouple import config as configs
+from unidecouple.data.mixture import Files, Source
+from unidecouple.run import Data, RunConfig
+from unidecouple.train.checkpoint import all_checkpoints
+
+WORDS = ["cow", "pig", "cup", "bus", "car", "cake", "dog", "cat"]
+
+
+@pytest.fixture
+def own(small_run: RunConfig, tmp_path: Path) -> RunConfig:
+    """Conversations and pictures with prompts; the last two of each are held out."""
+    write_pictures(tmp_path, *(f"{word}.png" for word in WORDS))
+    for name, words in (("train", WORDS[:-2]), ("held", WORDS[-2:])):
+        questions = [asked(f"{word}.png", f"Is there a {word} in the image?") for word in words]
+        write_jsonl(tmp_path / f"{name}.jsonl", [*questions, *(flat(f"{word}.png", f"a photo of a {word}") for word in words)])
+    files = Files(
+        (Source(tmp_path / "train.jsonl"),),
+        validation=(Source(tmp_path / "held.jsonl"),),
+        mmu_batch_size=3,
+        t2i_batch_size=3,
+        max_length=128,
+    )
+    evaluation = replace(small_run.evaluation, eval_steps=2, eval_batches=2)
+    return replace(small_run, data=Data(), files=files, evaluation=evaluation)
+
+
+def scores(folder: Path) -> list[tuple[str, float]]:
+    return [(row["benchmark"], row["value"]) for row in json.loads((folder / "scores.json").read_text())["scores"]]
+
+
+def test_held_out_scores_by_task(own: RunConfig, run: Run, tmp_path: Path) -> None:
+    assert run(own, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "scores.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["benchmark"]) for row in rows] == [
+        (step, name) for step in (0, 2, 4, 6) for name in ("answers", "image_tokens")
+    ]
+    assert all(row["value"] < 0 for row in rows)
+    assert rows[-2]["value"] > rows[0]["value"]
+    assert scores(tmp_path / "run") == [(row["benchmark"], row["value"]) for row in rows[-2:]]
+
+
+def test_resumed_and_cut_runs_are_the_unbroken_one(own: RunConfig, run: Run, tmp_path: Path) -> None:
+    assert run(own, tmp_path / "whole")
+    assert not run(own, tmp_path / "broken", stop_after=3)
+    assert run(own, tmp_path / "broken")
+    assert run(replace(own, gradient_accumulation_steps=3), tmp_path / "cut")
+    whole, broken, cut = (load_file(all_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("whole", "broken", "cut"))
+    assert [name for name in whole if not torch.equal(whole[name], broken[name])] == []
+    for name, weight in whole.items():
+        torch.testing.assert_close(cut[name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_packed_rows_train_the_same(own: RunConfig, run: Run, tmp_path: Path) -> None:
+    assert own.files is not None
+    assert run(own, tmp_path / "padded")
+    assert run(replace(own, files=replace(own.files, pack=True)), tmp_path / "packed")
+    for one, two in zip(scores(tmp_path / "padded"), scores(tmp_path / "packed"), strict=True):
+        assert one == (two[0], pytest.approx(two[1], rel=1e-3))
+
+
+def test_scores_need_held_out_files(own: RunConfig, run: Run, tmp_path: Path) -> None:
+    assert own.files is not None
+    with pytest.raises(ValueError, match=r"files\.validation is empty"):
+        run(replace(own, files=replace(own.files, validation=())), tmp_path / "run")
+
+
+def test_the_recipe_of_a_run_on_files(own: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(configs.dump(own))
+    assert configs.load(RunConfig, [tmp_path / "run.yaml"]) == own
+    with pytest.raises(ValueError, match="leave one out"):
+        configs.load(RunConfig, [tmp_path / "run.yaml"], ["data.pairs=3"])

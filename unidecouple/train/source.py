@@ -1,0 +1,56 @@
+"""Where a run's batches come from: the world, or users' own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from unidecouple.batch import JointBatch, Task
+from unidecouple.data.file_batches import FileBatches
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.world.dataset import Progress
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.run import RunConfig
+from unidecouple.train.batches import world_batches
+
+
+class BatchSource(Protocol):
+    """Batches as a function of (seed, step): a resumed run needs no position in the data, and no re-reading."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks that the run has data of."""
+
+    @property
+    def measurable(self) -> tuple[Task, ...]:
+        """Tasks that ``task_batch`` draws."""
+
+    @property
+    def most_parts(self) -> int:
+        """Into how many parts a step can be cut such that each holds every task."""
+
+    def batch(self, step: int, part: int = 0, of: int = 1) -> JointBatch:
+        """One ``part`` ``of`` the joint batch of ``step``."""
+
+    def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
+        """A batch of one task for measurements, in an order that training does not use."""
+
+
+def open_source(
+    run: RunConfig,
+    model: UniJanusForConditionalGeneration,
+    processor: UniJanusProcessor,
+    builder: SequenceBuilder,
+    cache: Path,
+    progress: Progress,
+) -> BatchSource:
+    """The data that ``run`` trains on.
+
+    Raises:
+        ValueError: files are missing, of no known format, or without records of a task.
+        BadDataError: too many records cannot be parsed.
+    """
+    if run.files is None:
+        return world_batches(run.data, model, builder, run.seed, cache, progress)
+    return FileBatches(run.files, processor, builder, run.seed, model.model.vqmodel, cache / "files")

@@ -15,6 +15,8 @@ from unidecouple import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from unidecouple.run import RunConfig
+
 T = TypeVar("T")
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -59,6 +61,8 @@ def train(arguments: argparse.Namespace) -> int:
     from unidecouple.train.loop import InterruptedRunError
 
     run = _load(RunConfig, arguments.recipe)
+    if arguments.dry_run:
+        return _dry_run(run, arguments.cache)
     stop = threading.Event()
     signal.signal(signal.SIGINT, lambda number, frame: stop.set())
     try:
@@ -66,6 +70,19 @@ def train(arguments: argparse.Namespace) -> int:
     except InterruptedRunError as error:
         print(f"unidecouple: {error}. The same command resumes it", file=sys.stderr)
         return INTERRUPTED
+    return OK
+
+
+def _dry_run(run: RunConfig, cache: Path) -> int:
+    from unidecouple.plan.stages import Question
+    from unidecouple.plan.stages import plan as stages
+    from unidecouple.plan.text import memory_of_one
+    from unidecouple.train.dry_run import describe
+
+    describe(run, cache, lambda line: print(line, flush=True))
+    question = Question((1,), dtype="bf16" if run.bf16 else "fp32")
+    print("\nmemory of one process at the peak of a step, computed (see docs/scale.md)")
+    print("\n".join(memory_of_one(stages(run, question), run.gradient_checkpointing)))
     return OK
 
 
@@ -227,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--workers", type=int, help="runs at a time, one thread each (default: number of cores)")
     one = add(train, recipe=True)
     one.add_argument("--output", type=Path, required=True, help="folder of the run")
+    one.add_argument("--dry-run", action="store_true", help="say what the run would do: configuration, weights, data, memory")
     for command in (grid, one):
         command.add_argument(
             "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"

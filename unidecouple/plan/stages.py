@@ -97,6 +97,8 @@ def plan(run: RunConfig, question: Question) -> list[StagePlan]:
     """
     raw = configuration(run.model_name_or_path)
     whole = sum(stage.share for stage in run.stages)
+    sizes = run.files or run.data
+    data = replace(run.data, mmu_batch_size=sizes.mmu_batch_size, t2i_batch_size=sizes.t2i_batch_size)
     plans: list[StagePlan] = []
     lora: Lora | None = None
     for stage in run.stages:
@@ -104,8 +106,8 @@ def plan(run: RunConfig, question: Question) -> list[StagePlan]:
             raise ValueError(f"stage {stage.name!r} adds LoRA to a model that has some: give it to one stage only")
         lora = stage.lora or lora
         model = build(raw, run.structure, lora)
-        parts = joint(run.data, run.model_name_or_path, model.config, question.batch_size, question.lengths)
-        samples = question.samples or run.max_steps * (run.data.mmu_batch_size + run.data.t2i_batch_size)
+        parts = joint(data, run.model_name_or_path, model.config, question.batch_size, question.lengths)
+        samples = question.samples or run.max_steps * (data.mmu_batch_size + data.t2i_batch_size)
         load = stage_load(model, stage, parts, 2 if question.dtype == "bf16" else 4)
         plans.append(_answered(StagePlan(stage, model.config, load, round(samples * stage.share / whole), [], {}, {}), question))
     return plans

@@ -57,6 +57,17 @@ def _assumed(run: RunConfig, question: Question) -> str:
     return told if question.price is None else f"{told}; price {question.price:g} a device hour"
 
 
+def memory_of_one(plans: Sequence[StagePlan], checkpointing: bool) -> list[str]:
+    """A line a stage: peak memory of one device that holds everything, by what fills it."""
+    out = []
+    for stage in plans:
+        (alone,) = (found for found in stage.estimates if found.way == "ddp")
+        peak = alone.checkpointed if checkpointing else alone.memory
+        parts = ", ".join(f"{name} {_count(size)}B" for name, size in vars(peak).items() if size)
+        out.append(f"  {stage.stage.name:14} {_count(peak.total)}B: {parts}")
+    return out
+
+
 def plain(run: RunConfig, question: Question, plans: Sequence[StagePlan]) -> dict[str, Any]:
     """The plan as JSON's own types: bytes, seconds and FLOPs of a step, unrounded."""
     return {

@@ -1,0 +1,69 @@
+"""kill -9 at random moments, in steps and in saves: a loadable checkpoint stays, and the run goes on exactly."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from small_runs import APART_THEN_JOINT
+from unidecouple.methods.structure import TaskAwareMoE
+from unidecouple.run import RunConfig
+from unidecouple.train.build import load
+from unidecouple.train.checkpoint import all_checkpoints, read_state
+from unidecouple.train.execute import execute
+
+KILLS = 50
+
+
+def attempt(config: RunConfig, folder: Path, cache: Path) -> None:
+    execute(config, folder, cache, lambda line: None, threading.Event())
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss/mmu"], line["loss/t2i"]) for line in lines]
+
+
+def newest(folder: Path) -> int:
+    return max((read_state(path).step for path in all_checkpoints(folder)), default=0)
+
+
+@pytest.mark.slow
+def test_killed_runs_lose_nothing(small_run: RunConfig, small_cache: Path, tmp_path: Path) -> None:
+    """A checkpoint every step, so that about half of the time goes into saves."""
+    config = replace(small_run, structure=TaskAwareMoE(), stages=APART_THEN_JOINT, save_steps=1, save_total_limit=2, max_steps=80)
+    attempt(config, tmp_path / "whole", small_cache)
+    rng, context = random.Random(0), multiprocessing.get_context("fork")  # a fork has torch loaded: kills fall into the run
+    killed, in_save = 0, 0
+    folder = tmp_path / "killed"
+    while killed < KILLS:
+        process = context.Process(target=attempt, args=(config, folder, small_cache))
+        process.start()
+        until = newest(folder) + rng.choice((0, 1, 1, 2))  # 0: before the first step of this attempt is saved
+        while process.is_alive() and newest(folder) < until:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:  # it got through: start over, there are kills left
+            assert losses(folder) == losses(tmp_path / "whole")
+            folder = tmp_path / f"killed{killed}"
+            continue
+        killed += 1
+        in_save += bool([*folder.glob(".checkpoint-*")])
+        for path in all_checkpoints(folder):
+            load(str(path))
+    assert in_save, "no kill fell into a save"
+    attempt(config, folder, small_cache)
+    assert losses(folder) == losses(tmp_path / "whole")
+    whole, resumed = (load_file(all_checkpoints(path)[-1] / "model.safetensors") for path in (tmp_path / "whole", folder))
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []

@@ -1,0 +1,55 @@
+"""What a run would do, before it does anything: resolved configuration, what trains, one decoded batch of each task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unidecouple import config as configs
+from unidecouple.batch import Batch
+from unidecouple.data.preview import stretches
+from unidecouple.data.sequences import Sample, SequenceBuilder
+from unidecouple.run import RunConfig
+from unidecouple.train.build import add_lora, load, restructure
+from unidecouple.train.loop import Say
+from unidecouple.train.source import open_source
+from unidecouple.train.trainable import apply, table
+
+_SHOWN = 2
+
+
+def describe(run: RunConfig, cache: Path, say: Say) -> None:
+    """Say what ``run`` would do; writes nothing but indices and encoded pictures into ``cache``.
+
+    Raises:
+        ValueError: as the run itself would: a start that does not load, a pattern that matches nothing, data that is missing.
+    """
+    say(configs.dump(run).rstrip())
+    model, processor = load(run.model_name_or_path)
+    model = restructure(model, run.structure, run.seed)
+    builder = SequenceBuilder(processor)
+    source = open_source(run, model, processor, builder, cache, lambda what, done, of: None)
+    for number, stage in enumerate(run.stages, 1):
+        if stage.lora is not None:
+            model = add_lora(model, stage.lora, run.seed)
+        groups = apply(model, stage.train, stage.learning_rate)
+        say(f"\nstage {number}/{len(run.stages)} {stage.name!r}\n{table(model, groups)}")
+    for batch in source.batch(0):
+        rows, length = batch.input_ids.shape
+        filled = batch.num_tokens / batch.input_ids.numel()
+        tasks = " and ".join(
+            f"{count} {name} targets" for name, count in zip(("text", "image token"), batch.num_targets, strict=True)
+        )
+        say(f"\nmicro-batch of step 1: {rows} rows of {length} tokens, {filled:.0%} filled, {tasks}; [[...]] bears loss")
+        for row in range(min(_SHOWN, rows)):
+            say("  " + _decoded(batch, row, builder))
+
+
+def _decoded(batch: Batch, row: int, builder: SequenceBuilder) -> str:
+    """One row as text, from what the model gets."""
+    keep = batch.attention_mask[row]
+    ids, tasks, labels, codes = (
+        column[row][keep].tolist() for column in (batch.input_ids, batch.task_ids, batch.labels, batch.image_tokens)
+    )
+    sample = Sample(ids, tasks, labels, codes)
+    marks = {"loss": "[[{}]]", "context": "{}", "shown": "<{} tokens of a picture>", "drawn": "[[{} image tokens]]"}
+    return " ".join(marks[part.look].format(part.text or part.count) for part in stretches(sample, builder))

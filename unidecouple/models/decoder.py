@@ -31,7 +31,7 @@ from unidecouple.models.router import ContextRouter, ExpertRouter, Routing, Task
 
 @dataclass
 class DecoderOutput(BaseModelOutputWithPast):
-    """transformers' decoder output plus ``routing``: one ``Routing`` a layer, empty for dense layers."""
+    """transformers' decoder output plus ``routing``: one ``Routing`` a mixture, in the order of the layers."""
 
     routing: tuple[Routing, ...] | None = None
 
@@ -77,8 +77,9 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = UniLlamaAttention(config, layer_idx)
-        told = config.context_router and layer_idx == 0
-        self.mlp = FeedForward(config, "mlp") if config.ffn == "dense" else MixtureOfExperts(config, routed=not told)
+        mixtures = config.mixture_layers
+        told = config.context_router and layer_idx == mixtures[0]
+        self.mlp = MixtureOfExperts(config, routed=not told) if layer_idx in mixtures else FeedForward(config, "mlp")
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 

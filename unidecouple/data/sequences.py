@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
+from unidecouple.data.chat import chat_format
 from unidecouple.data.world.questions import Question
 from unidecouple.models.processing import UniJanusProcessor
 
@@ -34,28 +35,27 @@ class SequenceBuilder:
     def __init__(self, processor: UniJanusProcessor) -> None:
         self.tokenizer = processor.tokenizer
         self._texts: dict[str, list[int]] = {}
-        self._system = self._ids(processor.system_prompt) if processor.system_prompt else []
-        self._user = self._ids(self.tokenizer.user_token)
-        self._assistant = self._ids(self.tokenizer.assistant_token)
-        self._boi = self._ids(self.tokenizer.boi_token)
-        placeholders = self._ids(self.tokenizer.image_token) * processor.num_image_tokens
-        self._image = [*self._boi, *placeholders, *self._ids(self.tokenizer.eoi_token)]
+        self._chat = chat_format(processor)
+        boi, self._placeholder, eoi = self.tokenizer.convert_tokens_to_ids(
+            [self.tokenizer.boi_token, self.tokenizer.image_token, self.tokenizer.eoi_token]
+        )
+        self._boi, self._image = [boi], [boi, *[self._placeholder] * processor.num_image_tokens, eoi]
         self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
 
     def understanding(self, picture: np.ndarray, turns: Sequence[Question], answered: bool = True) -> Sample:
         """A conversation about ``picture``; losses on answers and their EOS. Without ``answered`` there is no target."""
-        ids, labels = [self._bos, *self._system], [IGNORE] * (1 + len(self._system))
+        ids, labels = [self._bos], [IGNORE]
         for index, turn in enumerate(turns):
-            asked = [*self._user, *(self._image if index == 0 else []), *self._ids(turn.text), *self._assistant]
-            answer = [*self._ids(turn.answer), self._eos]
+            asked = self._ids((self._chat.next_user if index else self._chat.user_with_image) + turn.text + self._chat.asked)
+            answer = [*self._ids(self._chat.lead + turn.answer + self._chat.answered), self._eos]
             ids += [*asked, *answer]
             labels += [IGNORE] * len(asked) + (answer if answered else [IGNORE] * len(answer))
         return self._sequence(ids, labels, [NO_IMAGE_TOKEN] * len(ids), Task.MMU, picture)
 
     def pointing(self, picture: np.ndarray, word: str, answer: str, asked: bool) -> Sample:
         """``picture``, then ``word`` and at once its ``answer``; if ``asked`` with "?" and the assistant's turn between them."""
-        shown = [self._bos, *self._image, *self._ids(word), *([*self._ids("?"), *self._assistant] if asked else [])]
-        target = self._ids(answer)
+        shown = [self._bos, *self._image, *self._ids(word), *(self._ids(f" ?{self._chat.asked}") if asked else [])]
+        target = self._ids(self._chat.lead + answer)
         labels = [IGNORE] * len(shown) + target
         return self._sequence(shown + target, labels, [NO_IMAGE_TOKEN] * len(labels), Task.MMU, picture)
 
@@ -71,12 +71,12 @@ class SequenceBuilder:
 
     def generation_prompt(self, prompt: str, dropped: bool = False) -> list[int]:
         """Ids up to and with the image-start token; a dropped prompt keeps its length, as Janus does: pads between BOS and it."""
-        inner = [*self._user, *self._ids(prompt), *self._assistant]
+        inner = self._ids(self._chat.user + prompt + self._chat.asked)
         return [self._bos, *([self.tokenizer.pad_token_id] * len(inner) if dropped else inner), *self._boi]
 
     def understanding_prompt(self, question: str) -> list[int]:
         """Ids of one question about one picture, up to where the answer starts."""
-        return [self._bos, *self._system, *self._user, *self._image, *self._ids(question), *self._assistant]
+        return [self._bos, *self._ids(self._chat.user_with_image + question + self._chat.asked)]
 
     def _sequence(
         self, ids: list[int], labels: list[int], image: list[int], task: Task, picture: np.ndarray | None = None
@@ -85,7 +85,9 @@ class SequenceBuilder:
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._texts:
-            self._texts[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            expanded = [self._image if token == self._placeholder else [token] for token in ids]
+            self._texts[text] = [token for run in expanded for token in run]
         return self._texts[text]
 
 

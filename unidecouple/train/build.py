@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import torch
-from transformers import AutoProcessor
 
+from unidecouple.convert.layouts import DEEPSEEK, config_of, detect
+from unidecouple.convert.processors import read_processor
+from unidecouple.convert.weights import WEIGHTS
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure
 from unidecouple.models.configuration import UniJanusConfig
@@ -27,7 +30,8 @@ def checkpoint_folder(name_or_path: str) -> Path:
     folder = Path(str(files("unidecouple") / "assets" / name_or_path)) if name_or_path in SHIPPED else Path(name_or_path)
     if not (folder / "config.json").is_file():
         folder = next(reversed(all_checkpoints(folder)), folder)
-    for needed in ("config.json", "model.safetensors"):
+    weights = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[1])
+    for needed in ("config.json", weights):
         if not (folder / needed).is_file():
             raise ValueError(
                 f"no checkpoint at {name_or_path!r}: {needed} is missing. Give a folder of save_pretrained, a run's folder, "
@@ -36,20 +40,36 @@ def checkpoint_folder(name_or_path: str) -> Path:
     return folder
 
 
-def load(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, UniJanusProcessor]:
-    """Model (float32, eval mode) and processor of a checkpoint.
+def load(
+    name_or_path: str, dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> tuple[UniJanusForConditionalGeneration, UniJanusProcessor]:
+    """Model (eval mode) and processor of a checkpoint in our layout or in transformers' (deepseek-community's).
+
+    Args:
+        name_or_path: see ``checkpoint_folder``.
+        dtype: of the weights in memory; "auto" is what the configuration says.
 
     Raises:
-        ValueError: the folder is missing, or its weights are broken or do not fit its configuration.
+        ValueError: the folder is missing or in deepseek-ai's layout, or its weights are broken or do not fit its configuration.
     """
     folder = checkpoint_folder(name_or_path)
+    layout = detect(folder)
+    if layout == DEEPSEEK:
+        raise ValueError(
+            f"{folder} is in deepseek-ai's original layout: convert it once with `unidecouple convert {folder} --output FOLDER`, "
+            "and give that folder"
+        )
     try:
-        model, info = UniJanusForConditionalGeneration.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = read_processor(folder, layout)
+        config = config_of(folder, processor)
+        kind = UniJanusForConditionalGeneration
+        model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, dtype=dtype)
     except Exception as error:  # the libraries raise anything from KeyError to SafetensorError here
         raise ValueError(
             f"cannot read the checkpoint at {folder}: {error}. Is a file truncated? Copy or convert it again"
         ) from error
+    if processor is None:
+        raise ValueError(f"{folder} has no tokenizer.json: copy the tokenizer's and processor's files to it")
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise ValueError(

@@ -1,0 +1,56 @@
+"""The command line's options as what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from unidecouple.batch import Task
+from unidecouple.methods.structure import Dense, MoE, Structure, TaskAwareMoE
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def structure(arguments: argparse.Namespace) -> Structure | None:
+    """The structure that ``arguments`` of ``unidecouple convert`` ask for; None leaves it as it is."""
+    if arguments.structure in (None, "dense"):
+        return None if arguments.structure is None else Dense()
+    layers = None if arguments.moe_layers is None else numbers(arguments.moe_layers)
+    experts, top_k = arguments.experts_per_task, arguments.num_experts_per_tok
+    shared, alpha = not arguments.no_shared_expert, arguments.alpha
+    if arguments.structure == "moe":
+        return MoE("moe", experts, top_k, shared, alpha, layers)
+    return TaskAwareMoE("ta_moe", experts, top_k, shared, alpha, layers, context_router=arguments.context_router)
+
+
+def task(key: str | None) -> Task | None:
+    """The task called ``key``, "mmu" or "t2i"."""
+    return None if key is None else Task[key.upper()]
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers and ranges: "0,4-7" is 0, 4, 5, 6, 7.
+
+    Raises:
+        ValueError: ``text`` is something else.
+    """
+    found: list[int] = []
+    for piece in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
+        if match is None:
+            raise ValueError(f"{text!r} is no list of layers: write numbers and ranges, as 0,4-7")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(found)
+
+
+def shard_bytes(text: str) -> int:
+    """A size in bytes: "5GB", "200MB", "1000".
+
+    Raises:
+        ValueError: ``text`` is no positive size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?B)?\s*", text.upper())
+    size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if size < 1:
+        raise ValueError(f"{text!r} is no size of a file: write a number and its unit, as 5GB or 200MB")
+    return size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +202,7 @@ def config(size: Published, shortened: bool = False) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def tokenizer(vocabulary: int = TINY.vocabulary) -> Tokenizer:
     """A byte-level BPE with Janus-Pro's special tokens, split as DeepSeek's and, as its file, without BOS in the post-processor."""
     backend = Tokenizer(BPE())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -55,8 +55,8 @@ class Weights:
             self.shapes |= here
             self._file_of |= dict.fromkeys(here, file)
 
-    def read(self, names: Iterable[str]) -> Part:
-        """The data of ``names``."""
+    def read(self, names: Sequence[str]) -> Part:
+        """The data of ``names``, in that order."""
         by_file: dict[Path, list[str]] = {}
         for name in names:
             by_file.setdefault(self._file_of[name], []).append(name)
@@ -68,7 +68,7 @@ class Weights:
             else:
                 tensors = self._load_torch(file)
                 out |= {name: tensors[name] for name in wanted}
-        return out
+        return {name: out[name] for name in names}
 
     def _shapes(self, file: Path) -> Part:
         if file.suffix != ".safetensors":
@@ -109,16 +109,17 @@ def save_shards(folder: Path, shapes: Mapping[str, Tensor], parts: Iterable[Part
     shards = _assign({name: tensor.numel() * tensor.element_size() for name, tensor in shapes.items()}, max_bytes)
     files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))] if len(shards) > 1 else [_SINGLES[0]]
     waiting: Part = {}
+    where: dict[str, str] = {}
     done = 0
     for part in parts:
         for name, tensor in part.items():
             waiting[name] = tensor
             if len(waiting) == len(shards[done]):
                 save_file(_own(waiting), folder / files[done], {"format": "pt"})
+                where |= dict.fromkeys(waiting, files[done])
                 waiting, done = {}, done + 1
     if len(files) > 1:
         total = sum(tensor.numel() * tensor.element_size() for tensor in shapes.values())
-        where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         write_json_atomic(folder / _INDEXES[0], {"metadata": {"total_size": total}, "weight_map": where})
     return files
 
@@ -150,7 +151,7 @@ def _indexed(index: Path) -> dict[str, Path]:
     """File of every weight, by the index; names of files must lie in its folder."""
     try:
         named: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is no index of weights: {error}") from error
     for file in set(named.values()):
         if Path(file).name != file or not (index.parent / file).is_file():

@@ -237,10 +237,12 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def write_published(folder: Path, dtype: torch.dtype = torch.bfloat16, form: str = "safetensors", seed: int = 0) -> Path:
-    """A tiny checkpoint in deepseek-ai's layout; ``form`` is safetensors, bin or shards (two torch files with an index)."""
+def write_published(
+    folder: Path, dtype: torch.dtype = torch.bfloat16, form: str = "safetensors", seed: int = 0, size: Published = TINY
+) -> Path:
+    """A checkpoint in deepseek-ai's layout; ``form`` is safetensors, bin or shards (two torch files with an index)."""
     folder.mkdir(parents=True)
-    tensors = weights(TINY, seed, dtype)
+    tensors = weights(size, seed, dtype)
     if form == "safetensors":
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     elif form == "bin":
@@ -252,13 +254,13 @@ def write_published(folder: Path, dtype: torch.dtype = torch.bfloat16, form: str
             torch.save({name: tensors[name] for name in inside}, folder / file)
         where = {name: file for file, inside in files.items() for name in inside}
         write_json(folder / "pytorch_model.bin.index.json", {"metadata": {}, "weight_map": where})
-    write_json(folder / "config.json", config(TINY))
+    write_json(folder / "config.json", config(size))
     tokenizer().save(str(folder / "tokenizer.json"))
     named = {"bos_token": BOS, "eos_token": {"content": EOS, "__type": "AddedToken"}, "pad_token": None}
     write_json(folder / "tokenizer_config.json", named | {"tokenizer_class": "LlamaTokenizerFast", "model_max_length": 16384})
-    pixels = {"image_size": TINY.image, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "min_size": 14, "rescale_factor": 1 / 255}
+    pixels = {"image_size": size.image, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "min_size": 14, "rescale_factor": 1 / 255}
     write_json(folder / "preprocessor_config.json", pixels | {"do_normalize": True, "image_processor_type": "VLMImageProcessor"})
-    write_json(folder / "processor_config.json", {"num_image_tokens": TINY.patches, "sft_format": "deepseek", "mask_prompt": False})
+    write_json(folder / "processor_config.json", {"num_image_tokens": size.patches, "sft_format": "deepseek", "mask_prompt": False})
     (folder / "LICENSE").write_text("DeepSeek model licence\n", encoding="utf-8")
     (folder / "README.md").write_text("a model card\n", encoding="utf-8")
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import weakref
 from pathlib import Path
 
 import pytest
@@ -87,10 +88,29 @@ def test_shards_by_hand(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {*files, "model.safetensors.index.json"}
 
 
+def test_one_shard_and_one_part_are_in_memory(tmp_path: Path) -> None:
+    alive: set[int] = set()
+    most = 0
+
+    def part(number: int) -> dict[str, torch.Tensor]:
+        nonlocal most
+        made = {f"{number}.{i}": torch.zeros(25) for i in range(3)}
+        for name, tensor in made.items():
+            alive.add(hash(name))
+            weakref.finalize(tensor, alive.discard, hash(name))
+        most = max(most, len(alive))
+        return made
+
+    shapes = {f"{number}.{i}": torch.zeros(25, device="meta") for number in range(9) for i in range(3)}
+    files = save_shards(tmp_path, shapes, map(part, range(9)), max_bytes=400)
+    assert len(files) == 7
+    assert most == 3 + 3  # a shard of four lacks one, and the part that completes it is made
+
+
 def test_shared_memory_is_written_twice(tmp_path: Path) -> None:
     shared = torch.arange(6.0)
     part = {"a": shared, "b": shared, "c": shared.view(2, 3).T}
-    save_shards(tmp_path, {name: tensor.to("meta") for name, tensor in part.items()}, iter([part]), 10**9)
+    save_shards(tmp_path, {name: tensor.to("meta") for name, tensor in part.items()}, iter([dict(part)]), 10**9)
     assert all(torch.equal(tensor, part[name]) for name, tensor in Weights(tmp_path).read("abc").items())
 
 

@@ -110,11 +110,14 @@ def _plan(weights: Weights, parts: list[tuple[str, ...]], steps: list[_Step], la
 
 def _written(weights: Weights, parts: list[tuple[str, ...]], steps: list[_Step]) -> Iterator[Part]:
     """The result, part by part."""
-    for names in parts:
+
+    def one(names: tuple[str, ...]) -> Part:
         part = weights.read(names)
         for step in steps:
             part = step.transform(part)
-        yield part
+        return part
+
+    return map(one, parts)
 
 
 def _reading(layout: str, config: UniJanusConfig, weights: Weights) -> list[_Step]:

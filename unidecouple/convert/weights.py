@@ -101,7 +101,7 @@ class Weights:
 def save_shards(folder: Path, shapes: Mapping[str, Tensor], parts: Iterable[Part], max_bytes: int) -> list[str]:
     """Write ``parts``, whose names and shapes together are ``shapes``, in that order, to safetensors in ``folder``.
 
-    At most one shard and one part are in memory. A weight bigger than ``max_bytes`` is a shard of its own.
+    At most one shard and one part are in memory; parts are emptied. A weight bigger than ``max_bytes`` is a shard of its own.
 
     Returns:
         Names of the files.
@@ -112,8 +112,8 @@ def save_shards(folder: Path, shapes: Mapping[str, Tensor], parts: Iterable[Part
     where: dict[str, str] = {}
     done = 0
     for part in parts:
-        for name, tensor in part.items():
-            waiting[name] = tensor
+        for name in list(part):
+            waiting[name] = part.pop(name)  # a part that is kept would be in memory beside the next
             if len(waiting) == len(shards[done]):
                 save_file(_own(waiting), folder / files[done], {"format": "pt"})
                 where |= dict.fromkeys(waiting, files[done])

@@ -103,9 +103,10 @@ def export(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Copy a checkpoint between deepseek-ai's layout, transformers' and ours, with another structure if asked."""
-    from unidecouple.convert.convert import Conversion
     from unidecouple.convert.convert import convert as copy
     from unidecouple.convert.options import shard_bytes, structure, task
+    from unidecouple.convert.steps import Conversion
+    from unidecouple.train.build import checkpoint_folder
 
     wanted = Conversion(
         arguments.to,
@@ -115,7 +116,7 @@ def convert(arguments: argparse.Namespace) -> int:
         shard_bytes(arguments.max_shard_size),
         arguments.seed,
     )
-    copy(arguments.checkpoint, arguments.output, wanted, lambda line: print(line, flush=True))
+    copy(checkpoint_folder(str(arguments.checkpoint)), arguments.output, wanted, lambda line: print(line, flush=True))
     return OK
 
 

@@ -19,7 +19,8 @@ import torch
 
 from published import PRO_1B, TINY, write_published
 from unidecouple.batch import Task
-from unidecouple.convert.convert import Conversion, convert
+from unidecouple.convert.convert import convert
+from unidecouple.convert.steps import Conversion
 from unidecouple.data.sequences import SequenceBuilder, collate
 from unidecouple.data.world.questions import Question
 from unidecouple.generate.image import Sampling, draw_tokens

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from published import write_published
-from unidecouple.convert.convert import Conversion, convert
+from unidecouple.convert.convert import convert
+from unidecouple.convert.steps import Conversion
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 

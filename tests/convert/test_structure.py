@@ -13,7 +13,11 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from unidecouple.batch import Batch, Task
+from unidecouple.convert.convert import convert
+from unidecouple.convert.steps import Conversion
 from unidecouple.convert.structure import merge_lora
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.generate.image import Sampling, draw_tokens
 from unidecouple.methods.structure import Dense, MoE, Structure, TaskAwareMoE
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
@@ -24,6 +28,7 @@ Save = Callable[[UniJanusForConditionalGeneration], Path]
 Convert = Callable[..., Path]
 Joint = tuple[Batch, Batch]
 
+PROMPTS = ["a photo of a cow", "a photo of two red cups and a blue pig"]
 LOW = {"lora_rank": 4, "lora_alpha": 4.0}
 LORA = LOW | {"lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
 SOME = LOW | {"moe_layers": [1], "lora_targets": ["attention", "mlp", "experts"], "lora_per_task": ["mlp"]}
@@ -31,11 +36,12 @@ SOME = LOW | {"moe_layers": [1], "lora_targets": ["attention", "mlp", "experts"]
 
 @torch.no_grad()
 def logits(model: UniJanusForConditionalGeneration, joint: Joint, task: Task | None = None) -> list[Tensor]:
-    """Of both heads on both batches; told that every token is of ``task``, or as the model routes."""
+    """Of both heads on both batches, BOS left out; told that all but it is of ``task`` (see ``Task``), or as the model routes."""
     out = []
     for batch in joint:
         told = batch if task is None else replace(batch, task_ids=torch.full_like(batch.task_ids, task))
-        hidden = model.decode_batch(told, None if task is None else "label").last_hidden_state
+        told.task_ids[:, 0] = Task.MMU
+        hidden = model.decode_batch(told, None if task is None else "label").last_hidden_state[:, 1:]
         out += [model.lm_head(hidden), model.model.generation_head(hidden)]
     return out
 
@@ -84,6 +90,7 @@ def test_upcycling_computes_the_same(
 @pytest.mark.parametrize("merge", [False, True])
 def test_slimmed_to_one_task(
     make_model: MakeModel,
+    builder: SequenceBuilder,
     joint_batch: Joint,
     save: Save,
     converted: Convert,
@@ -92,7 +99,7 @@ def test_slimmed_to_one_task(
     task: Task,
     merge: bool,
 ) -> None:
-    """What it computes without being told anything is what the whole model computes told that every token is of the task."""
+    """What it computes without being told anything is what the whole model computes told the task."""
     whole = make_model(ffn="ta_moe", **text)
     expected = logits(whole, joint_batch, task)
     assert difference(expected, logits(whole, joint_batch, Task(1 - task))) > 0.1
@@ -102,6 +109,12 @@ def test_slimmed_to_one_task(
     assert (kept.ffn, kept.num_tasks, kept.experts_per_group) == ("moe", 1, whole.config.text_config.experts_per_task)
     assert kept.lora_rank == (0 if merge else whole.config.text_config.lora_rank)
     assert slim.num_parameters() < whole.num_parameters()
+    assert kept.first_token == (task is Task.T2I)
+    if task is Task.T2I:
+        told, untold = (Sampling(guidance_scale=3.0, temperature=0, routing=routing) for routing in ("label", None))
+        pictures = draw_tokens(whole, builder, PROMPTS, 1, 0, told)
+        assert torch.equal(draw_tokens(slim, builder, PROMPTS, 1, 0, untold), pictures)
+        assert len(pictures.unique()) > 8
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -111,11 +124,22 @@ def test_one_expert_folds_to_a_dense_janus(
     targets = ["attention", "experts", *(["shared_expert"] if shared else [])]
     low = {"lora_rank": 4, "lora_alpha": 4.0, "lora_targets": targets, "lora_per_task": ["attention"]}
     whole = make_model(ffn="ta_moe", experts_per_task=1, shared_expert=shared, **low)
-    folder = converted(save(whole), tmp_path / "out", task=Task.T2I, structure=Dense(), to="transformers")
-    dense = load(str(folder))[0]
-    assert dense.config.text_config.intermediate_size == (128 if shared else 64)
-    assert difference(logits(dense, joint_batch), logits(whole, joint_batch, Task.T2I)) <= 3e-5
+    source = save(whole)
+    for task in Task:
+        dense = load(str(converted(source, tmp_path / task.key, task=task, structure=Dense())))[0]
+        assert dense.config.text_config.intermediate_size == (128 if shared else 64)
+        assert difference(logits(dense, joint_batch), logits(whole, joint_batch, task)) <= 3e-5
+    folder = converted(tmp_path / "mmu", tmp_path / "plain", to="transformers")
+    assert difference(logits(load(str(folder))[0], joint_batch), logits(whole, joint_batch, Task.MMU)) <= 3e-5
     assert type(JanusForConditionalGeneration.from_pretrained(folder).model.language_model).__name__ == "LlamaModel"
+
+
+def test_pictures_of_other_layouts_differ_and_it_is_said(make_model: MakeModel, save: Save, tmp_path: Path) -> None:
+    said: list[str] = []
+    wanted = Conversion("transformers", Dense(), Task.T2I)
+    convert(save(make_model(ffn="ta_moe", experts_per_task=1)), tmp_path / "out", wanted, said.append)
+    assert [line for line in said if "4 names gone, 0 new" in line and "the BOS's keys and values left out" in line]
+    assert not load(str(tmp_path / "out"))[0].config.text_config.first_token
 
 
 def test_updates_merge_on_the_way_to_other_layouts(

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from published import write_published
-from unidecouple.convert.convert import Conversion, convert
+from unidecouple.convert.convert import convert
+from unidecouple.convert.steps import Conversion
 from unidecouple.train.build import checkpoint_folder, load
 
 

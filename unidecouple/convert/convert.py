@@ -6,58 +6,21 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from unidecouple.batch import Task
-from unidecouple.convert import structure as structures
-from unidecouple.convert.layouts import DEEPSEEK, UNIDECOUPLE, config_json, config_of, detect, read_json
+from unidecouple.convert.layouts import DEEPSEEK, config_json, config_of, detect
 from unidecouple.convert.names import to_deepseek, unused
-from unidecouple.convert.parts import Part, Transform, read_deepseek, split_into_parts, untie, write_deepseek
+from unidecouple.convert.parts import Part, split_into_parts, write_deepseek
 from unidecouple.convert.processors import read_processor, write_generation_config, write_processor
+from unidecouple.convert.steps import Conversion, Step, changes, reading
 from unidecouple.convert.weights import Weights, save_shards
 from unidecouple.files import atomic_directory, write_json_atomic
-from unidecouple.methods.structure import Dense, MoE, Structure, TaskAwareMoE
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
-GIGABYTE = 10**9
 _TRAVELS = ("license", "licence", "notice", "readme", "copying")
-_HEAD = "lm_head.weight"
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What to make of a checkpoint.
-
-    Attributes:
-        to: layout of the result, of ``LAYOUTS``.
-        structure: of the result; None leaves it as it is.
-        task: keep only what serves this task.
-        merge: add low-rank updates to their weights; needed for any layout but ours, and for folding, so done there anyway.
-        max_shard_bytes: of one file of weights.
-        seed: of new routers.
-    """
-
-    to: str = UNIDECOUPLE
-    structure: Structure | None = None
-    task: Task | None = None
-    merge: bool = False
-    max_shard_bytes: int = 5 * GIGABYTE
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One change: what it does in words, to a part, and the configuration after it; ``check`` is whether that tells all names."""
-
-    says: str
-    transform: Transform
-    config: UniJanusConfig
-    check: bool = True
 
 
 def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str], None]) -> None:
@@ -73,11 +36,11 @@ def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str],
     processor = read_processor(source, layout)
     config, weights = config_of(source, processor), Weights(source)
     config.dtype = _most_bytes(weights.shapes)
-    steps = [*_reading(layout, config, weights), *_changes(config, wanted)]
+    steps = [*reading(layout, config, weights), *changes(config, wanted)]
     final = steps[-1].config
     raw = config_json(final, wanted.to)
     if wanted.to == DEEPSEEK:
-        steps.append(_Step("written under deepseek-ai's names", write_deepseek, final, check=False))
+        steps.append(Step("written under deepseek-ai's names", write_deepseek, final, check=False))
     say(f"{source}: {layout} layout, {_size(weights.shapes)}, {_describe(config)}")
     parts = split_into_parts(weights.shapes)
     shapes = _plan(weights, parts, steps, layout, say)
@@ -94,7 +57,7 @@ def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str],
         say("no tokenizer.json was there, so the result has no processor: copy one to it before use")
 
 
-def _plan(weights: Weights, parts: list[tuple[str, ...]], steps: list[_Step], layout: str, say: Callable[[str], None]) -> Part:
+def _plan(weights: Weights, parts: list[tuple[str, ...]], steps: list[Step], layout: str, say: Callable[[str], None]) -> Part:
     """Every weight of the result, in order and without data; says what each step does and checks its names and shapes."""
     planned = [{name: weights.shapes[name] for name in names} for names in parts]
     for step in steps:
@@ -108,7 +71,7 @@ def _plan(weights: Weights, parts: list[tuple[str, ...]], steps: list[_Step], la
     return _union(planned)
 
 
-def _written(weights: Weights, parts: list[tuple[str, ...]], steps: list[_Step]) -> Iterator[Part]:
+def _written(weights: Weights, parts: list[tuple[str, ...]], steps: list[Step]) -> Iterator[Part]:
     """The result, part by part."""
 
     def one(names: tuple[str, ...]) -> Part:
@@ -118,53 +81,6 @@ def _written(weights: Weights, parts: list[tuple[str, ...]], steps: list[_Step])
         return part
 
     return map(one, parts)
-
-
-def _reading(layout: str, config: UniJanusConfig, weights: Weights) -> list[_Step]:
-    """From the layout's names to ours."""
-    steps = []
-    tied = _HEAD not in weights.shapes and to_deepseek(_HEAD) not in weights.shapes
-    raw = read_json(weights.start.parent / "config.json")
-    said = raw.get("tie_word_embeddings", raw.get("language_config", {}).get("tie_word_embeddings", layout != DEEPSEEK))
-    if layout == DEEPSEEK:
-        steps.append(_Step("read under deepseek-ai's names", read_deepseek, config, check=not (tied and said)))
-    elif not (tied and said):
-        steps.append(_Step("read", dict, config))
-    if tied and said:
-        steps.append(_Step("text head, tied to the word embeddings, written out", untie, config))
-    return steps
-
-
-def _changes(config: UniJanusConfig, wanted: Conversion) -> list[_Step]:
-    """Changes of structure, in order."""
-    steps: list[_Step] = []
-    mixture = None if isinstance(wanted.structure, Dense) else wanted.structure
-    if wanted.task is not None:
-        config = structures.slim_config(config)
-        says = f"kept what serves {wanted.task.key} by label, for every token"
-        steps.append(_Step(says, partial(structures.slim, task=wanted.task), config))
-    folds = isinstance(wanted.structure, Dense) and config.text_config.ffn != "dense"
-    if config.text_config.lora_rank and (wanted.merge or folds or wanted.to != UNIDECOUPLE):
-        text, rank = config.text_config, config.text_config.lora_rank
-        config = structures.with_text(config, lora_rank=0, lora_targets=[], lora_per_task=[])
-        steps.append(_Step(f"merged low-rank updates (r={rank})", partial(structures.merge_lora, text=text), config))
-    if folds:
-        config = structures.fold_config(config)
-        steps.append(_Step("folded the only expert to a dense FFN", structures.fold, config))
-    elif mixture is not None:
-        config = _upcycled(config, mixture)
-        grow = partial(structures.upcycle, structure=mixture, text=config.text_config, seed=wanted.seed)
-        steps.append(_Step(f"upcycled to {mixture.kind}", grow, config))
-    return steps
-
-
-def _upcycled(config: UniJanusConfig, structure: MoE | TaskAwareMoE) -> UniJanusConfig:
-    text = config.text_config
-    if text.ffn != "dense":
-        raise ValueError(f"ffn={text.ffn!r} already: --structure {structure.kind} starts from a dense checkpoint")
-    if text.lora_rank:
-        raise ValueError(f"low-rank updates (r={text.lora_rank}) fit no upcycled FFN: merge them first (--merge-lora)")
-    return structures.with_text(config, **structure.configure())
 
 
 def _check(found: Part, config: UniJanusConfig, layout: str, start: Path) -> None:

@@ -62,8 +62,8 @@ def slim(part: Part, task: Task) -> Part:
     return out
 
 
-def slim_config(config: UniJanusConfig) -> UniJanusConfig:
-    """Configuration of a model slimmed to one task.
+def slim_config(config: UniJanusConfig, task: Task) -> UniJanusConfig:
+    """Configuration of a model slimmed to ``task``.
 
     Raises:
         ValueError: nothing in it belongs to a task.
@@ -72,7 +72,8 @@ def slim_config(config: UniJanusConfig) -> UniJanusConfig:
     if text.ffn != "ta_moe" and not text.lora_per_task:
         raise ValueError(f"ffn={text.ffn!r} without lora_per_task: no weight belongs to one task, so there is none to choose")
     mixture = {"ffn": "moe", "num_tasks": 1} if text.ffn == "ta_moe" else {}
-    return with_text(config, **mixture, context_router=False, task_routing="learned", lora_per_task=[])
+    rest = {"context_router": False, "task_routing": "learned", "lora_per_task": [], "first_token": task is Task.T2I}
+    return with_text(config, **mixture, **rest)
 
 
 def fold(part: Part) -> Part:

@@ -29,6 +29,8 @@ class UniLlamaConfig(LlamaConfig):
         task_routing: "learned" (the task-aware router decides) or "label" (``task_ids`` decide; they must then be given).
         moe_layers: layers that are mixtures, counted from 0; the others keep a dense FFN. None is all.
         num_tasks: 2, or 1 for a model slimmed to one task (``unidecouple convert --task``): one group of e experts.
+        first_token: whether every layer holds the keys and values of the first token (the BOS). Of a model slimmed to
+            generation: there the BOS still counts as understanding (see ``Task``), whose weights are gone.
         context_router: whether the first mixture's task-aware router looks at what stands before a token. Ours, not the paper's.
         experts_backend: "grouped_mm", or "loop" where that kernel is missing; both give the same numbers.
         lora_rank: r of low-rank updates, 0 for none.
@@ -47,6 +49,7 @@ class UniLlamaConfig(LlamaConfig):
     task_routing: str = "learned"
     moe_layers: list[int] | None = None
     num_tasks: int = 2
+    first_token: bool = False
     context_router: bool = False
     experts_backend: str = "grouped_mm"
     lora_rank: int = 0

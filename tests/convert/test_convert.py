@@ -158,9 +158,16 @@ def test_other_models_are_named(published: Path, converted: Convert, tmp_path: P
         converted(source, tmp_path / "out")
 
 
-def test_onto_itself(ours: Path, converted: Convert) -> None:
-    with pytest.raises(ValueError, match="is the checkpoint itself"):
-        converted(ours, ours)
+def test_onto_what_should_stay(ours: Path, converted: Convert, tmp_path: Path) -> None:
+    for target in (ours, ours.parent):
+        with pytest.raises(ValueError, match="is the checkpoint itself, or a folder around it"):
+            converted(ours, target)
+    (tmp_path / "thesis.txt").write_text("unsaved elsewhere")
+    with pytest.raises(ValueError, match="something else than a checkpoint"):
+        converted(ours, tmp_path)
+    assert (tmp_path / "thesis.txt").is_file()
+    converted(converted(ours, tmp_path / "out"), tmp_path / "again")
+    converted(tmp_path / "again", tmp_path / "out")  # an earlier result is replaced
 
 
 def test_a_fault_while_writing_leaves_what_was_there(
@@ -168,7 +175,7 @@ def test_a_fault_while_writing_leaves_what_was_there(
 ) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "before").write_text("kept")
+    (target / "config.json").write_text("kept")
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -177,7 +184,7 @@ def test_a_fault_while_writing_leaves_what_was_there(
     with pytest.raises(OSError, match="Earlier files are intact"):
         converted(published, target)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (target / "before").read_text() == "kept"
+    assert (target / "config.json").read_text() == "kept"
 
 
 def test_the_command(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from unidecouple.convert.processors import read_processor
 from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.data.world.questions import Question
 from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.train.build import load
 
 SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
@@ -132,6 +133,25 @@ def test_a_tokenizer_class_of_the_hub(plain: Path, pro_builder: SequenceBuilder,
     theirs = SequenceBuilder(read_processor(tmp_path / "hub", "transformers"))
     for prompt in ("a photo of a blue pig", "two red cows, 3 buses"):
         assert theirs.generation_prompt(prompt) == pro_builder.generation_prompt(prompt)
+
+
+def test_files_as_older_transformers_wrote_them(plain: Path, pro_builder: SequenceBuilder, tmp_path: Path) -> None:
+    """deepseek-community's: the image processor in a file of its own, the template as json, no ``tie_word_embeddings``."""
+    shutil.copytree(plain, tmp_path / "old")
+    read = lambda name: json.loads((tmp_path / "old" / name).read_text())  # noqa: E731
+    images = read("processor_config.json")["image_processor"]
+    write_json(tmp_path / "old" / "preprocessor_config.json", images | {"image_processor_type": "JanusImageProcessor"})
+    said = {"num_image_tokens": 16, "processor_class": "JanusProcessor", "use_default_system_prompt": True}
+    write_json(tmp_path / "old" / "processor_config.json", said)
+    template = tmp_path / "old" / "chat_template.jinja"
+    write_json(tmp_path / "old" / "chat_template.json", {"chat_template": template.read_text()})
+    template.unlink()
+    config = read("config.json")
+    config.pop("tie_word_embeddings")
+    write_json(tmp_path / "old" / "config.json", config)
+    model, processor = load(str(tmp_path / "old"))
+    assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+    assert SequenceBuilder(processor).understanding_prompt("How many?") == pro_builder.understanding_prompt("How many?")
 
 
 def test_janus_before_pro_has_no_role_tokens(published: Path, tmp_path: Path) -> None:

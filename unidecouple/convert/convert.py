@@ -30,8 +30,7 @@ def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str],
         ValueError: ``source`` cannot be read, lacks a weight, has one too many or one of a wrong shape, or cannot become what is
             wanted. Nothing was written.
     """
-    if target.resolve() == source.resolve():
-        raise ValueError(f"--output {target} is the checkpoint itself: choose another folder")
+    _check_target(source.resolve(), target.resolve())
     layout = detect(source)
     processor = read_processor(source, layout)
     config, weights = config_of(source, processor), Weights(source)
@@ -55,6 +54,14 @@ def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str],
     say(f"carried along: {', '.join(carried) or 'no licence or readme was there'}")
     if processor is None:
         say("no tokenizer.json was there, so the result has no processor: copy one to it before use")
+
+
+def _check_target(source: Path, target: Path) -> None:
+    """Refuse a folder whose replacement would lose more than an earlier result."""
+    if target == source or target in source.parents:
+        raise ValueError(f"--output {target} is the checkpoint itself, or a folder around it: choose another folder")
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise ValueError(f"--output {target} is a folder with something else than a checkpoint in it: choose another, or empty it")
 
 
 def _plan(weights: Weights, parts: list[tuple[str, ...]], steps: list[Step], layout: str, say: Callable[[str], None]) -> Part:

@@ -66,7 +66,9 @@ def read_processor(folder: Path, layout: str) -> UniJanusProcessor | None:
         if layout == DEEPSEEK:
             return _read_deepseek(folder)
         processor = UniJanusProcessor.of_janus(JanusProcessor.from_pretrained(folder))
-        processor.system_prompt = read_json(folder / "processor_config.json").get("system_prompt", processor.system_prompt)
+        said = folder / "processor_config.json"
+        if said.is_file():
+            processor.system_prompt = read_json(said).get("system_prompt", processor.system_prompt)
     except (OSError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"cannot read the processor of {folder}: {error!r}. Copy all of its json files") from error
     return processor

@@ -40,6 +40,7 @@ class SequenceBuilder:
             [self.tokenizer.boi_token, self.tokenizer.image_token, self.tokenizer.eoi_token]
         )
         self._boi, self._image = [boi], [boi, *[self._placeholder] * processor.num_image_tokens, eoi]
+        _check_scale(processor)
         self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
 
     def understanding(self, picture: np.ndarray, turns: Sequence[Question], answered: bool = True) -> Sample:
@@ -89,6 +90,14 @@ class SequenceBuilder:
             expanded = [self._image if token == self._placeholder else [token] for token in ids]
             self._texts[text] = [token for run in expanded for token in run]
         return self._texts[text]
+
+
+def _check_scale(processor: UniJanusProcessor) -> None:
+    mean, std = (tuple(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
+    if (mean, std) != ((0.5,) * 3, (0.5,) * 3):
+        raise ValueError(
+            f"image_mean={mean}, image_std={std}: pictures are scaled to [-1, 1], that is 0.5 in each, as in Janus"
+        )
 
 
 def pixels(pictures: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:

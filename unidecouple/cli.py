@@ -170,12 +170,16 @@ def _add_conversion(command: argparse.ArgumentParser) -> None:
     layouts, structures = ("unidecouple", "transformers", "deepseek"), ("dense", "moe", "ta_moe")
     command.add_argument("--to", choices=layouts, default=layouts[0], help="layout of the result (default: unidecouple)")
     command.add_argument("--structure", choices=structures, help="structure of the result (default: as it is)")
-    command.add_argument("--experts-per-task", type=int, default=2, help="experts in a task's group of a new mixture (default: 2)")
-    command.add_argument("--num-experts-per-tok", type=int, default=1, help="experts a token is sent to (default: 1)")
-    command.add_argument("--no-shared-expert", action="store_true", help="a new mixture without a shared expert")
-    command.add_argument("--alpha", type=float, default=0.5, help="weight of the shared expert at the start (default: 0.5)")
+    command.add_argument("--experts-per-task", type=int, help="experts in a task's group of a new mixture (default: 2)")
+    command.add_argument("--num-experts-per-tok", type=int, help="experts a token is sent to (default: 1)")
+    command.add_argument(
+        "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="a new mixture without a shared expert"
+    )
+    command.add_argument("--alpha-init", type=float, help="weight of the shared expert at the start (default: 0.5)")
     command.add_argument("--moe-layers", help="layers that become mixtures, as 0,4-7 (default: all)")
-    command.add_argument("--context-router", action="store_true", help="the first mixture's task router looks at the tokens before")
+    command.add_argument(
+        "--context-router", action="store_const", const=True, help="the first mixture's task router looks at the tokens before"
+    )
     command.add_argument("--task", choices=("mmu", "t2i"), help="keep only what serves this task; --structure dense then folds it")
     command.add_argument("--merge-lora", action="store_true", help="add low-rank updates to their weights (other layouts: always)")
     command.add_argument("--max-shard-size", default="5GB", help="most bytes of one file of weights (default: 5GB)")

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from decoder_kinds import KINDS
 from published import TINY, shapes, weights, write_json, write_published
 from unidecouple.cli import main
 from unidecouple.convert.names import unused
+from unidecouple.models.configuration import UniJanusConfig
+from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.train.build import load
 
 Convert = Callable[..., Path]
@@ -76,6 +80,22 @@ def test_numbers_by_hand(published: Path, ours: Path, tensors_of: Tensors) -> No
     assert torch.equal(
         mine["model.vqmodel.decoder.mid.block_2.conv1.weight"], theirs["gen_vision_model.decoder.mid.2.conv1.weight"]
     )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_decoder_of_ours_is_copied_as_it_is(
+    make_model: Callable[..., UniJanusForConditionalGeneration],
+    save: Callable[..., Path],
+    converted: Convert,
+    tensors_of: Tensors,
+    tmp_path: Path,
+    kind: dict[str, Any],
+) -> None:
+    source = save(make_model(**kind))
+    copy = converted(source, tmp_path / "copy", max_shard_bytes=100_000)
+    assert same(tensors_of(copy), tensors_of(source))
+    before, after = (UniJanusConfig(**json.loads((folder / "config.json").read_text())) for folder in (source, copy))
+    assert after.to_dict() == before.to_dict()
 
 
 def test_shards_have_an_index(ours: Path, converted: Convert, tensors_of: Tensors, tmp_path: Path) -> None:
@@ -211,7 +231,13 @@ def test_the_command(published: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "2 group(s) of 1 experts, top 1, a shared expert in 1 of 2 layers" in shown
     assert "carried along: LICENSE, README.md" in shown
     assert load(target)[0].config.text_config.moe_layers == [1]
-    assert main(["convert", target, "--output", str(tmp_path / "no"), "--to", "transformers"]) == 1
-    assert "ffn='ta_moe'" in capsys.readouterr().err
+    for options, said in (
+        (["--to", "transformers"], "ffn='ta_moe'"),
+        (["--moe-layers", "1"], "--moe-layers does nothing with --structure None"),
+        (["--structure", "moe", "--context-router"], "--context-router does nothing with --structure moe"),
+        (["--structure", "dense", "--no-shared-expert"], "--no-shared-expert does nothing with --structure dense"),
+    ):
+        assert main(["convert", target, "--output", str(tmp_path / "no"), *options]) == 1
+        assert said in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "nowhere"), "--output", target]) == 1
     assert "config.json" in capsys.readouterr().err

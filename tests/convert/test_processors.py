@@ -80,6 +80,7 @@ def test_understanding_by_hand(pro: UniJanusProcessor, pro_builder: SequenceBuil
 def test_generation_by_hand(pro: UniJanusProcessor, pro_builder: SequenceBuilder) -> None:
     prompt = pro_builder.generation_prompt("a photo of a blue pig")
     assert pro.tokenizer.decode(prompt) == f"{BOS}<|User|>: a photo of a blue pig\n\n<|Assistant|>:<begin_of_image>"
+    assert pro_builder.generation_prompt(" a photo of a blue pig\n") == prompt  # as the template strips what it is given
     dropped = pro_builder.generation_prompt("a photo of a blue pig", dropped=True)
     assert dropped == [prompt[0], *[pro.tokenizer.pad_token_id] * (len(prompt) - 2), prompt[-1]]
 

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import fields
 
 from unidecouple.batch import Task
 from unidecouple.methods.structure import Dense, MoE, Structure, TaskAwareMoE
 
+_MIXTURE = ("experts_per_task", "num_experts_per_tok", "shared_expert", "alpha_init", "moe_layers", "context_router")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def structure(arguments: argparse.Namespace) -> Structure | None:
-    """The structure that ``arguments`` of ``unidecouple convert`` ask for; None leaves it as it is."""
-    if arguments.structure in (None, "dense"):
-        return None if arguments.structure is None else Dense()
-    layers = None if arguments.moe_layers is None else numbers(arguments.moe_layers)
-    experts, top_k = arguments.experts_per_task, arguments.num_experts_per_tok
-    shared, alpha = not arguments.no_shared_expert, arguments.alpha
-    if arguments.structure == "moe":
-        return MoE("moe", experts, top_k, shared, alpha, layers)
-    return TaskAwareMoE("ta_moe", experts, top_k, shared, alpha, layers, context_router=arguments.context_router)
+    """The structure that ``arguments`` of ``unidecouple convert`` ask for; None leaves it as it is.
+
+    Raises:
+        ValueError: an option that the structure has no use for.
+    """
+    given = {name: getattr(arguments, name) for name in _MIXTURE if getattr(arguments, name) is not None}
+    kinds: dict[str | None, type[Structure] | None] = {None: None, "dense": Dense, "moe": MoE, "ta_moe": TaskAwareMoE}
+    kind = kinds[arguments.structure]
+    known = {field.name for field in fields(kind)} if kind else set()
+    for name in given.keys() - known:
+        option = "--no-shared-expert" if name == "shared_expert" else f"--{name.replace('_', '-')}"
+        raise ValueError(f"{option} does nothing with --structure {arguments.structure}: leave it out, or choose ta_moe")
+    if "moe_layers" in given:
+        given["moe_layers"] = numbers(given["moe_layers"])
+    return kind(**given) if kind else None
 
 
 def task(key: str | None) -> Task | None:

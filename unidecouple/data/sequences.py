@@ -47,8 +47,10 @@ class SequenceBuilder:
         """A conversation about ``picture``; losses on answers and their EOS. Without ``answered`` there is no target."""
         ids, labels = [self._bos], [IGNORE]
         for index, turn in enumerate(turns):
-            asked = self._ids((self._chat.next_user if index else self._chat.user_with_image) + turn.text + self._chat.asked)
-            answer = [*self._ids(self._chat.lead + turn.answer + self._chat.answered), self._eos]
+            asked = self._ids(
+                (self._chat.next_user if index else self._chat.user_with_image) + turn.text.strip() + self._chat.asked
+            )
+            answer = [*self._ids(self._chat.lead + turn.answer.strip() + self._chat.answered), self._eos]
             ids += [*asked, *answer]
             labels += [IGNORE] * len(asked) + (answer if answered else [IGNORE] * len(answer))
         return self._sequence(ids, labels, [NO_IMAGE_TOKEN] * len(ids), Task.MMU, picture)
@@ -72,12 +74,12 @@ class SequenceBuilder:
 
     def generation_prompt(self, prompt: str, dropped: bool = False) -> list[int]:
         """Ids up to and with the image-start token; a dropped prompt keeps its length, as Janus does: pads between BOS and it."""
-        inner = self._ids(self._chat.user + prompt + self._chat.asked)
+        inner = self._ids(self._chat.user + prompt.strip() + self._chat.asked)
         return [self._bos, *([self.tokenizer.pad_token_id] * len(inner) if dropped else inner), *self._boi]
 
     def understanding_prompt(self, question: str) -> list[int]:
         """Ids of one question about one picture, up to where the answer starts."""
-        return [self._bos, *self._ids(self._chat.user_with_image + question + self._chat.asked)]
+        return [self._bos, *self._ids(self._chat.user_with_image + question.strip() + self._chat.asked)]
 
     def _sequence(
         self, ids: list[int], labels: list[int], image: list[int], task: Task, picture: np.ndarray | None = None
@@ -95,9 +97,7 @@ class SequenceBuilder:
 def _check_scale(processor: UniJanusProcessor) -> None:
     mean, std = (tuple(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
     if (mean, std) != ((0.5,) * 3, (0.5,) * 3):
-        raise ValueError(
-            f"image_mean={mean}, image_std={std}: pictures are scaled to [-1, 1], that is 0.5 in each, as in Janus"
-        )
+        raise ValueError(f"image_mean={mean}, image_std={std}: pictures are scaled to [-1, 1], that is 0.5 in each, as in Janus")
 
 
 def pixels(pictures: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:

@@ -36,7 +36,7 @@ demo: $(STAMP) ## the main job: train, compare, and write runs/demo/report.html 
 paper: $(STAMP) ## the whole tables: every recipe in recipes/paper, one after the other (hours)
 	set -e; for recipe in recipes/paper/*.yaml; do $(BIN)/unidecouple experiment $$recipe; done
 
-big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, two steps, an answer (24 GB of memory, 35 GB of disk)
+big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, two steps, an answer (24 GB of memory, 20 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/big/smoke.py runs/big-smoke
 
 test: lint ## linters, import contract, types, then the tests, on two processes of one thread each

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, JanusProcessor
+from transformers import AutoProcessor, JanusForConditionalGeneration, JanusProcessor
 
 from published import BOS, EOS, PAD, write_json
 from unidecouple.batch import IGNORE
 from unidecouple.convert.processors import read_processor
 from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.data.world.questions import Question
+from unidecouple.generate.image import Sampling, draw_tokens
+from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.train.build import load
 
@@ -153,6 +155,24 @@ def test_files_as_older_transformers_wrote_them(plain: Path, pro_builder: Sequen
     model, processor = load(str(tmp_path / "old"))
     assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
     assert SequenceBuilder(processor).understanding_prompt("How many?") == pro_builder.understanding_prompt("How many?")
+
+
+def test_transformers_draws_from_a_base_of_ours(
+    builder: SequenceBuilder,
+    make_model: Callable[..., UniJanusForConditionalGeneration],
+    save: Callable[..., Path],
+    converted: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """Whatever our generation_config.json said, its loop finds the tokens that it needs."""
+    model = make_model()
+    folder = converted(save(model), tmp_path / "plain", to="transformers")
+    theirs = JanusForConditionalGeneration.from_pretrained(folder)
+    assert theirs.dtype == torch.float32
+    prompt = ids(AutoProcessor.from_pretrained(folder), [{"role": "user", "content": [{"type": "text", "text": "a cow"}]}], "image")
+    given = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}
+    drawn = theirs.generate(**given, generation_mode="image", do_sample=False, guidance_scale=3.0)
+    assert torch.equal(drawn, draw_tokens(model, builder, ["a cow"], 1, 0, Sampling(guidance_scale=3.0, temperature=0)))
 
 
 def test_janus_before_pro_has_no_role_tokens(published: Path, tmp_path: Path) -> None:

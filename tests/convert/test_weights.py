@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from published import TINY, weights, write_json, write_published
-from unidecouple.convert.options import numbers, shard_bytes
 from unidecouple.convert.weights import Weights, save_shards
 
 
@@ -112,14 +111,3 @@ def test_shared_memory_is_written_twice(tmp_path: Path) -> None:
     part = {"a": shared, "b": shared, "c": shared.view(2, 3).T}
     save_shards(tmp_path, {name: tensor.to("meta") for name, tensor in part.items()}, iter([dict(part)]), 10**9)
     assert all(torch.equal(tensor, part[name]) for name, tensor in Weights(tmp_path).read("abc").items())
-
-
-def test_options() -> None:
-    assert numbers("0,4-7") == (0, 4, 5, 6, 7)
-    assert [shard_bytes(text) for text in ("5GB", "200 mb", "1000", "0.5KB")] == [5 * 10**9, 200 * 10**6, 1000, 500]
-    for wrong in ("", "1,", "a", "3-"):
-        with pytest.raises(ValueError, match="is no list of layers"):
-            numbers(wrong)
-    for wrong in ("", "big", "0", "-1GB"):
-        with pytest.raises(ValueError, match="is no size of a file"):
-            shard_bytes(wrong)

@@ -34,7 +34,7 @@ def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str],
     layout = detect(source)
     processor = read_processor(source, layout)
     config, weights = config_of(source, processor), Weights(source)
-    config.dtype = _most_bytes(weights.shapes)
+    config.dtype = config.dtype or _most_bytes(weights.shapes)
     steps = [*reading(layout, config, weights), *changes(config, wanted)]
     final = steps[-1].config
     raw = config_json(final, wanted.to)

@@ -98,6 +98,7 @@ def write_generation_config(source: Path, folder: Path, processor: UniJanusProce
     """generation_config.json of ``source`` with what transformers' image loop needs to know added."""
     path, tokenizer = source / "generation_config.json", processor.tokenizer
     known = read_json(path) if path.is_file() else {"guidance_scale": 5.0}
+    known.pop("_from_model_config", None)  # or transformers makes the file anew from config.json, without the loop's token
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     loop = {"boi_token_id": tokenizer.convert_tokens_to_ids(tokenizer.boi_token)}
     write_json_atomic(folder / path.name, ids | {"generation_kwargs": loop} | known)

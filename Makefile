@@ -16,10 +16,10 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper test lint format clean
+.PHONY: help setup demo paper big-smoke test lint format clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## prepare .venv: torch first, then the package, editable, with its tools
 
@@ -35,6 +35,9 @@ demo: $(STAMP) ## the main job: train, compare, and write runs/demo/report.html 
 
 paper: $(STAMP) ## the whole tables: every recipe in recipes/paper, one after the other (hours)
 	set -e; for recipe in recipes/paper/*.yaml; do $(BIN)/unidecouple experiment $$recipe; done
+
+big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, two steps, an answer (24 GB of memory, 20 GB of disk)
+	PYTHONPATH=tests $(BIN)/python tests/big/smoke.py runs/big-smoke
 
 test: lint ## linters, import contract, types, then the tests, on two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2

@@ -214,6 +214,25 @@ def _progress(what: str) -> Callable[[int, int], None]:
     return show
 
 
+def convert(arguments: argparse.Namespace) -> int:
+    """Copy a checkpoint between deepseek-ai's layout, transformers' and ours, with another structure if asked."""
+    from unidecouple.convert.convert import convert as copy
+    from unidecouple.convert.options import shard_bytes, structure, task
+    from unidecouple.convert.steps import Conversion
+    from unidecouple.train.build import checkpoint_folder
+
+    wanted = Conversion(
+        arguments.to,
+        structure(arguments),
+        task(arguments.task),
+        arguments.merge_lora,
+        shard_bytes(arguments.max_shard_size),
+        arguments.seed,
+    )
+    copy(checkpoint_folder(str(arguments.checkpoint)), arguments.output, wanted, lambda line: print(line, flush=True))
+    return OK
+
+
 def _load(schema: type[T], recipe: Sequence[str]) -> T:
     """A configuration from the command line's YAML files and key=value overrides."""
     from unidecouple import config
@@ -263,9 +282,11 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("folder", type=Path, help="folder of an experiment")
     fresh = add(tokenizer, recipe=True)
     fresh.add_argument("--output", type=Path, required=True, help="folder of the new checkpoint")
-    for copy in (add(align, recipe=False), add(export, recipe=False)):
+    layouts = add(convert, recipe=False)
+    for copy in (add(align, recipe=False), add(export, recipe=False), layouts):
         copy.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
         copy.add_argument("--output", type=Path, required=True, help="folder to write")
+    _add_conversion(layouts)
     _add_data_commands(commands)
     return parser
 
@@ -301,6 +322,26 @@ def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     parsers["encode"].add_argument("--output", type=Path, required=True, help="folder of the cache")
     parsers["encode"].add_argument("--batch-size", type=int, default=32, help="pictures encoded together (default: 32)")
     parsers["encode"].add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
+
+
+def _add_conversion(command: argparse.ArgumentParser) -> None:
+    layouts, structures = ("unidecouple", "transformers", "deepseek"), ("dense", "moe", "ta_moe")
+    command.add_argument("--to", choices=layouts, default=layouts[0], help="layout of the result (default: unidecouple)")
+    command.add_argument("--structure", choices=structures, help="structure of the result (default: as it is)")
+    command.add_argument("--experts-per-task", type=int, help="experts in a task's group of a new mixture (default: 2)")
+    command.add_argument("--num-experts-per-tok", type=int, help="experts a token is sent to (default: 1)")
+    command.add_argument(
+        "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="a new mixture without a shared expert"
+    )
+    command.add_argument("--alpha-init", type=float, help="weight of the shared expert at the start (default: 0.5)")
+    command.add_argument("--moe-layers", help="layers that become mixtures, as 0,4-7 (default: all)")
+    command.add_argument(
+        "--context-router", action="store_const", const=True, help="the first mixture's task router looks at the tokens before"
+    )
+    command.add_argument("--task", choices=("mmu", "t2i"), help="keep only what serves this task; --structure dense then folds it")
+    command.add_argument("--merge-lora", action="store_true", help="add low-rank updates to their weights (other layouts: always)")
+    command.add_argument("--max-shard-size", default="5GB", help="most bytes of one file of weights (default: 5GB)")
+    command.add_argument("--seed", type=int, default=0, help="of new routers (default: 0)")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -133,6 +134,14 @@ def test_pixels_are_the_processors(processor: UniJanusProcessor, pictures: np.nd
     assert torch.equal(pixels(pictures), theirs)
     assert torch.equal(pixels(list(pictures)), theirs)
     assert (float(theirs.min()), float(theirs.max())) == (-1.0, 1.0)
+
+
+def test_pictures_of_another_scale_are_refused(processor: UniJanusProcessor) -> None:
+    other = copy.copy(processor)
+    other.image_processor = copy.copy(processor.image_processor)
+    other.image_processor.image_mean = [0.48, 0.46, 0.41]
+    with pytest.raises(ValueError, match=r"image_mean=\(0\.48, 0\.46, 0\.41\)"):
+        SequenceBuilder(other)
 
 
 def test_unknown_mode(processor: UniJanusProcessor) -> None:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from unidecouple.batch import Batch
+from unidecouple.diagnose.routing import routing_map
+from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import STRUCTURES, Dense, MoE, Structure, TaskAwareMoE
 from unidecouple.methods.structure.upcycling import copy_into_experts
+from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.train.build import restructure
+from unidecouple.models.moe import MixtureOfExperts
+from unidecouple.train.build import add_lora, restructure
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 Joint = tuple[Batch, Batch]
 
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {"experts_per_task": experts, "num_experts_per_tok": k, "shared_expert": shared, "alpha_init": alpha}
     for experts, k in ((1, 1), (2, 1), (3, 2))
     for shared, alpha in ((False, 0.5), (True, 0.0), (True, 0.3), (True, 1.0))
-]
+] + [{"moe_layers": (1,)}, {"moe_layers": (0,), "experts_per_task": 3}]
 
 
 def every_structure() -> list[Structure]:
@@ -92,6 +97,47 @@ def test_upcycling_twice_is_an_error(make_model: MakeModel, structure: Structure
     once = restructure(make_model(), structure, seed=0)
     with pytest.raises(ValueError, match="start from a dense checkpoint"):
         restructure(once, structure, seed=0)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@torch.no_grad()
+def test_some_layers_stay_dense(make_model: MakeModel, joint_batch: Joint, layer: int) -> None:
+    dense = make_model()
+    model = restructure(dense, TaskAwareMoE(moe_layers=(layer,), context_router=layer == 1), seed=3)
+    kept, replaced = model.decoder.layers[1 - layer].mlp, model.decoder.layers[layer].mlp
+    assert torch.equal(kept.up_proj.weight, dense.decoder.layers[1 - layer].mlp.up_proj.weight)
+    assert isinstance(replaced, MixtureOfExperts)
+    assert (replaced.router is None) == (layer == 1)  # the first mixture is told by the context router
+    assert len(model.decode_batch(joint_batch[0]).routing) == 1
+    assert [row["layer"] for row in routing_map(model, joint_batch)] == [layer]
+    with pytest.raises(ValueError, match="start from a dense checkpoint"):
+        restructure(model, TaskAwareMoE(moe_layers=(1 - layer,)), seed=0)
+
+
+def test_both_kinds_of_ffn_take_lora(make_model: MakeModel) -> None:
+    some = restructure(make_model(), TaskAwareMoE(moe_layers=(1,)), seed=3)
+    assert some.config.text_config.adaptable == ("attention", "experts", "shared_expert", "mlp")
+    adapted = add_lora(some, Lora(4, targets=("mlp", "experts")), seed=0)
+    layers = {name.split(".layers.")[1][0] for name, _ in adapted.named_parameters() if "lora" in name}
+    assert layers == {"0", "1"}
+    with pytest.raises(ValueError, match="'mlp' is not in a model with ffn='moe'"):
+        add_lora(restructure(make_model(), MoE(), seed=3), Lora(4, targets=("mlp",)), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ({"ffn": "ta_moe", "moe_layers": [2]}, r"moe_layers=\[2\].*layers 0 to 1"),
+        ({"ffn": "ta_moe", "moe_layers": [1, 1]}, "each once"),
+        ({"ffn": "ta_moe", "moe_layers": []}, "name some"),
+        ({"ffn": "dense", "moe_layers": [1]}, "leave it out"),
+        ({"ffn": "ta_moe", "num_tasks": 1}, "num_tasks=1 with ffn='ta_moe'"),
+        ({"ffn": "moe", "num_tasks": 3}, "num_tasks=3"),
+    ],
+)
+def test_layers_that_are_not_there(text: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        UniLlamaConfig(num_hidden_layers=2, **text)
 
 
 def test_dense_keeps_the_weights(make_model: MakeModel) -> None:

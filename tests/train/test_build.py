@@ -6,8 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from published import write_published
+from unidecouple.convert.convert import convert
+from unidecouple.convert.steps import Conversion
 from unidecouple.train.build import checkpoint_folder, load, load_processor
 
 
@@ -21,6 +25,45 @@ def test_a_runs_folder_stands_for_its_newest_checkpoint(small_base: Path, tmp_pa
         shutil.copytree(small_base, tmp_path / "run" / f"checkpoint-{step}")
     assert checkpoint_folder(str(tmp_path / "run")) == tmp_path / "run" / "checkpoint-100"
     load(str(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("layouts")
+    found = {"deepseek": write_published(folder / "deepseek")}
+    for layout in ("transformers", "unidecouple"):
+        found[layout] = folder / layout
+        convert(found["deepseek"], found[layout], Conversion(to=layout, max_shard_bytes=500_000), lambda line: None)
+    return found
+
+
+def test_transformers_layout_is_loaded_as_it_is(layouts: dict[str, Path]) -> None:
+    (theirs, first), (ours, second) = load(str(layouts["transformers"])), load(str(layouts["unidecouple"]))
+    assert (theirs.config.model_type, theirs.config.text_config.ffn) == ("unidecouple_janus", "dense")
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in theirs.state_dict().items())
+    assert (type(first), first.system_prompt) == (type(second), second.system_prompt)
+
+
+@pytest.mark.parametrize("layout", ["transformers", "unidecouple"])
+def test_precision_in_memory(layouts: dict[str, Path], layout: str) -> None:
+    for dtype, expected in ((torch.float32, torch.float32), ("auto", torch.bfloat16), (torch.float16, torch.float16)):
+        model = load(str(layouts[layout]), dtype)[0]
+        assert {weight.dtype for weight in model.parameters()} == {expected}
+        assert model.decoder.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_deepseek_layout_names_the_command(layouts: dict[str, Path]) -> None:
+    with pytest.raises(
+        ValueError, match=r"deepseek-ai's original layout: convert it once with `unidecouple convert .*deepseek --output"
+    ):
+        load(str(layouts["deepseek"]))
+
+
+def test_a_checkpoint_without_its_tokenizer(small_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_base, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
+        load(str(tmp_path / "copy"))
 
 
 def test_truncated_weights(small_base: Path, tmp_path: Path) -> None:
@@ -43,7 +86,7 @@ def test_weights_of_another_model(small_base: Path, tmp_path: Path) -> None:
 
 def test_the_processor_alone(small_base: Path, tmp_path: Path) -> None:
     assert load_processor(str(small_base)).num_image_tokens == load(str(small_base))[1].num_image_tokens
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_bytes((small_base / name).read_bytes())
     (tmp_path / "processor_config.json").write_text("{broken")
     with pytest.raises(ValueError, match="cannot read the processor at"):

@@ -45,10 +45,13 @@ def test_experts_apart_moves_experts_and_freezes_attention(small_run: RunConfig,
     assert not [name for name in moved if "self_attn" in name or "vqmodel" in name or "norm" in name or "shared_expert" in name]
 
 
-def test_generation_data_alone_leaves_understanding_bit_for_bit(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", [None, (1,)])
+def test_generation_data_alone_leaves_understanding_bit_for_bit(
+    small_run: RunConfig, run: Run, tmp_path: Path, layers: tuple[int, ...] | None
+) -> None:
     config = replace(
         small_run,
-        structure=TaskAwareMoE(task_routing="label"),
+        structure=TaskAwareMoE(task_routing="label", moe_layers=layers),
         data=replace(small_run.data, mmu_batch_size=0),
         stages=(
             APART_THEN_JOINT[0],

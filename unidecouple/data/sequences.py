@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
+from unidecouple.data.chat import chat_format
 from unidecouple.data.world.questions import Question
 from unidecouple.models.processing import UniJanusProcessor
 
@@ -37,32 +38,33 @@ class SequenceBuilder:
 
     def __init__(self, processor: UniJanusProcessor) -> None:
         self.tokenizer = processor.tokenizer
-        self._texts: dict[str, list[int]] = {}
-        self._system = self._ids(processor.system_prompt) if processor.system_prompt else []
-        self._user = self._ids(self.tokenizer.user_token)
-        self._assistant = self._ids(self.tokenizer.assistant_token)
-        self._boi = self._ids(self.tokenizer.boi_token)
-        placeholders = self._ids(self.tokenizer.image_token) * processor.num_image_tokens
-        self._image = [*self._boi, *placeholders, *self._ids(self.tokenizer.eoi_token)]
-        self._eoi = self._ids(self.tokenizer.eoi_token)
         self.num_image_tokens = processor.num_image_tokens
+        self._texts: dict[str, list[int]] = {}
+        self._chat = chat_format(processor)
+        self._boi, self._placeholder, self._eoi = self.tokenizer.convert_tokens_to_ids(
+            [self.tokenizer.boi_token, self.tokenizer.image_token, self.tokenizer.eoi_token]
+        )
+        self._image = [self._boi, *[self._placeholder] * processor.num_image_tokens, self._eoi]
+        _check_scale(processor)
         self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        self._special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        self._special = [token for token in self.tokenizer.all_special_tokens if token != self.tokenizer.unk_token]
 
     def understanding(self, picture: np.ndarray, turns: Sequence[Question], answered: bool = True) -> Sample:
         """A conversation about ``picture``; losses on answers and their EOS. Without ``answered`` there is no target."""
-        ids, labels = [self._bos, *self._system], [IGNORE] * (1 + len(self._system))
+        ids, labels = [self._bos], [IGNORE]
         for index, turn in enumerate(turns):
-            asked = [*self._user, *(self._image if index == 0 else []), *self._ids(turn.text), *self._assistant]
-            answer = [*self._ids(turn.answer), self._eos]
+            asked = self._ids(
+                (self._chat.next_user if index else self._chat.user_with_image) + turn.text.strip() + self._chat.asked
+            )
+            answer = [*self._ids(self._chat.lead + turn.answer.strip() + self._chat.answered), self._eos]
             ids += [*asked, *answer]
             labels += [IGNORE] * len(asked) + (answer if answered else [IGNORE] * len(answer))
         return self._sequence(ids, labels, [NO_IMAGE_TOKEN] * len(ids), Task.MMU, (picture,))
 
     def pointing(self, picture: np.ndarray, word: str, answer: str, asked: bool) -> Sample:
         """``picture``, then ``word`` and at once its ``answer``; if ``asked`` with "?" and the assistant's turn between them."""
-        shown = [self._bos, *self._image, *self._ids(word), *([*self._ids("?"), *self._assistant] if asked else [])]
-        target = self._ids(answer)
+        shown = [self._bos, *self._image, *self._ids(word), *(self._ids(f" ?{self._chat.asked}") if asked else [])]
+        target = self._ids(self._chat.lead + answer)
         labels = [IGNORE] * len(shown) + target
         return self._sequence(shown + target, labels, [NO_IMAGE_TOKEN] * len(labels), Task.MMU, (picture,))
 
@@ -93,64 +95,78 @@ class SequenceBuilder:
         ids, labels, image = [self._bos], [IGNORE], [NO_IMAGE_TOKEN]
         pictures: list[np.ndarray] = []
 
-        def add(tokens: Sequence[int], learned: bool = False, drawn: bool = False) -> None:
-            hidden = dropped and not drawn
+        def add(tokens: Sequence[int], learned: bool = False, codes: Sequence[int] | None = None) -> None:
+            hidden = dropped and codes is None
             ids.extend([self.tokenizer.pad_token_id] * len(tokens) if hidden else tokens)
             labels.extend(tokens if learned else [IGNORE] * len(tokens))
-            image.extend([NO_IMAGE_TOKEN] * len(tokens))
+            image.extend(codes or [NO_IMAGE_TOKEN] * len(tokens))
 
-        if task is Task.MMU and turns[0][0] != "system":
-            add(self._system)
+        said, turns = ([turns[0]], turns[1:]) if turns[0][0] == "system" else ([], turns)
+        prefix = "".join(f"{self._joined(parts)} " for _, parts in said) or (self._chat.prefix if task is Task.MMU else "")
         for number, (role, parts) in enumerate(turns):
-            answers = role == "assistant"
-            add({"user": self._user, "assistant": self._assistant}.get(role, []))
-            for part in parts:
-                if isinstance(part, str):
-                    add(self._words(part), learned=answers and task is Task.MMU)
-                elif isinstance(part, np.ndarray):
-                    add(self._image)
-                    pictures.append(part)
-                else:
-                    add(self._boi, drawn=True)
-                    ids.extend([self.tokenizer.pad_token_id] * len(part))
-                    labels.extend([IGNORE] * len(part))
-                    image.extend(part)
-                    if number + 1 < len(turns) or part is not parts[-1]:
-                        add(self._eoi, drawn=True)
-            if answers and (task is Task.MMU or number + 1 < len(turns)):
+            if role == "user":
+                pictures += [part for part in parts if isinstance(part, np.ndarray)]
+                opening = self._chat.next_user if number else prefix + self._chat.user
+                add(self._ids(opening + self._joined(parts) + self._chat.asked, keep=False))
+                continue
+            drawings = [part for part in parts if isinstance(part, tuple)]
+            words = self._joined([part for part in parts if not isinstance(part, tuple)])
+            last = number + 1 == len(turns)
+            if words or not drawings:
+                ending = "" if drawings else self._chat.answered
+                add(self._ids(self._chat.lead + words + ending, keep=False), learned=task is Task.MMU)
+            for drawing in drawings:
+                add([self._boi], codes=[NO_IMAGE_TOKEN])
+                add([self.tokenizer.pad_token_id] * len(drawing), codes=drawing)
+                if not last or drawing is not drawings[-1]:
+                    add([self._eoi], codes=[NO_IMAGE_TOKEN])
+            if task is Task.MMU or not last:
                 add([self._eos], learned=task is Task.MMU)
         return self._sequence(ids, labels, image, task, () if dropped else tuple(pictures))
 
     def generation_prompt(self, prompt: str, dropped: bool = False) -> list[int]:
         """Ids up to and with the image-start token; a dropped prompt keeps its length, as Janus does: pads between BOS and it."""
-        inner = [*self._user, *self._ids(prompt), *self._assistant]
-        return [self._bos, *([self.tokenizer.pad_token_id] * len(inner) if dropped else inner), *self._boi]
+        inner = self._ids(self._chat.user + prompt.strip() + self._chat.asked)
+        return [self._bos, *([self.tokenizer.pad_token_id] * len(inner) if dropped else inner), self._boi]
 
     def understanding_prompt(self, question: str) -> list[int]:
         """Ids of one question about one picture, up to where the answer starts."""
-        return [self._bos, *self._system, *self._user, *self._image, *self._ids(question), *self._assistant]
+        return [self._bos, *self._ids(self._chat.user_with_image + question.strip() + self._chat.asked)]
 
     def _sequence(
         self, ids: list[int], labels: list[int], image: list[int], task: Task, pictures: tuple[np.ndarray, ...] = ()
     ) -> Sample:
         return Sample(ids, [Task.MMU, *[task] * (len(ids) - 1)], labels, image, pictures)
 
-    def _words(self, text: str) -> list[int]:
-        """Ids of a user's text, which are not kept.
+    def _joined(self, parts: Sequence[Part]) -> str:
+        """Words of a turn and the template's text for its pictures, a space between what would touch.
 
         Raises:
-            ValueError: it spells out a special token, which would be taken for one.
+            ValueError: the words spell out a special token, which would be taken for one.
         """
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        found = self._special.intersection(ids)
-        if found:
-            raise ValueError(f"the text spells out {self.tokenizer.convert_ids_to_tokens(min(found))!r}, a special token")
+        text = ""
+        for part in parts:
+            for token in self._special if isinstance(part, str) else ():
+                if token in str(part):
+                    raise ValueError(f"the text spells out {token!r}, a special token")
+            text += ("" if not text or text[-1].isspace() else " ") + (part.strip() if isinstance(part, str) else self._chat.image)
+        return text
+
+    def _ids(self, text: str, keep: bool = True) -> list[int]:
+        """Ids of a stretch of text, its pictures in full; kept for the next time unless it is a user's."""
+        if text in self._texts:
+            return self._texts[text]
+        found = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = [token for one in found for token in (self._image if one == self._placeholder else [one])]
+        if keep:
+            self._texts[text] = ids
         return ids
 
-    def _ids(self, text: str) -> list[int]:
-        if text not in self._texts:
-            self._texts[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._texts[text]
+
+def _check_scale(processor: UniJanusProcessor) -> None:
+    mean, std = (tuple(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
+    if (mean, std) != ((0.5,) * 3, (0.5,) * 3):
+        raise ValueError(f"image_mean={mean}, image_std={std}: pictures are scaled to [-1, 1], that is 0.5 in each, as in Janus")
 
 
 def pixels(pictures: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:

@@ -16,14 +16,15 @@ def routing_map(model: UniJanusForConditionalGeneration, joint: JointBatch) -> l
     """Routing of the real tokens of ``joint`` by the model's own routers.
 
     Returns:
-        One entry a layer (none for dense models): ``layer``, ``alpha``, and for each task key ``group_share`` (over groups)
+        One entry a mixture (none for dense models): ``layer``, ``alpha``, and for each task key ``group_share`` (over groups)
         and ``expert_share`` (over all experts, group-major); each sums to one.
     """
-    mixtures = [layer.mlp for layer in model.decoder.layers if isinstance(layer.mlp, MixtureOfExperts)]
+    mlps = enumerate(layer.mlp for layer in model.decoder.layers)
+    mixtures = [(layer, mlp) for layer, mlp in mlps if isinstance(mlp, MixtureOfExperts)]
     decided = [model.decode_batch(batch).routing or () for batch in joint]
     rows = []
-    for index, mixture in enumerate(mixtures):
-        entry: dict[str, Any] = {"layer": index, "alpha": None if mixture.alpha is None else mixture.alpha.item()}
+    for index, (layer, mixture) in enumerate(mixtures):
+        entry: dict[str, Any] = {"layer": layer, "alpha": None if mixture.alpha is None else mixture.alpha.item()}
         entry |= {"group_share": {}, "expert_share": {}}
         for task in Task:
             mine = [batch.attention_mask.flatten() & (batch.task_ids.flatten() == task) for batch in joint]

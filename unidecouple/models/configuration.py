@@ -22,12 +22,16 @@ class UniLlamaConfig(LlamaConfig):
 
     Attributes:
         ffn: "dense", "moe" (experts without task knowledge, the control) or "ta_moe" (UniDecouple's task-aware mixture).
-        experts_per_task: e, experts in each task's group; a "moe" of the same size has 2 e experts in one group.
+        experts_per_task: e, experts in each task's group; a "moe" of the same size has num_tasks e experts in one group.
         num_experts_per_tok: k, experts a token is sent to inside its group.
         shared_expert: whether ``alpha * SharedExpert(x)`` is added (arXiv 2506.03591, eq. 1).
         alpha_init: alpha before training. Unpublished; ours is 0.5, since from 0 it never grows (EXPERIMENTS.md).
         task_routing: "learned" (the task-aware router decides) or "label" (``task_ids`` decide; they must then be given).
-        context_router: whether the first layer's task-aware router looks at what stands before a token. Ours, not the paper's.
+        moe_layers: layers that are mixtures, counted from 0; the others keep a dense FFN. None is all.
+        num_tasks: 2, or 1 for a model slimmed to one task (``unidecouple convert --task``): one group of e experts.
+        first_token: whether every layer holds the keys and values of the first token (the BOS). Of a model slimmed to
+            generation: there the BOS still counts as understanding (see ``Task``), whose weights are gone.
+        context_router: whether the first mixture's task-aware router looks at what stands before a token. Ours, not the paper's.
         experts_backend: "grouped_mm", or "loop" where that kernel is missing; both give the same numbers.
         lora_rank: r of low-rank updates, 0 for none.
         lora_alpha: LoRA's scale is lora_alpha / r.
@@ -43,6 +47,9 @@ class UniLlamaConfig(LlamaConfig):
     shared_expert: bool = True
     alpha_init: float = 0.5
     task_routing: str = "learned"
+    moe_layers: list[int] | None = None
+    num_tasks: int = 2
+    first_token: bool = False
     context_router: bool = False
     experts_backend: str = "grouped_mm"
     lora_rank: int = 0
@@ -58,11 +65,26 @@ class UniLlamaConfig(LlamaConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if self.context_router and self.ffn != "ta_moe":
             raise ValueError(f"context_router=True with ffn={self.ffn!r}: there is no task to route to; use ffn='ta_moe'")
+        if self.num_tasks not in (1, 2) or (self.num_tasks == 1 and (self.ffn == "ta_moe" or self.lora_per_task)):
+            raise ValueError(
+                f"num_tasks={self.num_tasks} with ffn={self.ffn!r}, lora_per_task={self.lora_per_task}: only 2 tasks can part"
+            )
+        self._check_moe_layers()
         if not 1 <= self.num_experts_per_tok <= self.experts_per_group:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} must be from 1 to the {self.experts_per_group} experts of a group"
             )
         self._check_lora()
+
+    def _check_moe_layers(self) -> None:
+        if self.moe_layers is None:
+            return
+        wrong = [layer for layer in self.moe_layers if not 0 <= layer < self.num_hidden_layers]
+        if wrong or self.ffn == "dense" or not self.moe_layers or len(set(self.moe_layers)) < len(self.moe_layers):
+            raise ValueError(
+                f"moe_layers={self.moe_layers} with ffn={self.ffn!r}: name some of the layers 0 to "
+                f"{self.num_hidden_layers - 1}, each once, for a mixture; leave it out for all, or where ffn='dense'"
+            )
 
     def _check_lora(self) -> None:
         for target in (*self.lora_targets, *self.lora_per_task):
@@ -83,19 +105,27 @@ class UniLlamaConfig(LlamaConfig):
     @property
     def adaptable(self) -> tuple[str, ...]:
         """Which of ``LORA_TARGETS`` this structure has."""
+        mixtures = len(self.mixture_layers)
+        shared = ("shared_expert",) if self.shared_expert else ()
+        dense = ("mlp",) if mixtures < self.num_hidden_layers else ()
+        return ("attention", *(("experts", *shared) if mixtures else ()), *dense)
+
+    @property
+    def mixture_layers(self) -> tuple[int, ...]:
+        """Layers whose FFN is a mixture of experts, in order."""
         if self.ffn == "dense":
-            return ("attention", "mlp")
-        return ("attention", "experts", "shared_expert") if self.shared_expert else ("attention", "experts")
+            return ()
+        return tuple(range(self.num_hidden_layers)) if self.moe_layers is None else tuple(sorted(self.moe_layers))
 
     @property
     def num_groups(self) -> int:
         """Expert groups: one a task, or a single one without task knowledge."""
-        return 2 if self.ffn == "ta_moe" else 1
+        return self.num_tasks if self.ffn == "ta_moe" else 1
 
     @property
     def experts_per_group(self) -> int:
         """Experts in one group; both kinds of mixture have the same number in all."""
-        return self.experts_per_task * (2 // self.num_groups)
+        return self.experts_per_task * (self.num_tasks // self.num_groups)
 
     def lora_groups(self, target: str) -> int:
         """How many low-rank pairs ``target`` has: 0 (not adapted), 1, or one a task."""

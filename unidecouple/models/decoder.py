@@ -31,7 +31,7 @@ from unidecouple.models.router import ContextRouter, ExpertRouter, Routing, Task
 
 @dataclass
 class DecoderOutput(BaseModelOutputWithPast):
-    """transformers' decoder output plus ``routing``: one ``Routing`` a layer, empty for dense layers."""
+    """transformers' decoder output plus ``routing``: one ``Routing`` a mixture, in the order of the layers."""
 
     routing: tuple[Routing, ...] | None = None
 
@@ -45,6 +45,9 @@ class UniLlamaAttention(LlamaAttention):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             plain: nn.Linear = getattr(self, name)
             setattr(self, name, LoraLinear(plain.in_features, plain.out_features, plain.bias is not None, *lora))
+        if config.first_token:
+            self.first_key = nn.Parameter(torch.zeros(self.k_proj.out_features))
+            self.first_value = nn.Parameter(torch.zeros(self.v_proj.out_features))
 
     def forward(
         self,
@@ -53,13 +56,20 @@ class UniLlamaAttention(LlamaAttention):
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         group: Tensor | None = None,
+        first: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As ``LlamaAttention``; ``group`` (B, T) chooses each token's low-rank pair where there is one a task."""
+        """As ``LlamaAttention``; ``group`` (B, T) chooses each token's low-rank pair where there is one a task.
+
+        ``first`` (B, T) tells first tokens, whose keys and values are given; at position 0 the rotation changes nothing.
+        """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            project(hidden_states, group).view(heads).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query, key, value = (project(hidden_states, group) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if first is not None:
+            key, value = (
+                torch.where(first.unsqueeze(-1), given, made) for given, made in ((self.first_key, key), (self.first_value, value))
+            )
+        query, key, value = (part.view(heads).transpose(1, 2) for part in (query, key, value))
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -77,8 +87,9 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = UniLlamaAttention(config, layer_idx)
-        told = config.context_router and layer_idx == 0
-        self.mlp = FeedForward(config, "mlp") if config.ffn == "dense" else MixtureOfExperts(config, routed=not told)
+        mixtures = config.mixture_layers
+        told = config.context_router and layer_idx == mixtures[0]
+        self.mlp = MixtureOfExperts(config, routed=not told) if layer_idx in mixtures else FeedForward(config, "mlp")
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -202,6 +213,8 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             "past_key_values": past_key_values,
             **kwargs,
         }
+        if self.config.first_token:
+            attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, **attend)
         group = task_ids if route_by == "label" else None if task_logits is None else task_logits.argmax(-1)
         states, decisions = [], []

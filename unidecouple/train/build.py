@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
-from transformers import AutoProcessor
 
+from unidecouple.convert.layouts import DEEPSEEK, config_of, detect
+from unidecouple.convert.processors import read_processor
+from unidecouple.convert.weights import WEIGHTS
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure
 from unidecouple.models.configuration import UniJanusConfig
@@ -30,7 +33,8 @@ def checkpoint_folder(name_or_path: str) -> Path:
     folder = Path(str(files("unidecouple") / "assets" / name_or_path)) if name_or_path in SHIPPED else Path(name_or_path)
     if not (folder / "config.json").is_file():
         folder = next(reversed(all_checkpoints(folder)), folder)
-    for needed in ("config.json", "model.safetensors"):
+    weights = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[1])
+    for needed in ("config.json", weights):
         if not (folder / needed).is_file():
             raise ValueError(
                 f"no checkpoint at {name_or_path!r}: {needed} is missing. Give a folder of save_pretrained, a run's folder, "
@@ -39,16 +43,24 @@ def checkpoint_folder(name_or_path: str) -> Path:
     return folder
 
 
-def load(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, UniJanusProcessor]:
-    """Model (float32, eval mode) and processor of a checkpoint.
+def load(
+    name_or_path: str, dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> tuple[UniJanusForConditionalGeneration, UniJanusProcessor]:
+    """Model (eval mode) and processor of a checkpoint in our layout or in transformers' (deepseek-community's).
+
+    Args:
+        name_or_path: see ``checkpoint_folder``.
+        dtype: of the weights in memory; "auto" is what the configuration says.
 
     Raises:
-        ValueError: the folder is missing, or its weights are broken or do not fit its configuration.
+        ValueError: the folder is missing or in deepseek-ai's layout, or its weights are broken or do not fit its configuration.
     """
     folder = checkpoint_folder(name_or_path)
+    processor = load_processor(name_or_path)
     try:
-        model, info = UniJanusForConditionalGeneration.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(folder)
+        config = config_of(folder, processor)
+        kind = UniJanusForConditionalGeneration
+        model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, dtype=dtype)
     except Exception as error:  # the libraries raise anything from KeyError to SafetensorError here
         raise ValueError(
             f"cannot read the checkpoint at {folder}: {error}. Is a file truncated? Copy or convert it again"
@@ -67,8 +79,9 @@ def load(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, UniJanusP
 def load_shapes(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, UniJanusProcessor]:
     """As ``load``, for a process that needs no weights: shapes on the meta device; only the image tokenizer is read."""
     folder = checkpoint_folder(name_or_path)
+    processor = load_processor(name_or_path)
     with torch.device("meta"):
-        model = UniJanusForConditionalGeneration(UniJanusConfig.from_pretrained(folder))
+        model = UniJanusForConditionalGeneration(config_of(folder, processor))
     model.model.vqmodel.to_empty(device="cpu")
     tensors: dict[str, torch.Tensor] = {}
     for path in folder.glob("model*.safetensors"):
@@ -76,20 +89,29 @@ def load_shapes(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, Un
             names = [name for name in list(file.keys()) if name.startswith(_VQ)]
             tensors |= {name.removeprefix(_VQ): file.get_tensor(name).float() for name in names}
     model.model.vqmodel.load_state_dict(tensors)
-    return model.eval(), load_processor(name_or_path)
+    return model.eval(), processor
 
 
 def load_processor(name_or_path: str) -> UniJanusProcessor:
     """The processor of a checkpoint, without its weights.
 
     Raises:
-        ValueError: the folder is missing, or its processor cannot be read.
+        ValueError: the folder is missing or in deepseek-ai's layout, or its processor is missing or cannot be read.
     """
     folder = checkpoint_folder(name_or_path)
+    layout = detect(folder)
+    if layout == DEEPSEEK:
+        raise ValueError(
+            f"{folder} is in deepseek-ai's original layout: convert it once with `unidecouple convert {folder} --output FOLDER`, "
+            "and give that folder"
+        )
     try:
-        return AutoProcessor.from_pretrained(folder)
+        processor = read_processor(folder, layout)
     except Exception as error:  # as in `load`
         raise ValueError(f"cannot read the processor at {folder}: {error}") from error
+    if processor is None:
+        raise ValueError(f"{folder} has no tokenizer.json: copy the tokenizer's and processor's files to it")
+    return processor
 
 
 def restructure(model: UniJanusForConditionalGeneration, structure: Structure, seed: int) -> UniJanusForConditionalGeneration:

@@ -17,7 +17,7 @@ class Dense:
 
     def configure(self) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets."""
-        return {"ffn": "dense"}
+        return {"ffn": "dense", "moe_layers": None}
 
     def upcycle(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights as they are."""

@@ -23,6 +23,7 @@ class MoE:
     num_experts_per_tok: int = 1
     shared_expert: bool = True
     alpha_init: float = 0.5
+    moe_layers: tuple[int, ...] | None = None
 
     def configure(self) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets."""
@@ -32,8 +33,9 @@ class MoE:
             "num_experts_per_tok": self.num_experts_per_tok,
             "shared_expert": self.shared_expert,
             "alpha_init": self.alpha_init,
+            "moe_layers": None if self.moe_layers is None else list(self.moe_layers),
         }
 
     def upcycle(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Exact start from dense weights."""
-        return copy_into_experts(state, 2 * self.experts_per_task, self.shared_expert, self.alpha_init)
+        return copy_into_experts(state, 2 * self.experts_per_task, self.shared_expert, self.alpha_init, self.moe_layers)

@@ -20,6 +20,7 @@ class TaskAwareMoE:
         num_experts_per_tok: k = 1 in the paper.
         shared_expert: the ablation switches it off.
         alpha_init: unpublished; see ``UniLlamaConfig``.
+        moe_layers: which layers, counted from 0; the others stay dense. None is all, as in the paper.
         task_routing: "learned", or "label" for the ablation that is told the true task (also at inference).
         context_router: the first layer's router looks at the tokens before (ours, beyond the paper; see ``ContextRouter``).
     """
@@ -29,6 +30,7 @@ class TaskAwareMoE:
     num_experts_per_tok: int = 1
     shared_expert: bool = True
     alpha_init: float = 0.5
+    moe_layers: tuple[int, ...] | None = None
     task_routing: Literal["learned", "label"] = "learned"
     context_router: bool = False
 
@@ -40,10 +42,11 @@ class TaskAwareMoE:
             "num_experts_per_tok": self.num_experts_per_tok,
             "shared_expert": self.shared_expert,
             "alpha_init": self.alpha_init,
+            "moe_layers": None if self.moe_layers is None else list(self.moe_layers),
             "task_routing": self.task_routing,
             "context_router": self.context_router,
         }
 
     def upcycle(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Exact start from dense weights."""
-        return copy_into_experts(state, 2 * self.experts_per_task, self.shared_expert, self.alpha_init)
+        return copy_into_experts(state, 2 * self.experts_per_task, self.shared_expert, self.alpha_init, self.moe_layers)

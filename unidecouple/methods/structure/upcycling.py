@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
 
-_DENSE_FFN = re.compile(r"^(?P<mlp>.*\.layers\.\d+\.mlp)\.(?P<part>gate|up|down)_proj\.weight$")
+_DENSE_FFN = re.compile(r"^(?P<mlp>.*\.layers\.(?P<layer>\d+)\.mlp)\.(?P<part>gate|up|down)_proj\.weight$")
 
 
-def copy_into_experts(state: Mapping[str, Tensor], num_experts: int, shared_expert: bool, alpha: float) -> dict[str, Tensor]:
+def copy_into_experts(
+    state: Mapping[str, Tensor], num_experts: int, shared_expert: bool, alpha: float, layers: Container[int] | None = None
+) -> dict[str, Tensor]:
     """Replace each dense FFN of ``state`` by ``num_experts`` stacked copies and, if asked, a shared copy.
 
     With a shared expert the output would double, so that routed + alpha * shared = dense the routed copies' ``W_down`` is
@@ -22,6 +24,7 @@ def copy_into_experts(state: Mapping[str, Tensor], num_experts: int, shared_expe
         num_experts: E, over all groups.
         shared_expert: whether there is one.
         alpha: its weight at the start.
+        layers: which layers, counted from 0; None is all.
 
     Raises:
         ValueError: ``state`` has no dense FFN (it was upcycled before), or only part of one.
@@ -30,11 +33,11 @@ def copy_into_experts(state: Mapping[str, Tensor], num_experts: int, shared_expe
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         match = _DENSE_FFN.match(name)
-        if match is None:
+        if match is None or (layers is not None and int(match["layer"]) not in layers):
             out[name] = tensor
         else:
             found.setdefault(match["mlp"], {})[match["part"]] = tensor
-    if not found:
+    if not found or any(".mlp.experts." in name for name in state):
         raise ValueError("no dense FFN to upcycle (…layers.N.mlp.gate_proj.weight): start from a dense checkpoint")
     for mlp, part in found.items():
         missing = {"gate", "up", "down"} - part.keys()

@@ -1,0 +1,43 @@
+"""Options of the command line as what they mean."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from unidecouple.convert.options import numbers, shard_bytes, structure
+from unidecouple.methods.structure import Dense, MoE, TaskAwareMoE
+
+NOTHING = dict.fromkeys(
+    ("structure", "experts_per_task", "num_experts_per_tok", "shared_expert", "alpha_init", "moe_layers", "context_router")
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"structure": "dense"}, Dense()),
+        ({"structure": "moe", "alpha_init": 0.25, "shared_expert": False}, MoE(alpha_init=0.25, shared_expert=False)),
+        (
+            {"structure": "ta_moe", "moe_layers": "0,2-3", "experts_per_task": 4},
+            TaskAwareMoE(experts_per_task=4, moe_layers=(0, 2, 3)),
+        ),
+        ({"structure": "ta_moe", "context_router": True}, TaskAwareMoE(context_router=True)),
+    ],
+)
+def test_structures(given: dict[str, Any], expected: object) -> None:
+    assert structure(argparse.Namespace(**NOTHING | given)) == expected
+
+
+def test_layers_and_sizes() -> None:
+    assert numbers("0,4-7") == (0, 4, 5, 6, 7)
+    assert [shard_bytes(text) for text in ("5GB", "200 mb", "1000", "0.5KB")] == [5 * 10**9, 200 * 10**6, 1000, 500]
+    for wrong in ("", "1,", "a", "3-"):
+        with pytest.raises(ValueError, match="is no list of layers"):
+            numbers(wrong)
+    for wrong in ("", "big", "0", "-1GB"):
+        with pytest.raises(ValueError, match="is no size of a file"):
+            shard_bytes(wrong)

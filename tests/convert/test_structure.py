@@ -1,0 +1,193 @@
+"""Changes of structure: what the result computes, against what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import JanusForConditionalGeneration
+
+from unidecouple.batch import Batch, Task
+from unidecouple.convert.convert import convert
+from unidecouple.convert.steps import Conversion
+from unidecouple.convert.structure import merge_lora
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.generate.image import Sampling, draw_tokens
+from unidecouple.methods.structure import Dense, MoE, Structure, TaskAwareMoE
+from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.train.build import load
+
+MakeModel = Callable[..., UniJanusForConditionalGeneration]
+Save = Callable[[UniJanusForConditionalGeneration], Path]
+Convert = Callable[..., Path]
+Joint = tuple[Batch, Batch]
+
+PROMPTS = ["a photo of a cow", "a photo of two red cups and a blue pig"]
+LOW = {"lora_rank": 4, "lora_alpha": 4.0}
+LORA = LOW | {"lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
+SOME = LOW | {"moe_layers": [1], "lora_targets": ["attention", "mlp", "experts"], "lora_per_task": ["mlp"]}
+
+
+@torch.no_grad()
+def logits(model: UniJanusForConditionalGeneration, joint: Joint, task: Task | None = None) -> list[Tensor]:
+    """Of both heads on both batches, BOS left out; told that all but it is of ``task`` (see ``Task``), or as the model routes."""
+    out = []
+    for batch in joint:
+        told = batch if task is None else replace(batch, task_ids=torch.full_like(batch.task_ids, task))
+        told.task_ids[:, 0] = Task.MMU
+        hidden = model.decode_batch(told, None if task is None else "label").last_hidden_state[:, 1:]
+        out += [model.lm_head(hidden), model.model.generation_head(hidden)]
+    return out
+
+
+def difference(left: list[Tensor], right: list[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        MoE(experts_per_task=3, num_experts_per_tok=2),
+        TaskAwareMoE(experts_per_task=1, alpha_init=0.3),
+        TaskAwareMoE(experts_per_task=3, num_experts_per_tok=3, shared_expert=False),
+        TaskAwareMoE(moe_layers=(1,), context_router=True),
+    ],
+    ids=repr,
+)
+def test_upcycling_computes_the_same(
+    make_model: MakeModel, joint_batch: Joint, save: Save, converted: Convert, tmp_path: Path, structure: Structure
+) -> None:
+    dense = make_model()
+    source = save(dense)
+    upcycled = load(str(converted(source, tmp_path / "out", structure=structure, max_shard_bytes=50_000)))[0]
+    assert difference(logits(upcycled, joint_batch), logits(dense, joint_batch)) <= 1e-5
+    assert {name: getattr(upcycled.config.text_config, name) for name in structure.configure()} == structure.configure()
+    gate = upcycled.decoder.layers[1].mlp.gate.weight
+    assert 0.01 < float(gate.detach().std()) < 0.03  # experts are copies: the router tells them apart
+    again = load(str(converted(source, tmp_path / "again", structure=structure)))[0]
+    other = load(str(converted(source, tmp_path / "other", structure=structure, seed=1)))[0]
+    assert torch.equal(again.decoder.layers[1].mlp.gate.weight, gate)
+    assert not torch.equal(other.decoder.layers[1].mlp.gate.weight, gate)
+
+
+@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"experts_per_task": 3, "num_experts_per_tok": 2},
+        {"experts_per_task": 1, "shared_expert": False},
+        {"context_router": True, **LORA},
+        SOME,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("merge", [False, True])
+def test_slimmed_to_one_task(
+    make_model: MakeModel,
+    builder: SequenceBuilder,
+    joint_batch: Joint,
+    save: Save,
+    converted: Convert,
+    tmp_path: Path,
+    text: dict[str, Any],
+    task: Task,
+    merge: bool,
+) -> None:
+    """What it computes without being told anything is what the whole model computes told the task."""
+    whole = make_model(ffn="ta_moe", **text)
+    expected = logits(whole, joint_batch, task)
+    assert difference(expected, logits(whole, joint_batch, Task(1 - task))) > 0.1
+    slim = load(str(converted(save(whole), tmp_path / "slim", task=task, merge=merge)))[0]
+    assert difference(logits(slim, joint_batch), expected) <= 3e-5
+    kept = slim.config.text_config
+    assert (kept.ffn, kept.num_tasks, kept.experts_per_group) == ("moe", 1, whole.config.text_config.experts_per_task)
+    assert kept.lora_rank == (0 if merge else whole.config.text_config.lora_rank)
+    assert slim.num_parameters() < whole.num_parameters()
+    assert kept.first_token == (task is Task.T2I)
+    if task is Task.T2I:
+        told, untold = (Sampling(guidance_scale=3.0, temperature=0, routing=routing) for routing in ("label", None))
+        pictures = draw_tokens(whole, builder, PROMPTS, 1, 0, told)
+        assert torch.equal(draw_tokens(slim, builder, PROMPTS, 1, 0, untold), pictures)
+        assert len(pictures.unique()) > 8
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_expert_folds_to_a_dense_janus(
+    make_model: MakeModel, joint_batch: Joint, save: Save, converted: Convert, tmp_path: Path, shared: bool
+) -> None:
+    targets = ["attention", "experts", *(["shared_expert"] if shared else [])]
+    low = {"lora_rank": 4, "lora_alpha": 4.0, "lora_targets": targets, "lora_per_task": ["attention"]}
+    whole = make_model(ffn="ta_moe", experts_per_task=1, shared_expert=shared, **low)
+    source = save(whole)
+    for task in Task:
+        dense = load(str(converted(source, tmp_path / task.key, task=task, structure=Dense())))[0]
+        assert dense.config.text_config.intermediate_size == (128 if shared else 64)
+        assert difference(logits(dense, joint_batch), logits(whole, joint_batch, task)) <= 3e-5
+    folder = converted(tmp_path / "mmu", tmp_path / "plain", to="transformers")
+    assert difference(logits(load(str(folder))[0], joint_batch), logits(whole, joint_batch, Task.MMU)) <= 3e-5
+    assert type(JanusForConditionalGeneration.from_pretrained(folder).model.language_model).__name__ == "LlamaModel"
+
+
+def test_pictures_of_other_layouts_differ_and_it_is_said(make_model: MakeModel, save: Save, tmp_path: Path) -> None:
+    said: list[str] = []
+    wanted = Conversion("transformers", Dense(), Task.T2I)
+    convert(save(make_model(ffn="ta_moe", experts_per_task=1)), tmp_path / "out", wanted, said.append)
+    assert [line for line in said if "4 names gone, 0 new" in line and "the BOS's keys and values left out" in line]
+    assert not load(str(tmp_path / "out"))[0].config.text_config.first_token
+
+
+def test_updates_merge_on_the_way_to_other_layouts(
+    make_model: MakeModel, joint_batch: Joint, save: Save, converted: Convert, tmp_path: Path
+) -> None:
+    adapted = make_model(lora_rank=4, lora_alpha=4.0, lora_targets=["attention", "mlp"])
+    folder = converted(save(adapted), tmp_path / "out", to="deepseek")
+    merged = load(str(converted(folder, tmp_path / "back")))[0]
+    assert merged.config.text_config.lora_rank == 0
+    assert difference(logits(merged, joint_batch), logits(adapted, joint_batch)) <= 3e-5
+
+
+def test_merging_by_hand() -> None:
+    """Rounded once: in bfloat16, 1 + 2 x 0.0078125 x 0.125 is 1, but what is added to 0.5 is seen."""
+    text = UniLlamaConfig(num_hidden_layers=1, lora_rank=1, lora_alpha=2.0, lora_targets=["attention"])
+    part = {
+        "q_proj.weight": torch.tensor([[1.0, 0.5]]).bfloat16(),
+        "q_proj.lora_A": torch.tensor([[[0.125, 0.5]]]).bfloat16(),
+        "q_proj.lora_B": torch.tensor([[[0.0078125]]]).bfloat16(),
+        "mlp.experts.down_proj": torch.ones(2, 1, 1),
+        "mlp.experts.down_lora_A": torch.tensor([[[1.0]], [[2.0]]]),
+        "mlp.experts.down_lora_B": torch.tensor([[[3.0]], [[4.0]]]),
+    }
+    merged = merge_lora(part, text)
+    assert list(merged) == ["q_proj.weight", "mlp.experts.down_proj"]
+    assert merged["q_proj.weight"].tolist() == [[1.0, 0.5078125]]
+    assert merged["q_proj.weight"].dtype == torch.bfloat16
+    assert merged["mlp.experts.down_proj"].flatten().tolist() == [7.0, 17.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "said"),
+    [
+        ({"ffn": "ta_moe"}, {"to": "deepseek"}, "ffn='ta_moe', lora_rank=0 has no place in the deepseek layout"),
+        ({"ffn": "ta_moe", **LORA}, {"merge": True}, "lora_A is one update a task.*choose one with --task"),
+        ({"ffn": "ta_moe"}, {"structure": MoE()}, "ffn='ta_moe' already: --structure moe starts from a dense checkpoint"),
+        ({"lora_rank": 4, "lora_alpha": 4.0, "lora_targets": ["mlp"]}, {"structure": MoE()}, "merge them first"),
+        ({}, {"task": Task.MMU}, "no weight belongs to one task"),
+        ({"ffn": "moe"}, {"task": Task.MMU}, "no weight belongs to one task"),
+        ({"ffn": "ta_moe"}, {"task": Task.MMU, "structure": Dense()}, "with 2 experts in layers .* cannot become dense"),
+        ({"ffn": "ta_moe"}, {"structure": Dense()}, "with 4 experts in layers .* cannot become dense"),
+        ({}, {"structure": MoE(num_experts_per_tok=9)}, "num_experts_per_tok=9 must be from 1 to"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    make_model: MakeModel, save: Save, converted: Convert, tmp_path: Path, text: dict[str, Any], wanted: dict[str, Any], said: str
+) -> None:
+    source = save(make_model(**text))
+    with pytest.raises(ValueError, match=said):
+        converted(source, tmp_path / "out", **wanted)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,160 @@
+"""The command ``unidecouple convert``: plan on names and shapes, refuse what does not fit, then write shard by shard."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from unidecouple.convert.layouts import DEEPSEEK, config_json, config_of, detect
+from unidecouple.convert.names import to_deepseek, unused
+from unidecouple.convert.parts import Part, split_into_parts, write_deepseek
+from unidecouple.convert.processors import read_processor, write_generation_config, write_processor
+from unidecouple.convert.steps import Conversion, Step, changes, reading
+from unidecouple.convert.weights import Weights, save_shards
+from unidecouple.files import atomic_directory, write_json_atomic
+from unidecouple.models.configuration import UniJanusConfig
+from unidecouple.models.janus import UniJanusForConditionalGeneration
+
+_TRAVELS = ("license", "licence", "notice", "readme", "copying")
+
+
+def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str], None]) -> None:
+    """Write ``source`` to ``target`` as ``wanted``; ``say`` gets what was done, line by line.
+
+    Raises:
+        ValueError: ``source`` cannot be read, lacks a weight, has one too many or one of a wrong shape, or cannot become what is
+            wanted. Nothing was written.
+    """
+    _check_target(source.resolve(), target.resolve())
+    layout = detect(source)
+    processor = read_processor(source, layout)
+    config, weights = config_of(source, processor), Weights(source)
+    config.dtype = config.dtype or _most_bytes(weights.shapes)
+    steps = [*reading(layout, config, weights), *changes(config, wanted)]
+    final = steps[-1].config
+    raw = config_json(final, wanted.to)
+    if wanted.to == DEEPSEEK:
+        steps.append(Step("written under deepseek-ai's names", write_deepseek, final, check=False))
+    say(f"{source}: {layout} layout, {_size(weights.shapes)}, {_describe(config)}")
+    parts = split_into_parts(weights.shapes)
+    shapes = _plan(weights, parts, steps, layout, say)
+    with atomic_directory(target) as staging:
+        files = save_shards(staging, shapes, _written(weights, parts, steps), wanted.max_shard_bytes)
+        write_json_atomic(staging / "config.json", raw)
+        if processor is not None:
+            write_processor(staging, processor, wanted.to)
+            write_generation_config(source, staging, processor)
+        carried = _carry(source, staging)
+    say(f"{target}: {wanted.to} layout, {_size(shapes)} in {len(files)} file(s), {_describe(final)}")
+    say(f"carried along: {', '.join(carried) or 'no licence or readme was there'}")
+    if processor is None:
+        say("no tokenizer.json was there, so the result has no processor: copy one to it before use")
+
+
+def _check_target(source: Path, target: Path) -> None:
+    """Refuse a folder whose replacement would lose more than an earlier result."""
+    if target == source or target in source.parents:
+        raise ValueError(f"--output {target} is the checkpoint itself, or a folder around it: choose another folder")
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise ValueError(f"--output {target} is a folder with something else than a checkpoint in it: choose another, or empty it")
+
+
+def _plan(weights: Weights, parts: list[tuple[str, ...]], steps: list[Step], layout: str, say: Callable[[str], None]) -> Part:
+    """Every weight of the result, in order and without data; says what each step does and checks its names and shapes."""
+    planned = [{name: weights.shapes[name] for name in names} for names in parts]
+    for step in steps:
+        before, planned = planned, [step.transform(part) for part in planned]
+        if step.check:
+            _check(_union(planned), step.config, layout, weights.start)
+        say(_summary(step.says, _union(before), _union(planned)))
+    dropped = [name for name in weights.shapes if layout == DEEPSEEK and unused(name)]
+    if dropped:
+        say(f"  dropped, since Janus does not use them: {len(dropped)} ({dropped[0]}, …)")
+    return _union(planned)
+
+
+def _written(weights: Weights, parts: list[tuple[str, ...]], steps: list[Step]) -> Iterator[Part]:
+    """The result, part by part."""
+
+    def one(names: tuple[str, ...]) -> Part:
+        part = weights.read(names)
+        for step in steps:
+            part = step.transform(part)
+        return part
+
+    return map(one, parts)
+
+
+def _check(found: Part, config: UniJanusConfig, layout: str, start: Path) -> None:
+    """Compare names and shapes with those of the model that ``config`` describes.
+
+    Raises:
+        ValueError: one is missing, too many or of another shape; the message calls it as its file does.
+    """
+    with torch.device("meta"):
+        expected = UniJanusForConditionalGeneration(config).state_dict()
+    for name in expected.keys() - found.keys():
+        raise ValueError(f"{start} lacks {_called(name, layout)}, which must be of shape {tuple(expected[name].shape)}")
+    for name in found.keys() - expected.keys():
+        raise ValueError(f"{start} has {_called(name, layout)}, which a model of its config.json does not have")
+    for name, weight in expected.items():
+        if found[name].shape != weight.shape:
+            raise ValueError(
+                f"{_called(name, layout)} in {start} is of shape {tuple(found[name].shape)}, but by config.json it must be "
+                f"{tuple(weight.shape)}"
+            )
+
+
+def _called(name: str, layout: str) -> str:
+    if layout != DEEPSEEK:
+        return name
+    fused = re.sub(r"[qkv]_proj", "qkv", name) if "vision_model" in name else name
+    return to_deepseek(fused) or name
+
+
+def _carry(source: Path, target: Path) -> list[str]:
+    """Copy licences and readmes; their names."""
+    texts = sorted(file for file in source.iterdir() if file.is_file() and file.name.lower().startswith(_TRAVELS))
+    for file in texts:
+        shutil.copyfile(file, target / file.name)
+    return [file.name for file in texts]
+
+
+def _union(parts: list[Part]) -> Part:
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def _most_bytes(shapes: Part) -> torch.dtype:
+    """The floating-point type that most of the weights' bytes are in."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in shapes.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] += tensor.nbytes
+    return sizes.most_common(1)[0][0]
+
+
+def _size(shapes: Part) -> str:
+    numbers, size = sum(tensor.numel() for tensor in shapes.values()), sum(tensor.nbytes for tensor in shapes.values())
+    return f"{len(shapes)} tensors, {numbers:,} numbers, {size:,} bytes"
+
+
+def _summary(says: str, before: Part, after: Part) -> str:
+    """What a step did to names and shapes."""
+    gone, new = before.keys() - after.keys(), after.keys() - before.keys()
+    changed = [name for name in before.keys() & after.keys() if before[name].shape != after[name].shape]
+    return f"  {says}: {len(gone)} names gone, {len(new)} new, {len(changed)} reshaped, {len(after)} tensors"
+
+
+def _describe(config: UniJanusConfig) -> str:
+    text = config.text_config
+    low = f", LoRA r={text.lora_rank}" if text.lora_rank else ""
+    if text.ffn == "dense":
+        return f"dense{low}"
+    group = f"{text.num_groups} group(s) of {text.experts_per_group} experts, top {text.num_experts_per_tok}"
+    shared = ", a shared expert" if text.shared_expert else ""
+    return f"{text.ffn}: {group}{shared} in {len(text.mixture_layers)} of {text.num_hidden_layers} layers{low}"

@@ -1,0 +1,191 @@
+"""The three layouts: told apart by config.json, and their configurations in and out of ours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from transformers import JanusConfig, LlamaConfig
+
+from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
+from unidecouple.models.processing import UniJanusProcessor
+
+UNIDECOUPLE, TRANSFORMERS, DEEPSEEK = LAYOUTS = ("unidecouple", "transformers", "deepseek")
+_MODEL_TYPES = {"unidecouple_janus": UNIDECOUPLE, "janus": TRANSFORMERS, "multi_modality": DEEPSEEK}
+
+_TOWER = "siglip_large_patch16_384"
+_TOWER_SHAPE = {"width": 1024, "layers": 24, "heads": 16, "patch_size": 16, "mlp_ratio": 4}
+_TOWER_FIELDS = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "patch_size": "patch_size",
+    "mlp_ratio": "mlp_ratio",
+}
+_VQ_SHAPE = {"latent_channels": 256, "base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4], "num_res_blocks": 2}
+# The original fixes both shapes in code. A smaller model (in tests) gives its own as further ``params``, which it ignores.
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file is missing or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")  # noqa: TRY004 - a mistake in a file, not in the code
+    return value
+
+
+def detect(folder: Path) -> str:
+    """Which of ``LAYOUTS`` a checkpoint folder has.
+
+    Raises:
+        ValueError: its config.json is missing, or of another model.
+    """
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in _MODEL_TYPES:
+        raise ValueError(
+            f"{folder / 'config.json'} is of model_type {kind!r}: Janus has one of {', '.join(_MODEL_TYPES)} "
+            "(deepseek-ai's original is multi_modality)"
+        )
+    return _MODEL_TYPES[kind]
+
+
+def config_of(folder: Path, processor: UniJanusProcessor | None) -> UniJanusConfig:
+    """Our configuration of a checkpoint in any layout; its decoder is dense unless the layout is ours.
+
+    Args:
+        folder: the checkpoint.
+        processor: its processor; deepseek-ai's layout keeps the ids of special tokens only there.
+
+    Raises:
+        ValueError: a field is missing, or its value is one that this model cannot have.
+    """
+    raw, layout = read_json(folder / "config.json"), detect(folder)
+    if layout == UNIDECOUPLE:
+        return UniJanusConfig(**raw)
+    if layout == TRANSFORMERS:
+        return _ours(JanusConfig(**raw).to_dict())
+    if processor is None:
+        raise ValueError(f"{folder} has no tokenizer.json: the ids of pictures and padding are read from it; copy it there")
+    try:
+        return _ours(_janus(raw, processor))
+    except KeyError as error:
+        raise ValueError(f"{folder / 'config.json'} lacks {error}, which deepseek-ai's Janus has") from error
+
+
+def config_json(config: UniJanusConfig, layout: str) -> dict[str, Any]:
+    """What config.json says of ``config`` in ``layout``.
+
+    Raises:
+        ValueError: its decoder is not dense; only our own layout holds anything else.
+    """
+    text, raw = config.text_config, config.to_diff_dict()
+    if layout == UNIDECOUPLE:
+        return {**raw, "architectures": ["UniJanusForConditionalGeneration"]}
+    if text.ffn != "dense" or text.lora_rank:
+        raise ValueError(
+            f"a model with ffn={text.ffn!r}, lora_rank={text.lora_rank} has no place in the {layout} layout, which is dense: "
+            "choose one task (--task) and fold it (--structure dense), or keep our own layout (--to unidecouple)"
+        )
+    plain = _llama(raw["text_config"])
+    if layout == TRANSFORMERS:
+        kept = {name: value for name, value in raw.items() if name not in ("architectures", "model_type", "text_config")}
+        vq = {k: v for k, v in raw["vq_config"].items() if v or k != "encode_window"}
+        return {
+            "architectures": ["JanusForConditionalGeneration"],
+            "model_type": "janus",
+            **kept,
+            "text_config": plain,
+            "vq_config": vq,
+        }
+    return _published(config, plain)
+
+
+def _ours(raw: dict[str, Any]) -> UniJanusConfig:
+    parts = {name: raw[name] for name in ("vision_config", "vq_config", "image_token_id")}
+    text = UniLlamaConfig(**{name: value for name, value in raw["text_config"].items() if name != "model_type"})
+    return UniJanusConfig(text_config=text, tie_word_embeddings=False, dtype=raw.get("dtype"), **parts)
+
+
+def _llama(text: dict[str, Any]) -> dict[str, Any]:
+    ours = {field.name for field in fields(UniLlamaConfig)} - {field.name for field in fields(LlamaConfig)}
+    return {name: value for name, value in text.items() if name not in ours} | {"model_type": "llama"}
+
+
+def _janus(raw: dict[str, Any], processor: UniJanusProcessor) -> dict[str, Any]:
+    """Transformers' fields out of deepseek-ai's."""
+    vision, aligner = raw["vision_config"]["params"], raw["aligner_config"]["params"]
+    code, adaptor, head = (raw[f"gen_{part}_config"]["params"] for part in ("vision", "aligner", "head"))
+    tokenizer = processor.tokenizer
+    named = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    text = LlamaConfig(**(raw["language_config"] | named))
+    if vision.get("model_name", _TOWER) != _TOWER:
+        raise ValueError(f"vision_config: model_name={vision['model_name']!r} is not Janus's {_TOWER}")
+    for part in (aligner, adaptor):
+        if part.get("projector_type") != "mlp_gelu":
+            raise ValueError(f"projector_type={part.get('projector_type')!r} is not Janus's mlp_gelu")
+    widths = {aligner["n_embed"], adaptor["n_embed"], head["n_embed"], head["image_token_embed"], text.hidden_size}
+    if len(widths) > 1:
+        raise ValueError(f"widths {sorted(widths)} of decoder, adaptors and image head differ: transformers' Janus has one for all")
+    tower, picked = _TOWER_SHAPE | vision, vision.get("select_layer", -1)
+    layers = tower["layers"] + picked + 1 if picked <= 0 else min(picked, tower["layers"])
+    patches = (vision["image_size"] // tower["patch_size"]) ** 2
+    return {
+        "text_config": text.to_dict(),
+        "vision_config": {hf: tower[name] for name, hf in _TOWER_FIELDS.items()}
+        | {"image_size": vision["image_size"], "num_hidden_layers": layers, "num_image_tokens": patches}
+        | {"projection_dim": aligner["n_embed"], "depth": aligner.get("depth", 1)},
+        "vq_config": {name: code.get(name, value) for name, value in _VQ_SHAPE.items()}
+        | {"embed_dim": code["n_embed"], "num_embeddings": code["image_token_size"], "encode_window": code.get("encode_window", 0)}
+        | {"projection_dim": adaptor["n_embed"], "num_hidden_layers": adaptor.get("depth", 1)}
+        | {"image_token_embed_dim": head["image_token_embed"]},
+        "image_token_id": tokenizer.convert_tokens_to_ids(tokenizer.image_token),
+        "dtype": raw.get("torch_dtype"),
+    }
+
+
+def _published(config: UniJanusConfig, text: dict[str, Any]) -> dict[str, Any]:
+    """deepseek-ai's fields out of ours."""
+    vision, vq, width = config.vision_config, config.vq_config, config.text_config.hidden_size
+    if {vision.projection_dim, vq.projection_dim, vq.image_token_embed_dim} != {width}:
+        raise ValueError(f"adaptors and image head are not all as wide as the decoder ({width}): deepseek-ai's Janus has one width")
+    rope = text.pop("rope_parameters")
+    text |= {"rope_theta": rope["rope_theta"], "rope_scaling": None if rope["rope_type"] == "default" else rope}
+    dtype = str(config.dtype or "float32").removeprefix("torch.")
+    tower = {"image_size": vision.image_size, "model_name": _TOWER, "select_feature": "same", "select_layer": -1}
+    tower |= _other({name: getattr(vision, hf) for name, hf in _TOWER_FIELDS.items()}, _TOWER_SHAPE)
+    code = _other({name: getattr(vq, name) for name in _VQ_SHAPE} | {"channel_multiplier": list(vq.channel_multiplier)}, _VQ_SHAPE)
+    code |= {"image_token_size": vq.num_embeddings, "n_embed": vq.embed_dim}
+    code |= {"encode_window": vq.encode_window} if vq.encode_window else {}
+
+    def part(name: str, cls: str, **params: Any) -> dict[str, Any]:
+        return {"cls": cls, "model_type": name, "params": params}
+
+    def adaptor(name: str, inputs: int, depth: int) -> dict[str, Any]:
+        return part(name, "MlpProjector", depth=depth, input_dim=inputs, n_embed=width, projector_type="mlp_gelu")
+
+    return {
+        "architectures": ["MultiModalityCausalLM"],
+        "model_type": "multi_modality",
+        "torch_dtype": dtype,
+        "language_config": text | {"torch_dtype": dtype},
+        "vision_config": part("vision", "CLIPVisionTower", **tower),
+        "aligner_config": adaptor("aligner", vision.hidden_size, vision.depth),
+        "gen_vision_config": part("gen_vision", "VQ-16", **code),
+        "gen_aligner_config": adaptor("gen_aligner", vq.embed_dim, vq.num_hidden_layers),
+        "gen_head_config": part(
+            "gen_head", "vision_head", image_token_embed=width, image_token_size=vq.num_embeddings, n_embed=width
+        ),
+    }
+
+
+def _other(shape: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in shape.items() if value != fixed[name]}

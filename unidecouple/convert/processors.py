@@ -1,0 +1,177 @@
+"""Tokenizer and processor files of the three layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, processors
+from transformers import JanusProcessor, PreTrainedTokenizerFast
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, read_json
+from unidecouple.files import write_json_atomic
+from unidecouple.models.processing import JANUS_SYSTEM_PROMPT, UniJanusProcessor
+
+_TAGS = {"image_token": "image_tag", "boi_token": "image_start_tag", "eoi_token": "image_end_tag"}
+_PUBLISHED_TAGS = {
+    "image_tag": "<image_placeholder>",
+    "image_start_tag": "<begin_of_image>",
+    "image_end_tag": "<end_of_image>",
+    "pad_tag": "<\uff5c\u2581pad\u2581\uff5c>",
+}
+_PIXELS = ("min_size", "image_mean", "image_std", "rescale_factor", "do_normalize")
+_SPECIAL = ("bos_token", "eos_token", "unk_token")
+
+TEMPLATE = """
+{%- macro body(content) -%}
+  {%- if content is string -%}{{ content | trim }}
+  {%- else -%}
+    {%- for part in content -%}
+      {%- if part['type'] == 'image' -%}
+        {{ '' if loop.first else '\\n' }}IMAGE{{ '' if loop.last else '\\n' }}
+      {%- elif part['type'] == 'text' -%}
+        {%- set text = part['text'].lstrip() if loop.first else part['text'] -%}
+        {%- if not loop.first and loop.previtem['type'] == 'text' -%}{{ ' ' }}{%- endif -%}
+        {{ text.rstrip() if loop.last else text }}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+  {%- set role, said = message['role'] | lower, body(message['content']) -%}
+  {%- set ended = add_generation_prompt or not loop.last -%}
+  {%- if role == 'user' -%}{{ 'USER: ' + said }}
+  {%- elif role == 'assistant' -%}{{ 'ASSISTANT:' + (' ' + said if said or ended else '') }}
+  {%- else -%}{{ role | capitalize + ': ' + said }}
+  {%- endif -%}
+  {%- if ended -%}{{ '\\n\\n' if role == 'user' else eos_token }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+""".strip()
+"""Chats as Janus-Pro was trained with them (deepseek-ai/Janus, conversation.py, "deepseek"); names stand for its special tokens."""
+
+
+def read_processor(folder: Path, layout: str) -> UniJanusProcessor | None:
+    """The processor of a checkpoint; None if it has no tokenizer.json.
+
+    Raises:
+        ValueError: its files do not hold what Janus needs.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    try:
+        if layout == UNIDECOUPLE:
+            return UniJanusProcessor.from_pretrained(folder)
+        if layout == DEEPSEEK:
+            return _read_deepseek(folder)
+        processor = UniJanusProcessor.of_janus(JanusProcessor.from_pretrained(folder))
+        said = folder / "processor_config.json"
+        if said.is_file():
+            processor.system_prompt = read_json(said).get("system_prompt", processor.system_prompt)
+    except (OSError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"cannot read the processor of {folder}: {error!r}. Copy all of its json files") from error
+    return processor
+
+
+def write_processor(folder: Path, processor: UniJanusProcessor, layout: str) -> None:
+    """Save ``processor`` in ``layout`` into ``folder``."""
+    if layout == UNIDECOUPLE:
+        processor.save_pretrained(folder)
+    elif layout == TRANSFORMERS:
+        plain = JanusProcessor(
+            processor.image_processor,
+            processor.tokenizer,
+            chat_template=processor.chat_template,
+            use_default_system_prompt=processor.system_prompt == JANUS_SYSTEM_PROMPT,
+            num_image_tokens=processor.num_image_tokens,
+        )
+        plain.save_pretrained(folder)
+        if processor.system_prompt not in ("", JANUS_SYSTEM_PROMPT):  # transformers' Janus knows its own only, and ignores this
+            path = folder / "processor_config.json"
+            write_json_atomic(path, read_json(path) | {"system_prompt": processor.system_prompt})
+    else:
+        _write_deepseek(folder, processor)
+
+
+def write_generation_config(source: Path, folder: Path, processor: UniJanusProcessor) -> None:
+    """generation_config.json of ``source`` with what transformers' image loop needs to know added."""
+    path, tokenizer = source / "generation_config.json", processor.tokenizer
+    known = read_json(path) if path.is_file() else {"guidance_scale": 5.0}
+    known.pop("_from_model_config", None)  # or transformers makes the file anew from config.json, without the loop's token
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    loop = {"boi_token_id": tokenizer.convert_tokens_to_ids(tokenizer.boi_token)}
+    write_json_atomic(folder / path.name, ids | {"generation_kwargs": loop} | known)
+
+
+def _read_deepseek(folder: Path) -> UniJanusProcessor:
+    said = {name: read_json(folder / name) for name in ("tokenizer_config.json", "preprocessor_config.json")}
+    extra = folder / "processor_config.json"
+    tags = _PUBLISHED_TAGS | (read_json(extra) if extra.is_file() else {})
+    tokens = said["tokenizer_config.json"]
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    absent = [tag for name, tag in tags.items() if name.endswith("_tag") and backend.token_to_id(tag) is None]
+    if absent:
+        raise ValueError(f"{folder / 'tokenizer.json'} has no token {absent[0]!r}: it is not Janus's")
+    special = {name: _text(tokens[name]) for name in _SPECIAL if tokens.get(name)}
+    _start_with_bos(backend, special["bos_token"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side="left",
+        pad_token=tags["pad_tag"],
+        model_max_length=tokens.get("model_max_length"),
+        extra_special_tokens={name: tags[tag] for name, tag in _TAGS.items()},
+        **special,
+    )
+    pixels = said["preprocessor_config.json"]
+    images = JanusImageProcessorPil(
+        size={"height": pixels["image_size"], "width": pixels["image_size"]},
+        **{name: pixels[name] for name in _PIXELS if name in pixels},
+    )
+    return UniJanusProcessor(
+        images,
+        tokenizer,
+        chat_template=tags.get("chat_template") or _template(backend, tags["image_tag"]),
+        system_prompt=tags.get("system_prompt", JANUS_SYSTEM_PROMPT),
+        num_image_tokens=tags.get("num_image_tokens", 576),
+    )
+
+
+def _write_deepseek(folder: Path, processor: UniJanusProcessor) -> None:
+    tokenizer, images = processor.tokenizer, processor.image_processor
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    tokens = {name: getattr(tokenizer, name) for name in (*_SPECIAL, "pad_token") if getattr(tokenizer, name)}
+    tags = {tag: getattr(tokenizer, name) for name, tag in _TAGS.items()} | {"pad_tag": tokenizer.pad_token}
+    words = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "model_max_length": tokenizer.model_max_length}
+    pixels: dict[str, Any] = {"image_processor_type": "VLMImageProcessor", "processor_class": "VLChatProcessor"}
+    pixels |= {"image_size": images.size["height"]}
+    pixels |= {name: getattr(images, name) for name in _PIXELS}
+    chat = {"num_image_tokens": processor.num_image_tokens, "sft_format": "deepseek", "processor_class": "VLChatProcessor"}
+    if processor.chat_template != _template(tokenizer.backend_tokenizer, tokenizer.image_token):
+        chat["chat_template"] = processor.chat_template  # deepseek-ai's code knows its own only, and ignores these two
+    if processor.system_prompt != JANUS_SYSTEM_PROMPT:
+        chat["system_prompt"] = processor.system_prompt
+    write_json_atomic(folder / "tokenizer_config.json", words | tokens)
+    write_json_atomic(folder / "special_tokens_map.json", tokens)
+    write_json_atomic(folder / "preprocessor_config.json", pixels)
+    write_json_atomic(folder / "processor_config.json", chat | tags)
+
+
+def _template(backend: Tokenizer, image: str) -> str:
+    """``TEMPLATE`` with the tokenizer's own tokens; Janus before Pro has none for the roles."""
+    pro = backend.token_to_id("<|User|>") is not None
+    user, assistant = ("<|User|>", "<|Assistant|>") if pro else ("User", "Assistant")
+    return TEMPLATE.replace("IMAGE", image).replace("'USER", f"'{user}").replace("'ASSISTANT", f"'{assistant}")
+
+
+def _start_with_bos(backend: Tokenizer, bos: str) -> None:
+    """Let ``backend`` put BOS first, as deepseek-ai's tokenizer class does by itself, if its file does not say so."""
+    number = backend.token_to_id(bos)
+    if backend.encode("a").ids[:1] != [number]:
+        first = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, number)])
+        before = [] if backend.post_processor is None else [backend.post_processor]
+        backend.post_processor = processors.Sequence([*before, first])
+
+
+def _text(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]

@@ -1,0 +1,102 @@
+"""What is wanted of a conversion, as a row of small changes, each to a part of the weights and to the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from unidecouple.batch import Task
+from unidecouple.convert import structure as structures
+from unidecouple.convert.first_token import FirstToken, drop_first_token
+from unidecouple.convert.layouts import DEEPSEEK, UNIDECOUPLE, read_json
+from unidecouple.convert.names import to_deepseek
+from unidecouple.convert.parts import Transform, read_deepseek, untie
+from unidecouple.convert.weights import Weights
+from unidecouple.methods.structure import Dense, MoE, Structure, TaskAwareMoE
+from unidecouple.models.configuration import UniJanusConfig
+
+GIGABYTE = 10**9
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to make of a checkpoint.
+
+    Attributes:
+        to: layout of the result, of ``LAYOUTS``.
+        structure: of the result; None leaves it as it is.
+        task: keep only what serves this task.
+        merge: add low-rank updates to their weights; needed for any layout but ours, and for folding, so done there anyway.
+        max_shard_bytes: of one file of weights.
+        seed: of new routers.
+    """
+
+    to: str = UNIDECOUPLE
+    structure: Structure | None = None
+    task: Task | None = None
+    merge: bool = False
+    max_shard_bytes: int = 5 * GIGABYTE
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change: what it does in words, to a part, and the configuration after it; ``check`` is whether that tells all names."""
+
+    says: str
+    transform: Transform
+    config: UniJanusConfig
+    check: bool = True
+
+
+def reading(layout: str, config: UniJanusConfig, weights: Weights) -> list[Step]:
+    """From the layout's names to ours."""
+    steps = []
+    tied = _HEAD not in weights.shapes and to_deepseek(_HEAD) not in weights.shapes
+    raw = read_json(weights.start.parent / "config.json")
+    said = raw.get("tie_word_embeddings", raw.get("language_config", {}).get("tie_word_embeddings", layout != DEEPSEEK))
+    if layout == DEEPSEEK:
+        steps.append(Step("read under deepseek-ai's names", read_deepseek, config, check=not (tied and said)))
+    elif not (tied and said):
+        steps.append(Step("read", dict, config))
+    if tied and said:
+        steps.append(Step("text head, tied to the word embeddings, written out", untie, config))
+    return steps
+
+
+def changes(config: UniJanusConfig, wanted: Conversion) -> list[Step]:
+    """Changes of structure, in order."""
+    steps: list[Step] = []
+    mixture = None if isinstance(wanted.structure, Dense) else wanted.structure
+    if wanted.task is not None:
+        whole, config = config.text_config, structures.slim_config(config, wanted.task)
+        drawing = wanted.task is Task.T2I
+        take: Transform = FirstToken(whole) if drawing else partial(structures.slim, task=wanted.task)
+        steps.append(Step(f"kept what serves {wanted.task.key}, routed by label", take, config))
+    folds = isinstance(wanted.structure, Dense) and config.text_config.ffn != "dense"
+    if config.text_config.lora_rank and (wanted.merge or folds or wanted.to != UNIDECOUPLE):
+        text, rank = config.text_config, config.text_config.lora_rank
+        config = structures.with_text(config, lora_rank=0, lora_targets=[], lora_per_task=[])
+        steps.append(Step(f"merged low-rank updates (r={rank})", partial(structures.merge_lora, text=text), config))
+    if folds:
+        config = structures.fold_config(config)
+        steps.append(Step("folded the only expert to a dense FFN", structures.fold, config))
+    if config.text_config.first_token and wanted.to != UNIDECOUPLE:
+        config = structures.with_text(config, first_token=False)
+        says = f"the BOS's keys and values left out, for which the {wanted.to} layout has no place: pictures will differ a little"
+        steps.append(Step(says, drop_first_token, config))
+    if not folds and mixture is not None:
+        config = _upcycled(config, mixture)
+        grow = partial(structures.upcycle, structure=mixture, text=config.text_config, seed=wanted.seed)
+        steps.append(Step(f"upcycled to {mixture.kind}", grow, config))
+    return steps
+
+
+def _upcycled(config: UniJanusConfig, structure: MoE | TaskAwareMoE) -> UniJanusConfig:
+    text = config.text_config
+    if text.ffn != "dense":
+        raise ValueError(f"ffn={text.ffn!r} already: --structure {structure.kind} starts from a dense checkpoint")
+    if text.lora_rank:
+        raise ValueError(f"low-rank updates (r={text.lora_rank}) fit no upcycled FFN: merge them first (--merge-lora)")
+    return structures.with_text(config, **structure.configure())

@@ -1,0 +1,158 @@
+"""Changes of structure, part by part: low-rank updates merged, dense to mixture, one task out of two, a mixture folded."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unidecouple.batch import Task
+from unidecouple.convert.parts import Part
+from unidecouple.methods.structure import MoE, TaskAwareMoE
+from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
+from unidecouple.models.router import ContextRouter, ExpertRouter, TaskAwareRouter
+
+_FFN = re.compile(r"^(?P<mlp>model\.language_model\.layers\.(?P<layer>\d+)\.mlp)\.")
+_LAST = "model.language_model.norm.weight"
+
+
+def with_text(config: UniJanusConfig, **fields: Any) -> UniJanusConfig:
+    """``config`` with fields of its text configuration changed."""
+    raw = config.to_dict()
+    raw["text_config"] = {**raw["text_config"], **fields}
+    return UniJanusConfig(**raw)
+
+
+def merge_lora(part: Part, text: UniLlamaConfig) -> Part:
+    """Every low-rank update added to its weight, ``W + (lora_alpha / r) B A``, in float64 and rounded once to W's type.
+
+    Raises:
+        ValueError: an update routed by task; no single weight can hold two.
+    """
+    out = {name: tensor for name, tensor in part.items() if "lora_" not in name}
+    for name, a in part.items():
+        if not name.endswith("lora_A"):
+            continue
+        stacked = ".experts." in name
+        if not stacked and len(a) > 1:
+            raise ValueError(f"{name} is one update a task, and no single weight can hold both: choose one with --task")
+        base = name.replace("_lora_A", "_proj") if stacked else name.replace("lora_A", "weight")
+        update = part[name.replace("lora_A", "lora_B")].double() @ a.double() * (text.lora_alpha / text.lora_rank)
+        out[base] = (part[base].double() + (update if stacked else update[0])).to(part[base].dtype)
+    return {name: out[name] for name in part if name in out}
+
+
+def slim(part: Part, task: Task) -> Part:
+    """What serves ``task``: its group of experts, its routing among them, its low-rank updates; the other's is dropped."""
+    out: Part = {}
+    for name, tensor in part.items():
+        if ".mlp.router." in name or ".context_router." in name:
+            continue
+        if ".experts." in name:
+            out[name] = tensor.unflatten(0, (len(Task), -1))[task].clone()
+        elif name.endswith(".mlp.gate.weight") or ("lora_" in name and len(tensor) == len(Task)):
+            out[name] = tensor[task : task + 1].clone()
+        else:
+            out[name] = tensor
+    return out
+
+
+def slim_config(config: UniJanusConfig, task: Task) -> UniJanusConfig:
+    """Configuration of a model slimmed to ``task``.
+
+    Raises:
+        ValueError: nothing in it belongs to a task.
+    """
+    text = config.text_config
+    if text.ffn != "ta_moe" and not text.lora_per_task:
+        raise ValueError(f"ffn={text.ffn!r} without lora_per_task: no weight belongs to one task, so there is none to choose")
+    mixture = {"ffn": "moe", "num_tasks": 1} if text.ffn == "ta_moe" else {}
+    rest = {"context_router": False, "task_routing": "learned", "lora_per_task": [], "first_token": task is Task.T2I}
+    return with_text(config, **mixture, **rest)
+
+
+def fold(part: Part) -> Part:
+    """A mixture of one expert, which every token is sent to whole, as a dense FFN.
+
+    With a shared expert, ``Expert(x) + alpha Shared(x)`` is one FFN of twice the width: gates and ups stacked, downs side by side.
+    """
+    mlp = next((match["mlp"] for name in part if ".mlp.experts." in name and (match := _FFN.match(name))), None)
+    if mlp is None:
+        return part
+    gate, up = part[f"{mlp}.experts.gate_up_proj"][0].chunk(2)
+    down = part[f"{mlp}.experts.down_proj"][0]
+    if f"{mlp}.alpha" in part:
+        shared = {key: part[f"{mlp}.shared_expert.{key}_proj.weight"] for key in ("gate", "up", "down")}
+        gate, up = torch.cat([gate, shared["gate"]]), torch.cat([up, shared["up"]])
+        weighted = part[f"{mlp}.alpha"].double() * shared["down"].double()
+        down = torch.cat([down, weighted.to(down.dtype)], dim=1)
+    kept = {name: tensor for name, tensor in part.items() if not name.startswith(f"{mlp}.")}
+    folded = {"gate": gate, "up": up, "down": down}
+    return kept | {f"{mlp}.{key}_proj.weight": tensor.clone() for key, tensor in folded.items()}
+
+
+def fold_config(config: UniJanusConfig) -> UniJanusConfig:
+    """Configuration after ``fold``.
+
+    Raises:
+        ValueError: there is more than one expert to choose from, or only some layers are mixtures.
+    """
+    text = config.text_config
+    experts = text.num_groups * text.experts_per_group
+    if experts > 1 or text.moe_layers is not None:
+        raise ValueError(
+            f"ffn={text.ffn!r} with {experts} experts in layers {list(text.mixture_layers)} cannot become dense: that takes one "
+            "expert in every layer (--task of a model with experts_per_task=1)"
+        )
+    width = text.intermediate_size * (2 if text.shared_expert else 1)
+    return with_text(config, ffn="dense", intermediate_size=width, num_tasks=2)
+
+
+def upcycle(part: Part, structure: MoE | TaskAwareMoE, text: UniLlamaConfig, seed: int) -> Part:
+    """Experts in place of a dense FFN, computing the same, and their new routers.
+
+    Args:
+        part: weights of a dense model.
+        structure: the mixture.
+        text: the resulting text configuration.
+        seed: of the routers; a layer's depend on it and the layer alone.
+    """
+    match = next((found for name in part if name.endswith("gate_proj.weight") and (found := _FFN.match(name))), None)
+    if match and int(match["layer"]) in text.mixture_layers:
+        out = structure.upcycle(part)
+        like = out[f"{match['mlp']}.experts.down_proj"]
+        return out | {f"{match['mlp']}.{name}": _as(w, like) for name, w in _routers(text, int(match["layer"]), seed).items()}
+    if _LAST in part and text.context_router:
+        with _seeded(seed, text.num_hidden_layers):
+            fresh = ContextRouter(text)
+            fresh.reset()
+        prefix = _LAST.replace("norm.weight", "context_router.")
+        return part | {prefix + name: _as(w, part[_LAST]) for name, w in fresh.state_dict().items()}
+    return part
+
+
+def _routers(text: UniLlamaConfig, layer: int, seed: int) -> Mapping[str, Tensor]:
+    with _seeded(seed, layer):
+        gate = ExpertRouter(text.hidden_size, text.num_groups, text.experts_per_group, text.num_experts_per_tok)
+        fresh = {"gate.weight": gate.weight.detach()}
+        told = text.context_router and layer == text.mixture_layers[0]
+        if text.num_groups > 1 and not told:
+            fresh["router.weight"] = TaskAwareRouter(text.hidden_size, text.num_groups).weight.detach()
+    return fresh
+
+
+@contextlib.contextmanager
+def _seeded(*seed: int) -> Iterator[None]:
+    """Random numbers of a stream of their own; those outside go on undisturbed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.default_rng(seed).integers(2**63)))
+        yield
+
+
+def _as(weight: Tensor, like: Tensor) -> Tensor:
+    return weight.to(device=like.device, dtype=like.dtype)

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from own_data import asked, flat, write_jsonl, write_pictures
+from published import write_published
 from unidecouple import config
+from unidecouple.convert.convert import convert
+from unidecouple.convert.steps import Conversion
+from unidecouple.data.mixture import Source
 from unidecouple.experiment.plan import START, Experiment, jobs
 from unidecouple.run import RunConfig
 from unidecouple.train.execute import execute
@@ -16,7 +21,16 @@ from unidecouple.train.scratch import Scratch
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 EXPERIMENTS = [RECIPES / "demo.yaml", *sorted((RECIPES / "paper").glob("*.yaml"))]
+JANUS_PRO = sorted(path for path in (RECIPES / "janus_pro").glob("*.yaml") if path.stem != "data")
 BASES = [RECIPES / "base" / "understanding.yaml", RECIPES / "base" / "unified.yaml"]
+
+
+@pytest.fixture(scope="session")
+def tiny_pro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Janus-Pro as it comes out of ``unidecouple convert``."""
+    folder = tmp_path_factory.mktemp("pro")
+    convert(write_published(folder / "published"), folder / "ours", Conversion(), lambda line: None)
+    return folder / "ours"
 
 
 def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) -> int:
@@ -58,6 +72,31 @@ def test_experiment_recipes_take_a_step(small_base: Path, small_cache: Path, tmp
                     job.config.stages
                 ), kind
     assert {kind.split()[0] for kind in seen} >= {"dense_t2i", "dense_joint", "unidecouple", "moe", "true_label", "as_published"}
+
+
+@pytest.mark.parametrize("recipe", JANUS_PRO, ids=lambda path: path.stem)
+def test_janus_pro_recipes_take_a_step_at_reduced_depth(recipe: Path, tiny_pro: Path, small_cache: Path, tmp_path: Path) -> None:
+    """Everything as published but sizes; on files, as the recipe's own comment says they look."""
+    write_pictures(tmp_path, "a.png", "b.png")
+    write_jsonl(tmp_path / "train.jsonl", [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
+    source = Source(tmp_path / "train.jsonl")
+    loaded = config.load(RunConfig, [recipe])
+    assert loaded.files is not None
+    sizes = {"mmu_batch_size": min(2, loaded.files.mmu_batch_size), "t2i_batch_size": 2, "max_length": 256}
+    small = replace(
+        loaded,
+        model_name_or_path=str(tiny_pro),
+        files=replace(loaded.files, sources=(source,), validation=(source,), **sizes),
+        stages=tuple(replace(stage, share=1.0) for stage in loaded.stages),
+        max_steps=len(loaded.stages),
+        logging_steps=1,
+        save_steps=0,
+        diagnose=False,
+        evaluation=replace(loaded.evaluation, eval_steps=0, eval_batches=1),
+        device="cpu",
+    )
+    execute(small, tmp_path / "run", small_cache, lambda line: None, threading.Event())
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(loaded.stages)
 
 
 def test_tokenizer_recipe_loads() -> None:

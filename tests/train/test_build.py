@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from published import write_published
 from unidecouple.convert.convert import convert
 from unidecouple.convert.steps import Conversion
-from unidecouple.train.build import checkpoint_folder, load, load_processor
+from unidecouple.train.build import checkpoint_folder, load, load_processor, load_shapes
 
 
 def test_missing_checkpoint(tmp_path: Path) -> None:
@@ -91,3 +91,16 @@ def test_the_processor_alone(small_base: Path, tmp_path: Path) -> None:
     (tmp_path / "processor_config.json").write_text("{broken")
     with pytest.raises(ValueError, match="cannot read the processor at"):
         load_processor(str(tmp_path))
+
+
+def test_shapes_are_those_of_the_weights(tmp_path: Path) -> None:
+    """Of a checkpoint in half precision, too: processes that disagree about a weight's size wait for each other forever."""
+    convert(write_published(tmp_path / "published"), tmp_path / "ours", Conversion(), lambda line: None)
+    (model, _), (shapes, _) = load(str(tmp_path / "ours")), load_shapes(str(tmp_path / "ours"))
+    again = type(shapes)(shapes.config)  # as training builds it anew
+    for other in (shapes, again):
+        assert {n: (p.shape, p.dtype) for n, p in other.named_parameters()} == {
+            n: (p.shape, p.dtype) for n, p in model.named_parameters()
+        }
+    for name, weight in model.model.vqmodel.state_dict().items():
+        assert torch.equal(shapes.model.vqmodel.state_dict()[name], weight)

@@ -80,8 +80,11 @@ def load_shapes(name_or_path: str) -> tuple[UniJanusForConditionalGeneration, Un
     """As ``load``, for a process that needs no weights: shapes on the meta device; only the image tokenizer is read."""
     folder = checkpoint_folder(name_or_path)
     processor = load_processor(name_or_path)
+    config = config_of(folder, processor)
+    for part in (config, config.text_config, config.vision_config, config.vq_config):
+        part.dtype = torch.float32  # as `load` sets it; parts of a model are built in their configuration's
     with torch.device("meta"):
-        model = UniJanusForConditionalGeneration(config_of(folder, processor))
+        model = UniJanusForConditionalGeneration(config)
     model.model.vqmodel.to_empty(device="cpu")
     tensors: dict[str, torch.Tensor] = {}
     for path in folder.glob("model*.safetensors"):

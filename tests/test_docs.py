@@ -1,0 +1,65 @@
+"""Every command in docs/ runs, in the order of its page, on a tiny model in the published layout."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from own_data import asked, flat, write_jsonl, write_pictures
+from published import write_published
+from unidecouple.cli import OK, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem != "scale")  # its commands have tests of their own
+SMALL = ["files.mmu_batch_size=2", "files.t2i_batch_size=2", "files.max_length=256", "gradient_accumulation_steps=1"]
+SMALL += ["max_steps=2", "evaluation.eval_steps=0", "evaluation.eval_batches=1", "diagnose=false", "device=cpu"]
+
+
+def commands(page: Path) -> list[list[str]]:
+    return [line.split() for line in re.findall(r"^    ((?:unidecouple|torchrun) .*)$", page.read_text(), re.MULTILINE)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: what was downloaded, data, and our recipes."""
+    place = tmp_path_factory.mktemp("user")
+    write_published(place / "deepseek-ai" / "Janus-Pro-1B")
+    write_pictures(place / "data", "a.png", "b.png")
+    for name in ("train", "held_out"):
+        write_jsonl(place / "data" / f"{name}.jsonl", [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
+    (place / "recipes").symlink_to(ROOT / "recipes")
+    return place
+
+
+def run(words: list[str]) -> None:
+    if "train" in words and "--dry-run" not in words:
+        at = words.index("--output")
+        less = SMALL if "generation_lora" not in " ".join(words) else [word for word in SMALL if "mmu" not in word]
+        words = [*words[:at], *less, *words[at:]]
+    if words[0] == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]]
+        done = subprocess.run(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == OK, done.stderr[-3000:]
+    else:
+        assert main(words[1:]) == OK, " ".join(words)
+
+
+def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one user's folder, since a page may use what another made."""
+    monkeypatch.chdir(place)
+    order = ["fine-tune", "resume", "add-generation", "many-gpus", "export"]
+    assert sorted(order) == [page.stem for page in PAGES]
+    for name in order:
+        found = commands(ROOT / "docs" / f"{name}.md")
+        assert found
+        for words in found:
+            run(words)
+    for made in ("preview.html", "runs/pro2/scores.json", "out/deepseek/config.json", "data/image_tokens/manifest.json"):
+        assert (place / made).is_file()

@@ -135,7 +135,7 @@ def export(arguments: argparse.Namespace) -> int:
     """Copy a checkpoint's model to a folder, its frozen tokenizer in half precision, as the shipped bases are."""
     from unidecouple.train.scratch import export as copy
 
-    print(copy(arguments.checkpoint, arguments.output))
+    print(copy(arguments.checkpoint, arguments.output, arguments.ema))
     return OK
 
 
@@ -283,7 +283,9 @@ def _parser() -> argparse.ArgumentParser:
     fresh = add(tokenizer, recipe=True)
     fresh.add_argument("--output", type=Path, required=True, help="folder of the new checkpoint")
     layouts = add(convert, recipe=False)
-    for copy in (add(align, recipe=False), add(export, recipe=False), layouts):
+    finished = add(export, recipe=False)
+    finished.add_argument("--ema", action="store_true", help="the averaged weights (of a run with ema_decay), not the last step's")
+    for copy in (add(align, recipe=False), finished, layouts):
         copy.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
         copy.add_argument("--output", type=Path, required=True, help="folder to write")
     _add_conversion(layouts)

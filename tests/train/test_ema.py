@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_a_run_averages_whole_models_over_both_stages(small_run: RunConfig, run:
     assert run(config, tmp_path)
     steps = all_checkpoints(tmp_path)
     assert len(steps) == config.max_steps
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         means, earlier, now = averages_of(after), averages_of(before), weights(after)
         fresh = means.keys() - earlier.keys()
         assert all("lora" in name for name in fresh)

@@ -1,4 +1,4 @@
-"""Checkpoints: model, processor, optimizer, averaged weights and step, written whole or not at all, in safetensors and json only."""
+"""Checkpoints: model, processor, optimizer, averages and step, written whole or not at all, in safetensors and json only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def save(
     processor: UniJanusProcessor,
     state: TrainerState,
     optimizer: torch.optim.Optimizer | None,
-    averages: Averages | None,
+    averages: Averages,
     keep: int,
     parallel: Parallel,
 ) -> None:
@@ -48,7 +48,7 @@ def save(
         parallel.save_weights(staging, wrapped)
         if optimizer is not None:
             parallel.save_tensors(staging / OPTIMIZER, _optimizer_tensors(optimizer))
-        if averages is not None:
+        if averages.means:
             parallel.save_tensors(staging / AVERAGES, averages.tensors())
         if parallel.first:
             processor.save_pretrained(staging)

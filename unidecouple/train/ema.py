@@ -27,19 +27,21 @@ class Averages:
     A weight that is frozen again goes on being averaged, so that the result is the average of whole models.
 
     Args:
-        decay: d, between 0 and 1.
+        decay: d, between 0 and 1; None keeps no averages.
         model: its weights, as the optimizer has them (whole, or this process's shards).
         parallel: the processes that share the run.
         checkpoint: what the averages go on from; None starts them at the weights. Averages of weights that train only from
             here on start there, too.
     """
 
-    def __init__(self, decay: float, model: nn.Module, parallel: Parallel, checkpoint: Path | None) -> None:
+    def __init__(self, decay: float | None, model: nn.Module, parallel: Parallel, checkpoint: Path | None) -> None:
+        self.decay, self.weights, self.means = decay, dict[str, nn.Parameter](), dict[str, Tensor]()
+        if decay is None:
+            return
         saved: set[str] = set()
         if checkpoint is not None:
             with safe_open(checkpoint / AVERAGES, framework="pt") as file:
                 saved = {name.removesuffix(_ENDING) for name in list(file.keys())}
-        self.decay = decay
         self.weights = {name: w for name, w in model.named_parameters() if w.requires_grad or name in saved}
         self.means = {name: w.detach().to(torch.float32, copy=True) for name, w in self.weights.items()}
         if checkpoint is not None:
@@ -48,6 +50,8 @@ class Averages:
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights of one more step. Where a weight equals its average, both stay as they are to the last bit."""
+        if self.decay is None:
+            return
         for name, weight in self.weights.items():
             mean, now = local_rows(self.means[name])[0], local_rows(weight)[0]  # DTensors have no lerp
             mean.lerp_(now.float(), 1 - self.decay)

@@ -119,7 +119,8 @@ class Trainer:
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer, self.parallel)
         before = sum(count for _, count in self.plan()[:index])
-        averages = self._averages(trained, before + start)
+        reached = self.folder / f"checkpoint-{before + start}" if before + start else None  # a stage's end is saved, too
+        averages = Averages(self.config.ema_decay, trained, self.parallel, reached)
         if self.config.gradient_checkpointing:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.17
                 trained.gradient_checkpointing_enable({"use_reentrant": False})
@@ -142,8 +143,7 @@ class Trainer:
                 self.parallel,
             )
             seen += result.tokens
-            if averages is not None:
-                averages.update()
+            averages.update()
             if self.parallel.first and (step % self.config.logging_steps == 0 or step == self.config.max_steps):
                 seconds = time.monotonic() - clock
                 self._log(step, stage, result, optimizer.param_groups[-1]["lr"], seen / seconds, seconds / (done - start))
@@ -166,15 +166,7 @@ class Trainer:
         drawn = [self.source.batch(step, part, self.parts) for part in mine]
         return [tuple(batch.to(self.parallel.device) for batch in part) for part in drawn]
 
-    def _averages(self, trained: nn.Module, step: int) -> Averages | None:
-        """Where they are asked for; after ``step`` steps they go on from its checkpoint, which the stage before wrote, too."""
-        if self.config.ema_decay is None:
-            return None
-        return Averages(self.config.ema_decay, trained, self.parallel, self.folder / f"checkpoint-{step}" if step else None)
-
-    def _save(
-        self, wrapped: nn.Module, state: TrainerState, optimizer: torch.optim.Optimizer | None, averages: Averages | None
-    ) -> None:
+    def _save(self, wrapped: nn.Module, state: TrainerState, optimizer: torch.optim.Optimizer | None, averages: Averages) -> None:
         keep = self.config.save_total_limit
         checkpoints.save(self.folder, wrapped, self.processor, state, optimizer, averages, keep, self.parallel)
 

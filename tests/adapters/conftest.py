@@ -15,7 +15,7 @@ from unidecouple.methods.selection import select
 from unidecouple.methods.stage import Lora
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
-from unidecouple.train.build import add_lora
+from unidecouple.train.build import add_lora, load_processor
 
 Write = Callable[[str, UniJanusForConditionalGeneration], Path]
 Train = Callable[[UniJanusForConditionalGeneration, Lora | None, list[str]], UniJanusForConditionalGeneration]
@@ -26,12 +26,14 @@ Logits = Callable[[UniJanusForConditionalGeneration], torch.Tensor]
 
 @pytest.fixture
 def write(tmp_path: Path, processor: UniJanusProcessor) -> Write:
-    """Save a model and its processor under a name."""
+    """Save a model and its processor, read from disk as runs read it, under a name."""
 
     def to_disk(name: str, model: UniJanusForConditionalGeneration) -> Path:
-        model.save_pretrained(tmp_path / name)
-        processor.save_pretrained(tmp_path / name)
-        return tmp_path / name
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        load_processor(str(folder)).save_pretrained(folder)
+        return folder
 
     return to_disk
 

@@ -135,7 +135,7 @@ def export(arguments: argparse.Namespace) -> int:
     """Copy a checkpoint's model to a folder, its frozen tokenizer in half precision, as the shipped bases are."""
     from unidecouple.train.scratch import export as copy
 
-    print(copy(arguments.checkpoint, arguments.output))
+    print(copy(arguments.checkpoint, arguments.output, arguments.ema))
     return OK
 
 
@@ -233,6 +233,23 @@ def convert(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def adapter_save(arguments: argparse.Namespace) -> int:
+    """Save only what training changed beyond a base: low-rank updates and small parts, in PEFT's format where it can hold them."""
+    from unidecouple.adapters.save import save
+
+    wanted = (arguments.base, arguments.seed, arguments.with_experts)
+    save(str(arguments.checkpoint), arguments.output, *wanted, lambda line: print(line, flush=True))
+    return OK
+
+
+def adapter_load(arguments: argparse.Namespace) -> int:
+    """Rebuild the whole checkpoint from its base and a saved adapter, bit for bit."""
+    from unidecouple.adapters.load import write
+
+    write(arguments.base, arguments.adapter, arguments.output, lambda line: print(line, flush=True))
+    return OK
+
+
 def _load(schema: type[T], recipe: Sequence[str]) -> T:
     """A configuration from the command line's YAML files and key=value overrides."""
     from unidecouple import config
@@ -283,11 +300,14 @@ def _parser() -> argparse.ArgumentParser:
     fresh = add(tokenizer, recipe=True)
     fresh.add_argument("--output", type=Path, required=True, help="folder of the new checkpoint")
     layouts = add(convert, recipe=False)
-    for copy in (add(align, recipe=False), add(export, recipe=False), layouts):
+    finished = add(export, recipe=False)
+    finished.add_argument("--ema", action="store_true", help="the averaged weights (of a run with ema_decay), not the last step's")
+    for copy in (add(align, recipe=False), finished, layouts):
         copy.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
         copy.add_argument("--output", type=Path, required=True, help="folder to write")
     _add_conversion(layouts)
     _add_data_commands(commands)
+    _add_adapter_commands(commands)
     return parser
 
 
@@ -322,6 +342,25 @@ def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     parsers["encode"].add_argument("--output", type=Path, required=True, help="folder of the cache")
     parsers["encode"].add_argument("--batch-size", type=int, default=32, help="pictures encoded together (default: 32)")
     parsers["encode"].add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
+
+
+def _add_adapter_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``unidecouple adapter save|load``."""
+    text = "Save what training changed as a small adapter, and rebuild the checkpoint from it."
+    group = commands.add_parser("adapter", help=text.rstrip("."), description=text).add_subparsers(required=True, metavar="COMMAND")
+    parsers = {}
+    for function in (adapter_save, adapter_load):
+        name, text = function.__name__.removeprefix("adapter_"), function.__doc__ or ""
+        parsers[name] = group.add_parser(name, help=text.rstrip("."), description=text)
+        parsers[name].set_defaults(command=function)
+    parsers["save"].add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
+    parsers["save"].add_argument("--base", help="checkpoint it was trained from (default: what the run's run.yaml says)")
+    parsers["save"].add_argument("--seed", type=int, help="the run's, for a dense base's routers (default: run.yaml's, or 0)")
+    parsers["save"].add_argument("--with-experts", action="store_true", help="keep experts that training changed, in full")
+    parsers["load"].add_argument("base", help="checkpoint that the adapter belongs to, or a shipped base's name")
+    parsers["load"].add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` wrote")
+    for command in parsers.values():
+        command.add_argument("--output", type=Path, required=True, help="folder to write")
 
 
 def _add_conversion(command: argparse.ArgumentParser) -> None:

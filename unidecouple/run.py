@@ -111,6 +111,8 @@ class RunConfig:
         bf16: matrix products in bfloat16; weights, losses and routers stay in float32.
         max_grad_norm: clipping.
         weight_decay: of AdamW; zero keeps weights without gradient exactly where they are.
+        ema_decay: d of an average of the trained weights over steps, ``ema <- d ema + (1 - d) w``, kept beside them in every
+            checkpoint (``unidecouple export --ema`` writes it); None keeps none. 0.999 is usual for runs of many thousand steps.
         parallel: how processes started by torchrun share the run: "ddp" (each has all weights), "fsdp" (each a share of them).
         device: "auto", "cpu" or "cuda".
     """
@@ -133,6 +135,7 @@ class RunConfig:
     bf16: bool = False
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
+    ema_decay: float | None = None
     diagnose: bool = True
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -140,3 +143,5 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.files is not None and self.data != Data():
             raise ValueError("data and files are both given: data describes the drawn world, files are your own; leave one out")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1 (0.999, say); leave it out to keep no average")

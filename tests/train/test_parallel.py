@@ -33,7 +33,7 @@ def decoupled(small_run: RunConfig) -> RunConfig:
     """Two stages; no batch size is a multiple of two and more processes."""
     data = replace(small_run.data, t2i_batch_size=7, mmu_batch_size=5, router_pairs=5)
     structure = TaskAwareMoE(context_router=True)
-    return replace(small_run, structure=structure, data=data, stages=APART_THEN_JOINT, save_total_limit=9)
+    return replace(small_run, structure=structure, data=data, stages=APART_THEN_JOINT, save_total_limit=9, ema_decay=0.5)
 
 
 def torchrun(processes: int, run: RunConfig, folder: Path, cache: Path) -> None:
@@ -54,13 +54,14 @@ def measured(folder: Path) -> list[list[float]]:
 
 
 def compare(folder: Path, other: Path) -> None:
-    """Six digits of every loss and gradient norm at every step, and the weights at the end."""
+    """Six digits of every loss and gradient norm at every step, and the weights and their averages at the end."""
     for one, two in zip(measured(folder), measured(other), strict=True):
         assert one == pytest.approx(two, rel=2e-6, abs=1e-9)
-    ours, theirs = (load_file(all_checkpoints(path)[-1] / "model.safetensors") for path in (folder, other))
-    assert ours.keys() == theirs.keys()
-    for name, weight in theirs.items():
-        torch.testing.assert_close(ours[name], weight, atol=2e-5, rtol=1e-4)
+    for file in ("model.safetensors", "ema.safetensors"):
+        ours, theirs = (load_file(all_checkpoints(path)[-1] / file) for path in (folder, other))
+        assert ours.keys() == theirs.keys()
+        for name, weight in theirs.items():
+            torch.testing.assert_close(ours[name], weight, atol=2e-5, rtol=1e-4)
 
 
 def forget(folder: Path, after: int) -> None:

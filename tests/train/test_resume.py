@@ -25,7 +25,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("structure", [Dense(), MoE(), TaskAwareMoE()], ids=lambda s: s.kind)
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 5])
 def test_resumed_equals_unbroken(structure: Structure, stop_after: int, small_run: RunConfig, run: Run, tmp_path: Path) -> None:
-    config = replace(small_run, structure=structure)
+    config = replace(small_run, structure=structure, ema_decay=0.9)
     if structure.kind == "ta_moe":
         config = replace(config, stages=APART_THEN_JOINT)
     elif structure.kind == "moe":
@@ -37,9 +37,10 @@ def test_resumed_equals_unbroken(structure: Structure, stop_after: int, small_ru
     assert not finished or (structure.kind == "ta_moe" and stop_after == 3), "a stop at the end of a stage is seen in the next"
     assert run(config, tmp_path / "broken")
     assert logged(tmp_path / "broken") == logged(tmp_path / "whole")
-    whole, broken = (load_file(all_checkpoints(tmp_path / name)[-1] / "model.safetensors") for name in ("whole", "broken"))
-    assert whole.keys() == broken.keys()
-    assert [name for name in whole if not torch.equal(whole[name], broken[name])] == []
+    for file in ("model.safetensors", "ema.safetensors"):
+        whole, broken = (load_file(all_checkpoints(tmp_path / name)[-1] / file) for name in ("whole", "broken"))
+        assert whole.keys() == broken.keys()
+        assert [name for name in whole if not torch.equal(whole[name], broken[name])] == []
 
 
 def test_finished_run_is_not_run_again(small_run: RunConfig, run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: model, processor, optimizer and step, written whole or not at all, in safetensors and json only."""
+"""Checkpoints: model, processor, optimizer, averages and step, written whole or not at all, in safetensors and json only."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.train.ema import AVERAGES, Averages
 from unidecouple.train.parallel import Parallel
 
 OPTIMIZER = "optimizer.safetensors"
@@ -34,6 +35,7 @@ def save(
     processor: UniJanusProcessor,
     state: TrainerState,
     optimizer: torch.optim.Optimizer | None,
+    averages: Averages,
     keep: int,
     parallel: Parallel,
 ) -> None:
@@ -46,6 +48,8 @@ def save(
         parallel.save_weights(staging, wrapped)
         if optimizer is not None:
             parallel.save_tensors(staging / OPTIMIZER, _optimizer_tensors(optimizer))
+        if averages.means:
+            parallel.save_tensors(staging / AVERAGES, averages.tensors())
         if parallel.first:
             processor.save_pretrained(staging)
             (staging / "trainer_state.json").write_text(json.dumps(vars(state)))

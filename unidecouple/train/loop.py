@@ -22,6 +22,7 @@ from unidecouple.run import RunConfig
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import add_lora
 from unidecouple.train.checkpoint import TrainerState
+from unidecouple.train.ema import Averages
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.source import BatchSource
 from unidecouple.train.step import StepResult, train_step
@@ -118,6 +119,8 @@ class Trainer:
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer, self.parallel)
         before = sum(count for _, count in self.plan()[:index])
+        reached = self.folder / f"checkpoint-{before + start}" if before + start else None  # a stage's end is saved, too
+        averages = Averages(self.config.ema_decay, trained, self.parallel, reached)
         if self.config.gradient_checkpointing:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.17
                 trained.gradient_checkpointing_enable({"use_reentrant": False})
@@ -140,6 +143,7 @@ class Trainer:
                 self.parallel,
             )
             seen += result.tokens
+            averages.update()
             if self.parallel.first and (step % self.config.logging_steps == 0 or step == self.config.max_steps):
                 seconds = time.monotonic() - clock
                 self._log(step, stage, result, optimizer.param_groups[-1]["lr"], seen / seconds, seconds / (done - start))
@@ -149,10 +153,10 @@ class Trainer:
                         self.evaluate(step, whole)
             stopped = self.parallel.agree(self.stop.is_set())
             if done < steps and (stopped or (self.config.save_steps and step % self.config.save_steps == 0)):
-                self._save(wrapped, TrainerState(step, index, done), optimizer)
+                self._save(wrapped, TrainerState(step, index, done), optimizer, averages)
                 if stopped:
                     raise InterruptedRunError(f"stopped after step {step} of {self.config.max_steps}; saved in {self.folder}")
-        self._save(wrapped, TrainerState(before + steps, index, steps), None)
+        self._save(wrapped, TrainerState(before + steps, index, steps), None, averages)
         with self.parallel.whole_model(wrapped, self.model):
             pass  # the next stage starts from it
 
@@ -162,8 +166,9 @@ class Trainer:
         drawn = [self.source.batch(step, part, self.parts) for part in mine]
         return [tuple(batch.to(self.parallel.device) for batch in part) for part in drawn]
 
-    def _save(self, wrapped: nn.Module, state: TrainerState, optimizer: torch.optim.Optimizer | None) -> None:
-        checkpoints.save(self.folder, wrapped, self.processor, state, optimizer, self.config.save_total_limit, self.parallel)
+    def _save(self, wrapped: nn.Module, state: TrainerState, optimizer: torch.optim.Optimizer | None, averages: Averages) -> None:
+        keep = self.config.save_total_limit
+        checkpoints.save(self.folder, wrapped, self.processor, state, optimizer, averages, keep, self.parallel)
 
     def _log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
         values = {"lr": rate_now, "grad_norm": result.grad_norm, "tokens_per_second": tokens_per_second}

@@ -21,7 +21,8 @@ from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.train.alignment import Alignment, Report, align_generation, align_vision
-from unidecouple.train.build import load
+from unidecouple.train.build import checkpoint_folder, load
+from unidecouple.train.ema import average
 from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
 
 Say = Callable[[str], None]
@@ -107,9 +108,17 @@ def follow(what: str, steps: int, say: Say) -> Report:
     return lambda step, values: say(f"{what} step {step}/{steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
 
 
-def export(checkpoint: Path, folder: Path) -> Path:
-    """Write the model and processor of ``checkpoint`` to ``folder``, its frozen tokenizer, most of the bytes, in float16."""
+def export(checkpoint: Path, folder: Path, ema: bool = False) -> Path:
+    """Write the model and processor of ``checkpoint`` to ``folder``, its frozen tokenizer, most of the bytes, in float16.
+
+    With ``ema`` the weights are the averages that the run kept beside them.
+
+    Raises:
+        ValueError: there are none.
+    """
     model, processor = load(str(checkpoint))
+    if ema:
+        average(model, checkpoint_folder(str(checkpoint)))
     model.model.vqmodel.half()
     return _write(model, processor, folder)
 

@@ -1,0 +1,74 @@
+"""What ``adapter_config.json`` says beside PEFT's own fields: of which base, with which structure, and what must come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from unidecouple.convert.layouts import read_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OURS = "UNIDECOUPLE"
+"""``peft_type`` of an adapter that PEFT has no form for; PEFT knows no such type and stops (``KeyError``)."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that rebuilding a checkpoint takes besides the base and the adapter's weights.
+
+    It stands in PEFT's field ``auto_mapping``, a free dictionary about the base's class: PEFT warns of any field of its config
+    that it does not know.
+
+    Attributes:
+        base_sha256: ``fingerprint`` of the base's weights as stored.
+        sha256: ``fingerprint`` of the checkpoint's.
+        seed: of the routers where a dense base becomes a mixture (``restructure``).
+        dtypes: type of the weights in each module of the checkpoint.
+        config: its config.json, structure and low-rank updates in it.
+        not_peft: why PEFT cannot read the adapter; empty where it can.
+    """
+
+    base_sha256: str
+    sha256: str
+    seed: int
+    dtypes: dict[str, str]
+    config: dict[str, Any]
+    not_peft: list[str]
+
+    def to_json(self, base: str, lora: dict[str, Any]) -> dict[str, Any]:
+        """``adapter_config.json``; ``lora`` are fields of PEFT's ``LoraConfig``."""
+        mapping = {"base_model_class": "UniJanusForConditionalGeneration", "parent_library": "unidecouple.models.janus"}
+        return {
+            "peft_type": OURS if self.not_peft else "LORA",
+            "base_model_name_or_path": base,
+            "auto_mapping": {**mapping, "unidecouple": asdict(self)},
+            **({} if self.not_peft else lora),
+        }
+
+
+def read_record(adapter: Path) -> tuple[Record, str]:
+    """The record of an adapter's folder, and its base's name.
+
+    Raises:
+        ValueError: there is none, or another program wrote it.
+    """
+    raw = read_json(adapter / CONFIG)
+    ours = (raw.get("auto_mapping") or {}).get("unidecouple", {})
+    missing = [field.name for field in fields(Record) if field.name not in ours]
+    if missing:
+        raise ValueError(
+            f"{adapter / CONFIG} lacks {', '.join(missing)}: it was not written by `unidecouple adapter save`, so there is no "
+            "telling which checkpoint it belongs to. PEFT may load it"
+        )
+    return Record(**{field.name: ours[field.name] for field in fields(Record)}), str(raw.get("base_model_name_or_path"))
+
+
+def check_target(target: Path, sign: str, what: str, sources: Iterable[Path]) -> None:
+    """Refuse a folder whose replacement would lose more than an earlier result."""
+    inside = [source for source in sources if target.resolve() in (source.resolve(), *source.resolve().parents)]
+    if inside:
+        raise ValueError(f"--output {target} is {inside[0]} itself, or a folder around it: choose another folder")
+    if target.is_dir() and any(target.iterdir()) and not (target / sign).is_file():
+        raise ValueError(f"--output {target} is a folder with something else than {what} in it: choose another, or empty it")

@@ -1,0 +1,75 @@
+"""An exponential moving average of the weights that training moves (Polyak averaging): ``ema <- d ema + (1 - d) w``.
+
+Averaged weights score steadier than the last step's. d = 0.999 looks back over about 1 / (1 - d) = 1,000 steps, so a run of a
+few hundred wants a smaller one. There is no warm-up and no correction: the average starts at the weights, not at zero.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from unidecouple.train.parallel import Parallel
+from unidecouple.train.sharded import local_rows
+
+AVERAGES = "ema.safetensors"
+_ENDING = "|ema"
+"""After each name: torch's distributed reader takes all files of a folder together, and these names must not be the weights'."""
+
+
+class Averages:
+    """Float32 averages of every weight that any stage so far has trained; the others are their own average.
+
+    A weight that is frozen again goes on being averaged, so that the result is the average of whole models.
+
+    Args:
+        decay: d, between 0 and 1; None keeps no averages.
+        model: its weights, as the optimizer has them (whole, or this process's shards).
+        parallel: the processes that share the run.
+        checkpoint: what the averages go on from; None starts them at the weights. Averages of weights that train only from
+            here on start there, too.
+    """
+
+    def __init__(self, decay: float | None, model: nn.Module, parallel: Parallel, checkpoint: Path | None) -> None:
+        self.decay, self.weights, self.means = decay, dict[str, nn.Parameter](), dict[str, Tensor]()
+        if decay is None:
+            return
+        saved: set[str] = set()
+        if checkpoint is not None:
+            with safe_open(checkpoint / AVERAGES, framework="pt") as file:
+                saved = {name.removesuffix(_ENDING) for name in list(file.keys())}
+        self.weights = {name: w for name, w in model.named_parameters() if w.requires_grad or name in saved}
+        self.means = {name: w.detach().to(torch.float32, copy=True) for name, w in self.weights.items()}
+        if checkpoint is not None:
+            parallel.load_tensors(checkpoint / AVERAGES, {name + _ENDING: self.means[name] for name in saved})
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights of one more step. Where a weight equals its average, both stay as they are to the last bit."""
+        if self.decay is None:
+            return
+        for name, weight in self.weights.items():
+            mean, now = local_rows(self.means[name])[0], local_rows(weight)[0]  # DTensors have no lerp
+            mean.lerp_(now.float(), 1 - self.decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What ``ema.safetensors`` holds."""
+        return {name + _ENDING: mean for name, mean in self.means.items()}
+
+
+@torch.no_grad()
+def average(model: nn.Module, checkpoint: Path) -> None:
+    """Give ``model``, loaded from ``checkpoint``, the averaged weights.
+
+    Raises:
+        ValueError: the run kept no averages.
+    """
+    if not (checkpoint / AVERAGES).is_file():
+        raise ValueError(f"{checkpoint} has no {AVERAGES}: the run kept no averages. Set ema_decay (0.999, say) and train again")
+    weights = dict(model.named_parameters())
+    for name, mean in load_file(checkpoint / AVERAGES).items():
+        weights[name.removesuffix(_ENDING)].copy_(mean)

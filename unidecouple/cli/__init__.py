@@ -1,0 +1,42 @@
+"""The command line: one function a command, imports inside, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from unidecouple import __version__
+from unidecouple.cli import bases, checkpoints, data, runs
+from unidecouple.cli.common import FAILED, INTERRUPTED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; user mistakes are one clear line on standard error, no traceback."""
+    arguments = _parser().parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        code: int = arguments.command(arguments)
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"unidecouple: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("unidecouple: interrupted; finished runs are kept, and the same command resumes the others", file=sys.stderr)
+        return INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="unidecouple", description="Train unified multimodal models on both tasks, and see the conflict."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for group in (runs, data, checkpoints, bases):
+        group.add_commands(commands)
+    return parser

@@ -1,0 +1,82 @@
+"""Commands that take checkpoints elsewhere: other layouts and structures, small adapters."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unidecouple.cli.common import OK, add, add_group, say
+
+if TYPE_CHECKING:
+    from unidecouple.cli.common import Commands
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Copy a checkpoint between deepseek-ai's layout, transformers' and ours, with another structure if asked."""
+    from unidecouple.convert.convert import convert as copy
+    from unidecouple.convert.options import shard_bytes, structure, task
+    from unidecouple.convert.steps import Conversion
+    from unidecouple.train.build import checkpoint_folder
+
+    wanted = Conversion(
+        arguments.to,
+        structure(arguments),
+        task(arguments.task),
+        arguments.merge_lora,
+        shard_bytes(arguments.max_shard_size),
+        arguments.seed,
+    )
+    copy(checkpoint_folder(str(arguments.checkpoint)), arguments.output, wanted, say)
+    return OK
+
+
+def adapter_save(arguments: argparse.Namespace) -> int:
+    """Save only what training changed beyond a base: low-rank updates and small parts, in PEFT's format where it can hold them."""
+    from unidecouple.adapters.save import save
+
+    wanted = (arguments.base, arguments.seed, arguments.with_experts)
+    save(str(arguments.checkpoint), arguments.output, *wanted, say)
+    return OK
+
+
+def adapter_load(arguments: argparse.Namespace) -> int:
+    """Rebuild the whole checkpoint from its base and a saved adapter, bit for bit."""
+    from unidecouple.adapters.load import write
+
+    write(arguments.base, arguments.adapter, arguments.output, say)
+    return OK
+
+
+def add_commands(commands: Commands) -> None:
+    """``unidecouple convert`` and ``unidecouple adapter save|load``."""
+    command = add(commands, convert, "convert")
+    command.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
+    command.add_argument("--output", type=Path, required=True, help="folder to write")
+    layouts, structures = ("unidecouple", "transformers", "deepseek"), ("dense", "moe", "ta_moe")
+    command.add_argument("--to", choices=layouts, default=layouts[0], help="layout of the result (default: unidecouple)")
+    command.add_argument("--structure", choices=structures, help="structure of the result (default: as it is)")
+    command.add_argument("--experts-per-task", type=int, help="experts in a task's group of a new mixture (default: 2)")
+    command.add_argument("--num-experts-per-tok", type=int, help="experts a token is sent to (default: 1)")
+    command.add_argument(
+        "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="a new mixture without a shared expert"
+    )
+    command.add_argument("--alpha-init", type=float, help="weight of the shared expert at the start (default: 0.5)")
+    command.add_argument("--moe-layers", help="layers that become mixtures, as 0,4-7 (default: all)")
+    command.add_argument(
+        "--context-router", action="store_const", const=True, help="the first mixture's task router looks at the tokens before"
+    )
+    command.add_argument("--task", choices=("mmu", "t2i"), help="keep only what serves this task; --structure dense then folds it")
+    command.add_argument("--merge-lora", action="store_true", help="add low-rank updates to their weights (other layouts: always)")
+    command.add_argument("--max-shard-size", default="5GB", help="most bytes of one file of weights (default: 5GB)")
+    command.add_argument("--seed", type=int, default=0, help="of new routers (default: 0)")
+    group = add_group(commands, "adapter", "Save what training changed as a small adapter, and rebuild the checkpoint from it.")
+    parsers = {"save": add(group, adapter_save, "save"), "load": add(group, adapter_load, "load")}
+    parsers["save"].add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
+    parsers["save"].add_argument("--base", help="checkpoint it was trained from (default: what the run's run.yaml says)")
+    parsers["save"].add_argument("--seed", type=int, help="the run's, for a dense base's routers (default: run.yaml's, or 0)")
+    parsers["save"].add_argument("--with-experts", action="store_true", help="keep experts that training changed, in full")
+    parsers["load"].add_argument("base", help="checkpoint that the adapter belongs to, or a shipped base's name")
+    parsers["load"].add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` wrote")
+    for parser in parsers.values():
+        parser.add_argument("--output", type=Path, required=True, help="folder to write")

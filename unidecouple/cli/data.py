@@ -1,0 +1,120 @@
+"""Commands on users' own data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unidecouple.cli.common import FAILED, OK, add, add_group
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unidecouple.cli.common import Commands
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Say what is in sources of data, and every problem with file and line; fails where too many records are bad."""
+    from unidecouple.data.check import check as read_all
+    from unidecouple.data.formats import open_readers
+    from unidecouple.data.pictures import Shaper
+    from unidecouple.data.sequences import SequenceBuilder
+    from unidecouple.train.build import load_processor
+
+    processor = load_processor(arguments.model)
+    code = OK
+    for path in arguments.path:
+        readers = open_readers(path, arguments.data_type, arguments.root, arguments.cache)
+        findings = read_all(
+            path, readers, Shaper(processor), SequenceBuilder(processor), arguments.max_length, _progress(f"checking {path.name}")
+        )
+        print("\n".join(findings.lines()), flush=True)
+        if findings.bad_ratio > arguments.max_bad_ratio:
+            print(f"unidecouple: {path}: more than --max-bad-ratio={arguments.max_bad_ratio} is bad", file=sys.stderr)
+            code = FAILED
+    return code
+
+
+def preview(arguments: argparse.Namespace) -> int:
+    """Write a page with samples of each task as the model meets them: pictures, turns, and which tokens bear loss."""
+    from unidecouple.data.formats import open_readers
+    from unidecouple.data.pictures import Shaper
+    from unidecouple.data.preview import write_preview
+    from unidecouple.data.sequences import SequenceBuilder
+    from unidecouple.train.build import load_processor
+
+    processor = load_processor(arguments.model)
+    readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache)
+    shaper, builder = Shaper(processor), SequenceBuilder(processor)
+    print(write_preview(readers, shaper, builder, arguments.output, arguments.samples, arguments.seed))
+    return OK
+
+
+def encode(arguments: argparse.Namespace) -> int:
+    """Encode the pictures to be drawn as image tokens, once; an interrupted encoding goes on with the same command."""
+    from unidecouple.data.encode import encode as write_cache
+    from unidecouple.data.formats import open_readers
+    from unidecouple.data.pictures import Shaper
+    from unidecouple.train.build import load
+
+    model, processor = load(arguments.model)
+    readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache)
+    manifest = write_cache(
+        readers,
+        model.model.vqmodel.to(arguments.device),
+        Shaper(processor),
+        arguments.output,
+        batch_size=arguments.batch_size,
+        max_bad_ratio=arguments.max_bad_ratio,
+        progress=_progress(f"encoding {arguments.path.name}"),
+    )
+    size = f"{manifest.count:,} pictures of {manifest.tokens_per_image} tokens"
+    print(f"{arguments.output}: {size}; {manifest.skipped:,} records left out")
+    return OK
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """A progress bar on standard error where that is a terminal."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=what, unit=" records", disable=not sys.stderr.isatty(), leave=False)
+
+    def show(done: int, of: int) -> None:
+        bar.total = of
+        bar.update(done - bar.n)
+        if done == of:
+            bar.close()
+
+    return show
+
+
+def add_commands(commands: Commands) -> None:
+    """``unidecouple data check|preview|encode``."""
+    group = add_group(commands, "data", "Check, look at and encode your own data.")
+    parsers = {}
+    for name, function in (("check", check), ("preview", preview), ("encode", encode)):
+        parsers[name] = command = add(group, function, name)
+        command.add_argument("path", type=Path, nargs="+" if name == "check" else None, help="file, folder, or pattern with *")
+        command.add_argument(
+            "--data-type", help="force a format: messages, llava, flat, webdataset, parquet, datasets, image_tokens"
+        )
+        command.add_argument("--root", type=Path, help="where relative names of pictures start (default: the file's folder)")
+        command.add_argument("--cache", type=Path, help="folder that keeps indices (default: none is kept)")
+    for name in ("check", "preview"):
+        parsers[name].add_argument(
+            "--model", default="understanding", help="checkpoint whose processor is used (default: understanding)"
+        )
+    for name in ("check", "encode"):
+        parsers[name].add_argument(
+            "--max-bad-ratio", type=float, default=0.01, help="share of bad records above which it fails (default: 0.01)"
+        )
+    parsers["check"].add_argument("--max-length", type=int, help="tokens above which a sample is a problem (default: no limit)")
+    parsers["preview"].add_argument("--output", type=Path, required=True, help="HTML page to write")
+    parsers["preview"].add_argument("--samples", type=int, default=4, help="samples of each task (default: 4)")
+    parsers["preview"].add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
+    parsers["encode"].add_argument("--model", required=True, help="checkpoint whose image tokenizer encodes")
+    parsers["encode"].add_argument("--output", type=Path, required=True, help="folder of the cache")
+    parsers["encode"].add_argument("--batch-size", type=int, default=32, help="pictures encoded together (default: 32)")
+    parsers["encode"].add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")

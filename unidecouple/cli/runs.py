@@ -1,0 +1,121 @@
+"""Commands that train, and what is said about runs before and after."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unidecouple.cli.common import FAILED, INTERRUPTED, OK, add, load_config, say
+
+if TYPE_CHECKING:
+    from unidecouple.cli.common import Commands
+    from unidecouple.run import RunConfig
+
+
+def experiment(arguments: argparse.Namespace) -> int:
+    """Run a grid of training runs and write results.json and report.html."""
+    from unidecouple.experiment.plan import Experiment
+    from unidecouple.experiment.runner import ExperimentError, run_experiment
+
+    chosen = load_config(Experiment, arguments.recipe)
+    folder = arguments.output or Path("runs") / chosen.name
+    command = "unidecouple experiment " + " ".join(arguments.recipe)
+    try:
+        results = run_experiment(chosen, folder, arguments.cache, arguments.workers or os.cpu_count() or 1, command)
+    except ExperimentError as error:
+        print(f"unidecouple: {error}", file=sys.stderr)
+        return FAILED
+    print(f"results: {results}", flush=True)
+    return report(argparse.Namespace(folder=folder))
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train, score and diagnose one run; resumes by itself."""
+    from unidecouple.run import RunConfig
+    from unidecouple.train.execute import execute
+    from unidecouple.train.loop import InterruptedRunError
+
+    run = load_config(RunConfig, arguments.recipe)
+    if arguments.dry_run:
+        return _dry_run(run, arguments.cache)
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda number, frame: stop.set())
+    try:
+        execute(run, arguments.output, arguments.cache, say, stop)
+    except InterruptedRunError as error:
+        print(f"unidecouple: {error}. The same command resumes it", file=sys.stderr)
+        return INTERRUPTED
+    return OK
+
+
+def _dry_run(run: RunConfig, cache: Path) -> int:
+    from unidecouple.plan.stages import Question
+    from unidecouple.plan.stages import plan as stages
+    from unidecouple.plan.text import memory_of_one
+    from unidecouple.train.dry_run import describe
+
+    describe(run, cache, say)
+    question = Question((1,), dtype="bf16" if run.bf16 else "fp32")
+    print("\nmemory of one process at the peak of a step, computed (see docs/scale.md)")
+    print("\n".join(memory_of_one(stages(run, question), run.gradient_checkpointing)))
+    return OK
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Say on paper what a run needs on other hardware: memory, FLOPs, communication, time, cost, and what breaks first."""
+    import json
+
+    from unidecouple.plan.load import Lengths
+    from unidecouple.plan.stages import Question
+    from unidecouple.plan.stages import plan as stages
+    from unidecouple.plan.text import lines, plain
+    from unidecouple.run import RunConfig
+
+    run = load_config(RunConfig, arguments.recipe)
+    lengths = Lengths(arguments.mmu_length, arguments.t2i_length)
+    samples = None if arguments.samples is None else int(arguments.samples)
+    question = Question(
+        tuple(arguments.gpus), arguments.device, arguments.dtype, arguments.batch_size, lengths, samples, arguments.price
+    )
+    plans = stages(run, question)
+    print(json.dumps(plain(run, question, plans), indent=1) if arguments.json else "\n".join(lines(run, question, plans)))
+    return OK
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write report.html anew from an experiment's folder."""
+    from unidecouple.report import write_report
+
+    print(write_report(arguments.folder))
+    return OK
+
+
+def add_commands(commands: Commands) -> None:
+    """``unidecouple experiment|train|plan|report``."""
+    grid = add(commands, experiment, "experiment", recipe=True)
+    grid.add_argument("--output", type=Path, help="folder of the experiment (default: runs/<name>)")
+    grid.add_argument("--workers", type=int, help="runs at a time, one thread each (default: number of cores)")
+    one = add(commands, train, "train", recipe=True)
+    one.add_argument("--output", type=Path, required=True, help="folder of the run")
+    one.add_argument("--dry-run", action="store_true", help="say what the run would do: configuration, weights, data, memory")
+    for command in (grid, one):
+        command.add_argument(
+            "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
+        )
+    paper = add(commands, plan, "plan", recipe=True)
+    paper.add_argument("--gpus", type=int, nargs="+", default=[8], help="numbers of devices to plan for (default: 8)")
+    paper.add_argument("--device", default="h100", help="h100, h200, a100, b200, 4090 or cpu (default: h100)")
+    paper.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="type of the computation (default: bf16)")
+    paper.add_argument("--batch-size", type=int, help="samples a device and step, both tasks together (default: the recipe's)")
+    paper.add_argument("--mmu-length", type=int, help="tokens of an understanding sample, picture included (default: the recipe's)")
+    paper.add_argument("--t2i-length", type=int, help="tokens of a generation sample, picture included (default: the recipe's)")
+    paper.add_argument("--samples", type=float, help="samples of the whole run (default: max_steps steps of one device)")
+    paper.add_argument("--price", type=float, help="price of a device hour, for costs in the same currency")
+    paper.add_argument("--json", action="store_true", help="print all figures as JSON")
+    page = add(commands, report, "report")
+    page.add_argument("folder", type=Path, help="folder of an experiment")

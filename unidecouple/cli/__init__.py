@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from unidecouple import __version__
 from unidecouple.cli import bases, checkpoints, data, runs
-from unidecouple.cli.common import FAILED, INTERRUPTED
+from unidecouple.cli.command import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.common import OK, add, load_config, say
+from unidecouple.cli.command import OK, add, load_config, say
 
 if TYPE_CHECKING:
-    from unidecouple.cli.common import Commands
+    from unidecouple.cli.command import Commands
 
 
 def tokenizer(arguments: argparse.Namespace) -> int:

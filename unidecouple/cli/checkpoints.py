@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.common import OK, add, add_group, say
+from unidecouple.cli.command import OK, add, add_group, say
 
 if TYPE_CHECKING:
-    from unidecouple.cli.common import Commands
+    from unidecouple.cli.command import Commands
 
 
 def convert(arguments: argparse.Namespace) -> int:

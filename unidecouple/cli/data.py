@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.common import FAILED, OK, add, add_group
+from unidecouple.cli.command import FAILED, OK, add, add_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from unidecouple.cli.common import Commands
+    from unidecouple.cli.command import Commands
 
 
 def check(arguments: argparse.Namespace) -> int:

@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.common import FAILED, INTERRUPTED, OK, add, load_config, say
+from unidecouple.cli.command import FAILED, INTERRUPTED, OK, add, load_config, say
 
 if TYPE_CHECKING:
-    from unidecouple.cli.common import Commands
+    from unidecouple.cli.command import Commands
     from unidecouple.run import RunConfig
 
 

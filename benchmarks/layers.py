@@ -8,45 +8,27 @@ understanding, half generation, and the expert routers are random.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
 
-from benchmarks.timing import Side
+from benchmarks.side_by_side import Shape, SideBySide
+from benchmarks.timing import BACKWARD, DIRECTIONS, Side
 from unidecouple.methods.structure.upcycling import copy_into_experts
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A layer and its input: by default Janus-Pro-1B's FFN at a quarter of its width.
-
-    Attributes:
-        tokens: N, in all.
-        hidden, inner: H and I.
-        experts_per_task: e.
-    """
-
-    tokens: int = 4096
-    hidden: int = 512
-    inner: int = 1408
-    experts_per_task: int = 2
-
-    def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (N, H), their tasks (1, N), half and half in runs as in a batch, and a random projection (N, H)."""
-        generator = torch.Generator().manual_seed(seed)
-        x, projection = torch.randn(2, self.tokens, self.hidden, generator=generator)
-        return x, (torch.arange(self.tokens) * 2 // self.tokens).unsqueeze(0), projection
-
-
 def text_config(shape: Shape, **fields: object) -> UniLlamaConfig:
     """The configuration of a layer of ``shape``."""
     return UniLlamaConfig(
-        hidden_size=shape.hidden, intermediate_size=shape.inner, experts_per_task=shape.experts_per_task, **{"ffn": "ta_moe", **fields}
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        experts_per_task=shape.experts_per_task,
+        **{"ffn": "ta_moe", **fields},
     )
 
 
@@ -64,7 +46,7 @@ def upcycled(shape: Shape) -> MixtureOfExperts:
 
 def same_flops(moe: MixtureOfExperts, shape: Shape) -> FeedForward:
     """The dense SwiGLU of width 2 I that computes what ``moe`` does while its experts are alike."""
-    wide = FeedForward(text_config(Shape(shape.tokens, shape.hidden, 2 * shape.inner)), "mlp")
+    wide = FeedForward(text_config(replace(shape, inner=2 * shape.inner)), "mlp")
     gate, up = moe.experts.gate_up_proj[0].chunk(2)
     shared = moe.shared_expert
     assert shared is not None
@@ -86,12 +68,12 @@ def with_their_experts(moe: MixtureOfExperts, implementation: str) -> MixtureOfE
     theirs = Qwen2MoeExperts(config)
     theirs.load_state_dict({"gate_up_proj": ours.gate_up_proj, "down_proj": ours.down_proj})
     replaced = copy.deepcopy(moe)
-    replaced.experts = theirs  # type: ignore[assignment]  # it is called alike
+    replaced.experts = theirs  # called alike
     return replaced
 
 
 def mixture_side(name: str, moe: nn.Module, tasks: Tensor) -> Side:
-    """A mixture as a side; its experts' gradients are summed, which is the dense layer's. (The input's has a part of the router.)"""
+    """A mixture as a side; its experts' gradients are summed, which is the dense layer's; the input's holds the router's part."""
 
     def gradients(_: Tensor) -> dict[str, Tensor]:
         found = {key: weight.grad for key, weight in moe.named_parameters() if weight.grad is not None}
@@ -118,10 +100,23 @@ def dense_side(wide: FeedForward) -> Side:
     return Side("dense", wide, wide, gradients)
 
 
-def sides(shape: Shape, tasks: Tensor) -> list[Side]:
-    """Ours first, then the dense layer and transformers' two."""
-    moe = upcycled(shape)
+def sides(shape: Shape) -> list[Side]:
+    """Ours first, then ours in a loop, the dense layer, and transformers' two."""
+    moe, tasks = upcycled(shape), shape.tasks
     theirs = [mixture_side(f"transformers {name}", with_their_experts(moe, name), tasks) for name in ("eager", "grouped_mm")]
     loop = copy.deepcopy(moe)
     loop.experts.backend = "loop"
     return [mixture_side("ours", moe, tasks), mixture_side("ours, loop", loop, tasks), dense_side(same_flops(moe, shape)), *theirs]
+
+
+BENCHMARK = SideBySide(
+    "layers",
+    "C1: our mixture of full-rank experts against a dense SwiGLU of the same FLOPs, and transformers' experts (less is better)",
+    sides,
+    ours_over_other=True,
+    goals={("dense", "fwd"): 1.12, ("dense", BACKWARD): 1.15}
+    | {("transformers grouped_mm", direction): 1.0 for direction in DIRECTIONS},
+)
+
+if __name__ == "__main__":
+    BENCHMARK.command()

@@ -14,10 +14,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from benchmarks.layers import Shape, text_config, with_their_experts
+from benchmarks.layers import text_config, with_their_experts
 from benchmarks.peft_layout import PROJECTIONS, STACKS, fill
 from benchmarks.peft_layout import gradients as gradients_of
-from benchmarks.timing import Side
+from benchmarks.side_by_side import Shape, SideBySide
+from benchmarks.timing import BACKWARD, Side
 from unidecouple.models.experts import Experts
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
 
@@ -79,9 +80,9 @@ def peft_layer(moe: MixtureOfExperts, shape: Shape, way: str) -> nn.Module:
     return wrapped
 
 
-def sides(shape: Shape, tasks: Tensor) -> list[Side]:
+def sides(shape: Shape) -> list[Side]:
     """Ours first, then PEFT's three."""
-    moe = adapted(shape)
+    moe, tasks = adapted(shape), shape.tasks
 
     def side(name: str, layer: nn.Module, gradients: Callable[[], dict[str, Tensor]]) -> Side:
         return Side(
@@ -96,3 +97,16 @@ def sides(shape: Shape, tasks: Tensor) -> list[Side]:
         layer = peft_layer(moe, shape, way)
         made.append(side(f"PEFT {way}", layer, functools.partial(gradients_of, layer, moe.experts.num_experts)))
     return made
+
+
+STACKED = ("PEFT eager", "PEFT grouped_mm")
+BENCHMARK = SideBySide(
+    "lora",
+    "C2: our stage-2 layer (low-rank updates on activations) against PEFT's (more is better)",
+    sides,
+    ours_over_other=False,
+    goals={(way, direction): goal for way in STACKED for direction, goal in (("fwd", 1.5), (BACKWARD, 1.3))},
+)
+
+if __name__ == "__main__":
+    BENCHMARK.command()

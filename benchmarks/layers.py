@@ -24,12 +24,8 @@ from unidecouple.models.moe import FeedForward, MixtureOfExperts
 
 def text_config(shape: Shape, **fields: object) -> UniLlamaConfig:
     """The configuration of a layer of ``shape``."""
-    return UniLlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        experts_per_task=shape.experts_per_task,
-        **{"ffn": "ta_moe", **fields},
-    )
+    sizes = {"hidden_size": shape.hidden, "intermediate_size": shape.inner, "num_attention_heads": 1}
+    return UniLlamaConfig(**{**sizes, "experts_per_task": shape.experts_per_task, "ffn": "ta_moe", **fields})
 
 
 def upcycled(shape: Shape) -> MixtureOfExperts:

@@ -116,14 +116,19 @@ def interleave(calls: Mapping[str, Callable[[], object]], repeats: int, between:
     if repeats < LEAST_REPEATS:
         raise ValueError(f"repeats={repeats} is too few for a median and its spread: take at least {LEAST_REPEATS}")
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            between()
-            gc.collect()
-            start = time.process_time()
-            call()
-            if turn:
-                times[name].append(time.process_time() - start)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(repeats + 1):
+            for name, call in calls.items():
+                between()
+                start = time.process_time()
+                call()
+                if turn:
+                    times[name].append(time.process_time() - start)
+    finally:
+        if collecting:
+            gc.enable()
     return times
 
 

@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper big-smoke test lint format clean
+.PHONY: help setup demo paper big-smoke bench test lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ paper: $(STAMP) ## the whole tables: every recipe in recipes/paper, one after th
 
 big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, two steps, an answer (24 GB of memory, 20 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/big/smoke.py runs/big-smoke
+
+bench: $(STAMP) ## layers, LoRA, all-reduce, cache and packing side by side with their peers, as ratios (minutes, one thread)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 test: lint ## linters, import contract, types, then the tests, on two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2

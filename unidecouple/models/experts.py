@@ -76,7 +76,8 @@ class Experts(nn.Module):
         y = self._grouped(rows, stacked, counts)
         if self.lora_rank:
             a, b = getattr(self, f"{name}_lora_A"), getattr(self, f"{name}_lora_B")
-            y = y + self.lora_scale * self._grouped(self._grouped(rows, a, counts), b, counts)
+            low = self.lora_scale * self._grouped(rows, a, counts)  # scaled where it is narrow
+            y.add_(self._grouped(low, b, counts))  # in place: one tensor as large as the output less
         return y
 
     def _grouped(self, rows: Tensor, stacked: Tensor, counts: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ class LoraLinear(nn.Linear):
         y = F.linear(x, self.weight, self.bias)
         if not self.groups or (self.groups > 1 and group is None):
             return y
-        low = F.linear(x, self.lora_A.flatten(0, 1))
+        low = self.scale * F.linear(x, self.lora_A.flatten(0, 1))  # scaled where it is narrow
         if self.groups > 1 and group is not None:
             mine = F.one_hot(group, self.groups).to(low.dtype)
             low = (low.unflatten(-1, (self.groups, self.rank)) * mine.unsqueeze(-1)).flatten(-2)
-        return y + self.scale * F.linear(low, self.lora_B.transpose(0, 1).flatten(1))
+        return y.add_(F.linear(low, self.lora_B.transpose(0, 1).flatten(1)))  # in place: one tensor as large as the output less

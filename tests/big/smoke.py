@@ -64,7 +64,7 @@ def train(model: UniJanusForConditionalGeneration, builder: SequenceBuilder, pic
     optimizer = torch.optim.AdamW(apply(model, TRAINED, 1e-3), weight_decay=0.0)
     model.train()
     model.model.vqmodel.eval()
-    results = [train_step(model, optimizer, batch, Objective(), list(Task), "label", 1.0) for _ in range(STEPS)]
+    results = [train_step(model, optimizer, [batch], Objective(), list(Task), "label", 1.0) for _ in range(STEPS)]
     model.eval()
     return [result.losses | {"gradient": result.grad_norm} for result in results]
 

@@ -64,6 +64,12 @@ def all_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def sweep(folder: Path) -> None:
+    """Delete what a killed process left of a checkpoint it was writing."""
+    for path in folder.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(path)
+
+
 def read_state(checkpoint: Path) -> TrainerState:
     """The trainer state saved in ``checkpoint``."""
     return TrainerState(**json.loads((checkpoint / "trainer_state.json").read_text()))

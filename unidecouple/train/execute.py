@@ -52,6 +52,7 @@ def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading
     with processes(run.device, run.bf16, run.parallel) as parallel:
         if parallel.first:
             _claim(folder, run)
+            checkpoints.sweep(folder)
         parallel.wait()
         _execute(run, folder, cache, say if parallel.first else _say_nothing, stop, parallel)
 

@@ -48,6 +48,19 @@ def test_a_fresh_one_sends_all_to_understanding(make_model: MakeModel, joint_bat
         assert float((decoded.last_hidden_state - expected).abs().max()) <= 1e-5
 
 
+@torch.no_grad()
+def test_later_layers_start_from_what_it_knows(make_model: MakeModel, joint_batch: Joint) -> None:
+    """Fresh routers add nothing to its logits; taught ones can overrule it."""
+    model = restructure(make_model(), TaskAwareMoE(context_router=True), seed=3)
+    nn.init.normal_(model.decoder.context_router.weight)
+    first, second = model.decode_batch(joint_batch[0]).routing
+    assert torch.equal(first.group, second.group)
+    assert set(first.group.tolist()) == {0, 1}
+    nn.init.normal_(model.decoder.layers[1].mlp.router.weight, std=10)
+    first, second = model.decode_batch(joint_batch[0]).routing
+    assert not torch.equal(first.group, second.group)
+
+
 def test_the_group_loss_teaches_it_what_words_alone_cannot(make_model: MakeModel, joint_batch: Joint) -> None:
     """The same words as a prompt and in a conversation, told apart by the token before them; nothing else moves."""
     model = restructure(make_model(), TaskAwareMoE(context_router=True), seed=3)

@@ -31,7 +31,8 @@ class UniLlamaConfig(LlamaConfig):
         num_tasks: 2, or 1 for a model slimmed to one task (``unidecouple convert --task``): one group of e experts.
         first_token: whether every layer holds the keys and values of the first token (the BOS). Of a model slimmed to
             generation: there the BOS still counts as understanding (see ``Task``), whose weights are gone.
-        context_router: whether the first mixture's task-aware router looks at what stands before a token. Ours, not the paper's.
+        context_router: whether a task-aware router before the layers looks at what stands before a token; the first mixture is
+            routed by it alone, later ones add to its logits. Ours, not the paper's.
         experts_backend: "grouped_mm", or "loop" where that kernel is missing; both give the same numbers.
         lora_rank: r of low-rank updates, 0 for none.
         lora_alpha: LoRA's scale is lora_alpha / r.

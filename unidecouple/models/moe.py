@@ -63,16 +63,15 @@ class MixtureOfExperts(nn.Module):
             x: (B, T, H).
             task_ids: (B, T) int64 task of each token; needed when ``routing`` is "label".
             routing: "learned" or "label".
-            task_logits: (B, T, groups) of a router before the layers, used where the mixture has none of its own.
+            task_logits: (B, T, groups) of a router before the layers; the mixture's own, if it has one, adds to them.
 
         Returns:
             (B, T, H), and where the tokens went.
         """
         flat = x.flatten(0, 1)
+        task_logits = None if task_logits is None else task_logits.flatten(0, 1)
         if self.router is not None:
-            task_logits = self.router(flat)
-        elif task_logits is not None:
-            task_logits = task_logits.flatten(0, 1)
+            task_logits = self.router(flat) if task_logits is None else task_logits + self.router(flat)
         group = self._group(flat, task_logits, task_ids, routing)
         probs, weight, expert = self.gate(flat, group)
         y = self.experts(flat, expert, weight)

@@ -54,7 +54,8 @@ class ContextRouter(nn.Module):
 
     Ours, beyond the paper. A prompt's word is the same word in a question, so before the first layer only context can tell
     them apart, and a router on the token alone sends both to one group. Knowing the task this early also lets
-    low-rank updates routed by task work in the first layer's attention. Its keys and values lie in the cache behind the layers'.
+    low-rank updates routed by task work in the first layer's attention. Later layers' routers add to its logits, so they start
+    from what it knows. Its keys and values lie in the cache behind the layers'.
     """
 
     def __init__(self, config: UniLlamaConfig) -> None:

@@ -22,7 +22,8 @@ class TaskAwareMoE:
         alpha_init: unpublished; see ``UniLlamaConfig``.
         moe_layers: which layers, counted from 0; the others stay dense. None is all, as in the paper.
         task_routing: "learned", or "label" for the ablation that is told the true task (also at inference).
-        context_router: the first layer's router looks at the tokens before (ours, beyond the paper; see ``ContextRouter``).
+        context_router: a router before the layers looks at the tokens before; the layers' own start from what it knows (ours,
+            beyond the paper; see ``ContextRouter``).
     """
 
     kind: Literal["ta_moe"] = "ta_moe"

@@ -12,7 +12,8 @@ import pytest
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
-from unidecouple.cli import OK, main
+from unidecouple.cli import main
+from unidecouple.cli.command import OK
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem != "scale")  # its commands have tests of their own

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unidecouple import files
 from unidecouple.files import (
     StorageError,
     append_jsonl,
@@ -222,3 +223,15 @@ class TestHashes:
     def test_a_file_is_no_tree(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is no folder"):
             sha256_tree(tmp_path / "nothing")
+
+
+def test_a_removed_folder_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed while it deletes leaves a hidden name."""
+    target = tmp_path / "checkpoint-1"
+    target.mkdir()
+    (target / "a").write_text("a")
+    seen: list[list[str]] = []
+    monkeypatch.setattr(files.shutil, "rmtree", lambda path: seen.append(sorted(p.name for p in tmp_path.iterdir())))
+    files.remove_directory(target)
+    assert not target.exists()
+    assert [name.startswith(".checkpoint-1.") and name.endswith(".old") for name in seen[0]] == [True]

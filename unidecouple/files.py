@@ -123,6 +123,18 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def remove_directory(target: Path) -> None:
+    """Delete a folder such that nobody finds half of it under its name: first it is renamed to a hidden one.
+
+    Raises:
+        StorageError: it cannot be renamed; it is as it was.
+    """
+    aside = _beside(target, "old")
+    with _storage_errors(target):
+        target.rename(aside)
+    shutil.rmtree(aside)
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes."""
     with path.open("rb") as file:

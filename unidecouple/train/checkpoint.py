@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from unidecouple.files import remove_directory
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.train.ema import AVERAGES, Averages
 from unidecouple.train.parallel import Parallel
@@ -55,7 +56,7 @@ def save(
             (staging / "trainer_state.json").write_text(json.dumps(vars(state)))
     if parallel.first:
         for old in all_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            remove_directory(old)
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
@@ -65,9 +66,10 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a killed process left of a checkpoint it was writing."""
-    for path in folder.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(path)
+    """Delete what a killed process left of checkpoints that it was writing or deleting."""
+    for ending in ("tmp", "old"):
+        for path in folder.glob(f".checkpoint-*.{ending}"):
+            shutil.rmtree(path)
 
 
 def read_state(checkpoint: Path) -> TrainerState:

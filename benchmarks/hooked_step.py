@@ -13,26 +13,15 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.timing import SidesDifferError, one_thread
+from benchmarks.tiny import SIZE as FULL_PICTURES
 from benchmarks.tiny import model_of, processor_of, samples
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.sequences import SequenceBuilder, collate
 from unidecouple.methods.selection import select
 from unidecouple.methods.stage import Stage
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.models.tiny import TinySize
 
-SIZE = TinySize(
-    hidden_size=32,
-    num_hidden_layers=2,
-    intermediate_size=64,
-    vision_hidden_size=32,
-    vision_layers=1,
-    image_size=16,
-    codes=64,
-    vq_latent_channels=32,
-    vq_channel_multiplier=(1, 1, 1),
-    vq_encode_window=0,
-)
+SIZE = replace(FULL_PICTURES, image_size=16, vq_channel_multiplier=(1, 1, 1), vq_encode_window=0)
 APART = Stage("apart", train={"generation": 1, "experts": 1, "expert_router": 1}, routing="label")
 """UniDecouple's first stage, without the task router: only the group loss trains that, which is no matter here."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,18 @@ import pytest
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
 
-from small_runs import save_small_base
+from small_runs import SMALL, save_small_base
 from unidecouple.batch import Batch
 from unidecouple.data.sequences import SequenceBuilder, collate
 from unidecouple.data.world.dataset import vocabulary
 from unidecouple.data.world.questions import CAPTION_REQUEST, Question
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
-from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
+from unidecouple.models.tiny import tiny_config, tiny_model, tiny_processor
 
 torch.set_num_threads(1)
 
-TINY = TinySize(
-    hidden_size=32,
-    num_hidden_layers=2,
-    intermediate_size=64,
-    vision_hidden_size=32,
-    vision_layers=1,
-    image_size=16,
-    codes=64,
-    vq_latent_channels=32,
-    vq_channel_multiplier=(1, 1, 1),
-    vq_encode_window=0,
-)
+TINY = replace(SMALL, image_size=16, vq_channel_multiplier=(1, 1, 1), vq_encode_window=0)
 """Pictures of 16 pixels, 16 tokens each."""
 
 

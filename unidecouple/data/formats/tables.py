@@ -5,6 +5,7 @@ A row is an entry as a line of jsonl is; pictures may be bytes, the {bytes, path
 
 from __future__ import annotations
 
+import abc
 import functools
 import importlib
 import json
@@ -24,7 +25,7 @@ _GROUPS_KEPT: Final = 4
 """Row groups of a parquet file held in memory; a shuffled pass reads one for nearly every row, so groups should be small."""
 
 
-class TableReader:
+class TableReader(abc.ABC):
     """What parquet files and ``datasets`` folders have in common: rows by number, as dictionaries."""
 
     format = "table"
@@ -39,13 +40,13 @@ class TableReader:
         """The file or folder."""
         return self._path
 
+    @abc.abstractmethod
     def row(self, index: int) -> dict[str, Any]:
         """A row with all its columns."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def plain_rows(self) -> Iterator[dict[str, Any] | None]:
         """All rows, whose pictures are names only: enough to tell what a row is; None cannot be read."""
-        raise NotImplementedError
 
     def record(self, index: int) -> Record:
         """See ``Reader``."""

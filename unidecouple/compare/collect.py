@@ -17,6 +17,7 @@ from unidecouple.batch import TASK_KEYS
 from unidecouple.compare.budget import Cell
 from unidecouple.compare.cost import cost_of
 from unidecouple.compare.plan import START, Comparison, Job
+from unidecouple.compare.readings import readings
 from unidecouple.convert.load import checkpoint_folder
 from unidecouple.files import sha256_tree
 from unidecouple.train.execute import RESULT
@@ -52,7 +53,8 @@ def collect(
         seconds[job.folder] = found["cpu_seconds"]
         place = {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
         seen = _seen(job, cells, folder)
-        rows += [place | {"step": found["step"]} | score | seen for score in found["scores"]]
+        scores = [{"step": found["step"]} | score for score in found["scores"]]
+        rows += [place | row | seen for row in scores + readings(folder / job.folder)]
         spent = {key: found.get(key) for key in ("wall_seconds", "cpu_seconds", "peak_memory_bytes")}
         spent["cpu_seconds"] += sum(seconds.get(parent, 0.0) for parent in job.parents)  # a merge itself is not timed
         runs.append(place | {"folder": job.folder.as_posix()} | spent | seen)

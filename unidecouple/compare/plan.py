@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from unidecouple import config as configs
+from unidecouple.compare.claim import Claim
 from unidecouple.compare.merge import Merge, MergeRecord
 from unidecouple.methods.stage import Objective, Stage
 from unidecouple.methods.structure import Dense, Structure
@@ -94,7 +95,8 @@ class Variant:
 class Comparison:
     """The whole grid. ``run`` holds what all runs share (data, steps, evaluation); ``control`` names what others are held against.
 
-    Without understanding data the control is generation-only training where the grid has it: there the two are one.
+    Without understanding data the control is generation-only training where the grid has it: there the two are one. The report
+    tells of each of ``claims`` whether it holds.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Comparison:
     rates: dict[str, Rate] = field(default_factory=lambda: {"": Rate()})
     run: RunConfig = field(default_factory=RunConfig)
     control: str = CONTROL
+    claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
         if self.run.files is not None:
@@ -233,6 +236,22 @@ def _check(grid: Comparison) -> None:
                     raise ValueError(f"variant {name!r} names {kind} {entry!r}; this grid has {', '.join(map(repr, known))}")
         if variant.merge is not None:
             _check_merge(grid, name, variant, variant.merge)
+    for claim in grid.claims:
+        _check_claim(grid, claim)
+
+
+def _check_claim(grid: Comparison, claim: Claim) -> None:
+    for scenario in claim.scenarios or grid.scenarios:
+        if scenario not in grid.scenarios:
+            known = ", ".join(map(repr, grid.scenarios))
+            raise ValueError(f"claim {claim.says!r} names scenario {scenario!r}; this grid has {known}")
+        for one in filter(None, (claim.of, claim.against)):
+            name, _, rate = one.partition("@")
+            if one != START and (name not in grid.variants or rate not in _points(grid, scenario, grid.variants[name])):
+                raise ValueError(
+                    f"claim {claim.says!r} names {one!r}, which is not run in {scenario}: name a variant of the grid, and a rate "
+                    "that it has"
+                )
 
 
 def _check_merge(grid: Comparison, name: str, variant: Variant, merge: Merge) -> None:

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from unidecouple.files import write_text_atomic
 from unidecouple.report import diagnosis
 from unidecouple.report.answer import answer
+from unidecouple.report.claims import markdown, verdicts
 from unidecouple.report.costs import budget_sentences, missing_sentence
 from unidecouple.report.diagnosis import Part
 from unidecouple.report.figures import overview
@@ -24,7 +25,7 @@ from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, looks
 from unidecouple.report.tables import AreaTable, Detail, Headline, area_table, details, headline
 from unidecouple.report.wording import MINUS, counted, duration
 
-REPORT = "report.html"
+REPORT, CLAIMS = "report.html", "claims.md"
 _TEMPLATE = "template.html.j2"
 _NUMBERS = re.compile(rf"[+{MINUS}]?\d+\.\d(?: ± \d+\.\d)?|\d+%(?! interval)")
 
@@ -52,15 +53,19 @@ class ScenarioView:
 def write_report(folder: Path) -> Path:
     """Write ``folder/report.html`` from ``folder/results.json`` and what the runs it names left beside their scores.
 
+    Where the grid makes claims, ``folder/claims.md`` has what became of them, as on the page.
+
     Returns:
-        Its path. The page needs no other file, no network and no script.
+        The page's path. The page needs no other file, no network and no script.
 
     Raises:
         ValueError: ``results.json`` is missing or broken, or a log that is there cannot be read. Missing logs are no error.
         StorageError: the page could not be written; an earlier one is as it was.
     """
-    path = folder / REPORT
-    write_text_atomic(path, render(load_results(folder)))
+    path, results = folder / REPORT, load_results(folder)
+    write_text_atomic(path, render(results))
+    if found := verdicts(results):
+        write_text_atomic(folder / CLAIMS, markdown(found))
     return path
 
 
@@ -76,6 +81,7 @@ def render(results: Results) -> str:
         partial=missing_sentence(results),
         scenarios=[_view(results, scenario, look) for scenario in results.scenarios],
         overview=overview(results, look),
+        claims=verdicts(results),
         theme={"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER},
         command=results.meta.get("command"),
         facts_folded=_folded(results.meta),

@@ -183,6 +183,13 @@ class Results:
         """Seed -> score at its last step."""
         return {seed: row.value for seed, row in self.final_rows(scenario, variant, measure).items()}
 
+    def at(self, scenario: str, variant: str, measure: Measure, step: int | None) -> dict[int, float]:
+        """Seed -> score at ``step``, or, with None, at its last."""
+        if step is None:
+            return self.final(scenario, variant, measure)
+        wanted = (scenario, variant, step, measure.benchmark, measure.metric)
+        return {r.seed: r.value for r in self.rows if (r.scenario, r.variant, r.step, r.benchmark, r.metric) == wanted}
+
     def start(self, scenario: str, measure: Measure) -> float | None:
         """Score of the base before training; None if it was not measured."""
         values = list(self.final(scenario, START, measure).values())

@@ -1,0 +1,87 @@
+"""What a run measured beside its test scores, as tidy rows. Claims are held against them as against scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unidecouple.batch import TASK_KEYS
+from unidecouple.report import logs
+
+VALIDATION = "/val"
+"""Ends the metric of a validation score."""
+
+
+def readings(folder: Path) -> list[dict[str, Any]]:
+    """Rows (step, benchmark, metric, value) of the run in ``folder``; those of which it kept no log are left out.
+
+    - every validation score, as metric "accuracy/val" and the like, at each step but 0, and at these steps "loss", nats a token of
+      each task in training ("mmu"), mean since the step logged before;
+    - "interaction": intensity of each task and layer ("mmu/0", eq. 1 of AIA, arXiv 2511.22663), and the curves' "correlation";
+    - "routing": mean over the layers of each token's entropy over the experts of its group, 1 where it could go to any
+      ("token_entropy/mmu"), and that of the experts' load, at the first and the last step logged;
+    - "conflict": the gradients' cosine between the tasks, that between two batches of one task (the noise floor), and by how much
+      the first lies above the second, means over the weight matrices that both tasks use.
+    """
+    made = (_validation(folder), _losses(folder), _interaction(folder), _routing(folder), _conflict(folder))
+    return [
+        {"step": step, "benchmark": benchmark, "metric": metric, "value": value, "judge": None, "ceiling": None, "floor": None}
+        for rows in made
+        for step, benchmark, metric, value in rows
+    ]
+
+
+def _validation(folder: Path) -> Iterator[tuple[int, str, str, float]]:
+    for line in logs.read_lines(folder / logs.SCORES) or ():
+        if line["step"]:  # the start's are every run's
+            yield line["step"], line["benchmark"], line["metric"] + VALIDATION, line["value"]
+
+
+def _losses(folder: Path) -> Iterator[tuple[int, str, str, float]]:
+    scored = {line["step"] for line in logs.read_lines(folder / logs.SCORES) or ()}
+    for line in logs.read_lines(folder / logs.METRICS) or ():
+        if line["step"] in scored:
+            yield from ((line["step"], "loss", task, line[f"loss/{task}"]) for task in TASK_KEYS if f"loss/{task}" in line)
+
+
+def _interaction(folder: Path) -> Iterator[tuple[int, str, str, float]]:
+    found = logs.read_interaction(folder / logs.INTERACTION)
+    if found is None:
+        return
+    for task, points in found.curves.items():
+        for point in points:
+            yield found.step, "interaction", f"{task}/{point.layer}", point.intensity
+    if found.correlation is not None:
+        yield found.step, "interaction", "correlation", found.correlation
+
+
+def _routing(folder: Path) -> Iterator[tuple[int, str, str, float]]:
+    records = logs.read_lines(folder / logs.ROUTING_LOG) or []
+    for record in records[:1] + records[1:][-1:]:
+        layers = logs.routing_of(record)
+        for task in TASK_KEYS:
+            for name in ("token_entropy", "load_entropy"):
+                value = _mean([of[task] for layer in layers if (of := _entropies(layer, name)).get(task) is not None])
+                if value is not None:
+                    yield record["step"], "routing", f"{name}/{task}", value
+
+
+def _entropies(layer: logs.RoutingLayer, name: str) -> Mapping[str, Any]:
+    return layer.token_entropy if name == "token_entropy" else layer.load_entropy
+
+
+def _conflict(folder: Path) -> Iterator[tuple[int, str, str, float]]:
+    found = logs.read_conflict(folder / logs.CONFLICT)
+    if found is None or found.step is None or not found.cells:
+        return
+    for metric, values in {
+        "cosine": [cell.cosine for cell in found.cells],
+        "floor": [cell.floor for cell in found.cells],
+        "above_floor": [cell.cosine - cell.floor for cell in found.cells],
+    }.items():
+        yield found.step, "conflict", metric, sum(values) / len(values)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,175 @@
+"""Claims of papers held against a comparison's scores: what each difference came to, and whether the claim holds here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unidecouple.report.results import MAIN, START, Estimate, Measure, Results, difference, estimate
+from unidecouple.report.significance import corrected
+from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread, variant_name
+
+HOLDS, PARTLY, NOT_SHOWN, MIXED, OPPOSITE, UNTESTED, MISSING = (
+    "reproduced",
+    "in part",
+    "not shown",
+    "both ways",
+    "the opposite",
+    "cannot be tested here",
+    "not run yet",
+)
+
+_NAMED = {
+    "interaction/correlation": "correlation of the curves",
+    "conflict/above_floor": "cosine above its floor",
+    "conflict/cosine": "cosine of the gradients",
+    "loss/mmu": f"loss, {TASK_NAMES['mmu']}",
+    "loss/t2i": f"loss, {TASK_NAMES['t2i']}",
+    "routing/token_entropy/mmu": f"routing entropy, {TASK_NAMES['mmu']}",
+}
+_PLAIN = ("interaction", "conflict", "loss", "routing")
+"""Benchmarks whose values are no shares of answers: told as they are, not in points."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A difference that a claim is about: ``wanted`` is its sign, ``holds`` says whether it outlives Holm's correction.
+
+    ``plain`` values are no shares, and told as they are.
+    """
+
+    label: str
+    wanted: int
+    delta: Estimate
+    plain: bool
+    holds: bool
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the interval lies on the claim's side of zero."""
+        return self.delta.is_shown and self.delta.mean * self.wanted > 0
+
+    @property
+    def opposes(self) -> bool:
+        """Whether it lies on the other side."""
+        return self.delta.is_shown and self.delta.mean * self.wanted < 0
+
+    @property
+    def told(self) -> str:
+        """As "POPE +1.2 ± 0.9", in points; with a star if it outlives the correction."""
+        mean, half = self.delta.mean, self.delta.half_width
+        if self.plain:
+            number = decimal(mean, 3, plus=True) + ("" if half is None else f" ± {decimal(half, 3)}")
+        else:
+            number = signed(mean) + spread(self.delta)
+        return f"{self.label} {number}{' *' * self.holds}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim in one scenario ("" where the grid cannot test it): ``verdict`` is one of the words above."""
+
+    says: str
+    source: str
+    scenario: str
+    compared: str
+    findings: tuple[Finding, ...]
+    seeds: str
+    verdict: str
+    settle: str
+
+
+def verdicts(results: Results) -> tuple[Verdict, ...]:
+    """Every claim of the grid in every scenario that it names, in the grid's order; none where the grid makes no claims."""
+    claims = results.meta.get("config", {}).get("claims") or ()
+    deltas = {scenario: _deltas(results, scenario, claims) for scenario in results.scenarios}
+    found: list[Verdict] = []
+    for number, claim in enumerate(claims):
+        if claim.get("of") is None:
+            found.append(Verdict(claim["says"], claim["source"], "", "", (), "", UNTESTED, claim.get("settle", "")))
+            continue
+        found += [_verdict(claim, scenario, deltas[scenario], str(number)) for scenario in _scenarios(results, claim)]
+    return tuple(found)
+
+
+def _scenarios(results: Results, claim: Mapping[str, Any]) -> list[str]:
+    return [scenario for scenario in results.scenarios if not claim.get("scenarios") or scenario in claim["scenarios"]]
+
+
+def _verdict(claim: Mapping[str, Any], scenario: str, deltas: Mapping[tuple[str, Measure], Estimate], key: str) -> Verdict:
+    tested = corrected(deltas)
+    findings = tuple(
+        Finding(measure.label, wanted, tested[key, measure].delta, measure.benchmark in _PLAIN, tested[key, measure].holds)
+        for measure, wanted in _wanted(claim)
+        if (key, measure) in tested
+    )
+    against = claim.get("against")
+    compared = variant_name(claim["of"]) + (f" {DASH} {variant_name(against)}" if against else "")
+    if claim.get("step") is not None:
+        compared += f", at step {claim['step']}"
+    seeds = counted(min(finding.delta.count for finding in findings), "seed") if findings else ""
+    whole = len(findings) == len(_wanted(claim))
+    verdict = judged(findings) if whole else MISSING
+    return Verdict(claim["says"], claim["source"], scenario, compared, findings, seeds, verdict, claim.get("settle", ""))
+
+
+def judged(findings: Sequence[Finding]) -> str:
+    """The verdict on a claim whose differences all were measured (at least one)."""
+    for_it, against_it = sum(f.agrees for f in findings), sum(f.opposes for f in findings)
+    if against_it:
+        return MIXED if for_it else OPPOSITE
+    if for_it == len(findings):
+        return HOLDS
+    return PARTLY if for_it else NOT_SHOWN
+
+
+def _deltas(results: Results, scenario: str, claims: Sequence[Mapping[str, Any]]) -> dict[tuple[str, Measure], Estimate]:
+    """(number of the claim, measure) -> difference, of all claims made of ``scenario``: one family of tests."""
+    found: dict[tuple[str, Measure], Estimate] = {}
+    for number, claim in enumerate(claims):
+        if claim.get("of") is None or scenario not in _scenarios(results, claim):
+            continue
+        for measure, _ in _wanted(claim):
+            delta = _delta(results, scenario, claim, measure)
+            if delta is not None:
+                found[str(number), measure] = delta
+    return found
+
+
+def _delta(results: Results, scenario: str, claim: Mapping[str, Any], measure: Measure) -> Estimate | None:
+    ours = results.at(scenario, claim["of"], measure, claim.get("step"))
+    if not ours:
+        return None
+    if claim.get("against") is None:
+        return difference(ours, dict.fromkeys(ours, 0.0))
+    theirs = results.at(scenario, claim["against"], measure, claim.get("step"))
+    if claim["against"] == START and theirs:  # all seeds share one base
+        return estimate([value - next(iter(theirs.values())) for value in ours.values()])
+    return difference(ours, theirs)
+
+
+def _wanted(claim: Mapping[str, Any]) -> list[tuple[Measure, int]]:
+    return [(_measure(name), sign) for key, sign in (("higher", 1), ("lower", -1)) for name in claim.get(key) or ()]
+
+
+def _measure(name: str) -> Measure:
+    """A benchmark's main score, or "benchmark/metric"."""
+    benchmark, _, metric = name.partition("/")
+    main = {one.benchmark: one for one in MAIN}
+    if not metric and benchmark in main:
+        return main[benchmark]
+    base = main.get(benchmark)
+    if base and metric == "val":
+        return Measure(benchmark, f"{base.metric}/val", f"{base.label} on validation samples")
+    return Measure(benchmark, metric, _NAMED.get(name, name.replace("_", " ")))
+
+
+def markdown(found: Sequence[Verdict]) -> str:
+    """The verdicts as a table, a line a claim and scenario."""
+    lines = ["| claim | source | where | difference | seeds | here |", "|---|---|---|---|---|---|"]
+    for one in found:
+        told = f"{one.compared}: {', '.join(finding.told for finding in one.findings)}" if one.findings else one.settle
+        seeds = one.seeds.split(" ")[0]
+        lines.append(f"| {one.says} | {one.source} | {one.scenario} | {told} | {seeds} | {one.verdict} |")
+    return "\n".join(lines) + "\n"

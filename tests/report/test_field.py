@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from comparison_field import AXIS_OF, VARIANTS, write_field
 from unidecouple.report import write_report
 from unidecouple.report.diagnosis import fronts, scores
+from unidecouple.report.figures_forest import forest
 from unidecouple.report.fronts import area, front_areas, undominated
 from unidecouple.report.results import AXES, POPE, Results, load_results
 from unidecouple.report.style import Look, looks
 from unidecouple.report.tables import area_table, headline
+from unidecouple.report.wording import MINUS, variant_name
 
 GROUPS = ["Controls", "Structure", "Objective", "Gradient", "Schedule", "Merging"]
 
@@ -59,6 +62,25 @@ def test_figures_come_a_group_with_the_control_in_each(field: Results, look: dic
         (gradient,) = (plot for heading, plot in part.plots if heading == "Gradient")
         assert all(name in gradient.svg for name in ("pcgrad", "mgda", "cagrad"))
         assert "adamerging" not in gradient.svg
+
+
+def test_a_forest_of_what_differs(field: Results, look: dict[str, Look]) -> None:
+    """A line a variant but the control; what lies far out is an arrow with its value."""
+    drawn = forest(field, "S2", look)
+    assert drawn is not None
+    names = [name for name in VARIANTS if name != "dense_joint"]
+    assert all(f">{variant_name(name)}<" in drawn.svg for name in names)
+    assert f"Differences of {len(names)} variants to dense joint" in drawn.alt
+    rows = tuple(replace(row, value=row.value - 0.5) if row.variant == "bagel" else row for row in field.rows)
+    far = forest(replace(field, rows=rows), "S2", look)
+    assert far is not None
+    assert re.search(rf">{MINUS}[45]\d\.\d<", far.svg)
+    assert not re.search(rf">{MINUS}[45]\d\.\d<", drawn.svg)
+
+
+def test_few_variants_need_no_forest(experiment: object) -> None:
+    results = load_results(Path(experiment.write()))  # type: ignore[attr-defined]
+    assert forest(results, "S1-r0", {}) is None
 
 
 def test_areas(field: Results) -> None:

@@ -10,13 +10,14 @@ from unidecouple.report.results import MAIN, START, Estimate, Measure, Results, 
 from unidecouple.report.significance import corrected
 from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread, variant_name
 
-HOLDS, PARTLY, NOT_SHOWN, MIXED, OPPOSITE, UNTESTED, MISSING = (
+HOLDS, PARTLY, NOT_SHOWN, MIXED, OPPOSITE, UNTESTED, OPEN, MISSING = (
     "reproduced",
     "in part",
     "not shown",
     "both ways",
     "the opposite",
     "cannot be tested here",
+    "open: one seed",
     "not run yet",
 )
 
@@ -117,6 +118,8 @@ def _verdict(claim: Mapping[str, Any], scenario: str, deltas: Mapping[tuple[str,
 def judged(findings: Sequence[Finding]) -> str:
     """The verdict on a claim whose differences all were measured (at least one)."""
     for_it, against_it = sum(f.agrees for f in findings), sum(f.opposes for f in findings)
+    if min(finding.delta.count for finding in findings) == 1:
+        return OPEN
     if against_it:
         return MIXED if for_it else OPPOSITE
     if for_it == len(findings):
@@ -169,7 +172,8 @@ def markdown(found: Sequence[Verdict]) -> str:
     """The verdicts as a table, a line a claim and scenario."""
     lines = ["| claim | source | where | difference | seeds | here |", "|---|---|---|---|---|---|"]
     for one in found:
-        told = f"{one.compared}: {', '.join(finding.told for finding in one.findings)}" if one.findings else one.settle
+        told = f"{one.compared}: {', '.join(finding.told for finding in one.findings)}" if one.findings else ""
+        told += (" To settle it: " if told else "") + one.settle if one.settle else ""
         seeds = one.seeds.split(" ")[0]
         lines.append(f"| {one.says} | {one.source} | {one.scenario} | {told} | {seeds} | {one.verdict} |")
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ COST_COLUMNS = (
     ("A run", "CPU time; most memory"),
 )
 """(heading, what stands in its cells)."""
+MOST_NAMED = 12
+"""Variants whose missing runs are named; of more, runs are counted."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,8 @@ def missing_sentence(results: Results) -> str:
     if not seeds:
         return ""
     named = [f"{variant_name(variant)} in {scenario} (seed {', '.join(of)})" for (scenario, variant), of in seeds.items()]
-    shown, more = named[:12], len(named) - 12
-    rest = [f"{more} more"] * (more > 0)
+    if len(named) > MOST_NAMED:
+        counts = Counter((run["scenario"], run["seed"]) for run in missing)
+        named = [f"{counted(count, 'run')} of seed {seed} in {scenario}" for (scenario, seed), count in sorted(counts.items())]
     whole = len(missing) + len(results.runs)
-    return (
-        f"Partial results: {len(missing)} of {whole} runs are not finished: {listed([*shown, *rest])}. The same command runs them."
-    )
+    return f"Partial results: {len(missing)} of {whole} runs are not finished: {listed(named)}. The same command runs them."

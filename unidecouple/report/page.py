@@ -19,9 +19,10 @@ from unidecouple.report.claims import markdown, verdicts
 from unidecouple.report.costs import budget_sentences, missing_sentence
 from unidecouple.report.diagnosis import Part
 from unidecouple.report.figures import overview
+from unidecouple.report.figures_forest import forest
 from unidecouple.report.gallery import Gallery, gallery
 from unidecouple.report.results import Results, load_results
-from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, looks
+from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, looks
 from unidecouple.report.tables import AreaTable, Detail, Headline, area_table, details, headline
 from unidecouple.report.wording import MINUS, counted, duration
 
@@ -38,6 +39,7 @@ class ScenarioView:
     description: str
     sentences: tuple[Markup, ...]
     table: Headline
+    forest: Plot | None
     details: tuple[Detail, ...]
     gallery: Gallery
     fronts: Part
@@ -99,6 +101,7 @@ def _view(results: Results, scenario: str, look: Mapping[str, Look]) -> Scenario
         description=results.meta.get("scenarios", {}).get(scenario, ""),
         sentences=tuple(map(emphasize, answer(results, scenario))),
         table=headline(results, scenario, look),
+        forest=forest(results, scenario, look),
         details=details(results, scenario),
         gallery=gallery(results, scenario),
         fronts=diagnosis.fronts(results, scenario, look),

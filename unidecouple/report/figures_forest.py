@@ -1,0 +1,83 @@
+"""What every variant differs from the control by, score by score: a forest plot, for grids of so many that a table hides it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from unidecouple.report.results import MAIN, Measure, Results, split_rate
+from unidecouple.report.significance import Compared, compared
+from unidecouple.report.style import INK, MUTED, PAPER, Look, Plot, canvas, name_panel, to_svg
+from unidecouple.report.wording import signed, variant_name
+
+FEWEST = 6
+"""Variants from which on the figure is drawn."""
+FAR = 4.0
+"""What reaches further than so many times the median is cut off at the edge, with its value."""
+
+
+def forest(results: Results, scenario: str, look: Mapping[str, Look]) -> Plot | None:
+    """Differences to the control, paired by seed, with 95% intervals; None for fewer than ``FEWEST`` variants.
+
+    Each variant is drawn at its own rate. What the seeds do not tell from zero is hollow and grey.
+    """
+    control, found = results.reference(scenario), compared(results, scenario, results.leading(scenario))
+    variants = [variant for variant in results.leading(scenario) if any(key[0] == variant for key in found)]
+    if control is None or len(variants) < FEWEST:
+        return None
+    figure, axes = canvas(11.6, 0.8 + 0.25 * len(variants), 1, len(MAIN), sharey=True)
+    for axis, measure in zip(axes, MAIN, strict=True):
+        _panel(axis, [found.get((variant, measure)) for variant in variants], [look[split_rate(v)[0]] for v in variants])
+        name_panel(axis, f"{measure.label} {measure.metric}, points")
+    axes[0].set_ylim(len(variants) - 0.4, -0.6)
+    axes[0].set_yticks(range(len(variants)), [variant_name(variant) for variant in variants])
+    alt = f"Differences of {len(variants)} variants to {variant_name(control)} in {scenario}: {_told(found, variants, MAIN)}."
+    caption = (
+        f"Difference to {variant_name(control)}, paired by seed, with its 95% interval. Filled: the interval excludes zero. "
+        "Star: it holds after Holm's correction. An arrow stands for what lies further out."
+    )
+    return Plot(to_svg(figure, f"forest-{scenario}"), alt, caption)
+
+
+def _panel(axis: Axes, cells: Sequence[Compared | None], looks: Sequence[Look]) -> None:
+    limit = _limit([cell for cell in cells if cell is not None])
+    axis.axvline(0, color=INK, lw=1)
+    for height, (cell, shape) in enumerate(zip(cells, looks, strict=True)):
+        if cell is None:
+            continue
+        mean, half, shown = 100 * cell.delta.mean, 100 * (cell.delta.half_width or 0.0), cell.delta.is_shown
+        color = shape.color if shown else MUTED
+        if abs(mean) > limit:
+            side = np.sign(mean)
+            axis.plot(side * limit, height, ">" if side > 0 else "<", color=color, ms=7)
+            align = "right" if side > 0 else "left"
+            axis.text(side * limit * 0.94, height, signed(cell.delta.mean), ha=align, va="center", fontsize=8.5, color=INK)
+            continue
+        axis.plot([max(mean - half, -limit), min(mean + half, limit)], [height] * 2, color=color, lw=1.6, zorder=2)
+        face = color if shown else PAPER
+        axis.plot(mean, height, shape.marker, ms=6.5, mfc=face, mec=color, mew=1.1, zorder=3)
+        if cell.holds:
+            axis.text(min(mean + half, limit), height, " *", ha="left", va="center", color=color, weight="bold")
+    axis.set_xlim(-1.06 * limit, 1.06 * limit)
+    axis.grid(visible=False, axis="y")
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+
+
+def _limit(cells: Sequence[Compared]) -> float:
+    """Half the width of a panel, in points: the furthest end of an interval that is not ``FAR`` from what is usual."""
+    reach = [100 * (abs(cell.delta.mean) + (cell.delta.half_width or 0.0)) for cell in cells]
+    near = [one for one in reach if one <= FAR * float(np.median(reach))]
+    return max([*near, 0.1])
+
+
+def _told(found: Mapping[tuple[str, Measure], Compared], variants: Sequence[str], measures: Sequence[Measure]) -> str:
+    """In numbers, for those who cannot see the figure: how many lie above and below."""
+    words = []
+    for measure in measures:
+        deltas = [found[variant, measure].delta for variant in variants if (variant, measure) in found]
+        above, below = (sum(d.is_shown and way * d.mean > 0 for d in deltas) for way in (1, -1))
+        words.append(f"{measure.label} {above} above, {below} below")
+    return "; ".join(words)

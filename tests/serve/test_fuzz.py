@@ -110,8 +110,18 @@ VALID = {
         "seed": 0,
         "n": 1,
         "stream": False,
+        "stop": ["a", "b"],
     },
-    "/v1/images/generations": {"model": "unified", "prompt": "a cow", "n": 1, "size": "auto", "seed": 0, "guidance_scale": 5.0},
+    "/v1/images/generations": {
+        "model": "unified",
+        "prompt": "a cow",
+        "n": 1,
+        "size": "auto",
+        "seed": 0,
+        "guidance_scale": 5.0,
+        "stream": True,
+        "partial_images": 1,
+    },
 }
 
 

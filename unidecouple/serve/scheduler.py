@@ -30,7 +30,7 @@ class ClosedError(Exception):
 
 @dataclass(frozen=True)
 class Answered:
-    """A finished answer: its tokens without the EOS, and whether the EOS came."""
+    """A finished answer: its tokens without the EOS, and whether the EOS or a stop string came."""
 
     tokens: tuple[int, ...]
     ended: bool
@@ -83,6 +83,12 @@ class Scheduler:
                 raise ClosedError("the server is shutting down")
             self.lanes[task].submit(jobs)
             self._wake.notify()
+
+    def preview(self, picture: Picture) -> Image.Image:
+        """``picture`` as far as it is drawn. For a job's ``watch``, which runs on the worker's thread."""
+        drawing = self.lanes[Task.T2I].side
+        assert isinstance(drawing, Drawing)
+        return self.engine.preview(drawing.tokens(picture))
 
     def refuse(self) -> None:
         """Take no more jobs; those that wait or run go on."""

@@ -1,0 +1,121 @@
+"""A picture in the stream, as OpenAI's own client sees it: parts at even distances, and at the end the very same picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
+from PIL import Image
+from pydantic import TypeAdapter
+
+from unidecouple.batch import Task
+from unidecouple.generate.engine import UNDRAWN
+from unidecouple.serve.growing import due
+
+EVENT: TypeAdapter[Any] = TypeAdapter(ImageGenPartialImageEvent | ImageGenCompletedEvent)
+ROUTE = "/v1/images/generations"
+ASKED: dict[str, Any] = {"model": "unified", "prompt": "a photo of a red cow"}
+
+
+@pytest.fixture(scope="module")
+def client(live: Any) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0)
+
+
+def pixels(content: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+
+
+def rows_drawn(content: str) -> int:
+    """Rows of 16 pixels, a token each, that are not grey."""
+    return sum(not (row == UNDRAWN).all() for row in np.split(pixels(content), 4))
+
+
+def test_it_is_shown_at_even_distances() -> None:
+    assert due(576, 3) == (144, 288, 432)
+    assert due(16, 2) == (5, 10)
+    assert due(16, 0) == ()
+    assert due(2, 3) == (1,), "never before the first token, and never twice"
+
+
+@pytest.mark.parametrize("partial", [0, 1, 3])
+def test_a_picture_grows_to_the_same_one(client: openai.OpenAI, partial: int) -> None:
+    whole = client.images.generate(**ASKED, extra_body={"seed": 3})
+    events = list(client.images.generate(**ASKED, stream=True, partial_images=partial, extra_body={"seed": 3}))
+    *parts, last = events
+    assert [event.type for event in parts] == ["image_generation.partial_image"] * partial
+    assert [event.partial_image_index for event in parts] == list(range(partial))
+    assert [rows_drawn(event.b64_json) for event in parts] == {0: [], 1: [2], 3: [1, 2, 3]}[partial]
+    assert last.type == "image_generation.completed"
+    assert last.b64_json == whole.data[0].b64_json
+    assert last.usage.to_dict() == whole.usage.to_dict()
+    assert (last.usage.output_tokens, last.usage.input_tokens_details.image_tokens) == (16, 0)
+    assert (last.seed, last.image_tokens) == (3, whole.data[0].image_tokens)
+    for event in events:
+        assert EVENT.validate_python(event.model_dump()).size == "64x64"
+
+
+def test_several_grow_side_by_side_and_know_their_index(client: openai.OpenAI) -> None:
+    whole = client.images.generate(**ASKED, n=6, extra_body={"seed": 4})  # more than run at a time
+    parts, ends = [[] for _ in range(6)], {}
+    for event in client.images.generate(**ASKED, n=6, stream=True, partial_images=2, extra_body={"seed": 4}):
+        if event.type == "image_generation.completed":
+            ends[event.index] = event.b64_json
+        else:
+            assert event.index not in ends
+            parts[event.index].append(event.partial_image_index)
+    assert parts == [[0, 1]] * 6
+    assert [ends[index] for index in range(6)] == [one.b64_json for one in whole.data]
+
+
+def test_events_are_named_and_metrics_count_them(live: Any) -> None:
+    def shown() -> float:
+        text = httpx.get(f"{live.url}/metrics").text
+        return float(text.split("unidecouple_preview_seconds_count ")[1].split()[0])
+
+    before = shown()
+    reply = httpx.post(f"{live.url}{ROUTE}", json={"prompt": "a cow", "stream": True, "partial_images": 2})
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    events = [event.split("\n") for event in reply.text.removesuffix("\n\n").split("\n\n")]
+    for name, data in events:
+        assert name == f"event: {json.loads(data.removeprefix('data: '))['type']}"
+    assert len(events) == 3
+    assert shown() == before + 2
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"partial_images": 2}, "partial_images"),
+        ({"stream": True, "partial_images": 4}, "partial_images"),
+        ({"stream": 2}, "stream"),
+    ],
+)
+def test_what_cannot_be_streamed_is_a_400(live: Any, body: dict[str, Any], param: str) -> None:
+    reply = httpx.post(f"{live.url}{ROUTE}", json={"prompt": "a cow", **body})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
+def test_a_fault_ends_the_stream_in_openais_form_and_the_next_picture_grows_again(serve: Any) -> None:
+    asked = {**ASKED, "stream": True, "partial_images": 1, "extra_body": {"seed": 3}}
+    with serve() as live:
+        client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0)
+        expected = [event.b64_json for event in client.images.generate(**asked)]
+        side = live.server.scheduler.lanes[Task.T2I].side
+
+        def fail() -> Any:
+            raise RuntimeError("injected")
+
+        side.step = fail
+        with pytest.raises(openai.APIError, match="the model failed on this request") as failed:
+            list(client.images.generate(**asked))
+        assert failed.value.code == "fault"
+        assert live.jobs == 0
+        assert [event.b64_json for event in client.images.generate(**asked)] == expected, "of the new side, not of the old one's"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -24,6 +27,13 @@ ROUTE = "/v1/images/generations"
 ASKED: dict[str, Any] = {"model": "unified", "prompt": "a photo of a red cow"}
 
 
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
 @pytest.fixture(scope="module")
 def client(live: Any) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0)
@@ -38,6 +48,21 @@ def rows_drawn(content: str) -> int:
     return sum(not (row == UNDRAWN).all() for row in np.split(pixels(content), 4))
 
 
+def in_time(live: Any) -> Any:
+    """Have each step wait until all previews so far are made: a model this small is done before."""
+    side, thread = live.server.scheduler.lanes[Task.T2I].side, live.server.previewer._thread
+    step = side.step
+    side.step = lambda: (thread.submit(int).result(20), step())[1]
+    return side
+
+
+@pytest.fixture
+def waited_for(live: Any) -> Iterator[None]:
+    side = in_time(live)
+    yield
+    del side.step
+
+
 def test_it_is_shown_at_even_distances() -> None:
     assert due(576, 3) == (144, 288, 432)
     assert due(16, 2) == (5, 10)
@@ -45,6 +70,7 @@ def test_it_is_shown_at_even_distances() -> None:
     assert due(2, 3) == (1,), "never before the first token, and never twice"
 
 
+@pytest.mark.usefixtures("waited_for")
 @pytest.mark.parametrize("partial", [0, 1, 3])
 def test_a_picture_grows_to_the_same_one(client: openai.OpenAI, partial: int) -> None:
     whole = client.images.generate(**ASKED, extra_body={"seed": 3})
@@ -62,6 +88,7 @@ def test_a_picture_grows_to_the_same_one(client: openai.OpenAI, partial: int) ->
         assert EVENT.validate_python(event.model_dump()).size == "64x64"
 
 
+@pytest.mark.usefixtures("waited_for")
 def test_several_grow_side_by_side_and_know_their_index(client: openai.OpenAI) -> None:
     whole = client.images.generate(**ASKED, n=6, extra_body={"seed": 4})  # more than run at a time
     parts, ends = [[] for _ in range(6)], {}
@@ -75,6 +102,7 @@ def test_several_grow_side_by_side_and_know_their_index(client: openai.OpenAI) -
     assert [ends[index] for index in range(6)] == [one.b64_json for one in whole.data]
 
 
+@pytest.mark.usefixtures("waited_for")
 def test_events_are_named_and_metrics_count_them(live: Any) -> None:
     def shown() -> float:
         text = httpx.get(f"{live.url}/metrics").text
@@ -103,12 +131,34 @@ def test_what_cannot_be_streamed_is_a_400(live: Any, body: dict[str, Any], param
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
+def test_a_finished_picture_waits_for_no_preview(live: Any, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, engine = threading.Event(), live.server.scheduler.engine
+    preview, made = engine.preview, []
+    monkeypatch.setattr(engine, "preview", lambda tokens: (made.append(len(tokens)), go.wait(20), preview(tokens))[2])
+    events = client.images.generate(**ASKED, n=2, stream=True, partial_images=3)
+    assert [event.type for event in events] == ["image_generation.completed"] * 2
+    go.set()
+    live.server.previewer._thread.submit(int).result(20)
+    assert made == [4], "what is late is not made at all"
+
+
+def test_a_preview_that_fails_is_left_out(
+    live: Any, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(live.server.scheduler.engine, "preview", lambda tokens: tokens.no_such_thing)
+    events = client.images.generate(**ASKED, stream=True, partial_images=3)
+    assert [event.type for event in events] == ["image_generation.completed"]
+    live.server.previewer._thread.submit(int).result(20)
+    assert "a partial picture is left out" in caplog.text
+
+
 def test_a_fault_ends_the_stream_in_openais_form_and_the_next_picture_grows_again(serve: Any) -> None:
     asked = {**ASKED, "stream": True, "partial_images": 1, "extra_body": {"seed": 3}}
     with serve() as live:
         client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0)
+        side = in_time(live)
         expected = [event.b64_json for event in client.images.generate(**asked)]
-        side = live.server.scheduler.lanes[Task.T2I].side
+        assert len(expected) == 2
 
         def fail() -> Any:
             raise RuntimeError("injected")
@@ -118,4 +168,6 @@ def test_a_fault_ends_the_stream_in_openais_form_and_the_next_picture_grows_agai
             list(client.images.generate(**asked))
         assert failed.value.code == "fault"
         assert live.jobs == 0
+        until(lambda: live.server.scheduler.lanes[Task.T2I].side is not side)
+        in_time(live)
         assert [event.b64_json for event in client.images.generate(**asked)] == expected, "of the new side, not of the old one's"

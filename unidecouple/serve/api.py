@@ -13,18 +13,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
-from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 
 from unidecouple import __version__
 from unidecouple.batch import Task
-from unidecouple.generate.drawing import Picture
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.stopping import before_stop
 from unidecouple.serve.errors import ApiError, add_handlers
 from unidecouple.serve.gate import Gate
-from unidecouple.serve.growing import due, image_events, previews
+from unidecouple.serve.growing import Previewer, due, image_events
 from unidecouple.serve.lane import Job
 from unidecouple.serve.limits import Limits
 from unidecouple.serve.metrics import Metrics
@@ -34,7 +32,7 @@ from unidecouple.serve.prepare import Prepared, Preparer
 from unidecouple.serve.routing import RoutingRequest, Viewer
 from unidecouple.serve.scheduler import Answered, Drawn, Scheduler
 from unidecouple.serve.schemas import ERRORS, STREAMED, ChatRequest, ImageRequest, Message, image_usage, usage
-from unidecouple.serve.stream import ClientGoneError, Events, Watcher, chat_events, new_tokens, results
+from unidecouple.serve.stream import ClientGoneError, Events, Watcher, answer_job, chat_events, results
 
 T = TypeVar("T")
 _DOES = {Task.MMU: "understanding", Task.T2I: "generation"}
@@ -60,6 +58,7 @@ class Server:
         self.preparer = Preparer(engine, self.limits)
         self.viewer = None if whole is None else Viewer(whole, self.preparer)
         self.scheduler = Scheduler(engine, self.limits.queue, self.metrics.ended)
+        self.previewer = Previewer(self.scheduler, self.metrics)
         self.metrics.watch(self.scheduler)
         self._readers = ThreadPoolExecutor(1, "unidecouple-reader")
         self.app = FastAPI(title="unidecouple", version=__version__, lifespan=self._lifespan, responses=ERRORS)
@@ -70,6 +69,7 @@ class Server:
     def close(self) -> None:
         """Finish what runs, within the limits' time, and end all threads."""
         self.scheduler.close(self.limits.drain_seconds)
+        self.previewer.close()
         self._readers.shutdown()
         if self.viewer is not None:
             self.viewer.close()
@@ -140,7 +140,7 @@ class Server:
 
         if body.stream:
             watcher = Watcher()
-            jobs = [watcher.of(index, work, new_tokens()) for index, work in enumerate(prepared.work)]
+            jobs = [answer_job(watcher, index, work) for index, work in enumerate(prepared.work)]
             self.scheduler.submit(Task.MMU, jobs)
             wanted = body.stream_options is not None and body.stream_options.include_usage
             base["object"] = "chat.completion.chunk"
@@ -219,14 +219,10 @@ class Server:
         """The stream of pictures that are shown ``partial_images`` times before they are done."""
         watcher, places = Watcher(), due(self.preparer.builder.num_image_tokens, partial_images)
 
-        def render(picture: Picture) -> Image.Image:
-            with self.metrics.previews.time():
-                return self.scheduler.preview(picture)
-
         def finished(drawn: Drawn) -> dict[str, Any]:
             return {"image_tokens": drawn.tokens, "seed": prepared.seed, "usage": self._used(prepared, 1)}
 
-        jobs = [watcher.of(index, work, previews(places, render)) for index, work in enumerate(prepared.work)]
+        jobs = [self.previewer.job(watcher, index, work, places) for index, work in enumerate(prepared.work)]
         self.scheduler.submit(Task.T2I, jobs)
         made = {"created_at": int(time.time()), "size": self.preparer.size, "output_format": "png"}
         base = {**made, "quality": "auto", "background": "opaque"}

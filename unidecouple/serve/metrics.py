@@ -19,9 +19,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.responses = Counter("unidecouple_responses", "HTTP responses.", ["path", "status"], registry=self._registry)
         self.tokens = Counter("unidecouple_tokens", "Tokens of finished answers and pictures.", ["task"], registry=self._registry)
-        self.previews = Summary(
-            "unidecouple_preview_seconds", "Seconds of the model's thread for each partial picture.", registry=self._registry
-        )
+        self.previews = Summary("unidecouple_preview_seconds", "Seconds that each partial picture took.", registry=self._registry)
         self._jobs = Counter(
             "unidecouple_jobs", "Answers and pictures, by how they ended.", ["task", "how"], registry=self._registry
         )

@@ -84,12 +84,6 @@ class Scheduler:
             self.lanes[task].submit(jobs)
             self._wake.notify()
 
-    def preview(self, picture: Picture) -> Image.Image:
-        """``picture`` as far as it is drawn. For a job's ``watch``, which runs on the worker's thread."""
-        drawing = self.lanes[Task.T2I].side
-        assert isinstance(drawing, Drawing)
-        return self.engine.preview(drawing.tokens(picture))
-
     def refuse(self) -> None:
         """Take no more jobs; those that wait or run go on."""
         with self._wake:

@@ -80,22 +80,12 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
-    def of(self, index: int, work: Any, look: Callable[[Any], Any]) -> Job[Any]:
-        """A job that is looked at after each step, on the worker's thread.
-
-        What ``look`` returns, unless that is None, arrives here as (index, it), and the job's end as (index, result or error).
-        """
-
-        def watch(making: Any) -> None:
-            seen = look(making)
-            if seen is not None:
-                self._put((index, seen))
-
-        job = Job(work, watch)
+    def follow(self, index: int, job: Job[Any]) -> Job[Any]:
+        """``job``, whose end arrives here as (index, result or error)."""
 
         def end(future: Future[Any]) -> None:
             if not future.cancelled():
-                self._put((index, future.exception() or future.result()))
+                self.put(index, future.exception() or future.result())
 
         job.future.add_done_callback(end)
         return job
@@ -104,22 +94,23 @@ class Watcher:
         """The next arrival."""
         return await self._queue.get()
 
-    def _put(self, item: tuple[int, Any]) -> None:
+    def put(self, index: int, news: Any) -> None:
+        """Let ``news`` of a job arrive, from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, news))
 
 
-def new_tokens() -> Callable[[Answer], list[int] | None]:
-    """To look at an answer with: its tokens since the last look, or None."""
+def answer_job(watcher: Watcher, index: int, work: Any) -> Job[Any]:
+    """A job whose new tokens arrive at ``watcher``, and then its answer."""
     seen = 0
 
-    def look(answer: Answer) -> list[int] | None:
+    def watch(answer: Answer) -> None:
         nonlocal seen
-        new = answer.tokens[seen:]
-        seen += len(new)
-        return new or None
+        if len(answer.tokens) > seen:
+            watcher.put(index, answer.tokens[seen:])
+            seen = len(answer.tokens)
 
-    return look
+    return watcher.follow(index, Job(work, watch))
 
 
 async def chat_events(

@@ -63,6 +63,11 @@ def test_a_growing_picture(make_model: MakeModel, processor: UniJanusProcessor) 
     assert grey[4:8, 8:].all()
     assert not grey[:4].all()
     assert not grey[4:8, :8].all()
+    for _ in range(2):
+        engine.drawing.step()
+    half = engine.drawing.tokens(picture)
+    whole = np.asarray(engine.render(half.repeat(2)[None])[0])
+    assert (np.asarray(engine.preview(half))[:8] == whole[:8]).all(), "the rest is filled with what there is"
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[3], KINDS[4]], ids=str)

@@ -158,10 +158,15 @@ class Engine:
         return [Image.fromarray(picture) for picture in decode_pictures(model, tokens.to(model.device))]
 
     def preview(self, tokens: Tensor) -> Image.Image:
-        """The picture whose first ``tokens`` (drawn,) are there, grey where it is not. They stand in rows from the top left."""
+        """The picture whose first ``tokens`` (drawn,) are there, grey where it is not. They stand in rows from the top left.
+
+        What is drawn also shows what surrounds it: a token's pixels depend on others. Repeating the tokens that there are comes
+        nearer to the finished picture than filling the rest with one code.
+        """
         drawing = self.drawing
         side = round(drawing.length**0.5)
-        whole = torch.cat([tokens, tokens.new_zeros(drawing.length - len(tokens))])
+        known = tokens if len(tokens) else tokens.new_zeros(1)
+        whole = known[torch.arange(drawing.length, device=known.device) % len(known)]
         shown = np.array(self.render(whole.unsqueeze(0))[0])
         patch = shown.shape[0] // side
         drawn = np.arange(drawing.length).reshape(side, side) < len(tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -20,7 +21,9 @@ from pydantic import TypeAdapter
 
 from unidecouple.batch import Task
 from unidecouple.generate.engine import UNDRAWN
-from unidecouple.serve.growing import due
+from unidecouple.serve.growing import due, image_events
+from unidecouple.serve.scheduler import Drawn
+from unidecouple.serve.stream import Watcher
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ImageGenPartialImageEvent | ImageGenCompletedEvent)
 ROUTE = "/v1/images/generations"
@@ -142,6 +145,19 @@ def test_a_finished_picture_waits_for_no_preview(live: Any, client: openai.OpenA
     assert made == [4], "what is late is not made at all"
 
 
+def test_a_preview_that_comes_after_its_picture_is_dropped() -> None:
+    async def png(picture: Image.Image) -> str:
+        return "whole"
+
+    async def names() -> list[str]:
+        watcher, drawn = Watcher(), Drawn(Image.new("RGB", (1, 1)), ())
+        for index, news in ((0, "part"), (0, drawn), (0, "late"), (1, drawn)):
+            watcher.put(index, news)
+        return [json.loads(event.split("data: ")[1])["b64_json"] async for event in image_events(watcher, 2, {}, png, lambda _: {})]
+
+    assert asyncio.run(names()) == ["part", "whole", "whole"]
+
+
 def test_a_preview_that_fails_is_left_out(
     live: Any, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,6 +175,7 @@ def test_a_fault_ends_the_stream_in_openais_form_and_the_next_picture_grows_agai
         side = in_time(live)
         expected = [event.b64_json for event in client.images.generate(**asked)]
         assert len(expected) == 2
+        list(client.images.generate(**{**asked, "extra_body": {"seed": 5}}))  # the old side no longer holds its tokens
 
         def fail() -> Any:
             raise RuntimeError("injected")

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.generate.engine import Engine
 from unidecouple.methods.structure.ta_moe import TaskAwareMoE
@@ -167,12 +168,13 @@ def test_the_pictures_follow_the_settings(live: Live, open_page: Callable[..., P
     page = open_page(live)
 
     def drawn(seed: str, n: str) -> list[str | None]:
-        before = page.locator("figure img").count()
+        pictures = page.get_by_alt_text("Drawn for: a photo of two cups")
+        before = pictures.count()
         page.get_by_label("Seed").fill(seed)
         page.get_by_label("Pictures").fill(n)
         say(page, "a photo of two cups", draw=True)
-        expect(page.locator("figure img")).to_have_count(before + int(n))
-        return [page.locator("figure img").nth(before + i).get_attribute("src") for i in range(int(n))]
+        expect(pictures).to_have_count(before + int(n))
+        return [pictures.nth(before + i).get_attribute("src") for i in range(int(n))]
 
     first = drawn("3", "2")
     assert first[0] != first[1]
@@ -184,6 +186,36 @@ def test_the_pictures_follow_the_settings(live: Live, open_page: Callable[..., P
     say(page, "a photo of two cups", draw=True)
     expect(page.locator("#said")).to_have_text("A setting is out of its bounds.")
     assert page.locator("li.mine").count() == turns
+
+
+@pytest.mark.parametrize(("size", "dark", "n"), [(WIDE, False, 1), (PHONE, True, 2)], ids=["wide", "phone"])
+def test_a_drawing_grows(
+    live: Live, open_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch, size: dict[str, int], dark: bool, n: int
+) -> None:
+    page, side = open_page(live, size, dark), live.server.scheduler.lanes[Task.T2I].side
+    step, go = side.step, threading.Semaphore(0)
+    monkeypatch.setattr(side, "step", lambda: (go.acquire(timeout=20), step())[1])
+    body = {"prompt": "a photo of a red cow", "n": n, "seed": 3}
+    for name, value in (("seed", 3), ("n", n)):  # on a phone the settings are behind a button
+        page.evaluate("([name, value]) => { $('options').elements[name].value = value; }", [name, value])
+    say(page, "a photo of a red cow", draw=True)
+    bar, part = page.get_by_role("progressbar").first, page.get_by_alt_text("Drawn so far for: a photo of a red cow").first
+    expect(part).to_be_hidden()
+    for share in (0.25, 0.5, 0.75):
+        go.release(4)
+        expect(bar).to_have_js_property("value", share)
+        expect(part).to_have_css("clip-path", f"inset(0px 0px calc({100 * (1 - share):g}% + 2px))")
+        expect(page.locator("li.theirs .who")).to_contain_text(f"Drawing, {100 * share:g}%, ")
+        shot(page, f"{'phone' if dark else 'wide'}-growing-{100 * share:g}")
+    go.release(4)
+    done = page.get_by_alt_text("Drawn for: a photo of a red cow")
+    expect(done).to_have_count(n)
+    expect(page.get_by_role("progressbar")).to_have_count(0)
+    monkeypatch.undo()
+    made = page.evaluate("async (body) => await api.json('/v1/images/generations', { ...body, guidance_scale: 5 })", body)
+    assert [done.nth(i).get_attribute("src") for i in range(n)] == [
+        f"data:image/png;base64,{one['b64_json']}" for one in made["data"]
+    ]
 
 
 def test_a_question_goes_with_what_was_said_about_the_picture(live: Live, open_page: Callable[..., Page]) -> None:

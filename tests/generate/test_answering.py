@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,20 @@ def test_refusals(make_model: MakeModel, builder: SequenceBuilder, pictures: np.
     with pytest.raises(ValueError, match="for 100 tokens each"):
         answering.add([Request(request.ids, request.pictures, 90)])
     assert answering.step() == []
+
+
+def test_a_stop_string_ends_an_answer_and_nobody_elses(
+    make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray
+) -> None:
+    """Its step is its last, and frees its place; the text goes up to the string, the tokens to its end."""
+    model, random = make_model(), Choice(100.0)
+    free = requests_of(builder, pictures, choice=random, seed=(3,))
+    expected = answer_requests(Answering(model, builder, length=96), free)
+    words = expected[0].split()
+    stop = f"{words[1][-1]} {words[2]}"
+    stopped = [replace(free[0], stop=(stop, "never said")), *free[1:]]
+    answering = Answering(model, builder, length=96)
+    assert answer_requests(answering, stopped) == [expected[0][: expected[0].index(stop)], *expected[1:]]
+    [made] = answering.add(stopped[:1])
+    assert [answering.step() for _ in range(3)] == [[], [], [made]]
+    assert (made.ended, answering.text(made), answering.room) == (True, " ".join(words[:3]), answering.most)

@@ -54,15 +54,20 @@ def test_lists_in_lists_out(make_model: MakeModel, processor: UniJanusProcessor,
 def test_a_growing_picture(make_model: MakeModel, processor: UniJanusProcessor) -> None:
     engine = Engine(make_model(), processor, prompt_length=40)
     [picture] = engine.drawing.add([Order(PROMPTS[0], (0,), 1.0)])
-    assert (np.asarray(engine.preview(picture)) == UNDRAWN).all()
+    assert (np.asarray(engine.preview(engine.drawing.tokens(picture))) == UNDRAWN).all()
     for _ in range(6):
         engine.drawing.step()
-    shown = np.asarray(engine.preview(picture))
+    shown = np.asarray(engine.preview(engine.drawing.tokens(picture)))
     grey = (shown == UNDRAWN).all(-1)
     assert grey[8:].all()  # rows three and four of four, of four pixels each
     assert grey[4:8, 8:].all()
     assert not grey[:4].all()
     assert not grey[4:8, :8].all()
+    for _ in range(2):
+        engine.drawing.step()
+    half = engine.drawing.tokens(picture)
+    whole = np.asarray(engine.render(half.repeat(2)[None])[0])
+    assert (np.asarray(engine.preview(half))[:8] == whole[:8]).all(), "the rest is filled with what there is"
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[3], KINDS[4]], ids=str)

@@ -69,10 +69,11 @@ def test_a_client_that_vanishes_frees_its_places(serve: Any, stream: bool, n: in
         assert live.server.scheduler.engine.answering.answers == []
 
 
-def test_a_painter_nobody_waits_for_stops(serve: Any) -> None:
+@pytest.mark.parametrize("more", [{}, {"stream": True, "partial_images": 3}], ids=["whole", "stream"])
+def test_a_painter_nobody_waits_for_stops(serve: Any, more: dict[str, Any]) -> None:
     with serve() as live:
         Slow(live.server.scheduler.lanes[Task.T2I].side)
-        leave_early(live, "/v1/images/generations", {"prompt": "a cow", "n": 6})
+        leave_early(live, "/v1/images/generations", {"prompt": "a cow", "n": 6, **more})
         until(lambda: live.jobs == 0, 0.5)  # sixteen steps would be 0.8 s, for four of the six
 
 

@@ -15,6 +15,7 @@ from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
 from unidecouple.generate.rows import Rows
 from unidecouple.generate.sampler import Choice, Sampler, uniforms
+from unidecouple.generate.stopping import before_stop, has_stop
 from unidecouple.models.base import UnifiedModel
 
 GREEDY = Choice(temperature=0.0)
@@ -30,6 +31,7 @@ class Request:
         max_new_tokens: longest answer, with the EOS.
         choice: how each token is chosen.
         seed: of its sampling; nothing else does its tokens depend on.
+        stop: strings before the first of which the answer ends; its tokens go to the end of that string.
     """
 
     ids: list[int]
@@ -37,6 +39,7 @@ class Request:
     max_new_tokens: int = 64
     choice: Choice = GREEDY
     seed: tuple[int, ...] = (0,)
+    stop: tuple[str, ...] = ()
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Answer:
         request: what was asked for.
         row: where it stands.
         tokens: so far, without the EOS.
-        ended: whether the EOS came; else, once it is done, it was cut off.
+        ended: whether the EOS or a stop string came; else, once it is done, it was cut off.
     """
 
     request: Request
@@ -108,7 +111,7 @@ class Answering:
 
     @torch.no_grad()
     def step(self) -> list[Answer]:
-        """Give every answer one more token. Returns those that are done, by the EOS or by their length.
+        """Give every answer one more token. Returns those that are done, by the EOS, a stop string or their length.
 
         The tokens of all answers come to the host once a step: only there is it known which go on.
         """
@@ -120,6 +123,7 @@ class Answering:
             answer.ended = chosen == self._eos
             if not answer.ended:
                 answer.tokens.append(chosen)
+                answer.ended = bool(answer.request.stop) and has_stop(self.text(answer), answer.request.stop)
         done = [a for a in self.answers if a.ended or len(a.tokens) == a.request.max_new_tokens]
         for answer in done:
             row = answer.row
@@ -134,7 +138,7 @@ class Answering:
         return done
 
     def text(self, answer: Answer) -> str:
-        """``answer`` so far, in plain words."""
+        """``answer`` so far, in plain words, with a stop string that it came to."""
         return self.builder.tokenizer.decode(answer.tokens, skip_special_tokens=True)
 
     @torch.no_grad()
@@ -191,5 +195,5 @@ def answer_requests(answering: Answering, requests: Sequence[Request]) -> list[s
             added = answering.add([request for _, request in coming])
             numbers |= {id(answer): number for (number, _), answer in zip(coming, added, strict=True)}
         for answer in answering.step():
-            found[numbers[id(answer)]] = answering.text(answer)
+            found[numbers[id(answer)]] = before_stop(answering.text(answer), answer.request.stop)
     return found

@@ -14,7 +14,7 @@ from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.answering import GREEDY, Answering, Request, answer_requests
-from unidecouple.generate.drawing import Drawing, Order, Picture, draw_orders
+from unidecouple.generate.drawing import Drawing, Order, draw_orders
 from unidecouple.generate.image import decode_pictures
 from unidecouple.generate.layout import join_shared
 from unidecouple.generate.one_task import load_one_task
@@ -157,13 +157,17 @@ class Engine:
         model = self.drawing.model
         return [Image.fromarray(picture) for picture in decode_pictures(model, tokens.to(model.device))]
 
-    def preview(self, picture: Picture) -> Image.Image:
-        """``picture`` as far as it is drawn, grey where it is not. Tokens stand in rows from the top left."""
+    def preview(self, tokens: Tensor) -> Image.Image:
+        """The picture whose first ``tokens`` (drawn,) are there, grey where it is not. They stand in rows from the top left.
+
+        What is drawn also shows what surrounds it: a token's pixels depend on others. Repeating the tokens that there are comes
+        nearer to the finished picture than filling the rest with one code.
+        """
         drawing = self.drawing
-        tokens = drawing.tokens(picture)
         side = round(drawing.length**0.5)
-        whole = torch.cat([tokens, tokens.new_zeros(drawing.length - len(tokens))])
-        shown = decode_pictures(drawing.model, whole.unsqueeze(0))[0].copy()
+        known = tokens if len(tokens) else tokens.new_zeros(1)
+        whole = known[torch.arange(drawing.length, device=known.device) % len(known)]
+        shown = np.array(self.render(whole.unsqueeze(0))[0])
         patch = shown.shape[0] // side
         drawn = np.arange(drawing.length).reshape(side, side) < len(tokens)
         shown[~drawn.repeat(patch, 0).repeat(patch, 1)] = UNDRAWN

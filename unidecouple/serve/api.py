@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,18 +19,20 @@ from starlette.responses import JSONResponse, Response
 from unidecouple import __version__
 from unidecouple.batch import Task
 from unidecouple.generate.engine import Engine
+from unidecouple.generate.stopping import before_stop
 from unidecouple.serve.errors import ApiError, add_handlers
 from unidecouple.serve.gate import Gate
+from unidecouple.serve.growing import Previewer, due, image_events
 from unidecouple.serve.lane import Job
 from unidecouple.serve.limits import Limits
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.page import page
 from unidecouple.serve.pictures import UPLOAD, Uploads, as_png, open_picture
-from unidecouple.serve.prepare import Preparer
+from unidecouple.serve.prepare import Prepared, Preparer
 from unidecouple.serve.routing import RoutingRequest, Viewer
 from unidecouple.serve.scheduler import Answered, Drawn, Scheduler
-from unidecouple.serve.schemas import ERRORS, ChatRequest, ImageRequest, Message, usage
-from unidecouple.serve.stream import ClientGoneError, Events, Watcher, chat_events, results
+from unidecouple.serve.schemas import ERRORS, STREAMED, ChatRequest, ImageRequest, Message, image_usage, usage
+from unidecouple.serve.stream import ClientGoneError, Events, Watcher, answer_job, chat_events, results
 
 T = TypeVar("T")
 _DOES = {Task.MMU: "understanding", Task.T2I: "generation"}
@@ -55,6 +58,7 @@ class Server:
         self.preparer = Preparer(engine, self.limits)
         self.viewer = None if whole is None else Viewer(whole, self.preparer)
         self.scheduler = Scheduler(engine, self.limits.queue, self.metrics.ended)
+        self.previewer = Previewer(self.scheduler, self.metrics)
         self.metrics.watch(self.scheduler)
         self._readers = ThreadPoolExecutor(1, "unidecouple-reader")
         self.app = FastAPI(title="unidecouple", version=__version__, lifespan=self._lifespan, responses=ERRORS)
@@ -65,6 +69,7 @@ class Server:
     def close(self) -> None:
         """Finish what runs, within the limits' time, and end all threads."""
         self.scheduler.close(self.limits.drain_seconds)
+        self.previewer.close()
         self._readers.shutdown()
         if self.viewer is not None:
             self.viewer.close()
@@ -84,12 +89,12 @@ class Server:
             ("/metrics", ["GET"], self.prometheus),
             ("/v1/models", ["GET"], self.models),
             ("/v1/models/{model}", ["GET"], self.model),
-            ("/v1/chat/completions", ["POST"], self.chat),
-            ("/v1/images/generations", ["POST"], self.images),
             ("/v1/files/{file_id}", ["GET"], self.file),
             ("/v1/files/{file_id}", ["DELETE"], self.delete_file),
         ):
             self.app.add_api_route(path, route, methods=methods, response_model=None)
+        for path, streaming in (("/v1/chat/completions", self.chat), ("/v1/images/generations", self.images)):
+            self.app.add_api_route(path, streaming, methods=["POST"], response_model=None, responses=STREAMED)
         if self.viewer is not None:
             self.app.add_api_route("/v1/routing", self.routing, methods=["POST"], response_model=None)
             self.app.add_api_route("/", page, methods=["GET"], include_in_schema=False)
@@ -124,7 +129,7 @@ class Server:
         self._check_task(Task.MMU)
         prepared = await self.read(self.preparer.chat, body, self._uploads_in(body.messages))
         base = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self.name, "seed": prepared.seed}
-        builder = self.preparer.builder
+        builder, stops = self.preparer.builder, prepared.stops
 
         def decode(tokens: Any) -> str:
             return builder.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -135,16 +140,16 @@ class Server:
 
         if body.stream:
             watcher = Watcher()
-            jobs = [watcher.of(index, work) for index, work in enumerate(prepared.work)]
+            jobs = [answer_job(watcher, index, work) for index, work in enumerate(prepared.work)]
             self.scheduler.submit(Task.MMU, jobs)
             wanted = body.stream_options is not None and body.stream_options.include_usage
             base["object"] = "chat.completion.chunk"
-            return Events(chat_events(watcher, len(jobs), base, decode, used, wanted), jobs)
+            return Events(chat_events(watcher, len(jobs), base, decode, stops, used, wanted), jobs)
         answers: list[Answered] = await self._done(request, Task.MMU, prepared.work)
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": decode(answer.tokens)},
+                "message": {"role": "assistant", "content": before_stop(decode(answer.tokens), stops)},
                 "finish_reason": "stop" if answer.ended else "length",
                 "logprobs": None,
             }
@@ -154,15 +159,14 @@ class Server:
         return JSONResponse({**base, "object": "chat.completion", "choices": choices, "usage": count})
 
     async def images(self, body: ImageRequest, request: Request) -> Response:
-        """Draw pictures for a prompt. Picture i depends on the seed and i only."""
+        """Draw pictures for a prompt, whole or as they grow. Picture i depends on the seed and i only."""
         if body.model is not None:
             self._check_model(body.model)
         self._check_task(Task.T2I)
         prepared = await self.read(self.preparer.images, body)
+        if body.stream:
+            return self._growing(prepared, body.partial_images or 0)
         pictures: list[Drawn] = await self._done(request, Task.T2I, prepared.work)
-        drawn = self.preparer.image_tokens * len(pictures)
-        self.metrics.tokens.labels(Task.T2I.key).inc(drawn)
-        count = {"input_tokens": prepared.prompt_tokens, "output_tokens": drawn, "total_tokens": prepared.prompt_tokens + drawn}
         data = [{"b64_json": await self.read(as_png, one.picture), "image_tokens": one.tokens} for one in pictures]
         return JSONResponse(
             {
@@ -171,7 +175,7 @@ class Server:
                 "seed": prepared.seed,
                 "size": self.preparer.size,
                 "output_format": "png",
-                "usage": count,
+                "usage": self._used(prepared, len(pictures)),
             }
         )
 
@@ -210,6 +214,25 @@ class Server:
             return await results(request, jobs)
         except ClientGoneError as error:
             raise ApiError(499, "the client is gone") from error
+
+    def _growing(self, prepared: Prepared, partial_images: int) -> Response:
+        """The stream of pictures that are shown ``partial_images`` times before they are done."""
+        watcher, places = Watcher(), due(self.preparer.builder.num_image_tokens, partial_images)
+
+        def finished(drawn: Drawn) -> dict[str, Any]:
+            return {"image_tokens": drawn.tokens, "seed": prepared.seed, "usage": self._used(prepared, 1)}
+
+        jobs = [self.previewer.job(watcher, index, work, places) for index, work in enumerate(prepared.work)]
+        self.scheduler.submit(Task.T2I, jobs)
+        made = {"created_at": int(time.time()), "size": self.preparer.size, "output_format": "png"}
+        base = {**made, "quality": "auto", "background": "opaque"}
+        return Events(image_events(watcher, len(jobs), base, partial(self.read, as_png), finished), jobs)
+
+    def _used(self, prepared: Prepared, pictures: int) -> dict[str, Any]:
+        """Usage of ``pictures`` that are done, which the metrics are told of."""
+        drawn = self.preparer.image_tokens * pictures
+        self.metrics.tokens.labels(Task.T2I.key).inc(drawn)
+        return image_usage(prepared.prompt_tokens, drawn)
 
     def _uploads_in(self, messages: Sequence[Message]) -> dict[str, np.ndarray]:
         """The uploads that ``messages`` name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
 from unidecouple.batch import Task
 from unidecouple.serve.scheduler import Scheduler
@@ -19,6 +19,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.responses = Counter("unidecouple_responses", "HTTP responses.", ["path", "status"], registry=self._registry)
         self.tokens = Counter("unidecouple_tokens", "Tokens of finished answers and pictures.", ["task"], registry=self._registry)
+        self.previews = Summary("unidecouple_preview_seconds", "Seconds that each partial picture took.", registry=self._registry)
         self._jobs = Counter(
             "unidecouple_jobs", "Answers and pictures, by how they ended.", ["task", "how"], registry=self._registry
         )

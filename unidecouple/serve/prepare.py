@@ -26,11 +26,12 @@ ANSWER = 256
 
 @dataclass(frozen=True)
 class Prepared:
-    """The jobs' work of one request, and the seed they have in common."""
+    """The jobs' work of one request, and what they have in common: the seed, the prompt's length, and where answers stop."""
 
     work: tuple[Request, ...] | tuple[Order, ...]
     seed: int
     prompt_tokens: int
+    stops: tuple[str, ...] = ()
 
 
 class Preparer:
@@ -78,14 +79,17 @@ class Preparer:
             )
         seed = _seed(body.seed)
         choice = Choice(body.temperature, body.top_k, body.top_p)
-        work = tuple(Request(sample.input_ids, sample.pictures, wanted, choice, (seed, i)) for i in range(body.n))
-        return Prepared(work, seed, len(sample.input_ids))
+        stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        work = tuple(Request(sample.input_ids, sample.pictures, wanted, choice, (seed, i), stops) for i in range(body.n))
+        return Prepared(work, seed, len(sample.input_ids), stops)
 
     def images(self, body: ImageRequest) -> Prepared:
         """Work of pictures; raises as ``chat``."""
         self._check_n(body.n)
         if body.size not in (None, "auto", self.size):
             raise ApiError(400, f"size={body.size!r} does not exist here; sizes: {self.size}, auto", "size", "invalid_size")
+        if body.partial_images and not body.stream:
+            raise ApiError(400, f"partial_images={body.partial_images} needs stream: true", "partial_images", "needs_stream")
         tokens = self.prompt_tokens(body.prompt, "prompt")
         if body.negative_prompt is not None:
             tokens += self.prompt_tokens(body.negative_prompt, "negative_prompt")

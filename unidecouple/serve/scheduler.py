@@ -30,7 +30,7 @@ class ClosedError(Exception):
 
 @dataclass(frozen=True)
 class Answered:
-    """A finished answer: its tokens without the EOS, and whether the EOS came."""
+    """A finished answer: its tokens without the EOS, and whether the EOS or a stop string came."""
 
     tokens: tuple[int, ...]
     ended: bool

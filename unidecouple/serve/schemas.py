@@ -22,6 +22,7 @@ def _unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_unicode)]
+StopString = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
 class Body(BaseModel):
@@ -79,6 +80,9 @@ class ChatRequest(Body):
     top_k: int = Field(0, ge=0, le=1 << 20, description="0 is all")
     n: int = Field(1, ge=1)
     seed: int | None = Field(None, ge=0, le=MOST_SEED, description="by default another one each time; the response names it")
+    stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = Field(
+        None, description="a string, or up to 4; the answer ends before the first that comes"
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -96,6 +100,10 @@ class ImageRequest(Body):
     response_format: Literal["b64_json"] = Field("b64_json", description="nothing is kept that a URL could name")
     quality: Literal["auto", "standard"] | None = Field(None, description="taken and not used")
     output_format: Literal["png"] | None = None
+    stream: bool = Field(False, description="server-sent events; every picture of n has its index in its events")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="how often each picture is shown while it grows; above 0 only with stream"
+    )
     seed: int | None = Field(None, ge=0, le=MOST_SEED, description="picture i depends on (seed, i) only")
     guidance_scale: float = Field(5.0, ge=0, le=100, description="1 is no guidance")
     temperature: float = Field(1.0, ge=0, le=100)
@@ -108,6 +116,12 @@ class ImageRequest(Body):
 def usage(prompt: int, completion: int) -> dict[str, int]:
     """Tokens that a request took."""
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def image_usage(prompt: int, drawn: int) -> dict[str, Any]:
+    """Tokens that pictures took, under OpenAI's names."""
+    details = {"text_tokens": prompt, "image_tokens": 0}
+    return {"input_tokens": prompt, "input_tokens_details": details, "output_tokens": drawn, "total_tokens": prompt + drawn}
 
 
 class ErrorDetail(BaseModel):
@@ -137,4 +151,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         500: "a fault of ours",
         503: "the server shuts down, or its model failed",
     }.items()
+}
+
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the whole response, or with stream its server-sent events",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
 }

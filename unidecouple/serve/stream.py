@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from unidecouple.generate.answering import Answer
+from unidecouple.generate.stopping import before_stop, settled
 from unidecouple.serve.errors import of_exception
 from unidecouple.serve.lane import Job
 from unidecouple.serve.scheduler import Answered
@@ -73,27 +74,18 @@ class Events(StreamingResponse):
 
 
 class Watcher:
-    """Brings an answer's tokens, and its end, from the worker's thread to the event loop."""
+    """Brings what jobs make, and their ends, from the worker's thread to the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
-    def of(self, index: int, work: Any) -> Job[Any]:
-        """A job whose new tokens arrive here as (index, tokens), and its end as (index, result or error)."""
-        seen = 0
-
-        def watch(answer: Answer) -> None:
-            nonlocal seen
-            if len(answer.tokens) > seen:
-                self._put((index, answer.tokens[seen:]))
-                seen = len(answer.tokens)
-
-        job = Job(work, watch)
+    def follow(self, index: int, job: Job[Any]) -> Job[Any]:
+        """``job``, whose end arrives here as (index, result or error)."""
 
         def end(future: Future[Any]) -> None:
             if not future.cancelled():
-                self._put((index, future.exception() or future.result()))
+                self.put(index, future.exception() or future.result())
 
         job.future.add_done_callback(end)
         return job
@@ -102,9 +94,23 @@ class Watcher:
         """The next arrival."""
         return await self._queue.get()
 
-    def _put(self, item: tuple[int, Any]) -> None:
+    def put(self, index: int, news: Any) -> None:
+        """Let ``news`` of a job arrive, from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, news))
+
+
+def answer_job(watcher: Watcher, index: int, work: Any) -> Job[Any]:
+    """A job whose new tokens arrive at ``watcher``, and then its answer."""
+    seen = 0
+
+    def watch(answer: Answer) -> None:
+        nonlocal seen
+        if len(answer.tokens) > seen:
+            watcher.put(index, answer.tokens[seen:])
+            seen = len(answer.tokens)
+
+    return watcher.follow(index, Job(work, watch))
 
 
 async def chat_events(
@@ -112,18 +118,20 @@ async def chat_events(
     count: int,
     base: Mapping[str, Any],
     decode: Callable[[Sequence[int]], str],
+    stops: Sequence[str],
     used: Callable[[int], dict[str, int]],
     with_usage: bool,
 ) -> AsyncIterator[str]:
     """The chunks of ``count`` answers in OpenAI's form.
 
-    Words go out as soon as no further token can change them: what ends in U+FFFD, a part of a character, waits.
+    Words go out as soon as no further token can change them or take them back: what ends in U+FFFD, a part of a character, waits,
+    and so does what may be the start of one of ``stops``.
     """
     tokens: list[list[int]] = [[] for _ in range(count)]
     sent = [""] * count
 
     def chunk(index: int, delta: Mapping[str, str], finish: str | None = None) -> str:
-        return _event({**base, "choices": [{"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}]})
+        return event({**base, "choices": [{"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}]})
 
     for index in range(count):
         yield chunk(index, {"role": "assistant", "content": ""})
@@ -131,25 +139,33 @@ async def chat_events(
     while left:
         index, arrived = await watcher.next()
         if isinstance(arrived, Exception):
-            yield f"data: {bytes(of_exception(arrived).body).decode()}\n\n"
+            yield error_event(arrived)
             return
-        if isinstance(arrived, Answered):
+        ended = isinstance(arrived, Answered)
+        if ended:
             tokens[index] = list(arrived.tokens)
         else:
             tokens[index] += arrived
         text = decode(tokens[index])
-        ended = isinstance(arrived, Answered)
-        if (ended or not text.endswith("\ufffd")) and len(text) > len(sent[index]):
-            yield chunk(index, {"content": text[len(sent[index]) :]})
-            sent[index] = text
+        shown = before_stop(text, stops) if ended else settled(text, stops)
+        if (ended or not text.endswith("\ufffd")) and len(shown) > len(sent[index]):
+            yield chunk(index, {"content": shown[len(sent[index]) :]})
+            sent[index] = shown
         if ended:
             left -= 1
             yield chunk(index, {}, "stop" if arrived.ended else "length")
     total = used(sum(map(len, tokens)))
     if with_usage:
-        yield _event({**base, "choices": [], "usage": total})
+        yield event({**base, "choices": [], "usage": total})
     yield "data: [DONE]\n\n"
 
 
-def _event(value: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(value)}\n\n"
+def event(value: Mapping[str, Any], name: str | None = None) -> str:
+    """A server-sent event, with a ``name`` or without."""
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {json.dumps(value)}\n\n"
+
+
+def error_event(error: BaseException, name: str | None = None) -> str:
+    """What a job ended with, in OpenAI's form; a stream ends with it."""
+    return event(json.loads(bytes(of_exception(error).body)), name)

@@ -26,28 +26,47 @@ api.open = async function (path, body, signal) {
 
 api.json = async (path, body, signal) => (await api.open(path, body, signal)).json();
 
-// Answers come as server-sent events; `onWords` gets each piece.
-api.answer = async function (body, onWords, signal) {
-  const response = await api.open("/v1/chat/completions", { ...body, model: api.model, stream: true }, signal);
+// Server-sent events, each given to `onEvent` until it returns something other than undefined, which is the result.
+api.events = async function (path, body, onEvent, signal) {
+  const response = await api.open(path, { ...body, model: api.model, stream: true }, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "", finish = null;
+  let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) break;
     const events = (rest + value).split("\n\n");
     rest = events.pop();
     for (const event of events) {
-      const data = event.replace(/^data: /, "");
-      if (data === "[DONE]") return finish;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw new Error(chunk.error.message);
-      const choice = chunk.choices[0];
-      if (choice?.delta.content) onWords(choice.delta.content);
-      finish = choice?.finish_reason ?? finish;
+      const data = event.slice(event.indexOf("data: ") + 6);
+      const said = data === "[DONE]" ? null : JSON.parse(data);
+      if (said?.error) throw new Error(said.error.message);
+      const result = onEvent(said);
+      if (result !== undefined) return result;
     }
   }
-  throw new Error("The answer broke off: the server closed the connection.");
+  throw new Error("The response broke off: the server closed the connection.");
 };
 
-api.draw = (body, signal) => api.json("/v1/images/generations", { ...body, model: api.model, response_format: "b64_json" }, signal);
+// `onWords` gets each piece of an answer; returns why it ended.
+api.answer = function (body, onWords, signal) {
+  let finish = null;
+  return api.events("/v1/chat/completions", body, (chunk) => {
+    if (chunk === null) return finish;
+    const choice = chunk.choices[0];
+    if (choice?.delta.content) onWords(choice.delta.content);
+    finish = choice?.finish_reason ?? finish;
+  }, signal);
+};
+
+// `onPicture` gets each picture as it grows: its index, its address, and how much of it is drawn; returns the finished events in order.
+api.draw = function (body, onPicture, signal) {
+  const partial = 3, done = [];
+  return api.events("/v1/images/generations", { ...body, partial_images: partial }, (event) => {
+    const whole = event.type === "image_generation.completed";
+    onPicture(event.index, `data:image/png;base64,${event.b64_json}`, whole ? 1 : (event.partial_image_index + 1) / (partial + 1));
+    if (whole) done[event.index] = event;
+    if (done.filter(Boolean).length === body.n) return done;
+  }, signal);
+};
+
 api.routing = (body, signal) => api.json("/v1/routing", { ...body, model: api.model }, signal);

@@ -103,19 +103,23 @@ async function ask(turn, place, signal) {
 
 async function draw(turn, place, signal) {
   const n = number("n"), started = performance.now();
-  const frames = tag("div", { class: n > 1 ? "pictures several" : "pictures" });
-  for (let i = 0; i < n; i++) frames.append(tag("figure", {}, tag("div", { class: "blank" })));
+  const frames = tag("div", { class: n > 1 ? "pictures several" : "pictures" }), shown = [];
+  for (let i = 0; i < n; i++) { shown.push(growing(turn, i, n)); frames.append(shown[i].figure); }
   place.item.append(frames);
   place.item.scrollIntoView({ block: "end" });
-  const clock = setInterval(() => { place.who.textContent = `Drawing, ${((performance.now() - started) / 1000).toFixed(1)} s`; }, 100);
+  const took = () => `${((performance.now() - started) / 1000).toFixed(1)} s`;
+  const clock = setInterval(() => {
+    const share = shown.reduce((sum, one) => sum + one.share, 0) / n;
+    place.who.textContent = `Drawing, ${share ? `${percent(share)}, ` : ""}${took()}`;
+  }, 100);
   try {
     const body = { prompt: turn.words, n, guidance_scale: number("guidance_scale"), temperature: number("draw_temperature"), top_k: number("draw_top_k"), ...seeded() };
-    const made = await api.draw(body, signal);
-    turn.pictures = made.data.map((one) => `data:image/png;base64,${one.b64_json}`);
-    turn.tokens = made.data.map((one) => one.image_tokens);
-    turn.seed = made.seed;
+    const made = await api.draw(body, (i, url, share) => shown[i].grow(url, share), signal);
+    turn.pictures = made.map((one) => `data:image/png;base64,${one.b64_json}`);
+    turn.tokens = made.map((one) => one.image_tokens);
+    turn.seed = made[0].seed;
     frames.replaceChildren(...turn.pictures.map((url, i) => drawn(turn, url, i)));
-    place.who.textContent = `Drawing, ${((performance.now() - started) / 1000).toFixed(1)} s, seed ${turn.seed}`;
+    place.who.textContent = `Drawing, ${took()}, seed ${turn.seed}`;
     place.item.scrollIntoView({ block: "end" });
   } catch (error) {
     frames.remove();
@@ -123,6 +127,22 @@ async function draw(turn, place, signal) {
   } finally {
     clearInterval(clock);
   }
+}
+
+// A picture that is not there yet: what is drawn of it covers the waiting frame from the top, and a bar says how far it is.
+function growing(turn, i, n) {
+  const image = tag("img", { alt: `Drawn so far for: ${turn.words}`, hidden: "" });
+  const bar = tag("progress", { max: 1, value: 0, "aria-label": n > 1 ? `Picture ${i + 1} of ${n}` : "How much is drawn" });
+  const figure = tag("figure", { class: "growing" }, tag("div", { class: "blank" }), image, bar);
+  return {
+    figure, share: 0,
+    grow(url, share) {
+      image.src = url;
+      image.hidden = false;
+      image.style.clipPath = `inset(0 0 calc(${100 * (1 - share)}% + 2px) 0)`; // where it is enlarged, grey bleeds into the last row
+      bar.value = this.share = share;
+    },
+  };
 }
 
 function drawn(turn, url, i) {

@@ -1,0 +1,106 @@
+"""Pictures while they grow: after which tokens they are shown, who makes that, and OpenAI's events of one request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from unidecouple.batch import Task
+from unidecouple.generate.drawing import Picture
+from unidecouple.serve.lane import Job
+from unidecouple.serve.metrics import Metrics
+from unidecouple.serve.pictures import as_png
+from unidecouple.serve.scheduler import Drawn, Scheduler
+from unidecouple.serve.stream import Watcher, error_event, event
+
+_LOG = logging.getLogger(__name__)
+
+PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
+
+
+def due(length: int, count: int) -> tuple[int, ...]:
+    """After how many of a picture's ``length`` tokens it is shown: ``count`` times, evenly spaced; fewer if it has fewer."""
+    return tuple(sorted({length * part // (count + 1) for part in range(1, count + 1)} - {0}))
+
+
+class Previewer:
+    """Makes partial pictures on a thread of its own, so that neither the next tokens nor a finished picture wait for them.
+
+    Decoding a picture's tokens can take as long as drawing several of them. What is not made when its picture is done, or given
+    up, is left out, and so is what fails.
+
+    Args:
+        scheduler: that draws.
+        metrics: told of the seconds that each takes.
+    """
+
+    def __init__(self, scheduler: Scheduler, metrics: Metrics) -> None:
+        self._scheduler, self._metrics = scheduler, metrics
+        self._thread = ThreadPoolExecutor(1, "unidecouple-previewer")
+
+    def close(self) -> None:
+        """End the thread; the scheduler must be closed before."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def job(self, watcher: Watcher, index: int, work: Any, places: tuple[int, ...]) -> Job[Any]:
+        """A job whose previews after ``places`` tokens (base64 of a PNG) arrive at ``watcher``, and then its picture."""
+        passed = 0
+
+        def watch(picture: Picture) -> None:
+            nonlocal passed
+            if passed < len(places) and picture.drawn >= places[passed]:
+                passed += 1
+                drawing: Any = self._scheduler.lanes[Task.T2I].side  # the one that draws now: after a fault, it is another
+                self._thread.submit(self._make, drawing.tokens(picture), job, lambda preview: watcher.put(index, preview))
+
+        job = Job(work, watch)
+        return watcher.follow(index, job)
+
+    def _make(self, tokens: Tensor, job: Job[Any], put: Callable[[str], None]) -> None:
+        if job.future.done():
+            return
+        try:
+            with self._metrics.previews.time():
+                preview = as_png(self._scheduler.engine.preview(tokens))
+        except Exception:  # noqa: BLE001 -- whatever it is, the picture itself does not need it
+            _LOG.exception("a partial picture is left out")
+            return
+        put(preview)
+
+
+async def image_events(
+    watcher: Watcher,
+    count: int,
+    base: Mapping[str, Any],
+    png: Callable[[Image.Image], Awaitable[str]],
+    finished: Callable[[Drawn], Mapping[str, Any]],
+) -> AsyncIterator[str]:
+    """The events of ``count`` pictures, each with its number as ``index`` (ours; OpenAI streams one picture).
+
+    Args:
+        watcher: where previews and pictures arrive.
+        count: of pictures.
+        base: fields of every event.
+        png: a picture in base64.
+        finished: further fields of a finished picture's event.
+    """
+    shown, done = [0] * count, [False] * count
+    while not all(done):
+        index, arrived = await watcher.next()
+        if isinstance(arrived, Exception):
+            yield error_event(arrived, "error")
+            return
+        if done[index]:  # a preview that came too late
+            continue
+        if isinstance(arrived, Drawn):
+            done[index] = True
+            name, more = COMPLETED, {"b64_json": await png(arrived.picture), **finished(arrived)}
+        else:
+            name, more = PARTIAL, {"b64_json": arrived, "partial_image_index": shown[index]}
+            shown[index] += 1
+        yield event({"type": name, **base, "index": index, **more}, name)

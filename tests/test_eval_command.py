@@ -92,7 +92,10 @@ def test_published_files(small_base: Path, tmp_path: Path, capsys: pytest.Captur
         == 0
     )
     said = capsys.readouterr().out
-    assert "| accuracy (grey picture) |" in (tmp_path / "out" / "pope" / "card.md").read_text()
+    for benchmark, metric in (("pope", "accuracy"), ("mme", "accuracy/artwork")):
+        page = (tmp_path / "out" / benchmark / "card.md").read_text()
+        assert f"| {metric} (grey picture) |" in page
+        assert f"| {metric} (no picture) |" in page
     assert "score with --score-only --detections FILE" in said
     assert (tmp_path / "out" / "geneval" / "images" / "00005" / "samples" / "0000.png").is_file()
     assert (tmp_path / "out" / "mme" / "official" / "artwork.txt").is_file()

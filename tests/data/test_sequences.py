@@ -61,6 +61,14 @@ def test_understanding_is_the_template(
         assert builder.understanding_prompt(turns[0].text) == ids
 
 
+def test_a_question_with_no_picture_is_the_template(builder: SequenceBuilder, processor: UniJanusProcessor) -> None:
+    """Also where the library's template is asked for it: nothing of a picture is left."""
+    asked = [{"role": "user", "content": [{"type": "text", "text": TURNS[0].text}]}]
+    ids = prompt_of(processor, asked, "text")["input_ids"][0].tolist()
+    assert builder.understanding_prompt(TURNS[0].text, shown=False) == ids
+    assert not set(ids) & set(builder._image)
+
+
 @pytest.mark.parametrize("prompt", ["a photo of a cow", *(p.text for p in held_out("val")[0][::11])])
 def test_generation_is_the_template(builder: SequenceBuilder, processor: UniJanusProcessor, prompt: str) -> None:
     inputs = prompt_of(processor, [{"role": "user", "content": [{"type": "text", "text": prompt}]}], "image")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from own_data import png
+from published_sets import MMMU, write_mme, write_pope, write_vqav2
 from unidecouple.data.formats.record import ImageBytes
+from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.eval.benchmark import Query
 from unidecouple.eval.model import GREY, Judged
+from unidecouple.eval.suite import Options, open_benchmarks
 from unidecouple.models.processing import UniJanusProcessor
 
 
@@ -24,9 +30,31 @@ def test_pictures_of_any_size_are_shaped_and_drawn_ones_must_fit(judged: Judged)
     grey = Query("2", wide.text, np.full((16, 16, 3), GREY, np.uint8))
     several = judged.ask([wide, grey, wide])
     assert several[0] == several[2] == judged.ask([wide])[0]
-    assert judged.ask_blind([wide]) == judged.ask([grey])
+    assert judged.ask_grey([wide]) == judged.ask([grey])
     with pytest.raises(ValueError, match="pictures are 64 pixels a side, the model's 16"):
         judged.ask([Query("3", "?", np.zeros((64, 64, 3), np.uint8))])
+
+
+def test_asked_by_text_a_model_gets_the_same_words_and_no_picture(judged: Judged, tmp_path: Path) -> None:
+    """Of all benchmarks of questions, in their published forms."""
+    (tmp_path / "mmmu").mkdir()
+    pq.write_table(pa.Table.from_pylist(MMMU["Art"]), tmp_path / "mmmu" / "validation-0.parquet")
+    for name, write in (("pope", write_pope), ("mme", write_mme), ("vqa", write_vqav2)):
+        write(tmp_path / name)
+    queries = [q for quiz in open_benchmarks(["pope", "mmmu", "mme", "vqa"], Options(tmp_path)) for q in quiz.queries]
+    given: list[dict[str, Any]] = []
+    hook = judged.model.register_forward_pre_hook(lambda module, args, inputs: given.append(inputs), with_kwargs=True)
+    with hook:
+        answers = judged.ask_text(queries)
+    assert len(answers) == len(queries) == 4 + 2 + 8 + 2
+    first = given[0]
+    assert all(inputs.get("pixel_values") is None for inputs in given)
+    assert not (first["input_ids"] == judged.model.config.image_token_id).any()
+    builder = SequenceBuilder(judged.processor)
+    for query, row, mask in zip(queries, first["input_ids"], first["attention_mask"], strict=True):
+        words = [token for token in builder.understanding_prompt(query.text) if token not in builder._image]
+        assert row[mask.bool()].tolist() == words
+    assert answers[:1] == judged.ask_text(queries[:1])
 
 
 def test_a_broken_picture_is_named(judged: Judged, tmp_path: Path) -> None:

@@ -16,20 +16,23 @@ from unidecouple.eval.benchmark import Query, Quiz
 from unidecouple.eval.card import PACKAGES, Subject
 from unidecouple.eval.gallery import world_gallery
 from unidecouple.eval.pope_files import open_quiz
-from unidecouple.eval.session import Session
+from unidecouple.eval.session import BLIND, Session
 from unidecouple.eval.world import pope_quiz
 
 SUBJECT = Subject("runs/x", {"model.safetensors": "ab"}, {"seed": 0, "max_new_tokens": 6}, "float32", "cpu")
 
 
 class Yes:
-    """Says yes, or no when it sees nothing; paints white."""
+    """Says yes, or no when it sees grey; with no picture it has doubts about cows alone; paints white."""
 
     def ask(self, queries: Sequence[Query]) -> list[str]:
         return ["Yes"] * len(queries)
 
-    def ask_blind(self, queries: Sequence[Query]) -> list[str]:
+    def ask_grey(self, queries: Sequence[Query]) -> list[str]:
         return ["No"] * len(queries)
+
+    def ask_text(self, queries: Sequence[Query]) -> list[str]:
+        return ["No" if "cow" in query.text else "Yes" for query in queries]
 
     def paint(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
         return [[np.full((64, 64, 3), 255, np.uint8)] * num_images for _ in prompts]
@@ -55,12 +58,15 @@ def quiz(tmp_path: Path) -> Quiz:
 
 
 def test_answers_cards_and_official_files(tmp_path: Path, quiz: Quiz) -> None:
-    session = Session(tmp_path / "out", SUBJECT, blind=True)
+    session = Session(tmp_path / "out", SUBJECT, blind=BLIND)
     answered(session, quiz, Yes())
     report = session.score_quiz(quiz)
     values = {row.metric: row.value for row in report.scores}
     assert (values["accuracy"], values["yes_ratio"]) == (0.5, 1.0)
     assert (values["accuracy (grey picture)"], values["accuracy/random (grey picture)"]) == (0.5, 0.5)
+    # right on three cups, and on the cow of the random split, which is not there either; wrong on person and fork
+    assert values["accuracy (no picture)"] == pytest.approx(4 / 6)
+    assert (values["accuracy/random (no picture)"], values["accuracy/popular (no picture)"]) == (1.0, 0.5)
     folder = tmp_path / "out" / "pope"
     assert (folder / "official" / "pope_popular.jsonl").is_file()
     card = json.loads((folder / "card.json").read_text())
@@ -74,7 +80,18 @@ def test_answers_cards_and_official_files(tmp_path: Path, quiz: Quiz) -> None:
     assert row["count"] == 6
     page = (folder / "card.md").read_text()
     assert "| accuracy | 0.500 |" in page
+    assert "| accuracy (grey picture) | 0.500 |" in page
+    assert "| accuracy (no picture) | 0.667 |" in page
     assert card["settings"]["questions_sha256"] in page
+
+
+def test_each_way_of_asking_blindly_is_one_s_own_choice(tmp_path: Path, quiz: Quiz) -> None:
+    for way, told, silent in (("text", "(no picture)", "(grey picture)"), ("grey", "(grey picture)", "(no picture)")):
+        session = Session(tmp_path / way, SUBJECT, blind=(way,))  # type: ignore[arg-type]
+        answered(session, quiz, Yes())
+        metrics = [row.metric for row in session.score_quiz(quiz).scores]
+        assert any(told in metric for metric in metrics)
+        assert not any(silent in metric for metric in metrics)
 
 
 def test_scoring_again_needs_no_model_and_may_read_otherwise(tmp_path: Path, quiz: Quiz) -> None:

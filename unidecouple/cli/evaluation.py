@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from unidecouple.cli.command import OK, add, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from unidecouple.cli.command import Commands
     from unidecouple.eval.benchmark import Report
     from unidecouple.eval.card import Subject
     from unidecouple.eval.model import Judged
+    from unidecouple.eval.session import Blind
     from unidecouple.eval.suite import Options
     from unidecouple.train.parallel import Parallel
 
+_BLIND = ("grey", "text")  # those of ``eval.session``, whose import --help need not wait for
 _TOLD_EVERY = 5.0  # seconds
 _SHOWN = 12
 
@@ -31,14 +33,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from unidecouple.eval.suite import open_benchmarks
     from unidecouple.train.launch import processes
 
-    if arguments.score_only and arguments.blind:
+    if arguments.score_only and arguments.blind is not None:
         raise ValueError("--score-only asks nothing, so --blind has no effect: leave one out")
     opened = open_benchmarks(arguments.benchmarks.split(","), _options(arguments))
     with processes(arguments.device, bf16=False, kind="ddp") as place:
         judged, subject = _judged(arguments, place)
         part = Part(place.rank, place.size, _waiting(place))
         told = _progress() if place.first else lambda what, done, of: None
-        session = Session(arguments.output, subject, arguments.batch_size, arguments.blind, part, told)
+        session = Session(arguments.output, subject, arguments.batch_size, _blind(arguments.blind), part, told)
         for benchmark in opened:
             gallery = isinstance(benchmark, Gallery)
             if judged is not None:
@@ -59,6 +61,13 @@ def geneval_prompts(arguments: argparse.Namespace) -> int:
 
     print(write_official(arguments.output))
     return OK
+
+
+def _blind(asked: Sequence[Blind] | None) -> tuple[Blind, ...]:
+    """The ways that --blind names; alone it means all."""
+    from unidecouple.eval.session import BLIND
+
+    return () if asked is None else tuple(way for way in BLIND if way in asked or not asked)
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -159,7 +168,12 @@ def add_commands(commands: Commands) -> None:
         default=[],
         help="how answers are read: official, llava, exact, lmms-eval, vlmevalkit; VQA: exact, vqav2",
     )
-    command.add_argument("--blind", action="store_true", help="also ask with a grey picture in place of each")
+    command.add_argument(
+        "--blind",
+        nargs="*",
+        choices=_BLIND,
+        help="also ask about a grey picture in place of each, and with no picture at all (default: both)",
+    )
     command.add_argument("--score-only", action="store_true", help="score what is in the folder; loads no model")
     command.add_argument("--detections", type=Path, help="geneval: what a detector saw (official results.jsonl, or our own form)")
     command.add_argument("--art", type=Path, help="draw the world's questions with these emoji (PNG files by code point)")

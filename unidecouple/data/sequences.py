@@ -145,9 +145,10 @@ class SequenceBuilder:
         hidden = [] if self._bare else [self.tokenizer.pad_token_id] * len(inner)
         return [self._bos, *(hidden if dropped else inner), *self._opening]
 
-    def understanding_prompt(self, question: str) -> list[int]:
-        """Ids of one question about one picture, up to where the answer starts."""
-        return [self._bos, *self._ids(self._chat.user_with_image + question.strip() + self._chat.asked)]
+    def understanding_prompt(self, question: str, shown: bool = True) -> list[int]:
+        """Ids of one question about one picture, up to where the answer starts; not ``shown``, the picture is left out."""
+        opening = self._chat.user_with_image if shown else self._chat.prefix + self._chat.user
+        return [self._bos, *self._ids(opening + question.strip() + self._chat.asked)]
 
     def _sequence(
         self, ids: list[int], labels: list[int], image: list[int], task: Task, pictures: tuple[np.ndarray, ...] = ()

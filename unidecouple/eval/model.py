@@ -51,10 +51,14 @@ class Judged:
         """Greedy answers, one a query; a picture that cannot be read raises ``ValueError``."""
         return self._answer([self._see(query) for query in queries], queries)
 
-    def ask_blind(self, queries: Sequence[Query]) -> list[str]:
-        """The same with a grey picture in place of each: what the words alone tell."""
+    def ask_grey(self, queries: Sequence[Query]) -> list[str]:
+        """The same with a grey picture in place of each: what the words tell a model that is shown nothing."""
         side = self._shaper.size
         return self._answer([np.full((side, side, 3), GREY, np.uint8)] * len(queries), queries)
+
+    def ask_text(self, queries: Sequence[Query]) -> list[str]:
+        """The same words with no picture in the conversation, which training may never have had: a floor of another kind."""
+        return self._answer(None, queries)
 
     def paint(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
         """Pictures of consecutive prompts; see ``painting.PaintFrom``.
@@ -65,7 +69,7 @@ class Judged:
         pictures = decode_pictures(self.model, tokens, batch_size=1)
         return [list(pictures[at : at + num_images]) for at in range(0, len(pictures), num_images)]
 
-    def _answer(self, pictures: Sequence[np.ndarray], queries: Sequence[Query]) -> list[str]:
+    def _answer(self, pictures: Sequence[np.ndarray] | None, queries: Sequence[Query]) -> list[str]:
         words = [query.text for query in queries]
         return answer(self.model, self._builder, pictures, words, self.max_new_tokens, batch_size=max(len(words), 1))
 

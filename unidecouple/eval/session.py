@@ -12,12 +12,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
 from unidecouple.eval.answering import ALONE, Part, Progress, collect, complete, read_answers
-from unidecouple.eval.benchmark import Query, Quiz, Report, Score
+from unidecouple.eval.benchmark import Query, Quiz, Report
 from unidecouple.eval.card import Subject, write_card
 from unidecouple.eval.gallery import Gallery, score_gallery
 from unidecouple.eval.model import Judged
@@ -26,7 +26,12 @@ from unidecouple.files import write_json_atomic
 
 SETTINGS: Final = "settings.json"
 IMAGES: Final = "images"
-_BLIND: Final = "blind"
+Blind = Literal["grey", "text"]
+"""How questions are asked blindly: about a grey picture, or about none."""
+
+BLIND: Final[tuple[Blind, ...]] = get_args(Blind)
+_FILES: Final[dict[Blind, str]] = {"grey": "blind", "text": "blind-text"}
+_TITLES: Final[dict[Blind, str]] = {"grey": "grey picture", "text": "no picture"}
 _PROMPTS_AT_ONCE: Final = 16
 
 
@@ -38,7 +43,7 @@ class Session:
         output: its folder.
         subject: what is scored; its settings are those of decoding and drawing.
         batch_size: questions asked together; answers do not depend on it.
-        blind: also ask with a grey picture in place of each.
+        blind: also ask in these ways, which tell what the words alone are worth.
         part: this process among several.
         progress: told of every batch.
     """
@@ -46,7 +51,7 @@ class Session:
     output: Path
     subject: Subject
     batch_size: int = 32
-    blind: bool = False
+    blind: tuple[Blind, ...] = ()
     part: Part = ALONE
     progress: Progress = lambda what, done, of: None
 
@@ -57,7 +62,8 @@ class Session:
             ValueError: the folder holds answers of another model or other settings.
         """
         folder = self._claim(quiz)
-        asks = {"answers": judged.ask} | ({_BLIND: judged.ask_blind} if self.blind else {})
+        blindly = {"grey": judged.ask_grey, "text": judged.ask_text}
+        asks = {"answers": judged.ask} | {_FILES[way]: blindly[way] for way in self.blind}
         for kind, ask in asks.items():
             collect(ask, quiz.queries, folder, self.batch_size, self.part, self.progress, kind)
 
@@ -76,9 +82,10 @@ class Session:
         folder, subject = self._opened(quiz)
         answers = complete(read_answers(folder), quiz.queries, folder)
         report = quiz.score(answers)
-        blind = read_answers(folder, _BLIND)
-        if blind:
-            report = _with_blind(report, quiz.score(complete(blind, quiz.queries, folder)))
+        for way in BLIND:
+            blind = read_answers(folder, _FILES[way])
+            if blind:
+                report = _with_blind(report, quiz.score(complete(blind, quiz.queries, folder)), _TITLES[way])
         if quiz.export is not None:
             quiz.export(answers, folder / "official")
         write_card(folder, quiz.name, report, subject, quiz.parser, quiz.files)
@@ -161,9 +168,9 @@ def _hash_of(queries: Sequence[Query]) -> str:
     return told.hexdigest()
 
 
-def _with_blind(report: Report, blind: Report) -> Report:
-    """``report`` and, for each row that is a share, the row of the same model shown grey."""
+def _with_blind(report: Report, blind: Report, title: str) -> Report:
+    """``report`` and, for each row that is a share, the row of the same model asked blindly."""
     rows = [row for row in blind.scores if row.metric in blind.shares]
-    told = tuple(Score(row.benchmark, f"{row.metric} (grey picture)", row.value, row.judge, row.ceiling, row.floor) for row in rows)
-    shares = {f"{metric} (grey picture)": share for metric, share in blind.shares.items()}
+    told = tuple(dataclasses.replace(row, metric=f"{row.metric} ({title})") for row in rows)
+    shares = {f"{metric} ({title})": share for metric, share in blind.shares.items()}
     return dataclasses.replace(report, scores=report.scores + told, shares={**report.shares, **shares})

@@ -18,7 +18,7 @@ from unidecouple.models.base import UnifiedModel
 def answer(
     model: UnifiedModel,
     builder: SequenceBuilder,
-    pictures: Sequence[np.ndarray],
+    pictures: Sequence[np.ndarray] | None,
     questions: Sequence[str],
     max_new_tokens: int = 6,
     batch_size: int = 256,
@@ -29,7 +29,7 @@ def answer(
     Args:
         model: of any base family.
         builder: its sequence builder.
-        pictures: one a question.
+        pictures: one a question; None asks the same words with no picture in the conversation.
         questions: plain text.
         max_new_tokens: longest answer.
         batch_size: questions decoded together; answers do not depend on it.
@@ -41,8 +41,9 @@ def answer(
     answers: list[str] = []
     for start in range(0, len(questions), batch_size):
         chunk = slice(start, start + batch_size)
-        prompts = [builder.understanding_prompt(question) for question in questions[chunk]]
-        tokens = _decode(model, builder, prompts, pixels(pictures[chunk]), max_new_tokens, routing)
+        prompts = [builder.understanding_prompt(question, pictures is not None) for question in questions[chunk]]
+        pixel_values = None if pictures is None else pixels(pictures[chunk]).to(model.device)
+        tokens = _decode(model, builder, prompts, pixel_values, max_new_tokens, routing)
         rows = _until_eos(tokens, builder.tokenizer.eos_token_id)
         answers += [builder.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
     return answers
@@ -52,14 +53,14 @@ def _decode(
     model: UnifiedModel,
     builder: SequenceBuilder,
     prompts: list[list[int]],
-    pixel_values: Tensor,
+    pixel_values: Tensor | None,
     max_new_tokens: int,
     routing: str | None,
 ) -> Tensor:
     """Greedy tokens (B, at most max_new_tokens)."""
     ids, mask = left_pad(prompts, builder.tokenizer.pad_token_id, model.device)
     task = torch.full((1, 1), int(Task.MMU), device=model.device)
-    inputs = {"input_ids": ids, "pixel_values": pixel_values.to(model.device), "position_ids": positions(mask)}
+    inputs = {"input_ids": ids, "pixel_values": pixel_values, "position_ids": positions(mask)}
     cache, chosen = None, []
     alive = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
     for _ in range(max_new_tokens):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -49,14 +50,16 @@ def cost(stages: Sequence[StagePlan]) -> Cost:
     steps = [(stage.stage.share / whole, stage.load.step, stage.load.trace(stage.load.step)) for stage in stages]
     flops = sum(share * (tape.flops(backward=False) + tape.flops(backward=True)) for share, _, tape in steps)
     tokens = sum(share * sum(part.tokens for part in parts if part.counted) for share, parts, _ in steps)
-    alone = {task: tuple(part for part in last.load.step if part.task is task) for task in Task}
-    passes = {task: (parts, last.load.trace(parts)) for task, parts in alone.items() if parts}
+    passes = {}
+    for task, stage in itertools.product(Task, stages):  # the last stage that trains on the task says
+        if parts := tuple(part for part in stage.load.step if part.task is task):
+            passes[task] = (stage, parts, stage.load.trace(parts))
     return Cost(
         parameters=last.load.weights.total,
-        active={task.key: _active(last, task, tape) for task, (_, tape) in passes.items()},
+        active={task.key: _active(stage, task, tape) for task, (stage, _, tape) in passes.items()},
         trainable=[(stage.stage.name, stage.load.weights.trainable) for stage in stages],
         train_flops=flops / tokens,
-        generated_flops=_drawn(*passes[Task.T2I]) if Task.T2I in passes else None,
+        generated_flops=_drawn(*passes[Task.T2I][1:]) if Task.T2I in passes else None,
     )
 
 

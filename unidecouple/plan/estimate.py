@@ -105,8 +105,11 @@ class Estimate:
 def split(load: Load, way: Way, gpus: int, node: int) -> dict[str, int]:
     """Devices by role; tasks share them out by samples, in whole nodes where there are several, at least one each.
 
-    Empty where it is impossible: devices cannot keep to one task if there is one device or one task, and some may lack samples.
+    Empty where it is impossible: devices cannot keep to one task if there is one device or one task, and some may lack samples;
+    a method that combines the tasks' gradients needs both of them whole on every device.
     """
+    if load.weights.by_task and way != "ddp":
+        return {}
     shares, tasks = {"both": gpus}, list(load.samples)
     if way == "tasks":
         if len(tasks) < 2 or gpus < 2:
@@ -172,6 +175,8 @@ def smallest(load: Load, way: Way, device: Device, assume: Assumptions) -> int |
 def breaks_first(load: Load, way: Way, device: Device, dtype: str, assume: Assumptions) -> str:
     """What ends the growth of ``way`` first, over powers of two up to ``MOST``."""
     least = smallest(load, way, device, assume)
+    if least is None and not _most(load, way, device):
+        return "impossible: the stage cannot be spread this way"
     if least is None:
         return f"capacity: it fits on no number of devices up to {_most(load, way, device)}"
     grown = (estimate(load, way, 2**power, device, dtype, assume) for power in range(math.ceil(math.log2(least)), 11))
@@ -227,8 +232,8 @@ def _times(
         bound[op.backward, computing >= moving] += max(computing, moving)
     moved = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
     optimizer = OPTIMIZER_TRAFFIC * moved / (gpus if way == "fsdp2" else 1) / stream
-    # DDP's gradients travel in the last part's backward pass; FSDP2's gathers in both passes of each part
-    hiding = parts * sum(bound.values()) if way == "fsdp2" else bound[True, True] + bound[True, False]
+    # DDP's gradients travel in the last part's backward pass, those by task after it; FSDP2's gathers in both passes of each part
+    hiding = parts * sum(bound.values()) if way == "fsdp2" else 0.0 if weights.by_task else bound[True, True] + bound[True, False]
     exposed = max(0.0, sum(c.seconds for c in collectives) - assume.overlap * hiding)
     computing, moving = (parts * (bound[False, limit] + bound[True, limit]) for limit in (True, False))
     return computing, moving + optimizer, exposed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from math import prod
 
+from unidecouple.batch import Task
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.plan.load import Micro
 from unidecouple.plan.tape import INDEX, Shape, Tape, Value
@@ -13,7 +14,13 @@ DECODER = "model.language_model"
 
 
 def trace(
-    config: UniJanusConfig, shapes: dict[str, Shape], trains: Collection[str], parts: Sequence[Micro], routing: str, width: int
+    config: UniJanusConfig,
+    shapes: dict[str, Shape],
+    trains: Collection[str],
+    parts: Sequence[Micro],
+    routing: str,
+    width: int,
+    tasks: Collection[Task] = tuple(Task),
 ) -> Tape:
     """The tape of one step's forward and backward over the micro-batches ``parts``.
 
@@ -24,12 +31,15 @@ def trace(
         parts: see ``Micro``.
         routing: "learned" or "label".
         width: bytes an activation, 4 or 2.
+        tasks: whose losses are made.
     """
     tape = Tape(shapes, trains, width)
     for part in parts:
         hidden = _decoder(tape, config, part, _embed(tape, config, part), routing)
-        _head(tape, part.answers, hidden, config, ("lm_head",))
-        _head(tape, part.drawn, hidden, config, ("model.generation_head.proj_out", "model.generation_head.vision_head"))
+        if Task.MMU in tasks:
+            _head(tape, part.answers, hidden, config, ("lm_head",))
+        if Task.T2I in tasks:
+            _head(tape, part.drawn, hidden, config, ("model.generation_head.proj_out", "model.generation_head.vision_head"))
     return tape
 
 

@@ -8,11 +8,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from unidecouple.batch import Task
 from unidecouple.methods.selection import select
-from unidecouple.methods.stage import Lora, Stage
+from unidecouple.methods.stage import Lora, Objective, Stage
 from unidecouple.methods.structure import Structure
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.plan.apart import kept_apart
 from unidecouple.plan.devices import Assumptions, Device, device
 from unidecouple.plan.estimate import Estimate, Load, breaks_first, estimate, smallest
 from unidecouple.plan.forward import DECODER, trace
@@ -113,13 +115,22 @@ def plan(run: RunConfig, question: Question) -> list[StagePlan]:
         lora = stage.lora or lora
         later += [] if stage.structure is None else [stage.structure]
         model = build(raw, run.structure, lora, later)
-        step = joint(data, run.model_name_or_path, model.config, question.lengths)
+        step = _of_stage(stage, joint(data, run.model_name_or_path, model.config, question.lengths))
         samples = question.samples or run.max_steps * (data.mmu_batch_size + data.t2i_batch_size)
         if run.ema_decay is not None:
             averaged |= select([name for name, _ in model.named_parameters()], stage.train).keys()
-        load = stage_load(model, stage, step, 2 if question.dtype == "bf16" else 4, run.gradient_accumulation_steps, averaged)
-        plans.append(_answered(StagePlan(stage, model.config, load, round(samples * stage.share / whole), [], {}, {}), question))
+        width, parts = 2 if question.dtype == "bf16" else 4, run.gradient_accumulation_steps
+        load = stage_load(model, stage, step, width, parts, averaged, run.objective)
+        mine = sum(load.samples.values()) / (data.mmu_batch_size + data.t2i_batch_size)
+        planned = StagePlan(stage, model.config, load, round(samples * mine * stage.share / whole), [], {}, {})
+        plans.append(_answered(planned, question))
     return plans
+
+
+def _of_stage(stage: Stage, step: Sequence[Micro]) -> tuple[Micro, ...]:
+    """What of ``step`` the stage trains on; router pairs are understanding's, as in training."""
+    tasks = stage.of([part.task for part in step if part.counted])
+    return tuple(part for part in step if part.task in tasks)
 
 
 def stage_load(
@@ -129,24 +140,32 @@ def stage_load(
     width: int,
     accumulation: int = 1,
     averaged: Collection[str] = (),
+    objective: Objective | None = None,
 ) -> Load:
     """A stage's weights and work, for the whole step ``step``, each device's share in ``accumulation`` parts.
 
     Weights named in ``averaged`` have a moving average.
     """
+    tasks = stage.of(tuple(Task))
     shapes: dict[str, Shape] = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     chosen = select(shapes, stage.train).keys()
     routing = stage.routing or model.config.text_config.task_routing
 
     @functools.cache
     def taped(parts: tuple[Micro, ...]) -> Tape:
-        return trace(model.config, shapes, chosen, parts, routing, width)
+        return trace(model.config, shapes, chosen, parts, routing, width, tasks)
+
+    def reached(parts: tuple[Micro, ...], losses: tuple[Task, ...]) -> set[str]:
+        return chosen & trace(model.config, shapes, chosen, parts, routing, width, losses).used
 
     text, vision = model.config.text_config, model.config.vision_config
     layers = [f"{DECODER}.layers.{index}" for index in range(text.num_hidden_layers)]
     layers += [f"{VISION_LAYERS}.{index}" for index in range(vision.num_hidden_layers)]
     weights = count(text, shapes, chosen & taped(tuple(step)).used, layers)
-    return Load(replace(weights, averaged=sum(math.prod(shapes[name]) for name in averaged)), tuple(step), accumulation, taped)
+    by_task = stage.gradient.by_task
+    apart = kept_apart(text, shapes, step, tasks, objective or Objective(), reached) if by_task else (0, 0)
+    averages = sum(math.prod(shapes[name]) for name in averaged)
+    return Load(replace(weights, averaged=averages, apart=apart), tuple(step), accumulation, taped)
 
 
 def _answered(stage: StagePlan, question: Question) -> StagePlan:

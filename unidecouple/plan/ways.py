@@ -26,7 +26,7 @@ class Memory:
 
     Attributes:
         weights: trainable ones in float32 (with a copy in the computation's type where that is smaller), frozen ones in that.
-        gradients: float32.
+        gradients: float32; a copy for each loss where a method combines the tasks'.
         optimizer: AdamW's states.
         averages: of weights, where the run keeps them; float32.
         activations: kept for the backward pass.
@@ -71,7 +71,7 @@ def memory(way: Way, weights: Weights, tape: Tape, gpus: int, checkpointing: boo
         gathered = (root.total + 2 * largest.total) * width + max(root.trainable, largest.trainable) * (width + 4)
     return Memory(
         weights=(frozen * width + weights.trainable * 4) // shard + copy + weights.tokenizer * width,
-        gradients=moving * 4 // shard,
+        gradients=(weights.apart[0] if weights.by_task else moving) * 4 // shard,
         optimizer=(8 * moving) // shard + 4 * weights.tensors,
         averages=4 * weights.averaged // shard,
         activations=tape.kept_by_checkpoints() if checkpointing else tape.kept,
@@ -98,6 +98,9 @@ def communication(
     """
     if gpus == 1:
         return []
+    if weights.by_task:  # one call a tensor, after the last part's backward pass
+        floats, tensors = weights.apart
+        return [_all_reduce("all-reduce by task", 4 * floats, gpus, device, assume, tensors)]
     if way != "fsdp2":
         found = [_all_reduce("all-reduce", 4 * (weights.trainable - weights.private * (way == "tasks")), gpus, device, assume)]
         if way == "tasks" and weights.private:
@@ -123,9 +126,9 @@ def _ring(name: str, count: int, size: int, gpus: int, device: Device, assume: A
     return Collective(name, count, sent, sent / _bandwidth(gpus, device, assume) + wait)
 
 
-def _all_reduce(name: str, size: int, gpus: int, device: Device, assume: Assumptions) -> Collective:
-    """Each device sends 2 (N - 1) / N of the whole; small messages go up and down a tree over nodes."""
-    sent, count = 2 * size * (gpus - 1) / gpus, math.ceil(size / BUCKET)
+def _all_reduce(name: str, size: int, gpus: int, device: Device, assume: Assumptions, calls: int | None = None) -> Collective:
+    """Each device sends 2 (N - 1) / N of the whole; small messages go up and down a tree over nodes. By default in buckets."""
+    sent, count = 2 * size * (gpus - 1) / gpus, math.ceil(size / BUCKET) if calls is None else calls
     nodes = math.ceil(gpus / device.node)
     wait = 2 * count * (math.ceil(math.log2(nodes)) * assume.far_hop + (min(gpus, device.node) - 1) * assume.hop)
     return Collective(name, count, sent, sent / _bandwidth(gpus, device, assume) + wait)

@@ -37,6 +37,7 @@ class Weights:
         layers: of the decoder and the vision tower, by prefix of their parameters' names; each is a unit of sharding.
         root: all others but the image tokenizer.
         averaged: those that an exponential moving average is kept of (see ``train/ema.py``).
+        apart: (floats, tensors) of gradients kept by task until they are combined; zeros where one backward pass makes their sum.
     """
 
     parts: Mapping[str, tuple[int, int]]
@@ -48,11 +49,17 @@ class Weights:
     layers: Mapping[str, Unit]
     root: Unit
     averaged: int = 0
+    apart: tuple[int, int] = (0, 0)
 
     @property
     def total(self) -> int:
         """All parameters."""
         return sum(total for total, _ in self.parts.values())
+
+    @property
+    def by_task(self) -> bool:
+        """Whether each task's gradient is kept by itself."""
+        return self.apart != (0, 0)
 
     @property
     def optimizer_bytes(self) -> int:

@@ -1,0 +1,52 @@
+"""Gradients that methods which work task by task keep apart until they combine them: which weights each loss reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from math import prod
+
+from unidecouple.batch import Task
+from unidecouple.methods.stage import Objective
+from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.plan.load import Micro
+from unidecouple.plan.tape import Shape
+
+Reached = Callable[[tuple[Micro, ...], tuple[Task, ...]], Set[str]]
+"""From some micro-batches and the tasks whose losses they bear to the weights that train and take part."""
+
+
+def kept_apart(
+    text: UniLlamaConfig,
+    shapes: Mapping[str, Shape],
+    step: Sequence[Micro],
+    tasks: Sequence[Task],
+    objective: Objective,
+    reached: Reached,
+) -> tuple[int, int]:
+    """(floats, tensors) of the gradients of ``step`` as ``train/gradients.py`` keeps them: one for each loss and weight it reaches.
+
+    The loss of one of ``tasks`` reaches what its own samples meet and, with zeros, its head where there are none; choices of a
+    group pass no gradient, so that task-aware routers have the group loss alone. Losses of no task have a pass of their own.
+    """
+    whole, passes = tuple(step), []
+    for task in tasks:
+        mine = tuple(part for part in whole if part.counted and part.task is task)
+        met = reached(mine, (task,)) if mine else reached(whole, (task,)) - reached(whole, ())
+        passes.append({name for name in met if not _routes_tasks(name)})
+    everything = reached(whole, tuple(tasks))
+    routers = {name for name in everything if objective.group_coeff and _routes_tasks(name)}
+    balanced = objective.balance_coeff and text.ffn != "dense"
+    passes.append(routers | {name for name in everything if balanced and _before_the_last_gate(name, text)})
+    kept = [name for one in passes for name in one]
+    return sum(prod(shapes[name]) for name in kept), len(kept)
+
+
+def _routes_tasks(name: str) -> bool:
+    return ".mlp.router." in name or ".context_router." in name
+
+
+def _before_the_last_gate(name: str, text: UniLlamaConfig) -> bool:
+    """Whether load balance reaches a weight: any that a mixture's gate sees the work of."""
+    last = f".layers.{text.num_hidden_layers - 1}.mlp."
+    after = name.startswith(("lm_head.", "model.generation_head.", "model.language_model.norm."))
+    return not after and not _routes_tasks(name) and (last not in name or f"{last}gate." in name)

@@ -11,6 +11,7 @@ import torch
 from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.generate.fixed import FixedDecoder
+from unidecouple.generate.in_turn import in_turn
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
 from unidecouple.generate.rows import Rows
@@ -187,13 +188,7 @@ class Answering:
 
 def answer_requests(answering: Answering, requests: Sequence[Request]) -> list[str]:
     """Answers in plain words, as many at a time as there is room for."""
-    waiting, found = list(enumerate(requests)), [""] * len(requests)
-    numbers: dict[int, int] = {}
-    while waiting or answering.answers:
-        coming, waiting = waiting[: answering.room], waiting[answering.room :]
-        if coming:
-            added = answering.add([request for _, request in coming])
-            numbers |= {id(answer): number for (number, _), answer in zip(coming, added, strict=True)}
-        for answer in answering.step():
-            found[numbers[id(answer)]] = before_stop(answering.text(answer), answer.request.stop)
+    found = [""] * len(requests)
+    for number, answer in in_turn(answering, requests):
+        found[number] = before_stop(answering.text(answer), answer.request.stop)
     return found

@@ -12,6 +12,7 @@ from transformers import Cache
 from unidecouple.batch import Modality, Task
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.fixed import FixedDecoder, group_of
+from unidecouple.generate.in_turn import in_turn
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
 from unidecouple.generate.rows import Rows
@@ -237,13 +238,7 @@ def read_prompts(
 
 def draw_orders(drawing: Drawing, orders: Sequence[Order]) -> Tensor:
     """Image tokens (orders, tokens of a picture), as many at a time as there is room for."""
-    waiting, found = list(enumerate(orders)), torch.zeros(len(orders), drawing.length, dtype=torch.long)
-    numbers: dict[int, int] = {}
-    while waiting or drawing.pictures:
-        coming, waiting = waiting[: drawing.room], waiting[drawing.room :]
-        if coming:
-            added = drawing.add([order for _, order in coming])
-            numbers |= {id(picture): number for (number, _), picture in zip(coming, added, strict=True)}
-        for picture in drawing.step():
-            found[numbers[id(picture)]] = drawing.tokens(picture).cpu()
+    found = torch.zeros(len(orders), drawing.length, dtype=torch.long)
+    for number, picture in in_turn(drawing, orders):
+        found[number] = drawing.tokens(picture).cpu()
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors, aggregate, make
 
@@ -22,6 +22,7 @@ class Aggregated:
         parameters: names of ``PARTS`` or patterns of the weights it works on.
     """
 
+    by_task: ClassVar[bool] = True  # whether each task's own gradient is needed
     kind: Literal["torchjd"] = "torchjd"
     name: str = "UPGrad"
     settings: dict[str, float] = field(default_factory=dict)
@@ -30,11 +31,6 @@ class Aggregated:
 
     def __post_init__(self) -> None:
         make(self.name, **self.settings)  # known before anything is drawn or trained
-
-    @property
-    def by_task(self) -> bool:
-        """Whether each task's own gradient is needed."""
-        return True
 
     def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:
         """The direction for the weights that both tasks share; ``gradients`` are overwritten."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors, aggregate, make
 
@@ -20,17 +20,13 @@ class CAGrad:
         c: how far from the mean; 0.5 in the paper. From 1 on, d need not follow the mean.
     """
 
+    by_task: ClassVar[bool] = True  # whether each task's own gradient is needed
     kind: Literal["cagrad"] = "cagrad"
     parameters: tuple[str, ...] = ("*",)
     c: float = 0.5
 
     def __post_init__(self) -> None:
         make("CAGrad", c=self.c)  # known before anything is drawn or trained
-
-    @property
-    def by_task(self) -> bool:
-        """Whether each task's own gradient is needed."""
-        return True
 
     def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:
         """The direction for the weights that both tasks share; ``gradients`` are overwritten."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors, aggregate, make
 
@@ -19,13 +19,9 @@ class PCGrad:
         parameters: names of ``PARTS`` or patterns of the weights it works on.
     """
 
+    by_task: ClassVar[bool] = True  # whether each task's own gradient is needed
     kind: Literal["pcgrad"] = "pcgrad"
     parameters: tuple[str, ...] = ("*",)
-
-    @property
-    def by_task(self) -> bool:
-        """Whether each task's own gradient is needed."""
-        return True
 
     def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:
         """The direction for the weights that both tasks share; ``gradients`` are overwritten."""

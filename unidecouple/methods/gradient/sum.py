@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors
 
@@ -12,17 +12,13 @@ from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors
 class Sum:
     """``d = sum_t g_t``."""
 
+    by_task: ClassVar[bool] = False  # whether each task's own gradient is needed
     kind: Literal["sum"] = "sum"
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """No weight's gradient is touched."""
         return ()
-
-    @property
-    def by_task(self) -> bool:
-        """Whether each task's own gradient is needed."""
-        return False
 
     def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:
         """The gradients' sum, written over the first."""

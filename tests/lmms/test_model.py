@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.sequences import SequenceBuilder, pixels
+from unidecouple.data.world.questions import Question
 from unidecouple.generate.text import answer
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -69,11 +71,60 @@ def test_answers_are_ours_and_cut_where_the_task_says(plugin: Any, small_base: P
     assert ours.generate_until(requests(0, max_new_tokens=5, until=[first])) == [expected[0].split(first)[0]]
 
 
+def plainly(model: Any, builder: SequenceBuilder, picture: np.ndarray, question: str, words: str) -> tuple[float, bool]:
+    """From the training code's own sequence, word by word, one row, no padding."""
+    sample = builder.understanding(picture, [Question("x", question, words)])
+    prompt, told = builder.understanding_prompt(question), sample.input_ids[:-1]  # without the EOS
+    assert told[: len(prompt)] == prompt
+    with torch.no_grad():
+        inputs = {"input_ids": torch.tensor([told]), "pixel_values": pixels([picture])}
+        logits = model(**inputs, task_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0]
+    logs = logits.float().log_softmax(-1)
+    places = range(len(prompt), len(told))
+    greedy = all(int(logs[place - 1].argmax()) == told[place] for place in places)
+    return sum(float(logs[place - 1, told[place]]) for place in places), greedy
+
+
+def choices(number: int, *words: str) -> list[Instance]:
+    """As a multiple-choice task asks: the delimiter before each."""
+    return [Instance((ASKED[number], f" {one}", lambda document: document, number, "drawn", "test")) for one in words]
+
+
+def test_likelihoods_are_a_plain_forward_pass_s(plugin: Any, small_base: Path) -> None:
+    model, processor = load(str(small_base))
+    builder, seen = SequenceBuilder(processor), processor.understood(PICTURE)
+    said = answer(model, builder, [seen], ASKED[:1], 3)[0]
+    words = ("yes", "no", "a red cow and a blue pig", said)
+    ours = plugin(pretrained=str(small_base), batch_size="3")
+    expected = [plainly(model, builder, seen, ASKED[0], one) for one in words]
+    weighed = ours.loglikelihood(choices(0, *words))
+    for (value, greedy), (log, first) in zip(weighed, expected, strict=True):
+        assert value == pytest.approx(-log, rel=1e-4)  # the smallest is the best in lmms-eval 0.7
+        assert greedy is first
+    assert [greedy for _, greedy in expected] == [False, False, False, True]
+    targets = [Instance((ASKED[0], lambda d, w=one: w, lambda document: document, 0, "drawn", "test")) for one in words]
+    assert [value for value, _ in ours.loglikelihood(targets)] == [-value for value, _ in weighed]
+
+
+def test_a_choice_without_a_picture_among_others(plugin: Any, small_base: Path) -> None:
+    ours = plugin(pretrained=str(small_base), batch_size="3")
+    blind = Instance((ASKED[0], " yes", lambda document: [], 0, "drawn", "test"))
+    first, second = choices(0, "yes", "no")
+    mixed = ours.loglikelihood([first, blind, second])
+    alone = [ours.loglikelihood([one])[0] for one in (first, blind, second)]
+    assert [value for value, _ in mixed] == pytest.approx([value for value, _ in alone], rel=1e-4)
+    assert len({round(value, 4) for value, _ in alone}) == 3
+
+
 def test_what_is_not_served_is_said(plugin: Any, small_base: Path) -> None:
     ours = plugin(pretrained=str(small_base))
     with pytest.raises(ValueError, match="document 2 of drawn has 2 pictures"):
         ours.generate_until(requests(2))
-    with pytest.raises(NotImplementedError, match="no likelihoods"):
-        ours.loglikelihood([])
+    with pytest.raises(ValueError, match="document 2 of drawn has 2 pictures"):
+        ours.loglikelihood(choices(2, "yes"))
+    with pytest.raises(ValueError, match="acc_mutual_info asks for choices without a document"):
+        ours.loglikelihood([Instance(("", "yes"))])
+    with pytest.raises(ValueError, match="is empty"):
+        ours.loglikelihood(choices(0, " "))
     with pytest.raises(NotImplementedError, match="single questions"):
         ours.generate_until_multi_round([])

@@ -150,6 +150,10 @@ class SequenceBuilder:
         opening = self._chat.user_with_image if shown else self._chat.prefix + self._chat.user
         return [self._bos, *self._ids(opening + question.strip() + self._chat.asked)]
 
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of an answer to such a question, without what ends it; none of an empty one."""
+        return self._ids(self._chat.lead + answer.strip(), keep=False) if answer.strip() else []
+
     def _sequence(
         self, ids: list[int], labels: list[int], image: list[int], task: Task, pictures: tuple[np.ndarray, ...] = ()
     ) -> Sample:

@@ -1,4 +1,4 @@
-"""A checkpoint of ours as a model of lmms-eval (0.7): greedy answers about one picture each.
+"""A checkpoint of ours as a model of lmms-eval (0.7): greedy answers and likelihoods of given ones, about one picture each.
 
 Arguments in ``--model_args``: pretrained, device, dtype. A question with several pictures is an error, told with its document.
 """
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.generate.likelihood import log_likelihood
 from unidecouple.generate.text import answer
 
 _LONGEST = 32
@@ -53,12 +54,43 @@ class Unidecouple(lmms):
         return answers
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not supported: lmms-eval 0.7 takes the smallest of these values for the best, so models disagree on their sign."""
-        raise NotImplementedError("unidecouple gives answers, no likelihoods; choose a task with output_type generate_until")
+        """Of each continuation, how likely it is (nats, summed over its tokens) and whether greedy decoding would begin with it.
+
+        A target of a task with output_type loglikelihood gets its log-probability, as documented. A choice of multiple_choice
+        gets minus that: lmms-eval 0.7 takes the smallest value for the best there, since its own models return losses.
+
+        Raises:
+            ValueError: a choice without a document, as mutual information asks for (0.7.3 pairs those values wrongly), several
+                pictures, or an empty continuation.
+        """
+        found: list[tuple[float, bool]] = []
+        for start in tqdm(range(0, len(requests), self._batch_size), desc="weighing", disable=None):
+            found += self._weighed([request.args for request in requests[start : start + self._batch_size]])
+        return found
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         """Not supported: our models are asked one question at a time."""
         raise NotImplementedError("unidecouple answers single questions; choose a task of one round")
+
+    def _weighed(self, batch: Sequence[tuple[Any, ...]]) -> list[tuple[float, bool]]:
+        """What ``loglikelihood`` gives for the arguments of some requests; those without a picture go by themselves."""
+        if any(len(arguments) < 6 for arguments in batch):
+            raise ValueError("acc_mutual_info asks for choices without a document, and cannot be had: leave it out of the metrics")
+        shown = [bool(arguments[2](self.task_dict[arguments[4]][arguments[5]][arguments[3]])) for arguments in batch]
+        found: dict[int, tuple[float, bool]] = {}
+        for seen in set(shown):
+            mine = [place for place, one in enumerate(shown) if one is seen]
+            pictures = [self._picture(*batch[place][2:6]) for place in mine] if seen else None
+            said = [self._continuation(*batch[place][1:6]) for place in mine]
+            asked = [batch[place][0] for place in mine]
+            values = log_likelihood(self._model, self._builder, pictures, asked, said)
+            for place, (value, greedy) in zip(mine, values, strict=True):
+                found[place] = (-value if isinstance(batch[place][1], str) else value, greedy)
+        return [found[place] for place in range(len(batch))]
+
+    def _continuation(self, target: Any, _to_visual: Any, number: int, task: str, split: str) -> str:
+        """A choice is given as text, a target as what finds it in the document."""
+        return target if isinstance(target, str) else str(target(self.task_dict[task][split][number]))
 
     def _picture(self, to_visual: Any, number: int, task: str, split: str) -> np.ndarray:
         visuals = to_visual(self.task_dict[task][split][number])

@@ -1,0 +1,60 @@
+"""How likely a model finds given answers, in one forward pass over many questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from unidecouple.batch import Task
+from unidecouple.data.sequences import SequenceBuilder, pixels
+from unidecouple.generate.padding import left_pad, positions
+from unidecouple.models.base import UnifiedModel
+
+
+@torch.no_grad()
+def log_likelihood(
+    model: UnifiedModel,
+    builder: SequenceBuilder,
+    pictures: Sequence[np.ndarray] | None,
+    questions: Sequence[str],
+    answers: Sequence[str],
+) -> list[tuple[float, bool]]:
+    """How likely ``answers[i]`` is to ``questions[i]`` about ``pictures[i]`` (uint8, H x W x 3); the EOS after it does not count.
+
+    Args:
+        model: of any base family.
+        builder: its sequence builder.
+        pictures: one a question; None asks with no picture in the conversation.
+        questions: plain text.
+        answers: plain text.
+
+    Returns:
+        For each answer the sum of its tokens' log-probabilities in nats, and whether greedy decoding would begin with it.
+
+    Raises:
+        ValueError: an answer is empty.
+    """
+    said = [builder.answer_ids(answer) for answer in answers]
+    if not all(said):
+        raise ValueError(f"answer {said.index([])} is empty: there is nothing whose likelihood could be told")
+    prompts = [builder.understanding_prompt(question, pictures is not None) for question in questions]
+    rows = [prompt + answer for prompt, answer in zip(prompts, said, strict=True)]
+    ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, model.device)
+    longest = max(map(len, said))
+    logits = model(
+        input_ids=ids,
+        pixel_values=None if pictures is None else pixels(pictures).to(model.device),
+        attention_mask=mask,
+        position_ids=positions(mask),
+        use_cache=False,
+        logits_to_keep=longest + 1,
+        task_ids=torch.full((1, 1), int(Task.MMU), device=model.device),
+    ).logits[:, :-1]
+    steps = torch.log_softmax(logits.float(), -1)
+    targets = ids[:, -longest:]
+    mine = torch.arange(longest, device=ids.device) >= torch.tensor([[longest - len(answer)] for answer in said], device=ids.device)
+    sums = (steps.gather(2, targets.unsqueeze(2)).squeeze(2) * mine).sum(1)
+    greedy = ((steps.argmax(2) == targets) | ~mine).all(1)
+    return list(zip(sums.tolist(), greedy.tolist(), strict=True))

@@ -60,16 +60,12 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(run: RunConfig, cache: Path) -> int:
-    from unidecouple.plan.sizes import PLANNED
     from unidecouple.plan.stages import Question
     from unidecouple.plan.stages import plan as stages
     from unidecouple.plan.text import memory_of_one
     from unidecouple.train.dry_run import describe
 
-    kind = describe(run, cache, say)
-    if kind not in PLANNED:
-        print(f"\nmemory: not computed for a {kind!r}, only for {' and '.join(map(repr, PLANNED))}")
-        return OK
+    describe(run, cache, say)
     question = Question((1,), dtype="bf16" if run.bf16 else "fp32")
     print("\nmemory of one process at the peak of a step, computed (see docs/scale.md)")
     print("\n".join(memory_of_one(stages(run, question), run.gradient_checkpointing)))

@@ -81,7 +81,8 @@ def cost_of(cell: Cell) -> Cost:
 
 
 def _active(stage: StagePlan, task: Task, tape: Tape) -> int:
-    met = {name: tape.shapes[name] for name in tape.used if not name.startswith(_HEADS[task])}
+    apart = any(name.startswith(_HEADS[Task.MMU]) for name in tape.shapes)  # Emu3 has one head for both
+    met = {name: tape.shapes[name] for name in tape.used if not (apart and name.startswith(_HEADS[task]))}
     return count(stage.config.text_config, met, (), ()).active
 
 

@@ -140,7 +140,7 @@ def estimate(load: Load, way: Way, gpus: int, device: Device, dtype: str, assume
     compute, traffic, exposed, collectives = max(timed, key=lambda times: sum(times[:3]))
     seconds = compute + traffic + exposed
     whole = load.trace(load.step)
-    flops = whole.flops(False) + whole.flops(True)
+    flops = whole.flops(False) + whole.flops(True) - whole.again
     return Estimate(
         way,
         gpus,

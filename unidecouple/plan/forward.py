@@ -1,4 +1,4 @@
-"""The model's forward on a joint batch, operation by operation, on a ``Tape``. Follows ``models/`` and transformers' Janus."""
+"""The model's forward on a joint batch, operation by operation, on a ``Tape``. Follows ``models/`` and transformers' own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from math import prod
 
 from unidecouple.batch import Task
 from unidecouple.models.configuration import UniJanusConfig
+from unidecouple.models.emu3 import UniEmu3Config
+from unidecouple.models.families import UnifiedConfig
+from unidecouple.plan.encoding import encoding
+from unidecouple.plan.heads import head
 from unidecouple.plan.load import Micro
 from unidecouple.plan.tape import INDEX, Shape, Tape, Value
 
@@ -14,7 +18,7 @@ DECODER = "model.language_model"
 
 
 def trace(
-    config: UniJanusConfig,
+    config: UnifiedConfig,
     shapes: dict[str, Shape],
     trains: Collection[str],
     parts: Sequence[Micro],
@@ -36,17 +40,21 @@ def trace(
     tape = Tape(shapes, trains, width)
     for part in parts:
         hidden = _decoder(tape, config, part, _embed(tape, config, part), routing)
-        if Task.MMU in tasks:
-            _head(tape, part.answers, hidden, config, ("lm_head",))
-        if Task.T2I in tasks:
-            _head(tape, part.drawn, hidden, config, ("model.generation_head.proj_out", "model.generation_head.vision_head"))
+        for task in tasks:
+            head(tape, task, part, hidden, config)
     return tape
 
 
-def _embed(tape: Tape, config: UniJanusConfig, part: Micro) -> Value:
+def _embed(tape: Tape, config: UnifiedConfig, part: Micro) -> Value:
     rows, hidden = part.tokens, config.text_config.hidden_size
     if text := tape.use(f"{DECODER}.embed_tokens.weight"):
         tape.kept += rows * INDEX
+    if isinstance(config, UniEmu3Config):
+        if part.pictures:
+            one = encoding(config.vq_config, config.image_size)
+            tape.note("image_tokenizer", part.pictures * one.flops, part.pictures * one.moved, False)
+            tape.encoding = max(tape.encoding, part.pictures * one.peak)
+        return tape.pointwise("embeddings", (), rows * hidden, text)
     seen = _vision(tape, config, part.pictures) if part.pictures else None
     if coded := tape.use("model.generation_embeddings.weight"):
         tape.kept += rows * INDEX
@@ -90,7 +98,7 @@ def _mlp(tape: Tape, name: str, rows: int, x: Value, part: str) -> Value:
     return x
 
 
-def _decoder(tape: Tape, config: UniJanusConfig, part: Micro, x: Value, routing: str) -> Value:
+def _decoder(tape: Tape, config: UnifiedConfig, part: Micro, x: Value, routing: str) -> Value:
     text, rows = config.text_config, part.tokens
     turn = tape.new(2 * part.length * text.head_dim, False)  # cosines and sines of the positions, one tensor for all layers
     if text.context_router:
@@ -108,7 +116,7 @@ def _decoder(tape: Tape, config: UniJanusConfig, part: Micro, x: Value, routing:
     return tape.rms_norm(f"{DECODER}.norm", rows, x)
 
 
-def _attention(tape: Tape, config: UniJanusConfig, part: Micro, name: str, x: Value, turn: Value, grouped: bool) -> Value:
+def _attention(tape: Tape, config: UnifiedConfig, part: Micro, name: str, x: Value, turn: Value, grouped: bool) -> Value:
     text, rows = config.text_config, part.tokens
     untied = len(tape.shapes[f"{name}.q_proj.weight"]) == 3
     if untied:
@@ -141,7 +149,7 @@ def _set(tape: Tape, name: str, rows: int, x: Value) -> Value:
     return out
 
 
-def _context_router(tape: Tape, config: UniJanusConfig, part: Micro, turn: Value) -> None:
+def _context_router(tape: Tape, config: UnifiedConfig, part: Micro, turn: Value) -> None:
     text, rows, name = config.text_config, part.tokens, f"{DECODER}.context_router"
     x = tape.pointwise("task_router", (), rows * text.hidden_size, False)
     query, key, value = (tape.linear(f"{name}.attention.{p}_proj", rows, x) for p in "qkv")
@@ -193,7 +201,7 @@ def _dense(tape: Tape, rows: int, name: str, x: Value, grouped: bool, part: str)
     return _adapted(tape, f"{name}.down_proj", rows, _swiglu(tape, gate, up, part), grouped)
 
 
-def _feed_forward(tape: Tape, config: UniJanusConfig, rows: int, name: str, x: Value, known: bool) -> Value:
+def _feed_forward(tape: Tape, config: UnifiedConfig, rows: int, name: str, x: Value, known: bool) -> Value:
     text = config.text_config
     if len(tape.shapes.get(f"{name}.gate_proj.weight", ())) == 3:
         x = _by_group(tape, "ffn", rows, x)
@@ -278,14 +286,3 @@ def _routed(tape: Tape, name: str, rows: int, x: Value) -> Value:
     low = tape.product(f"{name}_lora_A", rows, x, stacked=True)
     change = tape.product(f"{name}_lora_B", rows, low, stacked=True)
     return tape.pointwise("lora", (out, change), out.elements, out.grad or change.grad)
-
-
-def _head(tape: Tape, targets: int, hidden: Value, config: UniJanusConfig, layers: tuple[str, ...]) -> None:
-    """Logits and cross-entropy at the positions that have a target."""
-    x = tape.new(targets * config.text_config.hidden_size, hidden.grad)
-    for index, layer in enumerate(layers):
-        x = tape.linear(layer, targets, tape.activation(x, "generation") if index else x)
-    if x.grad:
-        tape.kept += 3 * targets * INDEX * hidden.grad
-        tape.logits += x.elements * 4
-        tape.head = max(tape.head, x.elements * (4 + (x.width if x.width < 4 else 0)))

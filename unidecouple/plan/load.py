@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
-from transformers import AutoProcessor
 
 from unidecouple.batch import IGNORE, Task
+from unidecouple.convert.load import load_processor
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.data.world.prompts import training_pair
 from unidecouple.data.world.questions import conversation
 from unidecouple.data.world.scene import IMAGE_SIZE, random_scene
-from unidecouple.models.configuration import UniJanusConfig
+from unidecouple.models.emu3 import UniEmu3Config
+from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.shipped import located
 from unidecouple.run import Data
 
@@ -64,7 +66,31 @@ class Lengths:
     t2i: int | None = None
 
 
-def joint(data: Data, name_or_path: str, config: UniJanusConfig, lengths: Lengths) -> tuple[Micro, ...]:
+class PictureTokens(NamedTuple):
+    """Tokens of one picture.
+
+    Attributes:
+        seen: in a question, with what stands around them.
+        drawn: in a sample to be drawn, without what stands before them.
+        learned: of ``drawn``, those with a target.
+    """
+
+    seen: int
+    drawn: int
+    learned: int
+
+
+def picture_tokens(config: UnifiedConfig) -> PictureTokens:
+    """As ``data/sequences.py`` lays them out; rows of Emu3's have an end each, and its size stands before them."""
+    if isinstance(config, UniEmu3Config):
+        side = config.side
+        rows = side * (side + 1)
+        return PictureTokens(rows + len(f"{side}*{side}") + 4, rows, side**2)
+    tokens = config.vision_config.num_image_tokens
+    return PictureTokens(tokens + 2, tokens, tokens)
+
+
+def joint(data: Data, name_or_path: str, config: UnifiedConfig, lengths: Lengths) -> tuple[Micro, ...]:
     """Micro-batches of a whole step, over all devices and parts. Each is padded to its longest sample, its parts are no longer.
 
     Args:
@@ -76,19 +102,19 @@ def joint(data: Data, name_or_path: str, config: UniJanusConfig, lengths: Length
     Raises:
         ValueError: a length is shorter than a picture.
     """
-    tokens = config.vision_config.num_image_tokens
-    builder = SequenceBuilder(AutoProcessor.from_pretrained(located(name_or_path))) if has_processor(name_or_path) else None
-    mmu = _measured(builder, data) if builder else (tokens + 2 + MMU_TEXT, float(MMU_ANSWERS))
-    t2i = _measured_prompts(builder, data, tokens) if builder else tokens + T2I_TEXT
+    picture = picture_tokens(config)
+    builder = SequenceBuilder(load_processor(name_or_path)) if has_processor(name_or_path) else None
+    mmu = _measured(builder, data) if builder else (picture.seen + MMU_TEXT, float(MMU_ANSWERS))
+    t2i = _measured_prompts(builder, data, picture.drawn) if builder else picture.drawn + T2I_TEXT
     if lengths.mmu is not None:
-        mmu = (lengths.mmu, mmu[1] * _ratio(lengths.mmu, mmu[0], tokens + 2, "mmu"))
+        mmu = (lengths.mmu, mmu[1] * _ratio(lengths.mmu, mmu[0], picture.seen, "mmu"))
     if lengths.t2i is not None:
-        _ratio(lengths.t2i, t2i, tokens, "t2i")
+        _ratio(lengths.t2i, t2i, picture.drawn, "t2i")
         t2i = lengths.t2i
     b, g, r = data.mmu_batch_size, data.t2i_batch_size, data.router_pairs
     parts = (
         Micro(Task.MMU, b, mmu[0], round(b * mmu[1]), 0, b),
-        Micro(Task.T2I, g, t2i, 0, g * tokens, 0),
+        Micro(Task.T2I, g, t2i, 0, g * picture.learned, 0),
         Micro(Task.MMU, r, mmu[0], 0, 0, r, counted=False),
     )
     return tuple(part for part in parts if part.samples)

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from unidecouple.convert.emu3 import PUBLISHED_SIZE, config_of_emu3
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure
+from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
-from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.emu3 import CODE_NAME, ROW_END, UniEmu3Config
+from unidecouple.models.families import model_class
 from unidecouple.models.shipped import located
 
-PLANNED = ("janus", "unidecouple_janus")
+PLANNED = ("janus", "unidecouple_janus", "emu3", "unidecouple_emu3")
 """Model types whose forward ``plan/forward.py`` follows."""
 
 
@@ -36,15 +39,37 @@ def _janus_pro(hidden: int, inner: int, layers: int, heads: int) -> dict[str, An
     }
 
 
+def _emu3() -> dict[str, Any]:
+    """The published Emu3 (arXiv 2409.18869); its image tokenizer is transformers' default, ids are of BAAI/Emu3-Gen's tokenizer."""
+    text = {
+        "vocab_size": 184622,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 9216,
+    }
+    names = {CODE_NAME.format(code=code): 151854 + code for code in range(32768)}
+    return {
+        "model_type": UniEmu3Config.model_type,
+        "text_config": text,
+        "vocabulary_map": {"<image>": 151646, ROW_END: 151846} | names,
+        "image_size": PUBLISHED_SIZE,
+        "tie_word_embeddings": False,
+    }
+
+
 # arXiv 2501.17811, table 1, and the checkpoints' config.json (deepseek-community/Janus-Pro-1B and -7B).
 SIZES: dict[str, dict[str, Any]] = {
     "janus-pro-1b": _janus_pro(2048, 5632, 24, 16),
     "janus-pro-7b": _janus_pro(4096, 11008, 30, 32),
+    "emu3": _emu3(),
 }
 
 
 def configuration(name_or_path: str) -> dict[str, Any]:
-    """The configuration called ``name_or_path``, as ``UniJanusConfig`` takes it.
+    """The configuration called ``name_or_path``, for ``UniEmu3Config`` if its ``model_type`` says so, else for ``UniJanusConfig``.
 
     Raises:
         ValueError: there is none, or it is of another kind of model.
@@ -62,12 +87,10 @@ def configuration(name_or_path: str) -> dict[str, Any]:
     raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if raw.get("model_type") not in PLANNED:
         raise ValueError(f"{path} describes a {raw.get('model_type')!r}; plans are made for {' and '.join(map(repr, PLANNED))}")
-    return raw
+    return config_of_emu3(raw, PUBLISHED_SIZE).to_dict() if raw["model_type"] == "emu3" else raw
 
 
-def build(
-    raw: dict[str, Any], structure: Structure, lora: Lora | None, later: Sequence[Structure] = ()
-) -> UniJanusForConditionalGeneration:
+def build(raw: dict[str, Any], structure: Structure, lora: Lora | None, later: Sequence[Structure] = ()) -> UnifiedModel:
     """The model of configuration ``raw`` with a run's structure and low-rank updates, on the meta device: shapes, no memory.
 
     ``later`` are the structures that stages changed it to, in order.
@@ -83,5 +106,7 @@ def build(
             "lora_per_task": list(lora.per_task),
         }
     whole = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
+    family = UniEmu3Config if raw.get("model_type") == UniEmu3Config.model_type else UniJanusConfig
+    config = family(**{**whole, "text_config": fields})
     with torch.device("meta"):
-        return UniJanusForConditionalGeneration(UniJanusConfig(**{**whole, "text_config": fields}))
+        return model_class(config)(config)

@@ -12,8 +12,9 @@ from unidecouple.batch import Task
 from unidecouple.methods.selection import select
 from unidecouple.methods.stage import Lora, Objective, Stage
 from unidecouple.methods.structure import Structure
+from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniJanusConfig
-from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.families import UnifiedConfig
 from unidecouple.plan.apart import kept_apart
 from unidecouple.plan.devices import Assumptions, Device, device
 from unidecouple.plan.estimate import Estimate, Load, breaks_first, estimate, smallest
@@ -76,7 +77,7 @@ class StagePlan:
     """
 
     stage: Stage
-    config: UniJanusConfig
+    config: UnifiedConfig
     load: Load
     samples: int
     estimates: list[Estimate]
@@ -134,7 +135,7 @@ def _of_stage(stage: Stage, step: Sequence[Micro]) -> tuple[Micro, ...]:
 
 
 def stage_load(
-    model: UniJanusForConditionalGeneration,
+    model: UnifiedModel,
     stage: Stage,
     step: Sequence[Micro],
     width: int,
@@ -158,9 +159,10 @@ def stage_load(
     def reached(parts: tuple[Micro, ...], losses: tuple[Task, ...]) -> set[str]:
         return chosen & trace(model.config, shapes, chosen, parts, routing, width, losses).used
 
-    text, vision = model.config.text_config, model.config.vision_config
+    text = model.config.text_config
     layers = [f"{DECODER}.layers.{index}" for index in range(text.num_hidden_layers)]
-    layers += [f"{VISION_LAYERS}.{index}" for index in range(vision.num_hidden_layers)]
+    if isinstance(model.config, UniJanusConfig):
+        layers += [f"{VISION_LAYERS}.{index}" for index in range(model.config.vision_config.num_hidden_layers)]
     weights = count(text, shapes, chosen & taped(tuple(step)).used, layers)
     by_task = stage.gradient.by_task
     apart = kept_apart(text, shapes, step, tasks, objective or Objective(), reached) if by_task else (0, 0)

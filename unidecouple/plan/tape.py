@@ -70,6 +70,8 @@ class Tape:
         logits: bytes of the heads' log-probabilities kept, always float32.
         head: bytes that the largest head needs besides, while it runs.
         largest: bytes of the largest activation, the heads' aside.
+        encoding: most bytes that the image tokenizer takes where it runs in the forward pass; none of them are kept.
+        again: of the backward FLOPs, those that a checkpointed head computes a second time.
         used: parameters that take part.
         blocks: layers, in the order they ran.
     """
@@ -82,6 +84,8 @@ class Tape:
     logits: int = 0
     head: int = 0
     largest: int = 0
+    encoding: int = 0
+    again: int = 0
     used: set[str] = field(default_factory=set)
     blocks: list[Block] = field(default_factory=list)
     _block: int = -1

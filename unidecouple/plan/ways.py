@@ -31,7 +31,7 @@ class Memory:
         averages: of weights, where the run keeps them; float32.
         activations: kept for the backward pass.
         logits: the heads' log-probabilities and, for the larger head, their gradient.
-        working: gradients of the largest activation, in and out.
+        working: gradients of the largest activation, in and out; or what encoding pictures takes beyond all that is kept later.
         gathered: weights of the root and of two layers (one in use, one on its way), and a gradient before it is shared out.
     """
 
@@ -69,14 +69,15 @@ def memory(way: Way, weights: Weights, tape: Tape, gpus: int, checkpointing: boo
     if shard > 1:
         largest, root = weights.largest, weights.root
         gathered = (root.total + 2 * largest.total) * width + max(root.trainable, largest.trainable) * (width + 4)
+    activations, logits = tape.kept_by_checkpoints() if checkpointing else tape.kept, tape.logits + tape.head
     return Memory(
         weights=(frozen * width + weights.trainable * 4) // shard + copy + weights.tokenizer * width,
         gradients=(weights.apart[0] if weights.by_task else moving) * 4 // shard,
         optimizer=(8 * moving) // shard + 4 * weights.tensors,
         averages=4 * weights.averaged // shard,
-        activations=tape.kept_by_checkpoints() if checkpointing else tape.kept,
-        logits=tape.logits + tape.head,
-        working=2 * tape.largest,
+        activations=activations,
+        logits=logits,
+        working=max(2 * tape.largest, tape.encoding - activations - logits),
         gathered=gathered,
     )
 

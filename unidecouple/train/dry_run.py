@@ -21,11 +21,8 @@ from unidecouple.train.trainable import apply, check_shield, table
 _SHOWN = 2
 
 
-def describe(run: RunConfig, cache: Path, say: Say) -> str:
+def describe(run: RunConfig, cache: Path, say: Say) -> None:
     """Say what ``run`` would do; writes nothing but indices and encoded pictures into ``cache``.
-
-    Returns:
-        The model's type.
 
     Raises:
         ValueError: as the run itself would: a start that does not load, a pattern that matches nothing, data that is missing.
@@ -55,7 +52,6 @@ def describe(run: RunConfig, cache: Path, say: Say) -> str:
         say(f"\nmicro-batch of step 1: {rows} rows of {length} tokens, {filled:.0%} filled, {tasks}; [[...]] bears loss")
         for row in range(min(_SHOWN, rows)):
             say("  " + _decoded(batch, row, builder))
-    return str(model.config.model_type)
 
 
 def _decoded(batch: Batch, row: int, builder: SequenceBuilder) -> str:

@@ -133,6 +133,16 @@ def test_divided_and_packed_steps_are_the_whole_one(own: RunConfig, run: Run, tm
             torch.testing.assert_close(tensor, whole[key], atol=2e-5, rtol=1e-3)
 
 
+def test_a_dry_run_tells_its_memory(own: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text(configs.dump(replace(own, structure=TaskAwareMoE(), stages=APART_THEN_JOINT)))
+    cache, output = ("--cache", str(tmp_path / "cache")), ("--output", str(tmp_path / "run"))
+    assert main(["train", str(tmp_path / "run.yaml"), "--dry-run", *output, *cache]) == OK
+    apart, joint = capsys.readouterr().out.splitlines()[-2:]
+    assert apart.split()[0] == "apart"
+    assert joint.split()[0] == "joint"
+    assert "optimizer" in apart
+
+
 def test_parts_that_it_lacks_are_refused(own: RunConfig, run: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'generation' matches no weight of this model"):
         run(replace(own, stages=(Stage(train={"generation": 1}),)), tmp_path / "run")

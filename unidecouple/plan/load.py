@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import fmean
 from typing import NamedTuple
 
@@ -103,9 +104,9 @@ def joint(data: Data, name_or_path: str, config: UnifiedConfig, lengths: Lengths
         ValueError: a length is shorter than a picture.
     """
     picture = picture_tokens(config)
-    builder = SequenceBuilder(load_processor(name_or_path)) if has_processor(name_or_path) else None
-    mmu = _measured(builder, data) if builder else (picture.seen + MMU_TEXT, float(MMU_ANSWERS))
-    t2i = _measured_prompts(builder, data, picture.drawn) if builder else picture.drawn + T2I_TEXT
+    mmu, t2i = (picture.seen + MMU_TEXT, float(MMU_ANSWERS)), picture.drawn + T2I_TEXT
+    if has_processor(name_or_path):
+        mmu, t2i = _of_the_world(name_or_path, data, picture.drawn)
     if lengths.mmu is not None:
         mmu = (lengths.mmu, mmu[1] * _ratio(lengths.mmu, mmu[0], picture.seen, "mmu"))
     if lengths.t2i is not None:
@@ -155,6 +156,13 @@ def _ratio(length: int, before: int, fixed: int, task: str) -> float:
     if length <= fixed:
         raise ValueError(f"{task} length {length} must be more than the {fixed} tokens that a picture takes")
     return (length - fixed) / (before - fixed)
+
+
+@lru_cache(maxsize=64)  # the variants of a grid see few kinds of batches
+def _of_the_world(name_or_path: str, data: Data, drawn: int) -> tuple[tuple[int, float], int]:
+    """What ``_measured`` and ``_measured_prompts`` find with the processor of ``name_or_path``."""
+    builder = SequenceBuilder(load_processor(name_or_path))
+    return _measured(builder, data), _measured_prompts(builder, data, drawn)
 
 
 def _measured(builder: SequenceBuilder, data: Data) -> tuple[int, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unidecouple.compare.readings import readings
+from unidecouple.compare.readings import from_one_task, readings
 
 
 def lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -54,3 +54,19 @@ def test_every_log_gives_its_rows(run: Path) -> None:
 
 def test_what_was_not_logged_has_no_rows(tmp_path: Path) -> None:
     assert readings(tmp_path) == []
+
+
+def point(variant: str, metric: str, value: float, seed: int = 0) -> dict[str, Any]:
+    place = {"scenario": "S2", "variant": variant, "seed": seed, "step": 9, "judge": None}
+    return place | {"benchmark": "interaction", "metric": metric, "value": value}
+
+
+def test_distance_from_models_of_one_task() -> None:
+    """|.5 - .3| for understanding, |.1 - .5| for generation; what its own control does in the other task does not count."""
+    controls = {"mmu": "dense_mmu", "t2i": "dense_t2i"}
+    alone = [point("dense_mmu", "mmu/0", 0.3), point("dense_mmu", "t2i/0", 0.9), point("dense_t2i", "t2i/0", 0.5)]
+    ours = [point("ours", "mmu/0", 0.5), point("ours", "t2i/0", 0.1), point("ours", "correlation", -1.0)]
+    (row,) = from_one_task([*alone, *ours], controls)
+    assert row == point("ours", "from_one_task", pytest.approx(0.3))
+    assert from_one_task([*alone, *(one | {"seed": 1} for one in ours)], controls) == [], "no control of that seed"
+    assert from_one_task([*alone[:1], *ours], controls) == [], "one control is missing"

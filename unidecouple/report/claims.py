@@ -23,6 +23,7 @@ HOLDS, PARTLY, NOT_SHOWN, MIXED, OPPOSITE, UNTESTED, OPEN, MISSING = (
 
 _NAMED = {
     "interaction/correlation": "correlation of the curves",
+    "interaction/from_one_task": "distance of the curves from those of one task",
     "conflict/above_floor": "cosine above its floor",
     "conflict/cosine": "cosine of the gradients",
     "loss/mmu": f"loss, {TASK_NAMES['mmu']}",

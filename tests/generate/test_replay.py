@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from decoder_kinds import KINDS
 from tape import Tape
@@ -151,6 +152,28 @@ def test_rows_of_tokens_that_end(emu3_base: Path) -> None:
     tape = Sizes()
     assert coming_and_going(Drawing(model, builder, most=2, recorder=tape), wanted) == expected
     assert tape.of("_choose")
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2]], ids=str)
+def test_no_graph_breaks_and_one_compilation_a_size(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
+    """torch.compile takes the whole step, and over a whole picture compiles it once for each bucket of keys (C5)."""
+    model, counter, sizes = make_model(**kind), CompileCounter(), []
+    wanted = [Order("cow " * 50, (0,), 3.0, Choice(0.8, top_k=20, top_p=0.9))]
+    expected = draw_orders(Drawing(model, builder, most=1, prompt_length=120), wanted)
+
+    def compiled(step: Callable[[], None]) -> Callable[[], None]:
+        sizes.append(step)
+        made = torch.compile(step, fullgraph=True, dynamic=False, backend=counter)
+        made()
+        return made
+
+    torch._dynamo.reset()
+    drawing = Drawing(model, builder, most=1, prompt_length=120, recorder=compiled)
+    drawing._rows.fixed.waits = False
+    assert torch.equal(draw_orders(drawing, wanted), expected)
+    assert len(sizes) == 3  # two buckets of keys, and the choice of a token
+    assert counter.frame_count == 3
+    torch._dynamo.reset()
 
 
 def test_a_step_is_recorded_once_for_each_size() -> None:

@@ -33,6 +33,7 @@ def layers(repeats: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of the mixture of one task, by rows."""
     found = {}
     for shape in (decode_layer.SHAPES[0], decode_layer.SHAPES[-1]):
+        torch._dynamo.reset()
         x, _ = shape.inputs()
         plain, fixed = (FixedDecoder(decoder_of(shape), Task.T2I) for _ in range(2))
         fixed.waits = False  # reading counts on the host would break the graph
@@ -49,6 +50,7 @@ def loops(repeats: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of whole pictures, by how many at a time."""
     found = {}
     for pictures in PICTURES:
+        torch._dynamo.reset()  # it stops at eight sizes in all
         made = {ENGINE: image_loop.sides(pictures), COMPILED: image_loop.sides(pictures, recorder=compiled)}
         if not torch.equal(made[COMPILED].engine(True), made[ENGINE].engine(True)):
             raise SidesDifferError(f"{COMPILED} draws other tokens than {ENGINE}: nothing was timed")

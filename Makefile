@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper big-smoke bench lmms test e2e lint format clean
+.PHONY: help setup demo paper big-smoke bench bench-gpu lmms test e2e lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, t
 
 bench: $(STAMP) ## layers, LoRA, all-reduce, cache, packing and AIA side by side with their peers, as ratios (minutes, one thread)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+bench-gpu: $(STAMP) ## pictures on one GPU at Janus-Pro's sizes, random weights, beside the loops that people run (needs CUDA, 80 GB)
+	$(BIN)/python -m benchmarks.gpu
 
 # lmms-eval pins packages we do not have (torchvision, old ones of av and wandb), so it comes without its dependencies but these,
 # into an environment that sees ours behind its own.

@@ -15,25 +15,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
 
+from benchmarks.layers import with_their_experts
 from benchmarks.record import Result, Row
 from benchmarks.timing import LEAST_REPEATS, Ratio, SidesDifferError, interleave, one_thread
 from benchmarks.tiny import SIZE, model_of, processor_of
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.drawing import Drawing, Order, draw_orders
 from unidecouple.generate.image import Sampling, draw_tokens
+from unidecouple.generate.layout import layers_of
+from unidecouple.generate.replay import Recorder
 from unidecouple.generate.sampler import Choice
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.moe import MixtureOfExperts
+from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.models.tiny import TinySize
 
 PICTURES, GUIDANCE = (16, 1), 5.0
 PROMPT = "a photo of a red cow and a blue pig"
 SMALL = replace(SIZE, image_size=128, hidden_size=192, num_hidden_layers=6, intermediate_size=512, codes=512)
 GOALS = {"full recompute": 28.0, "deepseek's loop": 1.8, "transformers generate": 1.8}
-ENGINE = "engine"
+ENGINE, CPU = "engine", torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Sides:
 
     def transformers(self, greedy: bool) -> Tensor:
         """The library's ``generate``."""
-        ids = torch.tensor([self.builder.generation_prompt(PROMPT)] * self.pictures)
+        ids = torch.tensor([self.builder.generation_prompt(PROMPT)] * self.pictures, device=self.plain.device)
         settings = {"generation_mode": "image", "guidance_scale": GUIDANCE, "do_sample": not greedy}
         settings |= {} if greedy else {"top_k": 0}  # all of them; the library's own default is 50
         return self.plain.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
@@ -75,7 +82,7 @@ class Sides:
         model, rows = self.plain.model, []
         for _ in range(self.pictures):
             rows += [self.builder.generation_prompt(PROMPT), self.builder.generation_prompt(PROMPT, dropped=True)]
-        embeds, cache, drawn = model.get_input_embeddings()(torch.tensor(rows)), None, []
+        embeds, cache, drawn = model.get_input_embeddings()(torch.tensor(rows, device=model.device)), None, []
         for _ in range(self.model.num_image_tokens):
             out = model.language_model(inputs_embeds=embeds, use_cache=cached, past_key_values=cache)
             logits = model.generation_head(out.last_hidden_state[:, -1])
@@ -89,28 +96,78 @@ class Sides:
         return torch.cat(drawn, 1)
 
 
-def sides(pictures: int) -> Sides:
-    """All of one random model, the engine with weights of its own, since it lays them out anew."""
-    processor = processor_of(SMALL)
-    model, mine = (model_of(processor, SMALL).requires_grad_(requires_grad=False) for _ in range(2))
-    with torch.no_grad():  # at the library's variance logits are all but equal
-        for one in (model, mine):
-            generator = torch.Generator().manual_seed(1)
-            for weight in one.parameters():
-                if weight.ndim > 1:
-                    weight.normal_(std=weight[0].numel() ** -0.5, generator=generator)
-    raw, tokenizer = model.config.to_dict(), processor.tokenizer
-    known = LlamaConfig().to_dict().keys() - {"model_type"}
-    text = LlamaConfig(**{name: value for name, value in raw["text_config"].items() if name in known})
-    parts = {name: raw[name] for name in ("vision_config", "vq_config", "image_token_id", "tie_word_embeddings")}
-    plain = JanusForConditionalGeneration(JanusConfig(text_config=text, **parts)).eval()
-    plain.load_state_dict(model.state_dict())
-    settings = plain.generation_config
+def sides(
+    pictures: int,
+    size: TinySize = SMALL,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    recorder: Recorder | None = None,
+    **text: Any,
+) -> Sides:
+    """All of one random model, the engine with weights of its own, since it lays them out anew.
+
+    Args:
+        pictures: at a time.
+        size: of the model.
+        device: where its weights are made.
+        dtype: of the weights.
+        recorder: of the engine's steps.
+        text: fields of its decoder; a mixture (``ffn="moe"``) is no model of transformers, so the library's side is then ours with
+            the library's eager experts.
+    """
+    processor = processor_of(size)
+    model, mine = (random_model(processor, size, device, dtype, **text) for _ in range(2))
+    plain = with_eager_experts(model) if text else as_library(model)
+    settings, tokenizer = plain.generation_config, processor.tokenizer
     settings.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids("<begin_of_image>")}
     for name in ("bos", "eos", "pad"):
         setattr(settings, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     builder = SequenceBuilder(processor)
-    return Sides(plain, model, builder, Drawing(mine, builder, pictures, prompt_length=32), pictures)
+    drawing = Drawing(mine, builder, pictures, prompt_length=32, recorder=recorder)
+    return Sides(plain, model, builder, drawing, pictures)
+
+
+@torch.no_grad()
+def random_model(
+    processor: UniJanusProcessor, size: TinySize, device: torch.device, dtype: torch.dtype, **text: Any
+) -> UniJanusForConditionalGeneration:
+    """Random weights, made where and as they are used (7B in float32 on the way would not fit), of variance 1 / fan-in.
+
+    At the library's variance logits are all but equal.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            model = model_of(processor, size, **text).requires_grad_(requires_grad=False)
+    finally:
+        torch.set_default_dtype(before)
+    generator = torch.Generator(device).manual_seed(1)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            fan_in = weight.shape[-1] if weight.ndim == 3 else weight[0].numel()
+            weight.normal_(std=fan_in**-0.5, generator=generator)
+    return model
+
+
+def as_library(model: UniJanusForConditionalGeneration) -> JanusForConditionalGeneration:
+    """The library's own model of the same weights, not copied."""
+    raw, known = model.config.to_dict(), LlamaConfig().to_dict().keys() - {"model_type"}
+    text = LlamaConfig(**{name: value for name, value in raw["text_config"].items() if name in known})
+    parts = {name: raw[name] for name in ("vision_config", "vq_config", "image_token_id", "tie_word_embeddings")}
+    with model.device:
+        plain = JanusForConditionalGeneration(JanusConfig(text_config=text, **parts)).eval()
+    plain.load_state_dict(model.state_dict(), assign=True)
+    return plain
+
+
+def with_eager_experts(model: UniJanusForConditionalGeneration) -> UniJanusForConditionalGeneration:
+    """``model`` with the library's eager experts in place of ours."""
+    for layer in layers_of(model.decoder):
+        assert isinstance(layer.mlp, MixtureOfExperts)
+        with model.device:
+            layer.mlp = with_their_experts(layer.mlp, "eager").to(model.dtype)
+    return model.requires_grad_(requires_grad=False)
 
 
 @torch.no_grad()

@@ -62,7 +62,8 @@ def test_all_loops_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(result.rows) == 8
     assert [bool(row.goal) for row in result.rows] == [False, True, True, True, *[False] * 4]
     made = image_loop.sides(2)
-    made.plain.model.language_model.layers[0].mlp.up_proj.weight.data.neg_()
+    wrong = made.plain.model.language_model.layers[0].mlp.up_proj
+    wrong.weight = torch.nn.Parameter(-wrong.weight)  # the library's alone: the weights are ours, too
     with pytest.raises(SidesDifferError, match="transformers generate draws other tokens"):
         image_loop.measured(made, 7)
 

@@ -31,6 +31,16 @@ def test_generate_writes_pictures_that_say_how(tmp_path: Path) -> None:
         assert grid.crop((66, 66, 130, 130)).tobytes() == ours[1][1].tobytes()
 
 
+def test_eager_records_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("unidecouple.generate.engine.recorder_of", asked.append)  # and gives none
+    command = ["generate", "unified", "a photo of a cow", "--output", str(tmp_path)]
+    assert main([*command, "--eager"]) == 0
+    assert asked == []
+    assert main(command) == 0
+    assert len(asked) == 1
+
+
 def test_a_picture_without_settings_says_so(tmp_path: Path) -> None:
     write_pictures(tmp_path, "a.png")
     with pytest.raises(ValueError, match="does not say how"):

@@ -44,12 +44,14 @@ def test_steps_equal_one_forward_pass(make_model: MakeModel, kind: dict[str, Any
     fixed = FixedDecoder(decoder, task)
     assert fixed.waits
     fixed.waits = waits
-    rows = Rows(fixed, 4, BUCKET + 8)
+    fed = torch.zeros(4, width)
+    rows = Rows(fixed, 4, BUCKET + 8, lambda count: fed[:count], lambda states: states, width)
     for length, cache in zip(lengths, cached, strict=True):
-        rows.admit(cache, torch.ones(1, length, dtype=torch.long))
+        rows.admit(cache, torch.ones(1, length, dtype=torch.long), torch.zeros(1, width))
     for step in range(tokens):
-        out = rows.step(torch.stack([x[row, length + step] for row, length in enumerate(lengths)]))
-        torch.testing.assert_close(out, torch.stack([state[step] for state in states]), atol=2e-5, rtol=2e-5)
+        fed[:3] = torch.stack([x[row, length + step] for row, length in enumerate(lengths)])
+        rows.step()
+        torch.testing.assert_close(rows.logits[:3], torch.stack([state[step] for state in states]), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("kind", [{}, {"ffn": "moe"}, {"ffn": "ta_moe"}], ids=str)

@@ -138,7 +138,7 @@ def _engine(arguments: argparse.Namespace, task: str | None, most: int = 16) -> 
 
     from unidecouple.generate.engine import Engine
 
-    return Engine.load(arguments.model, arguments.device, getattr(torch, arguments.dtype), task, most)
+    return Engine.load(arguments.model, arguments.device, getattr(torch, arguments.dtype), task, most, arguments.eager)
 
 
 def _choice(arguments: argparse.Namespace) -> Choice:
@@ -156,6 +156,7 @@ def add_commands(commands: Commands) -> None:
         command.add_argument(
             "--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights (default: float32)"
         )
+        command.add_argument("--eager", action="store_true", help="no CUDA graphs: launch every operator from Python")
         if function is not serve:
             warmth = 1.0 if function is generate else 0.0
             command.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder, pixels
@@ -14,8 +15,9 @@ from unidecouple.generate.fixed import FixedDecoder
 from unidecouple.generate.in_turn import in_turn
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
+from unidecouple.generate.replay import Recorder, Replayed, fill
 from unidecouple.generate.rows import Rows
-from unidecouple.generate.sampler import Choice, Sampler, uniforms
+from unidecouple.generate.sampler import Choice, Form, Sampler, uniforms
 from unidecouple.generate.stopping import before_stop, has_stop
 from unidecouple.models.base import UnifiedModel
 
@@ -68,14 +70,27 @@ class Answering:
         builder: its sequence builder.
         most: answers at a time.
         length: most tokens of one conversation, pictures and the answer among them.
+        recorder: of steps, which are then padded to a few sizes; None computes every one anew.
     """
 
-    def __init__(self, model: UnifiedModel, builder: SequenceBuilder, most: int = 16, length: int = 1024) -> None:
+    def __init__(
+        self,
+        model: UnifiedModel,
+        builder: SequenceBuilder,
+        most: int = 16,
+        length: int = 1024,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.model, self.builder, self.most = one_task(model, Task.MMU), builder, most
-        self._rows = Rows(FixedDecoder(self.model.decoder, Task.MMU), most, length)
+        fixed, vocabulary = FixedDecoder(self.model.decoder, Task.MMU), self.model.config.text_config.vocab_size
+        device = self.model.device
+        self._rows = Rows(fixed, most, length, self._embed, self.model.lm_head, vocabulary, recorder)
         self._eos: int = builder.tokenizer.eos_token_id
-        self._logits = torch.zeros(0, self.model.config.text_config.vocab_size, device=self.model.device)
-        self._uniform = self._logits[:, :0]
+        self._fed = torch.zeros(most, dtype=torch.long, device=device)
+        self._uniform = torch.zeros(most, self._rows.length, device=device)
+        self._next = torch.zeros(most, 1, dtype=torch.long, device=device)
+        self._sampler = Sampler([], device, most)
+        self._chosen = Replayed(self._choose, recorder)
         self.answers: list[Answer] = []
         """In the order of their rows."""
 
@@ -103,10 +118,12 @@ class Answering:
             logits_to_keep=1,
             task_ids=torch.full((1, 1), int(Task.MMU), device=ids.device),
         )
-        rows = self._rows.admit(read.past_key_values, mask)
+        rows = self._rows.admit(read.past_key_values, mask, read.logits[:, -1])
         new = [Answer(request, row) for request, row in zip(requests, rows, strict=True)]
+        for answer in new:
+            drawn = uniforms(answer.request.seed, answer.request.max_new_tokens)
+            self._uniform[answer.row, : len(drawn)] = drawn.to(self._uniform.device)
         self.answers += new
-        self._logits = torch.cat([self._logits, read.logits[:, -1].float()])
         self._gather()
         return new
 
@@ -118,24 +135,21 @@ class Answering:
         """
         if not self.answers:
             return []
-        token = self._sampler(self._logits, self._uniform.gather(1, self._next).squeeze(1))
-        self._next += 1
-        for answer, chosen in zip(self.answers, token.tolist(), strict=True):
+        count = len(self.answers)
+        self._chosen(self._chosen.padded(count, self.most), self._sampler.form)
+        self._next[:count] += 1
+        for answer, chosen in zip(self.answers, self._fed[:count].tolist(), strict=True):
             answer.ended = chosen == self._eos
             if not answer.ended:
                 answer.tokens.append(chosen)
                 answer.ended = bool(answer.request.stop) and has_stop(self.text(answer), answer.request.stop)
         done = [a for a in self.answers if a.ended or len(a.tokens) == a.request.max_new_tokens]
         for answer in done:
-            row = answer.row
             self._leave(answer)
-            token[row] = token[-1]
-            token = token[:-1]
         if done:
             self._gather()
         if self.answers:
-            hidden = self._rows.step(self.model.get_input_embeddings()(token))
-            self._logits = self.model.lm_head(hidden).float()
+            self._rows.step()
         return done
 
     def text(self, answer: Answer) -> str:
@@ -158,19 +172,24 @@ class Answering:
         last = self.answers.pop()
         if last is not answer:
             self.answers[answer.row], last.row = last, answer.row
-        row = answer.row
-        self._rows.leave(row)
-        self._logits[row] = self._logits[-1]
-        self._logits = self._logits[:-1]
+        moved = self._rows.leave(answer.row)
+        if moved is not None:
+            self._fed[answer.row], self._uniform[answer.row] = self._fed[moved], self._uniform[moved]
+
+    def _choose(self, rows: int, form: Form) -> None:
+        """Choose the next token of the first ``rows`` rows."""
+        uniform = self._uniform[:rows].gather(1, self._next[:rows]).squeeze(1)
+        self._fed[:rows] = self._sampler(self._rows.logits[:rows], uniform, form)
+
+    def _embed(self, rows: int) -> Tensor:
+        """(rows, H): what the first ``rows`` rows are fed."""
+        embedded: Tensor = self.model.get_input_embeddings()(self._fed[:rows])
+        return embedded
 
     def _gather(self) -> None:
-        """What belongs to which row, as tensors; made anew only when an answer comes or goes."""
-        device, requests = self._logits.device, [answer.request for answer in self.answers]
-        longest = max((request.max_new_tokens for request in requests), default=0)
-        drawn = [uniforms(request.seed, longest) for request in requests]
-        self._uniform = torch.stack(drawn).to(device) if drawn else self._logits[:, :0]
-        self._next = torch.tensor([[len(answer.tokens)] for answer in self.answers], dtype=torch.long, device=device)
-        self._sampler = Sampler([request.choice for request in requests], device)
+        """Where each row stands and how it chooses, as tensors; filled anew only when an answer comes or goes."""
+        fill(self._next, [len(answer.tokens) for answer in self.answers])
+        self._sampler.set([answer.request.choice for answer in self.answers])
 
     def _check(self, requests: Sequence[Request]) -> None:
         if len(requests) > self.room:

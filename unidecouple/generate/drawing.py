@@ -15,8 +15,9 @@ from unidecouple.generate.fixed import FixedDecoder, group_of
 from unidecouple.generate.in_turn import in_turn
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
+from unidecouple.generate.replay import Recorder, Replayed, fill
 from unidecouple.generate.rows import Rows
-from unidecouple.generate.sampler import Choice, Sampler, uniforms
+from unidecouple.generate.sampler import Choice, Form, Sampler, uniforms
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.decoder import DecoderOutput
 
@@ -67,21 +68,35 @@ class Drawing:
         builder: its sequence builder.
         most: pictures at a time; each takes two rows of keys and values, or one without guidance.
         prompt_length: most tokens of a prompt.
+        recorder: of steps, which are then padded to a few sizes; None computes every one anew.
     """
 
-    def __init__(self, model: UnifiedModel, builder: SequenceBuilder, most: int = 16, prompt_length: int = 256) -> None:
+    def __init__(
+        self,
+        model: UnifiedModel,
+        builder: SequenceBuilder,
+        most: int = 16,
+        prompt_length: int = 256,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.model, self.builder, self.most = one_task(model, Task.T2I), builder, most
         self.length: int = self.model.num_image_tokens
         self._columns = builder.picture.columns if builder.row_end else self.length
         self._check_row_ends()
         self._new = self.length + self.length // self._columns * len(builder.row_end)
         self._table = self._embeddings()
-        self._rows = Rows(FixedDecoder(self.model.decoder, Task.T2I), 2 * most, prompt_length + self._new)
-        self._tokens = torch.zeros(most, self.length, dtype=torch.long, device=self.model.device)
-        self._fed = torch.zeros(most, dtype=torch.long, device=self.model.device)
-        self._uniform = torch.zeros(most, self.length, device=self.model.device)
+        fixed, codes, device = FixedDecoder(self.model.decoder, Task.T2I), self.model.num_codes, self.model.device
+        room = prompt_length + self._new
+        self._rows = Rows(fixed, 2 * most, room, self._embed, self.model.image_logits, codes, recorder)
+        self._tokens = torch.zeros(most + 1, self.length, dtype=torch.long, device=device)  # the last slot is the padding's
+        self._fed = torch.zeros(most + 1, dtype=torch.long, device=device)
+        self._uniform = torch.zeros(most + 1, self.length, device=device)
+        self._row_slots = torch.zeros(2 * most, dtype=torch.long, device=device)
+        self._cond, self._uncond, self._slots, self._next = torch.zeros(4, most, dtype=torch.long, device=device).unbind()
+        self._scale = torch.ones(most, 1, device=device)
+        self._sampler = Sampler([], device, most)
+        self._chosen = Replayed(self._choose, recorder)
         self._free = list(reversed(range(most)))
-        self._hidden = self._table[:0]
         self.pictures: list[Picture] = []
 
     @property
@@ -103,12 +118,12 @@ class Drawing:
         prompts = [prompt_ids(self.builder, picture.order, away) for picture, away in pairs]
         self._rows.check([len(prompt) + self._new for prompt in prompts])
         mask, read = read_prompts(self.model, self.builder, prompts)
-        for (picture, _), row in zip(pairs, self._rows.admit(read.past_key_values, mask), strict=True):
+        logits = self.model.image_logits(read.last_hidden_state[:, -1])
+        for (picture, _), row in zip(pairs, self._rows.admit(read.past_key_values, mask, logits), strict=True):
             picture.rows.append(row)
         for picture in new:
             picture.slot = self._free.pop()
             self._uniform[picture.slot] = uniforms(picture.order.seed, self.length).to(self._uniform.device)
-        self._hidden = torch.cat([self._hidden, read.last_hidden_state[:, -1]])
         self.pictures += new
         self._gather()
         return new
@@ -122,14 +137,15 @@ class Drawing:
         """
         drawing = [picture for picture in self.pictures if not picture.ending]
         if drawing:
-            self._draw()
+            self._chosen(self._chosen.padded(len(drawing), self.most), self._sampler.form)
+            self._next[: len(drawing)] += 1
         for picture in drawing:
             picture.drawn += 1
         done = [picture for picture in drawing if picture.drawn == self.length]
         if done:
             self._take_out(done)
         if self.pictures:
-            self._hidden = self._rows.step(self._table[self._fed[self._row_slots]])
+            self._rows.step()
         turning = [picture for picture in self.pictures if picture.ending or picture.drawn % self._columns == 0]
         for picture in turning:
             picture.ending = not picture.ending
@@ -151,15 +167,18 @@ class Drawing:
             raise ValueError("the picture is not being drawn: it is done, or was removed")
         self._take_out([picture])
 
-    def _draw(self) -> None:
-        """Choose the next token of every picture that draws."""
-        logits = self.model.image_logits(self._hidden).float()
-        uncond = logits[self._uncond]
-        guided = uncond + self._scale * (logits[self._cond] - uncond)
-        token = self._sampler(guided, self._uniform[self._slots, self._next])
-        self._tokens[self._slots, self._next] = token
-        self._fed[self._slots] = token
-        self._next += 1
+    def _choose(self, pictures: int, form: Form) -> None:
+        """Choose the next token of the first ``pictures`` that draw."""
+        slots, place = self._slots[:pictures], self._next[:pictures]
+        uncond = self._rows.logits[self._uncond[:pictures]]
+        guided = uncond + self._scale[:pictures] * (self._rows.logits[self._cond[:pictures]] - uncond)
+        token = self._sampler(guided, self._uniform[slots, place], form)
+        self._tokens[slots, place] = token
+        self._fed[slots] = token
+
+    def _embed(self, rows: int) -> Tensor:
+        """(rows, H): what the first ``rows`` rows are fed."""
+        return self._table[self._fed[self._row_slots[:rows]]]
 
     def _take_out(self, pictures: Sequence[Picture]) -> None:
         for picture in pictures:
@@ -168,29 +187,22 @@ class Drawing:
             for row in sorted(picture.rows, reverse=True):
                 last = self._rows.leave(row)
                 if last is not None:
-                    self._hidden[row] = self._hidden[last]
                     mover = next(other for other in self.pictures if last in other.rows)
                     mover.rows[mover.rows.index(last)] = row
-                self._hidden = self._hidden[:-1]
         self._gather()
 
     def _gather(self) -> None:
-        """Which rows, slots and settings belong to which picture, as tensors; made anew only when that changes."""
-        device = self._tokens.device
-
-        def index(values: Sequence[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.long, device=device)
-
+        """Which rows, slots and settings belong to which picture, as tensors; filled anew only when that changes."""
         slots = {row: picture.slot for picture in self.pictures for row in picture.rows}
-        self._row_slots = index([slots[row] for row in range(self._rows.count)])
+        fill(self._row_slots, [slots[row] for row in range(self._rows.count)], rest=self.most)
         drawing = [picture for picture in self.pictures if not picture.ending]
-        self._cond = index([picture.rows[0] for picture in drawing])
-        self._uncond = index([picture.rows[-1] for picture in drawing])
-        self._slots = index([picture.slot for picture in drawing])
-        self._next = index([picture.drawn for picture in drawing])
-        self._scale = torch.tensor([[picture.order.guidance_scale] for picture in drawing], device=device)
-        self._sampler = Sampler([picture.order.choice for picture in drawing], device)
-        ending = index([picture.slot for picture in self.pictures if picture.ending])
+        fill(self._cond, [picture.rows[0] for picture in drawing])
+        fill(self._uncond, [picture.rows[-1] for picture in drawing])
+        fill(self._slots, [picture.slot for picture in drawing], rest=self.most)
+        fill(self._next, [picture.drawn for picture in drawing])
+        fill(self._scale, [picture.order.guidance_scale for picture in drawing], rest=1)
+        self._sampler.set([picture.order.choice for picture in drawing])
+        ending = [picture.slot for picture in self.pictures if picture.ending]
         self._fed[ending] = self.model.num_codes  # the table's last row
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from unidecouple.generate.drawing import Drawing, Order, draw_orders
 from unidecouple.generate.image import decode_pictures
 from unidecouple.generate.layout import join_shared
 from unidecouple.generate.one_task import load_one_task
+from unidecouple.generate.replay import recorder_of
 from unidecouple.generate.sampler import Choice
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
@@ -38,6 +39,8 @@ class Engine:
         prompt_length: most tokens of a prompt for a picture.
         length: most tokens of a conversation, pictures and the answer among them.
         task: the only one that ``model`` serves; None is both.
+        eager: launch every operator of a decoding step from Python, on a CUDA device too, where else a step is recorded once for
+            each size and replayed.
     """
 
     def __init__(
@@ -48,9 +51,11 @@ class Engine:
         prompt_length: int = 256,
         length: int = 1024,
         task: Task | None = None,
+        eager: bool = False,
     ) -> None:
         self.processor, self.builder, self.task = processor, SequenceBuilder(processor), task
         self.most, self.prompt_length, self.length = most, prompt_length, length
+        self.recorder = None if eager else recorder_of(model.device)
         self._model: UnifiedModel | None = model.eval()
         join_shared(model.decoder)
 
@@ -62,6 +67,7 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         task: str | None = None,
         most: int = 16,
+        eager: bool = False,
     ) -> Engine:
         """The engine of a checkpoint: a shipped base's name, a folder, or a run's folder.
 
@@ -71,18 +77,19 @@ class Engine:
             dtype: of the weights; float32 draws the plain loop's tokens.
             task: "mmu" or "t2i" keeps only what serves that task, without ever holding the whole; None is both.
             most: pictures, and answers, at a time.
+            eager: record no steps.
 
         Raises:
             ValueError: there is no such checkpoint, or no such task.
         """
         if task is None:
             model, processor = load(name_or_path, dtype)
-            return cls(model.to(device), processor, most)
+            return cls(model.to(device), processor, most, eager=eager)
         known = {one.key: one for one in Task}
         if task not in known:
             raise ValueError(f"task={task!r} is not one of {', '.join(known)}; leave it out for both")
         model, processor = load_one_task(name_or_path, known[task], dtype)
-        return cls(model.to(device), processor, most, task=known[task])
+        return cls(model.to(device), processor, most, task=known[task], eager=eager)
 
     @property
     def model(self) -> UnifiedModel:
@@ -98,12 +105,12 @@ class Engine:
     @cached_property
     def answering(self) -> Answering:
         """The understanding side, for callers who step themselves."""
-        return Answering(self._for(Task.MMU), self.builder, self.most, self.length)
+        return Answering(self._for(Task.MMU), self.builder, self.most, self.length, self.recorder)
 
     @cached_property
     def drawing(self) -> Drawing:
         """The generation side, for callers who step themselves."""
-        return Drawing(self._for(Task.T2I), self.builder, self.most, self.prompt_length)
+        return Drawing(self._for(Task.T2I), self.builder, self.most, self.prompt_length, self.recorder)
 
     def understand(
         self,

@@ -42,6 +42,11 @@ class Places:
         self.values[layer][row, :, : values.shape[1]] = values
 
 
+def bucketed(reach: int, places: Places) -> int:
+    """``reach`` to the next multiple of ``BUCKET``, which ``places`` has room for."""
+    return min(-(-reach // BUCKET) * BUCKET, len(places.columns))
+
+
 class FixedDecoder:
     """One decoding step of ``decoder`` as few, fixed operators, for generated tokens of one task.
 
@@ -90,7 +95,7 @@ class FixedDecoder:
             (B, H) after the final norm.
         """
         if not self.waits:
-            reach = min(-(-reach // BUCKET) * BUCKET, len(places.columns))
+            reach = bucketed(reach, places)
         hidden = (places.columns[:reach] > position.unsqueeze(-1))[:, None, None]
         mask = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill_(hidden, -torch.inf)
         rotation = (self.cos[position], self.sin[position])

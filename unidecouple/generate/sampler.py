@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from unidecouple.generate.replay import fill
 
 
 @dataclass(frozen=True)
@@ -32,43 +35,76 @@ class Choice:
             )
 
 
+class Form(NamedTuple):
+    """Which of the sampler's operators the rows at hand need.
+
+    Attributes:
+        greedy: all are; then nothing is drawn.
+        most: at least the largest ``top_k``, a power of two; 0 where none has one.
+        nucleus: some have a ``top_p`` below 1.
+    """
+
+    greedy: bool
+    most: int
+    nucleus: bool
+
+
 class Sampler:
-    """The settings of several rows as tensors, made anew only when rows change.
+    """The settings of several rows as tensors, filled anew only when rows change.
 
     Args:
         choices: one a row.
         device: of the logits.
+        most: rows that there is room for; by default as many as ``choices``.
     """
 
-    def __init__(self, choices: Sequence[Choice], device: torch.device) -> None:
-        def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, device=device).unsqueeze(-1)
+    def __init__(self, choices: Sequence[Choice], device: torch.device, most: int | None = None) -> None:
+        rows = len(choices) if most is None else most
+        self._greedy = torch.ones(rows, 1, dtype=torch.bool, device=device)
+        self._temperature = torch.ones(rows, 1, device=device)
+        self._rank = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self._few = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+        self._share = torch.ones(rows, 1, device=device)
+        self.set(choices)
 
-        self._greedy = column([float(c.temperature == 0) for c in choices]).bool()
-        self._temperature = column([c.temperature or 1.0 for c in choices])
-        self._all_greedy = all(c.temperature == 0 for c in choices)
-        self._most = max((c.top_k for c in choices), default=0)
-        self._rank = column([max(c.top_k, 1) - 1 for c in choices]).long()
-        self._few = column([float(c.top_k > 0) for c in choices]).bool()
-        self._share = column([c.top_p for c in choices]) if any(c.top_p < 1 for c in choices) else None
+    def set(self, choices: Sequence[Choice]) -> None:
+        """The first rows have ``choices`` from now on; those behind them are greedy, and no one's."""
+        fill(self._greedy, [c.temperature == 0 for c in choices], rest=True)
+        fill(self._temperature, [c.temperature or 1.0 for c in choices], rest=1)
+        fill(self._rank, [max(c.top_k, 1) - 1 for c in choices])
+        fill(self._few, [c.top_k > 0 for c in choices])
+        fill(self._share, [c.top_p for c in choices], rest=1)
+        most = max((c.top_k for c in choices), default=0)
+        self.form = Form(
+            all(c.temperature == 0 for c in choices),
+            1 << (most - 1).bit_length() if most else 0,  # a row's own rank decides, so that more candidates change nothing
+            any(c.top_p < 1 for c in choices),
+        )
 
-    def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """Tokens (B,) for logits (B, V) float32 and uniform numbers (B,) in [0, 1): the inverse of the cumulative distribution."""
+    def __call__(self, logits: Tensor, uniform: Tensor, form: Form | None = None) -> Tensor:
+        """Tokens (B,) for logits (B, V) float32 and uniform numbers (B,) in [0, 1): the inverse of the cumulative distribution.
+
+        Args:
+            logits: of the first B rows.
+            uniform: theirs.
+            form: by default what the rows need now; a step that is recorded is told.
+        """
+        form, rows = form or self.form, len(logits)
         best = logits.argmax(-1)
-        if self._all_greedy:
+        if form.greedy:
             return best
-        logits = logits / self._temperature
-        if self._most:
-            likeliest = logits.topk(min(self._most, logits.shape[-1]), dim=-1).values
-            least = likeliest.gather(-1, self._rank.clamp_max(likeliest.shape[-1] - 1))
-            logits = logits.masked_fill(self._few & (logits < least), -torch.inf)
+        logits = logits / self._temperature[:rows]
+        if form.most:
+            likeliest = logits.topk(min(form.most, logits.shape[-1]), dim=-1).values
+            least = likeliest.gather(-1, self._rank[:rows].clamp_max(likeliest.shape[-1] - 1))
+            logits = logits.masked_fill(self._few[:rows] & (logits < least), -torch.inf)
         probability = logits.softmax(-1)
-        if self._share is not None:
-            probability = _nucleus(probability, self._share)
+        if form.nucleus:
+            probability = _nucleus(probability, self._share[:rows])
         reached = probability.cumsum(-1)
         drawn = torch.searchsorted(reached, uniform.unsqueeze(-1) * reached[:, -1:], right=True)
         drawn = drawn.clamp_max(logits.shape[-1] - 1)
-        return torch.where(self._greedy, best.unsqueeze(-1), drawn).squeeze(-1)
+        return torch.where(self._greedy[:rows], best.unsqueeze(-1), drawn).squeeze(-1)
 
 
 def _nucleus(probability: Tensor, share: Tensor) -> Tensor:

@@ -140,7 +140,10 @@ def _answers(engine: Engine, queue: int, ended: Callable[[str, float], None]) ->
     def finish(answers: Sequence[Answer]) -> list[Answered]:
         return [Answered(tuple(answer.tokens), answer.ended) for answer in answers]
 
-    return Lane(side, lambda: Answering(side.model, engine.builder, engine.most, engine.length), finish, queue, ended)
+    def anew() -> Answering:
+        return Answering(side.model, engine.builder, engine.most, engine.length, engine.recorder)
+
+    return Lane(side, anew, finish, queue, ended)
 
 
 def _pictures(engine: Engine, queue: int, ended: Callable[[str, float], None]) -> Lane[Any, Picture]:
@@ -152,7 +155,8 @@ def _pictures(engine: Engine, queue: int, ended: Callable[[str, float], None]) -
         tokens = torch.stack([drawing.tokens(picture) for picture in pictures])
         return [Drawn(picture, tuple(row)) for picture, row in zip(engine.render(tokens), tokens.tolist(), strict=True)]
 
-    lane: Lane[Any, Picture] = Lane(
-        side, lambda: Drawing(side.model, engine.builder, engine.most, engine.prompt_length), finish, queue, ended
-    )
+    def anew() -> Drawing:
+        return Drawing(side.model, engine.builder, engine.most, engine.prompt_length, engine.recorder)
+
+    lane: Lane[Any, Picture] = Lane(side, anew, finish, queue, ended)
     return lane

@@ -17,9 +17,12 @@ HOLDS, PARTLY, NOT_SHOWN, MIXED, OPPOSITE, UNTESTED, OPEN, MISSING = (
     "both ways",
     "the opposite",
     "cannot be tested here",
-    "open: one seed",
+    "open: too few seeds",
     "not run yet",
 )
+
+FEWEST_SEEDS = 3
+"""Seeds from which on there is a verdict: two often differ by the same, and then have an interval of no width."""
 
 _NAMED = {
     "interaction/correlation": "correlation of the curves",
@@ -102,9 +105,9 @@ def _scenarios(results: Results, claim: Mapping[str, Any]) -> list[str]:
 def _verdict(claim: Mapping[str, Any], scenario: str, deltas: Mapping[tuple[str, Measure], Estimate], key: str) -> Verdict:
     tested = corrected(deltas)
     findings = tuple(
-        Finding(measure.label, wanted, tested[key, measure].delta, measure.benchmark in _PLAIN, tested[key, measure].holds)
+        Finding(measure.label, wanted, one.delta, measure.benchmark in _PLAIN, one.holds and one.delta.count >= FEWEST_SEEDS)
         for measure, wanted in _wanted(claim)
-        if (key, measure) in tested
+        if (one := tested.get((key, measure))) is not None
     )
     against = claim.get("against")
     compared = variant_name(claim["of"]) + (f" {DASH} {variant_name(against)}" if against else "")
@@ -119,7 +122,7 @@ def _verdict(claim: Mapping[str, Any], scenario: str, deltas: Mapping[tuple[str,
 def judged(findings: Sequence[Finding]) -> str:
     """The verdict on a claim whose differences all were measured (at least one)."""
     for_it, against_it = sum(f.agrees for f in findings), sum(f.opposes for f in findings)
-    if min(finding.delta.count for finding in findings) == 1:
+    if min(finding.delta.count for finding in findings) < FEWEST_SEEDS:
         return OPEN
     if against_it:
         return MIXED if for_it else OPPOSITE

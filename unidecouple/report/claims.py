@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unidecouple.report.results import MAIN, START, Estimate, Measure, Results, difference, estimate
-from unidecouple.report.significance import corrected
+from unidecouple.report.significance import Compared, Key, corrected
 from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread, variant_name
 
 HOLDS, PARTLY, NOT_SHOWN, MIXED, OPPOSITE, UNTESTED, OPEN, MISSING = (
@@ -88,13 +88,13 @@ class Verdict:
 def verdicts(results: Results) -> tuple[Verdict, ...]:
     """Every claim of the grid in every scenario that it names, in the grid's order; none where the grid makes no claims."""
     claims = results.meta.get("config", {}).get("claims") or ()
-    deltas = {scenario: _deltas(results, scenario, claims) for scenario in results.scenarios}
+    tested = {scenario: corrected(_deltas(results, scenario, claims)) for scenario in results.scenarios}
     found: list[Verdict] = []
     for number, claim in enumerate(claims):
         if claim.get("of") is None:
             found.append(Verdict(claim["says"], claim["source"], "", "", (), "", UNTESTED, claim.get("settle", "")))
             continue
-        found += [_verdict(claim, scenario, deltas[scenario], str(number)) for scenario in _scenarios(results, claim)]
+        found += [_verdict(claim, scenario, tested[scenario], str(number)) for scenario in _scenarios(results, claim)]
     return tuple(found)
 
 
@@ -102,8 +102,7 @@ def _scenarios(results: Results, claim: Mapping[str, Any]) -> list[str]:
     return [scenario for scenario in results.scenarios if not claim.get("scenarios") or scenario in claim["scenarios"]]
 
 
-def _verdict(claim: Mapping[str, Any], scenario: str, deltas: Mapping[tuple[str, Measure], Estimate], key: str) -> Verdict:
-    tested = corrected(deltas)
+def _verdict(claim: Mapping[str, Any], scenario: str, tested: Mapping[Key, Compared], key: str) -> Verdict:
     findings = tuple(
         Finding(measure.label, wanted, one.delta, measure.benchmark in _PLAIN, one.holds and one.delta.count >= FEWEST_SEEDS)
         for measure, wanted in _wanted(claim)

@@ -1,4 +1,4 @@
-"""What tests of training share: a tiny size that fits the world's pictures, methods of two stages, the type of ``run``."""
+"""What tests of training share: a size that fits the world's pictures, methods of two stages, a short run, the type of ``run``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unidecouple.data.world.dataset import vocabulary
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Symbiotic
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
-from unidecouple.run import RunConfig
+from unidecouple.run import Data, Evaluation, RunConfig
 
 SMALL = TinySize(
     hidden_size=32,
@@ -31,6 +31,15 @@ _ALL_EXPERTS = {"generation": 1.0, "experts": 1.0, "expert_router": 1.0, "shared
 MOE_THEN_SYMBIOTIC = (
     Stage("mixture", 0.5, 1e-2, _ALL_EXPERTS, warmup_steps=1),
     Stage("parted", 0.5, 1e-2, _ALL_EXPERTS, structure=Symbiotic(), group_rates={"und": 0.1}, warmup_steps=1),
+)
+
+TWO_STEPS = RunConfig(
+    data=Data(pairs=8, scenes=8),
+    max_steps=2,
+    logging_steps=1,
+    diagnose=False,
+    evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
+    report_to=(),
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from small_runs import TWO_STEPS
 from unidecouple import config
 from unidecouple.cli import main
 from unidecouple.compare.budget import Cell, cells, check
@@ -23,7 +24,7 @@ from unidecouple.convert.load import checkpoint_folder
 from unidecouple.methods.merging import MERGINGS, AdaMerging, Merging, TaskArithmetic
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import TaskAwareMoE
-from unidecouple.run import Data, Evaluation, RunConfig
+from unidecouple.run import RunConfig
 from unidecouple.train import merging
 
 FULL = (Stage(train={"attention": 1, "ffn": 1}),)
@@ -117,16 +118,6 @@ def test_words_mean_their_method(method: Merging, monkeypatch: pytest.MonkeyPatc
     assert {type(method) for method in (TaskArithmetic(), AdaMerging())} == set(MERGINGS), "a new one needs its case here"
 
 
-SMALL = RunConfig(
-    data=Data(pairs=8, scenes=8),
-    max_steps=2,
-    logging_steps=1,
-    diagnose=False,
-    evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
-    report_to=(),
-)
-
-
 def weights(folder: Path | str) -> dict[str, torch.Tensor]:
     return load_file(checkpoint_folder(str(folder)) / "model.safetensors")
 
@@ -136,7 +127,7 @@ def test_a_merge_runs_to_its_end(small_base: Path, tmp_path: Path, capsys: pytes
     """With what it needs; then again after a kill between merging and scoring."""
     learned = Variant("l", merge=Merge(OF, AdaMerging(start=0.4, steps=2, batch_size=2)), other_budget="it looks again")
     variants = {name: Variant(name, stages=FULL, tasks=name) for name in OF} | {"dense_joint": Variant("d"), "learned": learned}
-    grid = Comparison("grid", {"S1": Scenario("replay", str(small_base), 2, 2)}, variants, run=SMALL)
+    grid = Comparison("grid", {"S1": Scenario("replay", str(small_base), 2, 2)}, variants, run=TWO_STEPS)
     folder = tmp_path / "grid"
     order = Order(folder, tmp_path / "cache", 2, ("variant=learned",))
     content = json.loads(run_comparison(grid, order).read_text())

@@ -14,21 +14,13 @@ from typing import Any
 
 import pytest
 
+from small_runs import TWO_STEPS
 from unidecouple import config
 from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
 from unidecouple.compare.runner import ComparisonError, Order, expected_work, run_comparison
 from unidecouple.methods.stage import Stage
-from unidecouple.run import Data, Evaluation, RunConfig
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
-TWO_STEPS = RunConfig(
-    data=Data(pairs=8, scenes=8),
-    max_steps=2,
-    logging_steps=1,
-    diagnose=False,
-    evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
-    report_to=(),
-)
 DRAW = (Stage(train={"generation": 1}),)
 RATES = {"": Rate(), "lr=0.3": Rate(0.3)}
 

@@ -70,7 +70,7 @@ def test_the_map_says_what_was_lost(matrix: dict[tuple[str, Measure], Cell]) -> 
 
 
 def test_the_report_has_it(experiment: Any, new_experiment: Callable[[], Any]) -> None:
-    assert "Transfer and forgetting" in render(load_results(experiment.write()))
+    assert "Transfer and forgetting" in render(load_results(experiment.write()), ())
     bare = new_experiment()
     bare.add("S2", "dense_joint", JOINT)
-    assert "S2 has neither a start nor a run on one task alone." in render(load_results(bare.write()))
+    assert "S2 has neither a start nor a run on one task alone." in render(load_results(bare.write()), ())

@@ -5,7 +5,7 @@ Arguments in ``--model_args``: pretrained, device, dtype. A question with severa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.likelihood import log_likelihood
+from unidecouple.generate.stopping import before_stop
 from unidecouple.generate.text import answer
 
 _LONGEST = 32
@@ -50,7 +51,7 @@ class Unidecouple(lmms):
             longest = max(int(setting.get("max_new_tokens", _LONGEST)) for setting in settings)
             pictures = [self._picture(*arguments[2:6]) for arguments in batch]
             said = answer(self._model, self._builder, pictures, [arguments[0] for arguments in batch], longest, len(batch))
-            answers += [_cut(text, setting.get("until")) for text, setting in zip(said, settings, strict=True)]
+            answers += [before_stop(text, _stops(setting)) for text, setting in zip(said, settings, strict=True)]
         return answers
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
@@ -99,7 +100,6 @@ class Unidecouple(lmms):
         return self._processor.understood(visuals[0].convert("RGB"))
 
 
-def _cut(text: str, until: Any) -> str:
-    for stop in [until] if isinstance(until, str) else until or []:
-        text = text.split(stop, maxsplit=1)[0] if stop else text
-    return text
+def _stops(setting: Mapping[str, Any]) -> list[str]:
+    until = setting.get("until") or []
+    return [stop for stop in ([until] if isinstance(until, str) else until) if stop]

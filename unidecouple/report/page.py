@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from unidecouple.files import write_text_atomic
 from unidecouple.report import diagnosis
 from unidecouple.report.answer import answer
-from unidecouple.report.claims import markdown, verdicts
+from unidecouple.report.claims import Verdict, markdown, verdicts
 from unidecouple.report.costs import budget_sentences, missing_sentence
 from unidecouple.report.diagnosis import Part
 from unidecouple.report.figures import overview
@@ -65,14 +65,15 @@ def write_report(folder: Path) -> Path:
         StorageError: the page could not be written; an earlier one is as it was.
     """
     path, results = folder / REPORT, load_results(folder)
-    write_text_atomic(path, render(results))
-    if found := verdicts(results):
+    found = verdicts(results)
+    write_text_atomic(path, render(results, found))
+    if found:
         write_text_atomic(folder / CLAIMS, markdown(found))
     return path
 
 
-def render(results: Results) -> str:
-    """The page as text."""
+def render(results: Results, claims: Sequence[Verdict]) -> str:
+    """The page as text; ``claims`` are what became of the grid's, none for a grid that makes none."""
     look = looks(results.names, results.axis_rank)
     here = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -83,7 +84,7 @@ def render(results: Results) -> str:
         partial=missing_sentence(results),
         scenarios=[_view(results, scenario, look) for scenario in results.scenarios],
         overview=overview(results, look),
-        claims=verdicts(results),
+        claims=claims,
         theme={"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER},
         command=results.meta.get("command"),
         facts_folded=_folded(results.meta),

@@ -1,4 +1,4 @@
-"""Rates by group of experts: the optimizer's steps scaled row by row, exactly what AdamW does at that rate."""
+"""Rates by group of tokens: the optimizer's steps scaled row by row, exactly what AdamW does at that rate."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unidecouple.batch import Batch, Task
+from unidecouple.methods.gradient import PCGrad, Sum
+from unidecouple.methods.stage import Objective
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.train.gradients import Gradients
 from unidecouple.train.group_rates import slow, slowed
-from unidecouple.train.trainable import apply, table
+from unidecouple.train.parallel import Parallel
+from unidecouple.train.step import train_step
+from unidecouple.train.trainable import apply, group_rows, table
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
-EXPERTS = {"experts": 1.0, "expert_router": 1.0}
 KINDS: list[dict[str, Any]] = [
     {"ffn": "typed_moe", "split": "drawn", "group_sizes": [3, 1]},
     {"ffn": "typed_moe", "split": "type", "experts_per_task": 3},
-    {"ffn": "ta_moe", "lora_rank": 4, "lora_targets": ["experts"]},
+    {"ffn": "ta_moe", "lora_rank": 4, "lora_targets": ["experts", "attention"], "lora_per_task": ["attention"]},
+    {"untied_layers": [0, 1], "untied_norm": True, "split": "drawn"},
+    {"untied_layers": [1], "split": "modality"},
 ]
-FIRST = ("und", "text", "mmu")
+FIRST = ("und", "text", "mmu", "und", "text")
 
 
 def stepped(model: nn.Module, rates: dict[str, float], factor: float = 1.0, steps: int = 1) -> dict[str, Tensor]:
     """Weights of a copy of ``model`` after some steps of AdamW on gradients that do not depend on it."""
     model = copy.deepcopy(model)
-    groups = apply(model, EXPERTS | ({"lora": 1.0} if any("lora" in n for n, _ in model.named_parameters()) else {}), factor * 1e-2)
+    groups = apply(model, {"*": 1.0}, factor * 1e-2)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
     slow(optimizer, slowed(model, rates))
     generator = torch.Generator().manual_seed(0)
@@ -46,19 +53,17 @@ def test_rows_move_by_exactly_the_factor(make_model: MakeModel, kind: dict[str, 
     model = make_model(**kind)
     start = dict(model.named_parameters())
     full, slower, held = (stepped(model, rates) for rates in ({}, {group: 0.01}, {group: 0.0}))
-    for layer in model.decoder.layers:
-        for weight, spans in layer.mlp.group_rows():
-            name = next(name for name, other in start.items() if other is weight)
-            mine, others = slice(spans[0].start, spans[0].stop), slice(spans[0].stop, None)
-            moved = (full[name] - weight)[mine]
-            assert moved.abs().min() > 1e-3
-            torch.testing.assert_close(
-                (slower[name] - weight)[mine], 0.01 * moved, rtol=0, atol=3e-7
-            )  # float32 steps of weights near 1
-            assert torch.equal(held[name][mine], weight[mine])
-            assert torch.equal(slower[name][others], full[name][others])
-    still = [name for name in start if not full[name].requires_grad]
-    assert all(torch.equal(slower[name], start[name]) for name in still)
+    names = {id(weight): name for name, weight in start.items()}
+    grouped = {names[id(weight)]: rows for weight, rows in group_rows(model)}
+    assert len(grouped) >= 4
+    for name, rows in grouped.items():
+        weight, mine, others = start[name], slice(rows[0].start, rows[0].stop), slice(rows[0].stop, None)
+        moved = (full[name] - weight)[mine]
+        assert moved.abs().min() > 1e-3
+        torch.testing.assert_close((slower[name] - weight)[mine], 0.01 * moved, rtol=0, atol=3e-7)  # float32 steps near 1
+        assert torch.equal(held[name][mine], weight[mine])
+        assert torch.equal(slower[name][others], full[name][others])
+    assert all(torch.equal(slower[name], full[name]) for name in start.keys() - grouped.keys())
 
 
 @torch.no_grad()
@@ -83,7 +88,7 @@ def test_every_group_has_its_own(make_model: MakeModel) -> None:
 @pytest.mark.parametrize(
     ("kind", "rates", "said"),
     [
-        (KINDS[0], {"mmu": 0.1}, "'mmu' is no group of this model's experts; it has und, gen"),
+        (KINDS[0], {"mmu": 0.1}, "'mmu' is no group of this model's weights; it has und, gen"),
         ({}, {"und": 0.1}, "it has none"),
         ({"ffn": "moe"}, {"und": 0.1}, "it has none"),
     ],
@@ -93,9 +98,32 @@ def test_groups_that_are_not_there(make_model: MakeModel, kind: dict[str, Any], 
         slowed(make_model(**kind), rates)
 
 
+@pytest.mark.parametrize("gradient", [Sum(), PCGrad(parameters=("norms",))], ids=["sum", "pcgrad"])
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[3]], ids=["experts", "layers"])
+def test_what_is_held_has_no_share_in_the_norm_that_is_clipped(
+    make_model: MakeModel, joint_batch: tuple[Batch, Batch], kind: dict[str, Any], gradient: Sum | PCGrad
+) -> None:
+    """The norm is that of all gradients but those of the held rows, and the step is the one that it allows."""
+    train = {"experts": 1, "expert_router": 1, "norms": 1} if "ffn" in kind else {"attention": 1, "ffn": 1, "norms": 1}
+    norms, left = {}, {}
+    for held in (False, True):
+        model = make_model(**kind).train()
+        optimizer = torch.optim.SGD(apply(model, dict(train), 0.0))
+        rates = slowed(model, {"und": 0.0} if held else {})
+        gradients = Gradients.of(model, gradient, Parallel(), rates)
+        objective = Objective(group_coeff=0)
+        result = train_step(model, optimizer, [joint_batch], objective, tuple(Task), None, 1e9, gradients=gradients)
+        norms[held] = result.grad_norm
+        rows = [weight.grad[rows[0].start : rows[0].stop] for weight, rows in group_rows(model) if weight.grad is not None]
+        left[held] = torch.cat([row.flatten() for row in rows]).norm().item()
+    assert left[True] == 0
+    assert 0.1 * norms[False] < left[False]
+    assert norms[True] ** 2 == pytest.approx(norms[False] ** 2 - left[False] ** 2, rel=1e-4)
+
+
 def test_a_group_of_which_nothing_trains(make_model: MakeModel) -> None:
     model = make_model(**KINDS[0])
-    groups = apply(model, {"attention": 1}, 1e-2)
+    groups = apply(model, {"attention": 1.0}, 1e-2)
     with pytest.raises(ValueError, match="nothing of group 'und' trains"):
         slowed(model, {"und": 0.1})
     assert table(model, groups, {"und": 0.01}).endswith("group und      lr x 0.01")

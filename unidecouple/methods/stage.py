@@ -90,8 +90,8 @@ class Stage:
         warmup_steps: linear.
         min_lr_ratio: where cosine ends.
         structure: what the model becomes at the start of the stage, before low-rank updates; None leaves it as it is.
-        group_rates: factors on the learning rate of a group of experts and its router, by the group's name (``GROUP_NAMES``),
-            beside those of ``train``.
+        group_rates: factors on the learning rate of what a group of tokens has for itself (its experts and their router, its set of
+            untied layers, its low-rank updates), by the group's name (``GROUP_NAMES``), beside those of ``train``; 0 holds it.
     """
 
     name: str = "joint"

@@ -38,8 +38,7 @@ def describe(run: RunConfig, cache: Path, say: Say) -> None:
         if stage.lora is not None:
             model = add_lora(model, stage.lora, run.seed)
         groups = apply(model, stage.train, stage.learning_rate)
-        slowed(model, stage.group_rates)  # raises as the run would
-        Gradients.of(model, stage.gradient, Parallel())
+        Gradients.of(model, stage.gradient, Parallel(), slowed(model, stage.group_rates))  # raises as the run would
         check_shield(model, stage)
         stage.of(source.tasks)
         say(f"\nstage {number}/{len(run.stages)} {stage.name!r}\n{table(model, groups, stage.group_rates)}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unidecouple.methods.gradient import Gradient, Sum
 from unidecouple.methods.selection import select
+from unidecouple.train.group_rates import Slowed, leave_out_held
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.trainable import unshared
 
@@ -58,16 +59,18 @@ class Gradients:
         weights: what trains.
         chosen: places in ``weights`` of those that ``strategy`` may work on.
         parallel: the processes that share the step.
+        slowed: groups of weights with rates of their own; those that are held get no gradient.
     """
 
     strategy: Gradient = field(default_factory=Sum)
     weights: Sequence[nn.Parameter] = ()
     chosen: Sequence[int] = ()
     parallel: Parallel = field(default_factory=Parallel)
+    slowed: Sequence[Slowed] = ()
     _found: dict[str, Found] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, strategy: Gradient, parallel: Parallel) -> Gradients:
+    def of(cls, model: nn.Module, strategy: Gradient, parallel: Parallel, slowed: Sequence[Slowed] = ()) -> Gradients:
         """For ``model``, of whose weights those that train require gradients.
 
         Raises:
@@ -86,7 +89,7 @@ class Gradients:
                 f"gradient {strategy.kind!r} works on {', '.join(strategy.parameters)}, which are one task's each: name weights "
                 "that the tasks share, or train a low-rank update that is not per_task"
             )
-        return cls(strategy, tuple(trained.values()), chosen, parallel)
+        return cls(strategy, tuple(trained.values()), chosen, parallel, slowed)
 
     def backward(self, losses: Losses) -> None:
         """Add the gradients of one part of a step to those of the parts before."""
@@ -100,11 +103,14 @@ class Gradients:
             loss.backward(retain_graph=left > 0)
             self._swap(name)
 
-    @torch.no_grad()
     def combine(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave in every weight's ``grad`` what ``optimizer`` shall see."""
-        if not self.chosen and not self.strategy.by_task:
-            return
+        if self.chosen or self.strategy.by_task:
+            self._combine(optimizer)
+        leave_out_held(self.slowed)
+
+    @torch.no_grad()
+    def _combine(self, optimizer: torch.optim.Optimizer) -> None:
         found = {name: self._summed(rows) for name, rows in self._found.items()} if self.strategy.by_task else {}
         self._found = {}
         others = found.pop(OTHERS, [None] * len(self.weights))

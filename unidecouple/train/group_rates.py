@@ -1,4 +1,7 @@
-"""Learning rates by group of experts, where one stacked weight holds several groups (arXiv 2604.07753; 2607.00293, B.2).
+"""Learning rates by group of tokens, where one stacked weight holds several groups.
+
+Of experts: Symbiotic-MoE (arXiv 2604.07753) and Rosetta (arXiv 2607.00293, B.2). Of whole layers: LMFusion (arXiv 2412.15188),
+which holds the modules that were there before and trains those added.
 
 A rate belongs to a whole tensor in torch's optimizers, and scaling gradients does nothing to Adam's steps. So the step itself
 is scaled: a group's rows go a share of the way that the optimizer took them, weight decay included. To rounding that is what
@@ -15,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unidecouple.models.groups import GROUP_NAMES
-from unidecouple.models.moe import MixtureOfExperts
-from unidecouple.train.trainable import local
+from unidecouple.train.trainable import group_rows, local, split_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class Slowed:
 
 
 def slowed(model: nn.Module, rates: Mapping[str, float]) -> list[Slowed]:
-    """Where the groups that ``rates`` names have weights that train: their experts, and their rows of the expert router.
+    """Where the groups that ``rates`` names have weights that train.
+
+    Those are their experts and their rows of the expert router, their sets of untied layers, and their low-rank updates where these
+    are routed by task.
 
     Args:
         model: as the optimizer has its weights (whole, or this process's shards).
@@ -38,28 +43,35 @@ def slowed(model: nn.Module, rates: Mapping[str, float]) -> list[Slowed]:
     Raises:
         ValueError: no layer has such a group, or nothing of it trains.
     """
-    mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts) and module.num_groups > 1]
-    known = {group: None for mixture in mixtures for group in GROUP_NAMES[mixture.split]}
+    stacked = list(group_rows(model))
+    known = GROUP_NAMES[split_of(model)] if stacked else ()
     found: list[Slowed] = []
     for name, factor in rates.items():
         if name not in known:
-            raise ValueError(f"group_rates: {name!r} is no group of this model's experts; it has {', '.join(known) or 'none'}")
-        mine = [
-            Slowed(weight, rows[GROUP_NAMES[mixture.split].index(name)], factor)
-            for mixture in mixtures
-            for weight, rows in mixture.group_rows()
-            if weight.requires_grad
-        ]
+            raise ValueError(f"group_rates: {name!r} is no group of this model's weights; it has {', '.join(known) or 'none'}")
+        mine = [Slowed(weight, rows[known.index(name)], factor) for weight, rows in stacked if weight.requires_grad]
         if not mine:
-            raise ValueError(f"group_rates: nothing of group {name!r} trains; train experts or expert_router, or leave it out")
+            raise ValueError(
+                f"group_rates: nothing of group {name!r} trains; train what the groups have apart (experts and expert_router, or "
+                "norms, attention and ffn of untied layers), or leave it out"
+            )
         found += mine
     return found
+
+
+@torch.no_grad()
+def leave_out_held(parts: Sequence[Slowed]) -> None:
+    """Zero the gradients of ``parts`` that do not move at all, so that they have no share in the norm that is clipped."""
+    for part in parts:
+        if part.factor == 0 and part.weight.grad is not None:
+            local(part.weight.grad, part.rows).zero_()
 
 
 def slow(optimizer: torch.optim.Optimizer, parts: Sequence[Slowed]) -> None:
     """From now on, ``optimizer`` moves ``parts`` by their factors, and all else as ever.
 
-    They are copied for the length of its step, when no activations are held any more.
+    They are copied for the length of its step, when no activations are held any more. What is held (factor 0) still has gradients
+    and moments of Adam, since it lies in one tensor with what moves.
     """
     if not parts:
         return

@@ -49,22 +49,30 @@ def table(model: nn.Module, groups: Sequence[Mapping[str, object]], group_rates:
     return "\n".join(lines)
 
 
+def group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[range, ...]]]:
+    """Stacked weights in which each group of tokens has rows of its own, and those rows, in the order of ``GROUP_NAMES``."""
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts) and module.num_groups > 1:
+            yield from module.group_rows()
+        elif isinstance(module, LoraLinear) and module.groups == len(Task):
+            yield from ((pair, spans([1] * module.groups)) for pair in (module.lora_A, module.lora_B))
+        elif isinstance(module, (UntiedLinear, UniRMSNorm)) and module.sets == len(Task):
+            yield from ((weight, spans([1] * module.sets)) for weight in module.parameters())
+
+
+def split_of(model: nn.Module) -> str:
+    """What ``model`` puts tokens into groups by, see ``GROUP_NAMES``."""
+    return next(module.config.split for module in model.modules() if isinstance(module, UniLlamaModel))
+
+
 def task_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[Task, range]]]:
     """Stacked weights in which a task has rows that are its own, and which rows those are.
 
     A group's rows are a task's own only if the way that tokens are split gives it a group (``PRIVATE``).
     """
-    split = next(module.config.split for module in model.modules() if isinstance(module, UniLlamaModel))
-    for module in model.modules():
-        stacked: list[tuple[nn.Parameter, tuple[range, ...]]] = []
-        if isinstance(module, MixtureOfExperts) and module.num_groups > 1:
-            stacked = module.group_rows()
-        elif isinstance(module, LoraLinear) and module.groups == len(Task):
-            stacked = [(pair, spans([1] * module.groups)) for pair in (module.lora_A, module.lora_B)]
-        elif isinstance(module, (UntiedLinear, UniRMSNorm)) and module.sets == len(Task):
-            stacked = [(weight, spans([1] * module.sets)) for weight in module.parameters()]
-        for weight, rows in stacked:
-            yield weight, {task: rows[group] for task, group in PRIVATE[split].items()}
+    private = PRIVATE[split_of(model)]
+    for weight, rows in group_rows(model):
+        yield weight, {task: rows[group] for task, group in private.items()}
 
 
 def unshared(model: nn.Module) -> set[int]:

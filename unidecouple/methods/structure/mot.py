@@ -22,7 +22,8 @@ class MoT:
         split: "modality" is Mixture-of-Transformers (arXiv 2411.04996, section 3: text against image tokens), "drawn" is BAGEL
             (arXiv 2505.14683: a second set for tokens to be generated; text and pictures to be understood share the base set;
             its generated tokens are a diffusion model's, ours are Janus's discrete ones), "task" is task-decoupled MoT (arXiv
-            2609.01607: the prompt of a picture goes with the picture).
+            2609.01607: the prompt of a picture goes with the picture). LMFusion (arXiv 2412.15188) is "drawn" with the base set
+            held, see ``Stage.group_rates``.
     """
 
     kind: Literal["mot"] = "mot"

@@ -27,17 +27,11 @@ from unidecouple.methods.structure.ta_moe import TaskAwareMoE
 from unidecouple.serve.api import Server
 from unidecouple.serve.run import uvicorn_server
 from unidecouple.train.build import restructure
+from waiting import until
 
 SHOTS = Path(os.environ.get("E2E_SHOTS", "runs/e2e"))
 WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
 KEY = "a key"
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 class Live:

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from unidecouple.generate.engine import Engine
 from unidecouple.serve.api import Server
 from unidecouple.serve.limits import Limits
 from unidecouple.serve.run import uvicorn_server
+from waiting import until
 
 MOST = 4
 """Answers, and pictures, at a time."""
@@ -40,14 +40,6 @@ class Live:
 
 Serve = Callable[..., AbstractContextManager[Live]]
 """``serve(limits=None, api_key=None)``."""
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for ``condition``; fail where it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 @contextlib.contextmanager

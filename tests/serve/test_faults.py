@@ -16,13 +16,7 @@ import pytest
 
 from unidecouple.batch import Task
 from unidecouple.serve.limits import Limits
-
-
-def until(condition: Any, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
+from waiting import until
 
 
 class Slow:

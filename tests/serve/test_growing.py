@@ -7,8 +7,7 @@ import base64
 import io
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -24,17 +23,11 @@ from unidecouple.generate.engine import UNDRAWN
 from unidecouple.serve.growing import due, image_events
 from unidecouple.serve.scheduler import Drawn
 from unidecouple.serve.stream import Watcher
+from waiting import until
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ImageGenPartialImageEvent | ImageGenCompletedEvent)
 ROUTE = "/v1/images/generations"
 ASKED: dict[str, Any] = {"model": "unified", "prompt": "a photo of a red cow"}
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from unidecouple.plan.devices import DEVICES, Assumptions
 from unidecouple.plan.tape import Tape
 from unidecouple.plan.ways import WAYS, Way, communication, memory
 from unidecouple.plan.weights import Weights, count
+from unidecouple.train.parallel import Parallel
 
 TakeStep = Callable[..., Step]
 LAYERS = [f"model.language_model.layers.{index}" for index in range(2)] + ["model.vision_model.encoder.layers.0"]
@@ -121,6 +122,21 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     yield
     dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_copies_have_gradients_once(step: TakeStep, joint_batch: tuple[Batch, Batch]) -> None:
+    """They are views of what DDP sends, so the storage behind them is what is planned for gradients, and nothing else."""
+    done = step({"*": 1}, "label", ffn="ta_moe")
+    weights = count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS)
+    done.model.zero_grad()
+    wrapped = Parallel(size=2).wrap(done.model)
+    output = wrapped(batch=joint_batch, routing="label")
+    (output.mmu.mean + output.t2i.mean).backward()
+    gradients = [weight.grad for weight in done.model.parameters() if weight.grad is not None]
+    behind = {gradient.untyped_storage().data_ptr(): gradient.untyped_storage().nbytes() for gradient in gradients}
+    assert len(behind) < len(gradients)
+    assert sum(behind.values()) == memory("ddp", weights, done.tape, 2, checkpointing=False).gradients
 
 
 @pytest.mark.usefixtures("process_group")

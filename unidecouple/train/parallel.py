@@ -51,12 +51,15 @@ class Parallel:
         return True
 
     def wrap(self, model: Model) -> nn.Module:
-        """``model`` as training calls it. Weights that a step leaves unused (one task's head) are found, not waited for."""
+        """``model`` as training calls it. Weights that a step leaves unused (one task's head) are found, not waited for.
+
+        Gradients lie in the buckets that travel, so that they are there once.
+        """
         model.to(self.device)
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
+        return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True, gradient_as_bucket_view=True)
 
     def trained(self, wrapped: nn.Module) -> Model:
         """The model whose parameters the optimizer gets."""

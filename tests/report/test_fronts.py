@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from unidecouple.report import diagnosis
-from unidecouple.report.fronts import front_gaps, front_names, front_sentences, height
+from unidecouple.report.fronts import front_gaps, front_names, front_sentences, height, leaders_sentence
 from unidecouple.report.results import POPE, Results, load_results
 from unidecouple.report.style import looks
 
@@ -50,6 +50,20 @@ def test_sentences(new_experiment: Any) -> None:
         "0.0 ± 0.0 at rate \u00d7 0.1 and +5.0 ± 0.0 at rate \u00d7 1 points.",
         "It drew better than dense joint did at any rate at rate \u00d7 3 (2 seeds).",
     ]
+
+
+def test_who_is_not_beaten_in_both(new_experiment: Any) -> None:
+    """In the order of the grid, single tasks left out; fewer than four points are no choice."""
+    made = new_experiment()
+    made.add("S2", "dense_t2i", {"pope": (0.4, 0.6), "geneval": (0.9, 0.9)})
+    made.add("S1-r1", "dense_joint", {"pope": (0.4, 0.6), "geneval": (0.9, 0.9)})
+    results = fronts(made)
+    assert leaders_sentence(results, "S2") == (
+        "By the means alone, which seeds may not tell from the next best, none of 6 variants and rates is better in both POPE and "
+        "GenEval than dense joint, understanding \u00d7 0.1 (90.0, 40.0), dense joint (70.0, 60.0), UniDecouple (85.0, 50.0) and "
+        "UniDecouple, rate \u00d7 3 (60.0, 70.0)."
+    )
+    assert leaders_sentence(results, "S1-r1") == ""
 
 
 def test_a_figure_only_where_several_rates_were_tried(new_experiment: Any, experiment: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unidecouple.report.fronts import front_sentences
+from unidecouple.report.fronts import front_sentences, leaders_sentence
 from unidecouple.report.results import GENEVAL, MAIN, POPE, UNIDECOUPLE, Estimate, Results
 from unidecouple.report.significance import found_sentence
 from unidecouple.report.wording import counted, listed, opening, points, signed, spread
@@ -18,7 +18,7 @@ def answer(results: Results, scenario: str) -> list[str]:
     """
     control = results.reference(scenario)
     said = [_kept(results, scenario, control), _compared(results, scenario, control), *front_sentences(results, scenario)]
-    said.append(found_sentence(results, scenario))
+    said += [found_sentence(results, scenario), leaders_sentence(results, scenario)]
     sentences = [sentence for sentence in said if sentence]
     return sentences or [f"{opening(scenario)}: no run of UniDecouple or of its dense control has a score yet."]
 

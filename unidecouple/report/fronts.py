@@ -9,8 +9,11 @@ import numpy as np
 
 from unidecouple.report.results import (
     DENSE_JOINT,
+    DENSE_MMU,
+    DENSE_T2I,
     GENEVAL,
     MAIN,
+    POPE,
     START,
     UNIDECOUPLE,
     Estimate,
@@ -19,7 +22,10 @@ from unidecouple.report.results import (
     estimate,
     split_rate,
 )
-from unidecouple.report.wording import counted, listed, rate_name, signed, spread
+from unidecouple.report.wording import counted, listed, points, rate_name, signed, spread, variant_name
+
+CHOICE = 4
+"""Points from which on it is worth telling which are best."""
 
 Point = tuple[float, float]
 """(generation, understanding), shares."""
@@ -125,6 +131,21 @@ def front_sentences(results: Results, scenario: str) -> list[str]:
         if further and measure == MAIN[0]:
             said.append(f"It drew better than dense joint did at any rate at {listed(further)}.")
     return said
+
+
+def leaders_sentence(results: Results, scenario: str) -> str:
+    """What no other is better than in both understanding and generation, single tasks left out; "" with too few to choose from."""
+    asked = [variant for variant in results.variants(scenario) if variant not in (START, DENSE_T2I, DENSE_MMU)]
+    found = {variant: point for variant in asked if (point := mean_point(results, scenario, variant, POPE))}
+    if len(found) < CHOICE:
+        return ""
+    means = {variant: (far.mean, kept.mean) for variant, (far, kept) in found.items()}
+    best = undominated(list(means.values()))
+    told = [
+        f"{variant_name(variant)} ({points(kept)}, {points(far)})" for variant, (far, kept) in means.items() if (far, kept) in best
+    ]
+    lead = f"By the means alone, which seeds may not tell from the next best, none of {len(found)} variants and rates"
+    return f"{lead} is better in both POPE and GenEval than {listed(told)}."
 
 
 def mean_point(results: Results, scenario: str, variant: str, measure: Measure) -> tuple[Estimate, Estimate] | None:

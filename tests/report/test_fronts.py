@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from unidecouple.report import diagnosis
+from unidecouple.report.figures_front import front
 from unidecouple.report.fronts import front_gaps, front_names, front_sentences, height, leaders_sentence
 from unidecouple.report.results import POPE, Results, load_results
 from unidecouple.report.style import looks
@@ -76,3 +78,25 @@ def test_a_figure_only_where_several_rates_were_tried(new_experiment: Any, exper
     single = load_results(experiment.write())
     assert diagnosis.fronts(single, "S1-r0", looks(single.names)).plots == ()
     assert front_sentences(single, "S1-r0") == []
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ((0.1, 0.6), "\u2193 60.0, 10.0"),
+        ((0.88, 0.01), "\u2190 1.0, 88.0"),
+        ((0.1, 0.01), "\u2199 1.0, 10.0"),
+        ((0.86, 0.58), None),
+    ],
+)
+def test_what_is_far_out_is_an_arrow_at_the_edge(new_experiment: Any, lost: tuple[float, float], told: str | None) -> None:
+    """With its GenEval and understanding; it does not press the others together."""
+    made = new_experiment()
+    for place, variant in enumerate(("dense_joint", "moe", "near", "nearer")):
+        made.add("S2", variant, {"pope": (0.90 - 0.01 * place,) * 2, "geneval": (0.60 + 0.01 * place,) * 2})
+    made.add("S2", "lost", {"pope": (lost[0],) * 2, "geneval": (lost[1],) * 2})
+    results = load_results(made.write())
+    drawn = front(results, "S2", ("dense_joint", "lost"), looks(results.names), "front")
+    assert drawn is not None
+    assert re.findall(r">([\u2190\u2193\u2199][^<]*)<", drawn.svg) == ([told] if told else [])
+    assert not {"20", "40"} & set(re.findall(r">(\d+)<", drawn.svg))

@@ -68,6 +68,14 @@ def test_who_is_not_beaten_in_both(new_experiment: Any) -> None:
     assert leaders_sentence(results, "S1-r1") == ""
 
 
+def test_equal_scores_are_equal_over_any_number_of_seeds(new_experiment: Any) -> None:
+    """The mean of three times .1 is not .1 in floats; who draws less at the same understanding is no leader."""
+    made = new_experiment()
+    for variant, drawn, seeds in (("moe", 0.1, 2), ("less", 0.2, 3), ("more", 0.5, 2), ("least", 0.05, 3)):
+        made.add("S2", variant, {"pope": (0.1,) * seeds, "geneval": (drawn,) * seeds})
+    assert leaders_sentence(load_results(made.write()), "S2").endswith("than more (10.0, 50.0).")
+
+
 def test_a_figure_only_where_several_rates_were_tried(new_experiment: Any, experiment: Any) -> None:
     results = fronts(new_experiment())
     assert front_names(results, "S2") == ("dense_joint", "unidecouple")

@@ -50,7 +50,7 @@ def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path
     good = Variant("good", stages=DRAW, tasks="t2i", rates=("lr=0.3",))  # its folder has an equals sign, as overrides have
     bad = Variant("bad", stages=(Stage(learning_rate=1e38, warmup_steps=0, train={"generation": 1}),), rates=("",))
     grid = small_grid(small_base, dense_t2i=good, bad=bad)
-    order = Order(tmp_path / "grid", tmp_path / "cache", 2, ("variant=start",), "a test")
+    order = Order(tmp_path / "grid", tmp_path / "cache", 2, ("variant=start",), command="a test")
     part = json.loads(run_comparison(grid, order).read_text())
     assert [run["variant"] for run in part["meta"]["runs"]] == ["start"]
     assert [run["variant"] for run in part["meta"]["missing"]] == ["dense_t2i@lr=0.3", "bad"]

@@ -26,8 +26,15 @@ def compare(arguments: argparse.Namespace) -> int:
 
     chosen = load_config(Comparison, arguments.recipe)
     folder = arguments.output or Path("runs") / chosen.name
-    command = shlex.join(["unidecouple", "compare", *arguments.recipe, *(f"--only={text}" for text in arguments.only)])
-    order = Order(folder, arguments.cache, arguments.workers or os.cpu_count() or 1, tuple(arguments.only), command)
+    options = [f"--only={text}" for text in arguments.only] + [f"--results={path}" for path in arguments.results]
+    order = Order(
+        folder,
+        arguments.cache,
+        arguments.workers or os.cpu_count() or 1,
+        tuple(arguments.only),
+        tuple(arguments.results),
+        shlex.join(["unidecouple", "compare", *arguments.recipe, *options]),
+    )
     failure = None
     try:
         print(f"results: {run_comparison(chosen, order)}", flush=True)
@@ -112,6 +119,14 @@ def add_commands(commands: Commands) -> None:
         default=[],
         metavar="KEY=VALUE,...",
         help="run a part of the grid: scenario=, variant=, rate=, seed=; values of one key are alternatives, keys must all hold",
+    )
+    grid.add_argument(
+        "--results",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a results.json of the same grid from another folder or machine: its runs are taken, not run",
     )
     one = add(commands, train, "train", recipe=True)
     one.add_argument("--output", type=Path, required=True, help="folder of the run")

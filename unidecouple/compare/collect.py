@@ -16,8 +16,9 @@ from unidecouple import config as configs
 from unidecouple.batch import TASK_KEYS, Task
 from unidecouple.compare.budget import Cell
 from unidecouple.compare.cost import cost_of
+from unidecouple.compare.elsewhere import Taken, key_of
 from unidecouple.compare.plan import START, Comparison, Job
-from unidecouple.compare.readings import from_one_task, readings
+from unidecouple.compare.readings import FROM_ONE_TASK, from_one_task, readings
 from unidecouple.convert.load import checkpoint_folder
 from unidecouple.files import sha256_tree
 from unidecouple.report.results import DENSE_MMU, DENSE_T2I
@@ -30,6 +31,7 @@ def collect(
     grid: Comparison,
     planned: Sequence[Job],
     done: Sequence[Job],
+    taken: Taken,
     cells: Mapping[str, Mapping[str, Cell]],
     folder: Path,
     wall_seconds: float,
@@ -40,7 +42,8 @@ def collect(
     Args:
         grid: as asked for.
         planned: all its jobs.
-        done: those whose scores are in ``folder``; the others are listed in ``meta["missing"]``.
+        done: those whose scores are in ``folder``.
+        taken: runs of others that were finished elsewhere; what is in neither is listed in ``meta["missing"]``.
         cells: see ``budget.cells``.
         folder: of the comparison.
         wall_seconds: that this command took.
@@ -49,20 +52,27 @@ def collect(
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     seconds: dict[Path, float] = {}
-    for job in done:
-        found = json.loads((folder / job.folder / RESULT).read_text())
-        seconds[job.folder] = found["cpu_seconds"]
-        place = {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
+    here = {job.folder for job in done}
+    for job in planned:
         seen = _seen(job, cells, folder)
-        scores = [{"step": found["step"]} | score for score in found["scores"]]
-        rows += [place | row | seen for row in scores + readings(folder / job.folder)]
-        spent = {key: found.get(key) for key in ("wall_seconds", "cpu_seconds", "peak_memory_bytes")}
-        spent["cpu_seconds"] += sum(seconds.get(parent, 0.0) for parent in job.parents)  # a merge itself is not timed
-        runs.append(place | {"folder": job.folder.as_posix()} | spent | seen)
+        if job.folder in here:
+            found = json.loads((folder / job.folder / RESULT).read_text())
+            seconds[job.folder] = found["cpu_seconds"]
+            place = {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
+            scores = [{"step": found["step"]} | score for score in found["scores"]]
+            rows += [place | row | seen for row in scores + readings(folder / job.folder)]
+            spent = {key: found.get(key) for key in ("wall_seconds", "cpu_seconds", "peak_memory_bytes")}
+            spent["cpu_seconds"] += _of_parents(job, seconds)  # a merge itself is not timed
+            runs.append(place | {"folder": job.folder.as_posix()} | spent | seen)
+        elif (run := taken.runs.get(key_of(job))) is not None:
+            tried = {"rates_tried": seen["rates_tried"]}
+            rows += [{**row, **tried} for row in taken.rows[key_of(job)] if row["metric"] != FROM_ONE_TASK]
+            runs.append({**run, **tried})
+            seconds[job.folder] = run["cpu_seconds"] - _of_parents(job, seconds)
     rows += from_one_task(rows, {Task.MMU.key: DENSE_MMU, Task.T2I.key: DENSE_T2I})
     bases = sorted({job.config.model_name_or_path for job in planned})
-    places = {job.folder for job in done}
-    missing = [{"scenario": j.scenario, "variant": j.variant, "seed": j.seed} for j in planned if j.folder not in places]
+    absent = [job for job in planned if job.folder not in here and key_of(job) not in taken.runs]
+    missing = [{"scenario": job.scenario, "variant": job.variant, "seed": job.seed} for job in absent]
     meta = {
         "name": grid.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -82,10 +92,15 @@ def collect(
         "budgets": {s: {n: c.budget.to_json() | {"rates": list(c.rates)} for n, c in of.items()} for s, of in cells.items()},
         "costs": {s: {n: cost_of(c).to_json() for n, c in of.items()} for s, of in cells.items()},
         "missing": missing,
+        "sources": taken.sources,
         "runs": runs,
         "config": configs.plain(grid),
     }
     return {"meta": meta, "rows": rows}
+
+
+def _of_parents(job: Job, seconds: Mapping[Path, float]) -> float:
+    return sum(seconds.get(parent, 0.0) for parent in job.parents)
 
 
 def _seen(job: Job, cells: Mapping[str, Mapping[str, Cell]], folder: Path) -> dict[str, int | None]:

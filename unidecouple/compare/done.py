@@ -35,6 +35,10 @@ def _foreign(job: Job, folder: Path) -> str:
     mine, said = folder / job.folder, RECORD if job.merge else RUN
     if not (mine / said).is_file():
         return f"{mine} has {RESULT} but no {said} that says of which run" if (mine / RESULT).is_file() else ""
-    found = configs.differences(mine / said, job.record)
-    more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return f"{mine / said} has {', '.join(found[:SHOWN])}{more}" if found else ""
+    found = configs.differences(configs.load(type(job.record), [mine / said]), job.record)
+    return f"{mine / said} has {some(found)}" if found else ""
+
+
+def some(told: Sequence[str]) -> str:
+    """The first of ``told``, and how many more there are."""
+    return ", ".join(told[:SHOWN]) + (f", and {len(told) - SHOWN} more" if len(told) > SHOWN else "")

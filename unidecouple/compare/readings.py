@@ -12,6 +12,9 @@ from unidecouple.report import logs
 VALIDATION = "/val"
 """Ends the metric of a validation score."""
 
+FROM_ONE_TASK = "from_one_task"
+"""The metric that is made of several runs' rows."""
+
 
 def readings(folder: Path) -> list[dict[str, Any]]:
     """Rows (step, benchmark, metric, value) of the run in ``folder``; those of which it kept no log are left out.
@@ -55,7 +58,7 @@ def from_one_task(rows: Sequence[Mapping[str, Any]], controls: Mapping[str, str]
             if (task := metric.partition("/")[0]) in alone and metric in alone[task]
         ]
         if len(gaps) == len(points) and variant not in controls.values():
-            found.append({**next(iter(points.values())), "metric": "from_one_task", "value": sum(gaps) / len(gaps)})
+            found.append({**next(iter(points.values())), "metric": FROM_ONE_TASK, "value": sum(gaps) / len(gaps)})
     return found
 
 

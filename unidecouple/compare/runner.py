@@ -15,6 +15,7 @@ from unidecouple import config as configs
 from unidecouple.compare.budget import cells, check
 from unidecouple.compare.collect import collect
 from unidecouple.compare.done import finished
+from unidecouple.compare.elsewhere import key_of, take
 from unidecouple.compare.merge import MERGED, RECORD, words
 from unidecouple.compare.only import chosen, parse
 from unidecouple.compare.plan import Comparison, Job, jobs
@@ -35,6 +36,7 @@ class Order:
         cache: drawn data.
         workers: runs at a time, each with one thread.
         only: parts of the grid to run, see ``only.parse``; empty is all.
+        results: files ``results.json`` of the same grid from elsewhere, see ``elsewhere.take``; their runs are not run again.
         command: how this was called, for the record.
     """
 
@@ -42,6 +44,7 @@ class Order:
     cache: Path
     workers: int
     only: tuple[str, ...] = ()
+    results: tuple[Path, ...] = ()
     command: str = ""
 
 
@@ -52,7 +55,8 @@ def run_comparison(grid: Comparison, order: Order) -> Path:
         Path of ``results.json``.
 
     Raises:
-        ValueError: budgets differ, ``only`` names what the grid has not, or the folder holds other runs. Nothing was run.
+        ValueError: budgets differ, ``only`` names what the grid has not, or the folder or ``results`` hold other runs. Nothing was
+            run.
         ComparisonError: a run failed; its log's end is in the message. The others went on, and are in ``results.json``.
     """
     began, folder = time.monotonic(), order.folder
@@ -61,9 +65,13 @@ def run_comparison(grid: Comparison, order: Order) -> Path:
     print(f"{grid.name}: {len(planned)} runs of {len(grid.variants)} variants; computing what they see and cost", flush=True)
     compared = cells(planned)
     check(grid, compared)
+    taken = take(order.results, planned)
     before = {job.folder for job in finished(planned, folder)}
+    known = before | {job.folder for job in planned if key_of(job) in taken.runs}
     write_text_atomic(folder / "comparison.yaml", configs.dump(grid))
-    waiting = sorted((job for place, job in wanted.items() if place not in before), key=expected_work, reverse=True)
+    merging = {parent for place, job in wanted.items() if place not in known for parent in job.parents}
+    known -= merging - before  # a merge needs weights, and results have none
+    waiting = sorted((job for place, job in wanted.items() if place not in known), key=expected_work, reverse=True)
     done = len(wanted) - len(waiting)
     print(f"{grid.name}: {len(wanted)} runs, {done} of them done before, {order.workers} at a time", flush=True)
     for job in {job.config.model_name_or_path: job for job in waiting if job.config.data.t2i_batch_size}.values():
@@ -72,8 +80,8 @@ def run_comparison(grid: Comparison, order: Order) -> Path:
     trained = {job.folder for job in finished(planned, folder)}
     failed += _run_all([job for job in waiting if job.merge and trained.issuperset(job.parents)], order)
     there, results = finished(planned, folder), folder / "results.json"
-    if there:
-        content = collect(grid, planned, there, compared, folder, time.monotonic() - began, order.command)
+    if there or taken.runs:
+        content = collect(grid, planned, there, taken, compared, folder, time.monotonic() - began, order.command)
         write_json_atomic(results, content)
         if content["meta"]["missing"]:
             print(f"{grid.name}: {len(content['meta']['missing'])} of {len(planned)} runs are missing in {results}", flush=True)

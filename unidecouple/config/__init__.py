@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
@@ -20,7 +20,7 @@ from unidecouple.config.explain import explain
 from unidecouple.config.layers import Layers
 from unidecouple.config.yaml12 import ConfigError, write
 
-__all__ = ["ConfigError", "differences", "dump", "load", "plain"]
+__all__ = ["ConfigError", "differences", "dump", "load", "plain", "restore"]
 
 T = TypeVar("T")
 
@@ -41,10 +41,23 @@ def load(schema: type[T], paths: Sequence[Path], overrides: Sequence[str] = ()) 
         layers.add_file(Path(path))
     for override in overrides:
         layers.add_override(override)
-    try:
-        return _adapter(schema).validate_json(json.dumps(layers.values))  # as JSON: strict, yet a list may become a tuple
-    except ValidationError as error:
-        raise ConfigError(explain(schema, layers, error.errors(include_url=False))) from None
+    return _checked(schema, layers)
+
+
+def restore(schema: type[T], values: Mapping[str, Any], source: str) -> T:
+    """The configuration that ``plain`` gave as ``values``; a key that is newer has its default value.
+
+    Args:
+        schema: its class.
+        values: JSON's own types.
+        source: where they stand, for messages.
+
+    Raises:
+        ConfigError: the values do not fit the schema; every misfit is listed.
+    """
+    layers = Layers()
+    layers.add_values(values, source)
+    return _checked(schema, layers)
 
 
 def dump(config: object) -> str:
@@ -57,15 +70,16 @@ def plain(config: object) -> Any:
     return _adapter(type(config)).dump_python(config, mode="json")
 
 
-def differences(saved: Path, config: object) -> list[str]:
-    """Lines on where the configuration in file ``saved`` is not ``config``; none if they mean the same.
+def differences(theirs: object, ours: object) -> list[str]:
+    """Lines on where configuration ``theirs`` is not ``ours``, as "stages.0.share: 0.1, not 0.05"; none if they mean the same."""
+    return _differences(plain(theirs), plain(ours))
 
-    They are compared by meaning: a setting that is newer than the file has its default value there.
 
-    Raises:
-        ConfigError: the file is missing, or holds what the schema of ``config`` does not know.
-    """
-    return _differences(plain(load(type(config), [saved])), plain(config))
+def _checked(schema: type[T], layers: Layers) -> T:
+    try:
+        return _adapter(schema).validate_json(json.dumps(layers.values))  # as JSON: strict, yet a list may become a tuple
+    except ValidationError as error:
+        raise ConfigError(explain(schema, layers, error.errors(include_url=False))) from None
 
 
 def _adapter(schema: type[T]) -> TypeAdapter[T]:

@@ -51,8 +51,12 @@ class Layers:
             raise ConfigError(f"{path}: '{BASE_KEY}' must be a file name or a list of file names, not {bases!r}")
         for name in names:
             self.add_file(path.parent / name, (*starters, path.resolve()))
-        self._merge(self.values, content, (), str(path))
-        self.sources[()] = str(path)
+        self.add_values(content, str(path))
+
+    def add_values(self, values: Mapping[str, Any], source: str) -> None:
+        """Merge ``values``, which came from ``source``."""
+        self._merge(self.values, values, (), source)
+        self.sources[()] = source
 
     def add_override(self, override: str) -> None:
         """Merge one "dotted.key=value", its value in YAML.

@@ -121,7 +121,11 @@ def _facts(results: Results) -> list[str]:
     meta = results.meta
     runs = sum(run.variant != "start" for run in results.runs)
     facts = [str(meta["created"])[:10]] if meta.get("created") else []
-    facts += [counted(runs, "run"), counted(len({row.seed for row in results.rows}), "seed")]
+    taken = sum("source" in run for run in meta["runs"])
+    facts += [
+        counted(runs, "run") + (f" ({taken} taken from elsewhere)" if taken else ""),
+        counted(len({row.seed for row in results.rows}), "seed"),
+    ]
     times = (("wall_seconds", "wall time"), ("cpu_seconds", "CPU time"))
     facts += [f"{duration(meta[key])} of {what}" for key, what in times if meta.get(key)]
     return facts + ([f"commit {meta['commit'][:10]}"] if meta.get("commit") else [])
@@ -129,5 +133,12 @@ def _facts(results: Results) -> list[str]:
 
 def _folded(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(heading, JSON) of the parts of ``meta`` that are there to look things up in."""
-    names = {"config": "Configuration", "versions": "Versions", "hashes": "Hashes", "chance": "Chance levels", "runs": "Runs"}
+    names = {
+        "config": "Configuration",
+        "versions": "Versions",
+        "hashes": "Hashes",
+        "chance": "Chance levels",
+        "sources": "Runs taken from elsewhere",
+        "runs": "Runs",
+    }
     return [(names[key], json.dumps(meta[key], indent=2, ensure_ascii=False)) for key in names if meta.get(key)]

@@ -145,7 +145,7 @@ def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
 def _claim(folder: Path, run: RunConfig) -> None:
     """Save ``run`` in ``folder``, or make sure that it is the one saved there."""
     path = folder / RUN
-    if path.is_file() and (found := configs.differences(path, run)):
+    if path.is_file() and (found := configs.differences(configs.load(RunConfig, [path]), run)):
         told = "; ".join(found)
         raise ValueError(f"{folder} holds another run ({path} has {told}): choose another output folder, or remove it")
     write_text_atomic(path, configs.dump(run))

@@ -13,7 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "unidecouple").rglob("*.py"))
-SOURCES = [*PACKAGE, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+SOURCES = [
+    *PACKAGE,
+    *sorted((ROOT / "tests").rglob("*.py")),
+    *sorted((ROOT / "benchmarks").rglob("*.py")),
+    ROOT / "results" / "refresh.py",
+]
 
 TEXT_ENDINGS = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".jsonl", ".html", ".j2", ".css", ".js", ".cfg", ""}
 TEXT_FOLDERS = ("unidecouple", "tests", "benchmarks", "recipes", "results", "docs", ".ci")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import statistics
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,6 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "methods"
 PAGES = sorted(path for path in FOLDER.glob("*.md") if path.stem != "README")
 OWN = config.load(Comparison, [ROOT / "recipes" / "compare" / "own.yaml"]).variants
-SCORES = (("pope", "accuracy"), ("vqa", "accuracy"), ("geneval", "overall"))
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -51,24 +48,15 @@ def test_snippets_take_a_step_of_each_stage(page: Path, small_base: Path, small_
             assert step_of_each_stage(job.config, small_base, small_cache, tmp_path / job.name) == len(job.config.stages)
 
 
-def measured(results: str, scenario: str, variant: str) -> list[float]:
-    """POPE, VQA and GenEval, mean over seeds, from a file of results."""
-    rows = json.loads((ROOT / "results" / results / "results.json").read_text())["rows"]
-    mine = [row for row in rows if (row["scenario"], row["variant"]) == (scenario, variant)]
-    return [statistics.mean(row["value"] for row in mine if (row["benchmark"], row["metric"]) == score) for score in SCORES]
-
-
 @every_page
-def test_figures_are_those_of_results(page: Path) -> None:
+def test_measured_variants_are_named(page: Path) -> None:
+    """Their figures are held against results in test_refresh.py, row by row."""
     text = page.read_text()
     assert "**Measured.**" in text
-    tables = re.findall(r"\(`results/([\w-]+)/`, scenario ([\w-]+)\):\n\n((?:\|.*\n)+)", text)
+    tables = re.findall(r"\(`results/[\w-]+/`, scenario [\w-]+\):\n\n((?:\|.*\n)+)", text)
     assert tables or "**Measured.** Not measured yet" in text
-    for results, scenario, table in tables:
-        rows = re.findall(r"^\| `(\w+)` \| (\S+) \| (\S+) \| (\S+) \|$", table, re.MULTILINE)
-        assert len(rows) == table.count("\n") - 2
-        for variant, *figures in rows:
-            assert [f"{value:.3f}".lstrip("0") for value in measured(results, scenario, variant)] == figures, variant
+    for table in tables:
+        assert len(re.findall(r"^\| `\w+` \| \S+ \| \S+ \| \S+ \|$", table, re.MULTILINE)) == table.count("\n") - 2
 
 
 @every_page

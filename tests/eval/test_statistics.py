@@ -41,6 +41,11 @@ def test_equal_values_give_an_interval_of_no_width() -> None:
     assert interval.excludes_zero
 
 
+@given(st.floats(0, 1), st.integers(2, 9))
+def test_the_mean_of_equal_values_is_theirs(value: float, count: int) -> None:
+    assert mean_interval([value] * count).mean == value
+
+
 def test_pairing_by_seed_removes_what_seeds_share() -> None:
     ours, theirs = {2: 0.93, 0: 0.52, 1: 0.71}, {0: 0.50, 1: 0.70, 2: 0.90}
     # differences .02, .01, .03: mean .02, deviation .01, half width .01 / sqrt(3) * 4.30265 = .0248414

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from unidecouple.report.claims import HOLDS, MISSING, MIXED, NOT_SHOWN, OPEN, OPPOSITE, PARTLY, UNTESTED, markdown, verdicts
+from unidecouple.report.claims import HOLDS, MISSING, MIXED, NOT_SHOWN, OPEN, OPPOSITE, PARTLY, UNTESTED, verdicts
+from unidecouple.report.markdown import claims_table
 from unidecouple.report.page import CLAIMS, write_report
 from unidecouple.report.results import load_results
 from unidecouple.report.wording import DASH, MINUS
@@ -107,7 +108,7 @@ def test_page_and_table_tell_the_same(new_experiment: Any) -> None:
     assert 'id="claims"' in page
     assert "POPE +1.0 ± 0.0 *" in page
     table = (folder / CLAIMS).read_text()
-    assert table == markdown(verdicts(load_results(folder)))
+    assert table == claims_table(verdicts(load_results(folder)))
     assert f"| claim 0 | a paper | S2 | ours {DASH} dense joint: POPE +1.0 ± 0.0 *, VQA +3.0 ± 2.5 * | 3 | reproduced |" in table
     assert "| claim 1 | a paper |  | A GPU. |  | cannot be tested here |" in table
 

@@ -169,14 +169,3 @@ def _measure(name: str) -> Measure:
     if base and metric == "val":
         return Measure(benchmark, f"{base.metric}/val", f"{base.label} on validation samples")
     return Measure(benchmark, metric, _NAMED.get(name, name.replace("_", " ")))
-
-
-def markdown(found: Sequence[Verdict]) -> str:
-    """The verdicts as a table, a line a claim and scenario."""
-    lines = ["| claim | source | where | difference | seeds | here |", "|---|---|---|---|---|---|"]
-    for one in found:
-        told = f"{one.compared}: {', '.join(finding.told for finding in one.findings)}" if one.findings else ""
-        told += (" To settle it: " if told else "") + one.settle if one.settle else ""
-        seeds = one.seeds.split(" ")[0]
-        lines.append(f"| {one.says} | {one.source} | {one.scenario} | {told} | {seeds} | {one.verdict} |")
-    return "\n".join(lines) + "\n"

@@ -139,8 +139,7 @@ def leaders_sentence(results: Results, scenario: str) -> str:
     found = {variant: point for variant in asked if (point := mean_point(results, scenario, variant, POPE))}
     if len(found) < CHOICE:
         return ""
-    # rounded: means of equal scores over three and over five seeds differ in the last bit
-    means = {variant: (round(far.mean, 9), round(kept.mean, 9)) for variant, (far, kept) in found.items()}
+    means = {variant: (far.mean, kept.mean) for variant, (far, kept) in found.items()}
     best = undominated(list(means.values()))
     told = [
         f"{variant_name(variant)} ({points(kept)}, {points(far)})" for variant, (far, kept) in means.items() if (far, kept) in best

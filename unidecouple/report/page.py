@@ -15,18 +15,19 @@ from markupsafe import Markup, escape
 from unidecouple.files import write_text_atomic
 from unidecouple.report import diagnosis
 from unidecouple.report.answer import answer
-from unidecouple.report.claims import Verdict, markdown, verdicts
+from unidecouple.report.claims import Verdict, verdicts
 from unidecouple.report.costs import budget_sentences, missing_sentence
 from unidecouple.report.diagnosis import Part
 from unidecouple.report.figures import overview
 from unidecouple.report.figures_forest import forest
 from unidecouple.report.gallery import Gallery, gallery
+from unidecouple.report.markdown import claims_table, scores_table
 from unidecouple.report.results import Results, load_results
 from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, looks
 from unidecouple.report.tables import AreaTable, Detail, Headline, area_table, details, headline
 from unidecouple.report.wording import MINUS, counted, duration
 
-REPORT, CLAIMS = "report.html", "claims.md"
+REPORT, SCORES, CLAIMS = "report.html", "scores.md", "claims.md"
 _TEMPLATE = "template.html.j2"
 _NUMBERS = re.compile(rf"[+{MINUS}]?\d+\.\d(?: ± \d+\.\d)?|\d+%(?! interval)")
 
@@ -55,7 +56,7 @@ class ScenarioView:
 def write_report(folder: Path) -> Path:
     """Write ``folder/report.html`` from ``folder/results.json`` and what the runs it names left beside their scores.
 
-    Where the grid makes claims, ``folder/claims.md`` has what became of them, as on the page.
+    ``folder/scores.md`` has the scores as Markdown, and, where the grid makes claims, ``folder/claims.md`` what became of them.
 
     Returns:
         The page's path. The page needs no other file, no network and no script.
@@ -67,8 +68,10 @@ def write_report(folder: Path) -> Path:
     path, results = folder / REPORT, load_results(folder)
     found = verdicts(results)
     write_text_atomic(path, render(results, found))
+    tables = [f"## {scenario}\n\n{scores_table(results, scenario)}" for scenario in results.scenarios]
+    write_text_atomic(folder / SCORES, "\n".join(tables))
     if found:
-        write_text_atomic(folder / CLAIMS, markdown(found))
+        write_text_atomic(folder / CLAIMS, claims_table(found))
     return path
 
 

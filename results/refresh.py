@@ -1,0 +1,77 @@
+"""Puts the figures of ``results/`` where documents quote them: ``python results/refresh.py [FOLDER OF A COMPARISON]``.
+
+With a folder its results are first copied to ``results/``, to the place of their name. A document quotes in one of two forms:
+
+- a table below a comment that names it, ``<!-- results/field: scores, S1-r16 -->`` or ``<!-- results/field: claims -->``, is
+  replaced whole;
+- of a table below a line that names a folder of results and "scenario S1-r16", say, each row that begins with a variant's name in
+  backticks gets that variant's figures: with a deviation where it has one.
+
+Prose is not touched; a test tells where a table is not what the results say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+from unidecouple.files import write_text_atomic
+from unidecouple.report.claims import verdicts
+from unidecouple.report.markdown import claims_table, mean_and_deviation, scores_table
+from unidecouple.report.results import MAIN, RESULTS, Results, load_results
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "EXPERIMENTS.md", *sorted((ROOT / "docs").rglob("*.md")))
+_TABLE = r"((?:\|.*\n)+)"
+_WHOLE = re.compile(r"(<!-- results/([\w-]+): (?:scores, ([\w-]+)|claims) -->\n\n)" + _TABLE)
+_ROWS = re.compile(r"(^(?=.*results/([\w-]+)/)(?=.*\bscenario ([\w-]+)).*\n\n)" + _TABLE, re.MULTILINE)
+_ROW = re.compile(r"^(\|[^|]*`([\w.@=-]+)`[^|]*)((?:\|[^|\n]*){3})\|$", re.MULTILINE)
+
+
+def refreshed(text: str) -> str:
+    """``text`` with the figures of ``results/``.
+
+    Raises:
+        ValueError: it quotes results, or a variant of them, that are not there.
+    """
+    text = _WHOLE.sub(lambda found: found[1] + _whole(_results(found[2]), found[3]), text)
+    return _ROWS.sub(lambda found: found[1] + _ROW.sub(lambda row: row[1] + _figures(row, found[2], found[3]), found[4]), text)
+
+
+def _whole(results: Results, scenario: str | None) -> str:
+    return scores_table(results, scenario) if scenario else claims_table(verdicts(results))
+
+
+def _figures(row: re.Match[str], name: str, scenario: str) -> str:
+    results = _results(name)
+    if row[2] not in results.variants(scenario):
+        raise ValueError(f"{row[0]!r} is of a variant that results/{name} has not in {scenario!r}")
+    told = [mean_and_deviation(list(results.final(scenario, row[2], measure).values())) for measure in MAIN]
+    spread = "±" in row[3]
+    return "".join(f"| {one if spread else one.partition(' ')[0]} " for one in told) + "|"
+
+
+@cache
+def _results(name: str) -> Results:
+    return load_results(ROOT / "results" / name)
+
+
+def publish(folder: Path) -> None:
+    """Copy the results of the comparison in ``folder``, without spaces: they are read by programs."""
+    content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    kept = ROOT / "results" / content["meta"]["name"]
+    kept.mkdir(exist_ok=True)
+    write_text_atomic(kept / RESULTS, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    for given in sys.argv[1:]:
+        publish(Path(given))
+    for document in DOCUMENTS:
+        before = document.read_text(encoding="utf-8")
+        if (after := refreshed(before)) != before:
+            write_text_atomic(document, after)
+            print(document.relative_to(ROOT))

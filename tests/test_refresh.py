@@ -1,0 +1,66 @@
+"""Tables that documents quote are what ``results/`` says."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from results import refresh
+from results.refresh import DOCUMENTS, ROOT, publish, refreshed
+
+FIELD = json.loads((ROOT / "results" / "field" / "results.json").read_text())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_quote_what_results_say(path: Path) -> None:
+    assert refreshed(path.read_text()) == path.read_text(), "python results/refresh.py mends the tables; read the prose yourself"
+
+
+def test_what_is_quoted() -> None:
+    """So that the test above has something to find."""
+    found = re.findall(r"<!-- results/field: (.*) -->", (ROOT / "EXPERIMENTS.md").read_text())
+    assert found == ["scores, S1-r16", "scores, S2", "claims"]
+    assert re.search(r"results/field/results.json\), scenario S1-r16\):\n\n\| \| POPE", (ROOT / "README.md").read_text())
+
+
+def test_figures_are_replaced_and_words_are_not() -> None:
+    """Against means and deviations worked out here; rows without a variant's name stay."""
+    scores = {}
+    for benchmark in ("pope", "vqa", "geneval"):
+        mine = [r for r in FIELD["rows"] if (r["scenario"], r["variant"], r["benchmark"]) == ("S2", "moe", benchmark)]
+        values = [r["value"] for r in mine if r["metric"] == {"geneval": "overall"}.get(benchmark, "accuracy")]
+        scores[benchmark] = (f"{statistics.mean(values):.3f}"[1:], f"{statistics.stdev(values):.3f}"[1:])
+    head = "See (`results/field/`, scenario S2):\n\n| | P | V | G |\n|---|---|---|---|\n"
+    text = head + "{}| none | .5 | .1 | .0 |\n\n| `moe` | 1 | 2 | 3 |\n"
+    wrong = "| a mixture (`moe`) | .1 | .2 | .3 |\n| `moe` | .1 ± .1 | .2 ± .1 | .3 ± .1 |\n"
+    means, both = (
+        " | ".join(mean for mean, _ in scores.values()),
+        " | ".join(f"{mean} ± {spread}" for mean, spread in scores.values()),
+    )
+    assert refreshed(text.format(wrong)) == text.format(f"| a mixture (`moe`) | {means} |\n| `moe` | {both} |\n")
+
+
+def test_whole_tables_are_replaced() -> None:
+    found = refreshed("<!-- results/field: scores, S2 -->\n\n| old |\n| table |\n\nText.\n")
+    assert found.startswith(
+        "<!-- results/field: scores, S2 -->\n\n| | seeds | POPE | VQA | GenEval |\n|---|---|---|---|---|\n| `start` | 1 | .979 |"
+    )
+    assert found.endswith(" |\n\nText.\n")
+    assert "old" not in found
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'\| `moo` .*' is of a variant that results/field has not in 'S2'"):
+        refreshed("(`results/field/`, scenario S2):\n\n| `moo` | .1 | .2 | .3 |\n")
+
+
+def test_publishing_copies_under_the_comparison_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refresh, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results.json").write_text(json.dumps({"meta": {"name": "own"}, "rows": []}, indent=1))
+    publish(tmp_path)
+    assert (tmp_path / "results" / "own" / "results.json").read_text() == '{"meta": {"name": "own"}, "rows": []}\n'

@@ -14,8 +14,8 @@ from unidecouple.batch import Batch, Task
 from unidecouple.methods.gradient import PCGrad, Sum
 from unidecouple.methods.stage import Objective
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.train.gradients import Gradients
-from unidecouple.train.group_rates import slow, slowed
+from unidecouple.train.gradients import Gradients, Losses
+from unidecouple.train.group_rates import Slowed, slow, slowed
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import train_step
 from unidecouple.train.trainable import apply, group_rows, table
@@ -98,8 +98,11 @@ def test_groups_that_are_not_there(make_model: MakeModel, kind: dict[str, Any], 
         slowed(make_model(**kind), rates)
 
 
-@pytest.mark.parametrize("gradient", [Sum(), PCGrad(parameters=("norms",))], ids=["sum", "pcgrad"])
-@pytest.mark.parametrize("kind", [KINDS[0], KINDS[3]], ids=["experts", "layers"])
+@pytest.mark.parametrize(
+    ("kind", "gradient"),
+    [(KINDS[0], Sum()), (KINDS[0], PCGrad(parameters=("norms",))), (KINDS[3], Sum())],  # of tied norms, which are not held
+    ids=["experts-sum", "experts-pcgrad", "layers-sum"],
+)
 def test_what_is_held_has_no_share_in_the_norm_that_is_clipped(
     make_model: MakeModel, joint_batch: tuple[Batch, Batch], kind: dict[str, Any], gradient: Sum | PCGrad
 ) -> None:
@@ -119,6 +122,27 @@ def test_what_is_held_has_no_share_in_the_norm_that_is_clipped(
     assert left[True] == 0
     assert 0.1 * norms[False] < left[False]
     assert norms[True] ** 2 == pytest.approx(norms[False] ** 2 - left[False] ** 2, rel=1e-4)
+
+
+def test_what_is_held_has_no_say_in_what_others_do() -> None:
+    """Rows 0 and 1 oppose, all else agrees: with them held there is no conflict, and PCGrad's direction is the sum."""
+    weight, other = nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.zeros(5))
+    rows, ones = torch.ones(4, 3), torch.ones(5)
+    against = torch.cat([torch.full((2, 3), -9.0), torch.ones(2, 3)])
+    found = {}
+    for factor in (1.0, 0.0):
+        held = [Slowed(weight, range(2), factor)]
+        gradients = Gradients(PCGrad(), (weight, other), (0, 1), Parallel(), held)
+        sums = [(rows * weight).sum() + (ones * other).sum(), (against * weight).sum() + (ones * other).sum()]
+        gradients.backward(Losses({"mmu": sums[0], "t2i": sums[1]}, [(rows * weight).sum()], {}))
+        gradients.combine(torch.optim.SGD([weight, other]))
+        assert weight.grad is not None
+        assert other.grad is not None
+        found[factor] = weight.grad.clone(), other.grad.clone()
+        weight.grad = other.grad = None
+    assert torch.equal(found[0.0][0], torch.tensor([0.0, 0, 3, 3])[:, None].expand(4, 3)), "1 + 1, and 1 of no task's loss"
+    assert torch.equal(found[0.0][1], 2 * ones)
+    assert not torch.allclose(found[1.0][1], 2 * ones)
 
 
 def test_a_group_of_which_nothing_trains(make_model: MakeModel) -> None:

@@ -103,18 +103,18 @@ class Gradients:
             loss.backward(retain_graph=left > 0)
             self._swap(name)
 
+    @torch.no_grad()
     def combine(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave in every weight's ``grad`` what ``optimizer`` shall see."""
-        if self.chosen or self.strategy.by_task:
-            self._combine(optimizer)
-        leave_out_held(self.slowed)
-
-    @torch.no_grad()
-    def _combine(self, optimizer: torch.optim.Optimizer) -> None:
-        found = {name: self._summed(rows) for name, rows in self._found.items()} if self.strategy.by_task else {}
+        found = {name: self._summed(rows) for name, rows in self._found.items()} or {TOTAL: [w.grad for w in self.weights]}
         self._found = {}
+        for rows in found.values():  # before they are combined: what is held has no say in what others do
+            leave_out_held(self.slowed, dict(zip(map(id, self.weights), rows, strict=True)))
+        if self.chosen or self.strategy.by_task:
+            self._combine(found, optimizer)
+
+    def _combine(self, found: dict[str, Found], optimizer: torch.optim.Optimizer) -> None:
         others = found.pop(OTHERS, [None] * len(self.weights))
-        found = found or {TOTAL: [weight.grad for weight in self.weights]}
         met = [place for place in self.chosen if all(_reached(rows[place], len(found)) for rows in found.values())]
         rows = {name: [g for place in met if (g := all_rows[place]) is not None] for name, all_rows in found.items()}
         momenta = [optimizer.state.get(self.weights[place], {}).get("exp_avg") for place in met]
@@ -131,13 +131,13 @@ class Gradients:
             weight.grad = gradient
 
     def _summed(self, rows: Found) -> Found:
-        """Summed over processes; each has a share of every loss. None stays where no process has a gradient."""
+        """Summed over processes, each of which has a share of every loss; None stays where no process has a gradient."""
         if self.parallel.size == 1:
             return rows
         device = self.weights[0].device
         known = self.parallel.sum(torch.tensor([row is not None for row in rows], dtype=torch.int32, device=device)).tolist()
         filled = (torch.zeros_like(weight) if row is None else row for weight, row in zip(self.weights, rows, strict=True))
-        return [self.parallel.sum(row) if some else None for row, some in zip(filled, known, strict=True)]
+        return [self.parallel.sum_(row) if some else None for row, some in zip(filled, known, strict=True)]
 
 
 def _reached(gradient: Tensor | None, tasks: int) -> bool:

@@ -59,12 +59,17 @@ def slowed(model: nn.Module, rates: Mapping[str, float]) -> list[Slowed]:
     return found
 
 
-@torch.no_grad()
-def leave_out_held(parts: Sequence[Slowed]) -> None:
-    """Zero the gradients of ``parts`` that do not move at all, so that they have no share in the norm that is clipped."""
+def leave_out_held(parts: Sequence[Slowed], gradients: Mapping[int, Tensor | None]) -> None:
+    """Zero the rows of ``parts`` that do not move at all in ``gradients``, so that they have no share in a norm or a direction.
+
+    Args:
+        parts: groups with rates of their own.
+        gradients: by ``id`` of the weight.
+    """
     for part in parts:
-        if part.factor == 0 and part.weight.grad is not None:
-            local(part.weight.grad, part.rows).zero_()
+        gradient = gradients.get(id(part.weight))
+        if part.factor == 0 and gradient is not None:
+            local(gradient, part.rows).zero_()
 
 
 def slow(optimizer: torch.optim.Optimizer, parts: Sequence[Slowed]) -> None:

@@ -82,8 +82,11 @@ class Parallel:
 
     def sum(self, value: Tensor) -> Tensor:
         """``value`` summed over processes, the same on each."""
+        return self.sum_(value.clone()) if self.size > 1 else value
+
+    def sum_(self, value: Tensor) -> Tensor:
+        """``sum``, written over ``value``."""
         if self.size > 1:
-            value = value.clone()
             dist.all_reduce(value)
         return value
 

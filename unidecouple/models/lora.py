@@ -45,11 +45,14 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:
         """(..., in) -> (..., out); ``group`` (...) int64 is needed when there is a pair for each task."""
-        y = F.linear(x, self.weight, self.bias)
         if not self.groups or (self.groups > 1 and group is None):
-            return y
-        low = self.scale * F.linear(x, self.lora_A.flatten(0, 1))  # scaled where it is narrow
+            return F.linear(x, self.weight, self.bias)
+        rows = x.reshape(-1, self.in_features)
+        y = F.linear(rows, self.weight, self.bias)
+        low = self.scale * F.linear(rows, self.lora_A.flatten(0, 1))  # scaled where it is narrow
         if self.groups > 1 and group is not None:
-            mine = F.one_hot(group, self.groups).to(low.dtype)
+            mine = F.one_hot(group.flatten(), self.groups).to(low.dtype)
             low = (low.unflatten(-1, (self.groups, self.rank)) * mine.unsqueeze(-1)).flatten(-2)
-        return y.add_(F.linear(low, self.lora_B.transpose(0, 1).flatten(1)))  # in place: one tensor as large as the output less
+        wide = self.lora_B.transpose(0, 1).flatten(1).to(y.dtype)  # autocast leaves what is written in place alone
+        y.addmm_(low.to(y.dtype), wide.t())  # added as it is made: no further tensor as large as the output
+        return y.view(*x.shape[:-1], self.out_features)

@@ -55,6 +55,7 @@ def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path
     assert [run["variant"] for run in part["meta"]["runs"]] == ["start"]
     assert [run["variant"] for run in part["meta"]["missing"]] == ["dense_t2i@lr=0.3", "bad"]
     assert "2 of 3 runs are missing" in capsys.readouterr().out
+    assert part["meta"]["wall_seconds"] > 0
 
     start = tmp_path / "grid" / "S1-r0" / "start" / "seed0" / "scores.json"
     written = start.stat().st_mtime_ns
@@ -65,6 +66,7 @@ def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path
     content = json.loads((tmp_path / "grid" / "results.json").read_text())
     assert content["meta"]["missing"] == [{"scenario": "S1-r0", "variant": "bad", "seed": 0}]
     check_rows(content, str(small_base))
+    assert content["meta"]["wall_seconds"] is None, "of the second command alone"
 
     whole = json.loads(run_comparison(replace(grid, variants={"dense_t2i": good}), replace(order, only=())).read_text())
     assert "2 runs, 2 of them done before" in capsys.readouterr().out

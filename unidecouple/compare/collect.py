@@ -34,7 +34,7 @@ def collect(
     taken: Taken,
     cells: Mapping[str, Mapping[str, Cell]],
     folder: Path,
-    wall_seconds: float,
+    wall_seconds: float | None,
     command: str,
 ) -> dict[str, Any]:
     """What ``results.json`` holds: a row a score, with the budget of its run, and ``meta``.
@@ -46,7 +46,7 @@ def collect(
         taken: runs of others that were finished elsewhere; what is in neither is listed in ``meta["missing"]``.
         cells: see ``budget.cells``.
         folder: of the comparison.
-        wall_seconds: that this command took.
+        wall_seconds: that all runs together took; None where it is not known.
         command: how it was called.
     """
     rows: list[dict[str, Any]] = []

@@ -81,7 +81,8 @@ def run_comparison(grid: Comparison, order: Order) -> Path:
     failed += _run_all([job for job in waiting if job.merge and trained.issuperset(job.parents)], order)
     there, results = finished(planned, folder), folder / "results.json"
     if there or taken.runs:
-        content = collect(grid, planned, there, taken, compared, folder, time.monotonic() - began, order.command)
+        took = None if known else time.monotonic() - began  # of a part of the runs it would be read as that of all
+        content = collect(grid, planned, there, taken, compared, folder, took, order.command)
         write_json_atomic(results, content)
         if content["meta"]["missing"]:
             print(f"{grid.name}: {len(content['meta']['missing'])} of {len(planned)} runs are missing in {results}", flush=True)

@@ -32,7 +32,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float], str]] = {
     "dense, vision trains": ({}, {"vision": 1}, "learned"),
     "dense, nothing below the text head trains": ({}, {"text_head": 1}, "learned"),
     "dense, LoRA": (DENSE_LORA, {"lora": 1}, "learned"),
-    "dense, LoRA by task": ({**DENSE_LORA, "lora_per_task": ["attention", "mlp"]}, {"lora": 1}, "label"),
+    "dense, LoRA by task": ({**DENSE_LORA, "lora_per_task": ["attention", "mlp"]}, {"lora": 1}, "learned"),
     "moe": ({"ffn": "moe"}, ALL, "learned"),
     "stage 1": ({"ffn": "ta_moe"}, STAGE_1, "label"),
     "experts alone": ({"ffn": "ta_moe"}, {"experts": 1}, "label"),

@@ -167,6 +167,11 @@ class UniLlamaConfig(LlamaConfig):
         return ("attention", *(("experts", *shared, "router") if mixtures else ()), *dense)
 
     @property
+    def told_updates(self) -> bool:
+        """Whether low-rank updates are routed by task where nothing learns to route, so that a token must be told its task."""
+        return self.ffn == "dense" and any(self.lora_groups(target) > 1 for target in self.lora_targets)
+
+    @property
     def mixture_layers(self) -> tuple[int, ...]:
         """Layers whose FFN is a mixture of experts, in order."""
         if self.ffn == "dense":

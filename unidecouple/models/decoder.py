@@ -238,7 +238,8 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         if self.config.first_token:
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
-        group = told if route_by == "label" else None if task_logits is None else task_logits.argmax(-1)
+        known = route_by == "label" or self.config.told_updates
+        group = told if known else None if task_logits is None else task_logits.argmax(-1)
         states, decisions, measured = [], [], []
         for layer in self.layers:
             states.append(hidden)
@@ -281,9 +282,9 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
     def _told(self, task_ids: Tensor | None, modality_ids: Tensor | None, shape: torch.Size) -> Tensor | None:
         """(B, T) group of each token, or None where it is not told and need not be."""
         told = token_groups(self.config.split, task_ids, modality_ids)
-        if told is None and self.config.untied_layers is not None:
+        if told is None and (self.config.untied_layers is not None or self.config.told_updates):
             needed = "task_ids" if self.config.split == "task" else "modality_ids"
-            raise ValueError(f"layers untied by {self.config.split!r} need {needed} of every token: pass them")
+            raise ValueError(f"weights of their own by {self.config.split!r} need {needed} of every token: pass them")
         return None if told is None else told.expand(shape)
 
 

@@ -16,7 +16,7 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.world.catalog import COLORS
 from unidecouple.data.world.scene import CELL_NAMES
 from unidecouple.methods.stage import Lora, Objective, Stage
-from unidecouple.methods.structure import TaskAwareMoE
+from unidecouple.methods.structure import Dense, Structure, TaskAwareMoE
 from unidecouple.run import Lesson, RunConfig
 from unidecouple.train.batches import WorldBatches, world_batches
 from unidecouple.train.build import add_lora, restructure
@@ -47,19 +47,23 @@ def test_experts_apart_moves_experts_and_freezes_attention(small_run: RunConfig,
     assert not [name for name in moved if "self_attn" in name or "vqmodel" in name or "norm" in name or "shared_expert" in name]
 
 
-@pytest.mark.parametrize("layers", [None, (1,)])
+EXPERTS = (APART_THEN_JOINT[0], replace(APART_THEN_JOINT[1], lora=Lora(4, 8.0, per_task=("attention", "shared_expert"))))
+UPDATES = (Stage("LoRA", 1.0, 1e-2, {"generation": 1, "lora": 1}, lora=Lora(4, 8.0, ("attention", "mlp"), ("attention", "mlp"))),)
+
+
+@pytest.mark.parametrize(
+    ("structure", "stages"),
+    [
+        (TaskAwareMoE(task_routing="label"), EXPERTS),
+        (TaskAwareMoE(task_routing="label", moe_layers=(1,)), EXPERTS),
+        (Dense(), UPDATES),
+    ],
+    ids=["experts", "experts in a layer", "updates by task"],
+)
 def test_generation_data_alone_leaves_understanding_bit_for_bit(
-    small_run: RunConfig, run: Run, tmp_path: Path, layers: tuple[int, ...] | None
+    small_run: RunConfig, run: Run, tmp_path: Path, structure: Structure, stages: tuple[Stage, ...]
 ) -> None:
-    config = replace(
-        small_run,
-        structure=TaskAwareMoE(task_routing="label", moe_layers=layers),
-        data=replace(small_run.data, mmu_batch_size=0),
-        stages=(
-            APART_THEN_JOINT[0],
-            replace(APART_THEN_JOINT[1], lora=Lora(4, 8.0, per_task=("attention", "shared_expert"))),
-        ),
-    )
+    config = replace(small_run, structure=structure, data=replace(small_run.data, mmu_batch_size=0), stages=stages)
     run(config, tmp_path)
     after, _ = load(str(all_checkpoints(tmp_path)[-1]))
     before, processor = load(config.model_name_or_path)
@@ -69,6 +73,8 @@ def test_generation_data_alone_leaves_understanding_bit_for_bit(
     task = torch.zeros(1, 1, dtype=torch.long)
     told = after(input_ids=ids, pixel_values=picture, task_ids=task).logits
     torch.testing.assert_close(told, before(input_ids=ids, pixel_values=picture).logits, atol=1e-5, rtol=0)
+    drawn = (name for name, weight in after.named_parameters() if "lora_B" in name and weight[-1].any())
+    assert next(drawn), "low-rank updates of generation moved"
     assert not torch.equal(after.model.generation_head.vision_head.weight, before.model.generation_head.vision_head.weight)
 
 

@@ -147,7 +147,7 @@ def test_parts_of_recipes_match_every_set(make_model: MakeModel) -> None:
 @pytest.mark.parametrize(("split", "needed"), [("task", "task_ids"), ("modality", "modality_ids"), ("drawn", "modality_ids")])
 def test_what_unties_must_be_told(make_model: MakeModel, split: str, needed: str) -> None:
     model, ids = make_model(untied_layers=[1], split=split), torch.ones(1, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match=f"untied by '{split}' need {needed}"):
+    with pytest.raises(ValueError, match=f"of their own by '{split}' need {needed}"):
         model.decoder(input_ids=ids)
     if split != "task":
         model(input_ids=ids)  # from text alone Janus knows what is a picture, but not the task

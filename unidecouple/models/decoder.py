@@ -238,8 +238,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         if self.config.first_token:
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
-        known = route_by == "label" or self.config.told_updates
-        group = told if known else None if task_logits is None else task_logits.argmax(-1)
+        group = told if route_by == "label" or self.config.told_updates else _chosen(task_logits)
         states, decisions, measured = [], [], []
         for layer in self.layers:
             states.append(hidden)
@@ -286,6 +285,11 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             needed = "task_ids" if self.config.split == "task" else "modality_ids"
             raise ValueError(f"weights of their own by {self.config.split!r} need {needed} of every token: pass them")
         return None if told is None else told.expand(shape)
+
+
+def _chosen(task_logits: Tensor | None) -> Tensor | None:
+    """The likelier group of each token; None without a router that stands before the layers."""
+    return None if task_logits is None else task_logits.argmax(-1)
 
 
 AutoModel.register(UniLlamaConfig, UniLlamaModel)

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -141,8 +141,10 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_tree(path: Path) -> str:
+def sha256_tree(path: Path, without: Container[str] = ()) -> str:
     """Hexadecimal SHA-256 of a folder: of its files' relative names and hashes, whatever order the disk lists them in.
+
+    Files named ``without`` are left out.
 
     Raises:
         ValueError: ``path`` is no folder.
@@ -150,7 +152,7 @@ def sha256_tree(path: Path) -> str:
     if not path.is_dir():
         raise ValueError(f"{path} is no folder, so it has no hash; sha256_file is for single files")
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    entries = [[name, sha256_file(path / name)] for name in names]
+    entries = [[name, sha256_file(path / name)] for name in names if name not in without]
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 

@@ -23,12 +23,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.command(arguments)
     except (ValueError, OSError, ArithmeticError) as error:
-        print(f"unidecouple: {error}", file=sys.stderr)
+        print(f"unidecouple: {_said(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("unidecouple: interrupted; finished runs are kept, and the same command resumes the others", file=sys.stderr)
         return INTERRUPTED
     return code
+
+
+def _said(error: Exception) -> str:
+    """The system's errors without their number, the file first."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | os.PathLike):
+        return f"{os.fspath(error.filename)}: {error.strerror.lower()}"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, add_group, load_config, say
+from unidecouple.cli.command import OK, add, add_group, load_config, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -74,8 +74,8 @@ def add_commands(commands: Commands) -> None:
     )
     command.add_argument("--to", choices=layouts, default=layouts[0], help="layout of the result (default: unidecouple)")
     command.add_argument("--structure", choices=structures, help="structure of the result (default: as it is)")
-    command.add_argument("--experts-per-task", type=int, help="experts in a task's group of a new mixture (default: 2)")
-    command.add_argument("--num-experts-per-tok", type=int, help="experts a token is sent to (default: 1, of rosetta 2)")
+    command.add_argument("--experts-per-task", type=whole(1), help="experts in a task's group of a new mixture (default: 2)")
+    command.add_argument("--num-experts-per-tok", type=whole(1), help="experts a token is sent to (default: 1, of rosetta 2)")
     command.add_argument(
         "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="a new mixture without a shared expert"
     )
@@ -92,8 +92,8 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--task", choices=("mmu", "t2i"), help="keep only what serves this task; --structure dense then folds it")
     command.add_argument("--merge-lora", action="store_true", help="add low-rank updates to their weights (other layouts: always)")
     command.add_argument("--max-shard-size", default="5GB", help="most bytes of one file of weights (default: 5GB)")
-    command.add_argument("--seed", type=int, default=0, help="of new routers (default: 0)")
-    command.add_argument("--image-size", type=int, help="pixels a side of an Emu3's pictures (default: as they are, or 720)")
+    command.add_argument("--seed", type=whole(0), default=0, help="of new routers (default: 0)")
+    command.add_argument("--image-size", type=whole(1), help="pixels a side of an Emu3's pictures (default: as they are, or 720)")
     joined = add(commands, merge, "merge")
     joined.add_argument("base", help="checkpoint that the models were fine-tuned from, or a shipped base's name")
     joined.add_argument("tuned", nargs="+", help="folders of the models, or of their runs")
@@ -104,8 +104,8 @@ def add_commands(commands: Commands) -> None:
     joined.add_argument("--scale", type=float, default=0.3, help="coefficient of every model, or where it starts (default: 0.3)")
     joined.add_argument("--recipe", nargs="+", help="adamerging: recipes and key=value overrides, whose data are the inputs")
     joined.add_argument("--learning-rate", type=float, default=1e-3, help="adamerging: of the coefficients (default: 0.001)")
-    joined.add_argument("--steps", type=int, default=500, help="adamerging: steps of learning (default: 500)")
-    joined.add_argument("--batch-size", type=int, default=16, help="adamerging: samples a task and step (default: 16)")
+    joined.add_argument("--steps", type=whole(1), default=500, help="adamerging: steps of learning (default: 500)")
+    joined.add_argument("--batch-size", type=whole(1), default=16, help="adamerging: samples a task and step (default: 16)")
     joined.add_argument(
         "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
     )
@@ -113,7 +113,7 @@ def add_commands(commands: Commands) -> None:
     parsers = {"save": add(group, adapter_save, "save"), "load": add(group, adapter_load, "load")}
     parsers["save"].add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
     parsers["save"].add_argument("--base", help="checkpoint it was trained from (default: what the run's run.yaml says)")
-    parsers["save"].add_argument("--seed", type=int, help="the run's, for a dense base's routers (default: run.yaml's, or 0)")
+    parsers["save"].add_argument("--seed", type=whole(0), help="the run's, for a dense base's routers (default: run.yaml's, or 0)")
     parsers["save"].add_argument("--with-experts", action="store_true", help="keep experts that training changed, in full")
     parsers["load"].add_argument("base", help="checkpoint that the adapter belongs to, or a shipped base's name")
     parsers["load"].add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` wrote")

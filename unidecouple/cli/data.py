@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import FAILED, OK, add, add_group, progress_bar
+from unidecouple.cli.command import FAILED, OK, add, add_group, progress_bar, share, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -61,12 +61,14 @@ def encode(arguments: argparse.Namespace) -> int:
     from unidecouple.data.encode import encode as write_cache
     from unidecouple.data.formats import open_readers
     from unidecouple.data.pictures import Shaper
+    from unidecouple.train.launch import device_of
 
+    place = device_of(arguments.device)
     model, processor = load(arguments.model)
     readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache)
     manifest = write_cache(
         readers,
-        model.model.vqmodel.to(arguments.device),
+        model.model.vqmodel.to(place),
         Shaper(processor),
         arguments.output,
         batch_size=arguments.batch_size,
@@ -96,13 +98,15 @@ def add_commands(commands: Commands) -> None:
         )
     for name in ("check", "encode"):
         parsers[name].add_argument(
-            "--max-bad-ratio", type=float, default=0.01, help="share of bad records above which it fails (default: 0.01)"
+            "--max-bad-ratio", type=share, default=0.01, help="share of bad records above which it fails (default: 0.01)"
         )
-    parsers["check"].add_argument("--max-length", type=int, help="tokens above which a sample is a problem (default: no limit)")
+    parsers["check"].add_argument(
+        "--max-length", type=whole(1), help="tokens above which a sample is a problem (default: no limit)"
+    )
     parsers["preview"].add_argument("--output", type=Path, required=True, help="HTML page to write")
-    parsers["preview"].add_argument("--samples", type=int, default=4, help="samples of each task (default: 4)")
-    parsers["preview"].add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
+    parsers["preview"].add_argument("--samples", type=whole(1), default=4, help="samples of each task (default: 4)")
+    parsers["preview"].add_argument("--seed", type=whole(0), default=0, help="which samples (default: 0)")
     parsers["encode"].add_argument("--model", required=True, help="checkpoint whose image tokenizer encodes")
     parsers["encode"].add_argument("--output", type=Path, required=True, help="folder of the cache")
-    parsers["encode"].add_argument("--batch-size", type=int, default=32, help="pictures encoded together (default: 32)")
+    parsers["encode"].add_argument("--batch-size", type=whole(1), default=32, help="pictures encoded together (default: 32)")
     parsers["encode"].add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")

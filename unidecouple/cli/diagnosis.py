@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, load_config, say
+from unidecouple.cli.command import OK, add, load_config, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -47,7 +47,7 @@ def add_commands(commands: Commands) -> None:
     )
     command.add_argument("--data", type=Path, nargs="+", default=[], help="your data instead, in any format (default: drawn world)")
     command.add_argument("--output", type=Path, help="folder of diagnosis.json and diagnosis.html (default: diagnosis/<name>)")
-    command.add_argument("--batches", type=int, default=8, help="batches of 16 samples a task and measurement (default: 8)")
+    command.add_argument("--batches", type=whole(1), default=8, help="batches of 16 samples a task and measurement (default: 8)")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
     command.add_argument(
         "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"

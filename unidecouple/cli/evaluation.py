@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, say
+from unidecouple.cli.command import OK, OWN, add, existing, say, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,6 +35,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     if arguments.score_only and arguments.blind is not None:
         raise ValueError("--score-only asks nothing, so --blind has no effect: leave one out")
+    existing(arguments.detections, "--detections")
     opened = open_benchmarks(arguments.benchmarks.split(","), _options(arguments))
     with processes(arguments.device, bf16=False, kind="ddp") as place:
         judged, subject = _judged(arguments, place)
@@ -96,14 +97,16 @@ def _judged(arguments: argparse.Namespace, place: Parallel) -> tuple[Judged | No
     from unidecouple.eval.card import Subject, weights_of
     from unidecouple.eval.model import Judged
     from unidecouple.generate.image import Sampling
+    from unidecouple.generate.image_defaults import image_defaults
     from unidecouple.train.scoring import TEST_SEED
 
     if arguments.score_only:
         return None, Subject(arguments.model, {}, {}, arguments.dtype, str(place.device))
     tokens = arguments.max_new_tokens or (_WORLD_TOKENS if arguments.data is None else _FILES_TOKENS)
-    sampling = Sampling(arguments.guidance_scale, arguments.temperature, arguments.top_k)
     seed = TEST_SEED if arguments.seed is None else arguments.seed
     model, processor = load(arguments.model, getattr(torch, arguments.dtype))
+    how = image_defaults(model.generation_config).filled(arguments.guidance_scale, arguments.temperature, arguments.top_k)
+    sampling = Sampling(how.guidance_scale, how.choice.temperature, how.choice.top_k, top_p=how.choice.top_p)
     drawn = {name: value for name, value in dataclasses.asdict(sampling).items() if name != "batch_size"}
     settings = {"seed": seed, "max_new_tokens": tokens, **drawn}
     weights = weights_of(checkpoint_folder(arguments.model)) if place.first else {}
@@ -158,8 +161,8 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--benchmarks", required=True, help="comma-separated: pope, vqa, geneval, mmmu, mme")
     command.add_argument("--data", type=Path, help="folder of the published files (default: the drawn world)")
     command.add_argument("--output", type=Path, required=True, help="folder of answers, pictures and score cards")
-    command.add_argument("--limit", type=int, help="only the first so many of each split, subject, subtask or tag")
-    command.add_argument("--seed", type=int, help="of the drawn world and of pictures (default: what runs are scored with)")
+    command.add_argument("--limit", type=whole(1), help="only the first so many of each split, subject, subtask or tag")
+    command.add_argument("--seed", type=whole(0), help="of the drawn world and of pictures (default: what runs are scored with)")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
     command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)")
     command.add_argument(
@@ -177,11 +180,11 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--score-only", action="store_true", help="score what is in the folder; loads no model")
     command.add_argument("--detections", type=Path, help="geneval: what a detector saw (official results.jsonl, or our own form)")
     command.add_argument("--art", type=Path, help="draw the world's questions with these emoji (PNG files by code point)")
-    command.add_argument("--batch-size", type=int, default=32, help="questions asked together (default: 32)")
-    command.add_argument("--max-new-tokens", type=int, help="longest answer (default: 6 for the drawn world, else 32)")
-    command.add_argument("--num-images", type=int, default=4, help="pictures a prompt (default: 4)")
-    command.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance (default: 1, none)")
-    command.add_argument("--temperature", type=float, default=1.0, help="of image tokens (default: 1)")
-    command.add_argument("--top-k", type=int, default=0, help="likeliest image tokens to choose from (default: 0, all)")
+    command.add_argument("--batch-size", type=whole(1), default=32, help="questions asked together (default: 32)")
+    command.add_argument("--max-new-tokens", type=whole(1), help="longest answer (default: 6 for the drawn world, else 32)")
+    command.add_argument("--num-images", type=whole(1), default=4, help="pictures a prompt (default: 4)")
+    command.add_argument("--guidance-scale", type=float, help=f"of pictures; 1 is none (default: {OWN} 5)")
+    command.add_argument("--temperature", type=float, help=f"of image tokens (default: {OWN} 1)")
+    command.add_argument("--top-k", type=whole(0), help=f"likeliest image tokens to choose from (default: {OWN} 0, all)")
     prompts = add(commands, geneval_prompts, "geneval-prompts")
     prompts.add_argument("--output", type=Path, required=True, help="folder to write")

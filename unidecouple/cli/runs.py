@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import FAILED, INTERRUPTED, OK, add, load_config, say
+from unidecouple.cli.command import FAILED, INTERRUPTED, OK, add, load_config, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -112,7 +112,7 @@ def add_commands(commands: Commands) -> None:
     """``unidecouple compare|train|plan|report``."""
     grid = add(commands, compare, "compare", recipe=True)
     grid.add_argument("--output", type=Path, help="folder of the comparison (default: runs/<name>)")
-    grid.add_argument("--workers", type=int, help="runs at a time, one thread each (default: number of cores)")
+    grid.add_argument("--workers", type=whole(1), help="runs at a time, one thread each (default: number of cores)")
     grid.add_argument(
         "--only",
         action="append",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unidecouple.cli.command import FAILED, OK, add, progress_bar, say
+from unidecouple.cli.command import FAILED, OK, OWN, add, existing, progress_bar, say, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,8 @@ def chat(arguments: argparse.Namespace) -> int:
     from unidecouple.data.formats.record import ImageFile
     from unidecouple.data.pictures import Shaper
 
-    engine, choice = _engine(arguments, "mmu", most=1), _choice(arguments)
+    existing(arguments.image, "--image")
+    choice, engine = _choice(arguments), _engine(arguments, "mmu", most=1)
     picture = [Shaper(engine.processor).understood(ImageFile(arguments.image))] if arguments.image else []
     turns: list[tuple[str, list[Any]]] = []
     questions = [arguments.question] if arguments.question else sys.stdin
@@ -57,17 +59,15 @@ def generate(arguments: argparse.Namespace) -> int:
     """Draw pictures for prompts: a PNG each, with its settings inside, and grid.png with a row a prompt."""
     from unidecouple.generate.album import grid, save_picture
 
+    if not all(prompt.strip() for prompt in arguments.prompt):
+        raise ValueError("a prompt is empty: say what to draw")
     engine = _engine(arguments, "t2i")
+    how = engine.image_defaults.filled(arguments.guidance_scale, arguments.temperature, arguments.top_k, arguments.top_p)
     drawn = engine.generate_images(
-        arguments.prompt,
-        arguments.num_images,
-        arguments.seed,
-        arguments.guidance_scale,
-        _choice(arguments),
-        arguments.negative_prompt,
+        arguments.prompt, arguments.num_images, arguments.seed, how.guidance_scale, how.choice, arguments.negative_prompt
     )
-    names = ("model", "seed", "guidance_scale", "temperature", "top_k", "top_p", "negative_prompt")
-    settings = {name: getattr(arguments, name) for name in names}
+    settings = {name: getattr(arguments, name) for name in ("model", "seed", "negative_prompt")}
+    settings |= {"guidance_scale": how.guidance_scale} | asdict(how.choice)
     for i, (prompt, pictures) in enumerate(zip(arguments.prompt, drawn, strict=True)):
         for j, picture in enumerate(pictures):
             path = arguments.output / f"{i:05}-{j:02}.png"
@@ -83,15 +83,20 @@ def infer(arguments: argparse.Namespace) -> int:
     from unidecouple.generate.infer import Settings
     from unidecouple.generate.infer import infer as run
 
+    existing(arguments.data, "data")
+    engine = _engine(arguments, None)
+    how = engine.image_defaults.filled(arguments.guidance_scale, arguments.image_temperature, None)
     settings = Settings(
         arguments.model,
         arguments.seed,
         arguments.max_new_tokens,
         arguments.temperature,
-        arguments.image_temperature,
-        arguments.guidance_scale,
+        how.choice.temperature,
+        how.choice.top_k,
+        how.choice.top_p,
+        how.guidance_scale,
     )
-    counts = run(_engine(arguments, None), arguments.data, arguments.output, settings, progress_bar(arguments.data.name, "lines"))
+    counts = run(engine, arguments.data, arguments.output, settings, progress_bar(arguments.data.name, "lines"))
     for problem in counts.failed:
         print(f"unidecouple: {problem}", file=sys.stderr)
     earlier = f", {counts.before:,} from before" if counts.before else ""
@@ -110,7 +115,7 @@ def serve(arguments: argparse.Namespace) -> int:
         from unidecouple.serve.api import Server
         from unidecouple.serve.run import uvicorn_server
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'unidecouple[serve]'") from error
+        raise ValueError(f"{error.name} is missing: pip install -e '.[serve]' in the source tree") from error
     from unidecouple.serve.limits import Limits
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -137,8 +142,9 @@ def _engine(arguments: argparse.Namespace, task: str | None, most: int = 16) -> 
     import torch
 
     from unidecouple.generate.engine import Engine
+    from unidecouple.train.launch import device_of
 
-    return Engine.load(arguments.model, arguments.device, getattr(torch, arguments.dtype), task, most, arguments.eager)
+    return Engine.load(arguments.model, device_of(arguments.device), getattr(torch, arguments.dtype), task, most, arguments.eager)
 
 
 def _choice(arguments: argparse.Namespace) -> Choice:
@@ -158,37 +164,41 @@ def add_commands(commands: Commands) -> None:
         )
         command.add_argument("--eager", action="store_true", help="no CUDA graphs: launch every operator from Python")
         if function is not serve:
-            warmth = 1.0 if function is generate else 0.0
-            command.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
-            command.add_argument("--temperature", type=float, default=warmth, help=f"0 is greedy (default: {warmth:g})")
+            command.add_argument("--seed", type=whole(0), default=0, help="of the sampling (default: 0)")
+            own = None if function is generate else 0.0
+            said = f"{OWN} 1" if function is generate else "0"
+            command.add_argument("--temperature", type=float, default=own, help=f"0 is greedy (default: {said})")
         if function in (chat, generate):
-            command.add_argument("--top-k", type=int, default=0, help="among the k likeliest tokens; 0 is all (default: 0)")
-            command.add_argument("--top-p", type=float, default=1.0, help="among the likeliest of this share (default: 1)")
+            few, share, told = (None, None, OWN + " ") if function is generate else (0, 1.0, "")
+            command.add_argument(
+                "--top-k", type=whole(0), default=few, help=f"among the k likeliest tokens; 0 is all (default: {told}0)"
+            )
+            command.add_argument("--top-p", type=float, default=share, help=f"among the likeliest of this share (default: {told}1)")
         if function in (chat, infer):
-            command.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
+            command.add_argument("--max-new-tokens", type=whole(1), default=64, help="longest answer (default: 64)")
         if function in (generate, infer):
-            command.add_argument("--guidance-scale", type=float, default=5.0, help="of pictures; 1 is none (default: 5)")
+            command.add_argument("--guidance-scale", type=float, help=f"of pictures; 1 is none (default: {OWN} 5)")
     made[chat].add_argument("--image", type=Path, help="picture that the first question is about")
     made[chat].add_argument("--question", help="one question (default: lines of standard input)")
     made[generate].add_argument("prompt", nargs="+", help="what to draw")
     made[generate].add_argument("--output", type=Path, required=True, help="folder of the pictures")
-    made[generate].add_argument("--num-images", type=int, default=1, help="pictures a prompt (default: 1)")
+    made[generate].add_argument("--num-images", type=whole(1), default=1, help="pictures a prompt (default: 1)")
     made[generate].add_argument("--negative-prompt", help="what guidance leads away from")
     made[infer].add_argument("data", type=Path, help="jsonl: messages or conversations to be answered, prompts to be drawn")
     made[infer].add_argument("--output", type=Path, required=True, help="jsonl to write; pictures go to a folder beside it")
-    made[infer].add_argument("--image-temperature", type=float, default=1.0, help="of pictures (default: 1)")
+    made[infer].add_argument("--image-temperature", type=float, help=f"of pictures (default: {OWN} 1)")
     _add_serve(made[serve])
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
-    command.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
+    command.add_argument("--port", type=whole(1, 65535), default=8000, help="port (default: 8000)")
     command.add_argument("--api-key", help="that clients must give (default: $UNIDECOUPLE_API_KEY, or none)")
     command.add_argument("--served-model-name", help="how clients call the model (default: the folder's name)")
     command.add_argument("--task", choices=("mmu", "t2i"), help="load only what serves this task (default: both)")
-    command.add_argument("--batch-size", type=int, default=16, help="answers, and pictures, at a time (default: 16)")
+    command.add_argument("--batch-size", type=whole(1), default=16, help="answers, and pictures, at a time (default: 16)")
     command.add_argument(
-        "--max-queue", type=int, default=64, help="answers, and pictures, that wait; above it comes 429 (default: 64)"
+        "--max-queue", type=whole(1), default=64, help="answers, and pictures, that wait; above it comes 429 (default: 64)"
     )
     command.add_argument(
         "--no-page", action="store_true", help="no web page at / and no /v1/routing, for which the whole model stays in memory"

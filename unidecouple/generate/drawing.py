@@ -21,6 +21,9 @@ from unidecouple.generate.sampler import Choice, Form, Sampler, uniforms
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.decoder import DecoderOutput
 
+GUIDANCE = 5.0
+"""Of Janus-Pro's published scores (arXiv 2501.17811) and code."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -36,7 +39,7 @@ class Order:
 
     prompt: str
     seed: tuple[int, ...]
-    guidance_scale: float = 5.0
+    guidance_scale: float = GUIDANCE
     choice: Choice = field(default_factory=Choice)
     negative_prompt: str | None = None
 

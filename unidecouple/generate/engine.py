@@ -16,6 +16,7 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.answering import GREEDY, Answering, Request, answer_requests
 from unidecouple.generate.drawing import Drawing, Order, draw_orders
 from unidecouple.generate.image import decode_pictures
+from unidecouple.generate.image_defaults import image_defaults
 from unidecouple.generate.layout import join_shared
 from unidecouple.generate.one_task import load_one_task
 from unidecouple.generate.replay import recorder_of
@@ -56,6 +57,7 @@ class Engine:
         self.processor, self.builder, self.task = processor, SequenceBuilder(processor), task
         self.most, self.prompt_length, self.length = most, prompt_length, length
         self.recorder = None if eager else recorder_of(model.device)
+        self.image_defaults = image_defaults(model.generation_config)
         self._model: UnifiedModel | None = model.eval()
         join_shared(model.decoder)
 
@@ -144,13 +146,17 @@ class Engine:
         prompts: Sequence[str],
         num_images: int = 1,
         seed: int = 0,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         choice: Choice | None = None,
         negative_prompt: str | None = None,
     ) -> list[list[Image.Image]]:
-        """Draw ``num_images`` pictures for each prompt. Picture j of prompt i depends on (seed, i, j) only."""
+        """Draw ``num_images`` pictures for each prompt. Picture j of prompt i depends on (seed, i, j) only.
+
+        ``guidance_scale`` and ``choice`` are the checkpoint's where they are None, see ``image_defaults``.
+        """
+        scale = self.image_defaults.guidance_scale if guidance_scale is None else guidance_scale
         orders = [
-            Order(prompt, (seed, number, copy), guidance_scale, choice or Choice(), negative_prompt)
+            Order(prompt, (seed, number, copy), scale, choice or self.image_defaults.choice, negative_prompt)
             for number, prompt in enumerate(prompts)
             for copy in range(num_images)
         ]

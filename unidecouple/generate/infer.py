@@ -18,7 +18,7 @@ from unidecouple.files import append_jsonl, write_bytes_atomic, write_json_atomi
 from unidecouple.generate.album import save_picture
 from unidecouple.generate.answering import Request
 from unidecouple.generate.asked import Asked, asked
-from unidecouple.generate.drawing import Order
+from unidecouple.generate.drawing import GUIDANCE, Order
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.sampler import Choice
 
@@ -32,8 +32,7 @@ class Settings:
         seed: line i's answer or picture depends on (seed, i) only.
         max_new_tokens: longest answer.
         temperature: of answers; 0 is greedy.
-        image_temperature: of pictures.
-        guidance_scale: of pictures.
+        image_temperature, image_top_k, image_top_p, guidance_scale: of pictures.
     """
 
     model: str
@@ -41,7 +40,9 @@ class Settings:
     max_new_tokens: int = 64
     temperature: float = 0.0
     image_temperature: float = 1.0
-    guidance_scale: float = 5.0
+    image_top_k: int = 0
+    image_top_p: float = 1.0
+    guidance_scale: float = GUIDANCE
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class _Reader:
             prompt = builder.conversation([("user", [wanted.prompt])], Task.T2I)  # refuses special tokens
             if len(prompt.input_ids) > self.engine.prompt_length:
                 raise ValueError(f"{len(prompt.input_ids)} tokens of prompt are more than {self.engine.prompt_length}")
-            return kept, Order(wanted.prompt, seed, settings.guidance_scale, Choice(settings.image_temperature))
+            choice = Choice(settings.image_temperature, settings.image_top_k, settings.image_top_p)
+            return kept, Order(wanted.prompt, seed, settings.guidance_scale, choice)
         sample = builder.conversation(self._turns(wanted), Task.MMU)
         room = min(self.engine.length, self.engine.answering.model.config.text_config.max_position_embeddings)
         if len(sample.input_ids) + settings.max_new_tokens > room:

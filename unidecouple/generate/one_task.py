@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from unidecouple.batch import Task
 from unidecouple.convert.layouts import config_of
@@ -69,6 +71,8 @@ def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.floa
             raise ValueError(
                 f"checkpoint at {folder} does not fit its config.json: {problem} {sorted(map(str, info[problem]))[:3]}"
             )
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.requires_grad_(requires_grad=False).eval(), processor
 
 

@@ -94,8 +94,8 @@ class Preparer:
         if body.negative_prompt is not None:
             tokens += self.prompt_tokens(body.negative_prompt, "negative_prompt")
         seed = _seed(body.seed)
-        choice = Choice(body.temperature, body.top_k, body.top_p)
-        work = tuple(Order(body.prompt, (seed, 0, i), body.guidance_scale, choice, body.negative_prompt) for i in range(body.n))
+        how = self._engine.image_defaults.filled(body.guidance_scale, body.temperature, body.top_k, body.top_p)
+        work = tuple(Order(body.prompt, (seed, 0, i), how.guidance_scale, how.choice, body.negative_prompt) for i in range(body.n))
         return Prepared(work, seed, tokens)
 
     def _check_n(self, n: int) -> None:

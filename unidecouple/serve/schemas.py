@@ -105,10 +105,10 @@ class ImageRequest(Body):
         None, ge=0, le=3, description="how often each picture is shown while it grows; above 0 only with stream"
     )
     seed: int | None = Field(None, ge=0, le=MOST_SEED, description="picture i depends on (seed, i) only")
-    guidance_scale: float = Field(5.0, ge=0, le=100, description="1 is no guidance")
-    temperature: float = Field(1.0, ge=0, le=100)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, le=1 << 20)
+    guidance_scale: float | None = Field(None, ge=0, le=100, description="1 is no guidance; left out, the checkpoint's own, or 5")
+    temperature: float | None = Field(None, ge=0, le=100, description="left out, the checkpoint's own, or 1; as the next two")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=1 << 20)
     negative_prompt: Text | None = None
     user: str | None = None
 

@@ -113,7 +113,7 @@ async function draw(turn, place, signal) {
     place.who.textContent = `Drawing, ${share ? `${percent(share)}, ` : ""}${took()}`;
   }, 100);
   try {
-    const body = { prompt: turn.words, n, guidance_scale: number("guidance_scale"), temperature: number("draw_temperature"), top_k: number("draw_top_k"), ...seeded() };
+    const body = { prompt: turn.words, n, ...given("guidance_scale", "guidance_scale"), ...given("temperature", "draw_temperature"), ...given("top_k", "draw_top_k"), ...seeded() };
     const made = await api.draw(body, (i, url, share) => shown[i].grow(url, share), signal);
     turn.pictures = made.map((one) => `data:image/png;base64,${one.b64_json}`);
     turn.tokens = made.map((one) => one.image_tokens);
@@ -152,7 +152,9 @@ function drawn(turn, url, i) {
   return tag("figure", {}, tag("img", { src: url, alt: `Drawn for: ${turn.words}` }), acts);
 }
 
-const seeded = () => ($("options").elements.seed.value === "" ? {} : { seed: number("seed") });
+// What is left blank is the server's to choose: a seed by chance, the checkpoint's own guidance and temperature.
+const given = (key, name) => ($("options").elements[name].value === "" ? {} : { [key]: number(name) });
+const seeded = () => given("seed", "seed");
 
 async function send() {
   const words = $("words").value.trim(), which = task();

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from unidecouple.batch import Batch, Task
 from unidecouple.diagnose.ablation import Cost, ablations
+from unidecouple.models import decoder
+from unidecouple.models.groups import token_groups
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.moe import MixtureOfExperts
 
@@ -55,16 +60,52 @@ def test_the_shared_expert_by_hand(make_model: MakeModel, joint_batch: Joint) ->
         assert costs["shared expert", None, task.key].error == pytest.approx(0.0, abs=1e-7), "the same batch twice"
 
 
-def test_a_group_is_served_by_the_other(make_model: MakeModel, joint_batch: Joint) -> None:
-    """By label: without its group, understanding costs what it costs when told to be generation; generation costs nothing."""
-    model = make_model(ffn="ta_moe", task_routing="label")
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ({"ffn": "ta_moe", "task_routing": "label"}, ("mmu", "t2i")),
+        ({"ffn": "ta_moe", "task_routing": "label", "lora_rank": 4, "lora_targets": ["experts", "router"]}, ("mmu", "t2i")),
+        ({"ffn": "ta_moe", "task_routing": "label", "lora_rank": 4, "lora_targets": ["router"]}, ("mmu", "t2i")),
+        ({"ffn": "typed_moe", "split": "drawn", "group_sizes": [3, 1]}, ("und", "gen")),
+        (
+            {"ffn": "typed_moe", "split": "type", "experts_per_task": 4, "group_sizes": [2, 4, 2], "num_experts_per_tok": 2},
+            ("text", "seen", "drawn"),
+        ),
+        ({"untied_layers": [0, 1], "untied_norm": True, "split": "modality"}, ("text", "image")),
+        ({"untied_layers": [1], "split": "drawn"}, ("und", "gen")),
+    ],
+    ids=str,
+)
+def test_a_group_costs_what_it_costs_to_be_told_another(
+    make_model: MakeModel, joint_batch: Joint, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    """The oracle changes no weight: tokens of the group are told that they are of the other."""
+    model = make_model(shared_expert=False, **kind)
     intact, costs = measure(model, joint_batch)
-    batch = joint_batch[0]
-    flipped = Batch(**{name: getattr(batch, name) for name in vars(batch) if name != "task_ids"}, task_ids=1 - batch.task_ids)
-    without = model(batch=(flipped,)).loss(Task.MMU).item()
-    assert costs["mmu group", None, "mmu"].cost == pytest.approx(without - intact["mmu"], abs=1e-5)
-    assert abs(costs["mmu group", None, "mmu"].cost) > 1e-3
+    worth = []
+    for group, other in itertools.permutations(range(len(names)), 2):
+        part = f"{names[group]} group" + (f" by {names[other]}" if len(names) > 2 else "")
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "token_groups", lambda *told, a=group, b=other: _as_if(token_groups(*told), a, b))
+            for task in Task:
+                without = model(batch=(joint_batch[task],)).loss(task).item()
+                assert costs[part, None, task.key].cost == pytest.approx(without - intact[task.key], abs=1e-5)
+                worth.append(abs(costs[part, None, task.key].cost))
+    assert max(worth) > 1e-3
+    assert {part for part, layer, _ in costs if layer is None} == {part for part, _, _ in costs if " group" in part}
+
+
+def _as_if(told: Tensor | None, group: int, other: int) -> Tensor | None:
+    return None if told is None else told.masked_fill(told == group, other)
+
+
+def test_a_group_without_tokens_of_a_task_costs_it_nothing(make_model: MakeModel, joint_batch: Joint) -> None:
+    _, costs = measure(make_model(ffn="ta_moe", task_routing="label"), joint_batch)
     assert costs["t2i group", None, "mmu"].cost == 0.0
+    _, untied = measure(make_model(untied_layers=[1], untied_norm=True, split="task"), joint_batch)
+    assert {(part, layer) for part, layer, _ in untied} == {(f"{task.key} group", layer) for task in Task for layer in (None, 1)}
+    assert untied["t2i group", 1, "mmu"].cost == 0.0
+    assert abs(untied["mmu group", 1, "mmu"].cost) > 1e-3
 
 
 def test_equal_groups_are_worth_nothing_apart(make_model: MakeModel, joint_batch: Joint) -> None:
@@ -94,21 +135,35 @@ def test_an_expert_nobody_is_sent_to_costs_nothing_and_the_only_one_all(make_mod
     assert costs[f"e{only}", 0, "t2i"].cost == pytest.approx(nothing - intact["t2i"], abs=1e-5)
 
 
-def test_the_model_is_put_back_bit_for_bit(make_model: MakeModel, joint_batch: Joint) -> None:
-    model = make_model(ffn="ta_moe", lora_rank=4, lora_targets=["experts"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"ffn": "ta_moe", "lora_rank": 4, "lora_targets": ["experts"]},
+        {"ffn": "ta_moe", "shared_expert": False},
+        {"untied_layers": [0, 1], "untied_norm": True},
+    ],
+    ids=["shared expert", "group", "set"],
+)
+def test_the_model_is_put_back_bit_for_bit(make_model: MakeModel, joint_batch: Joint, kind: dict[str, Any]) -> None:
+    model = make_model(**kind)
     before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def as_before() -> bool:
+        now = model.state_dict()
+        return now.keys() == before.keys() and all(torch.equal(value, before[name]) for name, value in now.items())
+
     measure(model, joint_batch)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert as_before()
 
     whole, calls = model.forward, iter(range(100))
 
     def breaks_down(**arguments: object) -> object:
         if next(calls) == 6:  # four batches as they are, two without a part, and now
-            assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+            assert not as_before()
             raise ArithmeticError
         return whole(**arguments)
 
     model.forward = breaks_down  # type: ignore[method-assign]
     with pytest.raises(ArithmeticError):
         measure(model, joint_batch)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert as_before()

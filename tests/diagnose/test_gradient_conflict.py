@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from unidecouple.batch import Batch, JointBatch, Task
-from unidecouple.diagnose.gradient_conflict import PARTS, Conflict, gradient_conflict
+from unidecouple.diagnose.gradient_conflict import Conflict, gradient_conflict
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
@@ -93,14 +94,65 @@ def test_one_loss_under_two_names_is_no_conflict(make_model: MakeModel, joint_ba
     assert max(same) < 0.99
 
 
-@pytest.mark.parametrize("kind", [{}, {"ffn": "ta_moe"}, {"ffn": "ta_moe", "shared_expert": False}])
-def test_only_weights_that_both_tasks_use_are_measured(make_model: MakeModel, joint_batch: Joint, kind: dict[str, object]) -> None:
+ATTENTION, FFN = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate", "up", "down"}
+EXPERTS = {"experts in", "experts out", "expert router"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ({}, [ATTENTION | FFN] * 2),
+        ({"ffn": "ta_moe"}, [ATTENTION | FFN] * 2),
+        ({"ffn": "ta_moe", "shared_expert": False}, [ATTENTION] * 2),
+        ({"ffn": "moe"}, [ATTENTION | FFN | EXPERTS] * 2),
+        ({"ffn": "moe", "shared_expert": False, "moe_layers": [1]}, [ATTENTION | FFN, ATTENTION | EXPERTS]),
+        ({"ffn": "typed_moe", "split": "task", "shared_expert": False}, [ATTENTION] * 2),
+        ({"ffn": "typed_moe", "split": "drawn", "shared_expert": False, "group_sizes": [3, 1]}, [ATTENTION | EXPERTS] * 2),
+        ({"untied_layers": [1], "untied_norm": True, "split": "task"}, [ATTENTION | FFN, set()]),
+        ({"untied_layers": [0, 1], "untied_norm": True, "split": "task"}, [set()] * 2),
+        ({"untied_layers": [0, 1], "split": "drawn"}, [ATTENTION | FFN] * 2),
+    ],
+    ids=str,
+)
+def test_only_weights_that_both_tasks_use_are_measured(
+    make_model: MakeModel, joint_batch: Joint, kind: dict[str, Any], expected: list[set[str]]
+) -> None:
+    """In the decoder's layers, not the vision tower's."""
     rows = gradient_conflict(make_model(**kind), lambda task, number: (joint_batch[task],), batches=1)
-    attention = {"q_proj", "k_proj", "v_proj", "o_proj"}
-    expected = attention if kind.get("shared_expert") is False else set(PARTS.values())
-    assert len(rows) == 2 * len(expected), "the decoder's layers, not the vision tower's"
-    for layer in (0, 1):
-        assert {row.part for row in rows if row.layer == layer} == expected
+    assert [{row.part for row in rows if row.layer == layer} for layer in (0, 1)] == expected
+    assert len(rows) == sum(map(len, expected))
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "name", "rows"),
+    [
+        ({"ffn": "moe"}, "experts in", "mlp.experts.gate_up_proj", slice(None)),
+        ({"ffn": "typed_moe", "split": "drawn", "group_sizes": [3, 1]}, "experts out", "mlp.experts.down_proj", slice(3)),
+        ({"ffn": "typed_moe", "split": "drawn", "group_sizes": [3, 1]}, "expert router", "mlp.gate.weight", slice(3)),
+        ({"untied_layers": [0, 1], "split": "drawn"}, "k_proj", "self_attn.k_proj.weight", slice(1)),
+        ({"untied_layers": [0, 1], "split": "modality"}, "k_proj", "self_attn.k_proj.weight", slice(None)),
+    ],
+    ids=str,
+)
+def test_of_a_stack_the_rows_that_both_tasks_use_are_compared(
+    make_model: MakeModel, joint_batch: Joint, kind: dict[str, Any], part: str, name: str, rows: slice
+) -> None:
+    model = make_model(**kind)
+    found = row_of(gradient_conflict(model, lambda task, number: (joint_batch[task],), batches=1), 0, part)
+    path = f"model.language_model.layers.0.{name}"
+    shape = model.get_parameter(path).shape
+    mmu, t2i = (by_hand(model, (joint_batch[task],), task, path).view(shape)[rows].flatten() for task in Task)
+    assert found.cosine == pytest.approx(cosine(mmu, t2i), abs=1e-5)
+    assert found.norm_ratio == pytest.approx(float(t2i.norm() / mmu.norm()), rel=1e-4)
+
+
+def test_a_weight_that_a_task_never_reaches_has_no_row(make_model: MakeModel, joint_batch: Joint) -> None:
+    """One group of experts, but what a task's gradient is zero in, its steps cannot hurt."""
+    model = make_model(ffn="moe", shared_expert=False)
+    with torch.no_grad():
+        model.decoder.layers[1].mlp.experts.down_proj.zero_()  # so nothing before it in its expert has a gradient
+    rows = gradient_conflict(model, lambda task, number: (joint_batch[task],), batches=1)
+    assert {row.part for row in rows if row.layer == 1} == ATTENTION | {"experts out"}
 
 
 def test_the_model_is_left_as_it_was(make_model: MakeModel, joint_batch: Joint) -> None:

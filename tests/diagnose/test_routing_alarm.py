@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from unidecouple.diagnose.routing_alarm import RoutingAlarm
+from unidecouple.diagnose.routing_alarm import RECORDS, RoutingAlarm
 
 
 def row(token: float = 0.3, load: float = 0.8, dead: tuple[int, ...] = (), layer: int = 2) -> list[dict[str, Any]]:
@@ -47,6 +47,26 @@ def test_experts_that_die_are_named() -> None:
     warned = said(row(), row(dead=(1, 3)))[1]
     assert warned is not None
     assert "layer 2 e1, layer 2 e3" in warned
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (row(dead=(1, 3)), f"experts have had almost no token in {RECORDS} records: layer 2 e1, layer 2 e3"),
+        (row(load=0.05), f"have gone to one expert of their group in {RECORDS} records: layer 2 mmu"),
+    ],
+)
+def test_what_was_never_better_is_said_once_it_is_no_start_any_more(bad: list[dict[str, Any]], told: str) -> None:
+    *before, warned, again = said(*[bad] * (RECORDS + 1))
+    assert before == [None] * (RECORDS - 1)
+    assert warned is not None
+    assert told in warned
+    assert again is None
+    assert said(*[bad] * (RECORDS - 1), row(), row()) == [None] * (RECORDS + 1), "it came to life in time"
+
+
+def test_what_died_is_said_once_only() -> None:
+    assert sum(warning is not None for warning in said(row(), *[row(load=0.05, dead=(1,))] * (RECORDS + 1))) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ below that floor.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,17 +16,13 @@ from torch import Tensor
 
 from unidecouple.batch import JointBatch, Task
 from unidecouple.models.base import UnifiedModel
+from unidecouple.models.sharing import common_rows
 
-PARTS = {
-    "q_proj": "q_proj",
-    "k_proj": "k_proj",
-    "v_proj": "v_proj",
-    "o_proj": "o_proj",
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-}
-_SHARED = re.compile(r"^model\.language_model\.layers\.(\d+)\.(?:self_attn|mlp|mlp\.shared_expert)\.(\w+_proj)\.weight$")
+PARTS = {f"self_attn.{name}.weight": name for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+PARTS |= {f"{home}.{part}_proj.weight": part for home in ("mlp", "mlp.shared_expert") for part in ("gate", "up", "down")}
+PARTS |= {"mlp.experts.gate_up_proj": "experts in", "mlp.experts.down_proj": "experts out", "mlp.gate.weight": "expert router"}
+"""What the matrices of a layer are called in rows, by their names in it."""
+_IN_LAYER = re.compile(r"^model\.language_model\.layers\.(\d+)\.(.+)$")
 BatchOf = Callable[[Task, int], JointBatch]
 """Gives a batch of one task, by running number."""
 
@@ -35,9 +31,12 @@ BatchOf = Callable[[Task, int], JointBatch]
 class Conflict:
     """Gradients of one weight matrix that both tasks use, over several batches.
 
+    Of a stack of matrices it is the rows that are no task's own (``common_rows``), all together: the experts of a plain mixture,
+    or the one set of BAGEL's split that text of both tasks goes through.
+
     Attributes:
         layer: decoder layer.
-        part: weight type.
+        part: weight type, of ``PARTS``.
         cosine, cosine_std: of the understanding and the generation gradient; mean and standard deviation over batches.
         floor, floor_std: of two gradients of the same task's data, averaged over the tasks.
         norm_ratio: |g_t2i| / |g_mmu|.
@@ -61,38 +60,59 @@ def gradient_conflict(model: UnifiedModel, batch_of: BatchOf, batches: int = 8) 
 
     Four gradients of the shared weights are held at a time: two batches of each task.
     """
-    shared = {match: p for name, p in model.named_parameters() if (match := _SHARED.match(name))}
+    shared = list(_shared(model))
     if not shared:
         return []
-    wanted = {match: p.requires_grad for match, p in shared.items()}
-    for parameter in shared.values():
-        parameter.requires_grad_(True)
+    wanted = [part.weight.requires_grad for part in shared]
+    for part in shared:
+        part.weight.requires_grad_(True)
     across: list[list[Tensor]] = [[] for _ in shared]
     within: list[list[Tensor]] = [[] for _ in shared]
     ratios: list[list[Tensor]] = [[] for _ in shared]
     for first in range(0, 2 * batches, 2):
-        pair = [[_gradients(model, batch_of(task, first + half), task, [*shared.values()]) for task in Task] for half in range(2)]
+        pair = [[_gradients(model, batch_of(task, first + half), task, shared) for task in Task] for half in range(2)]
         for index in range(len(shared)):
             for mmu, t2i in pair:
                 across[index].append(_cosine(mmu[index], t2i[index]))
                 ratios[index].append(t2i[index].norm() / mmu[index].norm().clamp_min(1e-12))
             within[index] += [_cosine(one[index], other[index]) for one, other in zip(*pair, strict=True)]
-    for match, parameter in shared.items():
-        parameter.requires_grad_(wanted[match])
     rows = []
-    for index, match in enumerate(shared):
+    for index, part in enumerate(shared):
+        part.weight.requires_grad_(wanted[index])
         cosines, floors = torch.stack(across[index]), torch.stack(within[index])
+        if not cosines.any():  # a gradient of zeros each time: one task never comes here, whatever the structure allows
+            continue
         spread = (cosines.std().item(), floors.std().item())
         ratio = torch.stack(ratios[index]).median().item()
-        place = (int(match[1]), PARTS[match[2]])
-        rows.append(Conflict(*place, cosines.mean().item(), spread[0], floors.mean().item(), spread[1], ratio))
+        rows.append(Conflict(part.layer, part.part, cosines.mean().item(), spread[0], floors.mean().item(), spread[1], ratio))
     return rows
 
 
-def _gradients(model: UnifiedModel, batch: JointBatch, task: Task, weights: list[torch.nn.Parameter]) -> list[Tensor]:
-    """Flat gradients of ``task``'s loss; zero where a weight has no part in it."""
+@dataclass(frozen=True)
+class _Shared:
+    """A weight that both tasks use, where it stands, and which of its rows they share: None is all."""
+
+    layer: int
+    part: str
+    weight: torch.nn.Parameter
+    rows: list[int] | None
+
+
+def _shared(model: UnifiedModel) -> Iterator[_Shared]:
+    common = common_rows(model)
+    for name, weight in model.named_parameters():
+        place = _IN_LAYER.match(name)
+        rows = common.get(id(weight))
+        if place and place[2] in PARTS and rows != []:
+            yield _Shared(int(place[1]), PARTS[place[2]], weight, None if rows is None or len(rows) == len(weight) else rows)
+
+
+def _gradients(model: UnifiedModel, batch: JointBatch, task: Task, shared: Sequence[_Shared]) -> list[Tensor]:
+    """Flat gradients of ``task``'s loss in what is shared; zero where a weight has no part in it."""
+    weights = [part.weight for part in shared]
     found = torch.autograd.grad(model(batch=batch).loss(task), weights, allow_unused=True)
-    return [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, weights, strict=True)]
+    whole = [torch.zeros_like(p) if g is None else g for g, p in zip(found, weights, strict=True)]
+    return [(g if part.rows is None else g[part.rows]).flatten() for g, part in zip(whole, shared, strict=True)]
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

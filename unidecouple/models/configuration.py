@@ -167,6 +167,18 @@ class UniLlamaConfig(LlamaConfig):
         return ("attention", *(("experts", *shared, "router") if mixtures else ()), *dense)
 
     @property
+    def described(self) -> str:
+        """The structure in a few words: "dense", "4 of 24 layers untied by task", or a mixture's kind, groups and layers."""
+        low = f", LoRA r={self.lora_rank}" if self.lora_rank else ""
+        if self.untied_layers is not None:
+            return f"{len(self.untied_layers)} of {self.num_hidden_layers} layers untied by {self.split}"
+        if self.ffn == "dense":
+            return f"dense{low}"
+        group = f"{self.num_groups} group(s) of {'/'.join(map(str, self.expert_groups))} experts, top {self.num_experts_per_tok}"
+        shared = ", a shared expert" if self.shared_expert else ""
+        return f"{self.ffn}: {group}{shared} in {len(self.mixture_layers)} of {self.num_hidden_layers} layers{low}"
+
+    @property
     def told_updates(self) -> bool:
         """Whether low-rank updates are routed by task where nothing learns to route, so that a token must be told its task."""
         return self.ffn == "dense" and any(self.lora_groups(target) > 1 for target in self.lora_targets)

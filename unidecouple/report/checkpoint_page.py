@@ -25,7 +25,7 @@ _TEMPLATE = "diagnosis.html.j2"
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one probe: its figures with headings, or why it was left out."""
+    """What the page shows of one probe: its figures with headings, and what is missing; or why it was left out."""
 
     probe: Probe
     plots: tuple[tuple[str, Plot], ...]
@@ -77,9 +77,11 @@ def _section(probe: Probe, content: dict[str, Any]) -> Section:
     if probe.name in content["left_out"]:
         reason = content["left_out"][probe.name]
         return Section(probe, (), (f"{reason[:1].upper()}{reason[1:]}.",))
-    drawn = probe.draw(content["measured"][probe.name])
-    plots = tuple((heading, plot) for heading, plot in drawn if plot)
-    return Section(probe, plots, () if plots else ("Too little was measured to draw it.",))
+    measured = content["measured"][probe.name]
+    plots = tuple((heading, plot) for heading, plot in probe.draw(measured) if plot)
+    if not plots:
+        return Section(probe, (), ("Too little was measured to draw it.",))
+    return Section(probe, plots, tuple(f"Not measured: {what}." for what in measured.get("not_measured", ())))
 
 
 def _about(opened: Opened) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def _about(opened: Opened) -> dict[str, Any]:
         "name": f"{folder.parent.name}/{folder.name}" if folder.name.startswith("checkpoint-") else folder.name,
         "checkpoint": str(folder),
         "step": subject.step,
-        "structure": text.ffn,
+        "structure": text.described,
         "layers": text.num_hidden_layers,
         "parameters": sum(weight.numel() for weight in subject.model.parameters()),
         "data": opened.data,
@@ -102,7 +104,7 @@ def _about(opened: Opened) -> dict[str, Any]:
 def _facts(content: dict[str, Any]) -> Sequence[str]:
     """The line under the title."""
     size = content["parameters"]
-    facts = [f"{content['structure']}, {content['layers']} layers, {size / 1e6:,.1f} M parameters"]
+    facts = [content["structure"], f"{content['layers']} layers, {size / 1e6:,.1f} M parameters"]
     facts += [f"step {content['step']}"] if content["step"] is not None else []
     return [*facts, f"{content['batches']} batches a task", f"data: {content['data']}"]
 

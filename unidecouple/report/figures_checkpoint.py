@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
+from unidecouple.report.figures_diagnosis import name_columns, name_room
 from unidecouple.report.style import INK, TASK_COLORS, Plot, canvas, legend, name_panel, to_svg
 from unidecouple.report.wording import TASK_NAMES, decimal, listed
 
@@ -56,7 +57,7 @@ def ablation_map(name: str, costs: Sequence[Mapping[str, Any]]) -> Plot:
     some = any(cost["layer"] is None for cost in costs)
     rows = [_ALL] * some + [f"layer {layer}" for layer in layers]
     limit = max([_LEAST_COST, *(abs(cost["cost"]) for cost in costs if cost["layer"] is not None)])
-    figure, axes = canvas(WIDTH, 1.2 + 0.36 * len(rows), 1, len(tasks))
+    figure, axes = canvas(WIDTH, 1.2 + 0.36 * len(rows) + name_room(parts, len(tasks)), 1, len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
         grid = np.full((len(rows), len(parts)), np.nan)
         shown = [cost for cost in costs if cost["task"] == task]
@@ -68,15 +69,11 @@ def ablation_map(name: str, costs: Sequence[Mapping[str, Any]]) -> Plot:
             if not np.isnan(value):
                 color = _LIGHT if abs(value) > 0.6 * limit else _DARK
                 axis.text(column + 0.5, row + 0.5, decimal(value, 2), ha="center", va="center", fontsize=8, color=color)
-        _label(axis, f"Loss of {TASK_NAMES[task]}, + nats a token", [_short(part) for part in parts], rows)
+        _label(axis, f"Loss of {TASK_NAMES[task]}, + nats a token", parts, rows, len(tasks))
         if some:
             axis.axhline(1, color=INK, lw=1.2)
     caption = f"{_dearest(costs, tasks)} Red costs, blue gains; the colours are scaled to single layers."
     return Plot(to_svg(figure, name), f"What taking parts away costs. {caption}", caption)
-
-
-def _short(part: str) -> str:
-    return part.replace(" ", "\n")
 
 
 def _dearest(costs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
@@ -92,9 +89,9 @@ def _dearest(costs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
     return f"{listed(told)} (± standard error over batches).".capitalize()
 
 
-def _label(axis: Axes, title: str, columns: Sequence[str], rows: Sequence[str]) -> None:
+def _label(axis: Axes, title: str, columns: Sequence[str], rows: Sequence[str], panels: int) -> None:
     name_panel(axis, title)
-    axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    name_columns(axis, columns, panels)
     axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
     axis.invert_yaxis()
     axis.grid(visible=False)

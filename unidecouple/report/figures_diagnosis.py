@@ -19,6 +19,7 @@ from unidecouple.report.wording import TASK_NAMES, decimal, listed
 WIDTH = 11.6
 _DARK, _LIGHT = "#16181c", "#ffffff"  # text on coloured cells, whatever the page's theme
 _GROUPS = (*TASK_COLORS.values(), "#6f9f78", "#9f77a8")
+_LETTERS = 150  # of columns' names, from one side of the page to the other
 _LEAST_SCALE = 0.05  # cosines below it are not blown up to full colour
 
 
@@ -74,12 +75,12 @@ def conflict_map(name: str, title: str, seeds: Sequence[Conflict], limit: float)
         "Noise floor: within one task": _grid([(cell, cell.floor) for cell in cells], layers, parts),
         "Tasks minus floor (• told apart)": _grid([(cell, cell.cosine - cell.floor) for cell in cells], layers, parts),
     }
-    figure, axes = canvas(WIDTH, 1.1 + 0.34 * len(layers), 1, len(grids))
+    figure, axes = canvas(WIDTH, 1.1 + 0.34 * len(layers) + name_room(parts, len(grids)), 1, len(grids))
     marked = {(layers.index(cell.layer), parts.index(cell.part)) for cell in cells if cell.differs}
     for axis, (panel, grid) in zip(axes, grids.items(), strict=True):
         axis.pcolormesh(grid, cmap="RdBu", vmin=-limit, vmax=limit)
         _write(axis, grid, 0.6 * limit, marked if panel.startswith("Tasks") else set())
-        _cells(axis, panel, parts, layers)
+        _cells(axis, panel, parts, layers, len(grids))
     below = sum(cell.differs and cell.cosine < cell.floor for cell in cells)
     across, within = (float(np.mean(values)) for values in zip(*((cell.cosine, cell.floor) for cell in cells), strict=True))
     rule = "95% interval over seeds" if len(seeds) > 1 else _rule(seeds[0])
@@ -113,7 +114,7 @@ def ratio_map(name: str, title: str, conflict: Conflict) -> Plot | None:
             color = _LIGHT if abs(np.log2(value)) > 0.6 * limit else _DARK
             text = f"{value:.2g}" if value < 10 else f"{value:.0f}"
             axes[0].text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=color)
-    _cells(axes[0], "Gradient norm, generation over understanding", parts, layers)
+    _cells(axes[0], "Gradient norm, generation over understanding", parts, layers, 1)
     typical = float(np.nanmedian(grid))
     larger = "generation's" if typical > 1 else "understanding's"
     caption = (
@@ -138,7 +139,8 @@ def routing_map(name: str, title: str, layers: Sequence[RoutingLayer], look: Loo
         grid = np.array(experts[task])
         axis.pcolormesh(grid, cmap="Blues", vmin=0, vmax=1)
         _write(axis, grid, 0.6, set())
-        _cells(axis, f"Experts of {TASK_NAMES[task]} tokens", [f"e{n}" for n in range(grid.shape[1])], [la.layer for la in layers])
+        names = [f"e{n}" for n in range(grid.shape[1])]
+        _cells(axis, f"Experts of {TASK_NAMES[task]} tokens", names, [layer.layer for layer in layers], len(axes))
         for edge in range(1, groups):
             axis.axvline(edge * grid.shape[1] / groups, color=_DARK, lw=1.4)
     if alphas:
@@ -170,9 +172,25 @@ def _write(axis: Axes, grid: np.ndarray, strong: float, marked: set[tuple[int, i
             axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=color)
 
 
-def _cells(axis: Axes, title: str, columns: Sequence[str], layers: Sequence[int]) -> None:
+def name_room(names: Sequence[str], panels: int) -> float:
+    """Inches of height that ``names`` of columns need upright; 0 where they fit level, a word a line, under one of ``panels``."""
+    level = len(names) * max(len(word) for name in names for word in name.split()) <= _LETTERS / panels
+    return 0.0 if level else 0.065 * max(map(len, names))
+
+
+def name_columns(axis: Axes, names: Sequence[str], panels: int) -> None:
+    """Write ``names`` under columns of width one, level or upright; see ``name_room``."""
+    places = np.arange(len(names)) + 0.5
+    if name_room(names, panels):
+        axis.set_xticks(places, names, rotation=90)
+    else:
+        axis.set_xticks(places, [name.replace(" ", "\n") for name in names])
+
+
+def _cells(axis: Axes, title: str, columns: Sequence[str], layers: Sequence[int], panels: int) -> None:
+    """Names around a grid that stands beside others, ``panels`` in all."""
     name_panel(axis, title)
-    axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    name_columns(axis, columns, panels)
     axis.set_yticks(np.arange(len(layers)) + 0.5, [f"layer {layer}" for layer in layers])
     axis.invert_yaxis()
     _bare(axis)

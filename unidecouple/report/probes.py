@@ -88,10 +88,12 @@ PROBES = (
         measure_conflict,
         _conflict,
         "The cosine of the tasks' gradients in every weight matrix that both use, beside the cosine of two batches of one task: "
-        "even those do not agree fully, and conflict is what lies below that floor. The second map shows whose gradient is larger.",
+        "even those do not agree fully, and conflict is what lies below that floor. The second map shows whose gradient is larger. "
+        "Experts of one layer are one matrix here, all together; weights that are one task's own have no cell.",
         "Cells marked as told apart whose difference is red, above all where the cosine itself is below zero: a step for one task "
         "undoes the other's. Where one gradient is many times larger, it decides where shared weights go; then change mmu_coeff "
-        "and t2i_coeff before anything else.",
+        "and t2i_coeff before anything else. In experts that both tasks may use, a cosine near zero may also mean that each has "
+        "found experts of its own: see where tokens go.",
         "Uni-X, arXiv 2509.24365; UniDecouple, arXiv 2506.03591",
     ),
     Probe(
@@ -141,7 +143,8 @@ PROBES = (
         measure_ablations,
         _ablation,
         "How much the held-out loss of each task rises when a part is taken away from the trained model: the shared expert; a "
-        "task's group, whose tokens the other group then serves; a single expert.",
+        "group's experts, or its set of untied layers, whose tokens another group's then serve (of three, the one named after "
+        "'by'); a single expert.",
         "A task's own group that costs it nothing to lose: the groups have not parted. A shared expert that is worth nothing. A "
         "part that costs the other task much: it is not as private as its name says.",
         "ours; what is removed is UniDecouple's, arXiv 2506.03591",

@@ -12,6 +12,7 @@ from unidecouple.diagnose.alignment import LEAST_PAIRS, TooFewPairsError, alignm
 from unidecouple.diagnose.attention_interaction import attention_interaction, depth_correlation
 from unidecouple.diagnose.gradient_conflict import gradient_conflict
 from unidecouple.diagnose.routing import routing_map
+from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.train.routing_log import ROUTING_LOG, read_routing_log
 from unidecouple.train.subject import Subject
 
@@ -52,7 +53,7 @@ def measure_routing(subject: Subject, progress: Progress) -> Measured:
     """``routing_map``: {"layers"}."""
     both = tuple(batch for task in subject.tasks for n in range(subject.batches) for batch in subject.batch(task, BATCH, n))
     layers = routing_map(subject.model, both)
-    return {"layers": layers} if layers else LeftOut("the model is dense: it has no router")
+    return {"layers": layers} if layers else LeftOut(_no_router(subject.model.config.text_config))
 
 
 def measure_routing_history(subject: Subject, progress: Progress) -> Measured:
@@ -90,12 +91,26 @@ def measure_alignment(subject: Subject, progress: Progress) -> Measured:
 
 
 def measure_ablations(subject: Subject, progress: Progress) -> Measured:
-    """``ablations``: {"batches", "intact", "costs"}."""
+    """``ablations``: {"batches", "intact", "costs", "not_measured"}; the last says which parts of the model were not taken away."""
     held = {task: [subject.batch(task, BATCH, number) for number in range(subject.batches)] for task in subject.tasks}
     intact, costs = ablations(subject.model, held, progress)
     if not costs:
-        return LeftOut("the model is dense: it has no experts to take away")
-    return {"batches": subject.batches, "intact": intact, "costs": [cost.to_json() for cost in costs]}
+        return LeftOut("the model is dense and no layer is untied: it has no experts and no sets of weights to take away")
+    absent = _not_taken_away(subject.model.config.text_config)
+    return {"batches": subject.batches, "intact": intact, "costs": [cost.to_json() for cost in costs], "not_measured": absent}
+
+
+def _no_router(text: UniLlamaConfig) -> str:
+    if text.untied_layers is None:
+        return "the model is dense: it has no router"
+    return f"no router: {text.described}, and each token is told which set of weights serves it"
+
+
+def _not_taken_away(text: UniLlamaConfig) -> list[str]:
+    """What ``ablations`` passes over in a model in which it finds parts, and why."""
+    routed = [target for target in text.lora_targets if text.lora_groups(target) > 1]
+    absent = ["groups of experts (there is one, which serves both tasks)"] if text.mixture_layers and text.num_groups == 1 else []
+    return absent + ([f"low-rank updates routed by task ({', '.join(routed)})"] if routed else [])
 
 
 def _named(tasks: tuple[Task, ...]) -> str:

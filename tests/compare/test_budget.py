@@ -69,6 +69,28 @@ def test_lessons_have_batches_of_their_own(planned: dict[str, dict[str, Cell]]) 
     assert budget(RunConfig(max_steps=15, data=data), stages).samples["mmu"] == 640 + 5 * 16
 
 
+PARTED = (Stage(share=0.9, train={"attention": 1}, tasks="t2i"), Stage(share=0.1, train={"attention": 1}, tasks="mmu"))
+
+
+def test_stages_count_for_the_tasks_that_they_train(budgets: dict[str, Budget]) -> None:
+    """90 steps of 32 pairs, then 10 of 8 conversations with 6 router pairs."""
+    grid = replace(GRID, variants=GRID.variants | {"parted": Variant("a", stages=PARTED, router_pairs=6)})
+    found = cells([job for job in jobs(grid) if job.name in ("dense_joint", "parted") and job.scenario == "S1-r4"])
+    seen, joint = found["S1-r4"]["parted"].budget, budgets["dense_joint"]
+    assert (seen.steps, seen.samples) == ({"mmu": 10, "t2i": 90}, {"mmu": 80, "t2i": 2880})
+    assert seen.tokens == {task: joint.tokens[task] * seen.samples[task] // joint.samples[task] for task in ("mmu", "t2i")}
+    assert seen.router_pictures == 60
+    with pytest.raises(ValueError, match=r"'parted' sees 80 mmu samples in 10 steps, 'dense_joint' 800 in 100(?s:.*)2,880 t2i"):
+        check(grid, found)
+
+
+def test_lessons_count_where_their_stage_trains_understanding(planned: dict[str, dict[str, Cell]]) -> None:
+    """Of lessons in steps 0 to 9 and 10 to 94 the last stage, steps 90 to 99, has five: 5 x 16 + 5 x 8."""
+    data = Data(mmu_batch_size=8, t2i_batch_size=32, lessons=(Lesson("pointing", 10), Lesson("asking", 85, 16)))
+    stages = planned["S1-r4"]["dense_joint"].stages
+    assert budget(RunConfig(max_steps=100, data=data, stages=PARTED), stages).samples == {"mmu": 5 * 16 + 5 * 8, "t2i": 2880}
+
+
 def test_rates_tried_are_counted(planned: dict[str, dict[str, Cell]]) -> None:
     found = planned["S1-r4"]
     assert (found["dense_joint"].rates, found["unidecouple"].rates) == (("", "lr=0.3"), ("",))

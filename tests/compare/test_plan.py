@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,39 @@ def test_unknown_scenario_is_named() -> None:
     bad = replace(GRID, variants={"x": Variant("x", scenarios=("S9",))})
     with pytest.raises(ValueError, match=r"variant 'x' names scenario 'S9'"):
         jobs(bad)
+
+
+@pytest.mark.parametrize(
+    ("control", "said"), [("dense_jiont", r"did you mean 'dense_joint'\?"), ("zzz", "this grid has 'dense_t2i', 'dense_mmu'")]
+)
+def test_a_control_that_is_no_variant_is_refused(control: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"control='{control}' is no variant.*{said}"):
+        jobs(replace(GRID, control=control))
+
+
+def test_a_grid_that_names_no_control_may_lack_it() -> None:
+    only = {name: variant for name, variant in GRID.variants.items() if name != "dense_joint"}
+    assert jobs(replace(GRID, variants=only))
+
+
+@pytest.mark.parametrize(("name", "value"), [("seeds", ()), ("scenarios", {}), ("variants", {}), ("rates", {}), ("seeds", (0, -1))])
+def test_an_empty_or_impossible_part_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} is empty|seeds.1=-1 must be at least 0"):
+        replace(GRID, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (lambda: Scenario("a", "unified", -1, 0), "t2i_batch_size=-1"),
+        (lambda: Scenario("a", "unified", 1, 1, max_steps=-2), "max_steps=-2"),
+        (lambda: Rate(-1.0), "factor=-1"),
+        (lambda: Variant("a", router_pairs=-1), "router_pairs=-1"),
+    ],
+)
+def test_numbers_of_a_grid_have_bounds(part: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        part()
 
 
 def test_files_in_place_of_the_world_are_refused() -> None:

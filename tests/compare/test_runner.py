@@ -65,7 +65,7 @@ def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path
     assert start.stat().st_mtime_ns == written
     content = json.loads((tmp_path / "grid" / "results.json").read_text())
     assert content["meta"]["missing"] == [{"scenario": "S1-r0", "variant": "bad", "seed": 0}]
-    check_rows(content, str(small_base))
+    check_rows(content, str(small_base), tmp_path / "grid")
     assert content["meta"]["wall_seconds"] is None, "of the second command alone"
 
     whole = json.loads(run_comparison(replace(grid, variants={"dense_t2i": good}), replace(order, only=())).read_text())
@@ -73,15 +73,16 @@ def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path
     assert whole["rows"] == content["rows"]
 
 
-def check_rows(content: dict[str, Any], base: str) -> None:
+def check_rows(content: dict[str, Any], base: str, folder: Path) -> None:
     """Each row carries the budget of its run, and ``meta`` what it cost."""
     rows, meta = content["rows"], content["meta"]
     assert {(row["variant"], row["step"]) for row in rows} == {("start", 0), ("dense_t2i@lr=0.3", 2)}
-    (seen,) = {(r["mmu_samples"], r["t2i_samples"], r["mmu_tokens"], r["rates_tried"]) for r in rows if r["variant"] != "start"}
-    assert seen == (0, 4, 4, 1), "a BOS stands before any sign of the task and counts as understanding's"
+    told = ("mmu_steps", "t2i_steps", "mmu_samples", "t2i_samples", "mmu_tokens", "t2i_tokens", "rate", "rates_tried")
     planned = meta["budgets"]["S1-r0"]["dense_t2i"]["tokens"]["t2i"]
-    measured = next(row["t2i_tokens"] for row in rows if row["variant"] != "start")
-    assert 0.8 * planned < measured <= 1.1 * planned, "padding is planned, and prompts differ in length"
+    seen = {row["variant"]: tuple(row[name] for name in told) for row in (*rows, *meta["runs"])}
+    assert seen == {"start": (0, 0, 0, 0, 0, 0, "", 0), "dense_t2i@lr=0.3": (0, 2, 0, 4, 0, planned, "lr=0.3", 1)}
+    log = Path(folder / "S1-r0" / "dense_t2i@lr=0.3" / "seed0" / "metrics.jsonl").read_text().splitlines()
+    assert 0.8 * planned < json.loads(log[-1])["tokens/t2i"] <= 1.1 * planned, "padding is planned, and prompts differ in length"
     assert meta["costs"]["S1-r0"]["dense_t2i"]["parameters"] > 0
     assert all(run["cpu_seconds"] > 0 and run["peak_memory_bytes"] > 2**20 for run in meta["runs"])
     assert (meta["command"], meta["scenarios"], meta["control"]) == ("a test", {"S1-r0": "no replay"}, "dense_joint")

@@ -16,6 +16,7 @@ from unidecouple.eval.statistics import (
     mean_of_shares,
     paired_difference,
     paired_t,
+    seeds_to_exclude_zero,
     sign_flip,
 )
 
@@ -83,6 +84,22 @@ def test_binomial_error_refuses_what_is_no_share(share: float, count: int) -> No
         binomial_error(share, count)
 
 
+@pytest.mark.parametrize(
+    ("mean", "seeds"),
+    [
+        (5.0, 3),  # deviation 2: t(.975, 2) 2 / sqrt(3) = 4.97
+        (2.0, 7),  # t(.975, 5) 2 / sqrt(6) = 2.10, t(.975, 6) 2 / sqrt(7) = 1.85
+        (-2.0, 7),
+        (0.4, 99),  # t(.975, 97) 2 / sqrt(98) = .4010, t(.975, 98) 2 / sqrt(99) = .3989
+        (0.39, None),
+        (0.0, None),
+    ],
+)
+def test_seeds_that_an_interval_takes_to_exclude_zero(mean: float, seeds: int | None) -> None:
+    found = mean_interval([mean - 2, mean, mean + 2])
+    assert seeds_to_exclude_zero(found) == seeds
+
+
 class TestPairedT:
     def test_is_scipy_s(self) -> None:
         ours, theirs = [0.61, 0.64, 0.58, 0.70], [0.60, 0.60, 0.59, 0.61]
@@ -96,10 +113,15 @@ class TestPairedT:
     def test_agrees_with_its_interval(self) -> None:
         for shift in (0.0, 0.5, 2.0, 5.0):
             values = [shift + x for x in (-1.0, 0.0, 1.5)]
-            assert (paired_t(values) < 0.05) == mean_interval(values).excludes_zero
+            p = paired_t(values)
+            assert p is not None
+            assert (p < 0.05) == mean_interval(values).excludes_zero
 
     def test_equal_differences_have_no_spread(self) -> None:
-        assert (paired_t([0.0, 0.0]), paired_t([0.5, 0.5])) == (1.0, 0.0)
+        assert (paired_t([0.0, 0.0]), paired_t([0.5, 0.5])) == (1.0, None)
+        assert np.std([0.1] * 3) > 0
+        assert paired_t([0.1] * 3) is None, "a spread of 1.4e-17 is rounding"
+        assert paired_t([0.1, 0.1, 0.1 + 1e-9]) is not None
         with pytest.raises(ValueError, match="at least two seeds, got 1"):
             paired_t([0.5])
 

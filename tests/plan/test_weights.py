@@ -45,6 +45,17 @@ def test_a_token_meets_one_expert_of_four(step: TakeStep) -> None:
     assert dense.active == dense.total - dense.tokenizer
 
 
+def test_a_token_meets_its_task_s_updates_alone(step: TakeStep) -> None:
+    """By hand: two layers, in which a rank of 4 gives each projection 4 x (in + out) numbers a task."""
+    lora = {"lora_rank": 4, "lora_targets": ["attention", "mlp"]}
+    shared, parted = (counted(step({"*": 1}, **lora, lora_per_task=per_task)) for per_task in (list[str](), ["attention", "mlp"]))
+    text = step({"*": 1}).model.config.text_config
+    assert (text.hidden_size, text.num_attention_heads, text.num_key_value_heads, text.intermediate_size) == (32, 4, 4, 64)
+    attention, ffn = 4 * (32 + 32), 3 * (32 + 64)
+    assert parted.total - shared.total == 2 * 4 * (attention + ffn)
+    assert parted.active == shared.active == counted(step({"*": 1})).active + 2 * 4 * (attention + ffn)
+
+
 @pytest.mark.parametrize("text", UNTIED, ids=str)
 def test_a_token_meets_one_set_of_two(step: TakeStep, text: dict[str, object]) -> None:
     assert counted(step({"*": 1}, **text)).active == counted(step({"*": 1})).active

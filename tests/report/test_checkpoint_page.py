@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from unidecouple.batch import Batch, Task
 from unidecouple.cli import main
 from unidecouple.convert.load import load
-from unidecouple.methods.structure import TaskAwareMoE
+from unidecouple.methods.structure import TaskAwareMoE, UniFork
+from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.report.checkpoint_page import DIAGNOSIS, PAGE, render
 from unidecouple.report.figures_checkpoint import ablation_map, alignment_curves
-from unidecouple.report.figures_diagnosis import conflict_cells, ratio_map
+from unidecouple.report.figures_diagnosis import conflict_cells, name_columns, name_room, ratio_map
 from unidecouple.report.figures_routing import routing_history
 from unidecouple.report.logs import Conflict, ConflictCell
 from unidecouple.report.probes import PROBES
+from unidecouple.report.style import canvas
 from unidecouple.train import subject as subjects
 from unidecouple.train.build import restructure
+from unidecouple.train.measurements import measure_ablations
+from unidecouple.train.subject import Subject
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +70,59 @@ def test_a_mixture_beside_its_log(small_base: Path, small_cache: Path, tmp_path:
     assert render(content) == page, "the page follows from the file"
 
 
+def test_untied_layers_are_named_and_taken_away(small_base: Path, small_cache: Path, tmp_path: Path) -> None:
+    base, processor = load(str(small_base))
+    for part in (restructure(base, UniFork(), 0), processor):
+        part.save_pretrained(tmp_path / "fork")
+    content, page = diagnosed(str(tmp_path / "fork"), tmp_path / "out", small_cache)
+    assert content["structure"] == "1 of 2 layers untied by task"
+    assert content["left_out"]["routing"].startswith("no router: 1 of 2 layers untied by task")
+    assert {row["layer"] for row in content["measured"]["conflict"]["rows"]} == {0}, "nothing is shared after the fork"
+    assert {cost["part"] for cost in content["measured"]["ablation"]["costs"]} == {"mmu group", "t2i group"}
+    assert "the model is dense" not in page
+
+
+@pytest.mark.parametrize(
+    ("text", "absent"),
+    [
+        ({"ffn": "moe"}, ["groups of experts (there is one, which serves both tasks)"]),
+        ({"ffn": "ta_moe"}, []),
+        (
+            {"ffn": "ta_moe", "lora_rank": 4, "lora_targets": ["experts", "attention"], "lora_per_task": ["attention"]},
+            ["low-rank updates routed by task (attention)"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_was_not_taken_away_is_said(
+    make_model: Callable[..., UniJanusForConditionalGeneration],
+    joint_batch: tuple[Batch, Batch],
+    text: dict[str, Any],
+    absent: list[str],
+) -> None:
+    measured = measure_ablations(Subject(make_model(**text), _Given(joint_batch), _Given(joint_batch), batches=1), lambda *_: None)
+    assert isinstance(measured, dict)
+    assert measured["not_measured"] == absent
+    about = {"name": "m", "structure": "s", "layers": 2, "parameters": 1, "step": None, "batches": 1, "data": "d"}
+    left_out = dict.fromkeys((probe.name for probe in PROBES if probe.name != "ablation"), "it was not asked for")
+    versions = {"unidecouple": "0", "torch": "0"}
+    page = render(about | {"versions": versions, "measured": {"ablation": measured}, "left_out": left_out})
+    assert page.count("Not measured: ") == len(absent)
+    assert all(f"Not measured: {what}." in page for what in absent)
+
+
+class _Given:
+    """One batch of each task, again and again."""
+
+    tasks = measurable = tuple(Task)
+
+    def __init__(self, joint: tuple[Batch, Batch]) -> None:
+        self.joint = joint
+
+    def task_batch(self, task: Task, size: int, number: int) -> tuple[Batch]:
+        return (self.joint[task],)
+
+
 def test_recipe_and_data_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", "unified", "--recipe", "a.yaml", "--data", "b.jsonl"]) == 1
     assert "leave one out" in capsys.readouterr().err
@@ -100,6 +159,17 @@ def test_more_pairs_of_batches_tell_more_apart() -> None:
     cells = (cell("up", -0.03, 1.0), cell("down", -0.02, 1.0))
     assert [found.differs for found in conflict_cells([Conflict(0, cells, 16)])] == [True, False]
     assert [found.differs for found in conflict_cells([Conflict(0, cells)])] == [False, False]
+
+
+def test_names_of_many_columns_stand_upright() -> None:
+    dense = ["q_proj", "k_proj", "v_proj", "o_proj", "gate", "up", "down"]
+    assert name_room(dense, 3) == 0.0
+    assert name_room([*dense, "expert router", "experts in", "experts out"], 3) > 0.5, "inches"
+    _, axes = canvas(4, 4)
+    name_columns(axes[0], ["expert router", "up"], 1)
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["expert\nrouter", "up"]
+    name_columns(axes[0], ["expert router"] * 20, 3)
+    assert {label.get_rotation() for label in axes[0].get_xticklabels()} == {90.0}
 
 
 @pytest.mark.parametrize(

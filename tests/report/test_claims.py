@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unidecouple.report.claims import HOLDS, MISSING, MIXED, NOT_SHOWN, OPEN, OPPOSITE, PARTLY, UNTESTED, verdicts
+from unidecouple.report.claims import AGAINST, HOLDS, MISSING, MIXED, NOT_SHOWN, OPEN, OPPOSITE, PARTLY, UNTESTED, verdicts
 from unidecouple.report.markdown import claims_table
 from unidecouple.report.page import CLAIMS, write_report
 from unidecouple.report.results import load_results
@@ -30,7 +30,8 @@ def made(new: Any, *claims: dict[str, Any]) -> Any:
         ((0.61, 0.71, 0.81), (0.52, 0.53, 0.54), HOLDS),  # +1 each; +2, +3, +4: 3 ± 2.5
         ((0.61, 0.71, 0.81), (0.50, 0.53, 0.56), PARTLY),  # 0, +3, +6: 3 ± 7.5
         ((0.58, 0.70, 0.82), (0.47, 0.50, 0.53), NOT_SHOWN),
-        ((0.59, 0.69, 0.79), (0.47, 0.50, 0.53), OPPOSITE),
+        ((0.59, 0.69, 0.79), (0.46, 0.50, 0.53), OPPOSITE),  # -1 each; -4, 0, +3: -.3 ± 8.7
+        ((0.59, 0.69, 0.79), (0.48, 0.50, 0.53), AGAINST),  # its mean, +.3, speaks for it
         ((0.59, 0.69, 0.79), (0.52, 0.53, 0.54), MIXED),
     ],
 )
@@ -41,12 +42,33 @@ def test_verdicts(new_experiment: Any, pope: Any, vqa: Any, verdict: str) -> Non
     assert (one.verdict, one.seeds, one.compared) == (verdict, "3 seeds", f"ours {DASH} dense joint")
 
 
+@pytest.mark.parametrize(
+    ("vqa", "own", "settle"),
+    [
+        # +4.33, deviation 4.16: t(.975, 6) 4.16 / sqrt(7) = 3.85, t(.975, 5) 4.16 / sqrt(6) = 4.37
+        ((0.51, 0.53, 0.59), {}, "about 7 seeds, if the difference in VQA stays."),
+        ((0.49, 0.47, 0.41), {}, "about 7 seeds, if the difference in VQA stays."),
+        ((0.49, 0.50, 0.51), {}, "more than 100 seeds, if the difference in POPE stays."),
+        ((0.51, 0.53, 0.59), {"settle": "A GPU."}, "A GPU."),
+        ((0.52, 0.53, 0.54), {}, ""),  # in part
+    ],
+)
+def test_how_many_seeds_would_settle_it(new_experiment: Any, vqa: Any, own: dict[str, str], settle: str) -> None:
+    experiment = made(new_experiment, BETTER | own)
+    experiment.add("S2", "ours", {"pope": (0.58, 0.70, 0.82), "vqa": vqa})
+    folder = experiment.write()
+    (one,) = verdicts(load_results(folder))
+    assert (one.verdict, one.settle) == (NOT_SHOWN if settle else PARTLY, settle)
+    told = f"To settle it: {settle}"
+    assert (told in claims_table([one])) == (told in write_report(folder).read_text()) == bool(settle)
+
+
 def test_a_lower_score_can_be_what_is_claimed(new_experiment: Any) -> None:
     less = {"of": "ours", "lower": ["pope"]}
     experiment = made(new_experiment, less | {"against": "dense_joint"}, less)
     experiment.add("S2", "ours", {"pope": (0.59, 0.69, 0.79)})
     against, zero = verdicts(load_results(experiment.write()))
-    assert (against.verdict, against.findings[0].told) == (HOLDS, f"POPE {MINUS}1.0 ± 0.0 *")
+    assert (against.verdict, against.findings[0].told) == (HOLDS, f"POPE {MINUS}1.0 ± 0.0"), "no spread, no star"
     assert (zero.verdict, zero.compared) == (OPPOSITE, "ours")
     assert zero.findings[0].delta.mean == pytest.approx(0.69)
 
@@ -102,14 +124,14 @@ def test_fewer_than_three_seeds_leave_it_open(new_experiment: Any, seeds: int, t
 
 def test_page_and_table_tell_the_same(new_experiment: Any) -> None:
     experiment = made(new_experiment, BETTER, {"of": None, "settle": "A GPU."})
-    experiment.add("S2", "ours", {"pope": (0.61, 0.71, 0.81), "vqa": (0.52, 0.53, 0.54)})
+    experiment.add("S2", "ours", {"pope": (0.61, 0.71, 0.81), "vqa": (0.525, 0.53, 0.536)})
     folder = experiment.write()
     page = write_report(folder).read_text()
     assert 'id="claims"' in page
-    assert "POPE +1.0 ± 0.0 *" in page
+    assert "VQA +3.0 ± 1.4 *" in page
     table = (folder / CLAIMS).read_text()
     assert table == claims_table(verdicts(load_results(folder)))
-    assert f"| claim 0 | a paper | S2 | ours {DASH} dense joint: POPE +1.0 ± 0.0 *, VQA +3.0 ± 2.5 * | 3 | reproduced |" in table
+    assert f"| claim 0 | a paper | S2 | ours {DASH} dense joint: POPE +1.0 ± 0.0, VQA +3.0 ± 1.4 * | 3 | reproduced |" in table
     assert "| claim 1 | a paper |  | A GPU. |  | cannot be tested here |" in table
 
 

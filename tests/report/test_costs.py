@@ -50,6 +50,15 @@ def test_budgets_in_words(results: Results) -> None:
     assert budget_sentences(results, "S2") == []
 
 
+def test_tasks_of_other_stages_have_steps_of_their_own(experiment: Any) -> None:
+    parted = budget(2, 32) | {"steps": {"mmu": 40, "t2i": 360}}
+    experiment.meta["budgets"] = {"S1-r0": {"dense_t2i": parted}}
+    assert budget_sentences(load_results(experiment.write()), "S1-r0") == [
+        "Equal budgets: 800 understanding samples (about 48.0 k tokens) in 40 steps and 12,800 generation samples "
+        "(about 768 k tokens) in 360 steps."
+    ]
+
+
 def test_missing_runs_are_counted_and_named(experiment: Any) -> None:
     assert missing_sentence(load_results(experiment.write())) == ""
     experiment.meta["missing"] = [{"scenario": "S2", "variant": "moe@lr=0.3", "seed": seed} for seed in (3, 4)]

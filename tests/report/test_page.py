@@ -68,6 +68,15 @@ def test_the_page_is_well_formed_and_loads_nothing(experiment: Any) -> None:
     assert not re.search(r"url\((?!#)|@import|<script|<link", text)
 
 
+def test_runs_are_counted_without_the_starts(experiment: Any) -> None:
+    for run in experiment.runs:
+        run["source"] = "2026-01-01"
+    runs = sum(run["variant"] != "start" for run in experiment.runs)
+    experiment.meta["sources"] = {}
+    assert len(experiment.runs) > runs
+    assert f"{runs} runs ({runs} taken from elsewhere)" in write_report(experiment.write()).read_text()
+
+
 def test_every_part_is_there(experiment: Any) -> None:
     experiment.meta |= {"command": "unidecouple demo", "wall_seconds": 552.0, "cpu_seconds": 7500.0, "commit": None,
                         "config": {"max_steps": 400}, "scenarios": {"S1-r0": "Adding <generation>."}}  # fmt: skip

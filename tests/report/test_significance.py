@@ -77,6 +77,26 @@ def test_one_seed_is_no_test(new_experiment: Any) -> None:
     assert (VQA in {m for _, m in compared(results, "S2", ["a"])}, GENEVAL.label) == (True, "GenEval")
 
 
+@pytest.mark.parametrize(
+    ("gains", "told"),
+    [
+        ((1 / 60,) * 2, "paired t: no spread to judge by, 2 seeds"),
+        ((1 / 60, 1 / 60 + 1e-4), "paired t: p = 0.002, after Holm p = 0.002, 2 seeds"),
+        ((1 / 60,) * 3, "paired t: no spread to judge by, 3 seeds"),
+        ((1 / 60,) * 5, "paired t: no spread to judge by, sign flips: p = 0.062, 5 seeds"),
+    ],
+)
+def test_no_star_of_two_seeds_or_without_spread(new_experiment: Any, gains: tuple[float, ...], told: str) -> None:
+    made = new_experiment()
+    made.add("S2", "dense_joint", {"pope": (0.6, 0.7, 0.8, 0.5, 0.4)[: len(gains)]})
+    made.add("S2", "ours", {"pope": tuple(a + b for a, b in zip((0.6, 0.7, 0.8, 0.5, 0.4), gains, strict=False))})
+    results = load_results(made.write())
+    one = compared(results, "S2", ["ours"])["ours", POPE]
+    assert (one.holds, one.told) == (False, told)
+    line = next(line for line in headline(results, "S2", looks(results.names)).lines if line.name == "ours")
+    assert [score.holds for score in line.scores if score] == [False]
+
+
 def test_the_control_s_own_run_under_another_name_is_no_comparison(experiment: Any) -> None:
     """Without understanding data joint training is generation-only training: one run, two names, nothing to test."""
     experiment.add("S1-r0", "dense_joint", dict.fromkeys(("pope", "vqa", "geneval"), (0.5, 0.5, 0.5)))

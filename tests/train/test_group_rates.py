@@ -14,11 +14,12 @@ from unidecouple.batch import Batch, Task
 from unidecouple.methods.gradient import PCGrad, Sum
 from unidecouple.methods.stage import Objective
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.sharing import group_rows
 from unidecouple.train.gradients import Gradients, Losses
 from unidecouple.train.group_rates import Slowed, slow, slowed
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import train_step
-from unidecouple.train.trainable import apply, group_rows, table
+from unidecouple.train.trainable import apply, table
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -35,6 +37,30 @@ def losses(folder: Path) -> list[tuple[int, float, float]]:
 
 def newest(folder: Path) -> int:
     return max((int(path.name.split("-")[1]) for path in all_checkpoints(folder)), default=0)
+
+
+def test_a_run_killed_before_any_checkpoint_logs_each_step_once(small_run: RunConfig, small_cache: Path, tmp_path: Path) -> None:
+    scored = replace(small_run.evaluation, eval_steps=2, eval_images=2, eval_prompts=1)
+    experts = replace(small_run.stages[0], train={"experts": 1, "expert_router": 1})
+    config = replace(small_run, structure=TaskAwareMoE(), stages=(experts,), evaluation=scored, max_steps=3, save_steps=3)
+
+    def killed() -> None:
+        def say(line: str) -> None:
+            if line.startswith("step 2/"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        execute(config, tmp_path, small_cache, say, threading.Event())
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not all_checkpoints(tmp_path)
+    attempt(config, tmp_path, small_cache)
+    for name, expected in (("metrics.jsonl", [1, 2, 3]), ("routing.jsonl", [1, 2, 3]), ("scores.jsonl", [0, 2])):
+        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        once = [row["step"] for row in rows if row.get("benchmark") == rows[0].get("benchmark")]
+        assert once == expected, name
 
 
 @pytest.mark.slow

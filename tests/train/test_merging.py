@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,5 +45,7 @@ def test_two_runs_become_one_model(
         torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-6 if method == "task_arithmetic" else 1e-3)
     exact = all(torch.equal(found[name], start[name]) for name in start.keys() - moved)
     assert exact
+    spent = json.loads((tmp_path / "merged" / "spent.json").read_text())
+    assert min(spent["wall_seconds"], spent["cpu_seconds"]) > 0
     if method == "adamerging":
         assert "entropy" in capsys.readouterr().out

@@ -18,10 +18,12 @@ from small_runs import APART_THEN_JOINT, MOE_THEN_SYMBIOTIC, Run
 from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
+from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.stage import Lora, Objective
 from unidecouple.methods.structure import MoE, TaskAwareMoE, UniX
 from unidecouple.models.router import TaskAwareRouter
 from unidecouple.run import Data, RunConfig
+from unidecouple.train.batches import world_batches
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.loop import Trainer
 from unidecouple.train.parallel import Parallel
@@ -90,6 +92,22 @@ def test_parts_of_a_step_change_nothing(decoupled: RunConfig, run: Run, tmp_path
     assert run(decoupled, tmp_path / "whole")
     assert run(replace(decoupled, gradient_accumulation_steps=3), tmp_path / "parts")
     compare(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("balance", "cuts", "warned"), [(0.01, 2, True), (0.0, 2, False), (0.01, 1, False)])
+def test_balance_in_parts_is_told(
+    balance: float, cuts: int, warned: bool, small_run: RunConfig, small_cache: Path, tmp_path: Path
+) -> None:
+    """Each part is balanced by itself, so it is the one loss that depends on how a step is cut."""
+    data = replace(small_run.data, router_pairs=0)
+    config = replace(
+        small_run, data=data, objective=Objective(balance_coeff=balance), gradient_accumulation_steps=cuts, max_steps=1
+    )
+    model, processor = load(config.model_name_or_path)
+    source = world_batches(data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
+    told: list[str] = []
+    Trainer(config, model, processor, source, tmp_path, told.append).train()
+    assert [line for line in told if line.startswith("warning: with balance_coeff=0.01")] == told[:1] * warned
 
 
 def test_recomputed_layers_change_nothing(decoupled: RunConfig, run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""An interrupted run, resumed, is the unbroken run: the same losses and weights, bit for bit."""
+"""An interrupted run, resumed, is the unbroken run: the same losses and weights, bit for bit.
+
+At every step of it, with logs and averages; for every structure and gradient method, at one, see ``test_members.py``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from small_runs import APART_THEN_JOINT, Run
 from unidecouple.batch import count_tokens
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.methods.structure import Dense, MoE, MoT, Structure, TaskAwareMoE
+from unidecouple.methods.structure import Dense, MoE, Structure, TaskAwareMoE
 from unidecouple.run import RunConfig
 from unidecouple.train.batches import world_batches
 from unidecouple.train.checkpoint import all_checkpoints
@@ -29,7 +32,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("structure", "stop_after"),
-    [*itertools.product([Dense(), MoE(), TaskAwareMoE()], [1, 3, 4, 5]), (MoT(split="task"), 3)],
+    [*itertools.product([Dense(), MoE(), TaskAwareMoE()], [1, 3, 4, 5])],
     ids=lambda value: getattr(value, "kind", value),
 )
 def test_resumed_equals_unbroken(structure: Structure, stop_after: int, small_run: RunConfig, run: Run, tmp_path: Path) -> None:
@@ -49,6 +52,29 @@ def test_resumed_equals_unbroken(structure: Structure, stop_after: int, small_ru
         whole, broken = (load_file(all_checkpoints(tmp_path / name)[-1] / file) for name in ("whole", "broken"))
         assert whole.keys() == broken.keys()
         assert [name for name in whole if not torch.equal(whole[name], broken[name])] == []
+
+
+def test_seconds_and_memory_are_of_all_attempts(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+    """An attempt of a quarter of an hour, made up; then a checkpoint of an earlier version, which tells of none."""
+    before = {"wall_seconds": 900.0, "cpu_seconds": 800.0, "peak_memory_bytes": 1 << 50}
+    assert not run(small_run, tmp_path, stop_after=3)
+    path = all_checkpoints(tmp_path)[-1] / "trainer_state.json"
+    state = json.loads(path.read_text())
+    assert 0 < state["spent"]["cpu_seconds"] < 800
+    path.write_text(json.dumps(state | {"spent": before}))
+    assert not run(small_run, tmp_path, stop_after=5)
+    later = json.loads((all_checkpoints(tmp_path)[-1] / "trainer_state.json").read_text())
+    assert run(small_run, tmp_path)
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert 900 < later["spent"]["wall_seconds"] < found["wall_seconds"] < 1800
+    assert 800 < later["spent"]["cpu_seconds"] < found["cpu_seconds"] < 1600
+    assert found["peak_memory_bytes"] == 1 << 50
+
+    (tmp_path / "scores.json").unlink()
+    path = all_checkpoints(tmp_path)[-1] / "trainer_state.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "spent"}))
+    assert run(small_run, tmp_path)
+    assert json.loads((tmp_path / "scores.json").read_text())["wall_seconds"] < 800
 
 
 def test_finished_run_is_not_run_again(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
@@ -92,3 +118,18 @@ def test_tokens_logged_are_those_of_all_batches_so_far(small_run: RunConfig, run
     seen = torch.stack([count_tokens(source.batch(step)) for step in range(small_run.max_steps)]).cumsum(0)
     lines = logged(tmp_path)
     assert [[line["tokens/mmu"], line["tokens/t2i"]] for line in lines] == seen.tolist()
+
+
+def test_what_is_trained_may_be_scored_by_a_test_of_other_size(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+    """But nothing else may differ, and what has scores keeps them."""
+    assert run(small_run, tmp_path)
+    larger = replace(small_run, evaluation=replace(small_run.evaluation, vqa_questions=3))
+    with pytest.raises(ValueError, match="vqa_questions: 2, not 3"):
+        run(larger, tmp_path)
+    (tmp_path / "scores.json").unlink()
+    before = logged(tmp_path)
+    with pytest.raises(ValueError, match="seed: 0, not 7"):
+        run(replace(larger, seed=7), tmp_path)
+    assert run(larger, tmp_path)
+    assert logged(tmp_path) == before
+    assert "vqa_questions: 3" in (tmp_path / "run.yaml").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from small_runs import APART_THEN_JOINT, Run
 from unidecouple.batch import Batch, Task, count_tokens
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.methods.stage import Objective
+from unidecouple.methods.stage import Objective, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
+from unidecouple.train import loop
 from unidecouple.train.batches import world_batches
 from unidecouple.train.build import restructure
 from unidecouple.train.routing_log import ROUTING_LOG, RoutingLog, read_routing_log
@@ -72,17 +74,64 @@ def test_an_interrupted_run_has_the_log_of_an_unbroken_one(unidecouple_run: RunC
     assert read_routing_log(tmp_path / "broken") == read_routing_log(tmp_path / "whole")
 
 
-def test_the_alarm_remembers_what_an_earlier_attempt_logged(tmp_path: Path) -> None:
-    config = UniLlamaConfig(num_hidden_layers=1, ffn="moe", experts_per_task=2)
-    spread = torch.zeros(1, 2, 6, dtype=torch.float64)
-    spread[0, 0] = torch.tensor([25, 25, 25, 25, 10, 100])
-    gathered = spread.clone()
-    gathered[0, 0, :4] = torch.tensor([100, 0, 0, 0])
+CONFIG = UniLlamaConfig(num_hidden_layers=1, ffn="moe", experts_per_task=2)
+
+
+@pytest.fixture
+def spread() -> torch.Tensor:
+    """Counts of one layer whose four experts share understanding's tokens."""
+    counts = torch.zeros(1, 2, 6, dtype=torch.float64)
+    counts[0, 0] = torch.tensor([25, 25, 25, 25, 10, 100])
+    return counts
+
+
+@pytest.fixture
+def gathered(spread: torch.Tensor) -> torch.Tensor:
+    counts = spread.clone()
+    counts[0, 0, :4] = torch.tensor([100, 0, 0, 0])
+    return counts
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_alarm_starts_anew_where_the_structure_changes(
+    resumed: bool, spread: torch.Tensor, gathered: torch.Tensor, tmp_path: Path
+) -> None:
+    """Experts of the stage before are no history of the new ones; within a stage they are."""
     told: list[str] = []
-    means = RoutingLog(tmp_path, told.append).write(10, "joint", config, spread)
+    log = RoutingLog(tmp_path, told.append, [10])
+    log.write(10, "one", CONFIG, spread)
+    log.write(20, "two", CONFIG, gathered)
+    assert told == []
+    if resumed:
+        log = RoutingLog(tmp_path, told.append, [10])
+    log.write(30, "two", CONFIG, spread)
+    log.write(40, "two", CONFIG, gathered)
+    assert [line.split(":")[0] for line in told] == ["step 40"]
+
+
+def test_a_run_tells_its_log_where_the_structure_changes(
+    small_run: RunConfig, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[list[int]] = []
+
+    class Spy(RoutingLog):
+        def __init__(self, folder: Path, say: Callable[[str], None], changes: Sequence[int] = ()) -> None:
+            made.append([*changes])
+            super().__init__(folder, say, changes)
+
+    monkeypatch.setattr(loop, "RoutingLog", Spy)
+    dense, parted = Stage(train={"ffn": 1}), Stage(train={"experts": 1, "expert_router": 1})
+    stages = (dense, replace(parted, structure=TaskAwareMoE()), parted)
+    assert run(replace(small_run, stages=stages, max_steps=3), tmp_path)
+    assert made == [[1]]
+
+
+def test_the_alarm_remembers_what_an_earlier_attempt_logged(spread: torch.Tensor, gathered: torch.Tensor, tmp_path: Path) -> None:
+    told: list[str] = []
+    means = RoutingLog(tmp_path, told.append).write(10, "joint", CONFIG, spread)
     assert means == {"load_entropy/mmu": pytest.approx(1.0), "token_entropy/mmu": pytest.approx(0.1)}
     assert told == []
-    RoutingLog(tmp_path, told.append).write(20, "joint", config, gathered)
+    RoutingLog(tmp_path, told.append).write(20, "joint", CONFIG, gathered)
     (warning,) = told
     assert warning.startswith("step 20: warning")
     assert "one expert" in warning

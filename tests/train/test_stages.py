@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,19 +11,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from small_runs import APART_THEN_JOINT, Run
+from small_runs import APART_THEN_JOINT, SMALL, Run, save_small_base
+from test_recipes import RECIPES, step_of_each_stage
+from unidecouple import config
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
+from unidecouple.compare.budget import cells, check
+from unidecouple.compare.plan import Comparison, jobs
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.world.catalog import COLORS
 from unidecouple.data.world.scene import CELL_NAMES
+from unidecouple.methods.gradient import Aggregated, Gradient, PCGrad, Sum
 from unidecouple.methods.stage import Lora, Objective, Stage
 from unidecouple.methods.structure import Dense, Structure, TaskAwareMoE
 from unidecouple.run import Lesson, RunConfig
 from unidecouple.train.batches import WorldBatches, world_batches
 from unidecouple.train.build import add_lora, restructure
 from unidecouple.train.checkpoint import all_checkpoints
+from unidecouple.train.gradients import Gradients
 from unidecouple.train.loop import Trainer
+from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import TrainingDivergedError, train_step
 from unidecouple.train.trainable import apply, table
 
@@ -45,6 +54,30 @@ def test_experts_apart_moves_experts_and_freezes_attention(small_run: RunConfig,
     assert any("experts.gate_up_proj" in name for name in moved)
     assert any("generation_head" in name for name in moved)
     assert not [name for name in moved if "self_attn" in name or "vqmodel" in name or "norm" in name or "shared_expert" in name]
+
+
+def test_unifork_s_last_stages_move_one_branch_each(small_cache: Path, tmp_path: Path) -> None:
+    """The recipe's own stages on a base as deep as the shipped ones: that branch, its final norm and its head, nothing else."""
+    grid = tmp_path / "grid.yaml"
+    bases = [str(RECIPES / "method" / name) for name in ("main.yaml", "unifork.yaml")]
+    scenario = "{description: x, model_name_or_path: unified, t2i_batch_size: 2, mmu_batch_size: 2, simple_steps: 0}"
+    grid.write_text(
+        f"base: {bases}\nname: forked\nscenarios: {{S2: {scenario}}}\nvariants: {{unifork_branches: {{axis: structure}}}}\n"
+    )
+    comparison = config.load(Comparison, [grid])
+    planned = [job for job in jobs(comparison) if job.name in ("dense_joint", "unifork_branches")]
+    check(comparison, cells(planned))
+    (forked,) = (job.config for job in planned if job.name == "unifork_branches")
+    base = save_small_base(tmp_path / "base", replace(SMALL, num_hidden_layers=4))
+    assert step_of_each_stage(replace(forked, save_total_limit=9), base, small_cache, tmp_path / "run") == 3
+    joint, *branches = (load_file(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors") for step in (1, 2, 3))
+    for task, head, before, after in zip(Task, ("lm_head.", "model.generation_head."), (joint, branches[0]), branches, strict=True):
+        moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+        of_layers = {name for name in moved if not name.startswith(head)}
+        assert moved - of_layers
+        assert {name.removeprefix("model.language_model.")[:9] for name in of_layers} == {"layers.2.", "layers.3.", "norm.weig"}
+        for name in of_layers:
+            assert torch.equal(before[name][1 - task], after[name][1 - task]), name
 
 
 EXPERTS = (APART_THEN_JOINT[0], replace(APART_THEN_JOINT[1], lora=Lora(4, 8.0, per_task=("attention", "shared_expert"))))
@@ -78,20 +111,36 @@ def test_generation_data_alone_leaves_understanding_bit_for_bit(
     assert not torch.equal(after.model.generation_head.vision_head.weight, before.model.generation_head.vision_head.weight)
 
 
-def test_joint_experts_stage_equals_one_task_at_a_time(small_run: RunConfig, source: WorldBatches) -> None:
-    """Eq. 3: with attention frozen and experts apart, a joint batch trains each group as its task alone would."""
+@pytest.mark.parametrize("lent", [False, True], ids=["first token with its picture", "first token with understanding"])
+def test_joint_experts_stage_equals_one_task_at_a_time(
+    small_run: RunConfig, source: WorldBatches, enliven: Callable[[torch.nn.Module, int], None], lent: bool
+) -> None:
+    """Eq. 3: with attention frozen and experts apart, joint batches train each group as its task alone would.
 
-    def trained(tasks: tuple[Task, ...]) -> torch.Tensor:
-        model = restructure(load(small_run.model_name_or_path)[0], TaskAwareMoE(), 0)
-        optimizer = torch.optim.SGD(apply(model, {"experts": 1}, 1e-2), lr=1e-2)
-        batch = tuple(part for task, part in zip(Task, source.batch(0), strict=False) if task in tasks)
-        train_step(model, optimizer, [batch], Objective(), tasks, "label", 1e9)
+    But for the first token, which counts as understanding: a drawing's tokens attend to it, so generation's loss moves the experts
+    that made its key and value, and generation learns beside what they have become.
+    """
+    start = restructure(load(small_run.model_name_or_path)[0], TaskAwareMoE(), 0)
+    enliven(start, 0)
+
+    def trained(*tasks: Task) -> torch.Tensor:
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.AdamW(apply(model, {"experts": 1}, 1e-3), weight_decay=0.0)
+        for step in range(4):
+            mmu, t2i = source.batch(step)[:2]
+            t2i = t2i if lent else replace(t2i, task_ids=torch.full_like(t2i.task_ids, Task.T2I))
+            batch = tuple(part for task, part in zip(Task, (mmu, t2i), strict=True) if task in tasks)
+            train_step(model, optimizer, [batch], Objective(), tasks, "label", 1e9)
         return model.decoder.layers[0].mlp.experts.down_proj.detach()
 
-    joint, mmu, t2i = trained((Task.MMU, Task.T2I)), trained((Task.MMU,)), trained((Task.T2I,))
-    torch.testing.assert_close(joint[:2], mmu[:2])
-    torch.testing.assert_close(joint[2:], t2i[2:])
-    assert not torch.equal(mmu[:2], t2i[:2])
+    joint, mmu, t2i = trained(*Task), trained(Task.MMU), trained(Task.T2I)
+    before = start.decoder.layers[0].mlp.experts.down_proj.detach()
+    for mine, alone in ((slice(0, 2), mmu), (slice(2, 4), t2i)):
+        moved, apart = ((joint - other)[mine].norm().item() for other in (before, alone))
+        assert moved > 0.1
+        assert 1e-3 < apart / moved < 0.2 if lent else apart / moved < 1e-5
+    assert torch.equal(t2i[:2], before[:2])
+    assert torch.equal(mmu[2:], before[2:])
 
 
 def test_table_counts_what_trains(small_run: RunConfig) -> None:
@@ -113,6 +162,34 @@ def test_nan_loss_stops_before_any_update(small_run: RunConfig, source: WorldBat
     with pytest.raises(TrainingDivergedError, match="lower learning_rate"):
         train_step(model, optimizer, [source.batch(0)], Objective(), tuple(Task), None, 1.0)
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters() if name in before)
+
+
+@pytest.mark.parametrize("gradient", [Sum(), PCGrad(), Aggregated(name="IMTLG")], ids=lambda g: g.kind)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_any_update(
+    gradient: Gradient, bad: float, small_run: RunConfig, source: WorldBatches
+) -> None:
+    """Its losses are; solvers of gradient methods do not come in between."""
+    model, _ = load(small_run.model_name_or_path)
+    optimizer = torch.optim.AdamW(apply(model, {"attention": 1}, 1e-2))
+    moved = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    next(iter(moved.values())).register_hook(lambda found: found * bad)
+    before = {name: value.detach().clone() for name, value in moved.items()}
+    gradients = Gradients.of(model, gradient, Parallel())
+    with pytest.raises(TrainingDivergedError, match=r"gradient is not finite \(norm .*lower learning_rate"):
+        train_step(model, optimizer, [source.batch(0)], Objective(), tuple(Task), None, 1.0, gradients=gradients)
+    assert all(torch.equal(before[name], value) for name, value in moved.items())
+
+
+def test_a_run_that_diverges_keeps_a_checkpoint_that_resumes(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+    """Losses of the second step are finite and its gradient is not: saved, it would replace the one good checkpoint."""
+    stages = (Stage(learning_rate=1e3, train={"*": 1.0}, warmup_steps=0),)
+    wild = replace(small_run, stages=stages, save_steps=1, save_total_limit=1, max_steps=8)
+    for _ in range(2):  # the second attempt resumes
+        with pytest.raises(TrainingDivergedError, match="gradient is not finite"):
+            run(wild, tmp_path)
+        (kept,) = all_checkpoints(tmp_path)
+        assert all(value.isfinite().all() for value in load_file(kept / "model.safetensors").values())
 
 
 def test_nan_in_a_run_keeps_earlier_checkpoints(small_run: RunConfig, run: Run, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from unidecouple.compare.plan import START, Comparison, Job, Variant
 from unidecouple.convert.load import checkpoint_folder
 from unidecouple.plan.stages import Question, StagePlan, plan
 from unidecouple.run import RunConfig
+from unidecouple.train.loop import stage_steps
 
 PAPER = Question((1,), dtype="fp32")
 """What is asked of ``plan``; parameters, lengths and FLOPs do not depend on it."""
@@ -23,9 +24,9 @@ class Budget:
     """What one run sees.
 
     Attributes:
-        steps: of each task: those that hold samples of it.
+        steps: of each task: those that hold samples of it, in the stages that train it.
         samples: of each task, lessons included.
-        tokens: of each task, as planned: samples times their mean padded length. What was seen is measured, see ``results``.
+        tokens: of each task, as planned: samples times their mean padded length. Tokens of router pairs are in none.
         router_pictures: pictures shown to the task router besides (see ``Data.router_pairs``); no samples of any task.
     """
 
@@ -40,15 +41,20 @@ class Budget:
 
 
 def budget(run: RunConfig, stages: Sequence[StagePlan]) -> Budget:
-    """The budget of ``run``; ``stages`` are its plan, for lengths."""
-    sizes = run.files or run.data
-    samples = {Task.MMU.key: run.max_steps * sizes.mmu_batch_size, Task.T2I.key: run.max_steps * sizes.t2i_batch_size}
-    if run.data.mmu_batch_size:
-        samples[Task.MMU.key] += _lessons(run)
-    lengths = {part.task.key: part.length for part in stages[-1].load.step if part.counted}
-    steps = {task: run.max_steps if samples[task] else 0 for task in TASK_KEYS}
-    tokens = {task: samples[task] * lengths.get(task, 0) for task in TASK_KEYS}
-    return Budget(steps, samples, tokens, run.max_steps * run.data.router_pairs)
+    """The budget of ``run``; ``stages`` are its plan, for lengths. A stage counts for the tasks that it trains, as in training."""
+    batch = run.files or run.data
+    sizes = {Task.MMU: batch.mmu_batch_size, Task.T2I: batch.t2i_batch_size}
+    known = [task for task, size in sizes.items() if size]
+    steps, samples = dict.fromkeys(TASK_KEYS, 0), dict.fromkeys(TASK_KEYS, 0)
+    pictures = begin = 0
+    for stage, taken in stage_steps(run):
+        span, begin = range(begin, begin + taken), begin + taken
+        for task in stage.of(known):
+            steps[task.key] += taken
+            samples[task.key] += taken * sizes[task] + (_lessons(run, span) if task is Task.MMU else 0)
+        pictures += taken * run.data.router_pairs if stage.tasks in ("both", Task.MMU.key) else 0
+    lengths = {part.task.key: part.length for stage in stages for part in stage.load.step if part.counted}
+    return Budget(steps, samples, {task: samples[task] * lengths.get(task, 0) for task in TASK_KEYS}, pictures)
 
 
 def merged_budget(merge: Merge, parents: Sequence[Cell]) -> Budget:
@@ -66,12 +72,13 @@ def merged_budget(merge: Merge, parents: Sequence[Cell]) -> Budget:
     )
 
 
-def _lessons(run: RunConfig) -> int:
-    """Samples that lessons add to, or take from, a run of ``mmu_batch_size`` a step."""
-    left, added = run.max_steps, 0
+def _lessons(run: RunConfig, span: range) -> int:
+    """Samples that lessons add to, or take from, the steps ``span`` of a run of ``mmu_batch_size`` a step."""
+    end, added = 0, 0
     for lesson in run.data.lessons:
-        steps = min(lesson.steps, left)
-        left, added = left - steps, added + steps * (lesson.batch_size - run.data.mmu_batch_size)
+        begin, end = end, end + lesson.steps
+        steps = max(0, min(end, span.stop) - max(begin, span.start))
+        added += steps * (lesson.batch_size - run.data.mmu_batch_size)
     return added
 
 

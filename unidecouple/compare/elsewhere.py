@@ -37,6 +37,11 @@ class Taken:
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+def base_hash(base: str) -> str:
+    """Hexadecimal SHA-256 of what runs take from ``base``: all its files but the one of how a user's pictures are drawn."""
+    return sha256_tree(checkpoint_folder(base), without=("generation_config.json",))
+
+
 def key_of(job: Job) -> Key:
     """What names ``job`` in results."""
     return job.scenario, job.variant, job.seed
@@ -92,7 +97,7 @@ def _check(path: Path, meta: Mapping[str, Any], asked: Mapping[Key, Job]) -> Non
                 f"{path} holds runs of another grid: {run['folder']} has {some(found)}; leave it out, or change the recipe back"
             )
     for base in {job.config.model_name_or_path for key in map(_key, meta["runs"]) if (job := asked.get(key))}:
-        if meta["hashes"][base] != (here := sha256_tree(checkpoint_folder(base))):
+        if meta["hashes"][base] != (here := base_hash(base)):
             raise ValueError(
                 f"{path} holds runs that start from other weights: {base} was {meta['hashes'][base][:12]}, and is {here[:12]} "
                 "here; leave it out, or bring that base back"

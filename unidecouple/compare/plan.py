@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from unidecouple import bounds
 from unidecouple import config as configs
 from unidecouple.compare.claim import Claim
 from unidecouple.compare.merge import Merge, MergeRecord
@@ -45,6 +47,9 @@ class Scenario:
     max_steps: int | None = None
     simple_steps: int | None = None
 
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "t2i_batch_size", "mmu_batch_size", "max_steps", "simple_steps")
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -57,6 +62,9 @@ class Rate:
 
     factor: float = 1.0
     understanding: float = 1.0
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "factor", "understanding")
 
 
 @dataclass(frozen=True)
@@ -90,13 +98,26 @@ class Variant:
     axis: Axis | None = None
     merge: Merge | None = None
 
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "router_pairs", "max_steps")
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The whole grid. ``run`` holds what all runs share (data, steps, evaluation); ``control`` names what others are held against.
+    """The whole grid.
 
-    Without understanding data the control is generation-only training where the grid has it: there the two are one. The report
-    tells of each of ``claims`` whether it holds.
+    Without understanding data the control is generation-only training where the grid has it: there the two are one. A grid that
+    names no control may lack it, and has no differences then.
+
+    Attributes:
+        name: of the grid; its results lie in ``runs/<name>`` unless ``--output`` says otherwise.
+        scenarios: what is trained on, by name.
+        variants: how it is trained, by name.
+        seeds: every variant is run with each.
+        rates: points of the grid over learning rates, by name; "" is the recipes' own.
+        run: what all runs share (data, steps, evaluation).
+        control: the variant that others are held against.
+        claims: what papers claim; the report tells of each whether it holds.
     """
 
     name: str
@@ -111,6 +132,10 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.run.files is not None:
             raise ValueError("run.files is given, but comparisons are on the drawn world; train on files with `unidecouple train`")
+        bounds.at_least(0, self, "seeds")
+        for name in ("scenarios", "variants", "seeds", "rates"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: a comparison needs at least one of them")
 
 
 @dataclass(frozen=True)
@@ -225,6 +250,10 @@ def _scaled(stage: Stage, rate: Rate) -> Stage:
 
 
 def _check(grid: Comparison) -> None:
+    if grid.control not in (*grid.variants, CONTROL):
+        near = difflib.get_close_matches(grid.control, grid.variants, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"this grid has {', '.join(map(repr, grid.variants))}"
+        raise ValueError(f"control={grid.control!r} is no variant, so nothing would be held against it ({hint})")
     for name, variant in grid.variants.items():
         for kind, wanted, known in (
             ("scenario", variant.scenarios, grid.scenarios),

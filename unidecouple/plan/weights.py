@@ -13,6 +13,7 @@ from unidecouple.plan.tape import Shape
 
 _LAYER = re.compile(r"^model\.language_model\.layers\.(\d+)\.")
 _FINAL_NORM = "model.language_model.norm.weight"
+_LOW_RANK = ("_proj.lora_A", "_proj.lora_B")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Weights:
 
     Attributes:
         parts: (all, trainable) by part, see ``PARTS``.
-        active: those a token meets: all but the image tokenizer, the experts that it is not sent to and sets of other groups.
+        active: those a token meets: all but the image tokenizer, the experts that it is not sent to, and sets and low-rank updates
+            of other groups.
         trainable: those that get gradients; what trains but takes no part in the run has none, and no optimizer state.
         tensors: how many tensors ``trainable`` is made of.
         private: of ``trainable``, those that one task alone moves, both tasks' together; only where each has a half.
@@ -88,7 +90,7 @@ def count(text: UniLlamaConfig, shapes: Mapping[str, Shape], moving: Collection[
         elif part != "image_tokenizer":
             root = Unit(root.total + size, root.trainable + trains)
     experts = sum(size for name, size in sizes.items() if ".mlp.experts." in name)
-    apart = sum(size * (1 - 1 / _sets(name, text)) for name, size in sizes.items())
+    apart = sum(size * (1 - 1 / (_updates(name, shapes[name]) * _sets(name, text))) for name, size in sizes.items())
     tokenizer = parts.get("image_tokenizer", (0, 0))[0]
     resting = 1 - text.num_experts_per_tok / text.num_experts
     return Weights(
@@ -111,6 +113,11 @@ def _sets(name: str, text: UniLlamaConfig) -> int:
     return text.sets(int(match[1]))
 
 
+def _updates(name: str, shape: Shape) -> int:
+    """How many low-rank pairs are stacked in a tensor, of which a token meets its task's; 1 in all other tensors."""
+    return shape[0] if name.endswith(_LOW_RANK) else 1
+
+
 def _private(name: str, shape: Shape, text: UniLlamaConfig) -> bool:
     """Whether each half of the tensor serves one task: experts, their routers, low-rank pairs and sets of one a task.
 
@@ -120,4 +127,4 @@ def _private(name: str, shape: Shape, text: UniLlamaConfig) -> bool:
         return text.split == "task"
     if text.ffn == "ta_moe" and (".mlp.experts." in name or ".mlp.gate." in name):
         return True
-    return name.endswith(("_proj.lora_A", "_proj.lora_B")) and shape[0] == 2
+    return _updates(name, shape) == 2

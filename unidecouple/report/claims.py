@@ -7,22 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from unidecouple.report.results import MAIN, START, Estimate, Measure, Results, difference, estimate
-from unidecouple.report.significance import Compared, Key, corrected
+from unidecouple.report.significance import FEWEST_SEEDS, Compared, Key, corrected
 from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread, variant_name
 
-HOLDS, PARTLY, NOT_SHOWN, MIXED, OPPOSITE, UNTESTED, OPEN, MISSING = (
+HOLDS, PARTLY, NOT_SHOWN, MIXED, AGAINST, OPPOSITE, UNTESTED, OPEN, MISSING = (
     "reproduced",
     "in part",
     "not shown",
     "both ways",
+    "against, in part",
     "the opposite",
     "cannot be tested here",
     "open: too few seeds",
     "not run yet",
 )
 
-FEWEST_SEEDS = 3
-"""Seeds from which on there is a verdict: two often differ by the same, and then have an interval of no width."""
+MOST_SEEDS = 100
+"""Beyond so many nobody is told how many seeds would settle it."""
 
 _NAMED = {
     "interaction/correlation": "correlation of the curves",
@@ -73,7 +74,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim in one scenario ("" where the grid cannot test it): ``verdict`` is one of the words above."""
+    """What became of a claim in one scenario ("" where the grid cannot test it): ``verdict`` is one of the words above.
+
+    ``settle`` is the claim's own text, or, where it has none and is not shown, how many seeds would do.
+    """
 
     says: str
     source: str
@@ -104,7 +108,7 @@ def _scenarios(results: Results, claim: Mapping[str, Any]) -> list[str]:
 
 def _verdict(claim: Mapping[str, Any], scenario: str, tested: Mapping[Key, Compared], key: str) -> Verdict:
     findings = tuple(
-        Finding(measure.label, wanted, one.delta, measure.benchmark in _PLAIN, one.holds and one.delta.count >= FEWEST_SEEDS)
+        Finding(measure.label, wanted, one.delta, measure.benchmark in _PLAIN, one.holds)
         for measure, wanted in _wanted(claim)
         if (one := tested.get((key, measure))) is not None
     )
@@ -115,19 +119,31 @@ def _verdict(claim: Mapping[str, Any], scenario: str, tested: Mapping[Key, Compa
     seeds = counted(min(finding.delta.count for finding in findings), "seed") if findings else ""
     whole = len(findings) == len(_wanted(claim))
     verdict = judged(findings) if whole else MISSING
-    return Verdict(claim["says"], claim["source"], scenario, compared, findings, seeds, verdict, claim.get("settle", ""))
+    settle = claim.get("settle") or (_seeds_to_settle(findings) if verdict == NOT_SHOWN else "")
+    return Verdict(claim["says"], claim["source"], scenario, compared, findings, seeds, verdict, settle)
 
 
 def judged(findings: Sequence[Finding]) -> str:
-    """The verdict on a claim whose differences all were measured (at least one)."""
+    """The verdict on a claim whose differences all were measured (at least one).
+
+    It is the opposite only where all of them, by their means, speak against it and one at least excludes zero.
+    """
     for_it, against_it = sum(f.agrees for f in findings), sum(f.opposes for f in findings)
     if min(finding.delta.count for finding in findings) < FEWEST_SEEDS:
         return OPEN
     if against_it:
-        return MIXED if for_it else OPPOSITE
+        return MIXED if for_it else OPPOSITE if all(f.delta.mean * f.wanted < 0 for f in findings) else AGAINST
     if for_it == len(findings):
         return HOLDS
     return PARTLY if for_it else NOT_SHOWN
+
+
+def _seeds_to_settle(findings: Sequence[Finding]) -> str:
+    """How many seeds the difference that is nearest to it would take to exclude zero, mean and spread as they are."""
+    needed = {finding.label: finding.delta.seeds_to_show(MOST_SEEDS) for finding in findings}
+    label, seeds = min(needed.items(), key=lambda item: MOST_SEEDS + 1 if item[1] is None else item[1])
+    told = f"more than {MOST_SEEDS} seeds" if seeds is None else f"about {seeds} seeds"
+    return f"{told}, if the difference in {label} stays."
 
 
 def _deltas(results: Results, scenario: str, claims: Sequence[Mapping[str, Any]]) -> dict[tuple[str, Measure], Estimate]:

@@ -85,12 +85,15 @@ def _differs(budget: Mapping[str, Any], common: Mapping[str, Any]) -> bool:
 
 
 def _sees(budget: Mapping[str, Any]) -> str:
-    seen = [
-        f"{budget['samples'][task]:,} {TASK_NAMES[task]} samples (about {scaled(budget['tokens'][task]).strip()} tokens)"
+    seen = {
+        task: f"{budget['samples'][task]:,} {TASK_NAMES[task]} samples (about {scaled(budget['tokens'][task]).strip()} tokens)"
         for task in TASK_KEYS
         if budget["samples"][task]
-    ]
-    return f"{max(budget['steps'].values()):,} steps with {listed(seen)}"
+    }
+    steps = budget["steps"]
+    if len({steps[task] for task in seen}) > 1:  # some stages train one task alone
+        return listed([f"{told} in {steps[task]:,} steps" for task, told in seen.items()])
+    return f"{max(steps.values()):,} steps with {listed(list(seen.values()))}"
 
 
 def missing_sentence(results: Results) -> str:

@@ -124,7 +124,7 @@ def _facts(results: Results) -> list[str]:
     meta = results.meta
     runs = sum(run.variant != "start" for run in results.runs)
     facts = [str(meta["created"])[:10]] if meta.get("created") else []
-    taken = sum("source" in run for run in meta["runs"])
+    taken = sum("source" in run for run in meta["runs"] if run["variant"] != "start")
     facts += [
         counted(runs, "run") + (f" ({taken} taken from elsewhere)" if taken else ""),
         counted(len({row.seed for row in results.rows}), "seed"),

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unidecouple.eval.statistics import mean_interval, paired_difference, paired_t, sign_flip
+from unidecouple.eval.statistics import Interval, mean_interval, paired_difference, paired_t, seeds_to_exclude_zero, sign_flip
 
 RESULTS = "results.json"
 START, DENSE_T2I, DENSE_MMU, DENSE_JOINT, MOE, UNIDECOUPLE = "start", "dense_t2i", "dense_mmu", "dense_joint", "moe", "unidecouple"
@@ -71,7 +71,8 @@ class RunRef:
 class Estimate:
     """Mean over ``count`` seeds and half the width of its 95% interval; None of one seed, which has no interval.
 
-    Of a paired difference, ``p`` is Student's and ``flipped`` the exact sign-flip test's, the latter from five seeds on.
+    Of a paired difference, ``p`` is Student's (None where all seeds differ by the same, which leaves no spread to judge by) and
+    ``flipped`` the exact sign-flip test's, the latter from five seeds on.
     """
 
     mean: float
@@ -84,6 +85,13 @@ class Estimate:
     def is_shown(self) -> bool:
         """Whether the interval lies on one side of zero: what the seeds can tell from chance."""
         return self.half_width is not None and abs(self.mean) > self.half_width
+
+    def seeds_to_show(self, most: int) -> int | None:
+        """At how many seeds it would be shown if mean and spread stayed; None beyond ``most``, and of one seed."""
+        if self.half_width is None:
+            return None
+        low, high = self.mean - self.half_width, self.mean + self.half_width
+        return seeds_to_exclude_zero(Interval(self.mean, low, high, 0.95, self.count), most)
 
 
 def estimate(values: Sequence[float]) -> Estimate:

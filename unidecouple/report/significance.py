@@ -10,6 +10,8 @@ from unidecouple.report.results import MAIN, Estimate, Measure, Results
 from unidecouple.report.wording import counted, listed, variant_name
 
 LEVEL = 0.05
+FEWEST_SEEDS = 3
+"""Seeds from which on there is a verdict, or a star: two often differ by the same, and then have an interval of no width."""
 NAMED = 5
 """Variants up to which a sentence names them."""
 Key = tuple[str, Measure]
@@ -18,22 +20,24 @@ Key = tuple[str, Measure]
 
 @dataclass(frozen=True)
 class Compared:
-    """A difference to the control and its p after Holm's correction over the table; None with one seed."""
+    """A difference to the control and its p after Holm's correction over the table; None with one seed, or without any spread."""
 
     delta: Estimate
     corrected: float | None
 
     @property
     def holds(self) -> bool:
-        """Whether the difference outlives the correction."""
-        return self.corrected is not None and self.corrected < LEVEL
+        """Whether the difference outlives the correction, of ``FEWEST_SEEDS`` or more."""
+        return self.delta.count >= FEWEST_SEEDS and self.corrected is not None and self.corrected < LEVEL
 
     @property
     def told(self) -> str:
         """The tests in words, for a tooltip."""
-        if self.delta.p is None:
+        if self.delta.count == 1:
             return "one seed: no test"
-        words = [f"paired t: p = {_p(self.delta.p)}", f"after Holm p = {_p(self.corrected or 0.0)}"]
+        words = ["paired t: no spread to judge by"]
+        if self.delta.p is not None:
+            words = [f"paired t: p = {_p(self.delta.p)}", f"after Holm p = {_p(self.corrected or 0.0)}"]
         words += [f"sign flips: p = {_p(self.delta.flipped)}"] if self.delta.flipped is not None else []
         return f"{', '.join(words)}, {counted(self.delta.count, 'seed')}"
 

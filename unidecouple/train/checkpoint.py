@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,12 +24,21 @@ OPTIMIZER = "optimizer.safetensors"
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where training stands: steps done in the run, the stage they end in, steps done in that stage, tokens seen by task."""
+    """Where training stands.
+
+    Attributes:
+        step: done in the run.
+        stage: that they end in.
+        stage_step: done in that stage.
+        tokens: seen, by task.
+        spent: fields of what the run took so far (``meter.Spent``); empty in checkpoints of earlier versions.
+    """
 
     step: int
     stage: int
     stage_step: int
     tokens: dict[str, int] = field(default_factory=dict)
+    spent: dict[str, Any] = field(default_factory=dict)
 
 
 def save(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,12 +22,13 @@ from unidecouple.run import RunConfig
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.batches import world_batches
 from unidecouple.train.build import fit
+from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.held_out import HeldOut, held_out
 from unidecouple.train.launch import processes
 from unidecouple.train.lock import held
 from unidecouple.train.loop import Say, Trainer, Watch
 from unidecouple.train.measurements import LeftOut, Measured, measure_conflict, measure_interaction, measure_routing
-from unidecouple.train.memory import peak_memory
+from unidecouple.train.meter import Meter, Spent
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.routing_log import ROUTING_LOG
 from unidecouple.train.scoring import Scorer
@@ -37,6 +37,8 @@ from unidecouple.train.subject import Subject
 from unidecouple.train.trackers import Tracker, tracking
 
 RUN, RESULT = "run.yaml", "scores.json"
+_TEST_SIZES = tuple(f"evaluation.{name}:" for name in ("pope_images", "vqa_questions", "prompts_per_tag", "num_images"))
+"""What nothing before the last step depends on, scores during training included."""
 
 
 def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.Event) -> None:
@@ -49,11 +51,11 @@ def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading
     Raises:
         ValueError: the start does not load, or ``folder`` holds another run.
         InterruptedRunError: ``stop`` was set; the same call resumes.
-        TrainingDivergedError: a loss is not a number.
+        TrainingDivergedError: a loss or a gradient is not finite.
     """
     with processes(run.device, run.bf16, run.parallel) as parallel, held(folder, say) if parallel.first else nullcontext():
         if parallel.first:
-            _claim(folder, run)
+            _claim(folder, run, say)
             checkpoints.sweep(folder)
         parallel.wait()
         if not (folder / RESULT).is_file():
@@ -61,9 +63,9 @@ def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading
 
 
 def _execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.Event, parallel: Parallel) -> None:
-    began = (time.monotonic(), time.process_time())
     resume = next(reversed(all_checkpoints(folder)), None)
-    start = checkpoints.read_state(resume).step if resume else 0
+    state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
+    start, meter = state.step, Meter(Spent(**state.spent))
     model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
     if parallel.holds_weights:
         model.to(parallel.device)
@@ -75,16 +77,16 @@ def _execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threadin
         model = fit(model, run.structure, run.seed, source)
     with tracking(run.report_to if parallel.first else (), folder, start, configs.plain(run)) as trackers:
         watch = functools.partial(_watch, scorer, folder, trackers, say)
-        trainer = Trainer(run, model, processor, source, folder, say, watch, stop, parallel, trackers)
+        trainer = Trainer(run, model, processor, source, folder, say, watch, stop, parallel, trackers, meter=meter)
         if resume:
             say(f"resuming from {resume}")
-        if parallel.first and resume:
-            _forget_after(folder, start)
-        elif parallel.first:
+        if parallel.first:
+            _forget_after(folder, start if resume else -1)  # without a checkpoint the measurement of the start is made again, too
+        if parallel.first and not resume:
             _measure_start(run, model, source, folder, watch)
         model = trainer.train(resume) if run.max_steps else model.eval()
     if parallel.first:
-        _finish(run, model.to(parallel.device), source, scorer, folder, say, began)
+        _finish(run, model.to(parallel.device), source, scorer, folder, say, meter)
     parallel.wait()
 
 
@@ -110,7 +112,7 @@ def _finish(
     scorer: Scorer | HeldOut,
     folder: Path,
     say: Say,
-    began: tuple[float, float],
+    meter: Meter,
 ) -> None:
     if run.diagnose:
         _diagnose(Subject(model, source, source, run.max_steps, folder), folder)
@@ -120,9 +122,7 @@ def _finish(
         folder / RESULT,
         {
             "step": run.max_steps,
-            "wall_seconds": time.monotonic() - began[0],
-            "cpu_seconds": time.process_time() - began[1],
-            "peak_memory_bytes": peak_memory(),
+            **vars(meter.read()),
             "scores": [score.to_json() for score in scores],
         },
     )
@@ -142,13 +142,21 @@ def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
     world_batches(run.data, model, SequenceBuilder(processor), run.seed, cache, progress)
 
 
-def _claim(folder: Path, run: RunConfig) -> None:
-    """Save ``run`` in ``folder``, or make sure that it is the one saved there."""
+def _claim(folder: Path, run: RunConfig, say: Say) -> None:
+    """Save ``run`` in ``folder``, or make sure that it is the one saved there: to its end, where only the test is of other size."""
     path = folder / RUN
     if path.is_file() and (found := configs.differences(configs.load(RunConfig, [path]), run)):
         told = "; ".join(found)
-        raise ValueError(f"{folder} holds another run ({path} has {told}): choose another output folder, or remove it")
+        if not (_trained(folder, run) and all(line.startswith(_TEST_SIZES) for line in found)):
+            raise ValueError(f"{folder} holds another run ({path} has {told}): choose another output folder, or remove it")
+        say(f"{folder} is trained and not scored yet ({RUN} has {told}): it is scored as asked now")
     write_text_atomic(path, configs.dump(run))
+
+
+def _trained(folder: Path, run: RunConfig) -> bool:
+    """Whether the last step of ``run`` is in ``folder``, and only its scores are missing."""
+    last = next(reversed(all_checkpoints(folder)), None)
+    return last is not None and not (folder / RESULT).is_file() and checkpoints.read_state(last).step == run.max_steps
 
 
 def _watch(
@@ -177,12 +185,15 @@ def _watch(
 
 
 def _forget_after(folder: Path, step: int) -> None:
-    """Drop log lines past the checkpoint that training resumes from, since those steps are run again."""
+    """Drop log lines past ``step``, which training goes on from, since those steps are run again; files without lines go, too."""
     for name in ("metrics.jsonl", "scores.jsonl", ROUTING_LOG):
         path = folder / name
         if path.is_file():
             lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            write_text_atomic(path, "".join(line + "\n" for line in lines))
+            if lines:
+                write_text_atomic(path, "".join(line + "\n" for line in lines))
+            else:
+                path.unlink()
 
 
 def _diagnose(subject: Subject, folder: Path) -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from unidecouple.methods.gradient import Gradient, Sum
+from unidecouple.methods.gradient.aggregation import draws
 from unidecouple.methods.selection import select
+from unidecouple.models.sharing import unshared
 from unidecouple.train.group_rates import Slowed, leave_out_held
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.trainable import unshared
 
 TOTAL = "total"
 OTHERS = "others"
@@ -104,14 +105,15 @@ class Gradients:
             self._swap(name)
 
     @torch.no_grad()
-    def combine(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave in every weight's ``grad`` what ``optimizer`` shall see."""
+    def combine(self, optimizer: torch.optim.Optimizer, draw: tuple[int, int] = (0, 0)) -> None:
+        """Leave in every weight's ``grad`` what ``optimizer`` shall see; ``draw``, seed and step, is what draws start from."""
         found = {name: self._summed(rows) for name, rows in self._found.items()} or {TOTAL: [w.grad for w in self.weights]}
         self._found = {}
         for rows in found.values():  # before they are combined: what is held has no say in what others do
             leave_out_held(self.slowed, dict(zip(map(id, self.weights), rows, strict=True)))
         if self.chosen or self.strategy.by_task:
-            self._combine(found, optimizer)
+            with draws(*draw, self.weights[0].device):
+                self._combine(found, optimizer)
 
     def _combine(self, found: dict[str, Found], optimizer: torch.optim.Optimizer) -> None:
         others = found.pop(OTHERS, [None] * len(self.weights))

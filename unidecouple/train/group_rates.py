@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from unidecouple.models.groups import GROUP_NAMES
-from unidecouple.train.trainable import group_rows, local, split_of
+from unidecouple.models.sharing import group_rows, split_of
+from unidecouple.train.trainable import local
 
 
 @dataclass(frozen=True)

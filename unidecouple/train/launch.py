@@ -38,7 +38,7 @@ def processes(device: str, bf16: bool, kind: str) -> Iterator[Parallel]:
     size, rank, local = (
         int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
     )
-    place = _device(device, local)
+    place = device_of(device, local)
     disable_progress_bar()  # of every checkpoint's shards; steps have their own lines
     if size == 1:
         yield Parallel(device=place, bf16=bf16)
@@ -55,9 +55,24 @@ def processes(device: str, bf16: bool, kind: str) -> Iterator[Parallel]:
             dist.destroy_process_group()
 
 
-def _device(name: str, local: int) -> torch.device:
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch sees no GPU: use device=cpu, or install a CUDA build of torch")
-    return torch.device("cuda", local)
+def device_of(name: str, local: int = 0) -> torch.device:
+    """The device called ``name``: "auto", "cpu", "cuda", or any other name that torch knows; ``local`` is the GPU of several.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(name)
+        if place.type != "cuda":
+            torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={name} cannot be used here: use cpu, cuda, or cuda:1 for the second GPU") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}, but torch sees no GPU: use device=cpu, or install a CUDA build of torch")
+    if place.type == "cuda":
+        place = torch.device("cuda", local if place.index is None else place.index)
+        if place.index >= (there := torch.cuda.device_count()):
+            raise ValueError(f"device={place}, but torch sees {there} GPUs, of which the first is cuda:0")
+    return place

@@ -28,6 +28,7 @@ from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.ema import Averages
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.group_rates import slow, slowed
+from unidecouple.train.meter import Meter
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.prefetch import Prefetch
 from unidecouple.train.routing_log import RoutingLog
@@ -59,7 +60,9 @@ class Trainer:
         parallel: the processes that share the run.
         trackers: where measurements go besides ``metrics.jsonl``.
         stop: set from outside (Ctrl-C) to end the run after the step it is in.
-        tokens: seen in all steps of the run so far, by task; padding left out.
+        tokens: seen in all steps of the run so far, by the task they count as (see ``Task``); padding left out. The first token of
+            a pair, and all of a router pair, are understanding's.
+        meter: what the run took so far, earlier attempts included.
         parts: of a step, over all processes.
     """
 
@@ -74,6 +77,7 @@ class Trainer:
     parallel: Parallel = field(default_factory=Parallel)
     trackers: Sequence[Tracker] = ()
     tokens: Counter[str] = field(default_factory=Counter)
+    meter: Meter = field(default_factory=Meter)
     parts: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +99,7 @@ class Trainer:
         """
         state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
         self.tokens.update(state.tokens)
+        self._warn_of_parts()
         with Prefetch(self._share, self.config.max_steps, self.config.dataloader_num_workers) as batches:
             for index, (stage, steps) in enumerate(self.plan()):
                 if index < state.stage or (index == state.stage and state.stage_step == steps):
@@ -108,13 +113,8 @@ class Trainer:
         return self.model.eval()
 
     def plan(self) -> list[tuple[Stage, int]]:
-        """Stages and their steps, by share; they sum to ``max_steps``."""
-        whole = sum(stage.share for stage in self.config.stages)
-        ends, reached = [0], 0.0
-        for stage in self.config.stages:
-            reached += stage.share
-            ends.append(round(self.config.max_steps * reached / whole))
-        return [(stage, ends[i + 1] - ends[i]) for i, stage in enumerate(self.config.stages)]
+        """See ``stage_steps``."""
+        return stage_steps(self.config)
 
     def _stage(
         self, index: int, stage: Stage, steps: int, start: int, resume: Path | None, batches: Prefetch[list[JointBatch]]
@@ -159,6 +159,7 @@ class Trainer:
                 self.model.config.text_config.expert_groups if logged else (),
                 gradients,
                 functools.partial(stage.shield.on, step=done - 1) if stage.shield else None,
+                (self.config.seed, step),
             )
             batches.settle()
             seen += sum(result.tokens.values())
@@ -173,16 +174,26 @@ class Trainer:
                         self.evaluate(step, whole)
             stopped = self.parallel.agree(self.stop.is_set())
             if done < steps and (stopped or (self.config.save_steps and step % self.config.save_steps == 0)):
-                self._save(wrapped, TrainerState(step, index, done, dict(self.tokens)), optimizer, averages)
+                self._save(wrapped, self._state(step, index, done), optimizer, averages)
                 if stopped:
                     raise InterruptedRunError(f"stopped after step {step} of {self.config.max_steps}; saved in {self.folder}")
-        self._save(wrapped, TrainerState(before + steps, index, steps, dict(self.tokens)), None, averages)
+        self._save(wrapped, self._state(before + steps, index, steps), None, averages)
         with self.parallel.whole_model(wrapped, self.model):
             pass  # the next stage starts from it
 
+    def _warn_of_parts(self) -> None:
+        balance, cuts = self.config.objective.balance_coeff, self.config.gradient_accumulation_steps
+        if balance and cuts > 1:
+            self.say(
+                f"warning: with balance_coeff={balance} each of gradient_accumulation_steps={cuts} parts is balanced by itself: "
+                "results are near those of whole steps, not the same"
+            )
+
     @functools.cached_property
     def _routing_log(self) -> RoutingLog:
-        return RoutingLog(self.folder, self.say)
+        begins = itertools.accumulate((steps for _, steps in self.plan()), initial=0)
+        changes = [begin for begin, stage in zip(begins, self.config.stages, strict=False) if stage.structure]
+        return RoutingLog(self.folder, self.say, changes)
 
     def _averaged(self, stage: Stage, before: int, start: int) -> Path | None:
         """The checkpoint whose averages go on at step ``start`` of ``stage``; those of another structure are of other weights."""
@@ -199,6 +210,9 @@ class Trainer:
         mine = range(self.parallel.rank, self.parts, self.parallel.size)
         drawn = [self.source.batch(step, part, self.parts, tasks) for part in mine]
         return [tuple(batch.to(self.parallel.device) for batch in part) for part in drawn]
+
+    def _state(self, step: int, stage: int, stage_step: int) -> TrainerState:
+        return TrainerState(step, stage, stage_step, dict(self.tokens), vars(self.meter.read()))
 
     def _save(self, wrapped: nn.Module, state: TrainerState, optimizer: torch.optim.Optimizer | None, averages: Averages) -> None:
         keep = self.config.save_total_limit
@@ -217,6 +231,16 @@ class Trainer:
         losses = "  ".join(f"{name} {value:.3f}" for name, value in result.losses.items())
         left = round(seconds * (self.config.max_steps - step))
         self.say(f"step {step}/{self.config.max_steps} [{stage.name}]  {losses}  {tokens_per_second:,.0f} tokens/s  {left} s left")
+
+
+def stage_steps(run: RunConfig) -> list[tuple[Stage, int]]:
+    """Stages and their steps, by share; they sum to ``max_steps``."""
+    whole = sum(stage.share for stage in run.stages)
+    ends, reached = [0], 0.0
+    for stage in run.stages:
+        reached += stage.share
+        ends.append(round(run.max_steps * reached / whole))
+    return [(stage, ends[i + 1] - ends[i]) for i, stage in enumerate(run.stages)]
 
 
 def rate(stage: Stage, step: int, steps: int) -> float:

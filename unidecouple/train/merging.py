@@ -9,9 +9,11 @@ from unidecouple.batch import JointBatch, Task
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.convert.merging import check_alike, write_merged
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.files import write_json_atomic
 from unidecouple.methods.merging import AdaMerging, Merging, TaskArithmetic
 from unidecouple.methods.merging.task_arithmetic import Coefficients
 from unidecouple.run import RunConfig
+from unidecouple.train.meter import SPENT, Meter
 from unidecouple.train.source import BatchSource, open_source
 
 _SAID_EVERY = 50
@@ -24,7 +26,7 @@ def merge_checkpoints(
 
     Args:
         base, tuned: folders of checkpoints or runs, or shipped bases' names.
-        target: written whole or not at all.
+        target: written whole or not at all; ``spent.json`` in it tells what the merge took.
         method: where the coefficients come from.
         run: its data are the inputs of a method that learns.
         cache: folder of drawn and encoded data.
@@ -33,6 +35,7 @@ def merge_checkpoints(
     Raises:
         ValueError: the checkpoints are not of one start and structure, or a method that learns has no data of both tasks.
     """
+    meter = Meter()
     start, models = checkpoint_folder(base), [checkpoint_folder(name) for name in tuned]
     check_alike(start, models)
     if isinstance(method, TaskArithmetic):
@@ -42,6 +45,7 @@ def merge_checkpoints(
             raise ValueError(f"{method.kind} learns from inputs of both tasks: name a recipe with data (--recipe)")
         coefficients = _learned(method, str(start), [str(model) for model in models], run, cache, say)
     write_merged(start, models, target, coefficients, say)
+    write_json_atomic(target / SPENT, vars(meter.read()))
 
 
 def _learned(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ ROUTING_LOG = "routing.jsonl"
 
 
 class RoutingLog:
-    """Writes ``folder``/routing.jsonl and says what is wrong; knows the records that an earlier attempt at the run left."""
+    """Writes ``folder``/routing.jsonl and says what is wrong; knows the records that an earlier attempt at the run left.
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self._path, self._say = folder / ROUTING_LOG, say
-        self._alarm = RoutingAlarm()
+    The alarm starts anew where the structure changes: its layers and experts are others then, whatever their numbers.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None], changes: Sequence[int] = ()) -> None:
+        """``changes``: the steps after which a stage changes the structure."""
+        self._path, self._say, self._changes = folder / ROUTING_LOG, say, changes
+        self._alarm, self._last = RoutingAlarm(), 0
         for record in read_routing_log(folder):
-            self._alarm.observe(record["layers"])
+            self._observe(record["step"], record["layers"])
 
     def write(self, step: int, stage: str, config: UniLlamaConfig, counts: Tensor) -> dict[str, float]:
         """Log ``counts`` (of ``count_routing``) at ``step``.
@@ -36,7 +40,7 @@ class RoutingLog:
         """
         rows = routing_rows(counts, config.mixture_layers, config.expert_groups)
         append_jsonl(self._path, {"step": step, "stage": stage, "layers": rows})
-        warning = self._alarm.observe(rows)
+        warning = self._observe(step, rows)
         if warning:
             self._say(f"step {step}: {warning}")
         means: dict[str, float] = {}
@@ -45,6 +49,12 @@ class RoutingLog:
                 values = [row[kind][task] for row in rows if row[kind].get(task) is not None]
                 means |= {f"{kind}/{task}": statistics.fmean(values)} if values else {}
         return means
+
+    def _observe(self, step: int, rows: Sequence[Mapping[str, Any]]) -> str | None:
+        if any(self._last <= change < step for change in self._changes):
+            self._alarm = RoutingAlarm()
+        self._last = step
+        return self._alarm.observe(rows)
 
 
 def read_routing_log(folder: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """One training step, as the paper writes it: forward, losses by task, their gradients combined (by default summed), step.
 
 A step may come in parts (accumulation, and one share a process). Every mean is taken over the whole step, so its losses and
-gradients do not depend on how it was cut.
+gradients do not depend on how it was cut; all but load balance, which is taken part by part (see ``losses_of_part``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unidecouple.train.trainable import hold_absent_tasks
 
 
 class TrainingDivergedError(ArithmeticError):
-    """A loss is not a number; the last checkpoint is intact."""
+    """A loss or a gradient is not finite; the weights are those of the step before, and the last checkpoint is intact."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def losses_of_part(
     """``L = sum_t lambda_t L_t + gamma L_group`` (eq. 2), plus load balance and alignment where asked; and its terms by name.
 
     Over the parts of a step these sum to the step's. Load balance is no mean over tokens: processes balance a part together
-    (``total`` sums over them), and parts that one process takes one after the other count by their tokens.
+    (``total`` sums over them), and parts that one process takes one after the other count by their tokens. So with accumulation
+    each part is to be balanced by itself, which asks for more than a balance over the step: results are near, not the same. The
+    step's own would take every part's forward pass before the first backward pass, and the memory that accumulation saves.
     """
     coefficients = {Task.MMU: objective.mmu_coeff, Task.T2I: objective.t2i_coeff}
     sums = {Task.MMU: output.mmu.total, Task.T2I: output.t2i.total}
@@ -113,6 +115,7 @@ def train_step(
     expert_groups: Sequence[int] = (),
     gradients: Gradients | None = None,
     shield: Callable[[Batch], SharedShield] | None = None,
+    draw: tuple[int, int] = (0, 0),
 ) -> StepResult:
     """Run one optimizer step.
 
@@ -128,9 +131,10 @@ def train_step(
         expert_groups: experts in each group of the mixtures, to count where tokens went; by default nothing is counted.
         gradients: how they are made; by default of the sum of all losses.
         shield: what the tokens of a batch teach the shared experts; by default everything.
+        draw: the run's seed and the step's number, from which gradient methods that draw start.
 
     Raises:
-        TrainingDivergedError: a loss is NaN or infinite in any process; nothing was updated.
+        TrainingDivergedError: a loss or a gradient is NaN or infinite in any process; nothing was updated.
     """
     parallel = parallel or Parallel()
     gradients = gradients or Gradients(parallel=parallel)
@@ -159,10 +163,14 @@ def train_step(
         raise TrainingDivergedError(
             f"the loss is not finite ({means}): lower learning_rate or max_grad_norm, or raise warmup_steps"
         )
-    gradients.combine(optimizer)
+    gradients.combine(optimizer, draw)
     hold_absent_tasks(model, [task for task in Task if task not in tasks])
     weights: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
+    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)).item()
+    if not math.isfinite(norm):  # AdamW would carry it into every weight, and the next checkpoint replace the last good one
+        raise TrainingDivergedError(
+            f"the gradient is not finite (norm {norm}, losses {means}): lower learning_rate or max_grad_norm, or raise warmup_steps"
+        )
     optimizer.step()
     accuracy = {}
     if right:
@@ -171,4 +179,4 @@ def train_step(
     tables = [table for table in counted if table is not None]
     routing_counts = parallel.sum(torch.stack(tables).sum(0)) if tables else None
     tokens = dict(zip(TASK_KEYS, totals.tokens.tolist(), strict=True))
-    return StepResult(means, accuracy, parallel.whole(norm).item(), tokens, routing_counts)
+    return StepResult(means, accuracy, norm, tokens, routing_counts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,7 @@ from torch import Tensor, nn
 from unidecouple.batch import Task
 from unidecouple.methods.selection import select
 from unidecouple.methods.stage import PARTS, Stage
-from unidecouple.models.decoder import UniLlamaModel
-from unidecouple.models.groups import PRIVATE
-from unidecouple.models.lora import LoraLinear
-from unidecouple.models.moe import MixtureOfExperts
-from unidecouple.models.router import spans
-from unidecouple.models.untied import UniRMSNorm, UntiedLinear
+from unidecouple.models.sharing import task_rows, unshared
 from unidecouple.train.sharded import local_rows
 
 
@@ -47,37 +42,6 @@ def table(model: nn.Module, groups: Sequence[Mapping[str, object]], group_rates:
             )
     lines += [f"  group {name:8} lr x {factor:g}" for name, factor in (group_rates or {}).items()]
     return "\n".join(lines)
-
-
-def group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[range, ...]]]:
-    """Stacked weights in which each group of tokens has rows of its own, and those rows, in the order of ``GROUP_NAMES``."""
-    for module in model.modules():
-        if isinstance(module, MixtureOfExperts) and module.num_groups > 1:
-            yield from module.group_rows()
-        elif isinstance(module, LoraLinear) and module.groups == len(Task):
-            yield from ((pair, spans([1] * module.groups)) for pair in (module.lora_A, module.lora_B))
-        elif isinstance(module, (UntiedLinear, UniRMSNorm)) and module.sets == len(Task):
-            yield from ((weight, spans([1] * module.sets)) for weight in module.parameters())
-
-
-def split_of(model: nn.Module) -> str:
-    """What ``model`` puts tokens into groups by, see ``GROUP_NAMES``."""
-    return next(module.config.split for module in model.modules() if isinstance(module, UniLlamaModel))
-
-
-def task_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[Task, range]]]:
-    """Stacked weights in which a task has rows that are its own, and which rows those are.
-
-    A group's rows are a task's own only if the way that tokens are split gives it a group (``PRIVATE``).
-    """
-    private = PRIVATE[split_of(model)]
-    for weight, rows in group_rows(model):
-        yield weight, {task: rows[group] for task, group in private.items()}
-
-
-def unshared(model: nn.Module) -> set[int]:
-    """Identities of the weights whose every row is one task's own, so that the tasks cannot meet in them."""
-    return {id(weight) for weight, rows in task_rows(model) if sum(map(len, rows.values())) == len(weight)}
 
 
 def check_shield(model: nn.Module, stage: Stage) -> None:

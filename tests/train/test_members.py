@@ -1,0 +1,136 @@
+"""Every structure and every gradient method in a run: it resumes bit for bit, two processes are one, an absent task rests.
+
+Whom a property leaves out, and why, stands in ``members.py``. What one member has beyond that is tested in files of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import members
+from conftest import MakeModel
+from members import COMBINED, NOT_SHARDED, NOTHING_PRIVATE, STOP, STRUCTURED, UPDATES, runs, started, trained, weights
+from unidecouple.batch import Batch, Task
+from unidecouple.methods.gradient import GRADIENTS, Sum
+from unidecouple.methods.stage import Objective
+from unidecouple.methods.structure import STRUCTURES
+from unidecouple.models.sharing import task_rows
+from unidecouple.train.gradients import Gradients
+from unidecouple.train.parallel import Parallel
+from unidecouple.train.step import train_step
+from unidecouple.train.trainable import apply
+
+Joint = tuple[Batch, Batch]
+NAMES = [*runs(Path())]
+KINDS = [*STRUCTURED, UPDATES]
+
+
+@pytest.fixture(scope="module")
+def whole(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a member's unbroken run on one process; each is run once."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    def of(name: str) -> Path:
+        if not (folder / name).exists():
+            assert trained(runs(small_base)[name], folder / name, small_cache)
+        return folder / name
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def on_two(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of all members' runs on two processes, by name; the two are started once."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", members.__file__]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += [str(small_base), str(small_cache), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_no_member_is_left_out() -> None:
+    assert {type(structure) for structure in STRUCTURED.values()} == set(STRUCTURES)
+    assert {type(gradient) for gradient in COMBINED.values()} == set(GRADIENTS)
+    planned = runs(Path()).values()
+    assert {type(kind) for run in planned for kind in (run.structure, run.stages[-1].structure) if kind} == set(STRUCTURES)
+    assert {type(run.stages[-1].gradient) for run in planned} == set(GRADIENTS)
+    assert set(NOTHING_PRIVATE) | set(members.MISROUTED) <= set(STRUCTURED)
+    assert NOT_SHARDED.keys() == {name for name, gradient in COMBINED.items() if gradient.by_task}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_equals_unbroken(
+    name: str, whole: Callable[[str], Path], small_base: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    run = runs(small_base)[name]
+    assert not trained(run, tmp_path, small_cache, stop_after=STOP)
+    stopped = weights(tmp_path)
+    assert trained(run, tmp_path, small_cache)
+    expected, found = weights(whole(name)), weights(tmp_path)
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    assert any(not torch.equal(expected[key], stopped[key]) for key in expected), "what follows the stop moved weights"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_equal_one(name: str, whole: Callable[[str], Path], on_two: Path) -> None:
+    expected, found = weights(whole(name)), weights(on_two / name)
+    assert expected.keys() == found.keys()
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, atol=2e-5, rtol=1e-4, msg=lambda said, key=key: f"{key}: {said}")
+
+
+def test_gradient_methods_do_something(whole: Callable[[str], Path]) -> None:
+    """The tasks are in conflict, so that no method above could pass for the sum."""
+    plain = weights(whole("gradient sum"))
+    for name in COMBINED.keys() - {"sum"}:
+        assert any(not torch.allclose(weight, plain[key]) for key, weight in weights(whole(f"gradient {name}")).items()), name
+
+
+@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_an_absent_task_s_rests(name: str, task: Task, make_model: MakeModel, joint_batch: Joint) -> None:
+    """Two steps on one task leave every weight private to the other bit for bit, and move what is the task's own."""
+    model = started(make_model(), name)
+    optimizer = torch.optim.AdamW(apply(model, {"*": 1}, 1e-2), weight_decay=0.0)
+    before = {id(weight): weight.detach().clone() for weight, _ in task_rows(model)}
+    for _ in range(2):
+        result = train_step(model.train(), optimizer, [(joint_batch[task],)], Objective(group_coeff=0), [task], "label", 1.0)
+    assert list(result.losses) == [task.key]
+
+    def moved(of: Task) -> list[bool]:
+        parts = ((before[id(w)], w, rows[of]) for w, rows in task_rows(model) if of in rows)
+        return [not torch.equal(old[rows.start : rows.stop], new[rows.start : rows.stop]) for old, new, rows in parts]
+
+    assert not any(moved(Task(1 - task)))
+    assert bool(moved(Task.T2I)) == (name not in NOTHING_PRIVATE)
+    assert any(moved(task)) == bool(moved(task))
+
+
+@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("name", COMBINED)
+def test_a_task_alone_gets_its_own_gradient(name: str, task: Task, make_model: MakeModel, joint_batch: Joint) -> None:
+    """By any method, in a step of a run on both tasks that holds one, and in a run on that one."""
+
+    def gradients(strategy: object, tasks: list[Task]) -> dict[str, Tensor]:
+        model = started(make_model(), "ta_moe")
+        optimizer = torch.optim.SGD(apply(model, {"*": 1}, 0.0))
+        how = Gradients.of(model, strategy, Parallel())  # type: ignore[arg-type]
+        train_step(model, optimizer, [(joint_batch[task],)], Objective(group_coeff=0), tasks, "label", 1e9, gradients=how)
+        return {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+
+    for tasks in ([task], list(Task)):
+        found, expected = gradients(COMBINED[name], tasks), gradients(Sum(), tasks)
+        assert found.keys() == expected.keys()
+        for key, gradient in expected.items():
+            torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6, msg=lambda said, key=key: f"{key}: {said}")

@@ -43,10 +43,10 @@ TWO_STEPS = RunConfig(
 )
 
 
-def save_small_base(folder: Path) -> Path:
-    """Write a base of size ``SMALL`` with random weights, model and processor, to ``folder``, and return it."""
-    processor = tiny_processor(vocabulary(), SMALL)
-    tiny_model(tiny_config(processor.tokenizer, SMALL), seed=0).save_pretrained(folder)
+def save_small_base(folder: Path, size: TinySize = SMALL) -> Path:
+    """Write a base of ``size`` with random weights, model and processor, to ``folder``, and return it."""
+    processor = tiny_processor(vocabulary(), size)
+    tiny_model(tiny_config(processor.tokenizer, size), seed=0).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

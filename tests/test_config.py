@@ -184,6 +184,12 @@ class TestComplaints:
             ("gradient: {kind: pcgrad, strenght: 1.0}", "x.yaml: unknown key 'strenght' in gradient (did you mean 'strength'?)"),
             ("gradient: {kind: pcgard}", "x.yaml: unknown gradient.kind 'pcgard' (did you mean 'pcgrad'?)"),
             ("gradient: {kind: zzz}", "x.yaml: unknown gradient.kind 'zzz' (known: sum, pcgrad, cagrad)"),
+            ("learning_rate: 1.0", "x.yaml: unknown key 'learning_rate' at the top level (did you mean 'stages.0.learning_rate'?)"),
+            (
+                "{variants: {v: {name: a}}, max_steps: 1}",
+                "x.yaml: unknown key 'max_steps' at the top level (did you mean 'stages.0.max_steps' or 'variants.v.max_steps'?)",
+            ),
+            ("stages: [{name: a, bf16: true}]", "x.yaml: unknown key 'bf16' in stages.0 (did you mean 'bf16' at the top level?)"),
             ("gradient: {kind: sum, strength: 1.0}", "x.yaml: key 'strength' does not go with the other keys in gradient"),
         ],
     )
@@ -203,6 +209,10 @@ class TestComplaints:
             load(Run, paths, ["dtype=int8"])
         a, b = paths
         assert {line.split(": ")[0] for line in str(caught.value).split("\n")} == {str(a), str(b), "override 'dtype=int8'"}
+
+    def test_a_value_out_of_its_bounds_is_laid_on_what_set_it(self, tmp_path: Path) -> None:
+        said = complaint(tmp_path, "stages: [{name: a}]", "stages.0.learning_rate=-1.0")
+        assert said == "override 'stages.0.learning_rate=-1.0': stages.0: learning_rate=-1.0 must not be negative"
 
     def test_a_missing_file_names_the_nearest(self, tmp_path: Path) -> None:
         written(tmp_path, demo="", paper="")

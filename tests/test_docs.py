@@ -54,9 +54,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_benchmarks(place: Path) -> None:
     """Published sets in small, other emoji, and what a detector saw in one picture of each tag's first prompt."""
-    write_llava_pope(write_pope(place / "benchmarks" / "pope"))
-    write_mme(place / "benchmarks" / "mme")
-    write_vqav2(place / "benchmarks" / "vqa")
+    write_llava_pope(write_pope(place / "data" / "benchmarks" / "pope"))
+    write_mme(place / "data" / "benchmarks" / "mme")
+    write_vqav2(place / "data" / "benchmarks" / "vqa")
     (place / "emoji/img/google/64").mkdir(parents=True)
     write_art(place / "emoji/img/google/64")
     first = {line["tag"]: line for line in reversed(official_metadata())}
@@ -115,7 +115,19 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     """In one user's folder, since a page may use what another made."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(subject, "UNSEEN", replace(subject.UNSEEN, pairs=24, scenes=24))
-    order = ["fine-tune", "resume", "add-generation", "diagnose", "many-gpus", "export", "compare", "emu3", "eval", "serve"]
+    order = [
+        "fine-tune",
+        "recipes",
+        "resume",
+        "add-generation",
+        "diagnose",
+        "many-gpus",
+        "export",
+        "compare",
+        "emu3",
+        "eval",
+        "serve",
+    ]
     assert sorted(order) == [page.stem for page in PAGES]
     for name in order:
         found = commands(ROOT / "docs" / f"{name}.md")

@@ -23,7 +23,8 @@ from unidecouple.train.scratch import Scratch
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FIELD = RECIPES / "compare" / "field.yaml"
-METHODS = sorted((RECIPES / "method").glob("*.yaml"))
+NOT_IN_THE_FIELD = {"unifork": "its stages of one task see less than the field's budget; see train/test_stages.py"}
+METHODS = sorted(path for path in (RECIPES / "method").glob("*.yaml") if path.stem not in NOT_IN_THE_FIELD)
 COMPARISONS = [RECIPES / "demo.yaml", *sorted((RECIPES / "paper").glob("*.yaml")), *sorted((RECIPES / "compare").glob("*.yaml"))]
 JANUS_PRO = sorted(path for path in (RECIPES / "janus_pro").glob("*.yaml") if path.stem != "data")
 EMU3 = sorted(path for path in (RECIPES / "emu3").glob("*.yaml") if path.stem != "data")

@@ -19,7 +19,9 @@ NO_IMAGE_TOKEN = -1
 class Task(enum.IntEnum):
     """What a token is there for. The value is the index of the task's expert group.
 
-    Tokens that precede any sign of the task (the BOS) and plain text count as ``MMU``.
+    Tokens that precede any sign of the task (the BOS) and plain text count as ``MMU``. So where weights are split by task, T2I's
+    loss reaches MMU's own in one way: its tokens attend to the key and value of the BOS, which MMU's weights made. MMU's loss
+    never reaches T2I's.
     """
 
     MMU = 0

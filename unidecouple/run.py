@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unidecouple import bounds
 from unidecouple.data.mixture import Files
+from unidecouple.eval.pope import PARSERS
 from unidecouple.methods.stage import Objective, Stage
 from unidecouple.methods.structure import Dense, Structure
 
@@ -27,6 +29,10 @@ class Lesson:
     steps: int
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "steps")
+        bounds.at_least(1, self, "batch_size")
+
 
 @dataclass(frozen=True)
 class Data:
@@ -36,7 +42,7 @@ class Data:
         pairs, scenes, seed: training data of the world (see ``WorldData``).
         t2i_batch_size: prompt and picture pairs a step; 0 is understanding only.
         mmu_batch_size: conversations a step; 0 is generation only.
-        turns: most questions in a conversation.
+        turns: most questions in a conversation; 0 is captions alone, as diagnoses see them.
         lessons: what a model from scratch is taught before conversations, one after the other; without them it never looks at
             the picture (EXPERIMENTS.md).
         simple_steps: steps at the start of the run whose pairs show one object with its colour named. A model that has never
@@ -59,6 +65,11 @@ class Data:
     cond_dropout_prob: float = 0.1
     router_pairs: int = 0
 
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "pairs", "scenes")
+        bounds.at_least(0, self, "seed", "t2i_batch_size", "mmu_batch_size", "turns", "simple_steps", "router_pairs")
+        bounds.between(0, 1, self, "cond_dropout_prob")
+
     @property
     def most_parts(self) -> int:
         """Into how many parts a step can be cut such that each holds every task."""
@@ -74,9 +85,9 @@ class Evaluation:
         eval_steps: steps between scores during training; 0 is none.
         eval_batches: batches of held-out files a task, where a run is on files; what follows is of the world.
         eval_images, eval_prompts: understanding pictures and prompts a tag (one picture each) then.
-        pope_images: pictures of POPE at the end (18 distinct-split questions each).
+        pope_images: pictures of POPE at the end (18 distinct-split questions each); at least 2, whose classes differ.
         vqa_questions: questions a kind.
-        prompts_per_tag: test prompts of each GenEval tag (102 exist).
+        prompts_per_tag: test prompts of each GenEval tag (102 exist); at least 2, since another prompt is the judge's floor.
         num_images: pictures a prompt; 4 in GenEval's protocol.
         parser: POPE's answer parser, by name.
         guidance_scale, temperature, top_k: sampling of image tokens; chosen on validation prompts.
@@ -95,6 +106,13 @@ class Evaluation:
     temperature: float = 1.0
     top_k: int = 0
 
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "eval_steps", "guidance_scale", "temperature", "top_k")
+        bounds.at_least(1, self, "eval_batches", "eval_prompts", "vqa_questions", "num_images")
+        bounds.at_least(2, self, "eval_images", "pope_images", "prompts_per_tag")
+        if self.parser not in PARSERS:  # else it were found out when all is trained
+            raise ValueError(f"unknown parser {self.parser!r}; POPE has {', '.join(PARSERS)}")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -106,13 +124,16 @@ class RunConfig:
         data: what a step sees of the drawn world.
         files: the user's own data, in its place.
         structure: which weights serve which task.
+        objective: weights of the losses.
         stages: what trains when.
+        evaluation: how it is scored.
         max_steps: steps of the run, over all stages.
         seed: of data order, new weights and sampling.
         report_to: where measurements are shown besides ``metrics.jsonl``: "tensorboard", "wandb".
         logging_steps, save_steps: in steps; save_steps 0 saves at the end only.
         save_total_limit: checkpoints kept.
-        gradient_accumulation_steps: parts that a process cuts its share of a step into, to save memory; results stay the same.
+        gradient_accumulation_steps: parts that a process cuts its share of a step into, to save memory; results stay the same,
+            except with ``balance_coeff``: each part is balanced by itself, and results are near.
         gradient_checkpointing: recompute decoder layers in the backward pass instead of keeping what they computed.
         dataloader_num_workers: 1 builds the next step's batch in a thread while a step computes; 0 does not. Results are the same.
         bf16: matrix products in bfloat16; weights, losses and routers stay in float32.
@@ -120,6 +141,7 @@ class RunConfig:
         weight_decay: of AdamW; zero keeps weights without gradient exactly where they are.
         ema_decay: d of an average of the trained weights over steps, ``ema <- d ema + (1 - d) w``, kept beside them in every
             checkpoint (``unidecouple export --ema`` writes it); None keeps none. 0.999 is usual for runs of many thousand steps.
+        diagnose: measure gradient conflict before training, and it, routing and more after (``docs/diagnose.md``).
         parallel: how processes started by torchrun share the run: "ddp" (each has all weights), "fsdp" (each a share of them).
         device: "auto", "cpu" or "cuda".
     """
@@ -153,6 +175,12 @@ class RunConfig:
             raise ValueError("data and files are both given: data describes the drawn world, files are your own; leave one out")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1 (0.999, say); leave it out to keep no average")
+        bounds.at_least(0, self, "max_steps", "seed", "save_steps", "save_total_limit", "weight_decay")
+        bounds.at_least(1, self, "logging_steps", "gradient_accumulation_steps")
+        if not self.max_grad_norm > 0:  # infinite is no clipping
+            raise ValueError(f"max_grad_norm={self.max_grad_norm} must be above 0")
+        if self.max_steps and not sum(stage.share for stage in self.stages):
+            raise ValueError(f"no stage takes a share of max_steps={self.max_steps}: give at least one, and a share above 0")
 
     def parts(self, processes: int) -> int:
         """Parts that a step is cut into: ``gradient_accumulation_steps`` for each of ``processes``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import typing
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ import torchjd.aggregation as torchjd
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from unidecouple import config as configs
 from unidecouple.methods.gradient import GRADIENTS, MAOP, MGDA, Aggregated, CAGrad, Gradient, PCGrad, Sum
-from unidecouple.methods.gradient.aggregation import gramian
+from unidecouple.methods.gradient.aggregation import draws, gramian
+from unidecouple.run import RunConfig
 
 UPGRAD = Aggregated(name="UPGrad")
 SURGERY = (PCGrad(), MGDA(), CAGrad(), UPGRAD)
@@ -23,7 +26,9 @@ def name(strategy: Gradient) -> str:
     return strategy.name if isinstance(strategy, Aggregated) else strategy.kind
 
 
-def combined(strategy: Gradient, mmu: Tensor, t2i: Tensor, momentum: Tensor | None = None) -> Tensor:
+def combined(
+    strategy: Gradient, mmu: Tensor, t2i: Tensor, momentum: Tensor | None = None, draw: tuple[int, int] = (0, 0)
+) -> Tensor:
     """The direction of two gradient vectors, each given as two weights: a matrix and what is left over."""
 
     def weights(vector: Tensor) -> list[Tensor]:
@@ -32,7 +37,8 @@ def combined(strategy: Gradient, mmu: Tensor, t2i: Tensor, momentum: Tensor | No
 
     tasks = {"mmu": mmu, "t2i": t2i} if strategy.by_task else {"total": mmu + t2i}
     momenta = [None, None] if momentum is None else weights(momentum)
-    parts = strategy.combine({task: weights(vector) for task, vector in tasks.items()}, momenta)
+    with draws(*draw, mmu.device):
+        parts = strategy.combine({task: weights(vector) for task, vector in tasks.items()}, momenta)
     return torch.cat([part.flatten() for part in parts])
 
 
@@ -103,16 +109,13 @@ def test_the_order_of_tasks_does_not_matter(strategy: Gradient) -> None:
     for seed in range(3):
         one, two = pair(seed, conflict=True)
         forth, back = combined(strategy, one, two, -one), combined(strategy, two, one, -one)
-        if name(strategy) == "GradDrop":  # draws anew; its expectation is symmetric
-            assert torch.equal(combined(strategy, one, two), forth)
-        else:
-            torch.testing.assert_close(forth, back, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(forth, back, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("strategy", ALL, ids=name)
 def test_direction_scales_with_the_gradients(strategy: Gradient) -> None:
-    if name(strategy) in ("GradDrop", "FairGrad"):
-        pytest.skip("GradDrop draws by the gradients' values; FairGrad's direction does not grow with them, by its definition")
+    if name(strategy) == "FairGrad":
+        pytest.skip("FairGrad's direction does not grow with the gradients, by its definition")
     one, two = pair(2, conflict=True)
     torch.testing.assert_close(
         combined(strategy, 5 * one, 5 * two, one), 5 * combined(strategy, one, two, one), rtol=1e-4, atol=1e-5
@@ -142,15 +145,69 @@ def test_cagrad_and_mgda_equal_torchjd_times_the_tasks() -> None:
     torch.testing.assert_close(combined(MGDA(), one, two), 2 * torchjd.MGDA()(matrix))
 
 
-def test_draws_are_a_function_of_the_gradients() -> None:
-    """A resumed run draws what the unbroken one drew, whatever was drawn in between; another step draws anew."""
-    drawn, (one, two) = Aggregated(name="Random"), pair(0, conflict=True)
+@pytest.mark.parametrize("other", ["Random", "GradDrop"])
+def test_draws_are_a_function_of_seed_and_step(other: str) -> None:
+    """A resumed run draws what the unbroken one drew, whatever was drawn in between and however sums were rounded."""
     torch.manual_seed(0)
+    drawn, (one, two) = Aggregated(name=other), pair(0, conflict=True, size=101)
     first, left = combined(drawn, one, two), torch.rand(1)
     torch.manual_seed(0)
     assert torch.equal(torch.rand(1), left), "the run's own generator is not moved"
     assert torch.equal(combined(drawn, one, two), first)
-    assert not torch.allclose(combined(drawn, one + 1e-3, two), first, atol=1e-2)
+    torch.testing.assert_close(combined(drawn, one * (1 + 1e-9), two), first, rtol=1e-6, atol=1e-6)
+    for draw in ((0, 1), (1, 0)):
+        assert not torch.allclose(combined(drawn, one, two, draw=draw), first, atol=1e-2)
+
+
+@pytest.mark.parametrize("strategy", [s for s in ALL if s.by_task], ids=name)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(strategy: Gradient, bad: float) -> None:
+    """No solver fails on it in a way of its own: the step sees it and stops."""
+    assert not combined(strategy, torch.tensor([1.0, bad]), torch.tensor([1.0, 1.0])).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("other", "settings"),
+    [
+        ("UPGrad", {"pref_vector": [1.0, 2.0]}),
+        ("AlignedMTL", {"scale_mode": "median"}),
+        ("ConFIG", {"pref_vector": [1.0, 3.0]}),
+        ("Constant", {"weights": [1.0, 3.0]}),
+        ("TrimmedMean", {"trim_number": 0}),
+        ("MGDA", {"max_iters": 5}),
+        ("GradDrop", {"leak": [1.0, 1.0]}),
+    ],
+)
+def test_settings_of_every_type(other: str, settings: dict[str, typing.Any], tmp_path: Path) -> None:
+    """As a recipe writes them, whole numbers whole; lists are TorchJD's tensors, of single or double precision as it needs."""
+    chosen = f"{{kind: torchjd, name: {other}, settings: {settings}, scale: 1.0}}"
+    (tmp_path / "run.yaml").write_text(f"stages: [{{gradient: {chosen}}}]")
+    strategy = configs.load(RunConfig, [tmp_path / "run.yaml"]).stages[0].gradient
+    assert isinstance(strategy, Aggregated)
+    assert repr(strategy.settings) == repr(settings)
+    tensors = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in settings.items()}
+    one, two = (vector.float() for vector in pair(0, conflict=True))
+    expected = getattr(torchjd, other)(**tensors)(torch.stack([one, two]))
+    torch.testing.assert_close(combined(strategy, one, two), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("other", "settings", "told"),
+    [
+        ("TrimmedMean", {"trim_number": 0.0}, r"TypeError: narrow\(\)"),
+        ("Krum", {"n_byzantine": 0}, "ValueError: .* at least 3 rows"),
+        ("Constant", {"weights": [1.0, 2.0, 3.0]}, "should have 3 rows"),
+        ("AlignedMTL", {"scale_mode": "middle"}, "Invalid scale_mode='middle'"),
+        ("GradDrop", {"f": "abs"}, "'str' object is not callable"),
+    ],
+)
+def test_settings_that_cannot_combine_two_tasks(other: str, settings: dict[str, typing.Any], told: str) -> None:
+    """Refused where they are given, not in the first step; and the run's own generator is not moved."""
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=rf"{other} with the settings .* two tasks \(.*{told}.*: give the settings as TorchJD"):
+        Aggregated(name=other, settings=settings)
+    Aggregated(name="GradDrop")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_gramian_by_hand() -> None:
@@ -177,7 +234,7 @@ def test_maop_of_generation_leaves_understanding_alone() -> None:
 
 
 def test_unknown_and_unfit_names() -> None:
-    with pytest.raises(ValueError, match=r"'UpGrad' is none of TorchJD's; choose from .*UPGrad"):
+    with pytest.raises(ValueError, match=r"'UpGrad' is none of TorchJD's; choose from its stateless aggregators: .*UPGrad"):
         Aggregated(name="UpGrad")
     with pytest.raises(ValueError, match=r"'NashMTL' keeps a memory between steps"):
         Aggregated(name="NashMTL")
@@ -191,5 +248,5 @@ def test_a_solver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         "torchjd._mixins.find_spec", lambda package: None if package == "cvxpy" else importlib.util.find_spec(package)
     )
-    with pytest.raises(ValueError, match=r"CAGrad needs a solver.*pip install 'unidecouple\[gradient\]'.*cvxpy"):
+    with pytest.raises(ValueError, match=r"CAGrad needs a solver.*pip install -e '\.\[gradient\]' in the source tree.*cvxpy"):
         CAGrad()

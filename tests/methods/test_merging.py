@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import typing
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -101,3 +102,19 @@ def test_learning_lowers_the_entropy_and_leaves_the_model_merged(make_model: Mak
     assert told[-1] < told[0] - 0.01
     for name, weight in merged(base, tuned, found).items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (lambda: TaskArithmetic(scale=math.nan), "scale=nan must be a finite number"),
+        (lambda: AdaMerging(start=1.5), "start=1.5 must be from 0 to 1"),
+        (lambda: AdaMerging(learning_rate=0), "learning_rate=0 must be above 0"),
+        (lambda: AdaMerging(steps=-3), "steps=-3 must be at least 1"),
+        (lambda: AdaMerging(batch_size=0), "batch_size=0 must be at least 1"),
+    ],
+)
+def test_settings_that_teach_nothing_are_refused(method: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        method()
+    TaskArithmetic(scale=-1)  # negation

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unidecouple.methods.stage import PARTS
+from unidecouple.methods.stage import PARTS, Lora, Objective, Shield, Stage
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "mlp"]}
@@ -22,3 +22,32 @@ def test_every_weight_is_in_one_part(make_model: Callable[..., UniJanusForCondit
         name: [part for part, patterns in PARTS.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)] for name in names
     }
     assert {name: found for name, found in parts.items() if len(found) != 1} == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (lambda: Stage(share=-1), "share=-1 must be at least 0"),
+        (lambda: Stage(learning_rate=-1), "learning_rate=-1 must be at least 0"),
+        (lambda: Stage(learning_rate=float("inf")), "learning_rate=inf"),
+        (lambda: Stage(train={"ffn": 1, "vision": -1}), "train.vision=-1 must be at least 0"),
+        (lambda: Stage(group_rates={"mmu": -0.5}), "group_rates.mmu=-0.5"),
+        (lambda: Stage(warmup_steps=-1), "warmup_steps=-1"),
+        (lambda: Stage(min_lr_ratio=1.5), "min_lr_ratio=1.5 must be from 0 to 1"),
+        (lambda: Lora(r=0), "r=0 must be at least 1"),
+        (lambda: Lora(lora_alpha=0), "lora_alpha=0 must be above 0"),
+        (lambda: Shield(steps=-1), "steps=-1"),
+        (lambda: Shield(scale_after=-0.1), "scale_after=-0.1"),
+        (lambda: Objective(mmu_coeff=-1), "mmu_coeff=-1"),
+        (lambda: Objective(balance_coeff=float("nan")), "balance_coeff=nan"),
+    ],
+)
+def test_numbers_of_a_stage_have_bounds(part: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        part()
+
+
+def test_zeroes_that_mean_off_are_legal() -> None:
+    Stage(share=0, learning_rate=0, train={"vision": 0}, warmup_steps=0, min_lr_ratio=0, group_rates={"mmu": 0})
+    Shield(steps=0, scale_after=0)
+    Objective(mmu_coeff=0, t2i_coeff=0, group_coeff=0)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unidecouple.batch import Batch
+from members import MISROUTED, NOTHING_PRIVATE, STRUCTURED, UPDATES, started
+from unidecouple.batch import Batch, Task
 from unidecouple.convert.load import load
 from unidecouple.diagnose.routing import routing_map
 from unidecouple.methods.stage import Lora
@@ -21,6 +22,7 @@ from unidecouple.methods.structure.upcycling import copy_into_experts
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.moe import MixtureOfExperts
+from unidecouple.models.sharing import split_of, task_rows
 from unidecouple.train.build import add_lora, restructure
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
@@ -69,7 +71,6 @@ def difference(left: list[Tensor], right: list[Tensor]) -> float:
 
 def test_the_structures_under_test() -> None:
     assert {type(structure) for structure in every_structure()} == set(UPCYCLED) == set(STRUCTURES) - {Measured}
-    assert len(every_structure()) == 1 + 2 * (1 + len(SETTINGS)) + 3 + 2 + 3 + 7
     assert len({kind().kind for kind in STRUCTURES}) == len(STRUCTURES)
 
 
@@ -177,28 +178,44 @@ def test_half_a_dense_layer_is_an_error() -> None:
 
 @torch.no_grad()
 def swap_tasks(model: UniJanusForConditionalGeneration) -> None:
-    """Exchange all that belongs to one task with what belongs to the other."""
-    text = model.config.text_config
-    sets = [f"language_model.layers.{layer}." for layer in text.untied_layers or ()]
-    sets += ["language_model.norm."] if text.untied_norm else []
+    """Exchange all that belongs to one task with what belongs to the other, the task routers' rows, too."""
+    stacked = list(task_rows(model))
+    for weight, rows in stacked:
+        one, other = (slice(rows[task].start, rows[task].stop) for task in Task)
+        weight[one], weight[other] = weight[other].clone(), weight[one].clone()
     for name, weight in model.named_parameters():
-        if ".experts." in name:
-            weight.copy_(weight.unflatten(0, (2, -1)).flip(0).flatten(0, 1))
-        elif name.endswith(("router.weight", "mlp.gate.weight")) or any(part in name for part in ("lora", *sets)):
+        if stacked and name.endswith("mlp.router.weight"):
             weight.copy_(weight.flip(0))
+
+
+def by_task(model: UniJanusForConditionalGeneration) -> bool:
+    """Whether some weights are met by the task of a token; other splits do not read it."""
+    return split_of(model) == "task" and any(True for _ in task_rows(model))
+
+
+@pytest.mark.parametrize("name", [*STRUCTURED, UPDATES])
+@torch.no_grad()
+def test_the_tasks_names_do_not_matter(make_model: MakeModel, joint_batch: Joint, enliven: Any, name: str) -> None:
+    """Swapped in the batch and in the weights they cancel; where no weight goes by the task, the names alone change nothing."""
+    model = started(make_model(), name)
+    enliven(model, 1)
+    before = logits(model, joint_batch, "label")
+    swapped = tuple(replace(batch, task_ids=1 - batch.task_ids) for batch in joint_batch)
+    assert (difference(logits(model, swapped, "label"), before) > 0.1) == by_task(model)
+    if by_task(model):
+        swap_tasks(model)
+    assert difference(logits(model, swapped, "label"), before) <= 1e-5
 
 
 @pytest.mark.parametrize("routing", ["learned", "label"])
 @torch.no_grad()
-def test_the_tasks_names_do_not_matter(make_model: MakeModel, joint_batch: Joint, routing: str) -> None:
+def test_the_tasks_names_do_not_matter_to_what_is_routed(make_model: MakeModel, joint_batch: Joint, routing: str) -> None:
     targets = ["attention", "shared_expert"]
     kind = {"ffn": "ta_moe", "experts_per_task": 3, "lora_rank": 4, "lora_targets": ["experts", *targets], "lora_per_task": targets}
     model = make_model(**kind)
     before = logits(model, joint_batch, routing)
     groups = [layer.group for layers in model(batch=joint_batch, routing=routing).routing for layer in layers]
     swapped = tuple(replace(batch, task_ids=1 - batch.task_ids) for batch in joint_batch)
-    if routing == "label":
-        assert difference(logits(model, swapped, routing), before) > 0.1
     swap_tasks(model)
     assert difference(logits(model, swapped, routing), before) <= 1e-5
     after = [layer.group for layers in model(batch=swapped, routing=routing).routing for layer in layers]
@@ -206,15 +223,38 @@ def test_the_tasks_names_do_not_matter(make_model: MakeModel, joint_batch: Joint
     assert torch.cat(groups).unique().tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("layers", [[0, 1], [1]])
-@torch.no_grad()
-def test_names_of_tasks_do_not_matter_to_untied_layers(make_model: MakeModel, joint_batch: Joint, layers: list[int]) -> None:
-    model = make_model(untied_layers=layers, untied_norm=True, split="task")
-    before = logits(model, joint_batch)
-    swapped = tuple(replace(batch, task_ids=1 - batch.task_ids) for batch in joint_batch)
-    assert difference(logits(model, swapped), before) > 0.1
-    swap_tasks(model)
-    assert difference(logits(model, swapped), before) <= 1e-5
+def reached(model: UniJanusForConditionalGeneration, joint: Joint, task: Task, routing: str = "label") -> int:
+    """How many weights have rows private to the other task in which the loss of ``task`` leaves any gradient."""
+    model.zero_grad()
+    model(batch=joint, routing=routing).loss(task).backward()
+    mine = [(weight.grad, rows[Task(1 - task)]) for weight, rows in task_rows(model) if 1 - task in rows]
+    return sum(gradient is not None and bool(gradient[rows.start : rows.stop].any()) for gradient, rows in mine)
+
+
+@pytest.mark.parametrize("name", [*STRUCTURED, UPDATES])
+def test_a_task_s_loss_leaves_the_other_s_weights_alone(make_model: MakeModel, joint_batch: Joint, enliven: Any, name: str) -> None:
+    """Not a bit of gradient, both ways, if a drawing's first token goes with it; as it is, through that alone.
+
+    It goes with understanding. Generation's tokens attend to its key and value, which understanding's weights made.
+    """
+    model = started(make_model(), name)
+    enliven(model, 1)
+    assert (name in NOTHING_PRIVATE) == (not any(rows for _, rows in task_rows(model)))
+    drawing = joint_batch[Task.T2I]
+    assert set(drawing.task_ids[:, 0].tolist()) == {Task.MMU}
+    assert set(drawing.task_ids[:, 1:][drawing.attention_mask[:, 1:]].tolist()) == {Task.T2I}
+    apart = (joint_batch[Task.MMU], replace(drawing, task_ids=torch.full_like(drawing.task_ids, Task.T2I)))
+    for task in Task:
+        assert reached(model, apart, task) == 0
+    assert reached(model, joint_batch, Task.MMU) == 0
+    assert (reached(model, joint_batch, Task.T2I) > 0) == by_task(model)
+
+
+@pytest.mark.parametrize("name", MISROUTED)
+def test_those_let_off_are_reached_otherwise(make_model: MakeModel, joint_batch: Joint, enliven: Any, name: str) -> None:
+    model = started(make_model(), name)
+    enliven(model, 1)
+    assert all(reached(model, joint_batch, task, "learned") > 0 for task in Task)
 
 
 @pytest.mark.parametrize("structure", [kind() for kind in UPCYCLED], ids=lambda structure: structure.kind)

@@ -20,7 +20,7 @@ from unidecouple.config.explain import explain
 from unidecouple.config.layers import Layers
 from unidecouple.config.yaml12 import ConfigError, write
 
-__all__ = ["ConfigError", "differences", "dump", "load", "plain", "restore"]
+__all__ = ["ConfigError", "differences", "dump", "load", "plain", "restore", "top_keys"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,18 @@ def restore(schema: type[T], values: Mapping[str, Any], source: str) -> T:
     layers = Layers()
     layers.add_values(values, source)
     return _checked(schema, layers)
+
+
+def top_keys(paths: Sequence[Path]) -> set[str]:
+    """The top-level keys of ``paths``, their bases' among them, for who asks what kind of configuration that is.
+
+    Raises:
+        ConfigError: a file is missing or broken.
+    """
+    layers = Layers()
+    for path in paths:
+        layers.add_file(Path(path))
+    return set(layers.values)
 
 
 def dump(config: object) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 import enum
+import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union
 
 from unidecouple.config.layers import Layers, Location
+
+_OFFERED = 3
+"""Names, at most, that one unknown name may have meant."""
 
 
 def explain(schema: type, layers: Layers, errors: Sequence[Mapping[str, Any]]) -> str:
@@ -40,17 +44,25 @@ def _explain_one(schema: type, layers: Layers, error: Mapping[str, Any]) -> tupl
         if at[-1] in known:
             sort, line = _Sort.WRONG_TOGETHER, f"key {at[-1]!r} does not go with the other keys {_within(at[:-1])}"
         else:
-            line = f"unknown key {at[-1]!r} {_within(at[:-1])} ({_hint(at[-1], known)})"
+            elsewhere = sorted(_places(schema, layers.values, str(at[-1])), key=len)
+            line = f"unknown key {at[-1]!r} {_within(at[:-1])} ({_hint(at[-1], known, elsewhere)})"
     elif error["type"] == "missing":
         line = f"missing key {absent!r} {_within(at)}"
     elif error["type"] == "value_error":
         line = f"{_dotted(at)}{': ' if at else ''}{error['ctx']['error']}"
+        at = (*at, *_named(str(error["ctx"]["error"])))  # not the file that holds the value's surroundings, but what set it
     elif error["type"] in ("literal_error", "enum"):
         allowed = _choices(_kinds_at(schema, at))
         sort = _Sort.WRONG_MEMBER if error["input"] in allowed else _Sort.WRONG
         line = f"unknown {_dotted(at)} {error['input']!r} ({_hint(error['input'], allowed)})"
     source = layers.source(at)
     return sort, f"{source}: {line}" if source else line
+
+
+def _named(said: str) -> Location:
+    """The place of the value that a complaint begins with, as "train.vision=-1 must be"; () if it begins with none."""
+    found = re.match(r"[\w.]+(?==)", said)
+    return tuple(int(step) if step.isdecimal() else step for step in found.group().split(".")) if found else ()
 
 
 def _place(values: Any, location: Iterable[str | int]) -> tuple[Location, str | int | None]:
@@ -98,15 +110,34 @@ def _keys(kinds: list[Any]) -> list[str]:
     return list(dict.fromkeys(field.name for kind in kinds if is_dataclass(kind) for field in fields(kind)))
 
 
+def _places(kind: Any, values: Any, name: str, at: Location = (), above: tuple[Any, ...] = ()) -> Iterator[Location]:
+    """Where keys called ``name`` may stand in ``kind``; of lists the first position, of mappings those in ``values``."""
+    for member in _members(kind):
+        if member in above:  # a kind that holds itself
+            continue
+        if is_dataclass(member):
+            steps: list[str | int] = [field.name for field in fields(member)]
+            yield from ((*at, step) for step in steps if step == name)
+        else:
+            steps = list(values) if isinstance(values, dict) else [] if typing.get_origin(member) is dict else [0]
+        for step in steps:
+            inside = values.get(step) if isinstance(values, dict) else values[0] if isinstance(values, list) and values else None
+            for inner in _inner(member, step):
+                yield from _places(inner, inside, name, (*at, step), (*above, member))
+
+
 def _choices(kinds: list[Any]) -> list[Any]:
     """Values that the Literals and enums among ``kinds`` allow."""
     literal = [value for kind in kinds if typing.get_origin(kind) is Literal for value in typing.get_args(kind)]
     return literal + [member.value for kind in kinds if isinstance(kind, type) and issubclass(kind, enum.Enum) for member in kind]
 
 
-def _hint(name: object, known: Sequence[object]) -> str:
+def _hint(name: object, known: Sequence[object], places: Sequence[Location] = ()) -> str:
+    """The nearest of ``known``, and the first of the ``places`` where it is known; all that is known here if there are none."""
     near = difflib.get_close_matches(str(name), [str(value) for value in known], n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(map(str, known)) or 'none'}"
+    found = [repr(_dotted(place)) + (" at the top level" if len(place) == 1 else "") for place in places]
+    meant = [*map(repr, near), *found][:_OFFERED]
+    return f"did you mean {' or '.join(meant)}?" if meant else f"known: {', '.join(map(str, known)) or 'none'}"
 
 
 def _dotted(at: Location) -> str:

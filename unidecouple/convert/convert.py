@@ -42,7 +42,7 @@ def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str],
     final = steps[-1].config
     raw = config_json(final, wanted.to)
     steps += writing(wanted.to, final)
-    say(f"{source}: {layout} layout, {_size(weights.shapes)}, {_describe(config)}")
+    say(f"{source}: {layout} layout, {_size(weights.shapes)}, {config.text_config.described}")
     parts = split_into_parts(weights.shapes)
     shapes = _plan(weights, parts, steps, layout, say)
     with atomic_directory(target) as staging:
@@ -52,7 +52,7 @@ def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str],
             write_processor(staging, processor, wanted.to)
             write_generation_config(source, staging, processor)
         carried = carry_licences(source, staging)
-    say(f"{target}: {wanted.to} layout, {_size(shapes)} in {len(files)} file(s), {_describe(final)}")
+    say(f"{target}: {wanted.to} layout, {_size(shapes)} in {len(files)} file(s), {final.text_config.described}")
     say(f"carried along: {', '.join(carried) or 'no licence or readme was there'}")
     if processor is None:
         say("no tokenizer.json was there, so the result has no processor: copy one to it before use")
@@ -150,15 +150,3 @@ def _summary(says: str, before: Part, after: Part) -> str:
     gone, new = before.keys() - after.keys(), after.keys() - before.keys()
     changed = [name for name in before.keys() & after.keys() if before[name].shape != after[name].shape]
     return f"  {says}: {len(gone)} names gone, {len(new)} new, {len(changed)} reshaped, {len(after)} tensors"
-
-
-def _describe(config: UnifiedConfig) -> str:
-    text = config.text_config
-    low = f", LoRA r={text.lora_rank}" if text.lora_rank else ""
-    if text.untied_layers is not None:
-        return f"{len(text.untied_layers)} of {text.num_hidden_layers} layers untied by {text.split}"
-    if text.ffn == "dense":
-        return f"dense{low}"
-    group = f"{text.num_groups} group(s) of {'/'.join(map(str, text.expert_groups))} experts, top {text.num_experts_per_tok}"
-    shared = ", a shared expert" if text.shared_expert else ""
-    return f"{text.ffn}: {group}{shared} in {len(text.mixture_layers)} of {text.num_hidden_layers} layers{low}"

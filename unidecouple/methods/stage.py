@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unidecouple import bounds
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, Task
 from unidecouple.methods.gradient import Gradient, Sum
 from unidecouple.methods.objective.aia import PRESETS, AiaTargets
@@ -46,6 +47,10 @@ class Lora:
     targets: tuple[str, ...] = ("attention", "experts", "shared_expert")
     per_task: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "r")
+        bounds.above(0, self, "lora_alpha")
+
 
 @dataclass(frozen=True)
 class Shield:
@@ -65,6 +70,9 @@ class Shield:
     steps: int = 500
     scale_after: float = 0.1
     tokens: Literal["drawn", "task"] = "drawn"
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "steps", "scale_after")
 
     def on(self, batch: Batch, step: int) -> SharedShield:
         """What the tokens of ``batch`` teach a shared expert at ``step`` of the stage, counted from 0."""
@@ -109,6 +117,10 @@ class Stage:
     structure: Structure | None = None
     group_rates: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "share", "learning_rate", "train", "warmup_steps", "group_rates")
+        bounds.between(0, 1, self, "min_lr_ratio")
+
     def of(self, tasks: Sequence[Task]) -> tuple[Task, ...]:
         """Which of ``tasks``, those of the run's data, the stage trains on.
 
@@ -125,11 +137,15 @@ class Stage:
 class Objective:
     """Weights of the losses (eq. 2: lambda_mmu, lambda_t2i, gamma; none is published), named as the field names them.
 
-    ``group_mmu_weight`` is understanding's weight inside the group loss, against generation's 1. Ours.
-
-    ``aia_mmu_coeff`` and ``aia_t2i_coeff`` are lambda of the attention interaction alignment loss, by task; 0 is off. Published are
-    40 (the paper's text), "NTP:AIA = 50:1" (its ablation's best; 1/50 if weights are meant), and 10 and 5 (the public code):
-    settings to tune. ``aia_targets`` is what it aligns to: bands over the depth, or the name of a published table.
+    Attributes:
+        mmu_coeff, t2i_coeff: lambda, of each task's cross-entropy.
+        group_coeff: gamma, of the loss that teaches the task router.
+        group_mmu_weight: understanding's weight inside that loss, against generation's 1. Ours.
+        balance_coeff: of the load balance of experts; 0 is off.
+        aia_mmu_coeff, aia_t2i_coeff: lambda of the attention interaction alignment loss, by task; 0 is off. Published are 40 (the
+            paper's text), "NTP:AIA = 50:1" (its ablation's best; 1/50 if weights are meant), and 10 and 5 (the public code):
+            settings to tune.
+        aia_targets: what it aligns to: bands over the depth, or the name of a published table.
     """
 
     mmu_coeff: float = 1.0
@@ -140,6 +156,10 @@ class Objective:
     aia_mmu_coeff: float = 0.0
     aia_t2i_coeff: float = 0.0
     aia_targets: Literal["janus_pro", "emu3"] | AiaTargets = "janus_pro"
+
+    def __post_init__(self) -> None:
+        losses = ("mmu_coeff", "t2i_coeff", "group_coeff", "balance_coeff", "aia_mmu_coeff", "aia_t2i_coeff")
+        bounds.at_least(0, self, *losses, "group_mmu_weight")
 
     @property
     def aia_bands(self) -> AiaTargets:

@@ -1,14 +1,17 @@
 """Gradient methods: which direction the weights go, given each task's gradient.
 
-To add one: a file with a frozen dataclass that has ``kind``, ``parameters``, ``by_task`` and ``combine``, its line in
-``Gradient`` and ``GRADIENTS``, a recipe.
+To add one: a file with a frozen dataclass that has ``kind``, ``parameters``, ``by_task`` and ``combine``, its name in ``Gradient``,
+a recipe.
 
 A strategy works on the weights that ``parameters`` names and that both tasks' losses reach. All else (heads, the vision tower,
 experts and low-rank updates of one task) gets the plain sum, and so do the gradients of losses that belong to no task (group
-router, load balance): they are added when the tasks' are combined.
+router, load balance): they are added when the tasks' are combined. One that draws uses torch's generator, which the step seeds
+(``aggregation.draws``).
 """
 
 from __future__ import annotations
+
+from typing import get_args
 
 from unidecouple.methods.gradient.aggregated import Aggregated
 from unidecouple.methods.gradient.cagrad import CAGrad
@@ -20,6 +23,6 @@ from unidecouple.methods.gradient.sum import Sum
 Gradient = Sum | PCGrad | MGDA | CAGrad | MAOP | Aggregated
 """The typed union that recipes choose from by ``kind``, and that property tests run over."""
 
-GRADIENTS: tuple[type[Gradient], ...] = (Sum, PCGrad, MGDA, CAGrad, MAOP, Aggregated)
+GRADIENTS: tuple[type[Gradient], ...] = get_args(Gradient)
 
 __all__ = ["GRADIENTS", "MAOP", "MGDA", "Aggregated", "CAGrad", "Gradient", "PCGrad", "Sum"]

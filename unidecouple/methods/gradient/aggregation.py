@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +23,17 @@ Gradients = Mapping[str, Tensors]
 Momenta = Sequence[Tensor | None]
 """Adam's first moment (``exp_avg``) of the same weights; None before a weight's first step."""
 
+Setting = int | float | str | list[float]
+"""An argument of an aggregator as a configuration holds it; a list stands for a tensor."""
 
-def make(name: str, **settings: float) -> Aggregator:
+
+def make(name: str, like: Tensor | None = None, /, **settings: Setting) -> Aggregator:
     """TorchJD's aggregator ``name``; its import is put off, since it brings its solvers with it.
+
+    Args:
+        name: as TorchJD spells it.
+        like: a gradient that it shall work on; lists become tensors beside it.
+        settings: its arguments.
 
     Raises:
         ValueError: it has none of this name, the settings do not fit it, its solver is not installed, or it keeps a memory from
@@ -37,12 +46,16 @@ def make(name: str, **settings: float) -> Aggregator:
     known = sorted(key for key, kind in kinds.items() if not issubclass(kind, Stateful))
     if name not in known:
         why = "keeps a memory between steps, so that a resumed run would differ" if name in kinds else "is none of TorchJD's"
-        raise ValueError(f"gradient: {name!r} {why}; choose from {', '.join(known)}")
+        raise ValueError(f"gradient: {name!r} {why}; choose from its stateless aggregators: {', '.join(known)}")
+    device, dtype = ("cpu", torch.float32) if like is None else (like.device, like.dtype)
+    if issubclass(kinds[name], aggregation.GramianWeightedAggregator):
+        dtype = torch.float64  # as ``gramian``
+    lists = {key: torch.tensor(value, dtype=dtype, device=device) for key, value in settings.items() if isinstance(value, list)}
     try:
-        return kinds[name](**settings)
+        return kinds[name](**(settings | lists))
     except ImportError as error:
         raise ValueError(
-            f"gradient: {name} needs a solver that is not installed: pip install 'unidecouple[gradient]' ({error})"
+            f"gradient: {name} needs a solver that is not installed: pip install -e '.[gradient]' in the source tree ({error})"
         ) from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"gradient: {name} does not take the settings {settings}: {error}") from error
@@ -51,7 +64,8 @@ def make(name: str, **settings: float) -> Aggregator:
 def aggregate(aggregator: Aggregator, gradients: Gradients, scale: float = 1.0) -> Tensors:
     """``scale`` times the direction that ``aggregator`` gives; a task's gradients without another's stay as they are.
 
-    Random draws are a function of the gradients themselves, so that a resumed run, and every process, draws alike.
+    An aggregator that draws takes torch's generator as it stands: see ``draws``. Gradients that are not finite are summed: solvers
+    would fail on them in ways of their own, and the sum shows the step what it refuses.
 
     Args:
         aggregator: from ``make``.
@@ -64,11 +78,11 @@ def aggregate(aggregator: Aggregator, gradients: Gradients, scale: float = 1.0) 
     if len(rows) == 1:
         return rows[0]
     products = gramian(rows)
-    with torch.random.fork_rng([products.device] if products.is_cuda else []):
-        torch.manual_seed(_seed(products))
-        if isinstance(aggregator, GramianWeightedAggregator):
-            return weighted(rows, [scale * weight for weight in aggregator.gramian_weighting(products).tolist()])
-        direction = aggregator(torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]))
+    if not products.isfinite().all():
+        return weighted(rows, [1.0] * len(rows))
+    if isinstance(aggregator, GramianWeightedAggregator):
+        return weighted(rows, [scale * weight for weight in aggregator.gramian_weighting(products).tolist()])
+    direction = aggregator(torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]))
     sizes = [g.numel() for g in rows[0]]
     return [scale * part.view_as(g) for part, g in zip(direction.split(sizes), rows[0], strict=True)]
 
@@ -92,5 +106,12 @@ def weighted(rows: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
     return rows[0]
 
 
-def _seed(products: Tensor) -> int:
-    return int.from_bytes(hashlib.sha256(products.cpu().numpy().tobytes()).digest()[:8], "little")
+@contextlib.contextmanager
+def draws(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Random draws inside are a function of the run's ``seed`` and ``step`` alone, and the generator is left as it was.
+
+    So a resumed run draws what the unbroken one drew, and neither how a step is cut nor on how many processes changes a draw.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
+        yield

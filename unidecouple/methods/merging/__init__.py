@@ -6,12 +6,14 @@ To add one: a file with a frozen dataclass that has ``kind``, its line in ``Merg
 
 from __future__ import annotations
 
+from typing import get_args
+
 from unidecouple.methods.merging.adamerging import AdaMerging
 from unidecouple.methods.merging.task_arithmetic import TaskArithmetic
 
 Merging = TaskArithmetic | AdaMerging
 """The typed union that recipes and ``unidecouple merge`` choose from by ``kind``."""
 
-MERGINGS: tuple[type[Merging], ...] = (TaskArithmetic, AdaMerging)
+MERGINGS: tuple[type[Merging], ...] = get_args(Merging)
 
 __all__ = ["MERGINGS", "AdaMerging", "Merging", "TaskArithmetic"]

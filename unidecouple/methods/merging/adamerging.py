@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, JointBatch
 from unidecouple.methods.merging.task_arithmetic import Coefficients
 from unidecouple.models.base import UnifiedModel
@@ -19,7 +20,8 @@ class AdaMerging:
     """``theta^l = theta_0^l + sum_k lambda_k^l tau_k^l``, lambda learned by minimising the entropy of the model's predictions.
 
     A layer l is one weight tensor, as in the authors' code. Ours: the entropy is that of the next token where a task predicts one
-    (the paper classifies), averaged over tokens and summed over tasks; the tokens before are the sample's own.
+    (the paper classifies), averaged over tokens and summed over tasks. It is teacher-forced: the samples' own answers and pictures
+    are what it conditions on, though no loss compares with them; the paper needs inputs alone.
 
     Attributes:
         start: of every lambda.
@@ -35,6 +37,11 @@ class AdaMerging:
     steps: int = 500
     batch_size: int = 16
 
+    def __post_init__(self) -> None:
+        bounds.between(0, 1, self, "start")
+        bounds.above(0, self, "learning_rate")
+        bounds.at_least(1, self, "steps", "batch_size")
+
     def learn(
         self,
         model: UnifiedModel,
@@ -47,7 +54,7 @@ class AdaMerging:
         Args:
             model: the base; its weights are overwritten on the way, and left merged.
             tuned: weights of the models to merge, by the base's names.
-            batches: unlabelled inputs of both tasks, one joint batch a step.
+            batches: samples of both tasks with their answers and pictures (see above), one joint batch a step.
             told: gets each step and its entropy in nats.
         """
         base = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -81,7 +88,7 @@ class AdaMerging:
 
 
 def prediction_entropy(model: UnifiedModel, joint: JointBatch) -> Tensor:
-    """Entropy in nats of the next token where a task predicts one: mean over a task's tokens, summed over tasks."""
+    """Entropy in nats of the next token after the sample's own, where a task predicts one: mean over its tokens, tasks summed."""
     entropies: dict[str, list[Tensor]] = {"mmu": [], "t2i": []}
     for batch in joint:
         hidden = model.decode_batch(batch).last_hidden_state[:, :-1]

@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from unidecouple import bounds
+
 Coefficients = Callable[[str], Sequence[float]]
 """By a weight's name, the coefficient of each tuned model's difference from the base."""
 
@@ -22,6 +24,9 @@ class TaskArithmetic:
 
     kind: Literal["task_arithmetic"] = "task_arithmetic"
     scale: float = 0.3
+
+    def __post_init__(self) -> None:
+        bounds.finite(self, "scale")  # below 0 is the paper's negation: it unlearns
 
     def coefficients(self, models: int) -> Coefficients:
         """For ``models`` tuned models."""

@@ -44,7 +44,11 @@ class AiaBand:
 
 @dataclass(frozen=True)
 class AiaTargets:
-    """Bands of each task, from the first layer to the last."""
+    """Bands of each task, from the first layer to the last.
+
+    Attributes:
+        mmu, t2i: the task's bands.
+    """
 
     mmu: tuple[AiaBand, ...]
     t2i: tuple[AiaBand, ...]

@@ -1,11 +1,13 @@
 """Structures: which weights serve which task. Each is a change of configuration plus an exact upcycle of a dense checkpoint.
 
-To add one: a file with a frozen dataclass that has ``kind``, ``configure`` and ``upcycle``, a line in ``Upcycled``, a recipe.
+To add one: a file with a frozen dataclass that has ``kind``, ``configure`` and ``upcycle``, its name in ``Upcycled``, a recipe.
 Both methods get the text configuration of the model that is to change, for its sizes. One that parts a trained model by what was
 measured of it has ``partition`` in place of ``upcycle``; it stands in ``Measured``, and need not compute what the model did.
 """
 
 from __future__ import annotations
+
+from typing import get_args
 
 from unidecouple.methods.structure.dense import Dense
 from unidecouple.methods.structure.moe import MoE
@@ -25,8 +27,8 @@ Measured = Symbiotic
 Structure = Upcycled | Measured
 """The typed union that recipes choose from by ``kind``, and that property tests run over."""
 
-UPCYCLED: tuple[type[Upcycled], ...] = (Dense, MoE, TaskAwareMoE, MoT, UniFork, UniX, Rosetta)
-STRUCTURES: tuple[type[Structure], ...] = (*UPCYCLED, Symbiotic)
+UPCYCLED: tuple[type[Upcycled], ...] = get_args(Upcycled)
+STRUCTURES: tuple[type[Structure], ...] = get_args(Structure)
 
 __all__ = [
     "STRUCTURES",

@@ -17,6 +17,13 @@ class MoE:
     """One group of 2 e experts, top-k, and a shared expert: the parameters of ``TaskAwareMoE`` less its task router.
 
     Without this control a gain of UniDecouple may be a gain of size (the paper has none; see method notes).
+
+    Attributes:
+        experts_per_task: e; a layer has 2 e experts.
+        num_experts_per_tok: k.
+        shared_expert: whether each layer has one beside them.
+        alpha_init: the shared expert's weight at the start.
+        moe_layers: which layers, counted from 0; the others stay dense. None is all.
     """
 
     kind: Literal["moe"] = "moe"

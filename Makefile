@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## the main job: train, compare, and write runs/demo/report.html (at most 10 minutes on 2 cores)
+demo: $(STAMP) ## the main job: train, compare, and write runs/demo/report.html (6 to 12 minutes on 2 cores)
 	$(BIN)/unidecouple compare recipes/demo.yaml
 
 paper: $(STAMP) ## the whole tables: every recipe in recipes/paper, one after the other (hours)

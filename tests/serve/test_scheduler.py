@@ -14,6 +14,7 @@ from unidecouple.batch import Task
 from unidecouple.generate.answering import Request
 from unidecouple.generate.drawing import Order
 from unidecouple.generate.engine import Engine
+from unidecouple.generate.sampler import Choice
 from unidecouple.serve.lane import FaultError, Job, Lane, QueueFullError
 from unidecouple.serve.scheduler import ClosedError, Scheduler
 
@@ -135,14 +136,14 @@ def question(engine: Engine, most: int = 8) -> Request:
 
 
 def test_both_tasks_give_what_the_engine_gives(scheduler: Scheduler, engine: Engine) -> None:
-    orders = [Job(Order("a photo of a red cow", (7, 0, i))) for i in range(5)]
+    orders = [Job(Order("a photo of a red cow", (7, 0, i), 3.0)) for i in range(5)]
     questions = [Job(question(engine)) for _ in range(5)]
     scheduler.submit(Task.T2I, orders)
     scheduler.submit(Task.MMU, questions)
     drawn = [job.future.result(20) for job in orders]
     answers = {job.future.result(20).tokens for job in questions}
     assert len(answers) == 1
-    alone = Engine.load("unified").generate_images(["a photo of a red cow"], 5, seed=7)[0]
+    alone = Engine.load("unified").generate_images(["a photo of a red cow"], 5, 7, 3.0, Choice())[0]
     assert all(one.picture.tobytes() == other.tobytes() for one, other in zip(drawn, alone, strict=True))
 
 
@@ -171,9 +172,9 @@ def test_a_fault_of_the_model_ends_its_jobs_and_the_worker_goes_on(scheduler: Sc
         with pytest.raises(FaultError, match="RuntimeError"):
             job.future.result(20)
     assert answer.future.result(20) is not None
-    again = Job(Order("a photo of a red cow", (7, 0, 0)))
+    again = Job(Order("a photo of a red cow", (7, 0, 0), 3.0))
     scheduler.submit(Task.T2I, [again])
-    alone = Engine.load("unified").generate_images(["a photo of a red cow"], 1, seed=7)[0][0]
+    alone = Engine.load("unified").generate_images(["a photo of a red cow"], 1, 7, 3.0, Choice())[0][0]
     assert again.future.result(20).picture.tobytes() == alone.tobytes()
     assert scheduler.alive
 

@@ -84,6 +84,9 @@ def test_quotas(shares: list[float]) -> None:
         (lambda: Source(Path("a"), weight=1.0, repeats=2.0), "give one of them"),
         (lambda: Files(()), "sources is empty"),
         (lambda: Files((Source(Path("a")),), mmu_batch_size=0, t2i_batch_size=0), "one must be above 0"),
+        (lambda: Files((Source(Path("a")),), cond_dropout_prob=10), "cond_dropout_prob=10 must be from 0 to 1"),
+        (lambda: Files((Source(Path("a")),), max_bad_ratio=-0.1), "max_bad_ratio=-0.1 must be from 0 to 1"),
+        (lambda: Files((Source(Path("a")),), max_length=0), "max_length=0 must be at least 1"),
         (lambda: Files((Source(Path("a"), weight=1.0), Source(Path("b")))), "b has no weight, but other sources have"),
     ],
 )

@@ -87,7 +87,7 @@ def test_the_load_is_measured_inside_groups() -> None:
     assert row["group_share"] == {"mmu": [pytest.approx(0.4), pytest.approx(0.6)]}
     assert row["load_entropy"]["mmu"] == pytest.approx(0.4 * 0 + 0.6 * 1)
     assert row["token_entropy"]["mmu"] == pytest.approx(0.4 * 1 + 0.6 * 0)
-    assert row["dead"] == [1]
+    assert (row["dead"], row["sizes"]) == ([1], [2, 3])
 
 
 def test_a_group_without_tokens_has_no_dead_experts_and_single_experts_no_entropy() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from unidecouple.report import diagnosis
 from unidecouple.report.figures import mean_curve, overview
@@ -99,3 +100,12 @@ def test_routing_says_how_many_tokens_go_to_their_own_group() -> None:
     plain = routing_map("r", "moe", [RoutingLayer(0, None, {"mmu": [1.0]}, {"mmu": [0.5, 0.5]})], Look("#000000", "o"))
     assert plain.caption == "One group only: the tasks share all experts."
     assert not np.any([word in plain.svg for word in ("Alpha", "Group (")])
+
+
+def test_routing_parts_groups_where_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges: list[float] = []
+    monkeypatch.setattr(Axes, "axvline", lambda self, x, **style: edges.append(x))
+    shares = {"mmu": [0.5, 0.3, 0.2]}, {"mmu": [0.5, 0.2, 0.1, 0.1, 0.1]}
+    for sizes in ((1, 3, 1), ()):
+        routing_map("r", "partitioned", [RoutingLayer(0, None, *shares, sizes=sizes)], Look("#000000", "o"))
+    assert edges == [1, 4], "logs that do not say the sizes draw no edges"

@@ -154,5 +154,7 @@ def test_too_many_open_requests_are_told_to_come_again(serve: Any) -> None:
 def test_limits_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="pixels=0"):
         Limits(pixels=0)
+    with pytest.raises(ValueError, match="drain_seconds=inf"):
+        Limits(drain_seconds=float("inf"))
     with pytest.raises(ValueError, match="never fit"):
         Limits(n=9, queue=8)

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from unidecouple.bounds import at_least, between
 from unidecouple.data.permutation import permute
 
 CYCLE: Final = 1 << 14
@@ -77,6 +78,8 @@ class Files:
             raise ValueError("sources is empty: name at least one path")
         if self.mmu_batch_size < 0 or self.t2i_batch_size < 0 or not self.mmu_batch_size + self.t2i_batch_size:
             raise ValueError(f"mmu_batch_size={self.mmu_batch_size}, t2i_batch_size={self.t2i_batch_size}: one must be above 0")
+        at_least(1, self, "max_length")
+        between(0, 1, self, "cond_dropout_prob", "max_bad_ratio")
         given = [source.weight is not None for source in self.sources]
         if any(given) and not all(given):
             missing = next(source.path for source in self.sources if source.weight is None)

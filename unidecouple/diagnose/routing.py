@@ -52,15 +52,15 @@ def routing_rows(counts: Tensor, layers: Sequence[int], sizes: Sequence[int]) ->
     """``counts`` of ``count_routing`` as one JSON object a mixture; tasks without tokens are left out of each mapping.
 
     Returns:
-        Of each: ``layer``; by task key ``group_share`` and ``expert_share`` (each sums to one), ``load_entropy`` (how evenly the
-        task's tokens spread over the experts of their group: 1 evenly, 0 all to one) and ``token_entropy`` (how undecided the
-        router is on a single token: 1 if every expert is as likely, 0 if one is certain), both as shares of their maximum and
-        None where groups have one expert; ``dead``: experts, all tasks together, see ``DEAD``. Experts of a group that no token
-        came to are not called dead.
+        Of each: ``layer``; ``sizes`` of its groups; by task key ``group_share`` and ``expert_share`` (each sums to one),
+        ``load_entropy`` (how evenly the task's tokens spread over the experts of their group: 1 evenly, 0 all to one) and
+        ``token_entropy`` (how undecided the router is on a single token: 1 if every expert is as likely, 0 if one is certain),
+        both as shares of their maximum and None where groups have one expert; ``dead``: experts, all tasks together, see
+        ``DEAD``. Experts of a group that no token came to are not called dead.
     """
     rows = []
     for layer, table in zip(layers, counts.cpu(), strict=True):
-        row: dict[str, Any] = {"layer": layer}
+        row: dict[str, Any] = {"layer": layer, "sizes": list(sizes)}
         row |= {name: {} for name in ("group_share", "expert_share", "load_entropy", "token_entropy")}
         for task in Task:
             chosen, doubt, tokens = table[task, :-2], table[task, -2].item(), table[task, -1].item()

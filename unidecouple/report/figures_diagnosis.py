@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,8 +142,8 @@ def routing_map(name: str, title: str, layers: Sequence[RoutingLayer], look: Loo
         _write(axis, grid, 0.6, set())
         names = [f"e{n}" for n in range(grid.shape[1])]
         _cells(axis, f"Experts of {TASK_NAMES[task]} tokens", names, [layer.layer for layer in layers], len(axes))
-        for edge in range(1, groups):
-            axis.axvline(edge * grid.shape[1] / groups, color=_DARK, lw=1.4)
+        for edge in itertools.accumulate(layers[0].sizes[:-1]):
+            axis.axvline(edge, color=_DARK, lw=1.4)
     if alphas:
         _alpha_bars(axes[-1], layers, alphas, look)
     caption = "One group only: the tasks share all experts."

@@ -45,7 +45,8 @@ class Conflict:
 class RoutingLayer:
     """Shares of each task's tokens by group and by expert (over all groups), by task key; each sums to one.
 
-    The entropies and dead experts are those of ``diagnose.routing.routing_rows``; logs of earlier versions lack them.
+    The entropies, dead experts and ``sizes`` (experts in each group) are those of ``diagnose.routing.routing_rows``; logs of
+    earlier versions lack them.
     """
 
     layer: int
@@ -55,6 +56,7 @@ class RoutingLayer:
     load_entropy: Mapping[str, float | None] = field(default_factory=dict)
     token_entropy: Mapping[str, float | None] = field(default_factory=dict)
     dead: Sequence[int] = ()
+    sizes: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unidecouple.bounds import above
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -36,8 +38,6 @@ class Limits:
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise ValueError(f"{name}={value} must be above 0")
+        above(0, self, *vars(self))
         if self.n > self.queue:
             raise ValueError(f"n={self.n} choices of one request would never fit into a queue of {self.queue}: raise the queue")

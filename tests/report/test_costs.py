@@ -65,6 +65,10 @@ def test_missing_runs_are_counted_and_named(experiment: Any) -> None:
     assert missing_sentence(load_results(experiment.write())) == (
         "Partial results: 2 of 9 runs are not finished: plain MoE, rate \u00d7 0.3 in S2 (seed 3, 4). The same command runs them."
     )
+    experiment.meta["missing"][1]["error"] = "the loss is not finite"
+    assert missing_sentence(load_results(experiment.write())).endswith(
+        "runs them. Of them 1 ended with an error; plain MoE, rate \u00d7 0.3 in S2 (seed 4) said: the loss is not finite"
+    )
     experiment.meta["missing"] = [{"scenario": "S2", "variant": f"v{i}", "seed": i % 2} for i in range(15)]
     told = missing_sentence(load_results(experiment.write()))
     assert "15 of 22 runs are not finished: 8 runs of seed 0 in S2 and 7 runs of seed 1 in S2. The" in told

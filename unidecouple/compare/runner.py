@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unidecouple import config as configs
 from unidecouple.compare.budget import cells, check
-from unidecouple.compare.collect import collect
+from unidecouple.compare.collect import LOG, collect
 from unidecouple.compare.done import finished
 from unidecouple.compare.elsewhere import key_of, take
 from unidecouple.compare.merge import MERGED, RECORD, words
@@ -82,12 +82,12 @@ def run_comparison(grid: Comparison, order: Order) -> Path:
     there, results = finished(planned, folder), folder / "results.json"
     if there or taken.runs:
         took = None if known else time.monotonic() - began  # of a part of the runs it would be read as that of all
-        content = collect(grid, planned, there, taken, compared, folder, took, order.command)
+        content = collect(grid, planned, there, failed, taken, compared, folder, took, order.command)
         write_json_atomic(results, content)
         if content["meta"]["missing"]:
             print(f"{grid.name}: {len(content['meta']['missing'])} of {len(planned)} runs are missing in {results}", flush=True)
     if failed:
-        ends = "\n".join(f"--- {job.folder}\n{_tail(folder / job.folder / 'log.txt')}" for job in failed[:3])
+        ends = "\n".join(f"--- {job.folder}\n{_tail(folder / job.folder / LOG)}" for job in failed[:3])
         raise ComparisonError(f"{len(failed)} of {len(wanted)} runs did not finish; the same command takes them up again\n{ends}")
     return results
 
@@ -124,7 +124,7 @@ def _run(job: Job, folder: Path, cache: Path) -> int:
             commands.insert(0, ["merge", config.model_name_or_path, *parents, "--output", str(merged), *learned])
         config = replace(config, model_name_or_path=str(merged.resolve()))
     write_text_atomic(recipe, configs.dump(config))
-    return next((code for arguments in commands if (code := _call(arguments, job, mine / "log.txt"))), 0)
+    return next((code for arguments in commands if (code := _call(arguments, job, mine / LOG))), 0)
 
 
 def _call(arguments: Sequence[str], job: Job, kept: Path) -> int:

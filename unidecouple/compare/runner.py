@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unidecouple import config as configs
 from unidecouple.compare.budget import cells, check
-from unidecouple.compare.collect import LOG, collect
+from unidecouple.compare.collect import ERROR, LOG, collect
 from unidecouple.compare.done import finished
 from unidecouple.compare.elsewhere import key_of, take
 from unidecouple.compare.merge import MERGED, RECORD, words
@@ -82,7 +82,7 @@ def run_comparison(grid: Comparison, order: Order) -> Path:
     there, results = finished(planned, folder), folder / "results.json"
     if there or taken.runs:
         took = None if known else time.monotonic() - began  # of a part of the runs it would be read as that of all
-        content = collect(grid, planned, there, failed, taken, compared, folder, took, order.command)
+        content = collect(grid, planned, there, taken, compared, folder, took, order.command)
         write_json_atomic(results, content)
         if content["meta"]["missing"]:
             print(f"{grid.name}: {len(content['meta']['missing'])} of {len(planned)} runs are missing in {results}", flush=True)
@@ -103,16 +103,21 @@ def _run_all(waiting: Sequence[Job], order: Order) -> list[Job]:
     with ThreadPoolExecutor(order.workers) as pool:
         running = [(job, pool.submit(_run, job, order.folder, order.cache)) for job in waiting]
         try:
-            return [job for job, future in running if future.result()]
+            failed = [job for job, future in running if future.result()]
         except KeyboardInterrupt:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    for job in failed:
+        mine = order.folder / job.folder
+        write_text_atomic(mine / ERROR, _tail(mine / LOG, 1).removeprefix("unidecouple: "))
+    return failed
 
 
 def _run(job: Job, folder: Path, cache: Path) -> int:
     """Train one job, or merge its parents, and score it."""
     mine = folder / job.folder
     mine.mkdir(parents=True, exist_ok=True)
+    (mine / ERROR).unlink(missing_ok=True)
     recipe, config, kept = mine / "job.yaml", job.config, ["--cache", str(cache)]
     commands = [["train", str(recipe), "--output", str(mine), *kept]]
     if job.merge:

@@ -111,6 +111,12 @@ def test_numbers_of_a_grid_have_bounds(part: Callable[[], object], said: str) ->
         part()
 
 
+def test_two_variants_of_one_title_are_refused() -> None:
+    one = Variant("a", title="The same")
+    with pytest.raises(ValueError, match="'first' and 'second' have one title, 'The same'"):
+        replace(GRID, variants={"first": one, "second": replace(one, description="b")})
+
+
 def test_files_in_place_of_the_world_are_refused() -> None:
     with pytest.raises(ValueError, match=r"run\.files is given"):
         replace(GRID, run=RunConfig(files=Files((Source(Path("a.jsonl")),))))

@@ -47,7 +47,9 @@ def small_grid(base: Path, **variants: Variant) -> Comparison:
 
 def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """First a part of the grid, then the rest: one variant diverges at its second step, the others' runs never run again."""
-    good = Variant("good", stages=DRAW, tasks="t2i", rates=("lr=0.3",))  # its folder has an equals sign, as overrides have
+    good = Variant(
+        "good", title="Good", stages=DRAW, tasks="t2i", rates=("lr=0.3",)
+    )  # its folder has an equals sign, as overrides have
     bad = Variant("bad", stages=(Stage(learning_rate=1e38, warmup_steps=0, train={"generation": 1}),), rates=("",))
     grid = small_grid(small_base, dense_t2i=good, bad=bad)
     order = Order(tmp_path / "grid", tmp_path / "cache", 2, ("variant=start",), command="a test")
@@ -90,6 +92,7 @@ def check_rows(content: dict[str, Any], base: str, folder: Path) -> None:
     assert meta["costs"]["S1-r0"]["dense_t2i"]["parameters"] > 0
     assert all(run["cpu_seconds"] > 0 and run["peak_memory_bytes"] > 2**20 for run in meta["runs"])
     assert (meta["command"], meta["scenarios"], meta["control"]) == ("a test", {"S1-r0": "no replay"}, "dense_joint")
+    assert meta["titles"] == {"dense_t2i": "Good"}
     assert set(meta["hashes"]) == {base}
     assert meta["versions"]["torch"]
 

@@ -16,7 +16,7 @@ from unidecouple.report.fronts import area, front_areas, undominated
 from unidecouple.report.results import AXES, POPE, Results, load_results
 from unidecouple.report.style import Look, looks
 from unidecouple.report.tables import area_table, headline
-from unidecouple.report.wording import MINUS, variant_name
+from unidecouple.report.wording import MINUS
 
 GROUPS = ["Controls", "Structure", "Objective", "Gradient", "Schedule", "Merging"]
 
@@ -28,7 +28,7 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.fixture(scope="module")
 def look(field: Results) -> dict[str, Look]:
-    return looks(field.names, field.axis_rank)
+    return looks(field.names, field.title, field.axis_rank)
 
 
 def test_groups_hold_every_variant_once(field: Results) -> None:
@@ -41,10 +41,10 @@ def test_groups_hold_every_variant_once(field: Results) -> None:
 def test_no_two_variants_of_a_figure_look_alike(field: Results, look: dict[str, Look]) -> None:
     for _, names in field.groups("S2"):
         shown = {"dense_joint", *names}
-        assert len({look[name] for name in shown}) == len(shown)
+        assert len({(look[name].color, look[name].marker) for name in shown}) == len(shown)
         assert len({look[name].color for name in shown}) == len(shown)
-    many = looks([f"v{number}" for number in range(40)])
-    assert len(set(many.values())) == 40
+    many = looks([f"v{number}" for number in range(40)], str)
+    assert len({(one.color, one.marker) for one in many.values()}) == 40
 
 
 def test_the_table_has_a_line_a_variant_and_headed_groups(field: Results, look: dict[str, Look]) -> None:
@@ -64,12 +64,23 @@ def test_figures_come_a_group_with_the_control_in_each(field: Results, look: dic
         assert "adamerging" not in gradient.svg
 
 
+def test_a_grid_says_what_its_variants_are_called(field: Results) -> None:
+    titled = replace(field, meta={**field.meta, "titles": {"pcgrad": "PCGrad"}})
+    assert (field.title("pcgrad"), titled.title("pcgrad")) == ("pcgrad", "PCGrad")
+    assert titled.title("pcgrad@lr=0.3") == "PCGrad, rate \u00d7 0.3"
+    look = looks(titled.names, titled.title, titled.axis_rank)
+    drawn = forest(titled, "S2", look)
+    assert drawn is not None
+    assert ">PCGrad<" in drawn.svg
+    assert "PCGrad" in {line.name for line in headline(titled, "S2", look).lines}
+
+
 def test_a_forest_of_what_differs(field: Results, look: dict[str, Look]) -> None:
     """A line a variant but the control; what lies far out is an arrow with its value."""
     drawn = forest(field, "S2", look)
     assert drawn is not None
     names = [name for name in VARIANTS if name != "dense_joint"]
-    assert all(f">{variant_name(name)}<" in drawn.svg for name in names)
+    assert all(f">{field.title(name)}<" in drawn.svg for name in names)
     assert f"Differences of {len(names)} variants to dense joint" in drawn.alt
     rows = tuple(replace(row, value=row.value - 0.5) if row.variant == "bagel" else row for row in field.rows)
     far = forest(replace(field, rows=rows), "S2", look)

@@ -23,14 +23,14 @@ def cell(cosine: float, floor: float, spread: float = 0.01, part: str = "down") 
 
 def test_a_variant_looks_the_same_whatever_comes_with_it() -> None:
     names = ["start", "dense_t2i", "dense_mmu", "dense_joint", "moe", "unidecouple"]
-    every = looks([*names, "without stage 1", "by label"])
-    assert {name: looks([name])[name] for name in names} == {name: every[name] for name in names}
+    every = looks([*names, "without stage 1", "by label"], str)
+    assert {name: looks([name], str)[name] for name in names} == {name: every[name] for name in names}
     assert len({look.color for look in every.values()}) == len({look.marker for look in every.values()}) == 8
 
 
 def test_every_figure_uses_the_variant_s_color(experiment: Any) -> None:
     results = load_results(experiment.write())
-    look = looks(results.names)
+    look = looks(results.names, results.title)
     parts = [diagnosis.losses(results, "S1-r0", look), diagnosis.scores(results, "S1-r0", look)]
     drawn = [overview(results, look), *(plot for part in parts for _, plot in part.plots)]
     assert len(drawn) == 3
@@ -94,10 +94,10 @@ def test_routing_says_how_many_tokens_go_to_their_own_group() -> None:
     groups = {"mmu": [0.9, 0.1], "t2i": [0.0, 1.0]}
     experts = {"mmu": [0.5, 0.4, 0.1, 0.0], "t2i": [0.0, 0.0, 0.5, 0.5]}
     layers = [RoutingLayer(0, 0.4, groups, experts), RoutingLayer(1, 0.6, groups | {"mmu": [0.7, 0.3]}, experts)]
-    drawn = routing_map("r", "ours", layers, Look("#000000", "o"))
+    drawn = routing_map("r", "ours", layers, Look("#000000", "o", "ours"))
     assert "80.0% of understanding tokens and 100.0% of generation tokens go to their own" in drawn.caption
     assert "is 0.50 on average" in drawn.caption
-    plain = routing_map("r", "moe", [RoutingLayer(0, None, {"mmu": [1.0]}, {"mmu": [0.5, 0.5]})], Look("#000000", "o"))
+    plain = routing_map("r", "moe", [RoutingLayer(0, None, {"mmu": [1.0]}, {"mmu": [0.5, 0.5]})], Look("#000000", "o", "ours"))
     assert plain.caption == "One group only: the tasks share all experts."
     assert not np.any([word in plain.svg for word in ("Alpha", "Group (")])
 
@@ -107,5 +107,5 @@ def test_routing_parts_groups_where_they_end(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Axes, "axvline", lambda self, x, **style: edges.append(x))
     shares = {"mmu": [0.5, 0.3, 0.2]}, {"mmu": [0.5, 0.2, 0.1, 0.1, 0.1]}
     for sizes in ((1, 3, 1), ()):
-        routing_map("r", "partitioned", [RoutingLayer(0, None, *shares, sizes=sizes)], Look("#000000", "o"))
+        routing_map("r", "partitioned", [RoutingLayer(0, None, *shares, sizes=sizes)], Look("#000000", "o", "ours"))
     assert edges == [1, 4], "logs that do not say the sizes draw no edges"

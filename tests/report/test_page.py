@@ -153,7 +153,7 @@ def test_the_headline_table(experiment: Any) -> None:
     experiment.meta |= {"variants": {"unidecouple": "Ours."}}
     experiment.row("S1-r0", "start", 0, "pope", "accuracy/blind", 0.577, step=0)
     results = load_results(experiment.write())
-    table = headline(results, "S1-r0", looks(results.names))
+    table = headline(results, "S1-r0", looks(results.names, results.title))
     assert table.columns[0].notes == ("judge: official", "ceiling 100.0", "floor 50.0", "blind 57.7")
     assert table.control == "dense, generation only"
     start, dense, ours = table.lines

@@ -53,7 +53,7 @@ def test_noise_that_looks_like_a_finding_alone_is_none_after_the_correction(resu
 
 
 def test_the_table_marks_what_holds(results: Results) -> None:
-    lines = {line.name: line for line in headline(results, "S2", looks(results.names)).lines}
+    lines = {line.name: line for line in headline(results, "S2", looks(results.names, results.title)).lines}
     assert [score.holds for score in lines["far"].scores] == [True] * 3
     assert {score.holds for score in lines["noise1"].scores} == {False}
     assert [score.tests for score in lines["dense joint"].scores] == [""] * 3
@@ -93,7 +93,7 @@ def test_no_star_of_two_seeds_or_without_spread(new_experiment: Any, gains: tupl
     results = load_results(made.write())
     one = compared(results, "S2", ["ours"])["ours", POPE]
     assert (one.holds, one.told) == (False, told)
-    line = next(line for line in headline(results, "S2", looks(results.names)).lines if line.name == "ours")
+    line = next(line for line in headline(results, "S2", looks(results.names, results.title)).lines if line.name == "ours")
     assert [score.holds for score in line.scores if score] == [False]
 
 

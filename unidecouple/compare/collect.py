@@ -95,6 +95,7 @@ def collect(
         "control": grid.control,
         "scenarios": {name: scenario.description for name, scenario in grid.scenarios.items()},
         "variants": {START: "The base before training."} | {name: v.description for name, v in grid.variants.items()},
+        "titles": {name: variant.title for name, variant in grid.variants.items() if variant.title},
         "axes": {name: variant.axis for name, variant in grid.variants.items() if variant.axis},
         "tasks": {name: variant.tasks for name, variant in grid.variants.items() if variant.tasks != "both"},
         "other_budgets": {name: variant.other_budget for name, variant in grid.variants.items() if variant.other_budget},

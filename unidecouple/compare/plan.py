@@ -83,6 +83,7 @@ class Variant:
         rates: run at these points of the grid only; empty means all.
         axis: where it parts the tasks; the report groups variants by it. A control has none.
         merge: other variants' models in place of training; then all that says how to train is left out.
+        title: what the report calls it; "" for its name, without underscores.
     """
 
     description: str
@@ -97,6 +98,7 @@ class Variant:
     rates: tuple[str, ...] = ()
     axis: Axis | None = None
     merge: Merge | None = None
+    title: str = ""
 
     def __post_init__(self) -> None:
         bounds.at_least(0, self, "router_pairs", "max_steps")
@@ -136,6 +138,12 @@ class Comparison:
         for name in ("scenarios", "variants", "seeds", "rates"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: a comparison needs at least one of them")
+        named: dict[str, str] = {}
+        for name, variant in self.variants.items():
+            if variant.title and (other := named.setdefault(variant.title, name)) != name:
+                raise ValueError(
+                    f"variants {other!r} and {name!r} have one title, {variant.title!r}; the report could not tell them apart"
+                )
 
 
 @dataclass(frozen=True)
@@ -285,7 +293,7 @@ def _check_claim(grid: Comparison, claim: Claim) -> None:
 
 def _check_merge(grid: Comparison, name: str, variant: Variant, merge: Merge) -> None:
     told = Variant("", other_budget=variant.other_budget, scenarios=variant.scenarios, rates=variant.rates, axis=variant.axis)
-    if replace(variant, description="", merge=None) != told:
+    if replace(variant, description="", title="", merge=None) != told:
         raise ValueError(f"variant {name!r} is merged and trains nothing: leave out structure, stages, objective, tasks and steps")
     if len(merge.of) < 2:
         raise ValueError(f"variant {name!r} merges {', '.join(merge.of) or 'nothing'}: name at least two variants")

@@ -8,7 +8,7 @@ from typing import Any
 
 from unidecouple.report.results import MAIN, START, Estimate, Measure, Results, difference, estimate
 from unidecouple.report.significance import FEWEST_SEEDS, Compared, Key, corrected
-from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread, variant_name
+from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread
 
 HOLDS, PARTLY, NOT_SHOWN, MIXED, AGAINST, OPPOSITE, UNTESTED, OPEN, MISSING = (
     "reproduced",
@@ -98,7 +98,7 @@ def verdicts(results: Results) -> tuple[Verdict, ...]:
         if claim.get("of") is None:
             found.append(Verdict(claim["says"], claim["source"], "", "", (), "", UNTESTED, claim.get("settle", "")))
             continue
-        found += [_verdict(claim, scenario, tested[scenario], str(number)) for scenario in _scenarios(results, claim)]
+        found += [_verdict(results, claim, tested[scenario], str(number), scenario) for scenario in _scenarios(results, claim)]
     return tuple(found)
 
 
@@ -106,14 +106,14 @@ def _scenarios(results: Results, claim: Mapping[str, Any]) -> list[str]:
     return [scenario for scenario in results.scenarios if not claim.get("scenarios") or scenario in claim["scenarios"]]
 
 
-def _verdict(claim: Mapping[str, Any], scenario: str, tested: Mapping[Key, Compared], key: str) -> Verdict:
+def _verdict(results: Results, claim: Mapping[str, Any], tested: Mapping[Key, Compared], key: str, scenario: str) -> Verdict:
     findings = tuple(
         Finding(measure.label, wanted, one.delta, measure.benchmark in _PLAIN, one.holds)
         for measure, wanted in _wanted(claim)
         if (one := tested.get((key, measure))) is not None
     )
     against = claim.get("against")
-    compared = variant_name(claim["of"]) + (f" {DASH} {variant_name(against)}" if against else "")
+    compared = results.title(claim["of"]) + (f" {DASH} {results.title(against)}" if against else "")
     if claim.get("step") is not None:
         compared += f", at step {claim['step']}"
     seeds = counted(min(finding.delta.count for finding in findings), "seed") if findings else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from unidecouple.batch import TASK_KEYS
 from unidecouple.report.results import Results, split_rate
-from unidecouple.report.wording import TASK_NAMES, counted, duration, listed, scaled, variant_name
+from unidecouple.report.wording import TASK_NAMES, counted, duration, listed, scaled
 
 COST_COLUMNS = (
     ("Parameters", "active: understanding / generation"),
@@ -71,11 +71,11 @@ def budget_sentences(results: Results, scenario: str) -> list[str]:
         words += [f"the {TASK_NAMES[task]} samples only, by design"] if task and _differs(budget, common) else []
         reason = results.meta.get("other_budgets", {}).get(name, "").rstrip(".")
         words += [f"another budget ({_sees(budget)}): {reason}"] if reason else []
-        said += [f"{variant_name(name)} sees {listed(words)}."] if words else []
+        said += [f"{results.title(name)} sees {listed(words)}."] if words else []
     tried = {name: len(budget["rates"]) for name, budget in budgets.items()}
     if len(set(tried.values())) > 1:
         most = max(tried.values())
-        fewer = listed([f"{variant_name(name)} ({count})" for name, count in tried.items() if count < most])
+        fewer = listed([f"{results.title(name)} ({count})" for name, count in tried.items() if count < most])
         said.append(f"Tuned at {counted(most, 'learning rate')}, but for {fewer}.")
     return [sentence[0].upper() + sentence[1:] for sentence in said]
 
@@ -104,7 +104,7 @@ def missing_sentence(results: Results) -> str:
         seeds.setdefault((run["scenario"], run["variant"]), []).append(str(run["seed"]))
     if not seeds:
         return ""
-    named = [f"{variant_name(variant)} in {scenario} (seed {', '.join(of)})" for (scenario, variant), of in seeds.items()]
+    named = [f"{results.title(variant)} in {scenario} (seed {', '.join(of)})" for (scenario, variant), of in seeds.items()]
     if len(named) > MOST_NAMED:
         counts = Counter((run["scenario"], run["seed"]) for run in missing)
         named = [f"{counted(count, 'run')} of seed {seed} in {scenario}" for (scenario, seed), count in sorted(counts.items())]
@@ -113,6 +113,6 @@ def missing_sentence(results: Results) -> str:
     failed = [run for run in missing if "error" in run]
     if failed:
         first = failed[0]
-        where = f"{variant_name(first['variant'])} in {first['scenario']} (seed {first['seed']})"
+        where = f"{results.title(first['variant'])} in {first['scenario']} (seed {first['seed']})"
         told += f" Of them {len(failed)} ended with an error; {where} said: {first['error']}"
     return told

@@ -16,7 +16,7 @@ from unidecouple.report.fronts import front_names
 from unidecouple.report.results import Results, RunRef, split_rate
 from unidecouple.report.style import Look, Plot
 from unidecouple.report.transfer import transfer_map, transfer_matrix
-from unidecouple.report.wording import counted, listed, variant_name
+from unidecouple.report.wording import counted, listed
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def scores(results: Results, scenario: str, look: Mapping[str, Look]) -> Part:
 
 def transfers(results: Results, scenario: str) -> Part:
     """Transfer and forgetting matrix."""
-    plot = transfer_map(_name("transfer", scenario), scenario, transfer_matrix(results, scenario))
+    plot = transfer_map(_name("transfer", scenario), scenario, transfer_matrix(results, scenario), results.title)
     return Part((("", plot),), ()) if plot else Part((), (f"{scenario} has neither a start nor a run on one task alone.",))
 
 
@@ -55,7 +55,7 @@ def conflicts(results: Results, scenario: str) -> Part:
     plots = []
     for (variant, _), found in measured.items():
         same = [conflict for conflict in found if conflict.step == found[0].step]
-        heading = f"{variant_name(variant)} at step {same[0].step}, {counted(len(same), 'seed')}"
+        heading = f"{results.title(variant)} at step {same[0].step}, {counted(len(same), 'seed')}"
         plot = conflict_map(_name("conflict", scenario, variant, str(same[0].step)), heading, same, limit)
         plots += [(heading, plot)] if plot else []
     missing = () if plots else (f"No run of {scenario} has {logs.CONFLICT}, so there is no map of it.",)
@@ -68,7 +68,7 @@ def routings(results: Results, scenario: str, look: Mapping[str, Look]) -> Part:
     for variant in results.trained(scenario):
         for run in _runs(results, scenario, variant):
             layers = logs.read_routing(run.folder / logs.ROUTING)
-            heading = f"{variant_name(variant)}, seed {run.seed}"
+            heading = f"{results.title(variant)}, seed {run.seed}"
             plot = routing_map(_name("routing", scenario, variant), heading, layers, look[variant]) if layers else None
             if plot:
                 plots.append((heading, plot))
@@ -120,7 +120,7 @@ def _curves(
     absent = []
     for variant in results.trained(scenario):
         read = [(run, logs.read_lines(run.folder / file)) for run in _runs(results, scenario, variant)]
-        absent += [f"{variant_name(variant)} (seed {run.seed})" for run, lines in read if not lines]
+        absent += [f"{results.title(variant)} (seed {run.seed})" for run, lines in read if not lines]
         if found := [lines for _, lines in read if lines]:
             records[variant] = found
     plots: list[tuple[str, Plot]] = []

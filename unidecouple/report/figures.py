@@ -13,7 +13,7 @@ from unidecouple.batch import TASK_KEYS
 from unidecouple.report import logs
 from unidecouple.report.results import MAIN, START, UNIDECOUPLE, Measure, Results, estimate
 from unidecouple.report.style import INK, MUTED, PAPER, Look, Plot, canvas, legend, name_panel, to_svg
-from unidecouple.report.wording import TASK_NAMES, listed, variant_name
+from unidecouple.report.wording import TASK_NAMES, listed
 
 WIDTH = 11.6
 Records = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
@@ -43,7 +43,7 @@ def overview(results: Results, look: Mapping[str, Look]) -> Plot | None:
     if not any(variant for _, variant in lines):
         return None
     figure, axes = canvas(WIDTH, 1.1 + 0.25 * (len(lines) + len(results.scenarios)), 1, 3, sharey=True)
-    heights, ticks = _rows(lines)
+    heights, ticks = _rows(lines, look)
     for axis, measure in zip(axes, MAIN, strict=True):
         for (scenario, variant), height in zip(lines, heights, strict=True):
             values = list(results.final(scenario, variant, measure).values()) if variant else []
@@ -66,7 +66,7 @@ def overview(results: Results, look: Mapping[str, Look]) -> Plot | None:
     for label in axes[0].get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in results.scenarios else "normal")
     legend(figure, axes)
-    alt = f"Scores of {_named(n for n in results.names if n != START)} in {listed(results.scenarios)}."
+    alt = f"Scores of {_named((n for n in results.names if n != START), look)} in {listed(results.scenarios)}."
     caption = (
         "Mean and 95% interval over seeds. Solid line: the start, before training. Dotted: the floor, what ignoring the input "
         "gets. Dashed: the ceiling, what a perfect model gets."
@@ -74,7 +74,7 @@ def overview(results: Results, look: Mapping[str, Look]) -> Plot | None:
     return Plot(to_svg(figure, "overview"), alt, caption)
 
 
-def _rows(lines: Sequence[tuple[str, str]]) -> tuple[list[int], dict[int, str]]:
+def _rows(lines: Sequence[tuple[str, str]], look: Mapping[str, Look]) -> tuple[list[int], dict[int, str]]:
     """Height of each line, one left free above each scenario for its name; and the text at each height."""
     heights: list[int] = []
     ticks: dict[int, str] = {}
@@ -85,7 +85,7 @@ def _rows(lines: Sequence[tuple[str, str]]) -> tuple[list[int], dict[int, str]]:
             offset += 1
         heights.append(number + offset)
         if variant:
-            ticks[number + offset] = variant_name(variant)
+            ticks[number + offset] = look[variant].title
     return heights, ticks
 
 
@@ -99,8 +99,8 @@ def _marks(axis: Axes, results: Results, scenario: str, measure: Measure, span: 
             axis.plot([100 * value] * 2, span, color=color, ls=dash, lw=1.4, label=label, zorder=1)
 
 
-def _named(variants: Iterable[str]) -> str:
-    return listed([variant_name(variant) for variant in variants])
+def _named(variants: Iterable[str], look: Mapping[str, Look]) -> str:
+    return listed([look[variant].title for variant in variants])
 
 
 def loss_curves(name: str, scenario: str, records: Records, look: Mapping[str, Look]) -> Plot | None:
@@ -115,7 +115,7 @@ def loss_curves(name: str, scenario: str, records: Records, look: Mapping[str, L
     figure, axes = canvas(WIDTH, 3.3, 1, len(shown) + bool(logged & set(router)))
     for axis, (key, title) in zip(axes, shown, strict=False):
         for variant, runs in records.items():
-            _line(axis, [curve for run in runs if (curve := logs.curve(run, key))], look[variant], variant_name(variant))
+            _line(axis, [curve for run in runs if (curve := logs.curve(run, key))], look[variant], look[variant].title)
         name_panel(axis, title)
     if logged & set(router):
         for key, dash in zip(router, ("-", (0, (3, 2))), strict=True):
@@ -128,7 +128,7 @@ def loss_curves(name: str, scenario: str, records: Records, look: Mapping[str, L
     for axis in axes:
         axis.set_xlabel("step")
     legend(figure, axes)
-    alt = f"Training losses in {scenario} by task for {_named(records)}."
+    alt = f"Training losses in {scenario} by task for {_named(records, look)}."
     caption = "Mean over seeds, band from lowest to highest. A dotted line marks the start of UniDecouple's next stage."
     return Plot(to_svg(figure, f"loss-{name}"), alt, caption)
 
@@ -158,14 +158,14 @@ def forgetting(name: str, scenario: str, records: Records, look: Mapping[str, Lo
     figure, axes = canvas(WIDTH, 3.3, 1, len(shown))
     for axis, measure in zip(axes, shown, strict=True):
         for variant, of_runs in curves[measure].items():
-            _line(axis, of_runs, look[variant], variant_name(variant), scale=100)
+            _line(axis, of_runs, look[variant], look[variant].title, scale=100)
             drawn = mean_curve(of_runs)
             dot = look[variant]
             axis.plot(drawn.steps, 100 * np.array(drawn.mean), dot.marker, color=dot.color, ms=5, mec=PAPER, mew=0.6)
         name_panel(axis, f"{measure.label} {measure.metric}, %")
         axis.set_xlabel("step")
     legend(figure, axes)
-    alt = f"Validation scores over training in {scenario} for {_named(records)}."
+    alt = f"Validation scores over training in {scenario} for {_named(records, look)}."
     caption = (
         "Few validation samples, so curves are noisier than the final scores and not equal to them. "
         "Mean over seeds, band from lowest to highest."

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from unidecouple.report.results import MAIN, Measure, Results, split_rate
 from unidecouple.report.significance import Compared, compared
 from unidecouple.report.style import INK, MUTED, PAPER, Look, Plot, canvas, name_panel, to_svg
-from unidecouple.report.wording import signed, variant_name
+from unidecouple.report.wording import signed
 
 FEWEST = 6
 """Variants from which on the figure is drawn."""
@@ -32,10 +32,10 @@ def forest(results: Results, scenario: str, look: Mapping[str, Look]) -> Plot | 
         _panel(axis, [found.get((variant, measure)) for variant in variants], [look[split_rate(v)[0]] for v in variants])
         name_panel(axis, f"{measure.label} {measure.metric}, points")
     axes[0].set_ylim(len(variants) - 0.4, -0.6)
-    axes[0].set_yticks(range(len(variants)), [variant_name(variant) for variant in variants])
-    alt = f"Differences of {len(variants)} variants to {variant_name(control)} in {scenario}: {_told(found, variants, MAIN)}."
+    axes[0].set_yticks(range(len(variants)), [results.title(variant) for variant in variants])
+    alt = f"Differences of {len(variants)} variants to {results.title(control)} in {scenario}: {_told(found, variants, MAIN)}."
     caption = (
-        f"Difference to {variant_name(control)}, paired by seed, with its 95% interval. Filled: the interval excludes zero. "
+        f"Difference to {results.title(control)}, paired by seed, with its 95% interval. Filled: the interval excludes zero. "
         "Star: it holds after Holm's correction. An arrow stands for what lies further out."
     )
     return Plot(to_svg(figure, f"forest-{scenario}"), alt, caption)

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 
 from unidecouple.report.figures import WIDTH
 from unidecouple.report.fronts import at_rate, mean_point, rates, undominated
-from unidecouple.report.results import GENEVAL, MAIN, START, Estimate, Measure, Results
+from unidecouple.report.results import GENEVAL, MAIN, START, Estimate, Measure, Results, rate_name
 from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, canvas, legend, name_panel, to_svg
-from unidecouple.report.wording import listed, points, rate_name, variant_name
+from unidecouple.report.wording import listed, points
 
 NAMED = 2
 """Fronts up to which each point says its learning rates; with more there is no room."""
@@ -30,7 +30,7 @@ def front(results: Results, scenario: str, names: Sequence[str], look: Mapping[s
     if not any(drawn):
         return None
     legend(figure, axes, columns=4)
-    alt = f"Fronts in {scenario}: understanding scores over GenEval for {listed([variant_name(name) for name in names])}."
+    alt = f"Fronts in {scenario}: understanding scores over GenEval for {listed([results.title(name) for name in names])}."
     return Plot(
         to_svg(figure, ids),
         alt,
@@ -71,7 +71,7 @@ def _panel(axis: Axes, results: Results, scenario: str, names: Sequence[str], me
         _arrows(axis, mine.values(), look[name].color)
         _line(axis, results, scenario, name, mine, look[name], annotate=_has_room(results, scenario, names))
     if start is not None:
-        axis.axhline(100 * start, color=INK, lw=1.2, label=variant_name(START), zorder=1)
+        axis.axhline(100 * start, color=INK, lw=1.2, label=results.title(START), zorder=1)
     name_panel(axis, f"{measure.label} kept against GenEval reached, %")
     axis.set_xlabel("GenEval overall")
     axis.set_ylabel(f"{measure.label} {measure.metric}")
@@ -147,4 +147,4 @@ def _line(
         )
         if annotate and len(dots) > 1:
             axis.annotate(rate_name(rate), (left, bottom), (5, 5), textcoords="offset points", color=shape.color, fontsize=8.5)
-    axis.plot([], [], shape.marker, color=shape.color, ls="-", ms=7, mec=PAPER, mew=0.8, label=variant_name(name))
+    axis.plot([], [], shape.marker, color=shape.color, ls="-", ms=7, mec=PAPER, mew=0.8, label=results.title(name))

@@ -20,9 +20,10 @@ from unidecouple.report.results import (
     Measure,
     Results,
     estimate,
+    rate_name,
     split_rate,
 )
-from unidecouple.report.wording import counted, listed, points, rate_name, signed, spread, variant_name
+from unidecouple.report.wording import counted, listed, points, signed, spread
 
 CHOICE = 4
 """Points from which on it is worth telling which are best."""
@@ -142,7 +143,7 @@ def leaders_sentence(results: Results, scenario: str) -> str:
     means = {variant: (far.mean, kept.mean) for variant, (far, kept) in found.items()}
     best = undominated(list(means.values()))
     told = [
-        f"{variant_name(variant)} ({points(kept)}, {points(far)})" for variant, (far, kept) in means.items() if (far, kept) in best
+        f"{results.title(variant)} ({points(kept)}, {points(far)})" for variant, (far, kept) in means.items() if (far, kept) in best
     ]
     lead = f"By the means alone, which seeds may not tell from the next best, none of {len(found)} variants and rates"
     return f"{lead} is better in both POPE and GenEval than {listed(told)}."

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from unidecouple.report import logs
 from unidecouple.report.results import START, UNIDECOUPLE, Results
-from unidecouple.report.wording import variant_name
 
 _SHORT = "dense"
 """What the control is called under its pictures, where there is little room."""
@@ -46,15 +45,16 @@ def gallery(results: Results, scenario: str) -> Gallery:
     """Start, control and UniDecouple side by side, each from the first seed that kept samples, for prompts that all drew."""
     wanted = [name for name in (START, results.reference(scenario), UNIDECOUPLE) if name in results.variants(scenario)]
     found = {name: samples for name in wanted if name and (samples := _samples(results, scenario, name))}
-    absent = [variant_name(name) for name in wanted if name and name not in found]
+    absent = [results.title(name) for name in wanted if name and name not in found]
     missing = tuple(f"No pictures of {name}: {logs.SAMPLES} is missing." for name in absent)
     if not found:
         return Gallery((), (), missing or (f"No pictures: no run of {scenario} is shown here.",))
     first = next(iter(found.values()))
     shared = [prompt for prompt in first if all(prompt in samples for samples in found.values())]
-    drawn = {prompt: tuple(_shown(name, samples[prompt]) for name, samples in found.items()) for prompt in shared}
+    labels = {name: results.title(name) if name in (START, UNIDECOUPLE) else _SHORT for name in found}
+    drawn = {prompt: tuple(_shown(labels[name], samples[prompt]) for name, samples in found.items()) for prompt in shared}
     right = {name: sum(samples[prompt].correct for prompt in shared) for name, samples in found.items()}
-    tallies = tuple(f"{variant_name(name)}: {number} of {len(shared)} right" for name, number in right.items())
+    tallies = tuple(f"{results.title(name)}: {number} of {len(shared)} right" for name, number in right.items())
     return Gallery(tuple(Prompted(prompt, first[prompt].tag, drawn[prompt]) for prompt in shared), tallies, missing)
 
 
@@ -71,7 +71,6 @@ def _samples(results: Results, scenario: str, variant: str) -> Mapping[str, logs
     return None
 
 
-def _shown(name: str, sample: logs.Sample) -> Shown:
+def _shown(label: str, sample: logs.Sample) -> Shown:
     source = "data:image/png;base64," + base64.b64encode(sample.png).decode("ascii")
-    label = variant_name(name) if name in (START, UNIDECOUPLE) else _SHORT
     return Shown(label, source, sample.correct, sample.reason)

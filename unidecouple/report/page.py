@@ -77,7 +77,7 @@ def write_report(folder: Path) -> Path:
 
 def render(results: Results, claims: Sequence[Verdict]) -> str:
     """The page as text; ``claims`` are what became of the grid's, none for a grid that makes none."""
-    look = looks(results.names, results.axis_rank)
+    look = looks(results.names, results.title, results.axis_rank)
     here = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["svg"] = Markup

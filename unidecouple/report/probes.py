@@ -62,7 +62,7 @@ def _conflict(measured: Any) -> Drawn:
 
 
 def _routing(measured: Any) -> Drawn:
-    return [("", routing_map("routing", "Routing", routing_of(measured), looks([UNIDECOUPLE])[UNIDECOUPLE]))]
+    return [("", routing_map("routing", "Routing", routing_of(measured), looks([UNIDECOUPLE], str)[UNIDECOUPLE]))]
 
 
 def _history(measured: Any) -> Drawn:

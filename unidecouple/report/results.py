@@ -24,6 +24,15 @@ FEWEST_FLIPPED = 5
 
 _ORDER = (START, DENSE_T2I, DENSE_MMU, DENSE_JOINT, MOE)
 _AT = "@"
+_TITLES = {
+    START: "start",
+    DENSE_T2I: "dense, generation only",
+    DENSE_MMU: "dense, understanding only",
+    DENSE_JOINT: "dense joint",
+    MOE: "plain MoE",
+    UNIDECOUPLE: "UniDecouple",
+}
+_RATES = {"lr": "rate", "und": "understanding"}
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,12 @@ def split_rate(variant: str) -> tuple[str, str]:
     return name, rate
 
 
+def rate_name(rate: str) -> str:
+    """A point of the learning-rate grid: "rate × 0.3" for "lr=0.3", "understanding × 0.1" for "und=0.1"; others stay."""
+    kind, _, factor = (rate or "lr=1").partition("=")
+    return f"{_RATES[kind]} \u00d7 {factor}" if kind in _RATES else rate
+
+
 @dataclass(frozen=True)
 class Results:
     """Everything ``results.json`` holds; scenarios and variants in the order of the page."""
@@ -170,6 +185,12 @@ class Results:
         for name in names:
             found.setdefault(("", *AXES)[self.axis_rank(name)], []).append(name)
         return tuple((axis, tuple(of)) for axis, of in found.items())
+
+    def title(self, variant: str) -> str:
+        """As "dense joint, rate × 0.3" for "dense_joint@lr=0.3": the grid's own title, else the name without underscores."""
+        name, rate = split_rate(variant)
+        words = self.meta.get("titles", {}).get(name) or _TITLES.get(name, name.replace("_", " "))
+        return f"{words}, {rate_name(rate)}" if rate else words
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unidecouple.eval.statistics import holm
 from unidecouple.report.results import MAIN, Estimate, Measure, Results
-from unidecouple.report.wording import counted, listed, variant_name
+from unidecouple.report.wording import counted, listed
 
 LEVEL = 0.05
 FEWEST_SEEDS = 3
@@ -64,10 +64,10 @@ def found_sentence(results: Results, scenario: str) -> str:
     clauses = []
     for measure in MAIN:
         for way, sign in (("ahead", 1), ("behind", -1)):
-            names = [variant_name(v) for (v, m), one in deltas.items() if m == measure and one.holds and sign * one.delta.mean > 0]
+            names = [results.title(v) for (v, m), one in deltas.items() if m == measure and one.holds and sign * one.delta.mean > 0]
             told = listed(names) if len(names) <= NAMED else f"{len(names)} of {len(variants)} variants"
             clauses += [f"{way} in {measure.label}: {told}"] if names else []
-    lead = f"Against {variant_name(control)}, corrected for {counted(tested, 'comparison')} (Holm)"
+    lead = f"Against {results.title(control)}, corrected for {counted(tested, 'comparison')} (Holm)"
     return f"{lead}: {'; '.join(clauses)}." if clauses else f"{lead}: no variant is ahead or behind in any score."
 
 

@@ -74,10 +74,11 @@ _RC: Any = _SIZES | {
 
 @dataclass(frozen=True)
 class Look:
-    """Colour (hex) and matplotlib marker of a variant; markers tell variants apart without colour."""
+    """Colour (hex), matplotlib marker and title of a variant; markers tell variants apart without colour."""
 
     color: str
     marker: str
+    title: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Plot:
     caption: str
 
 
-def looks(names: Sequence[str], group: Callable[[str], int] = lambda name: 0) -> dict[str, Look]:
+def looks(names: Sequence[str], title: Callable[[str], str], group: Callable[[str], int] = lambda name: 0) -> dict[str, Look]:
     """Look of every variant in ``names``: the known ones always the same, others in their order within their ``group``.
 
     Groups are drawn apart, so each begins with the first colour. After seven, colours come again with other markers.
@@ -98,11 +99,11 @@ def looks(names: Sequence[str], group: Callable[[str], int] = lambda name: 0) ->
     found: dict[str, Look] = {}
     for name in names:
         if name in _FIXED:
-            found[name] = Look(*_FIXED[name])
+            found[name] = Look(*_FIXED[name], title(name))
             continue
         turn, place = divmod(seen[group(name)], len(_OTHERS))
         seen[group(name)] += 1
-        found[name] = Look(_OTHERS[place][0], _OTHERS[(place + turn + group(name)) % len(_OTHERS)][1])
+        found[name] = Look(_OTHERS[place][0], _OTHERS[(place + turn + group(name)) % len(_OTHERS)][1], title(name))
     return found
 
 

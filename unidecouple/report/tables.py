@@ -24,7 +24,7 @@ from unidecouple.report.results import (
 )
 from unidecouple.report.significance import Compared, compared, corrected
 from unidecouple.report.style import Look
-from unidecouple.report.wording import DASH, counted, listed, points, signed, spread, variant_name
+from unidecouple.report.wording import DASH, counted, listed, points, signed, spread
 
 _COUNTS = ("unparsed",)
 """Metrics that are numbers of answers; all others are shares."""
@@ -115,7 +115,7 @@ def headline(results: Results, scenario: str, look: Mapping[str, Look]) -> Headl
         columns,
         _lines(results, scenario, leading, look),
         _lines(results, scenario, [variant for variant in results.variants(scenario) if variant not in leading], look),
-        variant_name(control) if control else "",
+        results.title(control) if control else "",
         COST_COLUMNS if has_costs(results, scenario) else (),
     )
 
@@ -133,7 +133,7 @@ def _lines(results: Results, scenario: str, variants: Sequence[str], look: Mappi
         tried = results.rates_tried(scenario, name)
         lines.append(
             Line(
-                variant_name(variant),
+                results.title(variant),
                 described.get(name) or described.get(variant, ""),
                 look[name].color,
                 f"{told}, {counted(tried, 'rate')}" if tried > 1 else told,
@@ -191,7 +191,7 @@ def _range(values: Sequence[float | None]) -> str:
 def details(results: Results, scenario: str) -> tuple[Detail, ...]:
     """One table a benchmark with every metric in it, as means and intervals over seeds."""
     variants = results.variants(scenario)
-    columns = (*map(variant_name, variants), "ceiling", "floor")
+    columns = (*map(results.title, variants), "ceiling", "floor")
     found = dict.fromkeys((row.benchmark, row.metric) for row in results.rows if row.scenario == scenario)
     lines: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for benchmark, metric in found:
@@ -232,9 +232,9 @@ def area_table(results: Results, scenario: str) -> AreaTable | None:
     lines = []
     for name in names:
         cells = tuple(_area(areas[name, m], found.get((name, m))) for m in MAIN if m != GENEVAL)
-        lines.append((variant_name(name), str(tried[name]), cells))
+        lines.append((results.title(name), str(tried[name]), cells))
     titles = tuple(f"{m.label} by GenEval" for m in MAIN if m != GENEVAL)
-    return AreaTable(titles, tuple(lines), variant_name(control) if control in names else "")
+    return AreaTable(titles, tuple(lines), results.title(control) if control in names else "")
 
 
 def _area(values: Mapping[int, float], one: Compared | None) -> Score | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from unidecouple.batch import Task
 from unidecouple.diagnose.early_warning import SERVES
 from unidecouple.report.results import DENSE_MMU, DENSE_T2I, MAIN, START, Estimate, Measure, Results, difference
 from unidecouple.report.style import MUTED, Plot, canvas, name_panel, to_svg
-from unidecouple.report.wording import DASH, signed, spread, variant_name
+from unidecouple.report.wording import DASH, signed, spread
 
 ALONE = {Task.MMU: DENSE_MMU, Task.T2I: DENSE_T2I}
 """The variant that trains a task alone."""
@@ -53,10 +54,10 @@ def transfer_matrix(results: Results, scenario: str) -> list[Cell]:
     return cells
 
 
-def transfer_map(name: str, scenario: str, cells: list[Cell]) -> Plot | None:
+def transfer_map(name: str, scenario: str, cells: list[Cell], title: Callable[[str], str]) -> Plot | None:
     """The matrix as two maps of points; None if nothing can be compared."""
     panels = {
-        f"Minus the {variant_name(START)}, before training": {(c.variant, c.measure): c.change for c in cells if c.change},
+        f"Minus the {title(START)}, before training": {(c.variant, c.measure): c.change for c in cells if c.change},
         "Minus the run on that task alone": {(c.variant, c.measure): c.transfer for c in cells if c.transfer},
     }
     shown = {panel: found for panel, found in panels.items() if found}
@@ -79,13 +80,13 @@ def transfer_map(name: str, scenario: str, cells: list[Cell]) -> Plot | None:
                 color = MUTED if told is None else _LIGHT if strong else _DARK
                 axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8.5, color=color)
         _label(axis, panel, [measure.label for measure in measures])
-    axes[0].set_yticks(np.arange(len(variants)) + 0.5, [variant_name(variant) for variant in variants])
+    axes[0].set_yticks(np.arange(len(variants)) + 0.5, [title(variant) for variant in variants])
     axes[0].invert_yaxis()
-    caption = _told(cells)
+    caption = _told(cells, title)
     return Plot(to_svg(figure, name), f"Transfer and forgetting in {scenario}. {caption}", caption)
 
 
-def _told(cells: list[Cell]) -> str:
+def _told(cells: list[Cell], title: Callable[[str], str]) -> str:
     """Which losses the seeds can show, and what could not be asked."""
     gaps = {
         "Forgetting": ([(cell, cell.change) for cell in cells if cell.change], "No start was measured."),
@@ -93,7 +94,7 @@ def _told(cells: list[Cell]) -> str:
     }
     told = ["In points, mean ± 95% interval over seeds."]
     for name, (found, missing) in gaps.items():
-        lost = "; ".join(f"{cell.measure.label} of {variant_name(cell.variant)}" for cell, gap in found if _falls(gap))
+        lost = "; ".join(f"{cell.measure.label} of {title(cell.variant)}" for cell, gap in found if _falls(gap))
         if not found:
             told.append(missing)
         elif all(gap.count == 1 for _, gap in found):

@@ -1,26 +1,17 @@
-"""How the page says things: names of variants and scenarios, numbers, and lists in prose."""
+"""How the page says things: names of scenarios, numbers, and lists in prose."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from unidecouple.batch import Task
-from unidecouple.report.results import DENSE_JOINT, DENSE_MMU, DENSE_T2I, MOE, START, UNIDECOUPLE, Estimate, split_rate
+from unidecouple.report.results import Estimate
 
-MINUS, TIMES, DASH = "\u2212", "\u00d7", "\u2013"
-"""Signs as printed; by code point, since in source they are easily taken for - and x."""
+MINUS, DASH = "\u2212", "\u2013"
+"""Signs as printed; by code point, since in source they are easily taken for -."""
 
 TASK_NAMES = {Task.MMU.key: "understanding", Task.T2I.key: "generation"}
 
-_VARIANTS = {
-    START: "start",
-    DENSE_T2I: "dense, generation only",
-    DENSE_MMU: "dense, understanding only",
-    DENSE_JOINT: "dense joint",
-    MOE: "plain MoE",
-    UNIDECOUPLE: "UniDecouple",
-}
-_RATES = {"lr": "rate", "und": "understanding"}
 _OPENINGS = {
     "S1-r0": "Trained on generation data only",
     "S1-r16": "Trained with one understanding sample replayed for 16 of generation",
@@ -28,19 +19,6 @@ _OPENINGS = {
     "S1-r1": "Trained with one understanding sample replayed for each of generation",
     "S2": "Trained on both tasks from a converged unified base",
 }
-
-
-def variant_name(variant: str) -> str:
-    """As "dense joint, rate × 0.3" for "dense_joint@lr=0.3"; names that are plain words stay, but for underscores."""
-    name, rate = split_rate(variant)
-    words = _VARIANTS.get(name, name.replace("_", " "))
-    return f"{words}, {rate_name(rate)}" if rate else words
-
-
-def rate_name(rate: str) -> str:
-    """A point of the learning-rate grid: "rate × 0.3" for "lr=0.3", "understanding × 0.1" for "und=0.1"; others stay."""
-    kind, _, factor = (rate or "lr=1").partition("=")
-    return f"{_RATES[kind]} {TIMES} {factor}" if kind in _RATES else rate
 
 
 def opening(scenario: str) -> str:

@@ -56,7 +56,7 @@ def test_measured_variants_are_named(page: Path) -> None:
     tables = re.findall(r"\(`results/[\w-]+/`, scenario [\w-]+\):\n\n((?:\|.*\n)+)", text)
     assert tables or "**Measured.** Not measured yet" in text
     for table in tables:
-        assert len(re.findall(r"^\| `\w+` \| \S+ \| \S+ \| \S+ \|$", table, re.MULTILINE)) == table.count("\n") - 2
+        assert len(re.findall(r"^\| `\w+(?:@[\w.=]+)?` \| \S+ \| \S+ \| \S+ \|$", table, re.MULTILINE)) == table.count("\n") - 2
 
 
 @every_page

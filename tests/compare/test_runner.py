@@ -47,9 +47,8 @@ def small_grid(base: Path, **variants: Variant) -> Comparison:
 
 def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """First a part of the grid, then the rest: one variant diverges at its second step, the others' runs never run again."""
-    good = Variant(
-        "good", title="Good", stages=DRAW, tasks="t2i", rates=("lr=0.3",)
-    )  # its folder has an equals sign, as overrides have
+    rates = ("lr=0.3",)  # the folder has an equals sign, as overrides have
+    good = Variant("good", title="Good", stages=DRAW, tasks="t2i", rates=rates)
     bad = Variant("bad", stages=(Stage(learning_rate=1e38, warmup_steps=0, train={"generation": 1}),), rates=("",))
     grid = small_grid(small_base, dense_t2i=good, bad=bad)
     order = Order(tmp_path / "grid", tmp_path / "cache", 2, ("variant=start",), command="a test")
@@ -67,8 +66,8 @@ def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path
     assert start.stat().st_mtime_ns == written
     content = json.loads((tmp_path / "grid" / "results.json").read_text())
     (missing,) = content["meta"]["missing"]
-    assert {name: missing[name] for name in ("scenario", "variant", "seed")} == {"scenario": "S1-r0", "variant": "bad", "seed": 0}
     assert missing["error"].startswith("the loss is not finite")
+    assert missing == {"scenario": "S1-r0", "variant": "bad", "seed": 0, "error": missing["error"]}
     check_rows(content, str(small_base), tmp_path / "grid")
     again = json.loads(run_comparison(grid, replace(order, only=("variant=dense_t2i",))).read_text())
     assert again["meta"]["missing"] == content["meta"]["missing"], "a command for another part forgets no error"

@@ -115,12 +115,12 @@ def loss_curves(name: str, scenario: str, records: Records, look: Mapping[str, L
     figure, axes = canvas(WIDTH, 3.3, 1, len(shown) + bool(logged & set(router)))
     for axis, (key, title) in zip(axes, shown, strict=False):
         for variant, runs in records.items():
-            _line(axis, [curve for run in runs if (curve := logs.curve(run, key))], look[variant], look[variant].title)
+            _line(axis, [curve for run in runs if (curve := logs.curve(run, key))], look[variant])
         name_panel(axis, title)
     if logged & set(router):
         for key, dash in zip(router, ("-", (0, (3, 2))), strict=True):
             for variant, runs in records.items():
-                _line(axes[-1], [curve for run in runs if (curve := logs.curve(run, key))], look[variant], "", dash, 100)
+                _line(axes[-1], [curve for run in runs if (curve := logs.curve(run, key))], look[variant], dash, 100, named=False)
         name_panel(axes[-1], "Task router right, % (dashed: generation)")
     for step, _ in logs.stage_starts(records[UNIDECOUPLE][0]) if records.get(UNIDECOUPLE) else []:
         for axis in axes:
@@ -133,12 +133,12 @@ def loss_curves(name: str, scenario: str, records: Records, look: Mapping[str, L
     return Plot(to_svg(figure, f"loss-{name}"), alt, caption)
 
 
-def _line(axis: Axes, curves: Sequence[logs.Curve], shape: Look, label: str, dash: Any = "-", scale: float = 1) -> None:
+def _line(axis: Axes, curves: Sequence[logs.Curve], shape: Look, dash: Any = "-", scale: float = 1, *, named: bool = True) -> None:
     if not curves:
         return
     drawn = mean_curve(curves)
     low, mean, high = (scale * np.array(values) for values in (drawn.low, drawn.mean, drawn.high))
-    axis.plot(drawn.steps, mean, color=shape.color, ls=dash, label=label or "_nolegend_")
+    axis.plot(drawn.steps, mean, color=shape.color, ls=dash, label=shape.title if named else "_nolegend_")
     axis.fill_between(drawn.steps, low, high, color=shape.color, alpha=0.16, lw=0)
 
 
@@ -158,7 +158,7 @@ def forgetting(name: str, scenario: str, records: Records, look: Mapping[str, Lo
     figure, axes = canvas(WIDTH, 3.3, 1, len(shown))
     for axis, measure in zip(axes, shown, strict=True):
         for variant, of_runs in curves[measure].items():
-            _line(axis, of_runs, look[variant], look[variant].title, scale=100)
+            _line(axis, of_runs, look[variant], scale=100)
             drawn = mean_curve(of_runs)
             dot = look[variant]
             axis.plot(drawn.steps, 100 * np.array(drawn.mean), dot.marker, color=dot.color, ms=5, mec=PAPER, mew=0.6)

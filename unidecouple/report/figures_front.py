@@ -147,4 +147,4 @@ def _line(
         )
         if annotate and len(dots) > 1:
             axis.annotate(rate_name(rate), (left, bottom), (5, 5), textcoords="offset points", color=shape.color, fontsize=8.5)
-    axis.plot([], [], shape.marker, color=shape.color, ls="-", ms=7, mec=PAPER, mew=0.8, label=results.title(name))
+    axis.plot([], [], shape.marker, color=shape.color, ls="-", ms=7, mec=PAPER, mew=0.8, label=shape.title)

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, JointBatch, Task
+from unidecouple.methods.objective import Microbatch, Objective
 from unidecouple.methods.selection import select
-from unidecouple.methods.stage import Objective
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.plan.forward import trace
 from unidecouple.plan.load import Micro
 from unidecouple.plan.tape import Tape
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.step import Totals, losses_of_part
+from unidecouple.train.step import count_totals
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def measured_step(
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = model(batch=joint, routing=routing)
-            loss = losses_of_part(output, joint, Objective(), tuple(Task), Totals.of([joint], Parallel())).total
+            loss = Objective().losses(Microbatch(joint, output, tuple(Task), count_totals([joint], Parallel()))).total
         forward = counter.get_total_flops()
         loss.backward()
     return Step(

@@ -8,7 +8,8 @@ from typing import Literal
 from unidecouple import bounds
 from unidecouple.data.mixture import Files
 from unidecouple.eval.pope import PARSERS
-from unidecouple.methods.stage import Objective, Stage
+from unidecouple.methods.objective import Objective
+from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import Dense, Structure
 
 
@@ -133,7 +134,7 @@ class RunConfig:
         logging_steps, save_steps: in steps; save_steps 0 saves at the end only.
         save_total_limit: checkpoints kept.
         gradient_accumulation_steps: parts that a process cuts its share of a step into, to save memory; results stay the same,
-            except with ``balance_coeff``: each part is balanced by itself, and results are near.
+            except with the load_balance loss: each micro-batch is balanced separately, and results are close.
         gradient_checkpointing: recompute decoder layers in the backward pass instead of keeping what they computed.
         dataloader_num_workers: 1 builds the next step's batch in a thread while a step computes; 0 does not. Results are the same.
         bf16: matrix products in bfloat16; weights, losses and routers stay in float32.

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from published import PRO_1B, TINY, write_published
+from step_settings import step_settings
 from unidecouple.batch import Task
 from unidecouple.convert.convert import convert
 from unidecouple.convert.load import load
@@ -26,7 +27,7 @@ from unidecouple.data.sequences import SequenceBuilder, collate
 from unidecouple.data.world.questions import Question
 from unidecouple.generate.image import Sampling, draw_tokens
 from unidecouple.generate.text import answer
-from unidecouple.methods.stage import Objective
+from unidecouple.methods.objective import Objective
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
@@ -64,7 +65,7 @@ def train(model: UniJanusForConditionalGeneration, builder: SequenceBuilder, pic
     optimizer = torch.optim.AdamW(apply(model, TRAINED, 1e-3), weight_decay=0.0)
     model.train()
     model.model.vqmodel.eval()
-    results = [train_step(model, optimizer, [batch], Objective(), list(Task), "label", 1.0) for _ in range(STEPS)]
+    results = [train_step(model, optimizer, [batch], step_settings(Objective(), list(Task), "label", 1.0)) for _ in range(STEPS)]
     model.eval()
     return [result.losses | {"gradient": result.grad_norm} for result in results]
 

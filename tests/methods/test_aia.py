@@ -12,17 +12,17 @@ from torch import Tensor
 
 from unidecouple import config
 from unidecouple.batch import Batch, JointBatch, Task
+from unidecouple.methods.objective import AttentionAlignment, Microbatch, Objective
 from unidecouple.methods.objective.aia import PRESETS, AiaBand, AiaTargets, aia_loss
-from unidecouple.methods.stage import Objective
 from unidecouple.models.interaction import Interaction
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.run import RunConfig
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.step import Totals, losses_of_part
+from unidecouple.train.step import count_totals
 
 EVEN = (AiaBand(0.5, 0.1, 0.4), AiaBand(1.0, 0.05, 0.2))
 TARGETS = AiaTargets(EVEN, EVEN)
-DRAWN = Objective(mmu_coeff=0, t2i_coeff=0, group_coeff=0, aia_mmu_coeff=2.0, aia_t2i_coeff=3.0, aia_targets=TARGETS)
+DRAWN = Objective(mmu_coeff=0, t2i_coeff=0, auxiliary=(AttentionAlignment(mmu_coeff=2.0, t2i_coeff=3.0, targets=TARGETS),))
 
 
 def measured(values: list[list[float]], tasks: list[int]) -> Interaction:
@@ -93,22 +93,22 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bands of mmu end at \[1.0, 0.5\]"):
         AiaTargets(EVEN[::-1], EVEN)
     recipe = tmp_path / "run.yaml"
-    recipe.write_text("objective: {aia_targets: janus}")
+    recipe.write_text("objective: {auxiliary: [{kind: attention_alignment, targets: janus}]}")
     with pytest.raises(config.ConfigError, match="did you mean 'janus_pro'"):
         config.load(RunConfig, [recipe])
 
 
 def test_a_recipe_names_a_table_or_gives_bands(tmp_path: Path) -> None:
     recipe = tmp_path / "run.yaml"
-    recipe.write_text("objective: {aia_t2i_coeff: 5, aia_targets: emu3}")
+    recipe.write_text("objective: {auxiliary: [{kind: attention_alignment, mmu_coeff: 0, t2i_coeff: 5, targets: emu3}]}")
     named = config.load(RunConfig, [recipe]).objective
-    assert named.aia_bands is PRESETS["emu3"]
-    assert named.looks_across
-    assert not Objective().looks_across
+    assert named.auxiliary[0].bands is PRESETS["emu3"]
+    assert named.needs_attention_stats
+    assert not Objective().needs_attention_stats
     band = "{until: 1, delta: 0.1, target: 0.3}"
-    recipe.write_text(f"objective: {{aia_targets: {{mmu: [{band}], t2i: [{band}]}}}}")
+    recipe.write_text(f"objective: {{auxiliary: [{{kind: attention_alignment, targets: {{mmu: [{band}], t2i: [{band}]}}}}]}}")
     given = config.load(RunConfig, [recipe])
-    assert given.objective.aia_bands == AiaTargets((AiaBand(1, 0.1, 0.3),), (AiaBand(1, 0.1, 0.3),))
+    assert given.objective.auxiliary[0].bands == AiaTargets((AiaBand(1, 0.1, 0.3),), (AiaBand(1, 0.1, 0.3),))
     recipe.write_text(config.dump(given))
     assert config.load(RunConfig, [recipe]) == given
 
@@ -122,10 +122,10 @@ def step(
     model: UniJanusForConditionalGeneration, parts: list[JointBatch], objective: Objective
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     model.zero_grad()
-    totals = Totals.of(parts, Parallel(), model.spans)
+    totals = count_totals(parts, Parallel(), model.spans)
     sums: dict[str, float] = {}
     for part in parts:
-        losses = losses_of_part(model(batch=part, interaction=True), part, objective, tuple(Task), totals)
+        losses = objective.losses(Microbatch(part, model(batch=part, interaction=True), tuple(Task), totals))
         loss, terms = losses.total, losses.terms
         loss.backward()
         for name, term in terms.items():
@@ -150,12 +150,13 @@ def test_the_step_is_the_same_in_parts(
 def test_the_total_weighs_each_task(make_model: Callable[..., UniJanusForConditionalGeneration], joint_batch: JointBatch) -> None:
     """2 L_mmu + 3 L_t2i, and of one task without coefficient nothing is computed."""
     model = make_model()
-    output, totals = model(batch=joint_batch, interaction=True), Totals.of([joint_batch], Parallel(), model.spans)
+    output, totals = model(batch=joint_batch, interaction=True), count_totals([joint_batch], Parallel(), model.spans)
     assert totals.samples.tolist() == [2, 1]
-    losses = losses_of_part(output, joint_batch, DRAWN, tuple(Task), totals)
+    losses = DRAWN.losses(Microbatch(joint_batch, output, tuple(Task), totals))
     loss, terms = losses.total, losses.terms
     assert loss.item() == pytest.approx(2 * terms["aia_mmu"].item() + 3 * terms["aia_t2i"].item())
-    terms = losses_of_part(output, joint_batch, replace(DRAWN, aia_mmu_coeff=0.0), tuple(Task), totals).terms
+    generation = replace(DRAWN, auxiliary=(replace(DRAWN.auxiliary[0], mmu_coeff=0.0),))
+    terms = generation.losses(Microbatch(joint_batch, output, tuple(Task), totals)).terms
     assert "aia_mmu" not in terms
     assert terms["aia_t2i"].item() > 0
 
@@ -167,7 +168,9 @@ def test_it_teaches(make_model: Callable[..., UniJanusForConditionalGeneration],
     for _ in range(60):
         optimizer.zero_grad()
         output = model(batch=joint_batch, interaction=True)
-        loss = losses_of_part(output, joint_batch, DRAWN, tuple(Task), Totals.of([joint_batch], Parallel(), model.spans)).total
+        loss = DRAWN.losses(
+            Microbatch(joint_batch, output, tuple(Task), count_totals([joint_batch], Parallel(), model.spans))
+        ).total
         loss.backward()
         optimizer.step()
     for one in output.interaction:

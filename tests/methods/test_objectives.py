@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
-from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch
+from conftest import MakeModel
+from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
+from unidecouple.diagnose.routing import router_hits
+from unidecouple.methods.objective import AUXILIARY_LOSSES, AuxiliaryLoss, LoadBalance, Microbatch, Objective
 from unidecouple.methods.objective.balance import balance_loss
-from unidecouple.methods.objective.group_router import group_router_loss, routed_right
+from unidecouple.methods.objective.group_router import group_router_loss
 from unidecouple.models.router import Routing
+from unidecouple.train.parallel import Parallel
+from unidecouple.train.step import count_totals
 
 
 def batch(task_ids: list[list[int]], mask: list[list[int]] | None = None) -> Batch:
@@ -52,7 +58,7 @@ def test_group_loss_by_hand() -> None:
     one = [loss_of(3, 0), loss_of(0, 2)]
     assert group_router_loss([of], [layers]).item() == pytest.approx((sum(zero) / 6 + sum(one) / 2) / 2)
     assert group_router_loss([of], [layers], mmu_weight=3.0).item() == pytest.approx((3 * sum(zero) / 6 + sum(one) / 2) / 4)
-    assert routed_right([of], [layers]).tolist() == pytest.approx([4 / 2, 1 / 2])
+    assert router_hits([of], [layers]).tolist() == pytest.approx([4 / 2, 1 / 2])
 
 
 def test_group_loss_over_batches() -> None:
@@ -82,7 +88,7 @@ def test_without_a_task_router_there_is_no_group_loss() -> None:
     plain = routed(None, [0, 0], [[0.5, 0.5]] * 2, [[0], [1]])
     for layers in ([plain], []):
         assert group_router_loss([batch([[0, 1]])], [layers]).item() == 0.0
-        assert routed_right([batch([[0, 1]])], [layers]) is None
+        assert router_hits([batch([[0, 1]])], [layers]) is None
 
 
 def test_group_loss_teaches_only_the_router_it_reads() -> None:
@@ -190,3 +196,41 @@ def test_gradient_of_the_balance_by_hand() -> None:
 
 def test_balance_of_a_dense_model_is_zero() -> None:
     assert balance_loss([batch([[0, 1]])], [[]]).item() == 0.0
+
+
+@pytest.mark.parametrize("kind", AUXILIARY_LOSSES, ids=lambda kind: kind.__name__)
+def test_every_auxiliary_loss_trains_and_sums_over_microbatches(
+    kind: type[AuxiliaryLoss], make_model: MakeModel, joint_batch: JointBatch
+) -> None:
+    """It reaches a weight and is off at coefficient 0; micro-batches sum to the step unless it says otherwise."""
+    model = make_model(ffn="ta_moe")
+    loss = kind()
+    spans = model.spans if loss.needs_attention_stats else None
+
+    def values(parts: Sequence[JointBatch]) -> dict[str, torch.Tensor]:
+        totals, found = count_totals(parts, Parallel(), spans), dict[str, torch.Tensor]()
+        for part in parts:
+            output = model(batch=part, interaction=spans is not None)
+            for name, term in loss.terms(Microbatch(part, output, tuple(Task), totals)).items():
+                found[name] = found.get(name, torch.zeros(())) + term.coeff * term.value
+        return found
+
+    whole = values([joint_batch])
+    assert whole
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    grads = torch.autograd.grad(torch.stack([*whole.values()]).sum(), weights, allow_unused=True)
+    assert any(grad is not None and grad.any() for grad in grads)
+    if not loss.per_microbatch:
+        parts = values([(joint_batch[0],), (joint_batch[1],)])
+        assert {name: value.item() for name, value in parts.items()} == pytest.approx(
+            {name: value.item() for name, value in whole.items()}, rel=1e-5
+        )
+    coefficients = {field.name: 0.0 for field in fields(kind) if field.name.endswith("coeff")}
+    loss = replace(loss, **coefficients)
+    assert values([joint_batch]) == {}
+    assert not loss.per_microbatch
+
+
+def test_a_kind_of_loss_is_given_once() -> None:
+    with pytest.raises(ValueError, match="give each kind of loss once"):
+        Objective(auxiliary=(LoadBalance(), LoadBalance(coeff=1.0)))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from unidecouple.methods.stage import PARTS, Lora, Objective, Shield, Stage
+from unidecouple.methods.objective import LoadBalance, Objective
+from unidecouple.methods.stage import PARTS, Lora, Shield, Stage
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "mlp"]}
@@ -39,7 +40,7 @@ def test_every_weight_is_in_one_part(make_model: Callable[..., UniJanusForCondit
         (lambda: Shield(steps=-1), "steps=-1"),
         (lambda: Shield(scale_after=-0.1), "scale_after=-0.1"),
         (lambda: Objective(mmu_coeff=-1), "mmu_coeff=-1"),
-        (lambda: Objective(balance_coeff=float("nan")), "balance_coeff=nan"),
+        (lambda: LoadBalance(coeff=float("nan")), "coeff=nan"),
     ],
 )
 def test_numbers_of_a_stage_have_bounds(part: Callable[[], object], said: str) -> None:
@@ -50,4 +51,4 @@ def test_numbers_of_a_stage_have_bounds(part: Callable[[], object], said: str) -
 def test_zeroes_that_mean_off_are_legal() -> None:
     Stage(share=0, learning_rate=0, train={"vision": 0}, warmup_steps=0, min_lr_ratio=0, group_rates={"mmu": 0})
     Shield(steps=0, scale_after=0)
-    Objective(mmu_coeff=0, t2i_coeff=0, group_coeff=0)
+    Objective(mmu_coeff=0, t2i_coeff=0, auxiliary=())

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from unidecouple.batch import Batch, Task
-from unidecouple.methods.stage import Lora, Objective
+from unidecouple.methods.objective import Microbatch, Objective
+from unidecouple.methods.stage import Lora
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.lora import LoraLinear
 from unidecouple.train.build import add_lora
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.step import Totals, losses_of_part
+from unidecouple.train.step import count_totals
 
 GROUP = torch.tensor([0, 1, 1, 0, 1])
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
@@ -142,8 +143,8 @@ def test_routers_are_updated_and_learn(make_model: MakeModel, joint_batch: tuple
     adapted.requires_grad_(False)
     moving = {name: weight.requires_grad_() for name, weight in adapted.named_parameters() if "lora" in name}
     assert {name.split(".")[-2] for name in moving} == {"gate", *(["router"] if ffn == "ta_moe" else [])}
-    totals = Totals.of([joint_batch], Parallel())
-    losses_of_part(adapted(batch=joint_batch), joint_batch, Objective(), list(Task), totals).total.backward()
+    totals = count_totals([joint_batch], Parallel())
+    Objective().losses(Microbatch(joint_batch, adapted(batch=joint_batch), list(Task), totals)).total.backward()
     assert [name for name, weight in moving.items() if name.endswith("lora_B") and not weight.grad.any()] == []
 
 

@@ -11,20 +11,21 @@ import pytest
 from measured_step import micro_batches
 from unidecouple.batch import Batch, JointBatch, Task
 from unidecouple.methods.gradient import MAOP, Aggregated, Gradient, PCGrad, Sum
-from unidecouple.methods.stage import Objective, Stage
+from unidecouple.methods.objective import GroupRouterLoss, LoadBalance, Microbatch, Objective
+from unidecouple.methods.stage import Stage
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.plan.stages import Question, plan, stage_load
 from unidecouple.run import RunConfig
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.step import Totals, losses_of_part
+from unidecouple.train.step import count_totals
 from unidecouple.train.trainable import apply
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 Joint = tuple[Batch, Batch]
 ALL = {"*": 1.0}
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
-BALANCED = Objective(balance_coeff=0.1)
+BALANCED = Objective(auxiliary=(GroupRouterLoss(), LoadBalance(coeff=0.1)))
 BOTH = tuple(Task)
 
 CASES: dict[str, tuple[dict[str, Any], Stage, Objective]] = {
@@ -40,7 +41,7 @@ CASES: dict[str, tuple[dict[str, Any], Stage, Objective]] = {
     "routers not taught": (
         {"ffn": "ta_moe"},
         Stage(train={"attention": 1, "experts": 1, "expert_router": 1, "task_router": 1}),
-        Objective(group_coeff=0),
+        Objective(auxiliary=()),
     ),
     "LoRA": ({"ffn": "ta_moe", **LORA}, Stage(train={"lora": 1, "task_router": 1}), Objective()),
     "one task": ({}, Stage(train=ALL, tasks="t2i"), Objective()),
@@ -54,7 +55,7 @@ def measured(model: UniJanusForConditionalGeneration, stage: Stage, joint: Joint
     apply(model, stage.train, 0.0)
     tasks, gradients = stage.of(BOTH), Gradients.of(model, stage.gradient, Parallel())
     output = model(batch=joint, routing=stage.routing)
-    gradients.backward(losses_of_part(output, joint, objective, tasks, Totals.of([joint], Parallel())))
+    gradients.backward(objective.losses(Microbatch(joint, output, tasks, count_totals([joint], Parallel()))))
     held = [g for rows in gradients._found.values() for g in rows if g is not None]
     held += [weight.grad for weight in model.parameters() if weight.grad is not None]
     assert len({g.data_ptr() for g in held}) == len(held)

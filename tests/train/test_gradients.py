@@ -15,15 +15,17 @@ from torch import Tensor
 
 from conftest import MakeModel
 from small_runs import APART_THEN_JOINT, Run
+from step_settings import step_settings
 from train.test_parallel import torchrun
 from unidecouple.batch import Batch, Task
 from unidecouple.methods.gradient import MAOP, Aggregated, Gradient, PCGrad, Sum
-from unidecouple.methods.stage import Lora, Objective, Shield
+from unidecouple.methods.objective import GroupRouterLoss, LoadBalance, Losses, Objective
+from unidecouple.methods.stage import Lora, Shield
 from unidecouple.methods.structure import MoE, TaskAwareMoE
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
-from unidecouple.train.gradients import Gradients, Losses
+from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import Sharded
 from unidecouple.train.step import train_step
@@ -31,7 +33,7 @@ from unidecouple.train.trainable import apply
 
 BY_TASK_SUM = Aggregated(name="Sum", scale=1.0)
 TA_MOE = {"ffn": "ta_moe", "shared_expert": True, "task_routing": "label"}
-BALANCED = Objective(balance_coeff=0.1)
+BALANCED = Objective(auxiliary=(GroupRouterLoss(), LoadBalance(coeff=0.1)))
 EVERYTHING = {"attention": 1, "norms": 1, "generation": 1, "text_head": 1, "vision": 1, "embeddings": 1}
 Joint = tuple[Batch, Batch]
 
@@ -47,7 +49,7 @@ def stepped(
     """What the optimizer sees in one step that moves nothing."""
     groups = apply(model, train, 0.0)
     gradients = Gradients.of(model, strategy, Parallel())
-    train_step(model, torch.optim.SGD(groups, lr=0.0), parts, objective, tasks, "label", 1e9, gradients=gradients)
+    train_step(model, torch.optim.SGD(groups, lr=0.0), parts, step_settings(objective, tasks, "label", 1e9, gradients))
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -96,7 +98,7 @@ def test_pcgrad_on_what_both_tasks_share(make_model: MakeModel, joint_batch: Joi
     assert {n.split(".")[-2] for n in shared} >= {"q_proj", "down_proj", "norm", "input_layernorm"}
     one, two = (torch.cat([g[n].flatten() for n in shared]).double() for g in (mmu, t2i))
     sign = -1.0 if one @ two > 0 else 1.0  # a conflict, whichever way the random weights lean
-    objective = Objective(t2i_coeff=sign, group_coeff=0.0)
+    objective = Objective(t2i_coeff=sign, auxiliary=())
     dot = sign * (one @ two)
     expected = {n: mmu[n] + sign * t2i[n] for n in named}
     for n in shared:

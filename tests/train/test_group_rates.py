@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from step_settings import step_settings
 from unidecouple.batch import Batch, Task
 from unidecouple.methods.gradient import PCGrad, Sum
-from unidecouple.methods.stage import Objective
+from unidecouple.methods.objective import Losses, Objective
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.sharing import group_rows
-from unidecouple.train.gradients import Gradients, Losses
+from unidecouple.train.gradients import Gradients
 from unidecouple.train.group_rates import Slowed, slow, slowed
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import train_step
@@ -115,8 +116,8 @@ def test_what_is_held_has_no_share_in_the_norm_that_is_clipped(
         optimizer = torch.optim.SGD(apply(model, dict(train), 0.0))
         rates = slowed(model, {"und": 0.0} if held else {})
         gradients = Gradients.of(model, gradient, Parallel(), rates)
-        objective = Objective(group_coeff=0)
-        result = train_step(model, optimizer, [joint_batch], objective, tuple(Task), None, 1e9, gradients=gradients)
+        objective = Objective(auxiliary=())
+        result = train_step(model, optimizer, [joint_batch], step_settings(objective, tuple(Task), None, 1e9, gradients))
         norms[held] = result.grad_norm
         rows = [weight.grad[rows[0].start : rows[0].stop] for weight, rows in group_rows(model) if weight.grad is not None]
         left[held] = torch.cat([row.flatten() for row in rows]).norm().item()

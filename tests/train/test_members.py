@@ -18,9 +18,10 @@ from torch import Tensor
 import members
 from conftest import MakeModel
 from members import COMBINED, NOT_SHARDED, NOTHING_PRIVATE, STOP, STRUCTURED, UPDATES, runs, started, trained, weights
+from step_settings import step_settings
 from unidecouple.batch import Batch, Task
 from unidecouple.methods.gradient import GRADIENTS, Sum
-from unidecouple.methods.stage import Objective
+from unidecouple.methods.objective import Objective
 from unidecouple.methods.structure import STRUCTURES
 from unidecouple.models.sharing import task_rows
 from unidecouple.train.gradients import Gradients
@@ -105,7 +106,9 @@ def test_what_is_an_absent_task_s_rests(name: str, task: Task, make_model: MakeM
     optimizer = torch.optim.AdamW(apply(model, {"*": 1}, 1e-2), weight_decay=0.0)
     before = {id(weight): weight.detach().clone() for weight, _ in task_rows(model)}
     for _ in range(2):
-        result = train_step(model.train(), optimizer, [(joint_batch[task],)], Objective(group_coeff=0), [task], "label", 1.0)
+        result = train_step(
+            model.train(), optimizer, [(joint_batch[task],)], step_settings(Objective(auxiliary=()), [task], "label", 1.0)
+        )
     assert list(result.losses) == [task.key]
 
     def moved(of: Task) -> list[bool]:
@@ -126,7 +129,7 @@ def test_a_task_alone_gets_its_own_gradient(name: str, task: Task, make_model: M
         model = started(make_model(), "ta_moe")
         optimizer = torch.optim.SGD(apply(model, {"*": 1}, 0.0))
         how = Gradients.of(model, strategy, Parallel())  # type: ignore[arg-type]
-        train_step(model, optimizer, [(joint_batch[task],)], Objective(group_coeff=0), tasks, "label", 1e9, gradients=how)
+        train_step(model, optimizer, [(joint_batch[task],)], step_settings(Objective(auxiliary=()), tasks, "label", 1e9, how))
         return {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
 
     for tasks in ([task], list(Task)):

@@ -19,7 +19,8 @@ from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.methods.stage import Lora, Objective
+from unidecouple.methods.objective import AttentionAlignment, GroupRouterLoss, LoadBalance, Objective
+from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import MoE, TaskAwareMoE, UniX
 from unidecouple.models.router import TaskAwareRouter
 from unidecouple.run import Data, RunConfig
@@ -39,7 +40,7 @@ MEASURED = (
 def decoupled(small_run: RunConfig) -> RunConfig:
     """Two stages and all terms of the loss that are means; no batch size is a multiple of two and more processes."""
     data = replace(small_run.data, t2i_batch_size=7, mmu_batch_size=5, router_pairs=5, cond_dropout_prob=0.3)
-    objective = Objective(aia_mmu_coeff=2.0, aia_t2i_coeff=1.0)
+    objective = Objective(auxiliary=(GroupRouterLoss(), AttentionAlignment(mmu_coeff=2.0, t2i_coeff=1.0)))
     structure = TaskAwareMoE(context_router=True)
     run = replace(small_run, structure=structure, data=data, objective=objective, stages=APART_THEN_JOINT)
     return replace(run, save_total_limit=9, ema_decay=0.5)
@@ -101,13 +102,17 @@ def test_balance_in_parts_is_told(
     """Each part is balanced by itself, so it is the one loss that depends on how a step is cut."""
     data = replace(small_run.data, router_pairs=0)
     config = replace(
-        small_run, data=data, objective=Objective(balance_coeff=balance), gradient_accumulation_steps=cuts, max_steps=1
+        small_run,
+        data=data,
+        objective=Objective(auxiliary=(GroupRouterLoss(), LoadBalance(coeff=balance))),
+        gradient_accumulation_steps=cuts,
+        max_steps=1,
     )
     model, processor = load(config.model_name_or_path)
     source = world_batches(data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
     told: list[str] = []
     Trainer(config, model, processor, source, tmp_path, told.append).train()
-    assert [line for line in told if line.startswith("warning: with balance_coeff=0.01")] == told[:1] * warned
+    assert [line for line in told if line.startswith("warning: the loss 'load_balance'")] == told[:1] * warned
 
 
 def test_recomputed_layers_change_nothing(decoupled: RunConfig, run: Run, tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_processes_change_nothing(kind: str, decoupled: RunConfig, run: Run, sma
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_processes_part_a_mixture_alike(kind: str, decoupled: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
     """Experts are balanced over both processes, ranked once, and slowed where each process has them; cut off at the change, too."""
-    objective = Objective(group_coeff=0, balance_coeff=0.1)
+    objective = Objective(auxiliary=(LoadBalance(coeff=0.1),))
     parted = replace(decoupled, structure=MoE(), stages=MOE_THEN_SYMBIOTIC, objective=objective, parallel=kind)
     names = ("loss/mmu", "loss/t2i", "loss/balance", "grad_norm")
     assert run(parted, tmp_path / "one")

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from small_runs import APART_THEN_JOINT, Run
+from step_settings import step_settings
 from unidecouple.batch import Batch, Task, count_tokens
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.methods.stage import Objective, Stage
+from unidecouple.methods.objective import Objective
+from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
@@ -37,7 +39,7 @@ def test_a_step_counts_every_token_once_however_it_is_cut(small_run: RunConfig, 
     parts = [source.batch(0, part, pieces) for part in range(pieces)] if pieces == 1 else [source.batch(0), source.batch(1)]
     model = restructure(base, TaskAwareMoE(experts_per_task=3), 0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    step = train_step(model, optimizer, parts, Objective(), tuple(Task), "label", 1.0, expert_groups=(3, 3))
+    step = train_step(model, optimizer, parts, step_settings(Objective(), tuple(Task), "label", 1.0), expert_groups=(3, 3))
     assert step.routing is not None
     batches: list[Batch] = [batch for part in parts for batch in part]
     tokens = count_tokens(batches).double()
@@ -45,7 +47,7 @@ def test_a_step_counts_every_token_once_however_it_is_cut(small_run: RunConfig, 
         torch.testing.assert_close(layer[:, -1], tokens)
         torch.testing.assert_close(layer[:, :-2].sum(1), tokens)
         assert layer[Task.MMU, 3:5].sum() == layer[Task.T2I, :3].sum() == 0, "by label"
-    unasked = train_step(model, optimizer, parts, Objective(), tuple(Task), "label", 1.0)
+    unasked = train_step(model, optimizer, parts, step_settings(Objective(), tuple(Task), "label", 1.0))
     assert unasked.routing is None
     assert unasked.losses == pytest.approx(step.losses)
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from small_runs import APART_THEN_JOINT, SMALL, Run, save_small_base
+from step_settings import step_settings
 from test_recipes import RECIPES, step_of_each_stage
 from unidecouple import config
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
@@ -22,7 +23,8 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.world.catalog import COLORS
 from unidecouple.data.world.scene import CELL_NAMES
 from unidecouple.methods.gradient import Aggregated, Gradient, PCGrad, Sum
-from unidecouple.methods.stage import Lora, Objective, Stage
+from unidecouple.methods.objective import Objective
+from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Dense, Structure, TaskAwareMoE
 from unidecouple.run import Lesson, RunConfig
 from unidecouple.train.batches import WorldBatches, world_batches
@@ -130,7 +132,7 @@ def test_joint_experts_stage_equals_one_task_at_a_time(
             mmu, t2i = source.batch(step)[:2]
             t2i = t2i if lent else replace(t2i, task_ids=torch.full_like(t2i.task_ids, Task.T2I))
             batch = tuple(part for task, part in zip(Task, (mmu, t2i), strict=True) if task in tasks)
-            train_step(model, optimizer, [batch], Objective(), tasks, "label", 1e9)
+            train_step(model, optimizer, [batch], step_settings(Objective(), tasks, "label", 1e9))
         return model.decoder.layers[0].mlp.experts.down_proj.detach()
 
     joint, mmu, t2i = trained(*Task), trained(Task.MMU), trained(Task.T2I)
@@ -160,7 +162,7 @@ def test_nan_loss_stops_before_any_update(small_run: RunConfig, source: WorldBat
         model.lm_head.weight[0, 0] = float("nan")
     before = {name: value.clone() for name, value in model.named_parameters() if "self_attn" in name}
     with pytest.raises(TrainingDivergedError, match="lower learning_rate"):
-        train_step(model, optimizer, [source.batch(0)], Objective(), tuple(Task), None, 1.0)
+        train_step(model, optimizer, [source.batch(0)], step_settings(Objective(), tuple(Task), None, 1.0))
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters() if name in before)
 
 
@@ -177,7 +179,7 @@ def test_a_gradient_that_is_not_finite_stops_before_any_update(
     before = {name: value.detach().clone() for name, value in moved.items()}
     gradients = Gradients.of(model, gradient, Parallel())
     with pytest.raises(TrainingDivergedError, match=r"gradient is not finite \(norm .*lower learning_rate"):
-        train_step(model, optimizer, [source.batch(0)], Objective(), tuple(Task), None, 1.0, gradients=gradients)
+        train_step(model, optimizer, [source.batch(0)], step_settings(Objective(), tuple(Task), None, 1.0, gradients))
     assert all(torch.equal(before[name], value) for name, value in moved.items())
 
 

@@ -17,7 +17,8 @@ from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.diagnose.routing import expert_usage
-from unidecouple.methods.stage import Objective, Stage
+from unidecouple.methods.objective import LoadBalance, Objective
+from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import MoE, Rosetta, Symbiotic
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.plan.stages import Question, plan
@@ -31,7 +32,7 @@ from unidecouple.train.source import BatchSource
 
 @pytest.fixture
 def chain(small_run: RunConfig) -> RunConfig:
-    objective = Objective(group_coeff=0, balance_coeff=0.01)
+    objective = Objective(auxiliary=(LoadBalance(),))
     return replace(small_run, structure=MoE(), stages=MOE_THEN_SYMBIOTIC, objective=objective, ema_decay=0.9, save_total_limit=9)
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from step_settings import step_settings
 from unidecouple.batch import Batch, Task
-from unidecouple.methods.stage import Objective
+from unidecouple.methods.objective import Objective
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.train.step import train_step
 from unidecouple.train.trainable import apply
@@ -24,7 +25,7 @@ def moved_sets(model: UniJanusForConditionalGeneration, batch: Batch, task: Task
     names = [name for name, p in model.decoder.named_parameters() if p.requires_grad]
     before = {name: model.decoder.get_parameter(name).detach().clone() for name in names}
     for _ in range(2):
-        train_step(model.train(), optimizer, [(batch,)], Objective(group_coeff=0), [task], None, 1.0)
+        train_step(model.train(), optimizer, [(batch,)], step_settings(Objective(auxiliary=()), [task], None, 1.0))
     after: dict[str, Tensor] = {name: model.decoder.get_parameter(name).detach() for name in names}
     return {name: tuple(not torch.equal(a, b) for a, b in zip(before[name], after[name], strict=True)) for name in names}
 

@@ -12,7 +12,8 @@ from unidecouple import bounds
 from unidecouple import config as configs
 from unidecouple.compare.claim import Claim
 from unidecouple.compare.merge import Merge, MergeRecord
-from unidecouple.methods.stage import Objective, Stage
+from unidecouple.methods.objective import Objective
+from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import Dense, Structure
 from unidecouple.run import RunConfig
 

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from unidecouple.config.differ import differences as _differences
 from unidecouple.config.explain import explain
 from unidecouple.config.layers import Layers
+from unidecouple.config.renamed import migrate
 from unidecouple.config.yaml12 import ConfigError, write
 
 __all__ = ["ConfigError", "differences", "dump", "load", "plain", "restore", "top_keys"]
@@ -89,7 +90,7 @@ def differences(theirs: object, ours: object) -> list[str]:
 
 def _checked(schema: type[T], layers: Layers) -> T:
     try:
-        return _adapter(schema).validate_json(json.dumps(layers.values))  # as JSON: strict, yet a list may become a tuple
+        return _adapter(schema).validate_json(json.dumps(migrate(schema, layers)))  # as JSON: strict, yet a list may become a tuple
     except ValidationError as error:
         raise ConfigError(explain(schema, layers, error.errors(include_url=False))) from None
 

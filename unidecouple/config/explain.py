@@ -84,19 +84,21 @@ def _place(values: Any, location: Iterable[str | int]) -> tuple[Location, str | 
 
 def _kinds_at(schema: Any, at: Location) -> list[Any]:
     """Types that ``schema`` allows at ``at``, over all members of unions."""
-    kinds = _members(schema)
+    kinds = union_members(schema)
     for step in at:
-        kinds = [member for kind in kinds for inner in _inner(kind, step) for member in _members(inner)]
+        kinds = [member for kind in kinds for inner in inner_types(kind, step) for member in union_members(inner)]
     return kinds
 
 
-def _members(kind: Any) -> list[Any]:
+def union_members(kind: Any) -> list[Any]:
+    """The types that a value of type ``kind`` may have: the members of a union, its own members' members included."""
     if typing.get_origin(kind) not in (Union, types.UnionType):
         return [kind]
-    return [inner for member in typing.get_args(kind) for inner in _members(member)]
+    return [inner for member in typing.get_args(kind) for inner in union_members(member)]
 
 
-def _inner(kind: Any, step: str | int) -> list[Any]:
+def inner_types(kind: Any, step: str | int) -> list[Any]:
+    """The types allowed one ``step`` (a key or a position) inside a value of type ``kind``."""
     if is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return [hints[step]] if step in hints else []
@@ -112,7 +114,7 @@ def _keys(kinds: list[Any]) -> list[str]:
 
 def _places(kind: Any, values: Any, name: str, at: Location = (), above: tuple[Any, ...] = ()) -> Iterator[Location]:
     """Where keys called ``name`` may stand in ``kind``; of lists the first position, of mappings those in ``values``."""
-    for member in _members(kind):
+    for member in union_members(kind):
         if member in above:  # a kind that holds itself
             continue
         if is_dataclass(member):
@@ -122,7 +124,7 @@ def _places(kind: Any, values: Any, name: str, at: Location = (), above: tuple[A
             steps = list(values) if isinstance(values, dict) else [] if typing.get_origin(member) is dict else [0]
         for step in steps:
             inside = values.get(step) if isinstance(values, dict) else values[0] if isinstance(values, list) and values else None
-            for inner in _inner(member, step):
+            for inner in inner_types(member, step):
                 yield from _places(inner, inside, name, (*at, step), (*above, member))
 
 

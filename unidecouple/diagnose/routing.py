@@ -48,6 +48,19 @@ def count_routing(joint: JointBatch, routing: Sequence[Sequence[Routing]], sizes
     return torch.stack(tables).unflatten(0, (len(joint), -1)).sum(0) if tables else None
 
 
+@torch.no_grad()
+def router_hits(joint: JointBatch, routing: Sequence[Sequence[Routing]]) -> Tensor | None:
+    """(tasks,) real tokens that the task routers put in the right group, mean over layers; None without a task router."""
+    hits = []
+    for batch, layers in zip(joint, routing, strict=True):
+        keep = batch.attention_mask.flatten()
+        tasks = batch.task_ids.flatten()[keep]
+        right = [layer.task_logits[keep].argmax(-1) == tasks for layer in layers if layer.task_logits is not None]
+        if right:  # summed by a product: scattered additions differ from run to run on a GPU
+            hits.append((torch.stack(right).float().mean(0).unsqueeze(-1) * F.one_hot(tasks, len(Task))).sum(0))
+    return torch.stack(hits).sum(0) if hits else None
+
+
 def routing_rows(counts: Tensor, layers: Sequence[int], sizes: Sequence[int]) -> list[dict[str, Any]]:
     """``counts`` of ``count_routing`` as one JSON object a mixture; tasks without tokens are left out of each mapping.
 

@@ -54,7 +54,7 @@ class RoutingAlarm:
         for kind, meaning in _MEANS.items():
             places = [f"layer {layer} {what}" for found, layer, what in troubles if found == kind]
             told += [f"{meaning}: {', '.join(places)}"] if places else []
-        return f"warning: {'; '.join(told)}. Lower the rate of expert_router, or raise objective.balance_coeff"
+        return f"warning: {'; '.join(told)}. Lower the rate of expert_router, or raise the coeff of the load_balance loss"
 
     def _troubles(self, row: Mapping[str, Any]) -> list[tuple[str, int, str]]:
         layer = row["layer"]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from unidecouple import bounds
-from unidecouple.batch import NO_IMAGE_TOKEN, Batch, Task
+from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch, Task
 from unidecouple.methods.gradient import Gradient, Sum
-from unidecouple.methods.objective.aia import PRESETS, AiaTargets
 from unidecouple.methods.structure import Structure
 from unidecouple.models.shield import SharedShield
 
@@ -132,41 +131,7 @@ class Stage:
             raise ValueError(f"stage {self.name!r} has tasks={self.tasks}, but the run has no data of it: raise its batch size")
         return chosen
 
-
-@dataclass(frozen=True)
-class Objective:
-    """Weights of the losses (eq. 2: lambda_mmu, lambda_t2i, gamma; none is published), named as the field names them.
-
-    Attributes:
-        mmu_coeff, t2i_coeff: lambda, of each task's cross-entropy.
-        group_coeff: gamma, of the loss that teaches the task router.
-        group_mmu_weight: understanding's weight inside that loss, against generation's 1. Ours.
-        balance_coeff: of the load balance of experts; 0 is off.
-        aia_mmu_coeff, aia_t2i_coeff: lambda of the attention interaction alignment loss, by task; 0 is off. Published are 40 (the
-            paper's text), "NTP:AIA = 50:1" (its ablation's best; 1/50 if weights are meant), and 10 and 5 (the public code):
-            settings to tune.
-        aia_targets: what it aligns to: bands over the depth, or the name of a published table.
-    """
-
-    mmu_coeff: float = 1.0
-    t2i_coeff: float = 1.0
-    group_coeff: float = 1.0
-    group_mmu_weight: float = 1.0
-    balance_coeff: float = 0.0
-    aia_mmu_coeff: float = 0.0
-    aia_t2i_coeff: float = 0.0
-    aia_targets: Literal["janus_pro", "emu3"] | AiaTargets = "janus_pro"
-
-    def __post_init__(self) -> None:
-        losses = ("mmu_coeff", "t2i_coeff", "group_coeff", "balance_coeff", "aia_mmu_coeff", "aia_t2i_coeff")
-        bounds.at_least(0, self, *losses, "group_mmu_weight")
-
-    @property
-    def aia_bands(self) -> AiaTargets:
-        """``aia_targets``, its name resolved."""
-        return PRESETS[self.aia_targets] if isinstance(self.aia_targets, str) else self.aia_targets
-
-    @property
-    def looks_across(self) -> bool:
-        """Whether attention between the modalities must be measured."""
-        return self.aia_mmu_coeff != 0 or self.aia_t2i_coeff != 0
+    def forward_options(self, batches: JointBatch, step: int) -> dict[str, Any]:
+        """Keyword arguments of the model's forward at ``step`` of the stage, counted from 0: what this stage's schedule changes."""
+        shield = None if self.shield is None else [self.shield.on(batch, step) for batch in batches]
+        return {"routing": self.routing, "shield": shield}

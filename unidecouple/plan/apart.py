@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from math import prod
 
 from unidecouple.batch import Task
-from unidecouple.methods.stage import Objective
+from unidecouple.methods.objective import Objective
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.plan.load import Micro
 from unidecouple.plan.tape import Shape
@@ -29,13 +29,14 @@ def kept_apart(
     group pass no gradient, so that task-aware routers have the group loss alone. Losses of no task have a pass of their own.
     """
     whole, passes = tuple(step), []
+    auxiliary = {loss.kind for loss in objective.auxiliary if getattr(loss, "coeff", 0)}
     for task in tasks:
         mine = tuple(part for part in whole if part.counted and part.task is task)
         met = reached(mine, (task,)) if mine else reached(whole, (task,)) - reached(whole, ())
         passes.append({name for name in met if not _routes_tasks(name)})
     everything = reached(whole, tuple(tasks))
-    routers = {name for name in everything if objective.group_coeff and _routes_tasks(name)}
-    balanced = objective.balance_coeff and text.ffn != "dense"
+    routers = {name for name in everything if "group_router" in auxiliary and _routes_tasks(name)}
+    balanced = "load_balance" in auxiliary and text.ffn != "dense"
     passes.append(routers | {name for name in everything if balanced and _before_the_last_gate(name, text)})
     kept = [name for one in passes for name in one]
     return sum(prod(shapes[name]) for name in kept), len(kept)

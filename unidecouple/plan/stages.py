@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from unidecouple.batch import Task
+from unidecouple.methods.objective import Objective
 from unidecouple.methods.selection import select
-from unidecouple.methods.stage import Lora, Objective, Stage
+from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Structure
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniJanusConfig

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unidecouple.methods.gradient import Gradient, Sum
 from unidecouple.methods.gradient.aggregation import draws
+from unidecouple.methods.objective import Losses
 from unidecouple.methods.selection import select
 from unidecouple.models.sharing import unshared
 from unidecouple.train.group_rates import Slowed, leave_out_held
@@ -18,29 +19,6 @@ from unidecouple.train.parallel import Parallel
 
 TOTAL = "total"
 OTHERS = "others"
-
-
-@dataclass(frozen=True)
-class Losses:
-    """What one part of a step adds to the step's loss, weighted, in the graph.
-
-    Attributes:
-        tasks: by task.
-        others: those of no task (group router, load balance).
-        terms: every loss by its name, unweighted, for the log.
-    """
-
-    tasks: dict[str, Tensor]
-    others: list[Tensor]
-    terms: dict[str, Tensor]
-
-    @property
-    def total(self) -> Tensor:
-        """Their sum (eq. 2), in the order they are given."""
-        loss = torch.stack([*self.tasks.values()]).sum()
-        for other in self.others:
-            loss = loss + other
-        return loss
 
 
 Found = list[Tensor | None]

@@ -33,7 +33,7 @@ from unidecouple.train.parallel import Parallel
 from unidecouple.train.prefetch import Prefetch
 from unidecouple.train.routing_log import RoutingLog
 from unidecouple.train.source import BatchSource
-from unidecouple.train.step import StepResult, train_step
+from unidecouple.train.step import StepResult, StepSettings, train_step
 from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import apply, check_shield, table
 
@@ -134,6 +134,15 @@ class Trainer:
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer, self.parallel)
         before = sum(count for _, count in self.plan()[:index])
+        settings = StepSettings(
+            objective=self.config.objective,
+            tasks=tasks,
+            max_grad_norm=self.config.max_grad_norm,
+            parallel=self.parallel,
+            gradients=gradients,
+            forward_options=lambda batch, step: stage.forward_options(batch, step - 1 - before),
+            seed=self.config.seed,
+        )
         averages = Averages(self.config.ema_decay, trained, self.parallel, self._averaged(stage, before, start))
         if self.config.gradient_checkpointing:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.17
@@ -147,20 +156,8 @@ class Trainer:
             wrapped.train()  # each time: scoring switches it off
             trained.model.vqmodel.eval()  # frozen; train() switches it on with the rest
             logged = step % self.config.logging_steps == 0 or step == self.config.max_steps
-            result = train_step(
-                wrapped,
-                optimizer,
-                batches.take(step - 1),
-                self.config.objective,
-                tasks,
-                stage.routing,
-                self.config.max_grad_norm,
-                self.parallel,
-                self.model.config.text_config.expert_groups if logged else (),
-                gradients,
-                functools.partial(stage.shield.on, step=done - 1) if stage.shield else None,
-                (self.config.seed, step),
-            )
+            groups_counted = self.model.config.text_config.expert_groups if logged else ()
+            result = train_step(wrapped, optimizer, batches.take(step - 1), settings, step, groups_counted)
             batches.settle()
             seen += sum(result.tokens.values())
             self.tokens.update(result.tokens)
@@ -182,12 +179,13 @@ class Trainer:
             pass  # the next stage starts from it
 
     def _warn_of_parts(self) -> None:
-        balance, cuts = self.config.objective.balance_coeff, self.config.gradient_accumulation_steps
-        if balance and cuts > 1:
-            self.say(
-                f"warning: with balance_coeff={balance} each of gradient_accumulation_steps={cuts} parts is balanced by itself: "
-                "results are near those of whole steps, not the same"
-            )
+        cuts = self.config.gradient_accumulation_steps
+        for loss in self.config.objective.auxiliary:
+            if loss.per_microbatch and cuts > 1:
+                self.say(
+                    f"warning: the loss {loss.kind!r} is taken over each of gradient_accumulation_steps={cuts} micro-batches "
+                    "separately: results are close to those of whole steps, not equal"
+                )
 
     @functools.cached_property
     def _routing_log(self) -> RoutingLog:

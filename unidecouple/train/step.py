@@ -1,30 +1,28 @@
-"""One training step, as the paper writes it: forward, losses by task, their gradients combined (by default summed), step.
+"""One training step: forward, losses per task, their gradients combined (by default summed), optimizer step.
 
-A step may come in parts (accumulation, and one share a process). Every mean is taken over the whole step, so its losses and
-gradients do not depend on how it was cut; all but load balance, which is taken part by part (see ``losses_of_part``).
+A step may come in several micro-batches (gradient accumulation, and one share per process). Every mean is taken over the whole
+step, so losses and gradients do not depend on how it was cut, except for auxiliary losses that are ``per_microbatch``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unidecouple.batch import TASK_KEYS, Batch, JointBatch, Task, count_targets, count_tokens
-from unidecouple.diagnose.routing import count_routing
-from unidecouple.methods.objective.aia import aia_loss
-from unidecouple.methods.objective.balance import Total, balance_loss
-from unidecouple.methods.objective.group_router import group_router_loss, routed_right
-from unidecouple.methods.stage import Objective
-from unidecouple.models.base import JointOutput
+from unidecouple.diagnose.routing import count_routing, router_hits
+from unidecouple.methods.objective import Microbatch, Objective, StepTotals
 from unidecouple.models.interaction import Spans
-from unidecouple.models.shield import SharedShield
-from unidecouple.train.gradients import Gradients, Losses
+from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.trainable import hold_absent_tasks
+
+_REMEDY = "lower learning_rate or max_grad_norm, or raise warmup_steps"
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -33,9 +31,14 @@ class TrainingDivergedError(ArithmeticError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Losses and measurements of one step, plain floats; router accuracy by task where there is a task router; tokens by task.
+    """Losses and measurements of one step.
 
-    ``routing`` is the step's ``count_routing``, where it was asked for and there is a mixture.
+    Attributes:
+        losses: unweighted, by name, in nats.
+        router_accuracy: share of tokens in the right group, per task; empty without a task router.
+        grad_norm: before clipping.
+        tokens: per task, without padding.
+        routing: the step's ``count_routing``, where it was asked for and there is a mixture.
     """
 
     losses: dict[str, float]
@@ -45,138 +48,112 @@ class StepResult:
     routing: Tensor | None = None
 
 
+def _no_options(part: JointBatch, step: int) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
-class Totals:
-    """What the means of a step are over, over all parts and processes, (tasks,) each.
+class StepSettings:
+    """What stays the same over the steps of a stage.
 
     Attributes:
-        targets, tokens: of each task.
-        samples: of each task, those whose attention between the modalities counts; zeros where it is not measured.
+        objective: losses and their coefficients.
+        tasks: tasks the run has data of; weights private to others are held.
+        max_grad_norm: clipping.
+        parallel: the processes that share the step; by default this one alone.
+        gradients: how gradients are made; by default of the sum of all losses.
+        forward_options: keyword arguments of the model's forward, given a micro-batch and the number of the run's step: the stage's
+            routing and what else its schedule changes (see ``Stage.forward_options``).
+        seed: of gradient methods that draw.
     """
 
-    targets: Tensor
-    tokens: Tensor
-    samples: Tensor
-
-    @classmethod
-    def of(cls, parts: Sequence[JointBatch], parallel: Parallel, spans: Callable[[Batch], Spans] | None = None) -> Totals:
-        """Counted in ``parts``, which are this process's, and summed over processes; ``spans`` finds what ``samples`` counts."""
-        batches: list[Batch] = [batch for part in parts for batch in part]
-        targets, tokens = count_targets(batches), count_tokens(batches)
-        samples = torch.stack([spans(batch).samples for batch in batches]).sum(0) if spans else torch.zeros_like(tokens)
-        return cls(*parallel.sum(torch.stack([targets, tokens, samples])).unbind())
+    objective: Objective
+    tasks: Sequence[Task]
+    max_grad_norm: float = 1.0
+    parallel: Parallel = field(default_factory=Parallel)
+    gradients: Gradients = field(default_factory=Gradients)
+    forward_options: Callable[[JointBatch, int], Mapping[str, Any]] = _no_options
+    seed: int = 0
 
 
-def losses_of_part(
-    output: JointOutput,
-    batch: JointBatch,
-    objective: Objective,
-    tasks: Sequence[Task],
-    totals: Totals,
-    total: Total = lambda value: value,
-) -> Losses:
-    """``L = sum_t lambda_t L_t + gamma L_group`` (eq. 2), plus load balance and alignment where asked; and its terms by name.
-
-    Over the parts of a step these sum to the step's. Load balance is no mean over tokens: processes balance a part together
-    (``total`` sums over them), and parts that one process takes one after the other count by their tokens. So with accumulation
-    each part is to be balanced by itself, which asks for more than a balance over the step: results are near, not the same. The
-    step's own would take every part's forward pass before the first backward pass, and the memory that accumulation saves.
-    """
-    coefficients = {Task.MMU: objective.mmu_coeff, Task.T2I: objective.t2i_coeff}
-    sums = {Task.MMU: output.mmu.total, Task.T2I: output.t2i.total}
-    terms = {task.key: sums[task] / totals.targets[task].clamp_min(1) for task in tasks}
-    by_task = {task.key: coefficients[task] * terms[task.key] for task in tasks}
-    others = []
-    if objective.group_coeff:
-        terms["group"] = group_router_loss(batch, output.routing, objective.group_mmu_weight, totals.tokens)
-        others.append(objective.group_coeff * terms["group"])
-    if objective.balance_coeff:
-        share = total(count_tokens(batch)).sum() / totals.tokens.sum()
-        terms["balance"] = share * balance_loss(batch, output.routing, total)
-        others.append(objective.balance_coeff * terms["balance"])
-    if output.interaction is not None:
-        aligned = {Task.MMU: objective.aia_mmu_coeff, Task.T2I: objective.aia_t2i_coeff}
-        for task in (task for task in tasks if aligned[task]):
-            term = aia_loss(output.interaction, objective.aia_bands, task, totals.samples[task])
-            terms[f"aia_{task.key}"] = term
-            by_task[task.key] = by_task[task.key] + aligned[task] * term
-    return Losses(by_task, others, terms)
+def count_totals(parts: Sequence[JointBatch], parallel: Parallel, spans: Callable[[Batch], Spans] | None = None) -> StepTotals:
+    """Denominators of the step, counted in this process's ``parts`` and summed over processes; ``spans`` finds ``samples``."""
+    batches: list[Batch] = [batch for part in parts for batch in part]
+    targets, tokens = count_targets(batches), count_tokens(batches)
+    samples = torch.stack([spans(batch).samples for batch in batches]).sum(0) if spans else torch.zeros_like(tokens)
+    return StepTotals(*parallel.sum(torch.stack([targets, tokens, samples])).unbind())
 
 
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     parts: Sequence[JointBatch],
-    objective: Objective,
-    tasks: Sequence[Task],
-    routing: str | None,
-    max_grad_norm: float,
-    parallel: Parallel | None = None,
+    settings: StepSettings,
+    step: int = 1,
     expert_groups: Sequence[int] = (),
-    gradients: Gradients | None = None,
-    shield: Callable[[Batch], SharedShield] | None = None,
-    draw: tuple[int, int] = (0, 0),
 ) -> StepResult:
     """Run one optimizer step.
 
     Args:
-        model: in training mode, as ``parallel`` wrapped it.
+        model: in training mode, as ``settings.parallel`` wrapped it.
         optimizer: over the weights that train.
-        parts: this process's share of the step, cut for accumulation; each holds every task.
-        objective: weights of the losses.
-        tasks: tasks the run has data of; weights private to others are held.
-        routing: "label", "learned", or None for the model's own.
-        max_grad_norm: clipping.
-        parallel: the processes that share the step; by default this one alone.
+        parts: this process's micro-batches of the step; each holds every task.
+        settings: see ``StepSettings``.
+        step: its number in the run, from 1.
         expert_groups: experts in each group of the mixtures, to count where tokens went; by default nothing is counted.
-        gradients: how they are made; by default of the sum of all losses.
-        shield: what the tokens of a batch teach the shared experts; by default everything.
-        draw: the run's seed and the step's number, from which gradient methods that draw start.
 
     Raises:
         TrainingDivergedError: a loss or a gradient is NaN or infinite in any process; nothing was updated.
     """
-    parallel = parallel or Parallel()
-    gradients = gradients or Gradients(parallel=parallel)
-    totals = Totals.of(parts, parallel, parallel.trained(model).spans if objective.looks_across else None)
+    parallel, gradients, objective = settings.parallel, settings.gradients, settings.objective
+    looked_at = objective.needs_attention_stats
+    totals = count_totals(parts, parallel, parallel.trained(model).spans if looked_at else None)
     measured: dict[str, Tensor] = {}
-    right: list[Tensor] = []
+    hits: list[Tensor] = []
     counted: list[Tensor | None] = []
     optimizer.zero_grad(set_to_none=True)
-    for number, part in enumerate(parts):
-        with parallel.gradients(model, last=number == len(parts) - 1 and not gradients.strategy.by_task), parallel.precision():
-            output = model(
-                batch=part,
-                routing=routing,
-                interaction=objective.looks_across,
-                shield=None if shield is None else [shield(batch) for batch in part],
-            )
-            losses = losses_of_part(output, part, objective, tasks, totals, parallel.sum)
+    for place, batch in enumerate(parts):
+        with parallel.gradients(model, last=place == len(parts) - 1 and not gradients.strategy.by_task), parallel.precision():
+            output = model(batch=batch, interaction=looked_at, **settings.forward_options(batch, step))
+            losses = objective.losses(Microbatch(batch, output, settings.tasks, totals, parallel.sum))
             gradients.backward(losses)
         for name, term in losses.terms.items():
             measured[name] = measured.get(name, torch.zeros_like(term)) + term.detach()
-        hits = routed_right(part, output.routing)
-        right += [] if hits is None else [hits]
-        counted += [count_routing(part, output.routing, expert_groups)] if expert_groups else []
+        right = router_hits(batch, output.routing)
+        hits += [] if right is None else [right]
+        counted += [count_routing(batch, output.routing, expert_groups)] if expert_groups else []
     means = dict(zip(measured, parallel.sum(torch.stack([*measured.values()])).tolist(), strict=True))
     if not all(math.isfinite(value) for value in means.values()):
-        raise TrainingDivergedError(
-            f"the loss is not finite ({means}): lower learning_rate or max_grad_norm, or raise warmup_steps"
-        )
-    gradients.combine(optimizer, draw)
-    hold_absent_tasks(model, [task for task in Task if task not in tasks])
-    weights: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)).item()
-    if not math.isfinite(norm):  # AdamW would carry it into every weight, and the next checkpoint replace the last good one
-        raise TrainingDivergedError(
-            f"the gradient is not finite (norm {norm}, losses {means}): lower learning_rate or max_grad_norm, or raise warmup_steps"
-        )
-    optimizer.step()
-    accuracy = {}
-    if right:
-        shares = parallel.sum(torch.stack(right).sum(0)) / totals.tokens
-        accuracy = {task.key: shares[task].item() for task in Task if totals.tokens[task]}
+        raise TrainingDivergedError(f"the loss is not finite ({means}): {_REMEDY}")
+    norm = _update(model, optimizer, settings, step, means)
     tables = [table for table in counted if table is not None]
-    routing_counts = parallel.sum(torch.stack(tables).sum(0)) if tables else None
-    tokens = dict(zip(TASK_KEYS, totals.tokens.tolist(), strict=True))
-    return StepResult(means, accuracy, norm, tokens, routing_counts)
+    return StepResult(
+        losses=means,
+        router_accuracy=_accuracy(hits, totals, parallel),
+        grad_norm=norm,
+        tokens=dict(zip(TASK_KEYS, totals.tokens.tolist(), strict=True)),
+        routing=parallel.sum(torch.stack(tables).sum(0)) if tables else None,
+    )
+
+
+def _update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, settings: StepSettings, step: int, means: Mapping[str, float]
+) -> float:
+    """Combine the gradients, clip them and step; the norm before clipping."""
+    parallel = settings.parallel
+    settings.gradients.combine(optimizer, (settings.seed, step))
+    hold_absent_tasks(model, [task for task in Task if task not in settings.tasks])
+    weights: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)).item()
+    if not math.isfinite(norm):  # AdamW would carry it into every weight, and the next checkpoint replace the last good one
+        raise TrainingDivergedError(f"the gradient is not finite (norm {norm}, losses {dict(means)}): {_REMEDY}")
+    optimizer.step()
+    return norm
+
+
+def _accuracy(hits: Sequence[Tensor], totals: StepTotals, parallel: Parallel) -> dict[str, float]:
+    """Share of each task's tokens in the right group; empty without a task router."""
+    if not hits:
+        return {}
+    shares = parallel.sum(torch.stack([*hits]).sum(0)) / totals.tokens
+    return {task.key: shares[task].item() for task in Task if totals.tokens[task]}

@@ -8,18 +8,21 @@ The targets are what models of one task do (Qwen3-VL, HunyuanImage-3.0), in step
 Where we deviate: bands end at shares of the depth, so that they fit any model (the tables and the public code count layers of one
 model each), and the mean over samples is over those that count (the public code divides by all, dropped prompts too). Published
 and not consistent: the public code gives Janus-Pro's layer 20 the target .15 where table S5 says .3 (as here), and the table's
-last row, "l > 29", is empty in a model of 30 layers. For lambda see ``Objective``.
+last row, "l > 29", is empty in a model of 30 layers. For lambda see ``AttentionAlignment``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.batch import Task
+from unidecouple.methods.objective.terms import Microbatch, Term
 from unidecouple.models.interaction import Interaction
 
 
@@ -105,3 +108,47 @@ def aia_loss(interactions: Sequence[Interaction], targets: AiaTargets, task: Tas
     huber = torch.where(off <= delta, 0.5 * off.square(), delta * (off - 0.5 * delta))
     total = huber.mean(0).sum()
     return total / max(intensity.shape[1], 1) if samples is None else total / samples.clamp_min(1)
+
+
+@dataclass(frozen=True)
+class AttentionAlignment:
+    """AIA's loss as an auxiliary loss of each task.
+
+    Attributes:
+        mmu_coeff, t2i_coeff: lambda per task; 0 turns a task's loss off. Published are 40 (the paper's text), "NTP:AIA = 50:1" (its
+            ablation's best; 1/50 if weights are meant), and 10 and 5 (the public code): settings to tune.
+        targets: bands over the depth, or the name of a published table.
+    """
+
+    kind: Literal["attention_alignment"] = "attention_alignment"
+    mmu_coeff: float = 10.0
+    t2i_coeff: float = 5.0
+    targets: Literal["janus_pro", "emu3"] | AiaTargets = "janus_pro"
+
+    per_microbatch: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "mmu_coeff", "t2i_coeff")
+
+    @property
+    def needs_attention_stats(self) -> bool:
+        """Whether attention between the modalities must be measured in the forward pass."""
+        return self.mmu_coeff != 0 or self.t2i_coeff != 0
+
+    @property
+    def bands(self) -> AiaTargets:
+        """``targets``, its name resolved."""
+        return PRESETS[self.targets] if isinstance(self.targets, str) else self.targets
+
+    def terms(self, part: Microbatch) -> dict[str, Term]:
+        """``aia_mmu`` and ``aia_t2i``, each part of its task's loss; those with a coefficient of 0 are left out."""
+        if part.output.interaction is None:
+            return {}
+        coefficients = {Task.MMU: self.mmu_coeff, Task.T2I: self.t2i_coeff}
+        return {
+            f"aia_{task.key}": Term(
+                aia_loss(part.output.interaction, self.bands, task, part.totals.samples[task]), coefficients[task], task
+            )
+            for task in part.tasks
+            if coefficients[task]
+        }

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unidecouple.batch import Batch
+from unidecouple import bounds
+from unidecouple.batch import Batch, count_tokens
+from unidecouple.methods.objective.terms import Microbatch, SumOverProcesses, Term
 from unidecouple.models.router import Routing
 
-Total = Callable[[Tensor], Tensor]
 
-
-def balance_loss(batches: Sequence[Batch], routing: Sequence[Sequence[Routing]], total: Total = lambda value: value) -> Tensor:
+def balance_loss(
+    batches: Sequence[Batch], routing: Sequence[Sequence[Routing]], total: SumOverProcesses = lambda value: value
+) -> Tensor:
     """``e * sum_i share_i * probability_i`` of each group, averaged over the groups present and the layers.
 
     One where a group's tokens spread evenly over its e experts, e where one expert takes all; so groups of any size weigh the
@@ -54,3 +58,38 @@ def _sums(layer: Sequence[Routing], keeps: Sequence[Tensor]) -> Tensor:
         chosen = F.one_hot(expert, widest).sum((0, 1))
         rows.append(torch.stack([chosen.to(probs.dtype), probs.sum(0), torch.full_like(probs[:1].sum(0), len(probs))]))
     return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class LoadBalance:
+    """Load balance as an auxiliary loss of no task.
+
+    It is no mean over tokens. The processes that share a micro-batch balance it together; micro-batches of one process count by
+    their tokens. So with gradient accumulation each micro-batch is balanced by itself, which asks for more than a balance over the
+    step: results are near, not the same. Balancing the step as one would need every forward pass before the first backward pass,
+    and the memory that accumulation saves.
+
+    Attributes:
+        coeff: its weight.
+    """
+
+    kind: Literal["load_balance"] = "load_balance"
+    coeff: float = 0.01
+
+    needs_attention_stats: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "coeff")
+
+    @property
+    def per_microbatch(self) -> bool:
+        """Whether the loss depends on how a step is cut into micro-batches."""
+        return self.coeff != 0
+
+    def terms(self, part: Microbatch) -> dict[str, Term]:
+        """``balance``; nothing where the coefficient is 0."""
+        if not self.coeff:
+            return {}
+        share = part.sum_over_processes(count_tokens(part.batch)).sum() / part.totals.tokens.sum()
+        loss = balance_loss(part.batch, part.output.routing, part.sum_over_processes)
+        return {"balance": Term(share * loss, self.coeff)}

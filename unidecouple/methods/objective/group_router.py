@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.batch import Batch, Task, count_tokens
+from unidecouple.methods.objective.terms import Microbatch, Term
 from unidecouple.models.router import Routing
 
 
@@ -44,17 +48,6 @@ def group_router_loss(
     return (importance * sums / counts.clamp_min(1)).sum() / importance.sum().clamp_min(1e-9)
 
 
-@torch.no_grad()
-def routed_right(batches: Sequence[Batch], routing: Sequence[Sequence[Routing]]) -> Tensor | None:
-    """(tasks,) tokens that the task-aware routers put in the right group, mean over layers; None without a router."""
-    hits = []
-    for batch, layers in zip(batches, routing, strict=True):
-        tasks, logits = _read(batch, layers)
-        if logits:
-            hits.append(_by_task(torch.stack([part.argmax(-1) == tasks for part in logits]).float().mean(0), tasks))
-    return torch.stack(hits).sum(0) if hits else None
-
-
 def _read(batch: Batch, layers: Sequence[Routing]) -> tuple[Tensor, list[Tensor]]:
     """Tasks (N,) of a batch's real tokens, and what each layer with a task router said of them, (N, groups)."""
     keep = batch.attention_mask.flatten()
@@ -64,3 +57,29 @@ def _read(batch: Batch, layers: Sequence[Routing]) -> tuple[Tensor, list[Tensor]
 def _by_task(values: Tensor, tasks: Tensor) -> Tensor:
     """Sums of (N,) values by task, (tasks,); not by scattered additions, which differ from run to run on a GPU."""
     return (values.unsqueeze(-1) * F.one_hot(tasks, len(Task))).sum(0)
+
+
+@dataclass(frozen=True)
+class GroupRouterLoss:
+    """L_group as an auxiliary loss of no task; models without a task router have none.
+
+    Attributes:
+        coeff: gamma of eq. 2; unpublished.
+        mmu_weight: understanding's weight inside the loss, against generation's 1. Ours.
+    """
+
+    kind: Literal["group_router"] = "group_router"
+    coeff: float = 1.0
+    mmu_weight: float = 1.0
+
+    per_microbatch: ClassVar[bool] = False
+    needs_attention_stats: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "coeff", "mmu_weight")
+
+    def terms(self, part: Microbatch) -> dict[str, Term]:
+        """``group``; nothing where the coefficient is 0."""
+        if not self.coeff:
+            return {}
+        return {"group": Term(group_router_loss(part.batch, part.output.routing, self.mmu_weight, part.totals.tokens), self.coeff)}

@@ -1,0 +1,69 @@
+"""Recipe keys of earlier versions: read under their new names, with a line that says so.
+
+A configuration class that renamed keys has ``RENAMED_KEYS`` (old name -> new name), or ``migrate_keys`` where a value moves.
+"""
+
+from __future__ import annotations
+
+import logging
+import typing
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any, Literal
+
+from unidecouple.config.explain import inner_types, union_members
+from unidecouple.config.layers import KIND_KEY, Layers, Location
+
+_LOG = logging.getLogger("unidecouple.config")
+
+
+def migrate(schema: type, layers: Layers) -> dict[str, Any]:
+    """The merged values of ``layers`` with the keys of earlier versions renamed; each is reported once, with its source."""
+    found: dict[Location, str] = {}
+    values = _migrated(schema, layers.values, (), found)
+    for place, name in found.items():
+        dotted = ".".join(map(str, place))
+        _LOG.warning("%s: key %r is now %r; the old name will be an error in version 0.3", layers.source(place), dotted, name)
+    return dict(values)
+
+
+def _migrated(kind: Any, value: Any, at: Location, found: dict[Location, str]) -> Any:
+    members = union_members(kind)
+    if isinstance(value, Mapping):
+        classes = [member for member in members if isinstance(member, type) and is_dataclass(member)]
+        for member in classes:
+            if len(classes) == 1 or _describes(member, value):
+                value, renamed = _renamed(member, value)
+                found.update({(*at, old): new for old, new in renamed.items()})
+        return {key: _inside(members, key, one, at, found) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_inside(members, place, one, at, found) for place, one in enumerate(value)]
+    return value
+
+
+def _inside(members: list[Any], step: str | int, value: Any, at: Location, found: dict[Location, str]) -> Any:
+    kinds = [inner for member in members for inner in inner_types(member, step)]
+    for kind in kinds:
+        value = _migrated(kind, value, (*at, step), found)
+    return value
+
+
+def _describes(member: type, value: Mapping[str, Any]) -> bool:
+    """Whether a mapping is meant for ``member``: of a union's members, the one whose ``kind`` it names."""
+    hint = typing.get_type_hints(member).get(KIND_KEY)
+    if typing.get_origin(hint) is not Literal:
+        return True
+    return value.get(KIND_KEY) in typing.get_args(hint)
+
+
+def _renamed(member: type, value: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    if hasattr(member, "migrate_keys"):
+        return member.migrate_keys(value)
+    names: Mapping[str, str] = getattr(member, "RENAMED_KEYS", {})
+    old = {key: new for key, new in names.items() if key in value}
+    if not old:
+        return value, {}
+    out: dict[str, Any] = {}
+    for key, one in value.items():  # merged in the order of the layers, so the later of an old and a new name wins
+        out[names.get(key, key)] = one
+    return out, old

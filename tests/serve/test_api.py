@@ -133,7 +133,7 @@ def test_a_model_of_one_task_refuses_the_other() -> None:
     from unidecouple.serve.api import Server
 
     server = Server(Engine.load("unified", task="mmu", most=2), "half")
-    with TestClient(server.app) as client:
+    with TestClient(server.app, "http://localhost") as client:
         refused = client.post("/v1/images/generations", json={"prompt": "a cow"})
         assert refused.status_code == 400
         assert "without generation" in refused.json()["error"]["message"]

@@ -37,7 +37,7 @@ def leave_early(live: Any, path: str, body: dict[str, Any]) -> None:
     """Send a request and go once its jobs run."""
     content = json.dumps(body).encode()
     url = httpx.URL(live.url)
-    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     with socket.create_connection((url.host, url.port)) as leaving:
         leaving.sendall(head.encode() + content)
         until(lambda: live.jobs > 0)

@@ -77,7 +77,7 @@ CHATS: dict[str, tuple[dict[str, Any], str]] = {
     "a special token": (said("what <image> is"), "special token"),
     "n": (said("what?", n=3), "n=3"),
     "tokens": (said("what?", max_tokens=2000), "2000 of answer"),
-    "a field that is not there": (said("what?", tools=[]), "tools"),
+    "a field that is not supported": (said("what?", tools=[{"type": "function"}]), "tools"),
     "a temperature": (said("what?", temperature=-1), "temperature"),
     "an order of turns": (said("what?") | {"messages": [{"role": "assistant", "content": "no"}]}, "the user's is due"),
     "no turn": (said("what?") | {"messages": []}, "messages"),
@@ -124,7 +124,7 @@ def test_a_body_too_large_is_refused_before_it_is_read(small: httpx.Client) -> N
 def test_a_body_that_does_not_come_is_given_up(small: httpx.Client) -> None:
     url = small.base_url
     with socket.create_connection((url.host, url.port), timeout=10) as slow:
-        slow.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        slow.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         assert b" 408 " in slow.recv(1000)
 
 

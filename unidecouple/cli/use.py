@@ -125,7 +125,7 @@ def serve(arguments: argparse.Namespace) -> int:
     key = arguments.api_key or os.environ.get("UNIDECOUPLE_API_KEY")
     name = arguments.served_model_name or Path(arguments.model).name
     engine = _engine(arguments, arguments.task, arguments.batch_size)
-    server = Server(engine, name, limits, key, with_page=not arguments.no_page)
+    server = Server(engine, name, limits, key, with_page=not arguments.no_page, hosts=[arguments.host, *arguments.allowed_host])
     http = uvicorn_server(server, arguments.host, arguments.port)
     address = f"http://{arguments.host}:{arguments.port}"
     page = "" if arguments.no_page else f", with a page at {address}/"
@@ -192,6 +192,13 @@ def add_commands(commands: Commands) -> None:
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    command.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name that clients call the server by (Host header), as a proxy's; may be repeated",
+    )
     command.add_argument("--port", type=whole(1, 65535), default=8000, help="port (default: 8000)")
     command.add_argument("--api-key", help="that clients must give (default: $UNIDECOUPLE_API_KEY, or none)")
     command.add_argument("--served-model-name", help="how clients call the model (default: the folder's name)")

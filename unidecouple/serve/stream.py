@@ -26,36 +26,31 @@ class ClientGoneError(Exception):
     """Nobody waits for the response any more."""
 
 
-async def results(request: Request, jobs: Sequence[Job[Any]]) -> list[Any]:
-    """What ``jobs`` come to. If the client disconnects, or one fails, all are given up.
+async def results(request: Request, futures: Sequence[Future[Any]]) -> list[Any]:
+    """Results of ``futures``. If the client disconnects, or one fails, all that are not done are cancelled.
 
     Raises:
         ClientGoneError: the client disconnected.
-        Exception: what the first job that failed ended with.
+        Exception: what the first future that failed ended with.
     """
-    waiting = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+    waiting = asyncio.gather(*map(asyncio.wrap_future, futures))
     gone = asyncio.ensure_future(_gone(request))
     try:
-        futures: set[asyncio.Future[Any]] = {waiting, gone}
-        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {waiting, gone}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             raise ClientGoneError
         return list(await waiting)
     finally:
         gone.cancel()
         waiting.cancel()
-        give_up(jobs)
+        for future in futures:
+            future.cancel()
 
 
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def give_up(jobs: Sequence[Job[Any]]) -> None:
-    """Cancel what is not done of ``jobs``."""
-    for job in jobs:
-        job.future.cancel()
 
 
 class Events(StreamingResponse):
@@ -70,7 +65,8 @@ class Events(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            give_up(self._jobs)
+            for job in self._jobs:
+                job.future.cancel()
 
 
 class Watcher:

@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
 from PIL import Image
-from pydantic.json_schema import models_json_schema
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 
@@ -35,10 +34,20 @@ from unidecouple.serve.pictures import UPLOAD, Uploads, as_png, from_address, op
 from unidecouple.serve.prepare import Prepared, Preparer
 from unidecouple.serve.routing import RoutingRequest, Viewer
 from unidecouple.serve.scheduler import Answered, Drawn, Scheduler
-from unidecouple.serve.schemas import ERRORS, STREAMED, Body, ChatRequest, ImageRequest, Message, described, image_usage, usage
-from unidecouple.serve.stream import ClientGoneError, Events, Watcher, answer_job, chat_events, results
+from unidecouple.serve.schemas import (
+    ERRORS,
+    STREAMED,
+    Body,
+    ChatRequest,
+    ImageRequest,
+    Message,
+    described,
+    image_usage,
+    usage,
+    with_schemas,
+)
+from unidecouple.serve.stream import Events, Watcher, answer_job, chat_events, result, results
 
-T = TypeVar("T")
 B = TypeVar("B", bound=Body)
 _DOES = {Task.MMU: "understanding", Task.T2I: "generation"}
 
@@ -115,7 +124,7 @@ class Server:
         """The request's JSON body, parsed and validated beside the event loop."""
         content = await request.body()
         thread = self._texts if len(content) <= _TEXT_BYTES else self._pictures
-        return await _while_connected(request, thread.submit(parse, model, content, request.headers.get("content-type", "")))
+        return await result(request, thread.submit(parse, model, content, request.headers.get("content-type", "")))
 
     async def _pictures_in(self, request: Request, messages: Sequence[Message]) -> dict[str, np.ndarray]:
         """The pictures of ``messages`` by their addresses; decoded one by one, as long as the client is there."""
@@ -125,7 +134,7 @@ class Server:
                 found[url] = self.uploads.get(url, place).picture
             else:
                 decoding = self._pictures.submit(from_address, url, limits, self.preparer.processor, place)
-                found[url] = await _while_connected(request, decoding)
+                found[url] = await result(request, decoding)
         return found
 
     @contextlib.asynccontextmanager
@@ -153,7 +162,7 @@ class Server:
         for path, (route, model, responses) in bodies.items():
             body = described("application/json", {"$ref": f"#/components/schemas/{model.__name__}"})
             self.app.add_api_route(path, route, methods=["POST"], response_model=None, responses=responses, openapi_extra=body)
-        self.app.openapi = partial(_with_schemas, self.app.openapi, [model for _, model, _ in bodies.values()])  # type: ignore[method-assign]
+        self.app.openapi = partial(with_schemas, self.app.openapi, [model for _, model, _ in bodies.values()])  # type: ignore[method-assign]
         form = {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "enum": ["vision"]}}
         schema = {"type": "object", "required": ["file"], "properties": form}
         body = described("multipart/form-data", schema)
@@ -186,7 +195,7 @@ class Server:
         self._check_task(Task.MMU)
         self.preparer.check_n(body.n)
         pictures = await self._pictures_in(request, body.messages)
-        prepared = await _while_connected(request, self._texts.submit(self.preparer.chat, body, pictures))
+        prepared = await result(request, self._texts.submit(self.preparer.chat, body, pictures))
         base = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self.name, "seed": prepared.seed}
         builder, stops = self.preparer.builder, prepared.stops
 
@@ -223,7 +232,7 @@ class Server:
         if body.model is not None:
             self._check_model(body.model)
         self._check_task(Task.T2I)
-        prepared = await _while_connected(request, self._texts.submit(self.preparer.images, body))
+        prepared = await result(request, self._texts.submit(self.preparer.images, body))
         if body.stream:
             return self._growing(prepared, body.partial_images or 0)
         pictures: list[Drawn] = await self._done(request, Task.T2I, prepared.work)
@@ -247,8 +256,8 @@ class Server:
         viewer = self.viewer
         assert viewer is not None
         pictures = await self._pictures_in(request, body.messages)
-        task, sample = await _while_connected(request, self._texts.submit(viewer.read, body, pictures))
-        return await _while_connected(request, viewer.begin(task, sample))
+        task, sample = await result(request, self._texts.submit(viewer.read, body, pictures))
+        return await result(request, viewer.begin(task, sample))
 
     async def upload(self, request: Request) -> dict[str, Any]:
         """Keep a picture for later requests, which name its id where a data URL could stand."""
@@ -261,7 +270,7 @@ class Server:
                 raise ApiError(400, "give the picture as multipart/form-data, field `file`", "file")
             content, name = await file.read(), file.filename or ""
         decoding = self._pictures.submit(open_picture, content, self.limits, self.preparer.processor, "file")
-        picture = await _while_connected(request, decoding)
+        picture = await result(request, decoding)
         return self._file_card(self.uploads.keep(name[:256], len(content), picture))
 
     async def file(self, file_id: str) -> dict[str, Any]:
@@ -276,7 +285,7 @@ class Server:
     async def _done(self, request: Request, task: Task, work: Any) -> list[Any]:
         jobs = [Job(one) for one in work]
         self.scheduler.submit(task, jobs)
-        return await _all_while_connected(request, [job.future for job in jobs])
+        return await results(request, [job.future for job in jobs])
 
     def _growing(self, prepared: Prepared, partial_images: int) -> Response:
         """The stream of pictures that are shown ``partial_images`` times before they are done."""
@@ -313,24 +322,3 @@ class Server:
     def _check_task(self, task: Task) -> None:
         if task not in self.scheduler.lanes:
             raise ApiError(400, f"the model {self.name!r} was loaded without {_DOES[task]}", "model", "unsupported_task")
-
-
-async def _while_connected(request: Request, future: Future[T]) -> T:
-    """The result of ``future``, which is cancelled if the client leaves before it starts."""
-    [result] = await _all_while_connected(request, [future])
-    return result
-
-
-async def _all_while_connected(request: Request, futures: Sequence[Future[T]]) -> list[T]:
-    try:
-        return await results(request, futures)
-    except ClientGoneError as error:
-        raise ApiError(499, "the client is gone") from error
-
-
-def _with_schemas(describe: Callable[[], dict[str, Any]], models: Sequence[type[Body]]) -> dict[str, Any]:
-    """FastAPI's description of the routes, with the schemas of the bodies that they parse themselves."""
-    description = describe()
-    _, schemas = models_json_schema([(model, "validation") for model in models], ref_template="#/components/schemas/{model}")
-    description["components"]["schemas"] |= schemas["$defs"]
-    return description

@@ -137,6 +137,9 @@ def _place(steps: Sequence[int | str], value: Any) -> list[int | str]:
     """``steps`` of pydantic without its names of alternatives, which are nowhere in the body."""
     place: list[int | str] = []
     for number, step in enumerate(steps):
+        after_index = number > 0 and isinstance(steps[number - 1], int)
+        if after_index and isinstance(value, dict) and value.get("type") == step:
+            continue  # the kind of a part, which pydantic puts before the part's fields
         if isinstance(value, dict) and (step in value or number + 1 == len(steps)):
             value = value.get(step)
         elif isinstance(value, list) and isinstance(step, int) and step < len(value):

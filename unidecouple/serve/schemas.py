@@ -6,10 +6,11 @@ and the neutral values of OpenAI's other fields are accepted and not used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.json_schema import models_json_schema
 
 MOST_SEED = 2**63 - 1
 MAX_MESSAGES = 256
@@ -227,3 +228,11 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 def described(kind: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     """OpenAPI's description of a required body of media type ``kind``."""
     return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}
+
+
+def with_schemas(describe: Callable[[], dict[str, Any]], models: Sequence[type[Body]]) -> dict[str, Any]:
+    """FastAPI's description of the routes, with the schemas of the bodies that they parse themselves."""
+    description = describe()
+    _, schemas = models_json_schema([(model, "validation") for model in models], ref_template="#/components/schemas/{model}")
+    description["components"]["schemas"] |= schemas["$defs"]
+    return description

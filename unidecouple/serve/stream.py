@@ -7,14 +7,14 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from unidecouple.generate.answering import Answer
 from unidecouple.generate.stopping import before_stop, settled
-from unidecouple.serve.errors import of_exception
+from unidecouple.serve.errors import ApiError, of_exception
 from unidecouple.serve.lane import Job
 from unidecouple.serve.scheduler import Answered
 
@@ -22,15 +22,20 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 
-class ClientGoneError(Exception):
-    """Nobody waits for the response any more."""
+T = TypeVar("T")
 
 
-async def results(request: Request, futures: Sequence[Future[Any]]) -> list[Any]:
+async def result(request: Request, future: Future[T]) -> T:
+    """``results`` of one future."""
+    [only] = await results(request, [future])
+    return only
+
+
+async def results(request: Request, futures: Sequence[Future[T]]) -> list[T]:
     """Results of ``futures``. If the client disconnects, or one fails, all that are not done are cancelled.
 
     Raises:
-        ClientGoneError: the client disconnected.
+        ApiError: the client disconnected.
         Exception: what the first future that failed ended with.
     """
     waiting = asyncio.gather(*map(asyncio.wrap_future, futures))
@@ -39,7 +44,7 @@ async def results(request: Request, futures: Sequence[Future[Any]]) -> list[Any]
         either: set[asyncio.Future[Any]] = {waiting, gone}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
-            raise ClientGoneError
+            raise ApiError(499, "the client is gone")
         return list(await waiting)
     finally:
         gone.cancel()

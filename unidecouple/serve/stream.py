@@ -39,6 +39,7 @@ async def results(request: Request, futures: Sequence[Future[T]]) -> list[T]:
         Exception: what the first future that failed ended with.
     """
     waiting = asyncio.gather(*map(asyncio.wrap_future, futures))
+    waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # looked at, or asyncio logs an error
     gone = asyncio.ensure_future(_gone(request))
     try:
         either: set[asyncio.Future[Any]] = {waiting, gone}

@@ -143,17 +143,18 @@ def test_text_waits_for_no_picture_and_a_picture_of_a_client_that_left_is_not_re
     monkeypatch.setattr("unidecouple.serve.api.from_address", lambda url, *rest: read.append(url))
     with serve() as live:
         url, go = httpx.URL(live.url), threading.Event()
-        pictures = live.server._pictures
+        pictures, decoding = live.server._pictures, []
         pictures.submit(go.wait, 30)
+        submit = pictures.submit
+        monkeypatch.setattr(pictures, "submit", lambda *work: (decoding.append(submit(*work)), decoding[-1])[1])
         try:
             with socket.create_connection((url.host, url.port)) as leaving:
                 leaving.sendall(posted("/v1/chat/completions", {"model": "unified", "messages": [ABOUT]}))
-                until(lambda: pictures._work_queue.qsize() == 1)
-                [waiting] = pictures._work_queue.queue
+                until(lambda: len(decoding) == 1)
                 asked = {"model": "unified", "messages": [{"role": "user", "content": "What?"}], "max_tokens": 1}
                 assert httpx.post(f"{live.url}/v1/chat/completions", json=asked).status_code == 200
-                assert not waiting.future.done()
-            until(waiting.future.cancelled)
+                assert not decoding[0].done()
+            until(decoding[0].cancelled)
         finally:
             go.set()
         pictures.submit(int).result(10)

@@ -6,6 +6,7 @@ Nothing is read or remembered on the way there, so a resumed run goes on exactly
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,8 @@ class Source:
 
     def __post_init__(self) -> None:
         for name, value in (("weight", self.weight), ("max_samples", self.max_samples), ("repeats", self.repeats)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} of {self.path} must be above 0; leave the source out instead")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} of {self.path} must be above 0 and finite; leave the source out instead")
         if self.weight is not None and self.repeats != 1.0:
             raise ValueError(f"{self.path} has weight={self.weight} and repeats={self.repeats}: give one of them")
 

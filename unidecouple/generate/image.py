@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.batch import Modality, Task
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.padding import left_pad, positions
-from unidecouple.generate.sampler import Choice, Sampler, uniforms
+from unidecouple.generate.sampler import Choice, Sampler, check_guidance, uniforms
 from unidecouple.models.base import UnifiedModel
 
 _Job = tuple[str, tuple[int, ...]]  # prompt, seed of its picture
@@ -38,6 +39,11 @@ class Sampling:
     routing: str | None = None
     negative_prompt: str | None = None
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_guidance(self)
+        bounds.at_least(1, self, "batch_size")
+        _ = self.choice  # checks the others
 
     @property
     def choice(self) -> Choice:

@@ -61,12 +61,9 @@ class Judged:
         return self._answer(None, queries)
 
     def paint(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
-        """Pictures of consecutive prompts; see ``painting.PaintFrom``.
-
-        Each is decoded alone: in batches a few pixels change by one level with their neighbours, and a restart would show.
-        """
+        """Pictures of consecutive prompts; see ``painting.PaintFrom``."""
         tokens = draw_tokens(self.model, self._builder, prompts, num_images, self.seed, self.sampling, first)
-        pictures = decode_pictures(self.model, tokens, batch_size=1)
+        pictures = decode_pictures(self.model, tokens)
         return [list(pictures[at : at + num_images]) for at in range(0, len(pictures), num_images)]
 
     def _answer(self, pictures: Sequence[np.ndarray] | None, queries: Sequence[Query]) -> list[str]:

@@ -86,14 +86,21 @@ def draw_tokens(
 
 
 @torch.no_grad()
-def decode_pictures(model: UnifiedModel, tokens: Tensor, batch_size: int = 8) -> np.ndarray:
-    """Image tokens (N, tokens) -> uint8 pictures (N, H, W, 3).
+def decode_pictures(model: UnifiedModel, tokens: Tensor) -> np.ndarray:
+    """Decode image tokens (N, tokens) to uint8 pictures (N, H, W, 3).
 
-    Few at a time: on a CPU, 64 pictures of 64 pixels take twice as long as eight times eight, as the system maps and clears the
-    memory of large feature maps anew for every layer.
+    Each picture is decoded alone: convolutions over a batch round in another order, and a picture's bytes would depend on those
+    beside it.
     """
-    parts = [model.render(chunk) for chunk in tokens.split(batch_size)]
-    return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    return np.concatenate([to_bytes(model.render(one)) for one in tokens.split(1)])
+
+
+def to_bytes(pictures: Tensor) -> np.ndarray:
+    """Turn (N, H, W, 3) in [-1, 1] into uint8, truncated: ``clip((x + 1) / 2 * 255, 0, 255)`` in float32.
+
+    As deepseek-ai/Janus (``generation_inference.py``); transformers' Janus and Emu3 processors truncate, too.
+    """
+    return ((pictures.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job], sampling: Sampling) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from unidecouple.bounds import cut
+from unidecouple.inputs import special_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ def existing(path: Path | None, what: str) -> None:
         ValueError: it is none.
     """
     if path is not None and not path.is_file():
-        said = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
+        said = "is a folder" if path.is_dir() else f"is {kind}" if (kind := special_file(path)) else "does not exist"
         raise ValueError(f"{what} {path} {said}: name a file")
 
 

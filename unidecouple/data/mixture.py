@@ -59,7 +59,8 @@ class Files:
         validation: held-out sources that a run is scored on.
         mmu_batch_size: samples a step that are understood, texts among them, by the sources' shares; 0 is generation only.
         t2i_batch_size: pictures with prompts a step; 0 is understanding only.
-        max_length: tokens of the longest sequence, or of a row if ``pack``; longer samples count as bad.
+        max_length: tokens of the longest sequence, or of a row if ``pack``; longer samples count as bad, and so do those that are
+            longer than the model takes, without ``pack``. Nothing is truncated.
         pack: several sequences a row, all tasks together, instead of one padded batch a task.
         cond_dropout_prob: share of prompts hidden, for classifier-free guidance.
         max_bad_ratio: share of bad records (unreadable, missing, too long) above which the run fails.

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unidecouple.bounds import short
 from unidecouple.data.world.prompts import Prompt, scene_of
 from unidecouple.data.world.scene import render
 from unidecouple.eval.benchmark import Painter, Score, paint
 from unidecouple.eval.judges import Box, Detection, Judge
 from unidecouple.eval.records import Row, read_records
+from unidecouple.inputs import quoted
 
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
@@ -221,7 +221,7 @@ def metadata_of(row: Row) -> Metadata:
     for key in ("include", "exclude"):
         for number, clause in enumerate(row.listed(key) if row.values.get(key) else []):
             if not isinstance(clause, dict):
-                row.fail(f"{key}[{number}] is {short(clause)} where an object is due")
+                row.fail(f"{key}[{number}] is {quoted(clause)} where an object is due")
             _check_clause(Row(f"{row.where}, {key}[{number}]", clause), number)
     row.listed("include")
     return row.values
@@ -237,7 +237,7 @@ def _check_clause(clause: Row, number: int) -> None:
         place = clause.listed("position")
         earlier = len(place) == 2 and type(place[1]) is int and 0 <= place[1] < number
         if not earlier or place[0] not in RELATIONS:
-            clause.fail(f"'position' is {short(place)}; give one of {', '.join(RELATIONS)} and the number of an earlier clause")
+            clause.fail(f"'position' is {quoted(place)}; give one of {', '.join(RELATIONS)} and the number of an earlier clause")
 
 
 def read_folder(folder: Path) -> tuple[list[Metadata], list[list[np.ndarray]]]:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unidecouple.bounds import short
 from unidecouple.data.formats.record import ImageBytes, ImageFile
 from unidecouple.eval.benchmark import Answers, Query, Quiz, Report, Score
 from unidecouple.eval.mmmu_parser import open_is_right, read_choice, read_open
@@ -24,6 +23,7 @@ from unidecouple.eval.records import Row, unique
 from unidecouple.eval.sources import find, hashes, stored_picture, table_rows
 from unidecouple.eval.statistics import Share
 from unidecouple.files import write_json_atomic
+from unidecouple.inputs import quoted
 
 JUDGE = "official"
 _GUESS_SEED = 42
@@ -106,7 +106,7 @@ def _read(row: Row, path: Path) -> tuple[Item, Query]:
             raise ValueError(f"{path} has no column {column!r}: give MMMU's own files, unchanged")
     name, question, kind = row.name("id"), row.text("question"), row["question_type"]
     if kind not in _ASK:
-        row.fail(f"'question_type' is {short(kind)}; MMMU has {' and '.join(_ASK)}")
+        row.fail(f"'question_type' is {quoted(kind)}; MMMU has {' and '.join(_ASK)}")
     options = _options(row) if kind == _CHOICE else {}
     shown = [stored for column in _PICTURES if (stored := row.values.get(column))]
     if not shown:
@@ -120,7 +120,7 @@ def _read(row: Row, path: Path) -> tuple[Item, Query]:
 def _options(row: Row) -> dict[str, str]:
     texts = _listed(row["options"])
     if not 2 <= len(texts) <= _LETTERS:
-        row.fail(f"'options' is {short(row['options'])}; give a list of 2 to {_LETTERS}")
+        row.fail(f"'options' is {quoted(row['options'])}; give a list of 2 to {_LETTERS}")
     return {chr(ord("A") + number): str(text) for number, text in enumerate(texts)}
 
 
@@ -131,7 +131,7 @@ def _gold(row: Row, options: Mapping[str, str]) -> tuple[str, ...]:
         return tuple(row.plain("answer", one) for one in given)
     letters = tuple(str(one).strip().strip("().").upper() for one in given)
     if not all(letter in options for letter in letters):
-        row.fail(f"'answer' is {short(row['answer'])}, but the options are {', '.join(options)}: give the letter of the right one")
+        row.fail(f"'answer' is {quoted(row['answer'])}, but the options are {', '.join(options)}: give the letter of the right one")
     return letters
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
-from unidecouple.bounds import short
+from unidecouple.inputs import quoted
 
 YesNo = Literal["yes", "no"]
 _BOM: Final = b"\xef\xbb\xbf"
@@ -54,7 +54,7 @@ class Row:
         """Return a text that is not blank and can be written as UTF-8."""
         value = self[key]
         if not isinstance(value, str) or not value.strip():
-            self.fail(f"{key!r} is {short(value)}; give a text that is not empty")
+            self.fail(f"{key!r} is {quoted(value)}; give a text that is not empty")
         return self._unicode(key, value)
 
     def plain(self, key: str, value: object) -> str:
@@ -64,35 +64,35 @@ class Row:
         if isinstance(value, int | float) and math.isfinite(value):
             return _number(value)
         if not isinstance(value, str) or not value.strip():
-            self.fail(f"{key!r} is {short(value)}; give a text that is not empty, a number, true or false")
+            self.fail(f"{key!r} is {quoted(value)}; give a text that is not empty, a number, true or false")
         return self._unicode(key, value)
 
     def name(self, key: str) -> str:
         """Return an id: a text or a whole number."""
         value = self[key]
         if isinstance(value, bool) or not isinstance(value, str | int):
-            self.fail(f"{key!r} is {short(value)}; give a text or a whole number")
+            self.fail(f"{key!r} is {quoted(value)}; give a text or a whole number")
         return self.text(key) if isinstance(value, str) else _number(value)
 
     def count(self, key: str) -> int:
         """Return a whole number from 0 on."""
         value = self[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            self.fail(f"{key!r} is {short(value)}; give a whole number from 0 on")
+            self.fail(f"{key!r} is {quoted(value)}; give a whole number from 0 on")
         return value
 
     def yes_no(self, key: str) -> YesNo:
         """Return a label, by ``yes_no``."""
         label = yes_no(self[key])
         if label is None:
-            self.fail(f"{key!r} is {short(self[key])}; give yes or no, true or false, 1 or 0")
+            self.fail(f"{key!r} is {quoted(self[key])}; give yes or no, true or false, 1 or 0")
         return label
 
     def listed(self, key: str, least: int = 1) -> list[Any]:
         """Return a list of at least ``least`` items."""
         value = self[key]
         if not isinstance(value, list) or len(value) < least:
-            self.fail(f"{key!r} is {short(value)}; give a list" + (" that is not empty" if least else ""))
+            self.fail(f"{key!r} is {quoted(value)}; give a list" + (" that is not empty" if least else ""))
         return value
 
     def _unicode(self, key: str, value: str) -> str:
@@ -163,7 +163,7 @@ def unique(rows: Sequence[Row], names: Sequence[str], what: str) -> None:
     first: dict[str, str] = {}
     for row, name in zip(rows, names, strict=True):
         if name in first:
-            row.fail(f"{what} {short(name)} is that of {first[name]} too; answers are kept by it, so each needs another")
+            row.fail(f"{what} {quoted(name)} is that of {first[name]} too; answers are kept by it, so each needs another")
         first[name] = row.where
 
 
@@ -183,7 +183,7 @@ def _parsed(content: bytes, where: str) -> Any:
 
 def _row(value: object, where: str) -> Row:
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: {short(value)} where an object is due")  # noqa: TRY004 -- a user's mistake
+        raise ValueError(f"{where}: {quoted(value)} where an object is due")  # noqa: TRY004 -- a user's mistake
     return Row(where, value)
 
 

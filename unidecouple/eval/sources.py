@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unidecouple.bounds import short
 from unidecouple.data.formats.record import ImageBytes, ImageFile
 from unidecouple.files import sha256_file
+from unidecouple.inputs import quoted
 
 _PICTURES = ("", "images", "val2014", "COCO/val2014", "coco/val2014")
 _COLUMNS_OF_PICTURES = ("bytes", "path")
@@ -50,7 +50,7 @@ class Pictures:
                 return ImageFile(place / name)
         looked = ", ".join(dict.fromkeys(str(place) for place in self._places if place.is_dir()))
         raise ValueError(
-            f"{where}: picture {short(name)} is missing (looked in {looked}): copy the benchmark's pictures to one of these folders"
+            f"{where}: picture {quoted(name)} is missing (looked in {looked}): copy the benchmark's pictures to one of these folders"
         )
 
 
@@ -93,6 +93,6 @@ def stored_picture(cell: Any, where: str, folder: Path) -> ImageBytes | ImageFil
         return ImageBytes(cell["bytes"])
     if isinstance(cell, dict) and isinstance(cell.get("path"), str) and cell["path"]:
         if not _is_file(folder / cell["path"]):
-            raise ValueError(f"{where}: picture {short(cell['path'])} is missing in {folder}")
+            raise ValueError(f"{where}: picture {quoted(cell['path'])} is missing in {folder}")
         return ImageFile(folder / cell["path"])
     raise ValueError(f"{where} holds {type(cell).__name__} where a picture with {' or '.join(_COLUMNS_OF_PICTURES)} should be")

@@ -12,7 +12,7 @@ from torch import Tensor
 from unidecouple import bounds
 from unidecouple.batch import Modality, Task
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.padding import left_pad, positions
+from unidecouple.generate.padding import check_length, left_pad, positions
 from unidecouple.generate.sampler import Choice, Sampler, check_guidance, uniforms
 from unidecouple.models.base import UnifiedModel
 
@@ -109,6 +109,8 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job],
     if guided:
         away = sampling.negative_prompt
         rows += [builder.generation_prompt(prompt if away is None else away, dropped=away is None) for prompt, _ in jobs]
+    new = model.num_image_tokens * (builder.picture.columns + len(builder.row_end)) // builder.picture.columns
+    check_length(max(map(len, rows)), new, model.config.text_config.max_position_embeddings)
     ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, model.device)
     length = model.num_image_tokens
     uniform = torch.stack([uniforms(seed, length) for _, seed in jobs]).to(model.device)

@@ -20,6 +20,7 @@ from unidecouple.generate.answering import Request
 from unidecouple.generate.asked import Asked, asked
 from unidecouple.generate.drawing import GUIDANCE, Order
 from unidecouple.generate.engine import Engine
+from unidecouple.generate.padding import check_length
 from unidecouple.generate.sampler import Choice
 
 
@@ -134,8 +135,7 @@ class _Reader:
             return kept, Order(wanted.prompt, seed, settings.guidance_scale, choice)
         sample = builder.conversation(self._turns(wanted), Task.MMU)
         room = min(self.engine.length, self.engine.answering.model.config.text_config.max_position_embeddings)
-        if len(sample.input_ids) + settings.max_new_tokens > room:
-            raise ValueError(f"{len(sample.input_ids)} tokens and {settings.max_new_tokens} of answer are more than {room}")
+        check_length(len(sample.input_ids), settings.max_new_tokens, room)
         return kept, Request(sample.input_ids, sample.pictures, settings.max_new_tokens, Choice(settings.temperature), seed)
 
     def _turns(self, wanted: Asked) -> list[tuple[str, list[Any]]]:

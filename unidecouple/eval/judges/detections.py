@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unidecouple.bounds import short
 from unidecouple.eval.geneval import Metadata, Verdict, judge_image
 from unidecouple.eval.judges import Box, Detection
 from unidecouple.eval.records import Row, read_records
+from unidecouple.inputs import quoted
 
 _SIDES: Final = ("left", "top", "right", "bottom")
 _PLACE = re.compile(r"(?P<prompt>\d+)/samples/(?P<image>\d+)\.png$")
@@ -51,7 +51,7 @@ def read_verdicts(path: Path, metadata: Sequence[Metadata], num_images: int) -> 
     for row in read_records(path, ("filename",)):
         match = _PLACE.search(row.text("filename").replace("\\", "/"))
         if match is None:
-            row.fail(f"{short(row['filename'])} is no picture of GenEval's layout, such as 00000/samples/0000.png")
+            row.fail(f"{quoted(row['filename'])} is no picture of GenEval's layout, such as 00000/samples/0000.png")
         key = (int(match["prompt"]), int(match["image"]))
         if key in found:
             row.fail(f"judges {row['filename']} twice, as {found[key].where} does: join the results of one run only")
@@ -92,14 +92,14 @@ def _judged(row: Row, line: Metadata) -> tuple[bool, str]:
 
 def _box(row: Row, given: object) -> Box:
     if not isinstance(given, list) or len(given) < len(_SIDES):
-        row.fail(f"the box {short(given)} is no list of {', '.join(_SIDES)}")
+        row.fail(f"the box {quoted(given)} is no list of {', '.join(_SIDES)}")
     left, top, right, bottom = (_finite(row, side, value) for side, value in zip(_SIDES, given, strict=False))
     return left, top, right, bottom
 
 
 def _finite(row: Row, key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        row.fail(f"{key!r} is {short(value)}; give a number")
+        row.fail(f"{key!r} is {quoted(value)}; give a number")
     return float(value)
 
 
@@ -112,7 +112,7 @@ def _judged_again(row: Row, line: Metadata) -> bool | None:
         details = json.loads(details) if isinstance(details, str) else details
         kept = [(name, box, box[len(_SIDES)]) for name, boxes in details.items() for box in boxes]
     except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
-        row.fail(f"'details' is {short(details)}; it should hold the boxes of each class, left, top, right, bottom and score")
+        row.fail(f"'details' is {quoted(details)}; it should hold the boxes of each class, left, top, right, bottom and score")
     boxes = [Detection(name, _finite(row, "score", score), _box(row, box)) for name, box, score in kept]
     return judge_image(boxes, line, lambda box: "")[0]
 

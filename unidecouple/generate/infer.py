@@ -187,6 +187,8 @@ def _continued(output: Path, settings: Settings, source: bytes) -> dict[int, str
     """Lines that ``output`` has, with their errors; half a line, which a kill may leave at its end, is cut off."""
     beside = output.with_name(f"{output.name}.settings.json")
     mine = {**asdict(settings), "data_bytes": len(source), "data_sha256": hashlib.sha256(source).hexdigest()}
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name a file")
     if not output.exists():
         write_json_atomic(beside, mine)
         return {}

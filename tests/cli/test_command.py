@@ -33,6 +33,7 @@ GRID, RUN = str(RECIPES / "demo.yaml"), str(RECIPES / "base" / "unified.yaml")
         (["diagnose", "unified", "--batches", "0"], "--batches: 0 must be at least 1"),
         (["data", "check", "a", "--max-bad-ratio", "nan"], "--max-bad-ratio: nan must be from 0 to 1"),
         (["data", "encode", "a", "--batch-size", "0"], "--batch-size: 0 must be at least 1"),
+        (["data", "preview", "a", "--model=--"], "argument --model: '--' is no value"),
         (["chat", "unified", "--temperature", "nan"], "--temperature: nan must be from 0 to 100"),
         (["chat", "unified", "--top-p", "0"], "--top-p: 0 must be above 0 and at most 1"),
         (["generate", "unified", "a cow", "--guidance-scale", "1e400"], "--guidance-scale: 1e400 must be from 0 to 100"),

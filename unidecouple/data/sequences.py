@@ -154,11 +154,15 @@ class SequenceBuilder:
     def understanding_prompt(self, question: str, shown: bool = True) -> list[int]:
         """Ids of one question about one picture, up to where the answer starts; not ``shown``, the picture is left out.
 
+        As deepseek-ai/Janus strips a message whole (``apply_sft_template_for_multi_turn_prompts``), spaces between picture and
+        question stay, and a picture without a question has no line feed after it.
+
         Raises:
             ValueError: as ``check_words``.
         """
         opening = self._chat.user_with_image if shown else self._chat.prefix + self._chat.user
-        return [self._bos, *self._ids(opening + question.strip() + self._chat.asked, question, "question")]
+        said = opening.rstrip() if shown and not question.strip() else opening + (question.rstrip() if shown else question.strip())
+        return [self._bos, *self._ids(said + self._chat.asked, question, "question")]
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer to such a question, without what ends it; none of an empty one.
@@ -231,9 +235,12 @@ class SequenceBuilder:
             if isinstance(part, str):
                 self.check_words(part)
             text += " " if words and not text[-1].isspace() else ""
-            text += part.strip() if isinstance(part, str) else self._chat.image
+            if isinstance(part, str):
+                text += part.rstrip() if text and not words else part.strip()
+            else:
+                text += self._chat.image
             words = bool(text) and isinstance(part, str)
-        return text
+        return text.rstrip()  # see ``understanding_prompt``
 
     def _ids(self, text: str, words: str = "", what: str = "text", keep: bool = True) -> list[int]:
         """Ids of a stretch of text, its pictures in full; kept for the next time unless it is a user's.

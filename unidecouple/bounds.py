@@ -48,7 +48,7 @@ def between(least: float, most: float, config: object, *names: str) -> None:
 def whole(least: int, most: int, config: object, *names: str) -> None:
     """As ``between``, for whole numbers only."""
 
-    def fits(value: float) -> bool:
+    def fits(value: Any) -> bool:
         return isinstance(value, numbers.Integral) and least <= value <= most
 
     _check(config, names, fits, f"a whole number from {least} to {most}")

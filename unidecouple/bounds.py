@@ -49,7 +49,7 @@ def whole(least: int, most: int, config: object, *names: str) -> None:
     """As ``between``, for whole numbers only."""
 
     def fits(value: Any) -> bool:
-        return isinstance(value, numbers.Integral) and least <= value <= most
+        return isinstance(value, numbers.Integral) and least <= int(value) <= most
 
     _check(config, names, fits, f"a whole number from {least} to {most}")
 

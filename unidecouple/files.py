@@ -84,7 +84,7 @@ def append_jsonl(path: Path, record: Mapping[str, object]) -> None:
         StorageError: it could not be written; the file is as it was.
         ValueError: NaN or infinity in ``record``, which JSON cannot hold; nothing is written.
     """
-    line = (_json(path, record) + "\n").encode()
+    line = (_json(path, record) + "\n").encode("utf-8", "backslashreplace")  # half a surrogate pair, as JSON escapes it
     with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:

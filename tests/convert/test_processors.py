@@ -79,6 +79,20 @@ def test_understanding_by_hand(pro: UniJanusProcessor, pro_builder: SequenceBuil
     assert pro.tokenizer.decode(learned) == f" yes{EOS} two red cows.{EOS}"
 
 
+@pytest.mark.parametrize(
+    ("question", "user"),
+    [("", ""), ("  \n", ""), ("  How many?  ", "\n  How many?"), ("\nHow many?\n", "\n\nHow many?")],
+)
+def test_messages_are_stripped_as_deepseek_strips_them(
+    pro: UniJanusProcessor, pro_builder: SequenceBuilder, question: str, user: str
+) -> None:
+    """``f"<image_placeholder>\\n{question}".strip()``, by hand."""
+    text = f"{BOS}{SYSTEM}<|User|>: {PICTURE}{user}\n\n<|Assistant|>:"
+    assert pro.tokenizer.decode(pro_builder.understanding_prompt(question)) == text
+    picture = np.zeros((16, 16, 3), np.uint8)
+    assert pro.tokenizer.decode(pro_builder.conversation([("user", [picture, question])], Task.MMU).input_ids) == text
+
+
 def test_generation_by_hand(pro: UniJanusProcessor, pro_builder: SequenceBuilder) -> None:
     prompt = pro_builder.generation_prompt("a photo of a blue pig")
     assert pro.tokenizer.decode(prompt) == f"{BOS}<|User|>: a photo of a blue pig\n\n<|Assistant|>:<begin_of_image>"

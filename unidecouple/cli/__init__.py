@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; user mistakes are one clear line on standard error, no traceback."""
-    arguments = _parser().parse_args(argv)
+    parser, words = _parser(), list(sys.argv[1:] if argv is None else argv)
+    for word in words:
+        if word.startswith("--") and word.endswith("=--"):  # argparse of Python 3.11 makes an empty list of it
+            parser.error(f"argument {word.removesuffix('=--')}: '--' is no value")
+    arguments = parser.parse_args(words)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

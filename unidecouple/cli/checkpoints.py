@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, add_group, load_config, say, whole
+from unidecouple.cli.command import OK, add, add_group, load_config, number, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -79,7 +79,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="a new mixture without a shared expert"
     )
-    command.add_argument("--alpha-init", type=float, help="weight of the shared expert at the start (default: 0.5)")
+    command.add_argument("--alpha-init", type=number(), help="weight of the shared expert at the start (default: 0.5)")
     command.add_argument("--moe-layers", help="layers that become mixtures, as 0,4-7 (default: all)")
     command.add_argument(
         "--context-router", action="store_const", const=True, help="the first mixture's task router looks at the tokens before"
@@ -101,9 +101,11 @@ def add_commands(commands: Commands) -> None:
     joined.add_argument(
         "--method", choices=("task_arithmetic", "adamerging"), default="task_arithmetic", help="how (default: %(default)s)"
     )
-    joined.add_argument("--scale", type=float, default=0.3, help="coefficient of every model, or where it starts (default: 0.3)")
+    joined.add_argument("--scale", type=number(), default=0.3, help="coefficient of every model, or where it starts (default: 0.3)")
     joined.add_argument("--recipe", nargs="+", help="adamerging: recipes and key=value overrides, whose data are the inputs")
-    joined.add_argument("--learning-rate", type=float, default=1e-3, help="adamerging: of the coefficients (default: 0.001)")
+    joined.add_argument(
+        "--learning-rate", type=number(above=0), default=1e-3, help="adamerging: of the coefficients (default: 0.001)"
+    )
     joined.add_argument("--steps", type=whole(1), default=500, help="adamerging: steps of learning (default: 500)")
     joined.add_argument("--batch-size", type=whole(1), default=16, help="adamerging: samples a task and step (default: 16)")
     joined.add_argument(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unidecouple.cli.command import FAILED, OK, OWN, add, existing, progress_bar, say, whole
+from unidecouple.cli.command import FAILED, OK, OWN, add, existing, number, progress_bar, say, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,26 +167,28 @@ def add_commands(commands: Commands) -> None:
             command.add_argument("--seed", type=whole(0), default=0, help="of the sampling (default: 0)")
             own = None if function is generate else 0.0
             said = f"{OWN} 1" if function is generate else "0"
-            command.add_argument("--temperature", type=float, default=own, help=f"0 is greedy (default: {said})")
+            command.add_argument("--temperature", type=number(0, 100), default=own, help=f"0 is greedy (default: {said})")
         if function in (chat, generate):
             few, share, told = (None, None, OWN + " ") if function is generate else (0, 1.0, "")
             command.add_argument(
-                "--top-k", type=whole(0), default=few, help=f"among the k likeliest tokens; 0 is all (default: {told}0)"
+                "--top-k", type=whole(0, 1 << 20), default=few, help=f"among the k likeliest tokens; 0 is all (default: {told}0)"
             )
-            command.add_argument("--top-p", type=float, default=share, help=f"among the likeliest of this share (default: {told}1)")
+            command.add_argument(
+                "--top-p", type=number(above=0, most=1), default=share, help=f"among the likeliest of this share (default: {told}1)"
+            )
         if function in (chat, infer):
-            command.add_argument("--max-new-tokens", type=whole(1), default=64, help="longest answer (default: 64)")
+            command.add_argument("--max-new-tokens", type=whole(1, 1 << 20), default=64, help="longest answer (default: 64)")
         if function in (generate, infer):
-            command.add_argument("--guidance-scale", type=float, help=f"of pictures; 1 is none (default: {OWN} 5)")
+            command.add_argument("--guidance-scale", type=number(0, 100), help=f"of pictures; 1 is none (default: {OWN} 5)")
     made[chat].add_argument("--image", type=Path, help="picture that the first question is about")
     made[chat].add_argument("--question", help="one question (default: lines of standard input)")
     made[generate].add_argument("prompt", nargs="+", help="what to draw")
     made[generate].add_argument("--output", type=Path, required=True, help="folder of the pictures")
-    made[generate].add_argument("--num-images", type=whole(1), default=1, help="pictures a prompt (default: 1)")
+    made[generate].add_argument("--num-images", type=whole(1, 10_000), default=1, help="pictures a prompt (default: 1)")
     made[generate].add_argument("--negative-prompt", help="what guidance leads away from")
     made[infer].add_argument("data", type=Path, help="jsonl: messages or conversations to be answered, prompts to be drawn")
     made[infer].add_argument("--output", type=Path, required=True, help="jsonl to write; pictures go to a folder beside it")
-    made[infer].add_argument("--image-temperature", type=float, help=f"of pictures (default: {OWN} 1)")
+    made[infer].add_argument("--image-temperature", type=number(0, 100), help=f"of pictures (default: {OWN} 1)")
     _add_serve(made[serve])
 
 
@@ -210,4 +212,6 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no-page", action="store_true", help="no web page at / and no /v1/routing, for which the whole model stays in memory"
     )
-    command.add_argument("--drain-seconds", type=float, default=30.0, help="that a shutdown waits for what runs (default: 30)")
+    command.add_argument(
+        "--drain-seconds", type=number(above=0, most=86400), default=30.0, help="that a shutdown waits for what runs (default: 30)"
+    )

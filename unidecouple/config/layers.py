@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unidecouple.config.yaml12 import ConfigError, parse
+from unidecouple.inputs import special_file
 
 Location = tuple[str | int, ...]
 """Keys and list positions from the top of a configuration to a value in it."""
@@ -118,6 +119,8 @@ def _nest(keys: list[str], value: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if kind := special_file(path):
+        raise ConfigError(f"{path} is {kind}, not a file: write the recipe to a file and give that")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -123,3 +123,9 @@ def load_processor(name_or_path: str) -> UnifiedProcessor:
     if processor is None:
         raise ValueError(f"{folder} has no tokenizer.json: copy the tokenizer's and processor's files to it")
     return processor
+
+
+def longest_sequence(name_or_path: str) -> int:
+    """Most tokens of a sequence that a checkpoint takes, without its weights; raises as ``load_processor``."""
+    config = config_of(checkpoint_folder(name_or_path), load_processor(name_or_path))
+    return int(config.text_config.max_position_embeddings)

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from unidecouple.eval.geneval import Metadata
-from unidecouple.eval.sources import read_jsonl
+from unidecouple.eval.geneval import RELATIONS, Metadata, metadata_of
+from unidecouple.eval.records import read_records
 from unidecouple.files import write_text_atomic
 
 PUBLISHED_SHA256: Final = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
@@ -33,7 +33,6 @@ toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier
 CLASSES: Final = tuple(" ".join(_NAMES.split()).split(", "))
 """COCO's 80 classes in GenEval's order and words; "person" is first, and is never given a colour."""
 COLORS: Final = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-RELATIONS: Final = ("left of", "right of", "above", "below")
 _NUMBERS: Final = ("zero", "one", "two", "three", "four")
 _FIRST_COLORED = 1
 
@@ -60,11 +59,11 @@ def read_metadata(path: Path, limit: int | None = None) -> list[Metadata]:
     """The lines of such a file; with ``limit`` the first so many of each tag.
 
     Raises:
-        ValueError: a line that is no JSON or lacks a key.
+        ValueError: there are none, or one is no JSON or not as ``metadata_of`` needs it.
     """
-    lines = list(read_jsonl(path, ("tag", "include", "prompt")))
+    lines = [metadata_of(row) for row in read_records(path, ("tag", "include", "prompt"))]
     if limit is None:
-        return list(lines)
+        return lines
     ranks: dict[str, int] = {}
     kept: list[Metadata] = []
     for line in lines:

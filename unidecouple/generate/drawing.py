@@ -17,7 +17,7 @@ from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
 from unidecouple.generate.replay import Recorder, Replayed, fill
 from unidecouple.generate.rows import Rows
-from unidecouple.generate.sampler import Choice, Form, Sampler, uniforms
+from unidecouple.generate.sampler import Choice, Form, Sampler, check_guidance, uniforms
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.decoder import DecoderOutput
 
@@ -42,6 +42,9 @@ class Order:
     guidance_scale: float = GUIDANCE
     choice: Choice = field(default_factory=Choice)
     negative_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        check_guidance(self)
 
 
 @dataclass

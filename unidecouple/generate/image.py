@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.batch import Modality, Task
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.padding import left_pad, positions
-from unidecouple.generate.sampler import Choice, Sampler, uniforms
+from unidecouple.generate.padding import check_length, left_pad, positions
+from unidecouple.generate.sampler import Choice, Sampler, check_guidance, uniforms
 from unidecouple.models.base import UnifiedModel
 
 _Job = tuple[str, tuple[int, ...]]  # prompt, seed of its picture
@@ -38,6 +39,11 @@ class Sampling:
     routing: str | None = None
     negative_prompt: str | None = None
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_guidance(self)
+        bounds.at_least(1, self, "batch_size")
+        _ = self.choice  # checks the others
 
     @property
     def choice(self) -> Choice:
@@ -80,14 +86,21 @@ def draw_tokens(
 
 
 @torch.no_grad()
-def decode_pictures(model: UnifiedModel, tokens: Tensor, batch_size: int = 8) -> np.ndarray:
-    """Image tokens (N, tokens) -> uint8 pictures (N, H, W, 3).
+def decode_pictures(model: UnifiedModel, tokens: Tensor) -> np.ndarray:
+    """Decode image tokens (N, tokens) to uint8 pictures (N, H, W, 3).
 
-    Few at a time: on a CPU, 64 pictures of 64 pixels take twice as long as eight times eight, as the system maps and clears the
-    memory of large feature maps anew for every layer.
+    Each picture is decoded alone: convolutions over a batch round in another order, and a picture's bytes would depend on those
+    beside it.
     """
-    parts = [model.render(chunk) for chunk in tokens.split(batch_size)]
-    return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    return np.concatenate([to_bytes(model.render(one)) for one in tokens.split(1)])
+
+
+def to_bytes(pictures: Tensor) -> np.ndarray:
+    """Turn (N, H, W, 3) in [-1, 1] into uint8, truncated: ``clip((x + 1) / 2 * 255, 0, 255)`` in float32.
+
+    As deepseek-ai/Janus (``generation_inference.py``); transformers' Janus and Emu3 processors truncate, too.
+    """
+    return ((pictures.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job], sampling: Sampling) -> Tensor:
@@ -96,6 +109,8 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job],
     if guided:
         away = sampling.negative_prompt
         rows += [builder.generation_prompt(prompt if away is None else away, dropped=away is None) for prompt, _ in jobs]
+    new = model.num_image_tokens * (builder.picture.columns + len(builder.row_end)) // builder.picture.columns
+    check_length(max(map(len, rows)), new, model.config.text_config.max_position_embeddings)
     ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, model.device)
     length = model.num_image_tokens
     uniform = torch.stack([uniforms(seed, length) for _, seed in jobs]).to(model.device)

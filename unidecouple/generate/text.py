@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder, pixels
-from unidecouple.generate.padding import left_pad, positions
+from unidecouple.generate.padding import check_length, left_pad, positions
 from unidecouple.models.base import UnifiedModel
 
 
@@ -37,11 +37,15 @@ def answer(
 
     Returns:
         One plain answer a question.
+
+    Raises:
+        ValueError: a question spells out a special token, or leaves the answer no room within the model's length.
     """
     answers: list[str] = []
     for start in range(0, len(questions), batch_size):
         chunk = slice(start, start + batch_size)
         prompts = [builder.understanding_prompt(question, pictures is not None) for question in questions[chunk]]
+        check_length(max(map(len, prompts)), max_new_tokens, model.config.text_config.max_position_embeddings)
         pixel_values = None if pictures is None else pixels(pictures[chunk]).to(model.device)
         tokens = _decode(model, builder, prompts, pixel_values, max_new_tokens, routing)
         rows = _until_eos(tokens, builder.tokenizer.eos_token_id)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unidecouple import bounds
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.data.sequences import pixels
 from unidecouple.data.world.dataset import tokenizer_pictures, vocabulary
@@ -51,6 +52,10 @@ class Scratch:
     seed: int = 0
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "pictures", "threads")
+        bounds.at_least(0, self, "picture_seed", "seed")
+
 
 def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
     """Write the checkpoint ``folder``, ``image_tokenizer.jsonl`` (losses) and ``image_tokenizer.json`` (the judge's bounds)."""
@@ -72,9 +77,9 @@ def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
         processor.save_pretrained(staging)
         for record in log:
             append_jsonl(staging / "image_tokenizer.jsonl", record)
-        bounds = tokenizer_bounds(model)
-        write_json_atomic(staging / "image_tokenizer.json", bounds)
-    say(f"the judge's ceiling is {bounds['ceiling']:.3f}, through the tokenizer {bounds['through_tokenizer']:.3f}")
+        judged = tokenizer_bounds(model)
+        write_json_atomic(staging / "image_tokenizer.json", judged)
+    say(f"the judge's ceiling is {judged['ceiling']:.3f}, through the tokenizer {judged['through_tokenizer']:.3f}")
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -50,4 +51,7 @@ def open_source(
     """
     if run.files is None:
         return world_batches(run.data, model, builder, run.seed, cache, progress)
-    return FileBatches(run.files, processor, builder, run.seed, model.model.vqmodel, cache / "files")
+    files, longest = run.files, model.config.text_config.max_position_embeddings
+    if not files.pack:  # packed rows may be longer than the model takes: positions start again with each sequence
+        files = replace(files, max_length=min(files.max_length, longest))
+    return FileBatches(files, processor, builder, run.seed, model.model.vqmodel, cache / "files")

@@ -62,8 +62,9 @@ def test_samples_of_every_sort(tmp_path: Path) -> None:
     shown = [[p.read() for p in record.turns[n].pictures] for record, n in zip(found, (1, 1, 0, 0), strict=False)]  # type: ignore[union-attr]
     assert shown == [[png(0)], [png(1)], [png(2), png(3)], [png(5), png(4)]]
     assert [str(problem).partition("sample ")[2] for problem in found[5:]] == [
-        "6 (5): no .txt or .json beside the picture",
-        "7 (6): keys ['prompt'] are of no known format: give messages, conversations, or image with one of prompt, caption, text",
+        "6 (5): no .txt or .json beside the picture: files of one sample must follow each other (tar --sort=name)",
+        "7 (6): no picture (jpg, jpeg, png, webp, gif, bmp, tif, tiff, ppm, pgm) beside the .txt: files of one sample must follow "
+        "each other (tar --sort=name)",
         "8 (7): its text cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
         "9 (8): there is no picture 'y.png' in the sample; it has none",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from unidecouple import bounds
 from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors, aggregate, make
 
 
@@ -26,6 +27,7 @@ class CAGrad:
     c: float = 0.5
 
     def __post_init__(self) -> None:
+        bounds.at_least(0, self, "c")
         make("CAGrad", c=self.c)  # known before anything is drawn or trained
 
     def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:

@@ -40,7 +40,6 @@ files:
 max_steps: 2
 logging_steps: 1
 diagnose: false
-report_to: []
 """
 
 

@@ -33,10 +33,13 @@ RECIPE = """\
 model_name_or_path: unified
 files:
   sources: [{path: data/train.jsonl}]
+  validation: [{path: data/held_out.jsonl}]
   mmu_batch_size: 2
   t2i_batch_size: 2
   max_length: 256
   max_bad_ratio: 0
+objective: {group_coeff: 0}
+stages: [{name: joint, learning_rate: 1e-4, train: {attention: 1, ffn: 1, generation: 1}}]
 max_steps: 2
 logging_steps: 1
 diagnose: false
@@ -159,7 +162,8 @@ def write_files(folder: Path) -> None:
     requests = [{**entry, "messages": entry["messages"][:1]} for entry in talk] + [{"prompt": "a photo of a red ball"}]
     pope = [{"image": name, "text": text, "label": label} for name, text, label in asked]
     for path, rows in (
-        (pictures / "train.jsonl", [*talk, *drawn]),
+        (pictures / "train.jsonl", [*talk[:3], *drawn[:1]]),
+        (pictures / "held_out.jsonl", [*talk[3:], *drawn[1:]]),
         (pictures / "requests.jsonl", requests),
         (benchmark / "coco_pope_random.json", pope),
     ):

@@ -231,28 +231,20 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         Raises:
             ValueError: not exactly one input, both names of the cache, or a cache where layers are recomputed.
         """
-        cache = one_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and cache is None:
-            cache = DynamicCache(config=self.config)
-        if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            raise ValueError("a cache does not go with gradient checkpointing: call model.eval(), or pass use_cache=False")
+        cache = self._cache(one_cache(cache, past_key_values), use_cache)
         if position_ids is None:
-            past = cache.get_seq_length() if cache is not None else 0
-            position_ids = (torch.arange(hidden.shape[1], device=hidden.device) + past).unsqueeze(0)
-        route_by = routing or self.config.task_routing
+            past = 0 if cache is None else cache.get_seq_length()
+            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
         told = self._told(task_ids, modality_ids, hidden.shape[:2])
         mask, apart = self._masks(hidden, attention_mask, cache, position_ids, told)
-        attend: dict[str, Any] = {
-            "position_embeddings": self.rotary_emb(hidden, position_ids=position_ids),
-            "cache": cache,
-            **kwargs,
-        }
+        attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids=position_ids), "cache": cache, **kwargs}
         if self.config.first_token:
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
+        route_by = routing or self.config.task_routing
         group = told if route_by == "label" or self.config.told_updates else _chosen(task_logits)
         states, decisions, measured = [], [], []
         for layer in self.layers:
@@ -281,6 +273,14 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             routing=tuple(decisions),
             given=tuple(measured) if key_sets is not None else None,
         )
+
+    def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache to extend; a new one where ``use_cache`` asks for it and none is given."""
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise ValueError("a cache does not go with gradient checkpointing: call model.eval(), or pass use_cache=False")
+        return cache
 
     def _masks(
         self, hidden: Tensor, mask: Tensor | None, cache: Cache | None, position_ids: Tensor, told: Tensor | None

@@ -240,7 +240,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
         told = self._told(task_ids, modality_ids, hidden.shape[:2])
         mask, apart = self._masks(hidden, attention_mask, cache, position_ids, told)
-        attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids=position_ids), "cache": cache, **kwargs}
+        attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids), "cache": cache, **kwargs}
         if self.config.first_token:
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)

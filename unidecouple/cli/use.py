@@ -115,7 +115,7 @@ def serve(arguments: argparse.Namespace) -> int:
         from unidecouple.serve.api import Server
         from unidecouple.serve.run import uvicorn_server
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install -e '.[serve]' in the source tree") from error
+        raise ValueError(f"{error.name} is missing: pip install 'unidecouple[serve]'") from error
     from unidecouple.serve.limits import Limits
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")

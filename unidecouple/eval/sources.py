@@ -78,7 +78,7 @@ def table_rows(path: Path) -> list[dict[str, Any]]:
         loaded = importlib.import_module("datasets").load_from_disk(str(path))
         return loaded.with_format("arrow")[:].to_pylist()
     except ImportError as error:
-        raise ValueError(f"{path} needs pyarrow and datasets: pip install -e '.[data]' in the source tree") from error
+        raise ValueError(f"{path} needs pyarrow and datasets: pip install 'unidecouple[data]'") from error
     except (OSError, ValueError) as error:  # pyarrow's errors are both
         raise ValueError(f"{path} cannot be read: {error}; is the download whole?") from error
 

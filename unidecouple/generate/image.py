@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from unidecouple import bounds
 from unidecouple.batch import Modality, Task
@@ -116,7 +117,8 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job],
     uniform = torch.stack([uniforms(seed, length) for _, seed in jobs]).to(model.device)
     sample = Sampler([sampling.choice] * len(jobs), model.device)
     row_end = model.get_input_embeddings()(torch.tensor([builder.row_end] * len(rows), dtype=torch.long, device=model.device))
-    embeds, position, cache, chosen = model.get_input_embeddings()(ids), positions(mask), None, []
+    embeds, position, chosen = model.get_input_embeddings()(ids), positions(mask), []
+    cache = DynamicCache(config=model.config.text_config)
     task = torch.where(position == 0, int(Task.MMU), int(Task.T2I))  # the BOS counts as understanding, as in training
     modality = torch.full((1, 1), int(Modality.TEXT), device=model.device)
     for step in range(length):
@@ -124,8 +126,7 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job],
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
+            cache=cache,
             task_ids=task,
             modality_ids=modality,
             routing=sampling.routing,
@@ -136,7 +137,6 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job],
             logits = uncond + sampling.guidance_scale * (cond - uncond)
         token = sample(logits, uniform[:, step])
         chosen.append(token)
-        cache = out.past_key_values
         embeds = model.embed_image_tokens((torch.cat([token, token]) if guided else token).unsqueeze(1))
         modality = torch.full((1, 1), int(Modality.DRAWN), device=model.device)
         if (step + 1) % builder.picture.columns == 0:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder, pixels
@@ -65,18 +66,15 @@ def _decode(
     ids, mask = left_pad(prompts, builder.tokenizer.pad_token_id, model.device)
     task = torch.full((1, 1), int(Task.MMU), device=model.device)
     inputs = {"input_ids": ids, "pixel_values": pixel_values, "position_ids": positions(mask)}
-    cache, chosen = None, []
+    cache, chosen = DynamicCache(config=model.config.text_config), []
     alive = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
     for _ in range(max_new_tokens):
-        out = model(
-            **inputs, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, task_ids=task, routing=routing
-        )
+        out = model(**inputs, attention_mask=mask, cache=cache, logits_to_keep=1, task_ids=task, routing=routing)
         token = out.logits[:, -1].argmax(-1)
         chosen.append(token)
         alive &= token != builder.tokenizer.eos_token_id
         if not alive.any():
             break
-        cache = out.past_key_values
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
         inputs = {"input_ids": token.unsqueeze(1), "position_ids": positions(mask)[:, -1:]}
     return torch.stack(chosen, 1)

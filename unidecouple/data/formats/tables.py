@@ -157,4 +157,4 @@ def _require(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"reading {what} needs {module.partition('.')[0]}: pip install -e '.[data]' in the source tree") from error
+        raise ValueError(f"reading {what} needs {module.partition('.')[0]}: pip install 'unidecouple[data]'") from error

@@ -55,6 +55,7 @@ def test_quotes_are_short_and_printable() -> None:
         assert len(quoted(value)) <= 100
         quoted(value).encode()
     assert printable("a\ud83db") == "a\\ud83db"
+    assert printable("a\0\x1b[31m\nb") == "a\\x00\\x1b[31m\nb"  # what a terminal would obey
     assert printable("0123456789", 8) == "01234…89"
 
 

@@ -114,7 +114,7 @@ def test_half_a_surrogate_pair_is_a_bad_record(place: str) -> None:
     bad = "a cow \ud83d"
     entry = {"prompt": bad, "image": "a.png"} if place == "prompt" else messages("hi", "ho")
     if place != "prompt":
-        entry["messages"] = [turn for turn in [{"role": "system", "content": "s"}, *entry["messages"]]]
+        entry["messages"] = [{"role": "system", "content": "s"}, *entry["messages"]]
         next(turn for turn in entry["messages"] if turn["role"] == place)["content"] = bad
     with pytest.raises(BadRecordError, match=r"data.jsonl:7: the text .* has half a surrogate pair"):
         read(entry)

@@ -50,7 +50,7 @@ def quoted(value: object) -> str:
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """``text`` as any terminal and UTF-8 file can take it, control characters and surrogates escaped; cut to ``most`` in the middle."""
+    """``text`` as any terminal and UTF-8 file can take it, control characters and surrogates escaped; cut to ``most``."""
     if most is not None and len(text) > most:
         text = f"{text[: most - most // 4 - 1]}…{text[-(most // 4) :]}"
     text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from own_data import asked, flat, write_jsonl, write_pictures
+from own_data import asked, flat, write_jsonl, write_pictures, write_tar
 from unidecouple.batch import Task
 from unidecouple.cli import main
 from unidecouple.data.check import check
@@ -94,6 +94,11 @@ def test_records_that_training_and_validation_share(source: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "repeated  1 records are equal to an earlier one" in printed
     assert f"shared    1 records with {folder / 'train.jsonl'}: none of them is held out" in printed
+
+
+def test_a_source_without_records_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(write_tar(tmp_path / "a.tar", {"README": b"x"}))]) == 1
+    assert "a.tar holds no record" in capsys.readouterr().err
 
 
 def test_records_longer_than_the_model_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,9 @@ def check(arguments: argparse.Namespace) -> int:
             if shared := findings.shared(other):
                 print(f"  shared    {shared:,} records with {other.path}: none of them is held out", flush=True)
         found.append(findings)
+        if not findings.samples and not findings.problems:
+            print(f"unidecouple: {printable(str(path))} holds no record", file=sys.stderr)
+            code = FAILED
         if findings.bad_ratio > arguments.max_bad_ratio:
             print(f"unidecouple: {path}: more than --max-bad-ratio={arguments.max_bad_ratio} is bad", file=sys.stderr)
             code = FAILED

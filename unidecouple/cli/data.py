@@ -11,6 +11,7 @@ from unidecouple.cli.command import FAILED, OK, add, add_group, progress_bar, sh
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
+    from unidecouple.data.check import Findings
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -24,7 +25,8 @@ def check(arguments: argparse.Namespace) -> int:
 
     processor = load_processor(arguments.model)
     longest = arguments.max_length or longest_sequence(arguments.model)
-    code, found = OK, []
+    code = OK
+    found: list[Findings] = []
     for path in arguments.path:
         readers = open_readers(path, arguments.data_type, arguments.root, arguments.cache)
         findings = read_all(

@@ -108,9 +108,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _transparent_step(image: Image.Image) -> Callable[[Any], Any] | None:
     """How the transparent colour of a PNG becomes a colour of Pillow's 8-bit pixels; None where it is one. Before ``load``."""
-    if image.format != "PNG" or not image.tile:
+    tiles: list[Any] = getattr(image, "tile", [])
+    if image.format != "PNG" or not tiles:
         return None
-    raw = image.tile[0][3]
+    raw = tiles[0][3]
     if raw == "RGB;16B":
         return lambda colour: tuple(value >> 8 for value in colour)
     factor = _TRANSPARENT_STEP.get(raw) if isinstance(raw, str) else None

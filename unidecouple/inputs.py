@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 QUOTED: Final = 100
 """Characters of a value that a message quotes."""
 
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _KINDS: Final = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISCHR, "a device"),
@@ -40,15 +42,18 @@ def refuse_special(path: Path) -> None:
 
 
 def quoted(value: object) -> str:
-    """``repr`` of ``value``, shortened in the middle to ``QUOTED`` characters."""
-    text = repr(value[: 2 * QUOTED] + value[-QUOTED:] if isinstance(value, str | bytes) and len(value) > 3 * QUOTED else value)
+    """``repr`` of ``value``, shortened to ``QUOTED`` characters."""
+    if isinstance(value, str | bytes):  # repr of megabytes takes its time
+        value = value if len(value) <= 3 * QUOTED else value[: 3 * QUOTED]
+    text = repr(value)
     return printable(text, QUOTED)
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """``text`` as any terminal and UTF-8 file can take it, its surrogates escaped; shortened in the middle to ``most``."""
+    """``text`` as any terminal and UTF-8 file can take it, control characters and surrogates escaped; cut to ``most``."""
     if most is not None and len(text) > most:
         text = f"{text[: most - most // 4 - 1]}…{text[-(most // 4) :]}"
+    text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -11,6 +11,7 @@ from unidecouple.cli.command import FAILED, OK, add, add_group, progress_bar, sh
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
+    from unidecouple.data.check import Findings
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -24,7 +25,8 @@ def check(arguments: argparse.Namespace) -> int:
 
     processor = load_processor(arguments.model)
     longest = arguments.max_length or longest_sequence(arguments.model)
-    code, found = OK, []
+    code = OK
+    found: list[Findings] = []
     for path in arguments.path:
         readers = open_readers(path, arguments.data_type, arguments.root, arguments.cache)
         findings = read_all(
@@ -40,6 +42,9 @@ def check(arguments: argparse.Namespace) -> int:
             if shared := findings.shared(other):
                 print(f"  shared    {shared:,} records with {other.path}: none of them is held out", flush=True)
         found.append(findings)
+        if not findings.samples and not findings.problems:
+            print(f"unidecouple: {printable(str(path))} holds no record", file=sys.stderr)
+            code = FAILED
         if findings.bad_ratio > arguments.max_bad_ratio:
             print(f"unidecouple: {path}: more than --max-bad-ratio={arguments.max_bad_ratio} is bad", file=sys.stderr)
             code = FAILED

@@ -7,7 +7,7 @@ The rule holds in training, ``data`` commands, ``infer``, ``chat``, ``eval``, th
   (``convert("RGB")``), so that black ink on a transparent ground becomes a black picture.
 - Grey of 16 bits (12 in TIFF): white is the largest value, 65,535 (4,095). Float grey: white is 1.0, and values lie from 0 to 1.
   Integer grey of 32 bits and signed grey are refused, since nothing says which value is white.
-- RGB of 16 bits: the high byte. CMYK, YCbCr, HSV: Pillow's conversion, which inverts CMYK in JPEG as Adobe does. Lab is refused.
+- RGB of 16 bits: the high byte. CMYK, YCbCr, HSV, Lab: Pillow's conversion, which inverts CMYK in JPEG as Adobe does.
 - Colour profiles (ICC) and gamma are ignored, as by the peers.
 
 Image understanding: see ``UnifiedProcessor.understood``: the long side is resized and the short side padded to a square.
@@ -87,7 +87,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB of an opened picture, by the rule of this module.
 
     Raises:
-        ValueError: a grey range, or a colour space, that the rule refuses.
+        ValueError: a grey range that the rule refuses.
         OSError: the file is truncated; PIL's readers raise other errors, too, for damaged ones.
     """
     step = _transparent_step(image)
@@ -108,9 +108,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _transparent_step(image: Image.Image) -> Callable[[Any], Any] | None:
     """How the transparent colour of a PNG becomes a colour of Pillow's 8-bit pixels; None where it is one. Before ``load``."""
-    if image.format != "PNG" or not image.tile:
+    tiles: list[Any] = getattr(image, "tile", [])
+    if image.format != "PNG" or not tiles:
         return None
-    raw = image.tile[0][3]
+    raw = tiles[0][3]
     if raw == "RGB;16B":
         return lambda colour: tuple(value >> 8 for value in colour)
     factor = _TRANSPARENT_STEP.get(raw) if isinstance(raw, str) else None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Command = Callable[[argparse.Namespace], int]
 
 T = TypeVar("T")
-OK, FAILED, INTERRUPTED = 0, 1, 130
+OK, FAILED = 0, 1
 OWN = "what the checkpoint's generation_config.json says, else"
 """Of a setting's default, in help."""
 
@@ -59,7 +59,7 @@ def existing(path: Path | None, what: str) -> None:
         ValueError: it is none.
     """
     if path is not None and not path.is_file():
-        said = "is a folder" if path.is_dir() else "does not exist"
+        said = "is a folder" if path.is_dir() else "is a pipe or a device" if path.exists() else "does not exist"
         raise ValueError(f"{what} {path} {said}: name a file")
 
 
@@ -87,7 +87,7 @@ def load_config(schema: type[T], recipe: Sequence[str]) -> T:
     """
     from unidecouple import config
 
-    files = [entry for entry in recipe if "=" not in entry or Path(entry).is_file()]  # a run's folder may be named "...@lr=0.3"
+    files = [entry for entry in recipe if "=" not in entry or _exists(entry)]  # a run's folder may be named "...@lr=0.3"
     paths, overrides = [Path(entry) for entry in files], [entry for entry in recipe if entry not in files]
     try:
         return config.load(schema, paths, overrides)
@@ -95,6 +95,13 @@ def load_config(schema: type[T], recipe: Sequence[str]) -> T:
         if (meant := _meant(schema, config.top_keys(paths))) is not None:
             raise config.ConfigError(f"{' '.join(files)}: {meant}") from None
         raise
+
+
+def _exists(entry: str) -> bool:
+    try:
+        return Path(entry).is_file()
+    except OSError:  # an override may be longer than any file's name
+        return False
 
 
 def _meant(schema: type, given: AbstractSet[str]) -> str | None:

@@ -33,6 +33,7 @@ from unidecouple.train.parallel import Parallel
 from unidecouple.train.routing_log import ROUTING_LOG
 from unidecouple.train.scoring import Scorer
 from unidecouple.train.source import BatchSource, open_source
+from unidecouple.train.stop_request import InterruptedRunError, deferred
 from unidecouple.train.subject import Subject
 from unidecouple.train.trackers import Tracker, tracking
 
@@ -84,7 +85,10 @@ def _execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threadin
             _forget_after(folder, start if resume else -1)  # without a checkpoint the measurement of the start is made again, too
         if parallel.first and not resume:
             _measure_start(run, model, source, folder, watch)
-        model = trainer.train(resume) if run.max_steps else model.eval()
+        with deferred(stop):
+            model = trainer.train(resume) if run.max_steps else model.eval()
+    if parallel.agree(stop.is_set()):
+        raise InterruptedRunError(f"stopped after the last of {run.max_steps} steps, before scoring; saved in {folder}")
     if parallel.first:
         _finish(run, model.to(parallel.device), source, scorer, folder, say, meter)
     parallel.wait()

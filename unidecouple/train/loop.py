@@ -34,15 +34,12 @@ from unidecouple.train.prefetch import Prefetch
 from unidecouple.train.routing_log import RoutingLog
 from unidecouple.train.source import BatchSource
 from unidecouple.train.step import StepResult, train_step
+from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import apply, check_shield, table
 
 Say = Callable[[str], None]
 Watch = Callable[[int, UnifiedModel], None]
-
-
-class InterruptedRunError(RuntimeError):
-    """The run was asked to stop; it was saved after a whole step and can be resumed."""
 
 
 @dataclass

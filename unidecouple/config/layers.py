@@ -8,6 +8,7 @@ to its own folder, and they are merged before it.
 from __future__ import annotations
 
 import difflib
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,8 @@ class Layers:
         Raises:
             ConfigError: a file is missing, broken, no mapping, or starts from itself.
         """
-        if path.resolve() in starters:
+        real = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
+        if real in starters:
             raise ConfigError(f"{path} starts from itself by way of '{BASE_KEY}'; take it out of one of the files")
         self._files += 1
         if self._files > _MOST_FILES:
@@ -64,7 +66,7 @@ class Layers:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"{path}: '{BASE_KEY}' must be a file name or a list of file names, not {bases!r}")
         for name in names:
-            self.add_file(path.parent / name, (*starters, path.resolve()))
+            self.add_file(path.parent / name, (*starters, real))
         self.add_values(content, str(path))
 
     def add_values(self, values: Mapping[str, Any], source: str) -> None:

@@ -13,7 +13,8 @@ from unidecouple.diagnose.attention_interaction import attention_interaction, de
 from unidecouple.diagnose.gradient_conflict import gradient_conflict
 from unidecouple.diagnose.routing import routing_map
 from unidecouple.models.configuration import UniLlamaConfig
-from unidecouple.train.routing_log import ROUTING_LOG, read_routing_log
+from unidecouple.train.routing_log import read_routing_log
+from unidecouple.train.run_logs import ROUTING
 from unidecouple.train.subject import Subject
 
 BATCH = 16
@@ -33,17 +34,27 @@ Measured = dict[str, Any] | LeftOut
 
 
 def measure_conflict(subject: Subject, progress: Progress) -> Measured:
-    """``gradient_conflict``: {"step", "pairs", "rows"}; each cosine is a mean over that many pairs of batches."""
+    """``gradient_conflict``: {"step", "pairs", "rows"}; each cosine is a mean over that many pairs of batches.
+
+    No two batches of a task share a record, else the floor would be the cosine of a gradient with itself. With fewer records than
+    ``subject.batches`` asks for there are fewer pairs.
+    """
     if len(subject.tasks) < len(Task):
         return LeftOut(f"there is data of {_named(subject.tasks)} only, and a conflict needs two")
-    model, total = subject.model, 2 * subject.batches
+    wanted = 2 * subject.batches
+    records = {task: subject.source.distinct_samples(task, wanted * BATCH) for task in Task}
+    total = min(records.values()) // (2 * BATCH) * 2
+    if not total:
+        few = min(Task, key=lambda task: records[task])
+        return LeftOut(f"{2 * BATCH} different records of each task are needed, and there are {records[few]} of {few.key}")
+    model = subject.model
 
     def batch_of(task: Task, number: int) -> Any:
         if task is Task.MMU:
             progress("gradients", number, total)
-        return subject.batch(task, BATCH, number)
+        return subject.distinct_batch(task, BATCH, number)
 
-    rows = gradient_conflict(model, batch_of, subject.batches)
+    rows = gradient_conflict(model, batch_of, total // 2)
     if not rows:
         return LeftOut("the tasks share no weight matrix of the decoder")
     return {"step": subject.step, "pairs": total, "rows": [row.to_json() for row in rows]}
@@ -59,7 +70,7 @@ def measure_routing(subject: Subject, progress: Progress) -> Measured:
 def measure_routing_history(subject: Subject, progress: Progress) -> Measured:
     """What training logged: {"records"}."""
     records = read_routing_log(subject.folder) if subject.folder else []
-    return {"records": records} if records else LeftOut(f"there is no {ROUTING_LOG} beside it: only runs of mixtures write one")
+    return {"records": records} if records else LeftOut(f"there is no {ROUTING} beside it: only runs of mixtures write one")
 
 
 def measure_interaction(subject: Subject, progress: Progress) -> Measured:

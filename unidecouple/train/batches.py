@@ -99,9 +99,8 @@ class WorldBatches:
         order = np.random.default_rng([self.seed, 98, task]).permutation(self.distinct_samples(task, 1 << 62))
         rng = np.random.default_rng([self.seed, key, 97, task])
         samples = [
-            self._conversation(rng, index, self.data.turns) if task is Task.MMU else self._pair(rng, order[place : place + 1])
-            for place, index in enumerate(order.tolist())
-            if key * size <= place < (key + 1) * size
+            self._conversation(rng, int(index), self.data.turns) if task is Task.MMU else self._pair(rng, np.array([index]))
+            for index in order[key * size : (key + 1) * size]
         ]
         return (collate(samples, self.builder.tokenizer.pad_token_id),)
 

@@ -19,6 +19,8 @@ from unidecouple.train.subject import Subject
 
 BATCH = 16
 """Samples a batch."""
+LEAST_BATCH = 8
+"""Of conflict where there are few records; gradients of fewer samples are mostly noise."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -37,22 +39,25 @@ def measure_conflict(subject: Subject, progress: Progress) -> Measured:
     """``gradient_conflict``: {"step", "pairs", "rows"}; each cosine is a mean over that many pairs of batches.
 
     No two batches of a task share a record, else the floor would be the cosine of a gradient with itself. With fewer records than
-    ``subject.batches`` asks for there are fewer pairs.
+    ``subject.batches`` asks for there are fewer pairs, and below 2 x ``BATCH`` records smaller batches.
     """
     if len(subject.tasks) < len(Task):
         return LeftOut(f"there is data of {_named(subject.tasks)} only, and a conflict needs two")
     wanted = 2 * subject.batches
     records = {task: subject.source.distinct_samples(task, wanted * BATCH) for task in Task}
-    total = min(records.values()) // (2 * BATCH) * 2
-    if not total:
-        few = min(Task, key=lambda task: records[task])
-        return LeftOut(f"{2 * BATCH} different records of each task are needed, and there are {records[few]} of {few.key}")
+    fewest = min(Task, key=lambda task: records[task])
+    size = min(BATCH, records[fewest] // 2)
+    if size < LEAST_BATCH:
+        return LeftOut(
+            f"{2 * LEAST_BATCH} different records of each task are needed, and there are {records[fewest]} of {fewest.key}"
+        )
+    total = min(wanted, records[fewest] // size // 2 * 2)
     model = subject.model
 
     def batch_of(task: Task, number: int) -> Any:
         if task is Task.MMU:
             progress("gradients", number, total)
-        return subject.distinct_batch(task, BATCH, number)
+        return subject.distinct_batch(task, size, number)
 
     rows = gradient_conflict(model, batch_of, total // 2)
     if not rows:

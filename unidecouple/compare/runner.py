@@ -100,7 +100,7 @@ def expected_work(job: Job) -> int:
 
 
 def _run_all(waiting: Sequence[Job], order: Order) -> list[Job]:
-    """Run the jobs in their order, some at a time; returns those that failed. A signal lets running ones save, and starts no more."""
+    """Run the jobs in their order, some at a time; returns those that failed. A signal lets running ones save."""
     children = _Children()
     with ThreadPoolExecutor(order.workers) as pool:
         try:

@@ -50,3 +50,12 @@ def test_a_log_without_lines_is_deleted(tmp_path: Path) -> None:
     (tmp_path / SCORES).write_bytes(b"")
     forget_after(tmp_path, 0, print)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_log_without_a_readable_line_is_an_error(tmp_path: Path) -> None:
+    """A kill cuts one line, not all of them; before any checkpoint nothing is lost."""
+    (tmp_path / SCORES).write_bytes(b"\0" * 500)
+    with pytest.raises(ValueError, match="no readable line"):
+        forget_after(tmp_path, 2, print)
+    forget_after(tmp_path, -1, lambda line: None)
+    assert not list(tmp_path.iterdir())

@@ -40,6 +40,8 @@ def forget_after(folder: Path, step: int, say: Callable[[str], None]) -> None:
         if not path.is_file():
             continue
         lines, cut = _lines(path)
+        if cut and not lines and step > 0:  # more than one write can have cut
+            raise ValueError(f"{path} has no readable line; bring it back, or delete it to go on without its records")
         if cut:
             say(f"{path}: dropped its last line, which was cut")
         kept = [text for text, record in lines if record["step"] <= step]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Command = Callable[[argparse.Namespace], int]
 
 T = TypeVar("T")
-OK, FAILED, INTERRUPTED = 0, 1, 130
+OK, FAILED = 0, 1
 MOST = 2**63 - 1
 """The largest whole number that an option takes: what torch and JSON's readers hold."""
 OWN = "what the checkpoint's generation_config.json says, else"
@@ -103,7 +103,7 @@ def load_config(schema: type[T], recipe: Sequence[str]) -> T:
     """
     from unidecouple import config
 
-    files = [entry for entry in recipe if "=" not in entry or Path(entry).is_file()]  # a run's folder may be named "...@lr=0.3"
+    files = [entry for entry in recipe if "=" not in entry or _exists(entry)]  # a run's folder may be named "...@lr=0.3"
     paths, overrides = [Path(entry) for entry in files], [entry for entry in recipe if entry not in files]
     try:
         return config.load(schema, paths, overrides)
@@ -111,6 +111,13 @@ def load_config(schema: type[T], recipe: Sequence[str]) -> T:
         if (meant := _meant(schema, config.top_keys(paths))) is not None:
             raise config.ConfigError(f"{' '.join(files)}: {meant}") from None
         raise
+
+
+def _exists(entry: str) -> bool:
+    try:
+        return Path(entry).is_file()
+    except OSError:  # an override may be longer than any file's name
+        return False
 
 
 def _meant(schema: type, given: AbstractSet[str]) -> str | None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import FAILED, INTERRUPTED, OK, add, load_config, number, say, whole
+from unidecouple.cli.command import FAILED, OK, add, load_config, number, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -51,18 +49,11 @@ def train(arguments: argparse.Namespace) -> int:
     """Train, score and diagnose one run; resumes by itself."""
     from unidecouple.run import RunConfig
     from unidecouple.train.execute import execute
-    from unidecouple.train.loop import InterruptedRunError
 
     run = load_config(RunConfig, arguments.recipe)
     if arguments.dry_run:
         return _dry_run(run, arguments.cache)
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda number, frame: stop.set())
-    try:
-        execute(run, arguments.output, arguments.cache, say, stop)
-    except InterruptedRunError as error:
-        print(f"unidecouple: {error}. The same command resumes it", file=sys.stderr)
-        return INTERRUPTED
+    execute(run, arguments.output, arguments.cache, say, arguments.stop)
     return OK
 
 

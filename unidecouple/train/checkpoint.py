@@ -17,6 +17,7 @@ from unidecouple.files import remove_directory
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.train.ema import AVERAGES, Averages
 from unidecouple.train.faults import reading
+from unidecouple.train.meter import Spent
 from unidecouple.train.parallel import Parallel
 
 OPTIMIZER = "optimizer.safetensors"
@@ -81,11 +82,18 @@ def read_state(checkpoint: Path) -> TrainerState:
     """The trainer state saved in ``checkpoint``.
 
     Raises:
-        ValueError: it is missing or broken.
+        ValueError: it is missing or broken, or of another step than the folder's name.
     """
     path = checkpoint / "trainer_state.json"
     with reading(path):
-        return TrainerState(**json.loads(path.read_text()))
+        state = TrainerState(**json.loads(path.read_bytes()))
+        counts = (state.step, state.stage, state.stage_step, *state.tokens.values())
+        if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(state.spent, dict):
+            raise ValueError("step, stage, stage_step and tokens must be whole numbers from 0")
+        if checkpoint.name != f"checkpoint-{state.step}":
+            raise ValueError(f"it is of step {state.step}")
+        Spent(**state.spent)
+        return state
 
 
 @torch.no_grad()
@@ -99,7 +107,7 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parall
     """
     path = checkpoint / OPTIMIZER
     with reading(path), safe_open(path, framework="pt") as file:
-        saved = set(file.keys())
+        saved = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
     tensors: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
@@ -109,6 +117,12 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parall
                 optimizer.state[parameter] = state
                 tensors |= {f"{name}|{key}": _at_least_1d(value) for key, value in state.items()}
     with reading(path):
+        shapes = {name: list(value.shape) for name, value in tensors.items()}
+        if shapes != saved:
+            wrong = sorted(name for name in {*shapes, *saved} if shapes.get(name) != saved.get(name))
+            raise ValueError(f"it is of other weights: {wrong[0]} is {saved.get(wrong[0])}, not {shapes.get(wrong[0])}")
+        if not saved:
+            raise ValueError("it is empty")
         parallel.load_tensors(path, tensors)
 
 

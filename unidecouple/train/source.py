@@ -34,6 +34,12 @@ class BatchSource(Protocol):
     def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
         """A batch of one task for measurements, in an order that training does not use."""
 
+    def distinct_samples(self, task: Task, most: int) -> int:
+        """How many samples of ``distinct_batch`` come, up to ``most``, before a record comes again."""
+
+    def distinct_batch(self, task: Task, size: int, key: int) -> JointBatch:
+        """As ``task_batch``; no two of the first ``distinct_samples`` are of one record."""
+
 
 def open_source(
     run: RunConfig,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from unidecouple.generate.asked import Asked, asked
 from unidecouple.generate.drawing import GUIDANCE, Order
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.sampler import Choice
+from unidecouple.ownership import check_file
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def infer(
     ``output``), or "error": a line that cannot be done stops no other. Settings stand in ``<output>.settings.json``.
 
     Raises:
-        ValueError: ``output`` is of other settings.
+        ValueError: ``output`` is of other settings, is ``source`` itself, or not a file that this package wrote.
     """
     lines = source.read_bytes().split(b"\n")
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-    done = _continued(output, settings)
+    done = _continued(output, settings, source)
     reader = _Reader(engine, source, settings)
     failed = [f"{source}:{number}: {error}" for number, error in done.items() if error is not None]
     count = 0
@@ -181,10 +182,13 @@ def _draw(
     waiting.clear()
 
 
-def _continued(output: Path, settings: Settings) -> dict[int, str | None]:
+def _continued(output: Path, settings: Settings, source: Path) -> dict[int, str | None]:
     """Lines that ``output`` has, with their errors; half a line, which a kill may leave at its end, is cut off."""
     said = output.with_name(f"{output.name}.settings.json")
     if not output.is_file():
+        check_file(output, [source])
+        if not (said.is_file() and _keys(said) == asdict(settings).keys()):
+            check_file(said, [source])
         write_json_atomic(said, asdict(settings))
         return {}
     before = json.loads(said.read_text()) if said.is_file() else {}
@@ -196,6 +200,15 @@ def _continued(output: Path, settings: Settings) -> dict[int, str | None]:
     if whole != content:
         write_bytes_atomic(output, whole)
     return dict(_lines(whole))
+
+
+def _keys(path: Path) -> Set[str]:
+    """Names in a JSON object; none where ``path`` holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return frozenset()
+    return found.keys() if isinstance(found, dict) else frozenset()
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, str | None]]:

@@ -37,6 +37,9 @@ from unidecouple.train.subject import Subject
 from unidecouple.train.trackers import Tracker, tracking
 
 RUN, RESULT = "run.yaml", "scores.json"
+_WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")
+"""What a run writes beside its configuration, and may replace."""
+
 _TEST_SIZES = tuple(f"evaluation.{name}:" for name in ("pope_images", "vqa_questions", "prompts_per_tag", "num_images"))
 """What nothing before the last step depends on, scores during training included."""
 
@@ -145,6 +148,8 @@ def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
 def _claim(folder: Path, run: RunConfig, say: Say) -> None:
     """Save ``run`` in ``folder``, or make sure that it is the one saved there: to its end, where only the test is of other size."""
     path = folder / RUN
+    if not path.is_file() and (name := next((name for name in _WRITTEN if any(folder.glob(name))), None)):
+        raise ValueError(f"{folder} holds {name}, but no {RUN}, so it is no run's folder: choose another --output")
     if path.is_file() and (found := configs.differences(configs.load(RunConfig, [path]), run)):
         told = "; ".join(found)
         if not (_trained(folder, run) and all(line.startswith(_TEST_SIZES) for line in found)):

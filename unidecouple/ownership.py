@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-MARKER = ".unidecouple.json"
+MARKER = ".unidecouple"
 """Hidden file in every folder that ``files.atomic_directory`` made for a user: the names of all other files in it."""
 
 _HEAD = 2048

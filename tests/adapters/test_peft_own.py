@@ -68,7 +68,7 @@ def test_merged_and_unmerged_compute_what_peft_does(
 def test_other_layers_and_whole_modules_are_merged(make_model: MakeModel, write: Any, logits: Any, tmp_path: Path) -> None:
     """Word embeddings (a table), the image head, the vision tower; a norm trained in full."""
     start = write("base", make_model())
-    layers = ["embed_tokens", "proj_out", "vision_model.encoder.layers.0.self_attn.q_proj"]
+    layers = ["embed_tokens", "generation_head.proj_out", "vision_model.encoder.layers.0.self_attn.q_proj"]
     wrapped = trained(load(str(start))[0], tmp_path / "adapter", target_modules=layers, modules_to_save=["language_model.norm"])
     expected = logits(wrapped.merge_and_unload())
     made, _, found = apply_peft(str(start), tmp_path / "adapter", keep_unmerged=False)

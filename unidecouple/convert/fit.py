@@ -45,7 +45,7 @@ def _check_depth(weights: int, config: UnifiedConfig, start: Path) -> None:
     """Refuse more layers than there are weights: to build them, even without data, would take minutes or all memory."""
     for part in (config.text_config, getattr(config, "vision_config", None), config.vq_config):
         for field in ("num_hidden_layers", "depth", "num_res_blocks"):
-            if getattr(part, field, 0) > weights:
+            if (getattr(part, field, 0) or 0) > weights:
                 raise ValueError(
                     f"{start.parent / 'config.json'}: {part.model_type} has {field}={getattr(part, field)}, but {start} holds "
                     f"{weights} weights in all"

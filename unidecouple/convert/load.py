@@ -90,6 +90,7 @@ def assemble(config: UnifiedConfig, state: Part, folder: Path, dtype: torch.dtyp
         model, info = model_class(config).from_pretrained(
             None, config=config, state_dict=state, output_loading_info=True, dtype=dtype
         )
+        model.name_or_path = model.config.name_or_path = str(folder)
         if (folder / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
     except Exception as error:  # the library raises anything from KeyError to RuntimeError here

@@ -21,7 +21,7 @@ from unidecouple.generate.asked import Asked, asked
 from unidecouple.generate.drawing import GUIDANCE, Order
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.sampler import Choice
-from unidecouple.ownership import check_file
+from unidecouple.ownership import check_apart, check_file
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def infer(
     Raises:
         ValueError: ``output`` is of other settings, is ``source`` itself, or not a file that this package wrote.
     """
+    check_apart(output, [source])
     lines = source.read_bytes().split(b"\n")
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
     done = _continued(output, settings, source)

@@ -20,7 +20,7 @@ from unidecouple.adapters.peft_form import from_peft
 from unidecouple.adapters.peft_own import PeftAdapter, merged, read_peft, unmerged
 from unidecouple.adapters.record import WEIGHTS, Record, is_peft, read_record
 from unidecouple.convert.licences import carry_licences
-from unidecouple.convert.load import checkpoint_folder, load
+from unidecouple.convert.load import checkpoint_folder, fill_buffers, load
 from unidecouple.convert.structure import with_text
 from unidecouple.convert.weights import Weights, check_finite
 from unidecouple.files import atomic_directory
@@ -50,6 +50,7 @@ def rebuild(base: str, adapter: Path) -> tuple[UnifiedModel, UnifiedProcessor]:
     with torch.device("meta"):
         rebuilt = model_class(config)(config)
     rebuilt.load_state_dict(state, assign=True)
+    fill_buffers(rebuilt, model)
     rebuilt.generation_config = model.generation_config
     return rebuilt.eval(), processor
 
@@ -84,6 +85,7 @@ def apply_peft(base: str, adapter: Path, keep_unmerged: bool) -> tuple[UnifiedMo
     state = typed(state, types)
     check_finite(state, f"{adapter} on {base}")
     made.load_state_dict(state, assign=True)
+    fill_buffers(made, model)
     made.generation_config = model.generation_config
     return made.eval(), processor, found
 

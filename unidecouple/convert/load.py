@@ -105,6 +105,14 @@ def assemble(config: UnifiedConfig, state: Part, folder: Path, dtype: torch.dtyp
     return model.eval()
 
 
+def fill_buffers(made: UnifiedModel, like: UnifiedModel) -> None:
+    """Give ``made``, built without data, the buffers of ``like`` that no checkpoint holds (the rotation's frequencies)."""
+    for name, buffer in like.named_buffers():
+        if made.get_buffer(name).is_meta:
+            owner, _, leaf = name.rpartition(".")
+            setattr(made.get_submodule(owner), leaf, buffer)
+
+
 def load_shapes(name_or_path: str) -> tuple[UnifiedModel, UnifiedProcessor]:
     """As ``load``, for a process that needs no weights: shapes on the meta device; only the image tokenizer is read."""
     folder = checkpoint_folder(name_or_path)

@@ -9,7 +9,7 @@ import torch
 from unidecouple.batch import Task
 from unidecouple.convert.fit import check_fit
 from unidecouple.convert.layouts import config_of
-from unidecouple.convert.load import assemble, checkpoint_folder, load_processor
+from unidecouple.convert.load import assemble, checkpoint_folder, fill_buffers, load_processor
 from unidecouple.convert.parts import Part, split_into_parts
 from unidecouple.convert.steps import Conversion, Step, changes
 from unidecouple.convert.weights import Weights
@@ -33,10 +33,7 @@ def one_task(model: UnifiedModel, task: Task) -> UnifiedModel:
     with torch.device("meta"):
         slim = type(model)(steps[-1].config)
     slim.load_state_dict(out, assign=True)
-    for name, buffer in model.named_buffers():  # those that no checkpoint holds (the rotation's frequencies)
-        if slim.get_buffer(name).is_meta:
-            owner, _, leaf = name.rpartition(".")
-            setattr(slim.get_submodule(owner), leaf, buffer)
+    fill_buffers(slim, model)
     slim.generation_config = model.generation_config
     return slim.requires_grad_(requires_grad=False).eval()
 

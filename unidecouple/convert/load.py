@@ -143,10 +143,7 @@ def load_processor(name_or_path: str) -> UnifiedProcessor:
             f"{folder} is in {_LAYOUTS[layout]} layout: convert it once with `unidecouple convert {folder} --output FOLDER`, "
             "and give that folder"
         )
-    try:
-        processor = read_processor(folder, layout)
-    except Exception as error:  # the libraries raise anything here
-        raise ValueError(f"cannot read the processor at {folder}: {error}") from error
+    processor = read_processor(folder, layout)
     if processor is None:
         raise ValueError(f"{folder} has no tokenizer.json: copy the tokenizer's and processor's files to it")
     config_of(folder, processor)  # refuses tokens without word embeddings

@@ -74,10 +74,8 @@ def read_processor(folder: Path, layout: str) -> UnifiedProcessor | None:
         said = folder / "processor_config.json"
         if said.is_file():
             processor.system_prompt = read_json(said).get("system_prompt", processor.system_prompt)
-    except ValueError:
-        raise
     except Exception as error:  # the libraries raise anything here, of files of any content
-        raise ValueError(f"cannot read the processor of {folder}: {error!r}. Copy all of its json files") from error
+        raise ValueError(f"cannot read the processor of {folder}: {error!r}. Copy all of its json files again") from error
     return processor
 
 

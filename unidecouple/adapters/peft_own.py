@@ -194,7 +194,8 @@ def _update(
 
 def _fitted(weight: Tensor, a: Tensor, b: Tensor) -> Update | None:
     """The pair in the form of ``weight``, which may be a stack; None if it does not fit."""
-    *stack, outer, inner = weight.shape if weight.ndim > 1 else (0, 0)
+    shape: tuple[int, ...] = tuple(weight.shape) if weight.ndim > 1 else (0, 0)
+    *stack, outer, inner = shape
     if len(stack) > 1 or (b.shape[0], a.shape[1]) != (outer, inner) or a.shape[0] != b.shape[1] or not len(a):
         return None
     if not stack:

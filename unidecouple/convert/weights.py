@@ -116,7 +116,7 @@ class Weights:
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse NaN and infinite weights, in one pass that makes no copy (0.4 s a GB on one busy core).
+    """Refuse NaN and infinite weights, in one pass that makes no copy (about 0.4 s per GB on one core).
 
     Raises:
         ValueError: a weight has one; with its name and ``where`` it is.

@@ -43,7 +43,7 @@ def check_fit(found: Mapping[str, Tensor], config: UnifiedConfig, start: Path, c
 
 def _check_depth(weights: int, config: UnifiedConfig, start: Path) -> None:
     """Refuse more layers than there are weights: to build them, even without data, would take minutes or all memory."""
-    for part in (config.text_config, getattr(config, "vision_config", None), config.vq_config):
+    for part in filter(None, (config.text_config, getattr(config, "vision_config", None), config.vq_config)):
         for field in ("num_hidden_layers", "depth", "num_res_blocks"):
             if (getattr(part, field, 0) or 0) > weights:
                 raise ValueError(

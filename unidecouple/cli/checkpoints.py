@@ -18,6 +18,8 @@ def convert(arguments: argparse.Namespace) -> int:
     from unidecouple.convert.load import checkpoint_folder
     from unidecouple.convert.options import shard_bytes, structure, task
     from unidecouple.convert.steps import Conversion
+    from unidecouple.models.shipped import located
+    from unidecouple.ownership import check_directory
 
     wanted = Conversion(
         arguments.to,
@@ -28,6 +30,7 @@ def convert(arguments: argparse.Namespace) -> int:
         arguments.seed,
         arguments.image_size,
     )
+    check_directory(arguments.output, [located(str(arguments.checkpoint))])
     copy(checkpoint_folder(str(arguments.checkpoint)), arguments.output, wanted, say)
     return OK
 
@@ -56,10 +59,10 @@ def adapter_save(arguments: argparse.Namespace) -> int:
 
 
 def adapter_load(arguments: argparse.Namespace) -> int:
-    """Rebuild the whole checkpoint from its base and a saved adapter, bit for bit."""
+    """Rebuild the whole checkpoint from its base and a saved adapter, bit for bit; or apply an adapter that PEFT wrote."""
     from unidecouple.adapters.load import write
 
-    write(arguments.base, arguments.adapter, arguments.output, say)
+    write(arguments.base, arguments.adapter, arguments.output, say, arguments.unmerged)
     return OK
 
 
@@ -118,6 +121,7 @@ def add_commands(commands: Commands) -> None:
     parsers["save"].add_argument("--seed", type=whole(0), help="the run's, for a dense base's routers (default: run.yaml's, or 0)")
     parsers["save"].add_argument("--with-experts", action="store_true", help="keep experts that training changed, in full")
     parsers["load"].add_argument("base", help="checkpoint that the adapter belongs to, or a shipped base's name")
-    parsers["load"].add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` wrote")
+    parsers["load"].add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` or PEFT wrote")
+    parsers["load"].add_argument("--unmerged", action="store_true", help="keep PEFT's updates as low-rank weights, to train on")
     for parser in parsers.values():
         parser.add_argument("--output", type=Path, required=True, help="folder to write")

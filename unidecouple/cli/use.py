@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -58,9 +59,13 @@ def _answer(engine: Engine, turns: list[tuple[str, list[str | np.ndarray]]], arg
 def generate(arguments: argparse.Namespace) -> int:
     """Draw pictures for prompts: a PNG each, with its settings inside, and grid.png with a row a prompt."""
     from unidecouple.generate.album import grid, save_picture
+    from unidecouple.ownership import check_file
 
     if not all(prompt.strip() for prompt in arguments.prompt):
         raise ValueError("a prompt is empty: say what to draw")
+    places = [[arguments.output / f"{i:05}-{j:02}.png" for j in range(arguments.num_images)] for i in range(len(arguments.prompt))]
+    for path in (*itertools.chain(*places), arguments.output / "grid.png"):
+        check_file(path)  # before minutes of drawing
     engine = _engine(arguments, "t2i")
     how = engine.image_defaults.filled(arguments.guidance_scale, arguments.temperature, arguments.top_k, arguments.top_p)
     drawn = engine.generate_images(
@@ -70,7 +75,7 @@ def generate(arguments: argparse.Namespace) -> int:
     settings |= {"guidance_scale": how.guidance_scale} | asdict(how.choice)
     for i, (prompt, pictures) in enumerate(zip(arguments.prompt, drawn, strict=True)):
         for j, picture in enumerate(pictures):
-            path = arguments.output / f"{i:05}-{j:02}.png"
+            path = places[i][j]
             save_picture(path, picture, {**settings, "prompt": prompt, "number": i, "copy": j})
             print(path)
     save_picture(arguments.output / "grid.png", grid(drawn), {**settings, "prompts": arguments.prompt})

@@ -10,7 +10,8 @@ from transformers import JanusProcessor, PreTrainedTokenizerFast
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unidecouple.convert.emu3 import emu3_generation_config, read_emu3_processor, write_emu3_processor
-from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_emu3, read_json
+from unidecouple.convert.json_files import read_json
+from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_emu3
 from unidecouple.files import write_json_atomic
 from unidecouple.models.emu3_processing import UniEmu3Processor
 from unidecouple.models.processing import JANUS_SYSTEM_PROMPT, UnifiedProcessor, UniJanusProcessor
@@ -68,17 +69,17 @@ def read_processor(folder: Path, layout: str) -> UnifiedProcessor | None:
         if is_emu3(folder):
             return read_emu3_processor(folder, layout == UNIDECOUPLE)
         if layout == UNIDECOUPLE:
-            return UniJanusProcessor.from_pretrained(folder)
+            return UniJanusProcessor.from_pretrained(folder, trust_remote_code=False)
         if layout == DEEPSEEK:
             return _read_deepseek(folder)
-        processor = UniJanusProcessor.of_janus(JanusProcessor.from_pretrained(folder))
+        processor = UniJanusProcessor.of_janus(JanusProcessor.from_pretrained(folder, trust_remote_code=False))
         said = folder / "processor_config.json"
         if said.is_file():
             ours = read_json(said)
             processor.system_prompt = ours.get("system_prompt", processor.system_prompt)
             processor.short_side = ours.get("short_side", processor.short_side)
-    except (OSError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"cannot read the processor of {folder}: {error!r}. Copy all of its json files") from error
+    except Exception as error:  # the libraries raise anything here, of files of any content
+        raise ValueError(f"cannot read the processor of {folder}: {error!r}. Copy all of its json files again") from error
     return processor
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from unidecouple.eval.geneval import RELATIONS, Metadata, metadata_of
 from unidecouple.eval.records import read_records
 from unidecouple.files import write_text_atomic
+from unidecouple.ownership import check_file
 
 PUBLISHED_SHA256: Final = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
 SEED, SAMPLES = 43, 100
@@ -48,10 +49,20 @@ def official_metadata() -> list[Metadata]:
 
 
 def write_official(folder: Path) -> Path:
-    """Write ``evaluation_metadata.jsonl`` and ``generation_prompts.txt`` as they are published, and return the first."""
+    """Write ``evaluation_metadata.jsonl`` and ``generation_prompts.txt`` as they are published, and return the first.
+
+    Raises:
+        ValueError: one of them is there with other content.
+    """
     lines = official_metadata()
-    write_text_atomic(folder / METADATA, "".join(json.dumps(line) + "\n" for line in lines))
-    write_text_atomic(folder / "generation_prompts.txt", "".join(f"{line['prompt']}\n" for line in lines))
+    texts = {
+        METADATA: "".join(json.dumps(line) + "\n" for line in lines),
+        "generation_prompts.txt": "".join(f"{line['prompt']}\n" for line in lines),
+    }
+    for name, text in texts.items():
+        check_file(folder / name, content=text.encode())
+    for name, text in texts.items():
+        write_text_atomic(folder / name, text)
     return folder / METADATA
 
 

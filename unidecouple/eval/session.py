@@ -115,6 +115,8 @@ class Session:
             if (folder / SETTINGS).is_file():
                 _same(folder, subject, weights=True)
             else:
+                if folder.is_dir() and (there := next(folder.iterdir(), None)) is not None:
+                    raise ValueError(f"{folder} holds {there.name}, but no {SETTINGS} of an evaluation: choose another --output")
                 write_json_atomic(folder / SETTINGS, dataclasses.asdict(subject))
         self.part.wait()
         return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from unidecouple.generate.drawing import GUIDANCE, Order
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.padding import check_length
 from unidecouple.generate.sampler import Choice
+from unidecouple.ownership import check_apart, check_file
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,14 @@ def infer(
     ``output``), or "error": a line that cannot be done stops no other. Settings stand in ``<output>.settings.json``.
 
     Raises:
-        ValueError: ``output`` is of other settings, or ``source`` has changed in the lines that were there; more may follow them.
+        ValueError: ``output`` is of other settings, is ``source`` itself, or not a file that this package wrote; or ``source`` has
+            changed in the lines that were there; more may follow them.
     """
+    check_apart(output, [source])
     content = source.read_bytes()
     lines = content.split(b"\n")
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-    done = _continued(output, settings, content)
+    done = _continued(output, settings, source, content)
     reader = _Reader(engine, source, settings)
     failed = [f"{source}:{number}: {error}" for number, error in done.items() if error is not None]
     count = 0
@@ -183,13 +186,16 @@ def _draw(
     waiting.clear()
 
 
-def _continued(output: Path, settings: Settings, source: bytes) -> dict[int, str | None]:
+def _continued(output: Path, settings: Settings, source: Path, data: bytes) -> dict[int, str | None]:
     """Lines that ``output`` has, with their errors; half a line, which a kill may leave at its end, is cut off."""
     beside = output.with_name(f"{output.name}.settings.json")
-    mine = {**asdict(settings), "data_bytes": len(source), "data_sha256": hashlib.sha256(source).hexdigest()}
+    mine = {**asdict(settings), "data_bytes": len(data), "data_sha256": hashlib.sha256(data).hexdigest()}
     if output.is_dir():
         raise ValueError(f"{output} is a folder: name a file")
     if not output.exists():
+        check_file(output, [source])
+        if not (beside.is_file() and _keys(beside) >= asdict(settings).keys()):
+            check_file(beside, [source])
         write_json_atomic(beside, mine)
         return {}
     before = _settings_beside(beside)
@@ -198,7 +204,7 @@ def _continued(output: Path, settings: Settings, source: bytes) -> dict[int, str
     if before != asdict(settings):
         other = {name: value for name, value in asdict(settings).items() if before.get(name) != value}
         raise ValueError(f"{output} was made with other settings than {other}: give the same, or another --output")
-    if digest is not None and hashlib.sha256(source[:length]).hexdigest() != digest:
+    if digest is not None and hashlib.sha256(data[:length]).hexdigest() != digest:
         raise ValueError(f"{output} was made from other lines than the data has now: give the same data, or another --output")
     write_json_atomic(beside, mine)
     content = output.read_bytes()
@@ -215,6 +221,15 @@ def _settings_beside(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): give another --output") from error
     return found if isinstance(found, dict) else {}
+
+
+def _keys(path: Path) -> Set[str]:
+    """Names in a JSON object; none where ``path`` holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return frozenset()
+    return found.keys() if isinstance(found, dict) else frozenset()
 
 
 def _lines(content: bytes, output: Path) -> Iterator[tuple[int, str | None]]:

@@ -12,9 +12,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import all_checkpoints
 from unidecouple.files import remove_directory
 from unidecouple.models.processing import UnifiedProcessor
+from unidecouple.models.shipped import located
 from unidecouple.train.ema import AVERAGES, Averages
 from unidecouple.train.faults import reading
 from unidecouple.train.meter import Spent
@@ -51,8 +53,11 @@ def save(
     averages: Averages,
     keep: int,
     parallel: Parallel,
+    base: str,
 ) -> None:
     """Write ``folder/checkpoint-<step>``, all processes together, and drop all but the newest ``keep`` afterwards.
+
+    Licences of ``base``, the checkpoint that the run started from, travel with it.
 
     The files do not depend on how many processes wrote them. Without ``optimizer`` (the stage is over) the next stage starts
     with a new one.
@@ -65,6 +70,9 @@ def save(
             parallel.save_tensors(staging / AVERAGES, averages.tensors())
         if parallel.first:
             processor.save_pretrained(staging)
+            licensed = [*all_checkpoints(folder)[-1:], *all_checkpoints(located(base))[-1:], located(base)]
+            if (source := next((place for place in licensed if place.is_dir()), None)) is not None:
+                carry_licences(source, staging)
             (staging / "trainer_state.json").write_text(json.dumps(vars(state)))
     if parallel.first:
         for old in all_checkpoints(folder)[:-keep]:

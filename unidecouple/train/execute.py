@@ -40,6 +40,9 @@ from unidecouple.train.subject import Subject
 from unidecouple.train.trackers import Tracker, tracking
 
 RUN, RESULT = "run.yaml", "scores.json"
+_WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")
+"""What a run writes beside its configuration, and may replace."""
+
 _TEST_SIZES = tuple(f"evaluation.{name}:" for name in ("pope_images", "vqa_questions", "prompts_per_tag", "num_images"))
 """What nothing before the last step depends on, scores during training included."""
 
@@ -156,12 +159,12 @@ def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
 
 def _claim(folder: Path, run: RunConfig, say: Say) -> None:
     """Save ``run`` in ``folder``, or make sure that it is the one saved there: to its end, where only the test is of other size."""
-    path, started = folder / RUN, begun(folder)
-    if started and not path.is_file():
+    path = folder / RUN
+    if not path.is_file() and (name := next((name for name in _WRITTEN if any(folder.glob(name))), None)):
         raise ValueError(
-            f"{folder} holds a run, but no {RUN} that says which: bring that file back, or choose another output folder"
+            f"{folder} holds {name}, but no {RUN} that says of which run: bring that file back, or choose another output folder"
         )
-    if started and (found := configs.differences(configs.load(RunConfig, [path]), run)):
+    if begun(folder) and (found := configs.differences(configs.load(RunConfig, [path]), run)):
         told = "; ".join(found)
         if not (_trained(folder, run) and all(line.startswith(_TEST_SIZES) for line in found)):
             raise ValueError(f"{folder} holds another run ({path} has {told}): choose another output folder, or remove it")

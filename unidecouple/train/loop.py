@@ -216,8 +216,8 @@ class Trainer:
         return TrainerState(step, stage, stage_step, dict(self.tokens), vars(self.meter.read()))
 
     def _save(self, wrapped: nn.Module, state: TrainerState, optimizer: torch.optim.Optimizer | None, averages: Averages) -> None:
-        keep = self.config.save_total_limit
-        checkpoints.save(self.folder, wrapped, self.processor, state, optimizer, averages, keep, self.parallel)
+        keep, base = self.config.save_total_limit, self.config.model_name_or_path
+        checkpoints.save(self.folder, wrapped, self.processor, state, optimizer, averages, keep, self.parallel, base)
 
     def _log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
         values = {"lr": rate_now, "grad_norm": result.grad_norm, "tokens_per_second": tokens_per_second}

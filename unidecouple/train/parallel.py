@@ -110,7 +110,7 @@ class Parallel:
     @contextlib.contextmanager
     def folder(self, target: Path) -> Iterator[Path]:
         """``atomic_directory`` of the first process, in which all may write."""
-        with atomic_directory(target) if self.first else contextlib.nullcontext(target) as made:
+        with atomic_directory(target, internal=True) if self.first else contextlib.nullcontext(target) as made:
             told = [made]
             if self.size > 1:
                 dist.broadcast_object_list(told)

@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper big-smoke bench bench-gpu lmms test e2e lint format clean
+.PHONY: help setup demo paper big-smoke bench bench-gpu lmms test test-oldest test-newest install-check e2e lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -62,6 +62,32 @@ lmms: $(LMMS)/.installed ## lmms-eval itself scores a shipped base by our plug-i
 
 test: lint ## linters, import contract, types, then the tests, on two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2
+
+# What touches other libraries most. Both ends of the ranges in pyproject.toml run it, each in an environment of its own.
+CORE := tests/models/test_decoder.py tests/models/test_janus.py tests/models/test_emu3.py tests/models/test_interaction.py \
+	tests/models/test_context_router.py tests/models/test_vq.py tests/generate/test_text.py tests/generate/test_image.py \
+	tests/generate/test_drawing.py tests/generate/test_answering.py tests/generate/test_emu3.py tests/convert/test_parity.py \
+	tests/convert/test_processors.py tests/convert/test_emu3.py tests/methods/test_gradients.py tests/data/formats \
+	tests/train/test_own_files.py tests/lmms tests/cli
+OWN_PIP := -m pip --disable-pip-version-check install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+test-oldest: .venv-oldest/.installed ## core tests with the oldest versions of pyproject.toml's ranges (constraints-oldest.txt)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -x -q -n 2 $(CORE)
+
+.venv-oldest/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python $(OWN_PIP) torch==2.13.0
+	.venv-oldest/bin/python $(OWN_PIP) -c constraints-oldest.txt -e '.[data,serve,gradient]' httpx hypothesis pytest pytest-xdist
+	@touch $@
+
+test-newest: ## core tests with the newest versions that pip resolves, without constraints.txt
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(OWN_PIP) torch==2.13.0
+	.venv-newest/bin/python $(OWN_PIP) --upgrade --upgrade-strategy eager torch==2.13.0 -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -x -q -n 2 $(CORE)
+
+install-check: ## the wheel in a fresh environment outside the clone, without pins: chat, generate, infer, eval, train (minutes)
+	TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) tests/big/install_check.py
 
 e2e: $(STAMP) ## the web page in a real browser (Chromium); what it looked like goes to runs/e2e
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) install -e '.[e2e]'

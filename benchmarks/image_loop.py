@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
+from transformers import DynamicCache, JanusConfig, JanusForConditionalGeneration, LlamaConfig
 
 from benchmarks.layers import with_their_experts
 from benchmarks.record import Result, Row
@@ -82,16 +82,16 @@ class Sides:
         model, rows = self.plain.model, []
         for _ in range(self.pictures):
             rows += [self.builder.generation_prompt(PROMPT), self.builder.generation_prompt(PROMPT, dropped=True)]
-        embeds, cache, drawn = model.get_input_embeddings()(torch.tensor(rows, device=model.device)), None, []
+        embeds, drawn = model.get_input_embeddings()(torch.tensor(rows, device=model.device)), []
+        cache = DynamicCache(config=model.language_model.config) if cached else None
         for _ in range(self.model.num_image_tokens):
-            out = model.language_model(inputs_embeds=embeds, use_cache=cached, past_key_values=cache)
+            out = model.language_model(None, None, None, cache, embeds, use_cache=cached)  # the cache has a name by release
             logits = model.generation_head(out.last_hidden_state[:, -1])
             cond, uncond = logits[0::2], logits[1::2]
             probs = (uncond + GUIDANCE * (cond - uncond)).softmax(-1)
             token = probs.argmax(-1, keepdim=True) if greedy else torch.multinomial(probs, 1)
             drawn.append(token)
             new = self.plain.prepare_embeddings_for_image_generation(token.repeat(1, 2).view(-1, 1))
-            cache = out.past_key_values
             embeds = new if cached else torch.cat([embeds, new], 1)
         return torch.cat(drawn, 1)
 

@@ -24,10 +24,11 @@ from unidecouple.run import Data, RunConfig
 from unidecouple.train.build import add_lora, fit, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.launch import processes
-from unidecouple.train.loop import InterruptedRunError, Trainer
+from unidecouple.train.loop import Trainer
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import Sharded
 from unidecouple.train.source import open_source
+from unidecouple.train.stop_request import InterruptedRunError
 
 STEPS, STOP = 3, 2
 

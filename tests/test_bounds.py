@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from unidecouple import bounds
+from unidecouple.compare.plan import Comparison
+from unidecouple.data.mixture import Source
+from unidecouple.methods.objective.aia import AiaBand
+from unidecouple.run import RunConfig
+from unidecouple.train.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -47,3 +55,47 @@ def test_ends() -> None:
         bounds.between(0, 1, Numbers(1.5), "one")
     with pytest.raises(ValueError, match="one=nan must be a finite number"):
         bounds.finite(Numbers(float("nan")), "one")
+
+
+def recipe_classes(hint: Any, found: set[type]) -> set[type]:
+    """Every dataclass that recipes can spell, from the type ``hint`` down."""
+    if isinstance(hint, type) and is_dataclass(hint) and hint not in found:
+        found.add(hint)
+        for part in get_type_hints(hint).values():
+            recipe_classes(part, found)
+    for part in get_args(hint):
+        recipe_classes(part, found)
+    return found
+
+
+RECIPES = {Comparison: {"name": "x"}, AiaBand: {"until": 1.0, "delta": 1.0, "target": 0.5}, Source: {"path": Path("x")}}
+NUMBERS = [
+    (kind, entry.name)
+    for kind in sorted(
+        set().union(*(recipe_classes(kind, set()) for kind in (Comparison, RunConfig, Scratch))), key=lambda kind: kind.__name__
+    )
+    for entry in fields(kind)
+    if get_type_hints(kind)[entry.name] in (float, float | None, float | int)
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS, ids=lambda part: part if isinstance(part, str) else part.__name__)
+def test_no_number_of_a_recipe_may_be_nan_or_infinite(kind: type, name: str) -> None:
+    needed = {entry.name for entry in fields(kind) if entry.default is MISSING and entry.default_factory is MISSING}
+    given = {key: RECIPES.get(kind, {}).get(key, 1) for key in needed}
+    values = [math.nan, -math.inf] + ([] if (kind, name) == (RunConfig, "max_grad_norm") else [math.inf])  # infinite is no clipping
+    for value in values:
+        with pytest.raises(ValueError, match=rf"{name}|{kind.__name__}"):
+            kind(**{**given, name: value})
+
+
+@pytest.mark.parametrize("value", ["1", True, [1], 10**400])
+def test_what_is_no_finite_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^one=.* must be a finite number$"):
+        bounds.finite(Numbers(value), "one")
+
+
+def test_a_message_shows_the_start_of_a_long_value() -> None:
+    assert bounds.short("x" * 99) == "'" + "x" * 39 + "…"
+    assert bounds.short(10**5000) == "a number of thousands of digits"
+    assert bounds.short(1.5) == "1.5"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,7 +246,7 @@ class TestComplaints:
         (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(ConfigError, match="cannot be read as a text file"):
             load(Run, [tmp_path / "x.yaml"])
-        with pytest.raises(ConfigError, match="cannot be read as a text file"):
+        with pytest.raises(ConfigError, match="is a folder"):
             load(Run, [tmp_path])
 
 
@@ -310,3 +311,70 @@ def test_what_is_dumped_loads_to_an_equal_configuration(config: Run) -> None:
 
 def test_dump_writes_defaults_in_the_order_of_the_fields() -> None:
     assert dump(Stage("one")) == "name: one\nlearning_rate: 0.001\nmax_steps: 10\nbetas:\n- 0.9\n- 0.99\n"
+
+
+NESTED = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+MERGED = "a0: &a0 {k: 1, l: 2}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{','.join([f'*a{n - 1}'] * 10)}], z{n}: 1}}\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (NESTED, "more than 100,000 values"),
+        (MERGED, "more than 100,000 values"),
+        ("a: &a " + "x" * 100_000 + "\nb: [" + "*a," * 9000 + "]", "more than 100,000 values"),
+        ("a: &a [*a]", "Circular reference"),
+        ("[" * 10_000, "nested more than 60 levels"),
+        ("- " * 10_000, "nested more than 60 levels"),
+        ("a: " + "9" * 10_000, "(10,000 characters) does not fit into 64 bits"),
+        ("a: 9223372036854775808", "does not fit into 64 bits"),
+        ("a: 1e400", "'1e400' is too large a number"),
+        ("a: !!int ''", "'' is no int"),
+        ("a: !!int 1:30", "'1:30' is no int"),
+        ("a: !!bool x", "'x' is no bool"),
+        ("a: \0", "unacceptable character #x0000"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_yaml_without_bound_is_one_line(text: str, problem: str, tmp_path: Path) -> None:
+    """The first text is 560 bytes that stand for 10^10 values; PyYAML's own message is several lines where it has no position."""
+    for read in (lambda: load(Run, written(tmp_path, r=text)), lambda: load(Run, [], [f"layers={text}"])):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert problem in str(caught.value)
+        assert "\n" not in str(caught.value).removeprefix("override")[-200:]
+
+
+def test_the_largest_and_smallest_numbers_and_shared_parts_are_read(tmp_path: Path) -> None:
+    text = "variants: {a: &a {name: x, max_steps: 9223372036854775807}, b: *a, c: {<<: *a, learning_rate: !!float 3}}"
+    run = load(Run, written(tmp_path, r="\ufeff" + text))
+    assert [(one.max_steps, one.learning_rate) for one in run.variants.values()] == [(2**63 - 1, 1e-3)] * 2 + [(2**63 - 1, 3.0)]
+    assert load(Run, [], ["seed=-9223372036854775808"]).seed == -(2**63)
+
+
+def test_only_files_are_read_as_recipes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large.yaml").write_text("#" * (1 << 20) + "\n")
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xe9")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, problem in (
+        ("pipe", "is a pipe or a device"),
+        ("/dev/zero", "is a pipe or a device"),
+        (".", "is a folder"),
+        ("large.yaml", "more than 1,048,576 bytes"),
+        ("latin.yaml", "cannot be read as a text file"),
+        ("loop", "cannot be read"),
+        ("n" * 300, "cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            load(Run, [tmp_path / name])
+
+
+def test_bases_of_bases_are_bounded(tmp_path: Path) -> None:
+    texts = {f"r{n}": f"base: [{','.join([f'r{n + 1}.yaml'] * 10)}]\n" for n in range(9)} | {"r9": "seed: 1\n"}
+    with pytest.raises(ConfigError, match="more than 100 files"):
+        load(Run, written(tmp_path, **texts)[:1])
+    with pytest.raises(ConfigError, match="5000 keys"):
+        load(Run, [], [".".join(["a"] * 5000) + "=1"])

@@ -25,11 +25,12 @@ from unidecouple.files import (
     write_json_atomic,
     write_text_atomic,
 )
+from unidecouple.ownership import MARKER
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Relative name -> text of every file, hidden ones too; folders end in a slash."""
-    found = folder.rglob("*")
+    """Relative name -> text of every file, hidden ones too but the marker; folders end in a slash."""
+    found = [path for path in folder.rglob("*") if path.name != MARKER]
     return {f"{p.relative_to(folder)}{'/' * p.is_dir()}": "" if p.is_dir() else p.read_text(encoding="utf-8") for p in found}
 
 
@@ -183,7 +184,9 @@ class TestDirectory:
         monkeypatch.setattr(os, "fsync", lambda handle: synced.append((os.fstat(handle).st_ino, target.exists())))
         with atomic_directory(target) as new:
             (new / "a.txt").write_text("x", encoding="utf-8")
-        assert synced == [((target / "a.txt").stat().st_ino, False), (target.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+        inside = {((target / name).stat().st_ino, False) for name in ("a.txt", MARKER)}
+        assert set(synced[:2]) == inside
+        assert synced[2:] == [(target.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
 class TestJsonl:

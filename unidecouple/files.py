@@ -15,10 +15,12 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from unidecouple.ownership import MARKER, check_directory, mark, recover
 
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the limit on a file's size is reached"}
 _FULL_IN_TEXT = re.compile(r"No space left on device|os error (?:28|27|122)\b|inline_container\.cc|\d+ requested and \d+ written")
@@ -84,7 +86,7 @@ def append_jsonl(path: Path, record: Mapping[str, object]) -> None:
         StorageError: it could not be written; the file is as it was.
         ValueError: NaN or infinity in ``record``, which JSON cannot hold; nothing is written.
     """
-    line = (_json(path, record) + "\n").encode()
+    line = (_json(path, record) + "\n").encode("utf-8", "backslashreplace")  # half a surrogate pair, as JSON escapes it
     with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
@@ -99,25 +101,41 @@ def append_jsonl(path: Path, record: Mapping[str, object]) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
+def atomic_directory(target: Path, sources: Iterable[Path] = (), *, internal: bool = False) -> Iterator[Path]:
     """A new folder to fill, which becomes ``target`` when the block ends without an error, and vanishes otherwise.
 
-    An existing ``target`` stays until the new folder is whole and on the disk; then it is renamed aside, the new one takes
-    its name, and it is deleted. (A power cut between the two renames leaves it as a hidden ``.<name>.<hex>.old``.)
+    An existing ``target`` is replaced only if it is empty or this package wrote all files in it (``ownership.MARKER``). It stays
+    until the new folder is whole and on the disk; then it is renamed aside, the new one takes its name, and it is deleted. (A
+    power cut between the two renames leaves it as a hidden ``.<name>.<hex>.old``, which the next call puts back.)
+
+    Args:
+        target: the folder; a link to a folder is followed.
+        sources: what is read; ``target`` must not be one of them, nor lie inside or around one.
+        internal: ``target`` lies in a folder that this package manages and has checked (a run's, a cache). It is replaced
+            whatever it holds, and gets no marker.
 
     Raises:
+        ValueError: ``target`` must not be replaced; see ``ownership.check_directory``.
         StorageError: the disk is full, or the folder cannot be made or renamed. Other errors of the block pass unchanged.
     """
-    hidden, aside = _beside(target, "tmp"), _beside(target, "old")
+    real, sources = Path(os.path.realpath(target)), list(sources)
+    if not internal:
+        with _storage_errors(target):
+            recover(real)
+        check_directory(target, sources)
+    hidden, aside = _beside(real, "tmp"), _beside(real, "old")
     with _storage_errors(target):
         hidden.mkdir(parents=True)
     try:
         with _storage_errors(target, only_full=True):
             yield hidden
         with _storage_errors(target):
+            if not internal:
+                mark(hidden)
+                check_directory(target, sources)  # again: filling it may have taken hours
             for path in (*hidden.rglob("*"), hidden):
                 _sync(path)
-            _swap(hidden, target, aside)
+            _swap(hidden, real, aside)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     shutil.rmtree(aside, ignore_errors=True)
@@ -144,7 +162,7 @@ def sha256_file(path: Path) -> str:
 def sha256_tree(path: Path, without: Container[str] = ()) -> str:
     """Hexadecimal SHA-256 of a folder: of its files' relative names and hashes, whatever order the disk lists them in.
 
-    Files named ``without`` are left out.
+    Files named ``without``, and this package's marker, are left out.
 
     Raises:
         ValueError: ``path`` is no folder.
@@ -152,7 +170,7 @@ def sha256_tree(path: Path, without: Container[str] = ()) -> str:
     if not path.is_dir():
         raise ValueError(f"{path} is no folder, so it has no hash; sha256_file is for single files")
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    entries = [[name, sha256_file(path / name)] for name in names if name not in without]
+    entries = [[name, sha256_file(path / name)] for name in names if name not in without and name != MARKER]
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 

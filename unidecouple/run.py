@@ -8,6 +8,7 @@ from typing import Literal
 from unidecouple import bounds
 from unidecouple.data.mixture import Files
 from unidecouple.eval.pope import PARSERS
+from unidecouple.generate.sampler import Choice, check_guidance
 from unidecouple.methods.objective import Objective
 from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import Dense, Structure
@@ -108,7 +109,9 @@ class Evaluation:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        bounds.at_least(0, self, "eval_steps", "guidance_scale", "temperature", "top_k")
+        bounds.at_least(0, self, "eval_steps")
+        check_guidance(self)
+        Choice(self.temperature, self.top_k)  # checks its ranges
         bounds.at_least(1, self, "eval_batches", "eval_prompts", "vqa_questions", "num_images")
         bounds.at_least(2, self, "eval_images", "pope_images", "prompts_per_tag")
         if self.parser not in PARSERS:  # else it were found out when all is trained

@@ -22,6 +22,7 @@ from unidecouple.convert.load import load
 from unidecouple.convert.names import unused
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.ownership import mark
 
 Convert = Callable[..., Path]
 Tensors = Callable[[Path], dict[str, torch.Tensor]]
@@ -180,10 +181,10 @@ def test_other_models_are_named(published: Path, converted: Convert, tmp_path: P
 
 def test_onto_what_should_stay(ours: Path, converted: Convert, tmp_path: Path) -> None:
     for target in (ours, ours.parent):
-        with pytest.raises(ValueError, match="is the checkpoint itself, or a folder around it"):
+        with pytest.raises(ValueError, match="which is read, or a folder around it"):
             converted(ours, target)
     (tmp_path / "thesis.txt").write_text("unsaved elsewhere")
-    with pytest.raises(ValueError, match="something else than a checkpoint"):
+    with pytest.raises(ValueError, match=r"holds thesis\.txt, which unidecouple did not write"):
         converted(ours, tmp_path)
     assert (tmp_path / "thesis.txt").is_file()
     converted(converted(ours, tmp_path / "out"), tmp_path / "again")
@@ -196,6 +197,7 @@ def test_a_fault_while_writing_leaves_what_was_there(
     target = tmp_path / "out"
     target.mkdir()
     (target / "config.json").write_text("kept")
+    mark(target)  # an earlier result
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")

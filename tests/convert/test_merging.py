@@ -78,7 +78,7 @@ def test_another_configuration_is_refused(ours: Path, tmp_path: Path) -> None:
 
 
 def test_targets_and_layouts_that_are_refused(ours: Path, published: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is the checkpoint itself"):
+    with pytest.raises(ValueError, match="which is read, or a folder around it"):
         write_merged(ours, [ours], ours, TaskArithmetic().coefficients(1), print)
     with pytest.raises(ValueError, match="deepseek-ai's original layout: convert it first"):
         write_merged(published, [published], tmp_path / "merged", TaskArithmetic().coefficients(1), print)

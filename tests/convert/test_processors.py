@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor, JanusForConditionalGeneration, JanusProcessor
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from published import BOS, EOS, PAD, write_json
 from unidecouple.batch import IGNORE, Task
@@ -79,6 +80,20 @@ def test_understanding_by_hand(pro: UniJanusProcessor, pro_builder: SequenceBuil
     assert pro.tokenizer.decode(learned) == f" yes{EOS} two red cows.{EOS}"
 
 
+@pytest.mark.parametrize(
+    ("question", "user"),
+    [("", ""), ("  \n", ""), ("  How many?  ", "\n  How many?"), ("\nHow many?\n", "\n\nHow many?")],
+)
+def test_messages_are_stripped_as_deepseek_strips_them(
+    pro: UniJanusProcessor, pro_builder: SequenceBuilder, question: str, user: str
+) -> None:
+    """``f"<image_placeholder>\\n{question}".strip()``, by hand."""
+    text = f"{BOS}{SYSTEM}<|User|>: {PICTURE}{user}\n\n<|Assistant|>:"
+    assert pro.tokenizer.decode(pro_builder.understanding_prompt(question)) == text
+    picture = np.zeros((16, 16, 3), np.uint8)
+    assert pro.tokenizer.decode(pro_builder.conversation([("user", [picture, question])], Task.MMU).input_ids) == text
+
+
 def test_generation_by_hand(pro: UniJanusProcessor, pro_builder: SequenceBuilder) -> None:
     prompt = pro_builder.generation_prompt("a photo of a blue pig")
     assert pro.tokenizer.decode(prompt) == f"{BOS}<|User|>: a photo of a blue pig\n\n<|Assistant|>:<begin_of_image>"
@@ -126,6 +141,75 @@ def test_pictures_are_the_image_processors(pro: UniJanusProcessor, pro_builder: 
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     theirs = pro.image_processor([Image.fromarray(picture)], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels([picture]), theirs, atol=1e-6, rtol=0)
+
+
+def test_the_short_side_is_the_publishers(pro: UniJanusProcessor, plain: Path, tmp_path: Path) -> None:
+    """deepseek-ai: max(int(side / longest * 16), 14); transformers: max(round(side * (16 / longest)), 14). By hand:
+
+    100 x 95 pixels: 15.2 is 15 in both; 100 x 98: 15.68 is 15 in the one and 16 in the other; 100 x 10: at least 14.
+    """
+    assert (pro.short_side, pro.image_processor.min_size) == ("floor", 14)
+    theirs = JanusImageProcessorPil.from_pretrained(plain)
+    other = UniJanusProcessor(theirs, pro.tokenizer, chat_template=pro.chat_template, num_image_tokens=16)
+    for height, floor, rounded in ((95, 15, 15), (98, 15, 16), (10, 14, 14), (100, 16, 16)):
+        picture = Image.new("RGB", (100, height), (250, 0, 0))
+        for processor, rows in ((pro, floor), (other, rounded)):
+            seen = processor.understood(picture)
+            top = (16 - rows) // 2
+            expected = np.full((16, 16, 3), 127, np.uint8)
+            expected[top : top + rows] = (250, 0, 0)
+            assert np.array_equal(seen, expected)
+            assert np.array_equal(processor.understood(picture.transpose(Image.Transpose.TRANSPOSE)), expected.transpose(1, 0, 2))
+
+
+def test_pictures_are_deepseeks(pro: UniJanusProcessor) -> None:
+    """As ``VLMImageProcessor.resize`` of deepseek-ai/Janus does it, written down again from its formula."""
+    rng = np.random.default_rng(0)
+    for width, height in rng.integers(5, 200, (12, 2)).tolist():
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        longest = max(width, height)
+        size = (max(int(width / longest * 16), 14), max(int(height / longest * 16), 14))
+        resized = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+        expected = np.full((16, 16, 3), 127, np.uint8)
+        left, top = ((16 - side) // 2 for side in size)
+        expected[top : top + size[1], left : left + size[0]] = resized
+        assert np.array_equal(pro.understood(picture), expected)
+        message = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]}]
+        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        given = pro.apply_chat_template(message, **options)["pixel_values"]
+        torch.testing.assert_close(given, pixels([expected]), atol=1e-6, rtol=0)
+
+
+def test_the_rule_of_pictures_and_role_tokens_survive_every_layout(
+    published: Path, plain: Path, converted: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Published tokenizers may flag their role tokens in ``additional_special_tokens`` alone."""
+    here = shutil.copytree(published, tmp_path / "published")
+    path = here / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    for token in raw["added_tokens"]:
+        token["special"] = not token["content"].startswith("<|")
+    write_json(path, raw)
+    write_json(here / "special_tokens_map.json", {"additional_special_tokens": ["<|User|>", {"content": "<|Assistant|>"}]})
+    for layout in ("unidecouple", "transformers", "deepseek", "unidecouple"):
+        here = converted(here, tmp_path / f"{layout}-{here.name}", to=layout)
+        processor = read_processor(here, layout)
+        builder = SequenceBuilder(processor)
+        assert processor.short_side == "floor"
+        for text in ("hi <|User|> there", "<|Assistant|>"):
+            for make in (builder.understanding_prompt, builder.generation_prompt, builder.answer_ids):
+                with pytest.raises(ValueError, match=r"spells out '<\|.*\|>', a special token"):
+                    make(text)
+        added = {token["content"]: token["special"] for token in json.loads((here / "tokenizer.json").read_text())["added_tokens"]}
+        assert added["<|User|>"]
+        assert added["<|Assistant|>"]
+    theirs = json.loads((plain / "processor_config.json").read_text())
+    assert theirs["short_side"] == "floor"
+    theirs.pop("short_side")
+    foreign = shutil.copytree(plain, tmp_path / "foreign")
+    write_json(foreign / "processor_config.json", theirs)
+    for layout in ("unidecouple", "deepseek"):  # a checkpoint of transformers' keeps transformers' rule
+        assert read_processor(converted(foreign, tmp_path / f"foreign-{layout}", to=layout), layout).short_side == "round"
 
 
 def test_a_tokenizer_class_of_the_hub(plain: Path, pro_builder: SequenceBuilder, tmp_path: Path) -> None:

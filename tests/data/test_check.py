@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from own_data import asked, flat, write_jsonl, write_pictures
+from own_data import asked, flat, write_jsonl, write_pictures, write_tar
 from unidecouple.batch import Task
 from unidecouple.cli import main
 from unidecouple.data.check import check
@@ -67,6 +67,44 @@ def test_the_command_prints_them_and_fails(source: Path, capsys: pytest.CaptureF
     assert main(["data", "check", str(source), "--max-bad-ratio", "0.4"]) == 0
     assert main(["data", "check", str(source.parent / "gone.jsonl")]) == 1
     assert "no data at" in capsys.readouterr().err
+
+
+def test_words_that_the_model_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [asked(None, "Is there a quagga", "dodo"), asked(None, "a cow", "quagga")])
+    assert main(["data", "check", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "words     8 tokens of text, 3 of them unknown (37.50%)" in printed
+    assert "unknown: 'quagga', 'dodo'" in printed
+    assert re.search(r"warning: this model's tokenizer has \d+ words, and all others become one unknown word", printed)
+    write_jsonl(path, [asked(None, "Is there a cow", "yes")])
+    assert main(["data", "check", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "0 of them unknown (0.00%)" in printed
+    assert "warning" not in printed
+
+
+def test_records_that_training_and_validation_share(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By content: another name of the same picture does not hide it."""
+    folder = source.parent
+    write_jsonl(folder / "train.jsonl", [asked(), asked(), asked("b.png"), flat()])
+    (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
+    other = {"conversations": [{"from": "human", "value": "<image>Is there a cow in the image?"}, {"from": "gpt", "value": "yes"}]}
+    write_jsonl(folder / "held.jsonl", [{**other, "image": "copy.png"}, flat("b.png")])
+    assert main(["data", "check", str(folder / "train.jsonl"), str(folder / "held.jsonl")]) == 0
+    printed = capsys.readouterr().out
+    assert "repeated  1 records are equal to an earlier one" in printed
+    assert f"shared    1 records with {folder / 'train.jsonl'}: none of them is held out" in printed
+
+
+def test_a_source_without_records_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(write_tar(tmp_path / "a.tar", {"README": b"x"}))]) == 1
+    assert "a.tar holds no record" in capsys.readouterr().err
+
+
+def test_records_longer_than_the_model_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [asked(None, "cow " * 1100, "yes"), asked(None, "a cow", "yes")])
+    assert main(["data", "check", str(path)]) == 1
+    assert re.search(r"a.jsonl:1: 11\d\d tokens are more than max_length=1024", capsys.readouterr().out)
 
 
 def test_help_does_not_import_torch() -> None:

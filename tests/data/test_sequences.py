@@ -17,6 +17,7 @@ from unidecouple.data.world.prompts import held_out, training_pair
 from unidecouple.data.world.questions import CAPTION_REQUEST, Question, conversation
 from unidecouple.data.world.scene import random_scene
 from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.models.tiny import ROLE_TOKENS, SPECIAL_TOKENS
 
 TURNS = [
     Question("pope", "Is there an elephant in the image?", "yes"),
@@ -238,7 +239,35 @@ def test_several_drawings_in_one_conversation(builder: SequenceBuilder, pictures
     assert builder.tokenizer.decode(sorted(shown)) == "<bos> <begin_of_image> <end_of_image>"
 
 
-@pytest.mark.parametrize("text", ["a <begin_of_image> b", "<image>", "yes <eos>", "<|user|> hello", "<pad>"])
+@pytest.mark.parametrize("text", ["a <begin_of_image> b", "<image>", "yes <eos>", "<|user|> hello", "<pad>", "<|assistant|>"])
 def test_users_cannot_write_special_tokens(builder: SequenceBuilder, text: str) -> None:
-    with pytest.raises(ValueError, match=r"spells out '<.*>', a special token"):
-        builder.conversation([("user", [text]), ("assistant", ["yes"])], Task.MMU)
+    """Wherever a text of theirs enters: a turn of any role, a question, a prompt, a negative prompt, an answer to be weighed."""
+    for role in ("system", "user", "assistant"):
+        turns: list[tuple[str, list[Part]]] = [("system", ["a"]), ("user", ["b"]), ("assistant", ["c"])]
+        said = [(one, [text] if one == role else parts) for one, parts in turns]
+        with pytest.raises(ValueError, match=r"the text spells out '<.*>', a special token"):
+            builder.conversation(said, Task.MMU)
+    for what, make in (
+        ("question", builder.understanding_prompt),
+        ("prompt", builder.generation_prompt),
+        ("answer", builder.answer_ids),
+    ):
+        with pytest.raises(ValueError, match=rf"the {what} spells out '<.*>', a special token"):
+            make(text)
+
+
+def test_words_that_are_no_unicode(builder: SequenceBuilder) -> None:
+    for what, make in (
+        ("question", builder.understanding_prompt),
+        ("prompt", builder.generation_prompt),
+        ("answer", builder.answer_ids),
+    ):
+        with pytest.raises(ValueError, match=f"the {what} .* half a surrogate pair"):
+            make("a \ud83d cow")
+    assert builder.generation_prompt("a\0cow \U0001f600")
+
+
+def test_unknown_words(builder: SequenceBuilder) -> None:
+    assert builder.unknown_words("a photo of a Zebra and a cow and a quagga") == (10, ["Zebra", "quagga"])
+    assert builder.known_words == len(set(builder.tokenizer.get_vocab())) - len(SPECIAL_TOKENS) - len(ROLE_TOKENS)
+    assert builder.generation_prompt("<unk>")  # means what an unknown word means

@@ -26,5 +26,5 @@ def test_limit_is_by_tag_and_broken_lines_are_named(tmp_path: Path) -> None:
     path = write_official(tmp_path)
     assert set(Counter(line["tag"] for line in read_metadata(path, 3)).values()) == {3}
     path.write_text('{"tag": "colors"}\n')
-    with pytest.raises(ValueError, match="line 1 has no 'include'"):
+    with pytest.raises(ValueError, match=r"jsonl:1: 'include' is missing"):
         read_metadata(path)

@@ -58,8 +58,20 @@ def test_asked_by_text_a_model_gets_the_same_words_and_no_picture(judged: Judged
 
 
 def test_a_broken_picture_is_named(judged: Judged, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no picture in a known format"):
-        judged.ask([Query("1", "?", ImageBytes(b"no picture"))])
+    with pytest.raises(ValueError, match=r"a\.jsonl:7: .*no picture in a known format"):
+        judged.ask([Query("1", "?", ImageBytes(b"no picture"), "a.jsonl:7")])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("what? " * 9999, "tokens of prompt and 4 to generate are more than"), ("a <eos> ?", "<eos>")]
+)
+def test_questions_that_cannot_be_asked_are_named_before_any_is(judged: Judged, text: str, said: str) -> None:
+    queries = [Query("1", "Is there a cow ?", ImageBytes(png(1)), "a.jsonl:1"), Query("2", text, ImageBytes(png(1)), "a.jsonl:2")]
+    with pytest.raises(ValueError, match=f"a.jsonl:2: .*{said}"):
+        judged.check_queries(queries)
+    judged.check_queries(queries[:1])
+    with pytest.raises(ValueError, match="prompt 1: "):
+        judged.check_prompts([{"prompt": "a cow"}, {"prompt": text}])
 
 
 def test_pictures_depend_on_their_number_alone(judged: Judged) -> None:

@@ -64,11 +64,11 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown POPE parser 'strict'"):
         open_quiz(folder, "strict")
     (folder / "val2014" / "b.jpg").unlink()
-    with pytest.raises(ValueError, match=r"picture b\.jpg is missing"):
+    with pytest.raises(ValueError, match=r"adversarial\.json:\d: picture 'b\.jpg' is missing"):
         open_quiz(folder, "official")
     (folder / "coco" / "coco_pope_random.json").write_text('{"image": "a.jpg"}\n')
-    with pytest.raises(ValueError, match="line 1 has no 'text'"):
+    with pytest.raises(ValueError, match=r"random\.json:1: 'text' is missing"):
         open_quiz(folder, "official")
     (folder / "coco" / "coco_pope_random.json").write_text('{"image": "a.j')
-    with pytest.raises(ValueError, match="line 1 is no JSON"):
+    with pytest.raises(ValueError, match=r"random\.json:1: no valid JSON"):
         open_quiz(folder, "official")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ SUBJECT = Subject("runs/x", {"model.safetensors": "ab"}, {"seed": 0, "max_new_to
 
 class Yes:
     """Says yes, or no when it sees grey; with no picture it has doubts about cows alone; paints white."""
+
+    def check_queries(self, queries: Sequence[Query]) -> None:
+        pass
+
+    def check_prompts(self, metadata: Sequence[Mapping[str, Any]]) -> None:
+        pass
 
     def ask(self, queries: Sequence[Query]) -> list[str]:
         return ["Yes"] * len(queries)
@@ -55,6 +61,28 @@ def answered(session: Session, quiz: Quiz, model: Any) -> None:
 @pytest.fixture
 def quiz(tmp_path: Path) -> Quiz:
     return open_quiz(write_pope(tmp_path / "data"), "official")
+
+
+def test_changed_pictures_are_not_continued(tmp_path: Path, quiz: Quiz) -> None:
+    session = Session(tmp_path / "out", SUBJECT)
+    answered(session, quiz, Yes())
+    picture = tmp_path / "data" / "val2014" / "a.jpg"
+    before = picture.read_bytes()
+    picture.write_bytes(before + b"x")
+    with pytest.raises(ValueError, match="pictures_sha256"):
+        answered(session, quiz, Dead())
+    picture.write_bytes(before)
+    answered(session, quiz, Dead())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"a": 1}', "null", "{"])
+def test_damaged_settings_are_named(tmp_path: Path, quiz: Quiz, content: str) -> None:
+    session = Session(tmp_path / "out", SUBJECT)
+    answered(session, quiz, Yes())
+    (tmp_path / "out" / "pope" / "settings.json").write_text(content)
+    for work in (lambda: answered(session, quiz, Yes()), lambda: session.score_quiz(quiz)):
+        with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+            work()
 
 
 def test_answers_cards_and_official_files(tmp_path: Path, quiz: Quiz) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
 
 from decoder_kinds import KINDS
 from unidecouple.batch import Modality, Task
@@ -40,7 +41,8 @@ def test_steps_equal_one_forward_pass(make_model: MakeModel, kind: dict[str, Any
         told = {"task_ids": torch.full((1, length + tokens), int(task)), "modality_ids": modality}
         states.append(decoder(inputs_embeds=x[row : row + 1, : length + tokens], **told).last_hidden_state[0, length:])
         head = {name: ids[:, :length] for name, ids in told.items()}
-        cached.append(decoder(inputs_embeds=x[row : row + 1, :length], use_cache=True, **head).past_key_values)
+        cached.append(DynamicCache(config=decoder.config))
+        decoder(inputs_embeds=x[row : row + 1, :length], cache=cached[-1], **head)
     fixed = FixedDecoder(decoder, task)
     assert fixed.waits
     fixed.waits = waits

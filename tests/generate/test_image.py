@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from decoder_kinds import every_kind
 from unidecouple.data.sequences import SequenceBuilder, collate
-from unidecouple.generate.image import Sampling, decode_pictures, draw, draw_tokens
+from unidecouple.generate.image import Sampling, decode_pictures, draw, draw_tokens, to_bytes
 from unidecouple.generate.padding import left_pad, positions
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
@@ -134,10 +135,35 @@ def test_pictures_of_tokens(make_model: MakeModel, builder: SequenceBuilder) -> 
     assert [len(of_prompt) for of_prompt in pictures] == [2, 2, 2]
     flat = np.stack([picture for of_prompt in pictures for picture in of_prompt])
     assert (flat.shape, flat.dtype) == ((6, 16, 16, 3), np.uint8)
-    assert np.array_equal(flat, decode_pictures(model, tokens, batch_size=4))
+    assert np.array_equal(flat, decode_pictures(model, tokens))
     exact = (model.decode_image_tokens(tokens).clamp(-1, 1).numpy() + 1) * 127.5
-    assert np.abs(flat - exact).max() <= 0.51
+    assert -0.01 <= (exact - flat).min() <= (exact - flat).max() <= 1.01
     assert flat.std() > 10
+
+
+@torch.no_grad()
+def test_a_picture_s_bytes_do_not_depend_on_those_beside_it(make_model: MakeModel, builder: SequenceBuilder) -> None:
+    model = make_model()
+    tokens = draw_tokens(model, builder, PROMPTS, 3, 3, Sampling())
+    together = decode_pictures(model, tokens)
+    for number, one in enumerate(tokens):
+        assert np.array_equal(together[number], decode_pictures(model, one.unsqueeze(0))[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "level"), [(-1.0, 0), (1.0, 255), (-3.0, 0), (3.0, 255), (0.0, 127), (0.999, 254), (-0.992, 1), (0.5, 191)]
+)
+def test_levels_are_truncated(value: float, level: int) -> None:
+    assert to_bytes(torch.full((1, 1, 1, 3), value)).tolist() == [[[[level] * 3]]]
+
+
+def test_levels_are_those_of_deepseek_and_nearly_those_of_transformers() -> None:
+    pictures = torch.rand(2, 8, 8, 3) * 2.4 - 1.2
+    deepseek = np.zeros(pictures.shape, dtype=np.uint8)
+    deepseek[:] = np.clip((pictures.numpy() + 1) / 2 * 255, 0, 255)
+    assert np.array_equal(to_bytes(pictures), deepseek)
+    theirs = JanusImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3).postprocess(list(pictures.numpy()))["pixel_values"]
+    assert np.abs(np.stack(theirs).astype(int) - deepseek).max() <= 1  # another order of the same products
 
 
 def test_padding_is_on_the_left() -> None:

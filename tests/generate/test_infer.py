@@ -112,3 +112,28 @@ def test_other_settings_do_not_continue(source: Path, engine: Engine) -> None:
     infer(engine, source, output, SETTINGS)
     with pytest.raises(ValueError, match="'seed': 4"):
         infer(engine, source, output, Settings("unified", seed=4, max_new_tokens=4, temperature=1.0))
+
+
+def test_a_file_that_grew_is_continued_and_a_changed_one_is_not(source: Path, engine: Engine) -> None:
+    output = source.parent / "out.jsonl"
+    infer(engine, source, output, SETTINGS)
+    before = source.read_text()
+    source.write_text(before + json.dumps({"messages": [{"role": "user", "content": "hello ?"}]}) + "\n")
+    assert infer(engine, source, output, SETTINGS).done == 1
+    source.write_text(before.replace("two cows", "six cows"))
+    with pytest.raises(ValueError, match="was made from other lines"):
+        infer(engine, source, output, SETTINGS)
+
+
+@pytest.mark.parametrize("line", ["my notes", "[]", "{}", '{"line": null}', "7"])
+def test_results_of_something_else_are_not_continued(source: Path, engine: Engine, line: str) -> None:
+    output = write_jsonl(source.parent / "out.jsonl", [line])
+    with pytest.raises(ValueError, match="other settings"):
+        infer(engine, source, output, SETTINGS)
+    output.unlink()
+    source.write_text("")
+    infer(engine, source, output, SETTINGS)
+    write_jsonl(output, [line])
+    with pytest.raises(ValueError, match=r"out\.jsonl:1: no result of"):
+        infer(engine, source, output, SETTINGS)
+    assert output.read_text() == f"{line}\n"

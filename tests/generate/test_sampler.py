@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
+from unidecouple.generate.drawing import Order
+from unidecouple.generate.image import Sampling
+from unidecouple.generate.image_defaults import ImageDefaults
 from unidecouple.generate.sampler import Choice, Sampler, uniforms
 
 HAND = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
@@ -74,7 +82,31 @@ def test_seeds() -> None:
     assert not torch.equal(uniforms((1, 2), 4), uniforms((2, 1), 4))
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}])
-def test_impossible_choices(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"top_p=.* above 0 and at most 1"):
-        Choice(**wrong)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "guidance_scale"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 1e30, 10**400, "1", True, [1.0]])
+def test_impossible_settings_are_refused_by_name(name: str, value: Any) -> None:
+    carriers: dict[str, list[Callable[..., object]]] = {"guidance_scale": [Sampling, partial(Order, "a cow", (0,)), ImageDefaults]}
+    for carrier in carriers.get(name, [Choice]):
+        with pytest.raises(ValueError, match=rf"^{name}=.* must be"):
+            carrier(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_p", 0.0), ("top_p", 1.1), ("top_k", 2.5), ("temperature", 100.1)])
+def test_ends_of_the_ranges(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}={value} must be"):
+        Choice(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "choice", [Choice(5e-324), Choice(1e-30), Choice(1e-7), Choice(1.0, top_p=5e-324), Choice(100.0, top_p=1e-30)]
+)
+def test_settings_that_float32_cannot_hold_take_the_likeliest_token(choice: Choice) -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.9]]).repeat(50, 1)
+    sampler = Sampler([choice] * 50, logits.device)
+    assert sampler(logits, torch.linspace(0, 0.999, 50)).tolist() == [1] * 50
+
+
+def test_top_k_above_the_vocabulary_is_all() -> None:
+    logits, uniform = torch.randn(20, 7), torch.rand(20)
+    every = Sampler([Choice()] * 20, logits.device)(logits, uniform)
+    assert torch.equal(Sampler([Choice(top_k=1 << 20)] * 20, logits.device)(logits, uniform), every)  # type: ignore[arg-type]

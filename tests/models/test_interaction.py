@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from decoder_kinds import every_kind
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
@@ -212,6 +213,7 @@ def model_samples(model: UniJanusForConditionalGeneration, batch: Batch) -> list
 
 def test_a_cache_is_refused(make_model: MakeModel) -> None:
     model, ids = make_model().decoder, torch.ones(1, 3, dtype=torch.long)
-    cache = model(input_ids=ids, use_cache=True).past_key_values
+    cache = DynamicCache(config=model.config)
+    model(input_ids=ids, cache=cache)
     with pytest.raises(ValueError, match="among 3 keys cannot be measured over 6: decode whole sequences"):
-        model(input_ids=ids, past_key_values=cache, key_sets=torch.ones(1, 3, 2, dtype=torch.bool))
+        model(input_ids=ids, cache=cache, key_sets=torch.ones(1, 3, 2, dtype=torch.bool))

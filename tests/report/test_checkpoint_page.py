@@ -122,6 +122,11 @@ class _Given:
     def task_batch(self, task: Task, size: int, number: int) -> tuple[Batch]:
         return (self.joint[task],)
 
+    distinct_batch = task_batch
+
+    def distinct_samples(self, task: Task, most: int) -> int:
+        return most
+
 
 def test_recipe_and_data_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", "unified", "--recipe", "a.yaml", "--data", "b.jsonl"]) == 1

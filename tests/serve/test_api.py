@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -79,6 +81,36 @@ def test_a_conversation_of_turns_and_an_upload(client: openai.OpenAI, png: bytes
         client.chat.completions.create(model="unified", messages=about(kept.id))
 
 
+def test_its_own_answers_are_history_as_the_client_dumps_them(client: openai.OpenAI) -> None:
+    asked: list[Any] = [{"role": "user", "content": "What is this?"}]
+    empty = client.chat.completions.create(model="unified", messages=asked, max_tokens=8, stop=["a", "e", "i", "o", "t", "s"][:4])
+    for answer in (client.chat.completions.create(model="unified", messages=asked), empty):
+        message = answer.choices[0].message
+        turns = [*asked, message.model_dump(), {"role": "user", "content": "And?"}]
+        again = client.chat.completions.create(model="unified", messages=turns, tools=None, seed=None, frequency_penalty=0)  # type: ignore[call-overload]
+        assert again.choices[0].finish_reason in ("stop", "length")
+
+
+def test_the_documented_routes_are_those_that_exist(live: Any) -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8").splitlines()
+    documented: set[tuple[str, str]] = set()
+    for line in lines[lines.index("| route | does |") + 2 :]:
+        if not line.startswith("|"):
+            break
+        method = ""
+        for word in re.findall(r"[^\s`,|]+", " ".join(re.findall(r"`([^`]*)`", line.split("|")[1]))):
+            method = method if word.startswith("/") else word
+            documented |= {(method, word)} if word.startswith("/") else set()
+    exist = {
+        (method, re.sub("{file_id}", "{id}", route.path)) for route in live.server.app.routes for method in route.methods - {"HEAD"}
+    }
+    methods = {path: {method for method, other in exist if other == path} for _, path in exist}
+    assert {path for _, path in documented} == set(methods)
+    assert documented <= exist
+    for path in ("/docs", "/redoc"):
+        assert httpx.get(f"{live.url}{path}").status_code == 404
+
+
 def test_pictures_are_the_engines(client: openai.OpenAI, engine: Engine) -> None:
     drawn = client.images.generate(model="unified", prompt="a photo of a red cow", n=2, size="64x64", extra_body={"seed": 3})  # type: ignore[call-overload]
     ours = engine.generate_images(["a photo of a red cow"], 2, seed=3)[0]
@@ -133,7 +165,7 @@ def test_a_model_of_one_task_refuses_the_other() -> None:
     from unidecouple.serve.api import Server
 
     server = Server(Engine.load("unified", task="mmu", most=2), "half")
-    with TestClient(server.app) as client:
+    with TestClient(server.app, "http://localhost") as client:
         refused = client.post("/v1/images/generations", json={"prompt": "a cow"})
         assert refused.status_code == 400
         assert "without generation" in refused.json()["error"]["message"]

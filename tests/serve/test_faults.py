@@ -33,13 +33,18 @@ class Slow:
         return self.step()
 
 
+def posted(path: str, body: dict[str, Any]) -> bytes:
+    """A request as it goes over the wire."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
 def leave_early(live: Any, path: str, body: dict[str, Any]) -> None:
     """Send a request and go once its jobs run."""
-    content = json.dumps(body).encode()
     url = httpx.URL(live.url)
-    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     with socket.create_connection((url.host, url.port)) as leaving:
-        leaving.sendall(head.encode() + content)
+        leaving.sendall(posted(path, body))
         until(lambda: live.jobs > 0)
 
 
@@ -126,6 +131,74 @@ def test_a_broken_model_makes_health_fail(serve: Any, monkeypatch: pytest.Monkey
         reply = httpx.post(f"{live.url}/v1/images/generations", json={"prompt": "a cow"})
         assert reply.status_code == 503
         assert "restart" in reply.json()["error"]["message"]
+
+
+ABOUT = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}
+
+
+def test_text_waits_for_no_picture_and_a_picture_of_a_client_that_left_is_not_read(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr("unidecouple.serve.api.from_address", lambda url, *rest: read.append(url))
+    with serve() as live:
+        url, go = httpx.URL(live.url), threading.Event()
+        pictures, decoding = live.server._pictures, []
+        pictures.submit(go.wait, 30)
+        submit = pictures.submit
+        monkeypatch.setattr(pictures, "submit", lambda *work: (decoding.append(submit(*work)), decoding[-1])[1])
+        try:
+            with socket.create_connection((url.host, url.port)) as leaving:
+                leaving.sendall(posted("/v1/chat/completions", {"model": "unified", "messages": [ABOUT]}))
+                until(lambda: len(decoding) == 1)
+                asked = {"model": "unified", "messages": [{"role": "user", "content": "What?"}], "max_tokens": 1}
+                assert httpx.post(f"{live.url}/v1/chat/completions", json=asked).status_code == 200
+                assert not decoding[0].done()
+            until(decoding[0].cancelled)
+        finally:
+            go.set()
+        pictures.submit(int).result(10)
+        assert read == []
+
+
+HUNG = """
+import sys, time
+from unidecouple.batch import Task
+from unidecouple.generate.engine import Engine
+from unidecouple.serve.api import Server
+from unidecouple.serve.limits import Limits
+from unidecouple.serve.run import uvicorn_server
+server = Server(Engine.load("unified", most=1), "unified", Limits(drain_seconds=0.5), with_page=False)
+server.scheduler.lanes[Task.T2I].side.step = lambda: (print("hung", flush=True), time.sleep(60))
+uvicorn_server(server, "127.0.0.1", int(sys.argv[1])).run()
+"""
+
+
+def test_a_step_that_never_ends_does_not_hold_up_the_shutdown() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    child = subprocess.Popen([sys.executable, "-c", HUNG, str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+
+        def sent() -> bool:
+            assert child.poll() is None
+            try:
+                client.connect(("127.0.0.1", port))
+            except ConnectionRefusedError:
+                return False
+            client.sendall(posted("/v1/images/generations", {"prompt": "a cow"}))
+            return True
+
+        with socket.socket() as client:
+            until(sent, 60)
+            assert child.stdout is not None
+            assert child.stdout.readline() == "hung\n"
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(10) == 0
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def test_sigterm_finishes_what_runs_and_refuses_new(tmp_path: Any) -> None:

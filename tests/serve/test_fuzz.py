@@ -31,7 +31,7 @@ def server() -> Server:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[TestClient]:
-    with TestClient(server.app, raise_server_exceptions=False) as client:
+    with TestClient(server.app, "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 
@@ -202,7 +202,7 @@ def test_requests_from_the_servers_own_description(client: TestClient, server: S
         suppress_health_check=list(HealthCheck),
     )
     def ask(case: Case) -> None:
-        sent = case.as_transport_kwargs(base_url="http://testserver")
+        sent = case.as_transport_kwargs(base_url="http://localhost")
         sent = {name: value for name, value in sent.items() if value is not None and name != "cookies"}
         try:
             request = client.build_request(**sent)

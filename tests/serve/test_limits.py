@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from unidecouple.serve.limits import Limits
+from waiting import until
 
 SMALL = Limits(
     body_bytes=50_000,
@@ -23,6 +24,8 @@ SMALL = Limits(
     pixels=10_000,
     pictures=2,
     characters=200,
+    side=500,
+    aspect=20,
     n=2,
     queue=2,
     requests=8,
@@ -38,13 +41,13 @@ def small(serve: Any) -> Iterator[httpx.Client]:
         yield client
 
 
-def bomb(side: int) -> bytes:
-    """A PNG whose head says side x side pixels, and that has none."""
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose head says width x height pixels, and that has none."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
@@ -63,8 +66,24 @@ def encoded(form: str) -> bytes:
     return content.getvalue()
 
 
+def animated(form: str) -> bytes:
+    content = io.BytesIO()
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    frames[0].save(content, form, save_all=True, append_images=frames[1:])
+    return content.getvalue()
+
+
 CHATS: dict[str, tuple[dict[str, Any], str]] = {
-    "pixels": (shown(bomb(12_000)), "12000 x 12000 pixels"),
+    "pixels": (shown(bomb(12_000, 12_000)), "12000 x 12000 pixels"),
+    "side": (shown(bomb(501, 10)), "501 x 10 pixels: a side has at most 500"),
+    "aspect": (shown(bomb(10, 201)), "10 x 201 pixels: one side is more than 20 times"),
+    "a flat picture": (shown(bomb(500, 1)), "500 x 1"),
+    "an animated PNG": (shown(animated("PNG")), "animated"),
+    "an animated GIF": (shown(animated("GIF")), "animated"),
+    "an animated WebP": (shown(animated("WEBP")), "animated"),
+    "scans": (shown(encoded("JPEG") + b"\xff\xda" * 200), "scans"),
+    "a truncated picture": (shown(encoded("PNG")[:-30]), "image_url"),
+    "base64 without its prefix": (shown(b"") | said([{"type": "image_url", "image_url": {"url": "iVBORw0KGgo" * 99}}]), "prefix"),
     "bytes": (shown(bytes(10_001)), "10,001 bytes"),
     "pictures": (shown(encoded("PNG"), 3), "more than 2 pictures"),
     "a format that is not for strangers": (shown(encoded("TIFF")), "no picture in a known format"),
@@ -77,7 +96,7 @@ CHATS: dict[str, tuple[dict[str, Any], str]] = {
     "a special token": (said("what <image> is"), "special token"),
     "n": (said("what?", n=3), "n=3"),
     "tokens": (said("what?", max_tokens=2000), "2000 of answer"),
-    "a field that is not there": (said("what?", tools=[]), "tools"),
+    "a field that is not supported": (said("what?", tools=[{"type": "function"}]), "tools"),
     "a temperature": (said("what?", temperature=-1), "temperature"),
     "an order of turns": (said("what?") | {"messages": [{"role": "assistant", "content": "no"}]}, "the user's is due"),
     "no turn": (said("what?") | {"messages": []}, "messages"),
@@ -113,6 +132,24 @@ def test_a_picture_beyond_a_limit_is_a_400_that_says_so(small: httpx.Client, bod
     assert words in reply.json()["error"]["message"]
 
 
+def test_a_special_token_names_its_message(small: httpx.Client) -> None:
+    turns = [{"role": role, "content": words} for role, words in (("user", "a"), ("assistant", "<image>"), ("user", "b"))]
+    error = small.post("/v1/chat/completions", json={"model": "unified", "messages": turns}).json()["error"]
+    assert error["param"] == "messages.1"
+    assert "<image>" in error["message"]
+
+
+def test_open_bodies_are_bounded_together(serve: Any) -> None:
+    with serve(Limits(body_bytes=50_000, open_bytes=60_000)) as live, httpx.Client(base_url=live.url) as client:
+        url = httpx.URL(live.url)
+        head = b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40000\r\n\r\n"
+        with socket.create_connection((url.host, url.port), timeout=10) as slow:
+            slow.sendall(head + bytes(39_999))
+            body = {"prompt": "a cow", "user": "a" * 30_000}
+            until(lambda: client.post("/v1/images/generations", json=body).status_code == 429)
+        until(lambda: client.post("/v1/images/generations", json=body).status_code == 400)
+
+
 def test_a_body_too_large_is_refused_before_it_is_read(small: httpx.Client) -> None:
     told = small.post("/v1/chat/completions", content=bytes(50_001), headers={"Content-Type": "application/json"})
     pieces = small.post("/v1/chat/completions", content=iter([bytes(30_000)] * 2), headers={"Content-Type": "application/json"})
@@ -124,7 +161,7 @@ def test_a_body_too_large_is_refused_before_it_is_read(small: httpx.Client) -> N
 def test_a_body_that_does_not_come_is_given_up(small: httpx.Client) -> None:
     url = small.base_url
     with socket.create_connection((url.host, url.port), timeout=10) as slow:
-        slow.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        slow.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         assert b" 408 " in slow.recv(1000)
 
 

@@ -39,7 +39,7 @@ def server(make_model: Callable[..., Any], processor: UniJanusProcessor) -> Iter
 
 @pytest.fixture
 def client(server: Server) -> TestClient:
-    return TestClient(server.app)  # no lifespan: the module's server stays open
+    return TestClient(server.app, "http://localhost")  # no lifespan: the module's server stays open
 
 
 def asked(url: str | None, *words: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from small_runs import Run
 from unidecouple.methods.stage import Stage
 from unidecouple.run import Data, Evaluation, RunConfig
 from unidecouple.train.execute import execute
-from unidecouple.train.loop import InterruptedRunError
+from unidecouple.train.stop_request import InterruptedRunError
 
 
 @pytest.fixture

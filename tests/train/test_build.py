@@ -70,7 +70,7 @@ def test_truncated_weights(small_base: Path, tmp_path: Path) -> None:
     shutil.copytree(small_base, tmp_path / "copy")
     weights = tmp_path / "copy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cannot read the checkpoint"):
+    with pytest.raises(ValueError, match=r"cannot read .*model\.safetensors.*Is it truncated"):
         load(str(tmp_path / "copy"))
 
 
@@ -80,7 +80,7 @@ def test_weights_of_another_model(small_base: Path, tmp_path: Path) -> None:
     tensors = load_file(weights)
     tensors.pop("lm_head.weight")
     save_file(tensors, weights, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"missing_keys.*lm_head"):
+    with pytest.raises(ValueError, match=r"lacks lm_head\.weight, which must be of shape"):
         load(str(tmp_path / "copy"))
 
 
@@ -89,7 +89,7 @@ def test_the_processor_alone(small_base: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_bytes((small_base / name).read_bytes())
     (tmp_path / "processor_config.json").write_text("{broken")
-    with pytest.raises(ValueError, match="cannot read the processor at"):
+    with pytest.raises(ValueError, match=r"cannot read .*processor_config\.json"):
         load_processor(str(tmp_path))
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from small_runs import APART_THEN_JOINT, Run
 from unidecouple.batch import count_tokens
@@ -133,3 +135,51 @@ def test_what_is_trained_may_be_scored_by_a_test_of_other_size(small_run: RunCon
     assert run(larger, tmp_path)
     assert logged(tmp_path) == before
     assert "vqa_questions: 3" in (tmp_path / "run.yaml").read_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"step": 6, "scores": []}', b"\0" * 99])
+def test_torn_scores_are_no_sign_of_an_end(content: bytes, small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+    config = replace(small_run, max_steps=1)
+    assert run(config, tmp_path)
+    whole = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    (tmp_path / "scores.json").write_bytes(content)
+    assert run(config, tmp_path)
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == whole
+
+
+def test_a_failed_start_leaves_the_folder_free(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+    stage = replace(small_run.stages[0], train={"attentoin": 1})
+    with pytest.raises(ValueError, match="attentoin"):
+        run(replace(small_run, stages=(stage,)), tmp_path)
+    assert not run(small_run, tmp_path, stop_after=1)
+    (tmp_path / "run.yaml").unlink()
+    with pytest.raises(ValueError, match=r"holds a run, but no run\.yaml"):
+        run(small_run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("trainer_state.json", lambda state: state | {"step": "3"}, "whole numbers"),
+        ("trainer_state.json", lambda state: state | {"step": 2}, "of step 2"),
+        ("trainer_state.json", lambda state: state | {"spent": {"hours": 1}}, "hours"),
+        ("trainer_state.json", lambda state: state | {"new": 1}, "new"),
+        ("trainer_state.json", lambda state: state | {"stage": 1}, "no step of this run's stages"),
+        ("optimizer.safetensors", lambda tensors: {}, "other weights|is empty"),
+        ("optimizer.safetensors", lambda tensors: {name: value[:1] for name, value in tensors.items()}, "other weights"),
+        ("optimizer.safetensors", lambda tensors: {f"x{name}": value for name, value in tensors.items()}, "other weights"),
+        ("ema.safetensors", lambda tensors: {name: value[:1] for name, value in tensors.items()}, "other weights"),
+    ],
+)
+def test_files_of_another_run_are_refused(
+    name: str, change: Callable[[Any], Any], problem: str, small_run: RunConfig, run: Run, tmp_path: Path
+) -> None:
+    config = replace(small_run, ema_decay=0.9)
+    assert not run(config, tmp_path, stop_after=3)
+    path = tmp_path / "checkpoint-3" / name
+    if path.suffix == ".json":
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    else:
+        save_file({key: value.contiguous() for key, value in change(load_file(path)).items()}, path)
+    with pytest.raises(ValueError, match=rf"cannot resume: .*({problem})"):
+        run(config, tmp_path)

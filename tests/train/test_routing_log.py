@@ -23,7 +23,8 @@ from unidecouple.run import RunConfig
 from unidecouple.train import loop
 from unidecouple.train.batches import world_batches
 from unidecouple.train.build import restructure
-from unidecouple.train.routing_log import ROUTING_LOG, RoutingLog, read_routing_log
+from unidecouple.train.routing_log import RoutingLog, read_routing_log
+from unidecouple.train.run_logs import ROUTING
 from unidecouple.train.step import train_step
 
 
@@ -62,7 +63,7 @@ def test_a_run_writes_a_record_every_logging_step(unidecouple_run: RunConfig, ru
 
 def test_a_dense_run_writes_none(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
     assert run(replace(small_run, max_steps=1), tmp_path)
-    assert not (tmp_path / ROUTING_LOG).exists()
+    assert not (tmp_path / ROUTING).exists()
     assert read_routing_log(tmp_path) == []
 
 
@@ -70,7 +71,7 @@ def test_an_interrupted_run_has_the_log_of_an_unbroken_one(unidecouple_run: RunC
     assert run(unidecouple_run, tmp_path / "whole")
     assert not run(unidecouple_run, tmp_path / "broken", stop_after=5)
     stray = {"step": 6, "stage": "joint", "layers": []}
-    with (tmp_path / "broken" / ROUTING_LOG).open("a") as file:
+    with (tmp_path / "broken" / ROUTING).open("a") as file:
         file.write(json.dumps(stray) + "\n")  # logged, but not saved before a kill
     assert run(unidecouple_run, tmp_path / "broken")
     assert read_routing_log(tmp_path / "broken") == read_routing_log(tmp_path / "whole")

@@ -11,6 +11,7 @@ import torch
 from own_data import asked, flat, write_jsonl, write_pictures
 from small_runs import Run
 from unidecouple.batch import Task
+from unidecouple.convert.load import load_processor
 from unidecouple.data.mixture import Files, Source
 from unidecouple.run import RunConfig
 from unidecouple.train import subject as subjects
@@ -68,7 +69,9 @@ def test_data_given_goes_before_everything(small_base: Path, small_cache: Path, 
     found = opened(small_base, small_cache, data=(own,))
     assert found.data == f"the files given: {own}"
     assert found.subject.tasks == tuple(Task)
-    assert not isinstance(measure_conflict(found.subject, quiet), LeftOut)
+    conflict = measure_conflict(found.subject, quiet)
+    assert isinstance(conflict, LeftOut)
+    assert conflict.reason == "16 different records of each task are needed, and there are 3 of mmu"
     few = measure_alignment(found.subject, quiet)
     assert isinstance(few, LeftOut)
     assert "fewer than 8" in few.reason
@@ -99,3 +102,41 @@ def test_what_cannot_be_looked_at(small_base: Path, small_cache: Path, tmp_path:
     monkeypatch.setattr(subjects, "IMAGE_SIZE", 384)
     with pytest.raises(ValueError, match="give your own data with --data"):
         opened(small_base, small_cache)
+
+
+def test_batches_of_a_conflict_share_no_record(small_base: Path, small_cache: Path, tmp_path: Path) -> None:
+    """20 records of understanding, each with an answer of its own: two batches of 10, though eight times as many were asked for.
+
+    On the same batch twice the floor would be exactly 1.
+    """
+    write_pictures(tmp_path, "a.png", "b.png")
+    words = small_words(small_base)[:40]
+    rows = [asked("a.png", "What is this?", word) for word in words[:20]] + [flat("b.png", word) for word in words]
+    subject = opened(small_base, small_cache, data=(write_jsonl(tmp_path / "few.jsonl", rows),), batches=8).subject
+    assert [subject.source.distinct_samples(task, 256) for task in Task] == [20, 40]
+    for task in Task:
+        batches = [subject.distinct_batch(task, 10, number)[0] for number in range(2)]
+        shown = [tuple(row.tolist()) for batch in batches for row in batch.input_ids]
+        assert len({tuple(token for token in row if token) for row in shown}) == 20
+    found = measure_conflict(subject, quiet)
+    assert not isinstance(found, LeftOut)
+    assert found["pairs"] == 2
+    assert all(row["floor"] < 0.999 for row in found["rows"])
+
+
+def test_scenes_and_pairs_of_a_conflict_are_not_drawn_twice(small_base: Path, small_cache: Path) -> None:
+    subject = opened(small_base, small_cache).subject
+    assert [subject.source.distinct_samples(task, 256) for task in Task] == [24, 24]
+    pictures = [subject.distinct_batch(Task.T2I, 12, number)[0].image_tokens for number in range(2)]
+    tokens = [tuple(value for value in row.tolist() if value >= 0) for part in pictures for row in part]
+    assert len(tokens) == 24
+    assert len(set(tokens)) == 24
+    found = measure_conflict(subject, quiet)
+    assert not isinstance(found, LeftOut)
+    assert found["pairs"] == 2
+
+
+def small_words(base: Path) -> list[str]:
+    """Words of the base's vocabulary, each one token."""
+    vocabulary = load_processor(str(base)).tokenizer.get_vocab()
+    return sorted(word for word in vocabulary if word.isalpha())

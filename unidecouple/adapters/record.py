@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from unidecouple.convert.layouts import read_json
+from unidecouple.convert.json_files import read_json
 from unidecouple.models.families import configuration, model_class
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -50,6 +49,17 @@ class Record:
         }
 
 
+def is_peft(adapter: Path) -> bool:
+    """Whether PEFT alone wrote the adapter's folder, so that it holds no record of ours.
+
+    Raises:
+        ValueError: it is no adapter's folder.
+    """
+    raw = read_json(adapter / CONFIG)
+    mapping = raw.get("auto_mapping")
+    return raw.get("peft_type") != OURS and not (isinstance(mapping, dict) and "unidecouple" in mapping)
+
+
 def read_record(adapter: Path) -> tuple[Record, str]:
     """The record of an adapter's folder, and its base's name.
 
@@ -62,15 +72,6 @@ def read_record(adapter: Path) -> tuple[Record, str]:
     if missing:
         raise ValueError(
             f"{adapter / CONFIG} lacks {', '.join(missing)}: it was not written by `unidecouple adapter save`, so there is no "
-            "telling which checkpoint it belongs to. PEFT may load it"
+            "telling which checkpoint it belongs to"
         )
     return Record(**{field.name: ours[field.name] for field in fields(Record)}), str(raw.get("base_model_name_or_path"))
-
-
-def check_target(target: Path, sign: str, what: str, sources: Iterable[Path]) -> None:
-    """Refuse a folder whose replacement would lose more than an earlier result."""
-    inside = [source for source in sources if target.resolve() in (source.resolve(), *source.resolve().parents)]
-    if inside:
-        raise ValueError(f"--output {target} is {inside[0]} itself, or a folder around it: choose another folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / sign).is_file():
-        raise ValueError(f"--output {target} is a folder with something else than {what} in it: choose another, or empty it")

@@ -18,13 +18,17 @@ from torch import Tensor
 from unidecouple.adapters.beginning import dtypes, origin, structured, typed
 from unidecouple.adapters.fingerprint import fingerprint_of, same
 from unidecouple.adapters.peft_form import is_large, lora_config, modules_of, obstacles, to_peft
-from unidecouple.adapters.record import CONFIG, WEIGHTS, Record, check_target
-from unidecouple.convert.layouts import UNIDECOUPLE, detect, read_json
+from unidecouple.adapters.record import CONFIG, WEIGHTS, Record
+from unidecouple.convert.json_files import read_json
+from unidecouple.convert.layouts import UNIDECOUPLE, detect
+from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.convert.weights import Weights
 from unidecouple.files import atomic_directory, write_json_atomic
 from unidecouple.methods.selection import part_of
 from unidecouple.models.families import configuration
+from unidecouple.models.shipped import located
+from unidecouple.ownership import check_directory
 
 Say = Callable[[str], None]
 
@@ -46,8 +50,9 @@ def save(name_or_path: str, target: Path, base: str | None, seed: int | None, wi
     folder = checkpoint_folder(name_or_path)
     if detect(folder) != UNIDECOUPLE:
         raise ValueError(f"{folder} is not in our layout, so nothing of ours trained it: give a checkpoint of a run")
-    check_target(target, CONFIG, "an adapter", [folder])
     base, seed = origin(folder, base, seed)
+    sources = [located(name_or_path), folder, located(base)]
+    check_directory(target, sources)
     raw, weights = read_json(folder / "config.json"), Weights(folder)
     config, types = configuration(raw), dtypes(weights.shapes)
     model, _ = load(base)
@@ -60,9 +65,10 @@ def save(name_or_path: str, target: Path, base: str | None, seed: int | None, wi
     whole = [name for name in weights.shapes if name in changed or name.startswith(tuple(f"{module}." for module in modules))]
     tensors = weights.read(whole)
     record = Record(fingerprint_of(checkpoint_folder(base)), fingerprint_of(folder), seed, types, raw, why)
-    with atomic_directory(target) as staging:
+    with atomic_directory(target, sources) as staging:
         save_file(tensors if why else to_peft(tensors), staging / WEIGHTS, {"format": "pt"})
         write_json_atomic(staging / CONFIG, record.to_json(base, {} if why else lora_config(config.text_config, modules)))
+        carry_licences(folder, staging)
     for line in _summary(tensors, weights.shapes, base):
         say(line)
     say("PEFT reads it" if not why else f"for unidecouple alone; PEFT refuses it, since {'; '.join(why)}")

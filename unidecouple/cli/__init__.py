@@ -9,33 +9,30 @@ from typing import TYPE_CHECKING
 
 from unidecouple import __version__
 from unidecouple.cli import bases, checkpoints, data, diagnosis, evaluation, runs, use
-from unidecouple.cli.command import FAILED, INTERRUPTED
+from unidecouple.cli.ending import run_command
+from unidecouple.train.stop_request import StopRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; user mistakes are one clear line on standard error, no traceback."""
-    arguments = _parser().parse_args(argv)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
+    """Run the command line and return its exit code; errors are one clear line on standard error, no traceback."""
+    arguments = argparse.Namespace(stop=StopRequest(), output=None)
+
+    def command() -> int:
+        parser, words = _parser(), list(sys.argv[1:] if argv is None else argv)
+        for word in words:
+            if word.startswith("--") and word.endswith("=--"):  # argparse of Python 3.11 makes an empty list of it
+                parser.error(f"argument {word.removesuffix('=--')}: '--' is no value")
+        parser.parse_args(words, arguments)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         code: int = arguments.command(arguments)
-    except (ValueError, OSError, ArithmeticError) as error:
-        print(f"unidecouple: {_said(error)}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("unidecouple: interrupted; finished runs are kept, and the same command resumes the others", file=sys.stderr)
-        return INTERRUPTED
-    return code
+        return code
 
-
-def _said(error: Exception) -> str:
-    """The system's errors without their number, the file first."""
-    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | os.PathLike):
-        return f"{os.fspath(error.filename)}: {error.strerror.lower()}"
-    return str(error)
+    with arguments.stop.on_signals():
+        return run_command(command, arguments.stop, lambda: arguments.output)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, add_group, load_config, say, whole
+from unidecouple.cli.command import OK, add, add_group, load_config, number, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -18,6 +18,8 @@ def convert(arguments: argparse.Namespace) -> int:
     from unidecouple.convert.load import checkpoint_folder
     from unidecouple.convert.options import shard_bytes, structure, task
     from unidecouple.convert.steps import Conversion
+    from unidecouple.models.shipped import located
+    from unidecouple.ownership import check_directory
 
     wanted = Conversion(
         arguments.to,
@@ -28,6 +30,7 @@ def convert(arguments: argparse.Namespace) -> int:
         arguments.seed,
         arguments.image_size,
     )
+    check_directory(arguments.output, [located(str(arguments.checkpoint))])
     copy(checkpoint_folder(str(arguments.checkpoint)), arguments.output, wanted, say)
     return OK
 
@@ -56,10 +59,10 @@ def adapter_save(arguments: argparse.Namespace) -> int:
 
 
 def adapter_load(arguments: argparse.Namespace) -> int:
-    """Rebuild the whole checkpoint from its base and a saved adapter, bit for bit."""
+    """Rebuild the whole checkpoint from its base and a saved adapter, bit for bit; or apply an adapter that PEFT wrote."""
     from unidecouple.adapters.load import write
 
-    write(arguments.base, arguments.adapter, arguments.output, say)
+    write(arguments.base, arguments.adapter, arguments.output, say, arguments.unmerged)
     return OK
 
 
@@ -79,7 +82,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="a new mixture without a shared expert"
     )
-    command.add_argument("--alpha-init", type=float, help="weight of the shared expert at the start (default: 0.5)")
+    command.add_argument("--alpha-init", type=number(), help="weight of the shared expert at the start (default: 0.5)")
     command.add_argument("--moe-layers", help="layers that become mixtures, as 0,4-7 (default: all)")
     command.add_argument(
         "--context-router", action="store_const", const=True, help="the first mixture's task router looks at the tokens before"
@@ -101,9 +104,11 @@ def add_commands(commands: Commands) -> None:
     joined.add_argument(
         "--method", choices=("task_arithmetic", "adamerging"), default="task_arithmetic", help="how (default: %(default)s)"
     )
-    joined.add_argument("--scale", type=float, default=0.3, help="coefficient of every model, or where it starts (default: 0.3)")
+    joined.add_argument("--scale", type=number(), default=0.3, help="coefficient of every model, or where it starts (default: 0.3)")
     joined.add_argument("--recipe", nargs="+", help="adamerging: recipes and key=value overrides, whose data are the inputs")
-    joined.add_argument("--learning-rate", type=float, default=1e-3, help="adamerging: of the coefficients (default: 0.001)")
+    joined.add_argument(
+        "--learning-rate", type=number(above=0), default=1e-3, help="adamerging: of the coefficients (default: 0.001)"
+    )
     joined.add_argument("--steps", type=whole(1), default=500, help="adamerging: steps of learning (default: 500)")
     joined.add_argument("--batch-size", type=whole(1), default=16, help="adamerging: samples a task and step (default: 16)")
     joined.add_argument(
@@ -116,6 +121,7 @@ def add_commands(commands: Commands) -> None:
     parsers["save"].add_argument("--seed", type=whole(0), help="the run's, for a dense base's routers (default: run.yaml's, or 0)")
     parsers["save"].add_argument("--with-experts", action="store_true", help="keep experts that training changed, in full")
     parsers["load"].add_argument("base", help="checkpoint that the adapter belongs to, or a shipped base's name")
-    parsers["load"].add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` wrote")
+    parsers["load"].add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` or PEFT wrote")
+    parsers["load"].add_argument("--unmerged", action="store_true", help="keep PEFT's updates as low-rank weights, to train on")
     for parser in parsers.values():
         parser.add_argument("--output", type=Path, required=True, help="folder to write")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from unidecouple.bounds import cut
+from unidecouple.inputs import special_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,7 +19,9 @@ if TYPE_CHECKING:
     Command = Callable[[argparse.Namespace], int]
 
 T = TypeVar("T")
-OK, FAILED, INTERRUPTED = 0, 1, 130
+OK, FAILED = 0, 1
+MOST = 2**63 - 1
+"""The largest whole number that an option takes: what torch and JSON's readers hold."""
 OWN = "what the checkpoint's generation_config.json says, else"
 """Of a setting's default, in help."""
 
@@ -25,31 +31,41 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
     """A type of argparse's: whole numbers from ``least`` to ``most``."""
-    allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+    allowed = f"at least {least}" if most == MOST else f"from {least} to {most}"
 
     def read(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"{value} must be {allowed}")
+            raise argparse.ArgumentTypeError(f"{cut(text)!r} is no whole number") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{cut(text)} must be {allowed}")
         return value
 
     return read
 
 
-def share(text: str) -> float:
-    """A type of argparse's: numbers from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
-    return value
+def number(least: float | None = None, most: float | None = None, *, above: float | None = None) -> Callable[[str], float]:
+    """A type of argparse's: finite numbers from ``least``, or above ``above``, to ``most``."""
+    ends = [f"{word} {end:g}" for word, end in (("above", above), ("at least", least), ("at most", most)) if end is not None]
+    allowed = f"from {least:g} to {most:g}" if least is not None and most is not None else " and ".join(ends) or "a finite number"
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{cut(text)!r} is no number") from None
+        too_low = (least is not None and value < least) or (above is not None and value <= above)
+        if not math.isfinite(value) or too_low or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{cut(text)} must be {allowed}")
+        return value
+
+    return read
+
+
+share = number(0, 1)
 
 
 def existing(path: Path | None, what: str) -> None:
@@ -59,7 +75,7 @@ def existing(path: Path | None, what: str) -> None:
         ValueError: it is none.
     """
     if path is not None and not path.is_file():
-        said = "is a folder" if path.is_dir() else "does not exist"
+        said = "is a folder" if path.is_dir() else f"is {kind}" if (kind := special_file(path)) else "does not exist"
         raise ValueError(f"{what} {path} {said}: name a file")
 
 
@@ -87,7 +103,7 @@ def load_config(schema: type[T], recipe: Sequence[str]) -> T:
     """
     from unidecouple import config
 
-    files = [entry for entry in recipe if "=" not in entry or Path(entry).is_file()]  # a run's folder may be named "...@lr=0.3"
+    files = [entry for entry in recipe if "=" not in entry or _exists(entry)]  # a run's folder may be named "...@lr=0.3"
     paths, overrides = [Path(entry) for entry in files], [entry for entry in recipe if entry not in files]
     try:
         return config.load(schema, paths, overrides)
@@ -95,6 +111,13 @@ def load_config(schema: type[T], recipe: Sequence[str]) -> T:
         if (meant := _meant(schema, config.top_keys(paths))) is not None:
             raise config.ConfigError(f"{' '.join(files)}: {meant}") from None
         raise
+
+
+def _exists(entry: str) -> bool:
+    try:
+        return Path(entry).is_file()
+    except OSError:  # an override may be longer than any file's name
+        return False
 
 
 def _meant(schema: type, given: AbstractSet[str]) -> str | None:

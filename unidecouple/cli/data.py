@@ -11,18 +11,22 @@ from unidecouple.cli.command import FAILED, OK, add, add_group, progress_bar, sh
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
+    from unidecouple.data.check import Findings
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Say what is in sources of data, and every problem with file and line; fails where too many records are bad."""
-    from unidecouple.convert.load import load_processor
+    from unidecouple.convert.load import load_processor, longest_sequence
     from unidecouple.data.check import check as read_all
     from unidecouple.data.formats import open_readers
     from unidecouple.data.pictures import Shaper
     from unidecouple.data.sequences import SequenceBuilder
+    from unidecouple.inputs import printable
 
     processor = load_processor(arguments.model)
+    longest = arguments.max_length or longest_sequence(arguments.model)
     code = OK
+    found: list[Findings] = []
     for path in arguments.path:
         readers = open_readers(path, arguments.data_type, arguments.root, arguments.cache)
         findings = read_all(
@@ -30,10 +34,17 @@ def check(arguments: argparse.Namespace) -> int:
             readers,
             Shaper(processor),
             SequenceBuilder(processor),
-            arguments.max_length,
+            longest,
             progress_bar(f"checking {path.name}", "records"),
         )
-        print("\n".join(findings.lines()), flush=True)
+        print(printable("\n".join(findings.lines())), flush=True)
+        for other in found:
+            if shared := findings.shared(other):
+                print(f"  shared    {shared:,} records with {other.path}: none of them is held out", flush=True)
+        found.append(findings)
+        if not findings.samples and not findings.problems:
+            print(f"unidecouple: {printable(str(path))} holds no record", file=sys.stderr)
+            code = FAILED
         if findings.bad_ratio > arguments.max_bad_ratio:
             print(f"unidecouple: {path}: more than --max-bad-ratio={arguments.max_bad_ratio} is bad", file=sys.stderr)
             code = FAILED
@@ -101,7 +112,7 @@ def add_commands(commands: Commands) -> None:
             "--max-bad-ratio", type=share, default=0.01, help="share of bad records above which it fails (default: 0.01)"
         )
     parsers["check"].add_argument(
-        "--max-length", type=whole(1), help="tokens above which a sample is a problem (default: no limit)"
+        "--max-length", type=whole(1), help="tokens above which a sample is a problem (default: the longest that the model takes)"
     )
     parsers["preview"].add_argument("--output", type=Path, required=True, help="HTML page to write")
     parsers["preview"].add_argument("--samples", type=whole(1), default=4, help="samples of each task (default: 4)")

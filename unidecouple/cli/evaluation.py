@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, OWN, add, existing, say, whole
+from unidecouple.cli.command import OK, OWN, add, existing, number, say, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -180,11 +180,13 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--score-only", action="store_true", help="score what is in the folder; loads no model")
     command.add_argument("--detections", type=Path, help="geneval: what a detector saw (official results.jsonl, or our own form)")
     command.add_argument("--art", type=Path, help="draw the world's questions with these emoji (PNG files by code point)")
-    command.add_argument("--batch-size", type=whole(1), default=32, help="questions asked together (default: 32)")
-    command.add_argument("--max-new-tokens", type=whole(1), help="longest answer (default: 6 for the drawn world, else 32)")
-    command.add_argument("--num-images", type=whole(1), default=4, help="pictures a prompt (default: 4)")
-    command.add_argument("--guidance-scale", type=float, help=f"of pictures; 1 is none (default: {OWN} 5)")
-    command.add_argument("--temperature", type=float, help=f"of image tokens (default: {OWN} 1)")
-    command.add_argument("--top-k", type=whole(0), help=f"likeliest image tokens to choose from (default: {OWN} 0, all)")
+    command.add_argument("--batch-size", type=whole(1, 1 << 16), default=32, help="questions asked together (default: 32)")
+    command.add_argument(
+        "--max-new-tokens", type=whole(1, 1 << 20), help="longest answer (default: 6 for the drawn world, else 32)"
+    )
+    command.add_argument("--num-images", type=whole(1, 10_000), default=4, help="pictures a prompt (default: 4)")
+    command.add_argument("--guidance-scale", type=number(0, 100), help=f"of pictures; 1 is none (default: {OWN} 5)")
+    command.add_argument("--temperature", type=number(0, 100), help=f"of image tokens (default: {OWN} 1)")
+    command.add_argument("--top-k", type=whole(0, 1 << 20), help=f"likeliest image tokens to choose from (default: {OWN} 0, all)")
     prompts = add(commands, geneval_prompts, "geneval-prompts")
     prompts.add_argument("--output", type=Path, required=True, help="folder to write")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import FAILED, INTERRUPTED, OK, add, load_config, say, whole
+from unidecouple.cli.command import FAILED, OK, add, load_config, number, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -51,18 +49,11 @@ def train(arguments: argparse.Namespace) -> int:
     """Train, score and diagnose one run; resumes by itself."""
     from unidecouple.run import RunConfig
     from unidecouple.train.execute import execute
-    from unidecouple.train.loop import InterruptedRunError
 
     run = load_config(RunConfig, arguments.recipe)
     if arguments.dry_run:
         return _dry_run(run, arguments.cache)
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda number, frame: stop.set())
-    try:
-        execute(run, arguments.output, arguments.cache, say, stop)
-    except InterruptedRunError as error:
-        print(f"unidecouple: {error}. The same command resumes it", file=sys.stderr)
-        return INTERRUPTED
+    execute(run, arguments.output, arguments.cache, say, arguments.stop)
     return OK
 
 
@@ -136,14 +127,18 @@ def add_commands(commands: Commands) -> None:
             "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
         )
     paper = add(commands, plan, "plan", recipe=True)
-    paper.add_argument("--gpus", type=int, nargs="+", default=[8], help="numbers of devices to plan for (default: 8)")
+    paper.add_argument("--gpus", type=whole(1), nargs="+", default=[8], help="numbers of devices to plan for (default: 8)")
     paper.add_argument("--device", default="h100", help="h100, h200, a100, b200, 4090 or cpu (default: h100)")
     paper.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="type of the computation (default: bf16)")
-    paper.add_argument("--batch-size", type=int, help="samples of a whole step, both tasks together (default: the recipe's)")
-    paper.add_argument("--mmu-length", type=int, help="tokens of an understanding sample, picture included (default: the recipe's)")
-    paper.add_argument("--t2i-length", type=int, help="tokens of a generation sample, picture included (default: the recipe's)")
-    paper.add_argument("--samples", type=float, help="samples of the whole run (default: max_steps steps)")
-    paper.add_argument("--price", type=float, help="price of a device hour, for costs in the same currency")
+    paper.add_argument("--batch-size", type=whole(1), help="samples of a whole step, both tasks together (default: the recipe's)")
+    paper.add_argument(
+        "--mmu-length", type=whole(1), help="tokens of an understanding sample, picture included (default: the recipe's)"
+    )
+    paper.add_argument(
+        "--t2i-length", type=whole(1), help="tokens of a generation sample, picture included (default: the recipe's)"
+    )
+    paper.add_argument("--samples", type=number(1, 1e15), help="samples of the whole run (default: max_steps steps)")
+    paper.add_argument("--price", type=number(0), help="price of a device hour, for costs in the same currency")
     paper.add_argument("--json", action="store_true", help="print all figures as JSON")
     page = add(commands, report, "report")
     page.add_argument("folder", type=Path, help="folder of a comparison")

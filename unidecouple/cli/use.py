@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unidecouple.cli.command import FAILED, OK, OWN, add, existing, progress_bar, say, whole
+from unidecouple.cli.command import FAILED, OK, OWN, add, existing, number, progress_bar, say, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,9 +59,13 @@ def _answer(engine: Engine, turns: list[tuple[str, list[str | np.ndarray]]], arg
 def generate(arguments: argparse.Namespace) -> int:
     """Draw pictures for prompts: a PNG each, with its settings inside, and grid.png with a row a prompt."""
     from unidecouple.generate.album import grid, save_picture
+    from unidecouple.ownership import check_file
 
     if not all(prompt.strip() for prompt in arguments.prompt):
         raise ValueError("a prompt is empty: say what to draw")
+    places = [[arguments.output / f"{i:05}-{j:02}.png" for j in range(arguments.num_images)] for i in range(len(arguments.prompt))]
+    for path in (*itertools.chain(*places), arguments.output / "grid.png"):
+        check_file(path)  # before minutes of drawing
     engine = _engine(arguments, "t2i")
     how = engine.image_defaults.filled(arguments.guidance_scale, arguments.temperature, arguments.top_k, arguments.top_p)
     drawn = engine.generate_images(
@@ -70,7 +75,7 @@ def generate(arguments: argparse.Namespace) -> int:
     settings |= {"guidance_scale": how.guidance_scale} | asdict(how.choice)
     for i, (prompt, pictures) in enumerate(zip(arguments.prompt, drawn, strict=True)):
         for j, picture in enumerate(pictures):
-            path = arguments.output / f"{i:05}-{j:02}.png"
+            path = places[i][j]
             save_picture(path, picture, {**settings, "prompt": prompt, "number": i, "copy": j})
             print(path)
     save_picture(arguments.output / "grid.png", grid(drawn), {**settings, "prompts": arguments.prompt})
@@ -115,7 +120,7 @@ def serve(arguments: argparse.Namespace) -> int:
         from unidecouple.serve.api import Server
         from unidecouple.serve.run import uvicorn_server
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install -e '.[serve]' in the source tree") from error
+        raise ValueError(f"{error.name} is missing: pip install 'unidecouple[serve]'") from error
     from unidecouple.serve.limits import Limits
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -125,7 +130,7 @@ def serve(arguments: argparse.Namespace) -> int:
     key = arguments.api_key or os.environ.get("UNIDECOUPLE_API_KEY")
     name = arguments.served_model_name or Path(arguments.model).name
     engine = _engine(arguments, arguments.task, arguments.batch_size)
-    server = Server(engine, name, limits, key, with_page=not arguments.no_page)
+    server = Server(engine, name, limits, key, with_page=not arguments.no_page, hosts=[arguments.host, *arguments.allowed_host])
     http = uvicorn_server(server, arguments.host, arguments.port)
     address = f"http://{arguments.host}:{arguments.port}"
     page = "" if arguments.no_page else f", with a page at {address}/"
@@ -167,31 +172,40 @@ def add_commands(commands: Commands) -> None:
             command.add_argument("--seed", type=whole(0), default=0, help="of the sampling (default: 0)")
             own = None if function is generate else 0.0
             said = f"{OWN} 1" if function is generate else "0"
-            command.add_argument("--temperature", type=float, default=own, help=f"0 is greedy (default: {said})")
+            command.add_argument("--temperature", type=number(0, 100), default=own, help=f"0 is greedy (default: {said})")
         if function in (chat, generate):
             few, share, told = (None, None, OWN + " ") if function is generate else (0, 1.0, "")
             command.add_argument(
-                "--top-k", type=whole(0), default=few, help=f"among the k likeliest tokens; 0 is all (default: {told}0)"
+                "--top-k", type=whole(0, 1 << 20), default=few, help=f"among the k likeliest tokens; 0 is all (default: {told}0)"
             )
-            command.add_argument("--top-p", type=float, default=share, help=f"among the likeliest of this share (default: {told}1)")
+            command.add_argument(
+                "--top-p", type=number(above=0, most=1), default=share, help=f"among the likeliest of this share (default: {told}1)"
+            )
         if function in (chat, infer):
-            command.add_argument("--max-new-tokens", type=whole(1), default=64, help="longest answer (default: 64)")
+            command.add_argument("--max-new-tokens", type=whole(1, 1 << 20), default=64, help="longest answer (default: 64)")
         if function in (generate, infer):
-            command.add_argument("--guidance-scale", type=float, help=f"of pictures; 1 is none (default: {OWN} 5)")
+            command.add_argument("--guidance-scale", type=number(0, 100), help=f"of pictures; 1 is none (default: {OWN} 5)")
     made[chat].add_argument("--image", type=Path, help="picture that the first question is about")
     made[chat].add_argument("--question", help="one question (default: lines of standard input)")
     made[generate].add_argument("prompt", nargs="+", help="what to draw")
     made[generate].add_argument("--output", type=Path, required=True, help="folder of the pictures")
-    made[generate].add_argument("--num-images", type=whole(1), default=1, help="pictures a prompt (default: 1)")
+    made[generate].add_argument("--num-images", type=whole(1, 10_000), default=1, help="pictures a prompt (default: 1)")
     made[generate].add_argument("--negative-prompt", help="what guidance leads away from")
     made[infer].add_argument("data", type=Path, help="jsonl: messages or conversations to be answered, prompts to be drawn")
     made[infer].add_argument("--output", type=Path, required=True, help="jsonl to write; pictures go to a folder beside it")
-    made[infer].add_argument("--image-temperature", type=float, help=f"of pictures (default: {OWN} 1)")
+    made[infer].add_argument("--image-temperature", type=number(0, 100), help=f"of pictures (default: {OWN} 1)")
     _add_serve(made[serve])
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    command.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name that clients call the server by (Host header), as a proxy's; may be repeated",
+    )
     command.add_argument("--port", type=whole(1, 65535), default=8000, help="port (default: 8000)")
     command.add_argument("--api-key", help="that clients must give (default: $UNIDECOUPLE_API_KEY, or none)")
     command.add_argument("--served-model-name", help="how clients call the model (default: the folder's name)")
@@ -203,4 +217,6 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no-page", action="store_true", help="no web page at / and no /v1/routing, for which the whole model stays in memory"
     )
-    command.add_argument("--drain-seconds", type=float, default=30.0, help="that a shutdown waits for what runs (default: 30)")
+    command.add_argument(
+        "--drain-seconds", type=number(above=0, most=86400), default=30.0, help="that a shutdown waits for what runs (default: 30)"
+    )

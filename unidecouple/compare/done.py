@@ -8,7 +8,7 @@ from pathlib import Path
 from unidecouple import config as configs
 from unidecouple.compare.merge import RECORD
 from unidecouple.compare.plan import Job
-from unidecouple.train.execute import RESULT, RUN
+from unidecouple.train.execute import RESULT, RUN, begun, scored
 
 SHOWN = 5
 """Differences that are told of a folder, and folders that are told of."""
@@ -27,12 +27,14 @@ def finished(planned: Sequence[Job], folder: Path) -> list[Job]:
             f"{folder} holds runs of another grid:\n  {lines}{more}\ngive another folder (--output), remove those runs, or "
             "change the recipe back"
         )
-    return [job for job in planned if (folder / job.folder / RESULT).is_file()]
+    return [job for job in planned if scored(folder / job.folder)]
 
 
 def _foreign(job: Job, folder: Path) -> str:
     """What is wrong with the place of ``job``; "" if it is empty or holds the job's own run."""
     mine, said = folder / job.folder, RECORD if job.merge else RUN
+    if not job.merge and not begun(mine):
+        return ""
     if not (mine / said).is_file():
         return f"{mine} has {RESULT} but no {said} that says of which run" if (mine / RESULT).is_file() else ""
     found = configs.differences(configs.load(type(job.record), [mine / said]), job.record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,12 +100,14 @@ def expected_work(job: Job) -> int:
 
 
 def _run_all(waiting: Sequence[Job], order: Order) -> list[Job]:
-    """Run the jobs in their order, some at a time; returns those that failed. Ctrl-C lets running ones save, and starts no more."""
+    """Run the jobs in their order, some at a time; returns those that failed. A signal lets running ones save."""
+    children = _Children()
     with ThreadPoolExecutor(order.workers) as pool:
-        running = [(job, pool.submit(_run, job, order.folder, order.cache)) for job in waiting]
         try:
+            running = [(job, pool.submit(_run, job, order.folder, order.cache, children)) for job in waiting]
             failed = [job for job, future in running if future.result()]
         except KeyboardInterrupt:
+            children.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     for job in failed:
@@ -113,7 +116,35 @@ def _run_all(waiting: Sequence[Job], order: Order) -> list[Job]:
     return failed
 
 
-def _run(job: Job, folder: Path, cache: Path) -> int:
+class _Children:
+    """Processes of running jobs. Ctrl-C in a terminal reaches them by itself, the SIGTERM of a scheduler does not."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[subprocess.Popen[str]] = []
+        self._stopped = False
+
+    def start(self, command: Sequence[str]) -> subprocess.Popen[str] | None:
+        """Start ``command`` with one thread; None after ``stop``."""
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        with self._lock:
+            if self._stopped:
+                return None
+            child = subprocess.Popen(  # noqa: S603 - our own command line
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | threads
+            )
+            self._running.append(child)
+            return child
+
+    def stop(self) -> None:
+        """Ask all that run to save and to end."""
+        with self._lock:
+            self._stopped = True
+            for child in self._running:
+                child.terminate()  # does nothing to one that has ended
+
+
+def _run(job: Job, folder: Path, cache: Path, children: _Children) -> int:
     """Train one job, or merge its parents, and score it."""
     mine = folder / job.folder
     mine.mkdir(parents=True, exist_ok=True)
@@ -129,19 +160,15 @@ def _run(job: Job, folder: Path, cache: Path) -> int:
             commands.insert(0, ["merge", config.model_name_or_path, *parents, "--output", str(merged), *learned])
         config = replace(config, model_name_or_path=str(merged.resolve()))
     write_text_atomic(recipe, configs.dump(config))
-    return next((code for arguments in commands if (code := _call(arguments, job, mine / LOG))), 0)
+    return next((code for arguments in commands if (code := _call(arguments, job, mine / LOG, children))), 0)
 
 
-def _call(arguments: Sequence[str], job: Job, kept: Path) -> int:
+def _call(arguments: Sequence[str], job: Job, kept: Path, children: _Children) -> int:
     """One command in a process of its own; its lines are shown with the job's name and kept in a file."""
-    command = [sys.executable, "-m", "unidecouple", *arguments]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    with (
-        kept.open("a") as log,
-        subprocess.Popen(  # noqa: S603 - our own command line
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | threads
-        ) as child,
-    ):
+    child = children.start([sys.executable, "-m", "unidecouple", *arguments])
+    if child is None:
+        return 1
+    with kept.open("a") as log, child:
         assert child.stdout is not None
         for line in child.stdout:
             log.write(line)

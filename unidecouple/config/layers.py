@@ -8,17 +8,29 @@ to its own folder, and they are merged before it.
 from __future__ import annotations
 
 import difflib
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unidecouple.config.yaml12 import ConfigError, parse
+from unidecouple.inputs import special_file
 
 Location = tuple[str | int, ...]
 """Keys and list positions from the top of a configuration to a value in it."""
 
 BASE_KEY = "base"
 """Names the files that a file starts from; so no schema has a top-level key of this name."""
+
+_MOST_BYTES = 1 << 20
+"""Of one file."""
+_MOST_FILES = 100
+"""That one configuration is merged from: files may each start from several, which start from several."""
+_DEEPEST = 60
+"""Keys of an override."""
+_LONGEST = 200
+"""Characters of an override that messages show."""
 
 KIND_KEY = "kind"
 """Names the member of a union that a mapping describes."""
@@ -35,6 +47,7 @@ class Layers:
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.sources: dict[Location, str] = {}
+        self._files = 0
 
     def add_file(self, path: Path, starters: tuple[Path, ...] = ()) -> None:
         """Merge the file's bases, then the file. ``starters`` are the files that start from this one.
@@ -42,15 +55,19 @@ class Layers:
         Raises:
             ConfigError: a file is missing, broken, no mapping, or starts from itself.
         """
-        if path.resolve() in starters:
+        real = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
+        if real in starters:
             raise ConfigError(f"{path} starts from itself by way of '{BASE_KEY}'; take it out of one of the files")
+        self._files += 1
+        if self._files > _MOST_FILES:
+            raise ConfigError(f"{path}: more than {_MOST_FILES} files by way of '{BASE_KEY}'; name each base once")
         content = _read(path)
         bases = content.pop(BASE_KEY, [])
         names = [bases] if isinstance(bases, str) else bases
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"{path}: '{BASE_KEY}' must be a file name or a list of file names, not {bases!r}")
         for name in names:
-            self.add_file(path.parent / name, (*starters, path.resolve()))
+            self.add_file(path.parent / name, (*starters, real))
         self.add_values(content, str(path))
 
     def add_values(self, values: Mapping[str, Any], source: str) -> None:
@@ -68,7 +85,9 @@ class Layers:
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
             raise ConfigError(f"override {override!r} must have the form dotted.key=value")
-        source = f"override {override!r}"
+        if len(keys) > _DEEPEST:
+            raise ConfigError(f"override {override[:40]!r}… has {len(keys)} keys, more than {_DEEPEST}")
+        source = f"override {override!r}" if len(override) <= _LONGEST else f"override {override[:_LONGEST]!r}…"
         self._assign(self.values, keys, parse(text, source), (), source)
 
     def source(self, at: Location) -> str | None:
@@ -118,18 +137,28 @@ def _nest(keys: list[str], value: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if kind := special_file(path):
+        raise ConfigError(f"{path} is {kind}, not a file: write the recipe to a file and give that")
     try:
-        text = path.read_text(encoding="utf-8")
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # a pipe would block, a device never end
+            what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise ConfigError(f"{path} is {what}, not a file: give a YAML file")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"{path} has more than {_MOST_BYTES:,} bytes: give a YAML file of settings")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(_missing(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a text file: {error}") from None
-    content = parse(text, str(path))
-    if content is None:
+    values = parse(text, str(path))
+    if values is None:
         return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold keys and values, not a {type(content).__name__}")
-    return content
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold keys and values, not a {type(values).__name__}")
+    return values
 
 
 def _missing(path: Path) -> str:

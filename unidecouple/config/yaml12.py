@@ -6,6 +6,7 @@ PyYAML's own rules, of version 1.1, have both the other way round, take ``12:30`
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -29,12 +30,63 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message says where it is wrong and, where known, what was meant."""
 
 
+_MOST_VALUES = 100_000
+"""Of one text, with each alias written out: a few nested aliases stand for billions. A long text counts once per 64 characters."""
+_DEEPEST = 60
+"""Levels of nesting."""
+_PLAIN = {_PREFIX + name: re.compile(f"(?:{pattern})") for name, (pattern, _) in _PLAIN_SCALARS.items()}
+
+
 class _Loader(yaml.SafeLoader):
     yaml_constructors = {
         tag: constructor
         for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
         if tag is None or tag.removeprefix(_PREFIX) in {"null", "bool", "int", "float", "str", "seq", "map"}
     }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values, self._depth = 0, 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As PyYAML's, within ``_MOST_VALUES`` and ``_DEEPEST``; PyYAML itself sets no bound."""
+        mark, before = self.peek_event().start_mark, self._values
+        alias = self.check_event(yaml.AliasEvent)
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"values nested more than {_DEEPEST} levels deep", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        text = node.value if isinstance(node, yaml.ScalarNode) else ""
+        self._values += self._sizes.get(id(node), 1) if alias else 1 + len(text) // 64
+        if self._values > _MOST_VALUES:
+            problem = f"more than {_MOST_VALUES:,} values, with each alias (*name) written out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        if not alias:
+            self._sizes[id(node)] = self._values - before
+        return node
+
+    def construct_number(self, node: yaml.ScalarNode) -> bool | int | float:
+        """A truth value or a number in YAML 1.2's form that fits into 64 bits.
+
+        PyYAML reads more where a tag asks for it (``!!int 1:30`` is 90), and numbers of any size.
+        """
+        text = self.construct_scalar(node)
+        kind = node.tag.removeprefix(_PREFIX)
+        mark = node.start_mark
+        if not _PLAIN[node.tag].fullmatch(text) and not (kind == "float" and _PLAIN[f"{_PREFIX}int"].fullmatch(text)):
+            raise yaml.MarkedYAMLError(problem=f"{_short(text)} is no {kind}", problem_mark=mark)
+        if kind == "bool":
+            return text.lower() == "true"
+        value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        if kind == "float":
+            if math.isinf(value) and "inf" not in text.lower():
+                raise yaml.MarkedYAMLError(problem=f"{_short(text)} is too large a number", problem_mark=mark)
+            return value
+        if abs(value) > 2.0**63 or not -(2**63) <= int(text) < 2**63:
+            raise yaml.MarkedYAMLError(problem=f"{_short(text)} does not fit into 64 bits", problem_mark=mark)
+        return int(text)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """As PyYAML's, but a key that stands twice, or is no text, is an error and not a surprise."""
@@ -47,6 +99,14 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return node
+
+
+for _kind in ("bool", "int", "float"):
+    _Loader.add_constructor(_PREFIX + _kind, _Loader.construct_number)
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 40 else f"{text[:40]!r}… ({len(text):,} characters)"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -77,8 +137,10 @@ def parse(text: str, source: str) -> Any:
         mark = error.problem_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigError(f"{source}{place}: broken YAML: {error.problem or error.context}") from None
+    except RecursionError:  # an alias inside what it stands for, by way of a merge
+        raise ConfigError(f"{source}: broken YAML: values nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{source}: broken YAML: {error}") from None
+        raise ConfigError(f"{source}: broken YAML: {' '.join(str(error).split())}") from None
 
 
 def write(values: Any) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from unidecouple.convert.emu3 import published_name, resized
+from unidecouple.convert.fit import check_fit
 from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, config_json, config_of, detect
+from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.names import to_deepseek, unused
 from unidecouple.convert.parts import Part, split_into_parts
 from unidecouple.convert.processors import read_processor, write_generation_config, write_processor
@@ -19,9 +21,8 @@ from unidecouple.convert.steps import Conversion, Step, changes, reading, writin
 from unidecouple.convert.weights import Weights, save_shards
 from unidecouple.files import atomic_directory, write_json_atomic
 from unidecouple.models.emu3 import UniEmu3Config
-from unidecouple.models.families import UnifiedConfig, model_class
-
-_TRAVELS = ("license", "licence", "notice", "readme", "copying")
+from unidecouple.models.families import UnifiedConfig
+from unidecouple.ownership import check_directory
 
 
 def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str], None]) -> None:
@@ -31,7 +32,7 @@ def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str],
         ValueError: ``source`` cannot be read, lacks a weight, has one too many or one of a wrong shape, or cannot become what is
             wanted. Nothing was written.
     """
-    check_target(source.resolve(), target.resolve())
+    check_directory(target, [source])
     layout = detect(source)
     processor = read_processor(source, layout)
     config, weights = config_of(source, processor), Weights(source)
@@ -45,34 +46,29 @@ def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str],
     say(f"{source}: {layout} layout, {_size(weights.shapes)}, {config.text_config.described}")
     parts = split_into_parts(weights.shapes)
     shapes = _plan(weights, parts, steps, layout, say)
-    with atomic_directory(target) as staging:
+    with atomic_directory(target, [source]) as staging:
         files = save_shards(staging, shapes, _written(weights, parts, steps), wanted.max_shard_bytes)
         write_json_atomic(staging / "config.json", raw)
         if processor is not None:
             write_processor(staging, processor, wanted.to)
             write_generation_config(source, staging, processor)
-        carried = carry_licences(source, staging)
+        carried = carry_licences(source, staging, readme=True)
     say(f"{target}: {wanted.to} layout, {_size(shapes)} in {len(files)} file(s), {final.text_config.described}")
     say(f"carried along: {', '.join(carried) or 'no licence or readme was there'}")
     if processor is None:
         say("no tokenizer.json was there, so the result has no processor: copy one to it before use")
 
 
-def check_target(source: Path, target: Path) -> None:
-    """Refuse a folder whose replacement would lose more than an earlier result."""
-    if target == source or target in source.parents:
-        raise ValueError(f"--output {target} is the checkpoint itself, or a folder around it: choose another folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise ValueError(f"--output {target} is a folder with something else than a checkpoint in it: choose another, or empty it")
-
-
 def _plan(weights: Weights, parts: list[tuple[str, ...]], steps: list[Step], layout: str, say: Callable[[str], None]) -> Part:
     """Every weight of the result, in order and without data; says what each step does and checks its names and shapes."""
     planned = [{name: weights.shapes[name] for name in names} for names in parts]
     for step in steps:
-        before, planned = planned, [step.transform(part) for part in planned]
+        try:
+            before, planned = planned, [step.transform(part) for part in planned]
+        except (RuntimeError, IndexError) as error:  # a shape that no layout has
+            raise ValueError(f"{weights.start} holds weights of shapes that do not fit ({step.says}): {error}") from error
         if step.check:
-            _check(_union(planned), step.config, layout, weights.start)
+            check_fit(_union(planned), step.config, weights.start, partial(_called, layout=layout, config=step.config))
         say(_summary(step.says, _union(before), _union(planned)))
     dropped = [name for name in weights.shapes if layout == DEEPSEEK and unused(name)]
     if dropped:
@@ -92,39 +88,11 @@ def _written(weights: Weights, parts: list[tuple[str, ...]], steps: list[Step]) 
     return map(one, parts)
 
 
-def _check(found: Part, config: UnifiedConfig, layout: str, start: Path) -> None:
-    """Compare names and shapes with those of the model that ``config`` describes.
-
-    Raises:
-        ValueError: one is missing, too many or of another shape; the message calls it as its file does.
-    """
-    with torch.device("meta"):
-        expected = model_class(config)(config).state_dict()
-    for name in expected.keys() - found.keys():
-        raise ValueError(f"{start} lacks {_called(name, layout, config)}, which must be of shape {tuple(expected[name].shape)}")
-    for name in found.keys() - expected.keys():
-        raise ValueError(f"{start} has {_called(name, layout, config)}, which a model of its config.json does not have")
-    for name, weight in expected.items():
-        if found[name].shape != weight.shape:
-            raise ValueError(
-                f"{_called(name, layout, config)} in {start} is of shape {tuple(found[name].shape)}, but by config.json it must be "
-                f"{tuple(weight.shape)}"
-            )
-
-
 def _called(name: str, layout: str, config: UnifiedConfig) -> str:
     if layout != DEEPSEEK:
         return published_name(name) if layout == TRANSFORMERS and isinstance(config, UniEmu3Config) else name
     fused = re.sub(r"[qkv]_proj", "qkv", name) if "vision_model" in name else name
     return to_deepseek(fused) or name
-
-
-def carry_licences(source: Path, target: Path) -> list[str]:
-    """Copy licences and readmes; their names."""
-    texts = sorted(file for file in source.iterdir() if file.is_file() and file.name.lower().startswith(_TRAVELS))
-    for file in texts:
-        shutil.copyfile(file, target / file.name)
-    return [file.name for file in texts]
 
 
 def _union(parts: list[Part]) -> Part:

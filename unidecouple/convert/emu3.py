@@ -90,8 +90,8 @@ def emu3_json(config: UniEmu3Config) -> dict[str, Any]:
 def read_emu3_processor(folder: Path, ours: bool) -> UniEmu3Processor:
     """The processor of a checkpoint; from transformers' layout, pictures get 720 pixels a side, or as many as it allows."""
     if ours:
-        return UniEmu3Processor.from_pretrained(folder)
-    plain = Emu3Processor.from_pretrained(folder)
+        return UniEmu3Processor.from_pretrained(folder, trust_remote_code=False)
+    plain = Emu3Processor.from_pretrained(folder, trust_remote_code=False)
     factor = plain.image_processor.spatial_factor
     side = min(PUBLISHED_SIZE, math.isqrt(plain.image_processor.max_pixels))
     return UniEmu3Processor.of_emu3(plain, side // factor * factor)

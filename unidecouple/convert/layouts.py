@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from transformers import JanusConfig, LlamaConfig
 
 from unidecouple.convert.emu3 import PUBLISHED_SIZE, config_of_emu3, emu3_json
+from unidecouple.convert.json_files import check_configs, check_depths, read_json
 from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig, configuration, model_class
@@ -37,29 +37,15 @@ _VQ_SHAPE = {"latent_channels": 256, "base_channels": 128, "channel_multiplier":
 # The original fixes both shapes in code. A smaller model (in tests) gives its own as further ``params``, which it ignores.
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: the file is missing or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")  # noqa: TRY004 - a mistake in a file, not in the code
-    return value
-
-
 def detect(folder: Path) -> str:
     """Which of ``LAYOUTS`` a checkpoint folder has.
 
     Raises:
-        ValueError: its config.json is missing, or of another model.
+        ValueError: its config.json is missing, or of another model; or see ``check_configs``.
     """
+    check_configs(folder)
     kind = read_json(folder / "config.json").get("model_type")
-    if kind not in _MODEL_TYPES:
+    if not isinstance(kind, str) or kind not in _MODEL_TYPES:
         raise ValueError(
             f"{folder / 'config.json'} is of model_type {kind!r}: Janus and Emu3 have one of {', '.join(_MODEL_TYPES)} "
             "(deepseek-ai's original is multi_modality; BAAI's original of Emu3 is not read)"
@@ -85,21 +71,43 @@ def config_of(folder: Path, processor: UnifiedProcessor | None) -> UnifiedConfig
         processor: its processor; deepseek-ai's layout keeps the ids of special tokens only there.
 
     Raises:
-        ValueError: a field is missing, or its value is one that this model cannot have.
+        ValueError: a field is missing, or its value is one that this model cannot have; or the tokenizer has more tokens than the
+            model has word embeddings.
     """
     raw, layout = read_json(folder / "config.json"), detect(folder)
+    if layout == DEEPSEEK and processor is None:
+        raise ValueError(f"{folder} has no tokenizer.json: the ids of pictures and padding are read from it; copy it there")
+    check_depths(folder / "config.json", raw)
+    try:
+        config = _read(raw, layout, processor)
+    except KeyError as error:
+        raise ValueError(f"{folder / 'config.json'} lacks {error}, which its model has") from error
+    except Exception as error:  # the libraries check fields with errors of many types
+        raise ValueError(f"{folder / 'config.json'} describes no model: {error}") from error
+    if processor is not None:
+        _check_vocabulary(folder, config, processor)
+    return config
+
+
+def _read(raw: dict[str, Any], layout: str, processor: UnifiedProcessor | None) -> UnifiedConfig:
     if layout == UNIDECOUPLE:
         return configuration(raw)
-    if is_emu3(folder):
+    if str(raw["model_type"]).endswith("emu3"):
         return config_of_emu3(raw, PUBLISHED_SIZE if processor is None else processor.picture_size)
-    if layout == TRANSFORMERS:
+    if layout == TRANSFORMERS or processor is None:
         return _ours(JanusConfig(**raw).to_dict())
-    if processor is None:
-        raise ValueError(f"{folder} has no tokenizer.json: the ids of pictures and padding are read from it; copy it there")
-    try:
-        return _ours(_janus(raw, processor))
-    except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} lacks {error}, which deepseek-ai's Janus has") from error
+    return _ours(_janus(raw, processor))
+
+
+def _check_vocabulary(folder: Path, config: UnifiedConfig, processor: UnifiedProcessor) -> None:
+    """Refuse tokens without word embeddings: torch would fail, or read beyond the table, once a text has one of them."""
+    rows, ids = config.text_config.vocab_size, processor.tokenizer.get_vocab()
+    largest = max(ids, key=ids.__getitem__, default=None)
+    if largest is not None and ids[largest] >= rows:
+        raise ValueError(
+            f"{folder / 'tokenizer.json'} numbers its tokens up to {ids[largest]} ({largest!r}), but by config.json the model has "
+            f"{rows} word embeddings (vocab_size): copy the tokenizer that belongs to it, or add rows to its embeddings"
+        )
 
 
 def config_json(config: UnifiedConfig, layout: str) -> dict[str, Any]:

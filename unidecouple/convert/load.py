@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, config_of, detect, loadable, read_json
+from unidecouple.convert.fit import check_fit
+from unidecouple.convert.json_files import read_json
+from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, config_of, detect, loadable
+from unidecouple.convert.parts import Part
 from unidecouple.convert.processors import read_processor
-from unidecouple.convert.weights import WEIGHTS
+from unidecouple.convert.weights import WEIGHTS, Weights
 from unidecouple.models.base import UnifiedModel
-from unidecouple.models.families import model_class
+from unidecouple.models.families import UnifiedConfig, model_class
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.shipped import SHIPPED, located
 
@@ -44,6 +48,10 @@ def checkpoint_folder(name_or_path: str) -> Path:
         )
     if not (folder / "config.json").is_file():
         folder = next(reversed(all_checkpoints(folder)), folder)
+    if (folder / _ADAPTER).is_file() and (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} holds a whole checkpoint (config.json) and an adapter ({_ADAPTER}): move one of them to a folder of its own"
+        )
     weights = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[1])
     for needed in ("config.json", weights):
         if not (folder / needed).is_file():
@@ -66,39 +74,58 @@ def load(name_or_path: str, dtype: torch.dtype | Literal["auto"] = torch.float32
     """
     folder = checkpoint_folder(name_or_path)
     processor = load_processor(name_or_path)
+    config, weights = config_of(folder, processor), Weights(folder)
+    check_fit(weights.shapes, config, weights.start)
+    return assemble(config, weights.read(list(weights.shapes)), folder, dtype), processor
+
+
+@torch.no_grad()
+def assemble(config: UnifiedConfig, state: Part, folder: Path, dtype: torch.dtype | Literal["auto"]) -> UnifiedModel:
+    """The model of ``config`` (eval mode) with the weights ``state``; its defaults of generation are those in ``folder``.
+
+    Raises:
+        ValueError: the weights do not fit, or generation_config.json cannot be read.
+    """
     try:
-        config = config_of(folder, processor)
-        model, info = model_class(config).from_pretrained(folder, config=config, output_loading_info=True, dtype=dtype)
-    except Exception as error:  # the libraries raise anything from KeyError to SafetensorError here
-        raise ValueError(
-            f"cannot read the checkpoint at {folder}: {error}. Is a file truncated? Copy or convert it again"
-        ) from error
+        model, info = model_class(config).from_pretrained(
+            None, config=config, state_dict=state, output_loading_info=True, dtype=dtype
+        )
+        model.name_or_path = model.config.name_or_path = str(folder)
+        if (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # the library raises anything from KeyError to RuntimeError here
+        raise ValueError(f"cannot read the checkpoint at {folder}: {error}. Copy or convert it again") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise ValueError(
                 f"checkpoint at {folder} does not fit its config.json: {problem} {sorted(map(str, info[problem]))[:3]}"
             )
-    with torch.no_grad():
-        for parameter in model.parameters():  # mapped files lie unaligned, and unaligned products differ in their last bit
-            parameter.set_(parameter.clone())
-    return model.eval(), processor
+    for parameter in model.parameters():  # mapped files lie unaligned, and unaligned products differ in their last bit
+        parameter.set_(parameter.clone())
+    return model.eval()
+
+
+def fill_buffers(made: UnifiedModel, like: UnifiedModel) -> None:
+    """Give ``made``, built without data, the buffers of ``like`` that no checkpoint holds (the rotation's frequencies)."""
+    for name, buffer in like.named_buffers():
+        if made.get_buffer(name).is_meta:
+            owner, _, leaf = name.rpartition(".")
+            setattr(made.get_submodule(owner), leaf, buffer)
 
 
 def load_shapes(name_or_path: str) -> tuple[UnifiedModel, UnifiedProcessor]:
     """As ``load``, for a process that needs no weights: shapes on the meta device; only the image tokenizer is read."""
     folder = checkpoint_folder(name_or_path)
     processor = load_processor(name_or_path)
-    config = config_of(folder, processor)
+    config, weights = config_of(folder, processor), Weights(folder)
+    check_fit(weights.shapes, config, weights.start)
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         part.dtype = torch.float32  # as `load` sets it; parts of a model are built in their configuration's
     with torch.device("meta"):
         model = model_class(config)(config)
     model.model.vqmodel.to_empty(device="cpu")
-    tensors: dict[str, torch.Tensor] = {}
-    for path in folder.glob("model*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in list(file.keys()) if name.startswith(_VQ)]
-            tensors |= {name.removeprefix(_VQ): file.get_tensor(name).float() for name in names}
+    names = [name for name in weights.shapes if name.startswith(_VQ)]
+    tensors = {name.removeprefix(_VQ): tensor.float() for name, tensor in weights.read(names).items()}
     model.model.vqmodel.load_state_dict(tensors)
     return model.eval(), processor
 
@@ -116,10 +143,14 @@ def load_processor(name_or_path: str) -> UnifiedProcessor:
             f"{folder} is in {_LAYOUTS[layout]} layout: convert it once with `unidecouple convert {folder} --output FOLDER`, "
             "and give that folder"
         )
-    try:
-        processor = read_processor(folder, layout)
-    except Exception as error:  # as in `load`
-        raise ValueError(f"cannot read the processor at {folder}: {error}") from error
+    processor = read_processor(folder, layout)
     if processor is None:
         raise ValueError(f"{folder} has no tokenizer.json: copy the tokenizer's and processor's files to it")
+    config_of(folder, processor)  # refuses tokens without word embeddings
     return processor
+
+
+def longest_sequence(name_or_path: str) -> int:
+    """Most tokens of a sequence that a checkpoint takes, without its weights; raises as ``load_processor``."""
+    config = config_of(checkpoint_folder(name_or_path), load_processor(name_or_path))
+    return int(config.text_config.max_position_embeddings)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unidecouple.convert.convert import carry_licences, check_target
 from unidecouple.convert.layouts import DEEPSEEK, config_of, detect
+from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.parts import split_into_parts
 from unidecouple.convert.processors import read_processor, write_processor
 from unidecouple.convert.steps import GIGABYTE
 from unidecouple.convert.weights import Weights, save_shards
 from unidecouple.files import atomic_directory
 from unidecouple.methods.merging.task_arithmetic import Coefficients, merged
+from unidecouple.ownership import check_directory
 
 _ABOUT_FILES = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures")
 
@@ -26,16 +27,16 @@ def write_merged(
     coefficients: Coefficients,
     say: Callable[[str], None],
     max_shard_bytes: int = 5 * GIGABYTE,
+    finish: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Write ``merged`` weights to ``target``, with the base's configuration, processor and licences.
 
-    One part of every checkpoint is in memory at a time.
+    One part of every checkpoint is in memory at a time. ``finish`` may add files to the folder before it becomes ``target``.
 
     Raises:
         ValueError: see ``check_alike``, or ``target`` holds something else than a checkpoint. Nothing was written.
     """
-    for source in (base, *tuned):
-        check_target(source.resolve(), target.resolve())
+    check_directory(target, (base, *tuned))
     check_alike(base, tuned)
     layout = detect(base)
     start, models = Weights(base), [Weights(folder) for folder in tuned]
@@ -43,14 +44,15 @@ def write_merged(
     parts = split_into_parts(start.shapes)
     shapes = {name: start.shapes[name] for names in parts for name in names}
     made = (merged(start.read(names), [model.read(names) for model in models], coefficients) for names in parts)
-    with atomic_directory(target) as staging:
+    with atomic_directory(target, (base, *tuned)) as staging:
         files = save_shards(staging, shapes, made, max_shard_bytes)
         for name in ("config.json", "generation_config.json"):
             if (base / name).is_file():
                 shutil.copyfile(base / name, staging / name)
         if processor is not None:
             write_processor(staging, processor, layout)
-        carried = carry_licences(base, staging)
+        carried = carry_licences(base, staging, readme=True)
+        finish(staging)
     say(f"{target}: {len(shapes)} tensors of {len(tuned)} models merged onto {base}, in {len(files)} file(s)")
     say(f"carried along: {', '.join(carried) or 'no licence or readme was there'}")
 

@@ -10,7 +10,8 @@ from transformers import JanusProcessor, PreTrainedTokenizerFast
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unidecouple.convert.emu3 import emu3_generation_config, read_emu3_processor, write_emu3_processor
-from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_emu3, read_json
+from unidecouple.convert.json_files import read_json
+from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_emu3
 from unidecouple.files import write_json_atomic
 from unidecouple.models.emu3_processing import UniEmu3Processor
 from unidecouple.models.processing import JANUS_SYSTEM_PROMPT, UnifiedProcessor, UniJanusProcessor
@@ -24,6 +25,8 @@ _PUBLISHED_TAGS = {
 }
 _PIXELS = ("min_size", "image_mean", "image_std", "rescale_factor", "do_normalize")
 _SPECIAL = ("bos_token", "eos_token", "unk_token")
+_ADDITIONAL = "additional_special_tokens"
+_ROLES = ("<|User|>", "<|Assistant|>")
 
 TEMPLATE = """
 {%- macro body(content) -%}
@@ -66,15 +69,17 @@ def read_processor(folder: Path, layout: str) -> UnifiedProcessor | None:
         if is_emu3(folder):
             return read_emu3_processor(folder, layout == UNIDECOUPLE)
         if layout == UNIDECOUPLE:
-            return UniJanusProcessor.from_pretrained(folder)
+            return UniJanusProcessor.from_pretrained(folder, trust_remote_code=False)
         if layout == DEEPSEEK:
             return _read_deepseek(folder)
-        processor = UniJanusProcessor.of_janus(JanusProcessor.from_pretrained(folder))
+        processor = UniJanusProcessor.of_janus(JanusProcessor.from_pretrained(folder, trust_remote_code=False))
         said = folder / "processor_config.json"
         if said.is_file():
-            processor.system_prompt = read_json(said).get("system_prompt", processor.system_prompt)
-    except (OSError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"cannot read the processor of {folder}: {error!r}. Copy all of its json files") from error
+            ours = read_json(said)
+            processor.system_prompt = ours.get("system_prompt", processor.system_prompt)
+            processor.short_side = ours.get("short_side", processor.short_side)
+    except Exception as error:  # the libraries raise anything here, of files of any content
+        raise ValueError(f"cannot read the processor of {folder}: {error!r}. Copy all of its json files again") from error
     return processor
 
 
@@ -93,9 +98,11 @@ def write_processor(folder: Path, processor: UnifiedProcessor, layout: str) -> N
             num_image_tokens=processor.num_image_tokens,
         )
         plain.save_pretrained(folder)
-        if processor.system_prompt not in ("", JANUS_SYSTEM_PROMPT):  # transformers' Janus knows its own only, and ignores this
+        ours = {} if processor.system_prompt in ("", JANUS_SYSTEM_PROMPT) else {"system_prompt": processor.system_prompt}
+        ours |= {} if processor.short_side == "round" else {"short_side": processor.short_side}
+        if ours:  # transformers' Janus has its own only, and ignores these
             path = folder / "processor_config.json"
-            write_json_atomic(path, read_json(path) | {"system_prompt": processor.system_prompt})
+            write_json_atomic(path, read_json(path) | ours)
     else:
         _write_deepseek(folder, processor)
 
@@ -125,6 +132,7 @@ def _read_deepseek(folder: Path) -> UniJanusProcessor:
         raise ValueError(f"{folder / 'tokenizer.json'} has no token {absent[0]!r}: it is not Janus's")
     special = {name: _text(tokens[name]) for name in _SPECIAL if tokens.get(name)}
     _start_with_bos(backend, special["bos_token"])
+    _flag_special(backend, [*map(_text, _listed(folder, tokens)), *(tags[tag] for tag in (*_TAGS.values(), "pad_tag"))])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         padding_side="left",
@@ -144,13 +152,35 @@ def _read_deepseek(folder: Path) -> UniJanusProcessor:
         chat_template=tags.get("chat_template") or _template(backend, tags["image_tag"]),
         system_prompt=tags.get("system_prompt", JANUS_SYSTEM_PROMPT),
         num_image_tokens=tags.get("num_image_tokens", 576),
+        short_side=tags.get("short_side", "floor"),
     )
+
+
+def _listed(folder: Path, tokens: dict[str, Any]) -> list[Any]:
+    """``additional_special_tokens`` of either file that may list them; the role tokens are among them."""
+    path = folder / "special_tokens_map.json"
+    maps = (tokens, read_json(path) if path.is_file() else {})
+    return [token for one in maps for token in one.get(_ADDITIONAL) or []]
+
+
+def _flag_special(backend: Tokenizer, listed: list[str]) -> None:
+    """Flag ``listed`` tokens, and the role tokens that the template uses, as special in the tokenizer's own file.
+
+    That file is the one that every layout keeps, so the flag survives each conversion.
+    """
+    there = [token for token in dict.fromkeys([*listed, *_ROLES]) if backend.token_to_id(token) is not None]
+    plain = {token.content for token in backend.get_added_tokens_decoder().values() if not token.special}
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_special_tokens([token for token in there if token in plain or token not in known])
 
 
 def _write_deepseek(folder: Path, processor: UnifiedProcessor) -> None:
     tokenizer, images = processor.tokenizer, processor.image_processor
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    tokens = {name: getattr(tokenizer, name) for name in (*_SPECIAL, "pad_token") if getattr(tokenizer, name)}
+    tokens: dict[str, Any] = {name: getattr(tokenizer, name) for name in (*_SPECIAL, "pad_token") if getattr(tokenizer, name)}
+    added = tokenizer.added_tokens_decoder.values()
+    others = [str(token) for token in added if token.special and str(token) not in tokens.values()]
+    tokens |= {_ADDITIONAL: others} if others else {}
     tags = {tag: getattr(tokenizer, name) for name, tag in _TAGS.items()} | {"pad_tag": tokenizer.pad_token}
     words = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "model_max_length": tokenizer.model_max_length}
     pixels: dict[str, Any] = {"image_processor_type": "VLMImageProcessor", "processor_class": "VLChatProcessor"}
@@ -158,9 +188,11 @@ def _write_deepseek(folder: Path, processor: UnifiedProcessor) -> None:
     pixels |= {name: getattr(images, name) for name in _PIXELS}
     chat = {"num_image_tokens": processor.num_image_tokens, "sft_format": "deepseek", "processor_class": "VLChatProcessor"}
     if processor.chat_template != _template(tokenizer.backend_tokenizer, tokenizer.image_token):
-        chat["chat_template"] = processor.chat_template  # deepseek-ai's code knows its own only, and ignores these two
+        chat["chat_template"] = processor.chat_template  # deepseek-ai's code has its own only, and ignores these three
     if processor.system_prompt != JANUS_SYSTEM_PROMPT:
         chat["system_prompt"] = processor.system_prompt
+    if processor.short_side != "floor":
+        chat["short_side"] = processor.short_side
     write_json_atomic(folder / "tokenizer_config.json", words | tokens)
     write_json_atomic(folder / "special_tokens_map.json", tokens)
     write_json_atomic(folder / "preprocessor_config.json", pixels)
@@ -169,8 +201,7 @@ def _write_deepseek(folder: Path, processor: UnifiedProcessor) -> None:
 
 def _template(backend: Tokenizer, image: str) -> str:
     """``TEMPLATE`` with the tokenizer's own tokens; Janus before Pro has none for the roles."""
-    pro = backend.token_to_id("<|User|>") is not None
-    user, assistant = ("<|User|>", "<|Assistant|>") if pro else ("User", "Assistant")
+    user, assistant = _ROLES if backend.token_to_id(_ROLES[0]) is not None else ("User", "Assistant")
     return TEMPLATE.replace("IMAGE", image).replace("'USER", f"'{user}").replace("'ASSISTANT", f"'{assistant}")
 
 

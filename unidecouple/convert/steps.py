@@ -9,7 +9,8 @@ from unidecouple.batch import Task
 from unidecouple.convert import structure as structures
 from unidecouple.convert.emu3 import read_names, write_names
 from unidecouple.convert.first_token import FirstToken, drop_first_token
-from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_emu3, read_json
+from unidecouple.convert.json_files import read_json
+from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_emu3
 from unidecouple.convert.names import to_deepseek
 from unidecouple.convert.parts import Transform, read_deepseek, untie, write_deepseek
 from unidecouple.convert.weights import Weights

@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from unidecouple.data.building import build
-from unidecouple.data.formats import BadRecordError, Reader
+from unidecouple.data.formats import BadRecordError, Reader, Record
+from unidecouple.data.formats.record import ImageTokens
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.inputs import quoted
 
 QUANTILES: Final = {"min": 0.0, "median": 0.5, "95%": 0.95, "max": 1.0}
+_SHOWN: Final = 8
+"""Unknown words that are shown."""
+_MANY: Final = 0.1
+"""Share of unknown words from which on a warning follows."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words of a source as the model's tokenizer takes them.
+
+    Attributes:
+        vocabulary: entries that a text can be made of.
+        tokens: of all texts.
+        unknown: word -> how often it occurs without being in the vocabulary.
+    """
+
+    vocabulary: int
+    tokens: int = 0
+    unknown: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def unknown_ratio(self) -> float:
+        """Share of tokens that are unknown words."""
+        return self.unknown.total() / max(1, self.tokens)
+
+    def lines(self) -> Iterator[str]:
+        """The words as text."""
+        yield f"  words     {self.tokens:,} tokens of text, {self.unknown.total():,} of them unknown ({self.unknown_ratio:.2%})"
+        if self.unknown:
+            often = ", ".join(quoted(word) for word, _ in self.unknown.most_common(_SHOWN))
+            yield f"    unknown: {often}{', …' if len(self.unknown) > _SHOWN else ''}"
+        if self.unknown_ratio > _MANY:
+            yield (
+                f"    warning: this model's tokenizer has {self.vocabulary:,} words, and all others become one unknown word to it. "
+                "Train on words that it has, or take a checkpoint with a larger vocabulary (--model)"
+            )
 
 
 @dataclass(frozen=True)
@@ -29,6 +68,8 @@ class Findings:
         understood, drawn: pictures of either use.
         lengths: tokens of each good record.
         problems: file, line and reason of each bad one.
+        words: of the good records.
+        digests: of each good record's texts and pictures; equal records have equal ones.
     """
 
     path: Path
@@ -38,11 +79,22 @@ class Findings:
     drawn: int
     lengths: list[int]
     problems: list[str]
+    words: Words
+    digests: list[bytes]
 
     @property
     def bad_ratio(self) -> float:
         """Share of bad records."""
         return len(self.problems) / max(1, len(self.problems) + sum(self.samples.values()))
+
+    @property
+    def repeated(self) -> int:
+        """Good records that are equal to an earlier one of the source."""
+        return len(self.digests) - len(set(self.digests))
+
+    def shared(self, other: Findings) -> int:
+        """Different records that ``other`` holds, too: a held-out file should share none with the training file."""
+        return len(set(self.digests) & set(other.digests))
 
     def lines(self) -> Iterator[str]:
         """The findings as text."""
@@ -52,6 +104,9 @@ class Findings:
         if self.lengths:
             values = np.quantile(self.lengths, list(QUANTILES.values()), method="nearest").astype(int)
             yield "  tokens    " + ", ".join(f"{name} {value:,}" for name, value in zip(QUANTILES, values, strict=True))
+            yield from self.words.lines()
+        if self.repeated:
+            yield f"  repeated  {self.repeated:,} records are equal to an earlier one"
         yield f"  problems  {len(self.problems):,} ({self.bad_ratio:.2%} of the records)"
         yield from (f"    {problem}" for problem in self.problems)
 
@@ -73,7 +128,11 @@ def check(
         max_length: tokens above which a record is a problem.
         progress: called as progress(records done, of).
     """
-    findings = Findings(path, dict(Counter(reader.format for reader in readers)), {}, 0, 0, [], [])
+    samples: Counter[str] = Counter()
+    lengths: list[int] = []
+    problems: list[str] = []
+    words = _Words(builder)
+    digests: list[bytes] = []
     understood = drawn = done = 0
     total = sum(len(reader.kinds) for reader in readers)
     for reader in readers:
@@ -83,11 +142,47 @@ def check(
             try:
                 record = reader.record(number)
                 sample = build(record, shaper, builder, max_length=max_length).sample
-            except BadRecordError as error:
-                findings.problems.append(str(error))
+                digests.append(digest(record))
+            except (BadRecordError, OSError) as error:
+                problems.append(str(error))
                 continue
-            findings.samples[record.kind] = findings.samples.get(record.kind, 0) + 1
-            findings.lengths.append(len(sample.input_ids))
+            samples[record.kind] += 1
+            lengths.append(len(sample.input_ids))
+            words.add(record)
             drawn += len(record.drawn)
             understood += len(sample.pictures)
-    return Findings(path, findings.formats, findings.samples, understood, drawn, findings.lengths, findings.problems)
+    formats = dict(Counter(reader.format for reader in readers))
+    return Findings(path, formats, dict(samples), understood, drawn, lengths, problems, words.counted(), digests)
+
+
+def digest(record: Record) -> bytes:
+    """16 bytes that are equal for records of equal texts and pictures, whatever file and format they come from.
+
+    Raises:
+        OSError: a picture can no longer be read.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for turn in record.turns:
+        for part in turn.parts:
+            content = part.encode() if isinstance(part, str) else part.read()
+            kind = "words" if isinstance(part, str) else "tokens" if isinstance(part, ImageTokens) else "picture"
+            content = content if isinstance(content, bytes) else content.tobytes()
+            found.update(f"{turn.role} {kind} {len(content)} ".encode() + content)
+    return found.digest()
+
+
+class _Words:
+    """Counts words of records."""
+
+    def __init__(self, builder: SequenceBuilder) -> None:
+        self._builder, self._tokens = builder, 0
+        self._unknown: Counter[str] = Counter()
+
+    def add(self, record: Record) -> None:
+        for part in (part for turn in record.turns for part in turn.parts if isinstance(part, str)):
+            tokens, unknown = self._builder.unknown_words(part)
+            self._tokens += tokens
+            self._unknown.update(word.lower() for word in unknown)
+
+    def counted(self) -> Words:
+        return Words(self._builder.known_words, self._tokens, self._unknown)

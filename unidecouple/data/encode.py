@@ -19,6 +19,7 @@ from unidecouple.data.sequences import pixels
 from unidecouple.data.tally import Tally
 from unidecouple.files import sha256_file, sha256_tree, write_bytes_atomic, write_json_atomic, write_text_atomic
 from unidecouple.models.vq import ImageTokenizer, encode_image_tokens, tokenizer_hash
+from unidecouple.ownership import check_apart
 
 Progress = Callable[[int, int], None]
 
@@ -52,6 +53,7 @@ def encode(
         BadDataError: too many pictures cannot be read.
         StorageError: a file could not be written; the same command goes on.
     """
+    check_apart(output, [reader.path for reader in readers])
     codes = vq.quantize.embedding.weight.shape[0]
     if codes > 1 << 16:
         raise ValueError(f"a codebook of {codes} rows does not fit uint16, which holds {1 << 16}")

@@ -101,6 +101,20 @@ class FileBatches:
         numbers = range(key * size, (key + 1) * size)
         return (collate(self._samples(self._aside[task], task, numbers), self.builder.tokenizer.pad_token_id),)
 
+    def distinct_samples(self, task: Task, most: int) -> int:
+        """How many samples of ``distinct_batch`` come, up to ``most``, before a record comes again."""
+        seen: set[tuple[int, int]] = set()
+        for number in range(most):
+            draw = self._aside[task].draw(number)
+            if draw in seen:
+                return number
+            seen.add(draw)
+        return most
+
+    def distinct_batch(self, task: Task, size: int, key: int) -> JointBatch:
+        """``task_batch``, which takes every record once before one comes again, except where sources have weights."""
+        return self.task_batch(task, size, key)
+
     def _batch_size(self, task: Task) -> int:
         return self.files.mmu_batch_size if task is Task.MMU else self.files.t2i_batch_size
 

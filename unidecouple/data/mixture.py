@@ -6,6 +6,7 @@ Nothing is read or remembered on the way there, so a resumed run goes on exactly
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,8 @@ class Source:
 
     def __post_init__(self) -> None:
         for name, value in (("weight", self.weight), ("max_samples", self.max_samples), ("repeats", self.repeats)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} of {self.path} must be above 0; leave the source out instead")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} of {self.path} must be above 0 and finite; leave the source out instead")
         if self.weight is not None and self.repeats != 1.0:
             raise ValueError(f"{self.path} has weight={self.weight} and repeats={self.repeats}: give one of them")
 
@@ -58,7 +59,8 @@ class Files:
         validation: held-out sources that a run is scored on.
         mmu_batch_size: samples a step that are understood, texts among them, by the sources' shares; 0 is generation only.
         t2i_batch_size: pictures with prompts a step; 0 is understanding only.
-        max_length: tokens of the longest sequence, or of a row if ``pack``; longer samples count as bad.
+        max_length: tokens of the longest sequence, or of a row if ``pack``; longer samples count as bad, and so do those that are
+            longer than the model takes, without ``pack``. Nothing is truncated.
         pack: several sequences a row, all tasks together, instead of one padded batch a task.
         cond_dropout_prob: share of prompts hidden, for classifier-free guidance.
         max_bad_ratio: share of bad records (unreadable, missing, too long) above which the run fails.

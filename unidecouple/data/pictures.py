@@ -1,17 +1,25 @@
-"""Pictures of any size -> uint8 arrays of the model's size; and pictures that cannot be used, told without running anything.
+"""Decode pictures to upright RGB by one rule, bring them to the model's size, and refuse those that cannot be used.
 
-To be understood (deepseek-ai/Janus ``VLMImageProcessor``; transformers' ``JanusImageProcessorPil``, which does it here): the long
-side is resized, bicubic, and the short side padded to a square with the mean colour, (127, 127, 127). (deepseek rounds the short
-side down, transformers to the nearest pixel; we follow transformers.)
-To be drawn (Janus, arXiv 2410.13848, section 4.1; neither repository ships it): the short side is resized to the model's size, the
-long side cropped to it. That it is bicubic and at the centre is unpublished; ours.
-Both take pictures upright (EXIF) and without transparency (``convert("RGB")``, as theirs do).
+The rule holds in training, ``data`` commands, ``infer``, ``chat``, ``eval``, the server and the lmms-eval plug-in:
+
+- Frame: the first. Orientation: the EXIF tag is applied, as in transformers' ``load_image`` (deepseek-ai/Janus ignores it).
+- Transparency (an alpha channel, or a transparent colour of PNG, GIF or WebP): composited on white. The peers drop it
+  (``convert("RGB")``), so that black ink on a transparent ground becomes a black picture.
+- Grey of 16 bits (12 in TIFF): white is the largest value, 65,535 (4,095). Float grey: white is 1.0, and values lie from 0 to 1.
+  Integer grey of 32 bits and signed grey are refused, since nothing says which value is white.
+- RGB of 16 bits: the high byte. CMYK, YCbCr, HSV, Lab: Pillow's conversion, which inverts CMYK in JPEG as Adobe does.
+- Colour profiles (ICC) and gamma are ignored, as by the peers.
+
+Image understanding: see ``UnifiedProcessor.understood``: the long side is resized and the short side padded to a square.
+Text-to-image generation (Janus, arXiv 2410.13848, section 4.1; neither repository ships it): the short side is resized to the
+model's size, the long side cropped to it. That it is bicubic and at the centre is unpublished; ours.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,40 +27,124 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unidecouple.data.formats.record import ImageFile, ImageTokens, Picture
+from unidecouple.inputs import printable
 from unidecouple.models.processing import UnifiedProcessor
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Those read. Above all not EPS, which PIL hands to Ghostscript, a program that runs what the file says."""
+"""Those read. Above all not EPS, which PIL hands to Ghostscript, a program that runs what the file contains."""
 
 MAX_PIXELS: Final = 100_000_000
 """Larger pictures are taken for decompression bombs; 300 MB decoded."""
 
+MAX_SIDE: Final = 65_535
+"""Pixels of the longer side, as in JPEG."""
+
+MAX_ASPECT: Final = 1000
+"""Longer side over shorter side; beyond that, nothing is left to see at a model's size."""
+
+_NAME: Final = 240
+"""Characters of a path that messages show."""
+_WHITE: Final = np.iinfo(np.uint16).max
+_GREY_16: Final = ("PNG", "PPM")
+"""Formats whose grey in Pillow's 32-bit mode has 16 bits; TIFF's may have 32."""
+_BITS, _PHOTOMETRIC = 258, 262
+"""TIFF's tags (TIFF 6.0, section 8): bits of a sample, and 0 where the smallest value is white."""
+_TRANSPARENT_STEP: Final = {"L;2": 85, "L;4": 17}
+"""PNG grey of few bits: Pillow spreads the pixels over 0 to 255, but not the transparent value."""
+
 
 def decode(picture: Picture, formats: tuple[str, ...] = FORMATS, pixels: int | None = None) -> Image.Image:
-    """The picture in RGB, upright, at its own size.
+    """Decode ``picture`` to upright RGB at its own size; see the module for the rule.
 
     Args:
         picture: a file or bytes.
         formats: as PIL names them; others are not even tried.
-        pixels: most of them, as its head says, before any is decoded; None is ``MAX_PIXELS``.
+        pixels: most of them, checked before any is decoded; None is ``MAX_PIXELS``.
 
     Raises:
-        ValueError: it is missing, truncated, no picture, too large, or tokens; the message says which.
+        ValueError: it is missing, truncated, no picture, too large, of an unknown grey range, or tokens; the message names it.
     """
+    name = picture_name(picture)
     try:
         content = _encoded(picture)
     except OSError as error:
-        raise ValueError(f"picture {picture_name(picture)}: {error.strerror or error}") from error
+        raise ValueError(f"picture {name}: {error.strerror or error}") from error
+    except ValueError as error:  # of the name: a NUL character, half a surrogate pair
+        raise ValueError(f"picture {name}: {error}") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            warnings.simplefilter("ignore")  # of damaged metadata; our own limit follows
             with Image.open(io.BytesIO(content), formats=formats) as opened:
-                _refuse_bomb(*opened.size, pixels or MAX_PIXELS)
-                opened.load()
-                return ImageOps.exif_transpose(opened).convert("RGB")
+                _refuse_size(*opened.size, pixels or MAX_PIXELS)
+                return to_rgb(opened)
     except Exception as error:  # PIL's readers raise anything from OSError to struct.error and SyntaxError
-        reason = "no picture in a known format, or damaged" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"picture {picture_name(picture)}: {reason}") from error
+        known = f"no picture in a known format ({', '.join(formats)}), or damaged"
+        reason = known if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"picture {name}: {reason}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB of an opened picture, by the rule of this module.
+
+    Raises:
+        ValueError: a grey range that the rule refuses.
+        OSError: the file is truncated; PIL's readers raise other errors, too, for damaged ones.
+    """
+    step = _transparent_step(image)
+    white, inverted = _grey_range(image)
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    transparent = upright.info.get("transparency")
+    if step is not None and transparent is not None:
+        upright.info["transparency"] = step(transparent)
+    if white is not None:
+        upright = _eight_bits(upright, white, inverted)
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    if upright.mode == "La":  # premultiplied grey has no way to RGBA of its own
+        upright = upright.convert("LA")
+    return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA")).convert("RGB")
+
+
+def _transparent_step(image: Image.Image) -> Callable[[Any], Any] | None:
+    """How the transparent colour of a PNG becomes a colour of Pillow's 8-bit pixels; None where it is one. Before ``load``."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    if image.format != "PNG" or not tiles:
+        return None
+    raw = tiles[0][3]
+    if raw == "RGB;16B":
+        return lambda colour: tuple(value >> 8 for value in colour)
+    factor = _TRANSPARENT_STEP.get(raw) if isinstance(raw, str) else None
+    return None if factor is None else lambda value: value * factor
+
+
+def _grey_range(image: Image.Image) -> tuple[float | None, bool]:
+    """The value that is white in grey of more than 8 bits (None for other pictures), and whether 0 is white instead."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    inverted = tags.get(_PHOTOMETRIC) == 0
+    if image.mode.startswith("I;16"):
+        bits = tags.get(_BITS, (16,))[0]
+        return float((1 << bits) - 1 if bits < 16 else _WHITE), inverted
+    if image.mode == "I":
+        if image.format not in _GREY_16:
+            raise ValueError("its grey has 32 bits or is signed, and nothing says which value is white: save it with 8 or 16 bits")
+        return float(_WHITE), inverted
+    return (1.0 if image.mode == "F" else None), inverted
+
+
+def _eight_bits(image: Image.Image, white: float, inverted: bool) -> Image.Image:
+    """Grey values from 0 to ``white`` as 0 to 255, rounded; with alpha where one value is transparent."""
+    values = np.asarray(image)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > white:
+        raise ValueError(
+            f"its grey values ({values.min():g} to {values.max():g}) are outside 0 to {white:g}: scale them, or save it with 8 bits"
+        )
+    share = values / white
+    grey = Image.fromarray(np.rint((1 - share if inverted else share) * 255).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
 
 
 def _encoded(picture: Picture) -> bytes:
@@ -61,16 +153,21 @@ def _encoded(picture: Picture) -> bytes:
     return picture.read()
 
 
-def _refuse_bomb(width: int, height: int, most: int) -> None:
+def _refuse_size(width: int, height: int, most: int) -> None:
     if width * height > most:
         raise ValueError(f"{width} x {height} pixels are more than {most:,}")
+    long, short = max(width, height), min(width, height)
+    if long > MAX_SIDE:
+        raise ValueError(f"{width} x {height} pixels: a side is longer than {MAX_SIDE:,}")
+    if long > MAX_ASPECT * short:
+        raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT:,} times the other")
 
 
 def picture_name(picture: Picture) -> str:
     """How a message calls it."""
     if isinstance(picture, ImageTokens):
         return f"{picture.shard} row {picture.row}"
-    return str(picture.path) if isinstance(picture, ImageFile) else "in the record"
+    return printable(str(picture.path), _NAME) if isinstance(picture, ImageFile) else "in the record"
 
 
 @dataclass(frozen=True)

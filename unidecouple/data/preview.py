@@ -21,6 +21,7 @@ from unidecouple.data.permutation import permute
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.files import write_text_atomic
+from unidecouple.ownership import check_file
 
 _TEMPLATE = "preview.html.j2"
 
@@ -54,8 +55,10 @@ def write_preview(
         ``output``. The page needs no other file, no network and no script.
 
     Raises:
+        ValueError: ``output`` is one of the files read, or a file that this package did not write.
         StorageError: it could not be written.
     """
+    check_file(output, [Path(reader.path) for reader in readers])
     shown: list[Shown] = []
     problems: list[str] = []
     shelves = {kind: Shelf(readers, (kind,)) for kind in KINDS}

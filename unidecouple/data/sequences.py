@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
 from unidecouple.data.chat import ChatFormat, chat_format
 from unidecouple.data.world.questions import Question
+from unidecouple.inputs import quoted, refuse_surrogates
 from unidecouple.models.processing import UnifiedProcessor
 
 
@@ -55,8 +57,9 @@ class SequenceBuilder:
         self._image = [*self._opening, *[self._placeholder] * self.seen_tokens, *self._closing]
         _check_scale(processor)
         self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        self._special = [token for token in self.tokenizer.all_special_tokens if token != self.tokenizer.unk_token]
-        self._special += form.reserved
+        marks = "".join((*vars(self._chat).values(), form.opening, form.closing, form.row_end))
+        self._control = control_tokens(self.tokenizer, marks)
+        self._reserved = (*self._control.values(), *form.reserved)
 
     def understanding(self, picture: np.ndarray, turns: Sequence[Question], answered: bool = True) -> Sample:
         """A conversation about ``picture``; losses on answers and their EOS. Without ``answered`` there is no target."""
@@ -98,7 +101,7 @@ class SequenceBuilder:
             dropped: hides all but the pictures drawn, as classifier-free guidance needs.
 
         Raises:
-            ValueError: a text spells out a special token.
+            ValueError: as ``check_words``.
         """
         ids, labels, image = [self._bos], [IGNORE], [NO_IMAGE_TOKEN]
         pictures: list[np.ndarray] = []
@@ -140,19 +143,69 @@ class SequenceBuilder:
         """Ids up to where drawing starts.
 
         A dropped prompt keeps its length, as in Janus, pads between BOS and picture; a bare one is left out, as in Emu3.
+
+        Raises:
+            ValueError: as ``check_words``.
         """
-        inner = self._ids(self._prompts.user + prompt.strip() + self._prompts.asked)
+        inner = self._ids(self._prompts.user + prompt.strip() + self._prompts.asked, prompt, "prompt")
         hidden = [] if self._bare else [self.tokenizer.pad_token_id] * len(inner)
         return [self._bos, *(hidden if dropped else inner), *self._opening]
 
     def understanding_prompt(self, question: str, shown: bool = True) -> list[int]:
-        """Ids of one question about one picture, up to where the answer starts; not ``shown``, the picture is left out."""
+        """Ids of one question about one picture, up to where the answer starts; not ``shown``, the picture is left out.
+
+        As deepseek-ai/Janus strips a message whole (``apply_sft_template_for_multi_turn_prompts``), spaces between picture and
+        question stay, and a picture without a question has no line feed after it.
+
+        Raises:
+            ValueError: as ``check_words``.
+        """
         opening = self._chat.user_with_image if shown else self._chat.prefix + self._chat.user
-        return [self._bos, *self._ids(opening + question.strip() + self._chat.asked)]
+        said = opening.rstrip() if shown and not question.strip() else opening + (question.rstrip() if shown else question.strip())
+        return [self._bos, *self._ids(said + self._chat.asked, question, "question")]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Ids of an answer to such a question, without what ends it; none of an empty one."""
+        """Ids of an answer to such a question, without what ends it; none of an empty one.
+
+        Raises:
+            ValueError: as ``check_words``.
+        """
+        self.check_words(answer, "answer")
         return self._ids(self._chat.lead + answer.strip(), keep=False) if answer.strip() else []
+
+    def check_words(self, words: str, what: str = "text") -> None:
+        """Refuse a user's text that no sequence may hold; every text of every command passes here before it is tokenized.
+
+        A control token (see ``control_tokens``) in a text would end an answer, open another speaker's turn or stand for a picture.
+        It is refused rather than encoded as plain text: that is not exact for every tokenizer, since words are tokenized together
+        with the template's text around them, and word-level ones have no plain form of it.
+
+        Args:
+            words: of a question, answer, prompt, negative prompt or system turn.
+            what: which of them it is, for the message.
+
+        Raises:
+            ValueError: it spells out a control token, or has half a surrogate pair.
+        """
+        refuse_surrogates(words, what)
+        found = next((token for token in self._reserved if token in words), None)
+        if found is None and words:  # a normalizer may make one of what looks otherwise
+            ids = self.tokenizer(words, add_special_tokens=False)["input_ids"]
+            found = next((self._control[one] for one in ids if one in self._control), None)
+        if found is not None:
+            raise ValueError(f"the {what} spells out {found!r}, a special token: remove it ({quoted(words)})")
+
+    def unknown_words(self, text: str) -> tuple[int, list[str]]:
+        """How many tokens ``text`` has, and the words among them that the tokenizer does not know (none in byte-level ones)."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        places = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        unknown = self.tokenizer.unk_token_id
+        return len(found["input_ids"]), [text[start:end] for one, (start, end) in places if one == unknown]
+
+    @property
+    def known_words(self) -> int:
+        """Entries of the vocabulary that a text can be made of."""
+        return len(self.tokenizer) - len(self._control) - (self.tokenizer.unk_token is not None)
 
     def _sequence(
         self, ids: list[int], labels: list[int], image: list[int], task: Task, pictures: tuple[np.ndarray, ...] = ()
@@ -175,27 +228,45 @@ class SequenceBuilder:
         """Words of a turn and the template's text for its pictures, a space before what would touch words.
 
         Raises:
-            ValueError: the words spell out a special token, which would be taken for one.
+            ValueError: as ``check_words``.
         """
         text, words = "", False
         for part in parts:
-            for token in self._special if isinstance(part, str) else ():
-                if token in str(part):
-                    raise ValueError(f"the text spells out {token!r}, a special token")
+            if isinstance(part, str):
+                self.check_words(part)
             text += " " if words and not text[-1].isspace() else ""
-            text += part.strip() if isinstance(part, str) else self._chat.image
+            if isinstance(part, str):
+                text += part.rstrip() if text and not words else part.strip()
+            else:
+                text += self._chat.image
             words = bool(text) and isinstance(part, str)
-        return text
+        return text.rstrip()  # see ``understanding_prompt``
 
-    def _ids(self, text: str, keep: bool = True) -> list[int]:
-        """Ids of a stretch of text, its pictures in full; kept for the next time unless it is a user's."""
+    def _ids(self, text: str, words: str = "", what: str = "text", keep: bool = True) -> list[int]:
+        """Ids of a stretch of text, its pictures in full; kept for the next time unless it is a user's.
+
+        ``words``, a part of it that users wrote, are checked first.
+        """
         if text in self._texts:
             return self._texts[text]
+        self.check_words(words, what)
         found = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         ids = [token for one in found for token in (self._image if one == self._placeholder else [one])]
         if keep and len(self._texts) < _KEPT[0] and len(text) <= _KEPT[1]:
             self._texts[text] = ids
         return ids
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerFast, marks: str) -> dict[int, str]:
+    """Tokens, by id, that users' words must not spell out: all special ones, and added ones that stand in the template.
+
+    Some checkpoints do not flag their role tokens as special, so ``marks``, all texts of the template, are searched too. The
+    token for unknown words is none of them: it means in a text what it means elsewhere.
+    """
+    added = {number: (str(token), token.special) for number, token in tokenizer.added_tokens_decoder.items()}
+    found = {number: token for number, (token, special) in added.items() if special or token in marks}
+    found |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return {number: token for number, token in found.items() if token != tokenizer.unk_token}
 
 
 def _check_scale(processor: UnifiedProcessor) -> None:

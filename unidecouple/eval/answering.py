@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from unidecouple.eval.benchmark import Query
+from unidecouple.eval.records import read_lines
 from unidecouple.files import append_jsonl
+from unidecouple.inputs import quoted
 
 AskBatch = Callable[[Sequence[Query]], list[str]]
 """Puts queries to a model, one answer each, in order."""
@@ -37,12 +38,18 @@ ALONE = Part()
 
 
 def read_answers(folder: Path, kind: str = "answers") -> dict[str, str]:
-    """All answers in ``folder``; a line that a kill cut short is none."""
+    """All answers in ``folder``; a line that a kill cut short is none.
+
+    Raises:
+        ValueError: another line is damaged; with its file and number.
+    """
     found: dict[str, str] = {}
     for path in sorted(folder.glob(f"{kind}.*.jsonl")):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            row = json.loads(line)
-            found[row["id"]] = row["answer"]
+        content = path.read_bytes()
+        for row in read_lines(content[: content.rfind(b"\n") + 1], path):
+            if not isinstance(row["answer"], str):
+                row.fail(f"'answer' is {quoted(row['answer'])}; delete the line, and the question is asked again")
+            found[row.text("id")] = row["answer"]
     return found
 
 

@@ -61,11 +61,13 @@ class Query:
         id: its own in the benchmark, under which answers are kept.
         text: the whole user turn.
         picture: at the model's own size (uint8 (H, W, 3)), or a picture of any size that has not been opened yet.
+        where: file and line, for messages; empty for generated questions.
     """
 
     id: str
     text: str
     picture: np.ndarray | ImageFile | ImageBytes
+    where: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,14 @@ from unidecouple.data.world.prompts import Prompt, scene_of
 from unidecouple.data.world.scene import render
 from unidecouple.eval.benchmark import Painter, Score, paint
 from unidecouple.eval.judges import Box, Detection, Judge
+from unidecouple.eval.records import Row, read_records
+from unidecouple.inputs import quoted
 
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
 MAX_PER_CLASS = 16
 POSITION_THRESHOLD = 0.1
+RELATIONS = ("left of", "right of", "above", "below")
 _RELATION_SHARE = 0.5
 _NO_OFFSET = 1e-3
 _BOUNDS_STREAM = 3
@@ -207,20 +210,53 @@ def write_folder(folder: Path, metadata: Sequence[Metadata], pictures: Sequence[
             Image.fromarray(image).save(samples / f"{number:04d}.png")
 
 
+def metadata_of(row: Row) -> Metadata:
+    """Check a line of ``evaluation_metadata.jsonl`` and return it.
+
+    Raises:
+        ValueError: its tag or prompt is no text, or a clause has no class and count, a colour or a relation that does not exist, or
+            a position beside a clause that does not come before it.
+    """
+    row.text("tag"), row.text("prompt")
+    for key in ("include", "exclude"):
+        for number, clause in enumerate(row.listed(key) if row.values.get(key) else []):
+            if not isinstance(clause, dict):
+                row.fail(f"{key}[{number}] is {quoted(clause)} where an object is due")
+            _check_clause(Row(f"{row.where}, {key}[{number}]", clause), number)
+    row.listed("include")
+    return row.values
+
+
+def _check_clause(clause: Row, number: int) -> None:
+    clause.text("class")
+    if clause.count("count") < 1:
+        clause.fail("'count' is 0; give a whole number from 1 on")
+    if "color" in clause.values:
+        clause.text("color")
+    if "position" in clause.values:
+        place = clause.listed("position")
+        earlier = len(place) == 2 and type(place[1]) is int and 0 <= place[1] < number
+        if not earlier or place[0] not in RELATIONS:
+            clause.fail(f"'position' is {quoted(place)}; give one of {', '.join(RELATIONS)} and the number of an earlier clause")
+
+
 def read_folder(folder: Path) -> tuple[list[Metadata], list[list[np.ndarray]]]:
     """Metadata and pictures (uint8 (H, W, 3)) of a folder in GenEval's layout, whoever wrote it.
 
     Raises:
-        ValueError: ``folder`` holds no numbered prompt folder.
+        ValueError: ``folder`` holds no numbered prompt folder, or a prompt has no picture, or not one line as ``metadata_of``
+            needs it.
     """
     entries = folder.iterdir() if folder.is_dir() else iter(())
     prompts = sorted((entry for entry in entries if entry.is_dir() and entry.name.isdigit()), key=lambda entry: int(entry.name))
     if not prompts:
         raise ValueError(f"{folder} holds no prompt folders such as 00000; is it GenEval's image folder?")
-    metadata = [json.loads((prompt / "metadata.jsonl").read_text(encoding="utf-8")) for prompt in prompts]
+    metadata = [metadata_of(read_records(prompt / "metadata.jsonl")[0]) for prompt in prompts]
     pictures = []
     for prompt in prompts:
         files = sorted(file for file in (prompt / "samples").iterdir() if re.match(r"\d+\.png", file.name))
+        if not files:
+            raise ValueError(f"{prompt / 'samples'} holds no pictures such as 0000.png")
         pictures.append([np.asarray(Image.open(file).convert("RGB")) for file in files])
     return metadata, pictures
 

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from unidecouple.eval.geneval import Metadata
-from unidecouple.eval.sources import read_jsonl
+from unidecouple.eval.geneval import RELATIONS, Metadata, metadata_of
+from unidecouple.eval.records import read_records
 from unidecouple.files import write_text_atomic
+from unidecouple.ownership import check_file
 
 PUBLISHED_SHA256: Final = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
 SEED, SAMPLES = 43, 100
@@ -33,7 +34,6 @@ toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier
 CLASSES: Final = tuple(" ".join(_NAMES.split()).split(", "))
 """COCO's 80 classes in GenEval's order and words; "person" is first, and is never given a colour."""
 COLORS: Final = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-RELATIONS: Final = ("left of", "right of", "above", "below")
 _NUMBERS: Final = ("zero", "one", "two", "three", "four")
 _FIRST_COLORED = 1
 
@@ -49,10 +49,20 @@ def official_metadata() -> list[Metadata]:
 
 
 def write_official(folder: Path) -> Path:
-    """Write ``evaluation_metadata.jsonl`` and ``generation_prompts.txt`` as they are published, and return the first."""
+    """Write ``evaluation_metadata.jsonl`` and ``generation_prompts.txt`` as they are published, and return the first.
+
+    Raises:
+        ValueError: one of them is there with other content.
+    """
     lines = official_metadata()
-    write_text_atomic(folder / METADATA, "".join(json.dumps(line) + "\n" for line in lines))
-    write_text_atomic(folder / "generation_prompts.txt", "".join(f"{line['prompt']}\n" for line in lines))
+    texts = {
+        METADATA: "".join(json.dumps(line) + "\n" for line in lines),
+        "generation_prompts.txt": "".join(f"{line['prompt']}\n" for line in lines),
+    }
+    for name, text in texts.items():
+        check_file(folder / name, content=text.encode())
+    for name, text in texts.items():
+        write_text_atomic(folder / name, text)
     return folder / METADATA
 
 
@@ -60,11 +70,11 @@ def read_metadata(path: Path, limit: int | None = None) -> list[Metadata]:
     """The lines of such a file; with ``limit`` the first so many of each tag.
 
     Raises:
-        ValueError: a line that is no JSON or lacks a key.
+        ValueError: there are none, or one is no JSON or not as ``metadata_of`` needs it.
     """
-    lines = list(read_jsonl(path, ("tag", "include", "prompt")))
+    lines = [metadata_of(row) for row in read_records(path, ("tag", "include", "prompt"))]
     if limit is None:
-        return list(lines)
+        return lines
     ranks: dict[str, int] = {}
     kept: list[Metadata] = []
     for line in lines:

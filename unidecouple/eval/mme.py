@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from unidecouple.eval.benchmark import Answers, Query, Quiz, Report, Score
+from unidecouple.eval.records import read_text_lines, yes_no
 from unidecouple.eval.sources import Pictures, find, hashes
 from unidecouple.eval.statistics import Share
 from unidecouple.files import write_text_atomic
@@ -68,9 +69,9 @@ def open_quiz(data: Path, limit: int | None = None) -> Quiz:
         for path in texts[:limit]:
             asked = _read(path, folder.name)
             picture = next((name for end in _ENDINGS for name in [path.stem + end] if _there(folder, name)), f"{path.stem}.jpg")
-            shown = pictures(picture)
+            shown = pictures(picture, str(path))
             lines += asked
-            queries += [Query(line.id, line.text, shown) for line in asked]
+            queries += [Query(line.id, line.text, shown, f"{path}:{line.number}") for line in asked]
             files.append(path)
     return Quiz(
         "mme", tuple(queries), functools.partial(report, lines), JUDGE, hashes(files, data), functools.partial(_export, lines)
@@ -103,11 +104,12 @@ def report(lines: Sequence[Line], answers: Answers) -> Report:
 
 
 def _read(path: Path, subtask: str) -> list[Line]:
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    labels = sorted(row[-1].strip().lower() for row in rows)
-    if any(len(row) != 2 for row in rows) or labels != ["no", "yes"]:
+    rows = [(number, line.split("\t")) for number, line in read_text_lines(path)]
+    labels = [yes_no(row[-1]) for _, row in rows]
+    if any(len(row) != 2 or not row[0].strip() for _, row in rows) or {*labels} != {"yes", "no"} or len(rows) != 2:
         raise ValueError(f"{path} is not MME's: it needs two lines, question, tab and Yes or No, one of each")
-    return [Line(subtask, path.stem, number, text.strip(), gold.strip().lower()) for number, (text, gold) in enumerate(rows, 1)]
+    asked = zip(rows, labels, strict=True)
+    return [Line(subtask, path.stem, number, row[0].strip(), str(label)) for number, ((_, row), label) in enumerate(asked, 1)]
 
 
 def _one_line(answer: str) -> str:

@@ -19,15 +19,18 @@ from typing import Any
 from unidecouple.data.formats.record import ImageBytes, ImageFile
 from unidecouple.eval.benchmark import Answers, Query, Quiz, Report, Score
 from unidecouple.eval.mmmu_parser import open_is_right, read_choice, read_open
+from unidecouple.eval.records import Row, unique
 from unidecouple.eval.sources import find, hashes, stored_picture, table_rows
 from unidecouple.eval.statistics import Share
 from unidecouple.files import write_json_atomic
+from unidecouple.inputs import quoted
 
 JUDGE = "official"
 _GUESS_SEED = 42
 _PATTERNS = ("*/validation-*.parquet", "validation-*.parquet", "*validation*.parquet", "*/dataset_info.json", "dataset_info.json")
 _PICTURES = tuple(f"image_{number}" for number in range(1, 8))
 _CHOICE, _OPEN = "multiple-choice", "open"
+_LETTERS = 26
 _ASK = {
     _CHOICE: "{}\n\n{}\n\nAnswer with the option's letter from the given choices directly.",
     _OPEN: "{}\n\nAnswer the question using a single word or phrase.",
@@ -53,17 +56,20 @@ def open_quiz(data: Path, limit: int | None = None) -> Quiz:
     """The quiz of the rows in ``data``; with ``limit`` the first so many of each subject.
 
     Raises:
-        ValueError: no files, rows without a column, or a row without a picture.
+        ValueError: no files, rows without a column, two rows of one id, or a row without picture, options or a gold answer.
     """
     paths = [path.parent if path.name == "dataset_info.json" else path for path in find(data, "mmmu", _PATTERNS)]
+    rows = [(Row(f"{path}, row {number}", row), path) for path in paths for number, row in enumerate(table_rows(path), 1)]
+    if not rows:
+        raise ValueError(f"{paths[0]} has no rows: is the download whole?")
+    read = [_read(row, path) for row, path in rows]
+    unique([row for row, _ in rows], [item.id for item, _ in read], "id")
     items, queries, seen = [], [], Counter[str]()
-    for path in paths:
-        for row in table_rows(path):
-            item, query = _read(row, path)
-            seen[item.subject] += 1
-            if limit is None or seen[item.subject] <= limit:
-                items.append(item)
-                queries.append(query)
+    for item, query in read:
+        seen[item.subject] += 1
+        if limit is None or seen[item.subject] <= limit:
+            items.append(item)
+            queries.append(query)
     return Quiz(
         "mmmu", tuple(queries), functools.partial(report, items), JUDGE, hashes(paths, data), functools.partial(_export, items)
     )
@@ -94,21 +100,39 @@ def report(items: Sequence[Item], answers: Answers) -> Report:
     return Report(tuple(scores), shares, {"no option named": unparsed, "questions shown one of several pictures": several})
 
 
-def _read(row: Mapping[str, Any], path: Path) -> tuple[Item, Query]:
+def _read(row: Row, path: Path) -> tuple[Item, Query]:
     for column in ("id", "question", "options", "answer", "question_type", _PICTURES[0]):
-        if column not in row:
+        if column not in row.values:
             raise ValueError(f"{path} has no column {column!r}: give MMMU's own files, unchanged")
-    texts = [str(text) for text in _listed(row["options"])]
-    choice = row["question_type"] == _CHOICE
-    options = {chr(ord("A") + number): text for number, text in enumerate(texts)} if choice else {}
-    shown = [stored for name in _PICTURES if (stored := row.get(name))]
+    name, question, kind = row.name("id"), row.text("question"), row["question_type"]
+    if kind not in _ASK:
+        row.fail(f"'question_type' is {quoted(kind)}; MMMU has {' and '.join(_ASK)}")
+    options = _options(row) if kind == _CHOICE else {}
+    shown = [stored for column in _PICTURES if (stored := row.values.get(column))]
     if not shown:
-        raise ValueError(f"{path}: {row['id']} has no picture")
-    picture: ImageBytes | ImageFile = stored_picture(shown[0], f"{path}: {row['id']}", path.parent)
+        row.fail(f"{name} has no picture")
+    picture: ImageBytes | ImageFile = stored_picture(shown[0], f"{row.where}: {name}", path.parent)
     listed = "\n".join(f"({letter}) {text}" for letter, text in options.items())
-    text = _ASK[_CHOICE].format(row["question"], listed) if choice else _ASK[_OPEN].format(row["question"])
-    gold = tuple(str(one) for one in _listed(row["answer"])) or (str(row["answer"]),)
-    return Item(row["id"], options, gold, len(shown)), Query(row["id"], text, picture)
+    text = _ASK[_CHOICE].format(question, listed) if options else _ASK[_OPEN].format(question)
+    return Item(name, options, _gold(row, options), len(shown)), Query(name, text, picture, row.where)
+
+
+def _options(row: Row) -> dict[str, str]:
+    texts = _listed(row["options"])
+    if not 2 <= len(texts) <= _LETTERS:
+        row.fail(f"'options' is {quoted(row['options'])}; give a list of 2 to {_LETTERS}")
+    return {chr(ord("A") + number): str(text) for number, text in enumerate(texts)}
+
+
+def _gold(row: Row, options: Mapping[str, str]) -> tuple[str, ...]:
+    """An open question's answers; of a choice the letter, which may be written "(B)", "b" or "B."; numbers are no letters."""
+    given = _listed(row["answer"]) or [row["answer"]]
+    if not options:
+        return tuple(row.plain("answer", one) for one in given)
+    letters = tuple(str(one).strip().strip("().").upper() for one in given)
+    if not all(letter in options for letter in letters):
+        row.fail(f"'answer' is {quoted(row['answer'])}, but the options are {', '.join(options)}: give the letter of the right one")
+    return letters
 
 
 def _listed(value: Any) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -12,7 +13,9 @@ import numpy as np
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.eval.benchmark import Query
+from unidecouple.eval.geneval import Metadata
 from unidecouple.generate.image import Sampling, decode_pictures, draw_tokens
+from unidecouple.generate.padding import check_length
 from unidecouple.generate.text import answer
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
@@ -47,6 +50,28 @@ class Judged:
     def _shaper(self) -> Shaper:
         return Shaper(self.processor)
 
+    def check_queries(self, queries: Sequence[Query]) -> None:
+        """Refuse questions that cannot be put to the model, before any is asked.
+
+        Raises:
+            ValueError: one spells out a special token, or leaves no room for its answer; with its file and line.
+        """
+        for query in queries:
+            with _named(query.where or query.id):
+                check_length(len(self._builder.understanding_prompt(query.text)), self.max_new_tokens, self._longest)
+
+    def check_prompts(self, metadata: Sequence[Metadata]) -> None:
+        """Refuse prompts that the model cannot draw; as ``check_queries``, with the prompt's number from 0."""
+        row_ends = len(self._builder.row_end) * self._builder.picture.rows
+        for number, line in enumerate(metadata):
+            with _named(f"prompt {number}"):
+                prompt = self._builder.generation_prompt(line["prompt"])
+                check_length(len(prompt), self.model.num_image_tokens + row_ends, self._longest)
+
+    @property
+    def _longest(self) -> int:
+        return int(self.model.config.text_config.max_position_embeddings)
+
     def ask(self, queries: Sequence[Query]) -> list[str]:
         """Greedy answers, one a query; a picture that cannot be read raises ``ValueError``."""
         return self._answer([self._see(query) for query in queries], queries)
@@ -61,12 +86,9 @@ class Judged:
         return self._answer(None, queries)
 
     def paint(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
-        """Pictures of consecutive prompts; see ``painting.PaintFrom``.
-
-        Each is decoded alone: in batches a few pixels change by one level with their neighbours, and a restart would show.
-        """
+        """Pictures of consecutive prompts; see ``painting.PaintFrom``."""
         tokens = draw_tokens(self.model, self._builder, prompts, num_images, self.seed, self.sampling, first)
-        pictures = decode_pictures(self.model, tokens, batch_size=1)
+        pictures = decode_pictures(self.model, tokens)
         return [list(pictures[at : at + num_images]) for at in range(0, len(pictures), num_images)]
 
     def _answer(self, pictures: Sequence[np.ndarray] | None, queries: Sequence[Query]) -> list[str]:
@@ -82,4 +104,14 @@ class Judged:
                     "give published files with --data"
                 )
             return query.picture
-        return self._shaper.understood(query.picture)
+        with _named(query.where):
+            return self._shaper.understood(query.picture)
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put ``where`` before the message of a ``ValueError``."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from error

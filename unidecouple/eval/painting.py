@@ -53,7 +53,7 @@ def paint_folder(
 
 def write_prompt(folder: Path, number: int, line: Metadata, images: Sequence[np.ndarray]) -> None:
     """One prompt's folder, whole or not there."""
-    with atomic_directory(folder / f"{number:05d}") as staging:
+    with atomic_directory(folder / f"{number:05d}", internal=True) as staging:
         (staging / "samples").mkdir()
         (staging / "metadata.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
         for copy, image in enumerate(images):

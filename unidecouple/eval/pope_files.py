@@ -16,7 +16,8 @@ from pathlib import Path
 
 from unidecouple.eval.benchmark import Answers, Query, Quiz, Report, Score
 from unidecouple.eval.pope import PARSERS, known_parser, measure_answers, rows, settle
-from unidecouple.eval.sources import Pictures, find, hashes, read_jsonl
+from unidecouple.eval.records import Row, read_records
+from unidecouple.eval.sources import Pictures, find, hashes
 from unidecouple.eval.statistics import Share
 from unidecouple.files import write_text_atomic
 
@@ -27,12 +28,13 @@ _LLAVA = "llava_pope_test.jsonl"
 
 @dataclass(frozen=True)
 class Line:
-    """A question of a split, as the files have it; ``label`` is "yes" or "no"."""
+    """A question of a split, as the files have it; ``label`` is "yes" or "no" (see ``records.yes_no``), ``where`` file and line."""
 
     split: str
     image: str
     text: str
     label: str
+    where: str = ""
 
     @property
     def id(self) -> str:
@@ -58,7 +60,7 @@ def open_quiz(data: Path, parser: str, limit: int | None = None) -> Quiz:
     queries = {line.id: line for line in lines}
     return Quiz(
         "pope",
-        tuple(Query(line.id, line.text, pictures(line.image)) for line in queries.values()),
+        tuple(Query(line.id, line.text, pictures(line.image, line.where), line.where) for line in queries.values()),
         functools.partial(report, lines, parser),
         parser,
         hashes(paths, data),
@@ -86,8 +88,18 @@ def _published(path: Path) -> list[Line]:
     match = _FILE.fullmatch(path.name)
     if match is None:
         raise ValueError(f"{path} is not named as POPE's files are: coco_pope_random.json, …_popular.json, …_adversarial.json")
-    lines = read_jsonl(path, ("image", "text", "label"))
-    return [Line(match["split"], row["image"], row["text"], row["label"]) for row in lines]
+    rows_of = read_records(path, ("image", "text", "label"))
+    lines = [_line(match["split"], row, row.yes_no("label")) for row in rows_of]
+    first: dict[str, Line] = {}
+    for line in lines:
+        other = first.setdefault(line.id, line)
+        if other.label != line.label:
+            raise ValueError(f"{line.where}: the question of {other.where}, labelled {line.label!r} here and {other.label!r} there")
+    return lines
+
+
+def _line(split: str, row: Row, label: str) -> Line:
+    return Line(split, row.text("image"), row.text("text"), label, row.where)
 
 
 def _as_llava_asks(path: Path, labelled: Sequence[Line]) -> list[Line]:
@@ -96,8 +108,8 @@ def _as_llava_asks(path: Path, labelled: Sequence[Line]) -> list[Line]:
     Labels come from the splits' own files, in order, as its ``eval_pope.py`` pairs them.
     """
     asked: list[Line] = []
-    rows_of = list(read_jsonl(path, ("image", "text", "category")))
-    for split in dict.fromkeys(row["category"] for row in rows_of):
+    rows_of = read_records(path, ("image", "text", "category"))
+    for split in dict.fromkeys(row.text("category") for row in rows_of):
         mine = [row for row in rows_of if row["category"] == split]
         labels = [line.label for line in labelled if line.split == split]
         if len(labels) != len(mine):
@@ -105,7 +117,7 @@ def _as_llava_asks(path: Path, labelled: Sequence[Line]) -> list[Line]:
                 f"{path} asks {len(mine)} questions of split {split!r}, but {len(labels)} labels were found: "
                 "put the coco_pope_*.json that came with it into coco/ beside it"
             )
-        asked += [Line(split, row["image"], row["text"], label) for row, label in zip(mine, labels, strict=True)]
+        asked += [_line(split, row, label) for row, label in zip(mine, labels, strict=True)]
     return asked
 
 

@@ -61,6 +61,7 @@ class Session:
         Raises:
             ValueError: the folder holds answers of another model or other settings.
         """
+        judged.check_queries(quiz.queries)
         folder = self._claim(quiz)
         blindly = {"grey": judged.ask_grey, "text": judged.ask_text}
         asks = {"answers": judged.ask} | {_FILES[way]: blindly[way] for way in self.blind}
@@ -69,6 +70,7 @@ class Session:
 
     def paint(self, gallery: Gallery, judged: Judged) -> None:
         """Have the model paint what it has not painted yet; raises as ``answer``."""
+        judged.check_prompts(gallery.metadata)
         folder = self._claim(gallery)
         per_block = max(1, _PROMPTS_AT_ONCE // gallery.num_images)
         paint_folder(judged.paint, gallery.metadata, gallery.num_images, folder / IMAGES, per_block * 4, self.part, self.progress)
@@ -113,6 +115,8 @@ class Session:
             if (folder / SETTINGS).is_file():
                 _same(folder, subject, weights=True)
             else:
+                if folder.is_dir() and (there := next(folder.iterdir(), None)) is not None:
+                    raise ValueError(f"{folder} holds {there.name}, but no {SETTINGS} of an evaluation: choose another --output")
                 write_json_atomic(folder / SETTINGS, dataclasses.asdict(subject))
         self.part.wait()
         return folder
@@ -122,17 +126,17 @@ class Session:
         folder = self.folder(benchmark)
         if not (folder / SETTINGS).is_file():
             raise ValueError(f"{folder} holds nothing to score: run the same command without --score-only")
-        there = dict(_settings(folder)["settings"])
+        there = _settings(folder).settings
         return folder, _same(folder, dataclasses.replace(self.subject, settings={**there, **_asked(benchmark)}), weights=False)
 
 
 def _same(folder: Path, subject: Subject, weights: bool) -> Subject:
     """The subject that ``folder`` tells of, if it is ``subject`` in all that answers depend on."""
-    there = Subject(**_settings(folder))
+    there = _settings(folder)
     differ = [
         f"{key} {there.settings.get(key)!r}, not {value!r}"
         for key, value in subject.settings.items()
-        if there.settings.get(key) != value
+        if there.settings.get(key) != value and (key in there.settings or key != "pictures_sha256")  # earlier releases had none
     ]
     if weights and dict(there.weights) != dict(subject.weights):
         differ.insert(0, f"the weights of {there.checkpoint}")
@@ -143,14 +147,18 @@ def _same(folder: Path, subject: Subject, weights: bool) -> Subject:
     return there
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+def _settings(folder: Path) -> Subject:
+    try:
+        return Subject(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / SETTINGS} is damaged ({error}): give another --output") from error
 
 
 def _asked(benchmark: Quiz | Gallery) -> Mapping[str, Any]:
-    """What is asked, as a hash: ids, words, and drawn pictures; pictures in files by name only."""
+    """What is asked, as hashes: ids and words, and the pictures' bytes."""
     if isinstance(benchmark, Quiz):
-        return {"questions": len(benchmark.queries), "questions_sha256": _hash_of(benchmark.queries)}
+        asked = {"questions": len(benchmark.queries), "questions_sha256": _hash_of(benchmark.queries)}
+        return asked | ({"pictures_sha256": digest} if (digest := _hash_of_pictures(benchmark.queries)) else {})
     told = json.dumps(list(benchmark.metadata), sort_keys=True).encode()
     return {
         "prompts": len(benchmark.metadata),
@@ -166,6 +174,17 @@ def _hash_of(queries: Sequence[Query]) -> str:
         if isinstance(query.picture, np.ndarray):
             told.update(query.picture.tobytes())
     return told.hexdigest()
+
+
+def _hash_of_pictures(queries: Sequence[Query]) -> str | None:
+    """Of the bytes of published pictures, each once; None where there are only generated ones, which ``_hash_of`` covers."""
+    pictures = dict.fromkeys(query.picture for query in queries if not isinstance(query.picture, np.ndarray))
+    if not pictures:
+        return None
+    whole = hashlib.sha256()
+    for picture in pictures:
+        whole.update(hashlib.sha256(picture.read()).digest())
+    return whole.hexdigest()
 
 
 def _with_blind(report: Report, blind: Report, title: str) -> Report:

@@ -1,15 +1,15 @@
-"""What readers of published files share: where a benchmark lies in the user's folder, its pictures, its rows, their hashes."""
+"""What readers of published files share: where a benchmark lies in the user's folder, its pictures, its tables, their hashes."""
 
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from unidecouple.data.formats.record import ImageBytes, ImageFile
 from unidecouple.files import sha256_file
+from unidecouple.inputs import quoted
 
 _PICTURES = ("", "images", "val2014", "COCO/val2014", "coco/val2014")
 _COLUMNS_OF_PICTURES = ("bytes", "path")
@@ -19,34 +19,18 @@ def find(data: Path, benchmark: str, patterns: Sequence[str]) -> list[Path]:
     """Files or folders that match one of ``patterns`` in ``data/<benchmark>`` or, if there are none, in ``data`` itself.
 
     Raises:
-        ValueError: none match; the message says what was looked for.
+        ValueError: none match, and the message says what was looked for; or one is neither a file nor a folder.
     """
     for folder in (data / benchmark, data):
         found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        for path in found:
+            if not (path.is_file() or path.is_dir()):
+                raise ValueError(f"{path} is neither a file nor a folder: copy the benchmark's file there")
         if found:
             return found
     raise ValueError(
         f"{data} has no {benchmark} (looked for {', '.join(patterns)}, there and in {benchmark}/): copy its files there"
     )
-
-
-def read_jsonl(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The objects of ``path``, one a line; blank lines are skipped.
-
-    Raises:
-        ValueError: a line that is no JSON object, or lacks one of the keys ``needed``.
-    """
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error}; is the download whole?") from error
-        lacking = [key for key in needed if key not in row]
-        if lacking:
-            raise ValueError(f"{path}, line {number} has no {lacking[0]!r}: give the published file, unchanged")
-        yield row
 
 
 class Pictures:
@@ -55,17 +39,26 @@ class Pictures:
     def __init__(self, *folders: Path) -> None:
         self._places = [folder / place for folder in folders for place in _PICTURES]
 
-    def __call__(self, name: str) -> ImageFile:
-        """The picture called ``name``.
+    def __call__(self, name: str, where: str) -> ImageFile:
+        """The picture called ``name`` by the record at ``where``.
 
         Raises:
             ValueError: it is in none of the places.
         """
         for place in self._places:
-            if (place / name).is_file():
+            if _is_file(place / name):
                 return ImageFile(place / name)
         looked = ", ".join(dict.fromkeys(str(place) for place in self._places if place.is_dir()))
-        raise ValueError(f"picture {name} is missing (looked in {looked}): copy the benchmark's pictures to one of these folders")
+        raise ValueError(
+            f"{where}: picture {quoted(name)} is missing (looked in {looked}): copy the pictures to one of these folders"
+        )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long, as a picture in base64 is
+        return False
 
 
 def hashes(paths: Iterable[Path], root: Path) -> dict[str, str]:
@@ -85,7 +78,7 @@ def table_rows(path: Path) -> list[dict[str, Any]]:
         loaded = importlib.import_module("datasets").load_from_disk(str(path))
         return loaded.with_format("arrow")[:].to_pylist()
     except ImportError as error:
-        raise ValueError(f"{path} needs pyarrow and datasets: pip install -e '.[data]' in the source tree") from error
+        raise ValueError(f"{path} needs pyarrow and datasets: pip install 'unidecouple[data]'") from error
     except (OSError, ValueError) as error:  # pyarrow's errors are both
         raise ValueError(f"{path} cannot be read: {error}; is the download whole?") from error
 
@@ -94,10 +87,12 @@ def stored_picture(cell: Any, where: str, folder: Path) -> ImageBytes | ImageFil
     """A picture as ``datasets`` stores it: {bytes, path}.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or the file is missing.
     """
-    if isinstance(cell, dict) and cell.get("bytes"):
+    if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes) and cell["bytes"]:
         return ImageBytes(cell["bytes"])
-    if isinstance(cell, dict) and cell.get("path"):
+    if isinstance(cell, dict) and isinstance(cell.get("path"), str) and cell["path"]:
+        if not _is_file(folder / cell["path"]):
+            raise ValueError(f"{where}: picture {quoted(cell['path'])} is missing in {folder}")
         return ImageFile(folder / cell["path"])
     raise ValueError(f"{where} holds {type(cell).__name__} where a picture with {' or '.join(_COLUMNS_OF_PICTURES)} should be")

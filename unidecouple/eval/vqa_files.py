@@ -1,14 +1,14 @@
 """Questions with short answers from files: VQAv2's own, or a plain ``vqa.jsonl`` of one's own.
 
 VQAv2: ``v2_OpenEnded_mscoco_val2014_questions.json``, ``v2_mscoco_val2014_annotations.json`` and the pictures of COCO.
-Plain: lines {"image", "question", "answer" or "answers"}, perhaps "question_id" and "kind", after which accuracy is split.
+Plain: lines {"image", "question", "answer" or "answers"}, perhaps "question_id" and "kind", by which accuracy is split.
+An answer is a text, a number, true or false ("yes" or "no"), or VQAv2's {"answer": …}; "answers" is one or a list, and wins.
 Read by "exact" (any gold answer, after ``vqa.normalize``) or "vqav2" (soft accuracy over all of them, see ``vqa_rules``).
 """
 
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from unidecouple.eval.benchmark import Answers, Query, Quiz, Report, Score
-from unidecouple.eval.sources import Pictures, find, hashes, read_jsonl
+from unidecouple.eval.records import Row, read_listed, read_records, unique
+from unidecouple.eval.sources import Pictures, find, hashes
 from unidecouple.eval.statistics import Share
 from unidecouple.eval.vqa import JUDGE, normalize
 from unidecouple.eval.vqa_rules import soft_accuracy
@@ -36,12 +37,13 @@ MATCHES: Final[dict[str, Callable[[str, Sequence[str]], float]]] = {JUDGE: _exac
 
 @dataclass(frozen=True)
 class Item:
-    """A question's id, its kind, its picture's name, and the gold answers (VQAv2 has ten people's)."""
+    """A question's id, its kind, its picture's name, the gold answers (VQAv2 has ten people's), and file and line."""
 
     id: str
     kind: str
     image: str
     gold: tuple[str, ...]
+    where: str = ""
 
 
 def open_quiz(data: Path, match: str, limit: int | None = None) -> Quiz:
@@ -58,7 +60,7 @@ def open_quiz(data: Path, match: str, limit: int | None = None) -> Quiz:
         raise ValueError(f"{path.parent} has {' and '.join(one.name for one in paths)}: leave the questions of one set there")
     pairs = (_plain(path) if path.name == _PLAIN else _vqav2(path))[:limit]
     pictures = Pictures(path.parent, data)
-    queries = tuple(Query(item.id, text, pictures(item.image)) for item, text in pairs)
+    queries = tuple(Query(item.id, text, pictures(item.image, item.where), item.where) for item, text in pairs)
     items = [item for item, _ in pairs]
     used = [path] if path.name == _PLAIN else [path, _annotations(path)]
     return Quiz(
@@ -85,29 +87,48 @@ def report(items: Sequence[Item], match: str, answers: Answers) -> Report:
 
 
 def _plain(path: Path) -> list[tuple[Item, str]]:
+    rows = read_records(path, ("image", "question"))
+    names = [row.name("question_id") if row.has("question_id") else str(number) for number, row in enumerate(rows)]
+    unique(rows, names, "question_id")
     pairs = []
-    for number, row in enumerate(read_jsonl(path, ("image", "question"))):
-        gold = row.get("answers", row.get("answer"))
-        if not gold:
-            raise ValueError(f"{path}, question {number + 1} has neither 'answer' nor 'answers'")
-        said = (gold,) if isinstance(gold, str) else tuple(gold)
-        item = Item(str(row.get("question_id", number)), str(row.get("kind", "all")), row["image"], said)
-        pairs.append((item, row["question"]))
+    for row, name in zip(rows, names, strict=True):
+        kind = row.name("kind") if row.has("kind") else "all"
+        pairs.append((Item(name, kind, row.text("image"), _gold(row), row.where), row.text("question")))
     return pairs
+
+
+def _gold(row: Row) -> tuple[str, ...]:
+    key = next((name for name in ("answers", "answer") if row.has(name)), None)
+    if key is None:
+        row.fail("neither 'answer' nor 'answers' is given")
+    given = row.listed(key) if isinstance(row[key], list) else [row[key]]
+    return tuple(row.plain(key, one.get("answer") if isinstance(one, dict) else one) for one in given)
 
 
 def _vqav2(path: Path) -> list[tuple[Item, str]]:
-    gold = {row["question_id"]: row for row in json.loads(_annotations(path).read_text(encoding="utf-8"))["annotations"]}
+    annotations = read_listed(_annotations(path), "annotations")
+    unique(annotations, [row.name("question_id") for row in annotations], "question_id")
+    gold = {row.name("question_id"): row for row in annotations}
+    rows = read_listed(path, "questions")
+    unique(rows, [row.name("question_id") for row in rows], "question_id")
+    split = path.name.split("_mscoco_")[-1].split("_")[0]
     pairs = []
-    for row in json.loads(path.read_text(encoding="utf-8"))["questions"]:
-        if row["question_id"] not in gold:
-            raise ValueError(f"{path}: question {row['question_id']} has no annotation in {_annotations(path).name}")
-        answers = gold[row["question_id"]]
-        split = path.name.split("_mscoco_")[1].split("_")[0]
-        image = f"COCO_{split}_{row['image_id']:012d}.jpg"
-        said = tuple(one["answer"] for one in answers["answers"])
-        pairs.append((Item(str(row["question_id"]), answers["answer_type"], image, said), row["question"] + _ONE_WORD))
+    for row in rows:
+        name = row.name("question_id")
+        if name not in gold:
+            row.fail(f"question {name} has no annotation in {_annotations(path).name}")
+        image = f"COCO_{split}_{row.count('image_id'):012d}.jpg"
+        item = Item(name, gold[name].text("answer_type"), image, _people(gold[name]), row.where)
+        pairs.append((item, row.text("question") + _ONE_WORD))
     return pairs
+
+
+def _people(row: Row) -> tuple[str, ...]:
+    """What each of VQAv2's people said; nothing is an answer there."""
+    said = [one.get("answer") if isinstance(one, dict) else None for one in row.listed("answers")]
+    if not all(isinstance(one, str) for one in said):
+        row.fail("'answers' must be a list of objects with a text 'answer'")
+    return tuple(map(str, said))
 
 
 def _annotations(path: Path) -> Path:

@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from unidecouple.files import write_bytes_atomic
+from unidecouple.ownership import check_file
 
 KEY = "unidecouple"
 """Of the PNG's text chunk (tEXt) that holds the settings as JSON."""
@@ -19,7 +20,13 @@ _GAP = 2
 
 
 def save_picture(path: Path, picture: Image.Image, settings: Mapping[str, object]) -> None:
-    """Write ``picture`` as a PNG with ``settings`` in its metadata; non-ASCII characters stand there as JSON escapes."""
+    """Write ``picture`` as a PNG with ``settings`` in its metadata; non-ASCII characters stand there as JSON escapes.
+
+    Raises:
+        ValueError: ``path`` holds a file that this package did not write.
+        StorageError: it could not be written.
+    """
+    check_file(path)
     text = PngInfo()
     text.add_text(KEY, json.dumps(settings))
     content = io.BytesIO()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder, pixels
@@ -109,16 +110,17 @@ class Answering:
         self._check(requests)
         ids, mask = left_pad([request.ids for request in requests], self.builder.tokenizer.pad_token_id, self.model.device)
         pictures = [picture for request in requests for picture in request.pictures]
+        cache = DynamicCache(config=self.model.config.text_config)
         read = self.model(
             input_ids=ids,
             pixel_values=pixels(pictures).to(self.model.device, self.model.dtype) if pictures else None,
             attention_mask=mask,
             position_ids=positions(mask),
-            use_cache=True,
+            cache=cache,
             logits_to_keep=1,
             task_ids=torch.full((1, 1), int(Task.MMU), device=ids.device),
         )
-        rows = self._rows.admit(read.past_key_values, mask, read.logits[:, -1])
+        rows = self._rows.admit(cache, mask, read.logits[:, -1])
         new = [Answer(request, row) for request, row in zip(requests, rows, strict=True)]
         for answer in new:
             drawn = uniforms(answer.request.seed, answer.request.max_new_tokens)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from unidecouple.batch import Modality, Task
 from unidecouple.data.sequences import SequenceBuilder
@@ -17,7 +17,7 @@ from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
 from unidecouple.generate.replay import Recorder, Replayed, fill
 from unidecouple.generate.rows import Rows
-from unidecouple.generate.sampler import Choice, Form, Sampler, uniforms
+from unidecouple.generate.sampler import Choice, Form, Sampler, check_guidance, uniforms
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.decoder import DecoderOutput
 
@@ -42,6 +42,9 @@ class Order:
     guidance_scale: float = GUIDANCE
     choice: Choice = field(default_factory=Choice)
     negative_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        check_guidance(self)
 
 
 @dataclass
@@ -120,9 +123,10 @@ class Drawing:
         pairs = [(picture, away) for away in (False, True) for picture in new if not away or picture.order.guidance_scale != 1]
         prompts = [prompt_ids(self.builder, picture.order, away) for picture, away in pairs]
         self._rows.check([len(prompt) + self._new for prompt in prompts])
-        mask, read = read_prompts(self.model, self.builder, prompts)
+        cache = DynamicCache(config=self.model.config.text_config)
+        mask, read = read_prompts(self.model, self.builder, prompts, cache)
         logits = self.model.image_logits(read.last_hidden_state[:, -1])
-        for (picture, _), row in zip(pairs, self._rows.admit(read.past_key_values, mask, logits), strict=True):
+        for (picture, _), row in zip(pairs, self._rows.admit(cache, mask, logits), strict=True):
             picture.rows.append(row)
         for picture in new:
             picture.slot = self._free.pop()
@@ -235,17 +239,16 @@ def prompt_ids(builder: SequenceBuilder, order: Order, away: bool) -> list[int]:
 
 
 def read_prompts(
-    model: UnifiedModel, builder: SequenceBuilder, prompts: Sequence[list[int]], cache: Cache | None = None
+    model: UnifiedModel, builder: SequenceBuilder, prompts: Sequence[list[int]], cache: Cache
 ) -> tuple[Tensor, DecoderOutput]:
-    """Pass ``prompts`` through the decoder, left-padded: their mask (B, T), and its output with the cache, by default a new one."""
+    """Pass ``prompts`` through the decoder, left-padded, which fills ``cache``: their mask (B, T), and the decoder's output."""
     ids, mask = left_pad(prompts, builder.tokenizer.pad_token_id, model.device)
     place = positions(mask)
     return mask, model.decoder(
         input_ids=ids,
         attention_mask=mask,
         position_ids=place,
-        past_key_values=cache,
-        use_cache=True,
+        cache=cache,
         task_ids=torch.where(place == 0, int(Task.MMU), int(Task.T2I)),  # the BOS counts as understanding, as in training
         modality_ids=torch.full((1, 1), int(Modality.TEXT), device=ids.device),
     )

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+from unidecouple import bounds
 from unidecouple.batch import Modality, Task
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.padding import left_pad, positions
-from unidecouple.generate.sampler import Choice, Sampler, uniforms
+from unidecouple.generate.padding import check_length, left_pad, positions
+from unidecouple.generate.sampler import Choice, Sampler, check_guidance, uniforms
 from unidecouple.models.base import UnifiedModel
 
 _Job = tuple[str, tuple[int, ...]]  # prompt, seed of its picture
@@ -38,6 +40,11 @@ class Sampling:
     routing: str | None = None
     negative_prompt: str | None = None
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_guidance(self)
+        bounds.at_least(1, self, "batch_size")
+        _ = self.choice  # checks the others
 
     @property
     def choice(self) -> Choice:
@@ -80,14 +87,21 @@ def draw_tokens(
 
 
 @torch.no_grad()
-def decode_pictures(model: UnifiedModel, tokens: Tensor, batch_size: int = 8) -> np.ndarray:
-    """Image tokens (N, tokens) -> uint8 pictures (N, H, W, 3).
+def decode_pictures(model: UnifiedModel, tokens: Tensor) -> np.ndarray:
+    """Decode image tokens (N, tokens) to uint8 pictures (N, H, W, 3).
 
-    Few at a time: on a CPU, 64 pictures of 64 pixels take twice as long as eight times eight, as the system maps and clears the
-    memory of large feature maps anew for every layer.
+    Each picture is decoded alone: convolutions over a batch round in another order, and a picture's bytes would depend on those
+    beside it.
     """
-    parts = [model.render(chunk) for chunk in tokens.split(batch_size)]
-    return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    return np.concatenate([to_bytes(model.render(one)) for one in tokens.split(1)])
+
+
+def to_bytes(pictures: Tensor) -> np.ndarray:
+    """Turn (N, H, W, 3) in [-1, 1] into uint8, truncated: ``clip((x + 1) / 2 * 255, 0, 255)`` in float32.
+
+    As deepseek-ai/Janus (``generation_inference.py``); transformers' Janus and Emu3 processors truncate, too.
+    """
+    return ((pictures.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job], sampling: Sampling) -> Tensor:
@@ -96,12 +110,15 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job],
     if guided:
         away = sampling.negative_prompt
         rows += [builder.generation_prompt(prompt if away is None else away, dropped=away is None) for prompt, _ in jobs]
+    new = model.num_image_tokens * (builder.picture.columns + len(builder.row_end)) // builder.picture.columns
+    check_length(max(map(len, rows)), new, model.config.text_config.max_position_embeddings)
     ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, model.device)
     length = model.num_image_tokens
     uniform = torch.stack([uniforms(seed, length) for _, seed in jobs]).to(model.device)
     sample = Sampler([sampling.choice] * len(jobs), model.device)
     row_end = model.get_input_embeddings()(torch.tensor([builder.row_end] * len(rows), dtype=torch.long, device=model.device))
-    embeds, position, cache, chosen = model.get_input_embeddings()(ids), positions(mask), None, []
+    embeds, position, chosen = model.get_input_embeddings()(ids), positions(mask), []
+    cache = DynamicCache(config=model.config.text_config)
     task = torch.where(position == 0, int(Task.MMU), int(Task.T2I))  # the BOS counts as understanding, as in training
     modality = torch.full((1, 1), int(Modality.TEXT), device=model.device)
     for step in range(length):
@@ -109,8 +126,7 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job],
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
+            cache=cache,
             task_ids=task,
             modality_ids=modality,
             routing=sampling.routing,
@@ -121,7 +137,6 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job],
             logits = uncond + sampling.guidance_scale * (cond - uncond)
         token = sample(logits, uniform[:, step])
         chosen.append(token)
-        cache = out.past_key_values
         embeds = model.embed_image_tokens((torch.cat([token, token]) if guided else token).unsqueeze(1))
         modality = torch.full((1, 1), int(Modality.DRAWN), device=model.device)
         if (step + 1) % builder.picture.columns == 0:

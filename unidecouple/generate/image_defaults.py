@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from transformers import GenerationConfig
 
 from unidecouple.generate.drawing import GUIDANCE
-from unidecouple.generate.sampler import Choice
+from unidecouple.generate.sampler import Choice, check_guidance
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class ImageDefaults:
 
     guidance_scale: float = GUIDANCE
     choice: Choice = field(default_factory=Choice)
+
+    def __post_init__(self) -> None:
+        check_guidance(self)
 
     def filled(
         self, guidance_scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None = None

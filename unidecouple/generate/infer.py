@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from unidecouple.generate.answering import Request
 from unidecouple.generate.asked import Asked, asked
 from unidecouple.generate.drawing import GUIDANCE, Order
 from unidecouple.generate.engine import Engine
+from unidecouple.generate.padding import check_length
 from unidecouple.generate.sampler import Choice
+from unidecouple.ownership import check_apart, check_file
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,14 @@ def infer(
     ``output``), or "error": a line that cannot be done stops no other. Settings stand in ``<output>.settings.json``.
 
     Raises:
-        ValueError: ``output`` is of other settings.
+        ValueError: ``output`` is of other settings, is ``source`` itself, or not a file that this package wrote; or ``source`` has
+            changed in the lines that were there; more may follow them.
     """
-    lines = source.read_bytes().split(b"\n")
+    check_apart(output, [source])
+    content = source.read_bytes()
+    lines = content.split(b"\n")
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-    done = _continued(output, settings)
+    done = _continued(output, settings, source, content)
     reader = _Reader(engine, source, settings)
     failed = [f"{source}:{number}: {error}" for number, error in done.items() if error is not None]
     count = 0
@@ -134,8 +140,7 @@ class _Reader:
             return kept, Order(wanted.prompt, seed, settings.guidance_scale, choice)
         sample = builder.conversation(self._turns(wanted), Task.MMU)
         room = min(self.engine.length, self.engine.answering.model.config.text_config.max_position_embeddings)
-        if len(sample.input_ids) + settings.max_new_tokens > room:
-            raise ValueError(f"{len(sample.input_ids)} tokens and {settings.max_new_tokens} of answer are more than {room}")
+        check_length(len(sample.input_ids), settings.max_new_tokens, room)
         return kept, Request(sample.input_ids, sample.pictures, settings.max_new_tokens, Choice(settings.temperature), seed)
 
     def _turns(self, wanted: Asked) -> list[tuple[str, list[Any]]]:
@@ -181,25 +186,59 @@ def _draw(
     waiting.clear()
 
 
-def _continued(output: Path, settings: Settings) -> dict[int, str | None]:
+def _continued(output: Path, settings: Settings, source: Path, data: bytes) -> dict[int, str | None]:
     """Lines that ``output`` has, with their errors; half a line, which a kill may leave at its end, is cut off."""
-    said = output.with_name(f"{output.name}.settings.json")
-    if not output.is_file():
-        write_json_atomic(said, asdict(settings))
+    beside = output.with_name(f"{output.name}.settings.json")
+    mine = {**asdict(settings), "data_bytes": len(data), "data_sha256": hashlib.sha256(data).hexdigest()}
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name a file")
+    if not output.exists():
+        check_file(output, [source])
+        if not (beside.is_file() and _keys(beside) >= asdict(settings).keys()):
+            check_file(beside, [source])
+        write_json_atomic(beside, mine)
         return {}
-    before = json.loads(said.read_text()) if said.is_file() else {}
+    before = _settings_beside(beside)
+    length = before.pop("data_bytes", None)
+    digest = before.pop("data_sha256", None)  # releases before kept neither
     if before != asdict(settings):
         other = {name: value for name, value in asdict(settings).items() if before.get(name) != value}
         raise ValueError(f"{output} was made with other settings than {other}: give the same, or another --output")
+    if digest is not None and hashlib.sha256(data[:length]).hexdigest() != digest:
+        raise ValueError(f"{output} was made from other lines than the data has now: give the same data, or another --output")
+    write_json_atomic(beside, mine)
     content = output.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         write_bytes_atomic(output, whole)
-    return dict(_lines(whole))
+    return dict(_lines(whole, output))
 
 
-def _lines(content: bytes) -> Iterator[tuple[int, str | None]]:
+def _settings_beside(path: Path) -> dict[str, Any]:
+    """The settings that ``output`` was made with; none if the file is missing, and then ``output`` is no one's to continue."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): give another --output") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _keys(path: Path) -> Set[str]:
+    """Names in a JSON object; none where ``path`` holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return frozenset()
+    return found.keys() if isinstance(found, dict) else frozenset()
+
+
+def _lines(content: bytes, output: Path) -> Iterator[tuple[int, str | None]]:
     """Each line's number, and its error if it had one."""
-    for line in content.splitlines():
-        result = json.loads(line)
-        yield int(result["line"]), result.get("error")
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            result = json.loads(line)
+            yield int(result["line"]), result.get("error")
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(
+                f"{output}:{number}: no result of `unidecouple infer`: delete the line, or give another --output"
+            ) from error

@@ -93,7 +93,7 @@ class JacobiDrawing:
             inputs_embeds=self.model.embed_image_tokens(fed),
             attention_mask=mask,
             position_ids=positions(mask)[:, -fed.shape[1] :],
-            past_key_values=cache,
+            cache=cache,
             task_ids=told * int(Task.T2I),
             modality_ids=told * int(Modality.DRAWN),
         )

@@ -9,7 +9,7 @@ import torch
 
 from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder, pixels
-from unidecouple.generate.padding import left_pad, positions
+from unidecouple.generate.padding import check_length, left_pad, positions
 from unidecouple.models.base import UnifiedModel
 
 
@@ -34,12 +34,15 @@ def log_likelihood(
         For each answer the sum of its tokens' log-probabilities in nats, and whether greedy decoding would begin with it.
 
     Raises:
-        ValueError: an answer is empty.
+        ValueError: an answer is empty, a text spells out a special token, or both are longer than the model takes.
     """
     said = [builder.answer_ids(answer) for answer in answers]
     if not all(said):
         raise ValueError(f"answer {said.index([])} is empty: there is nothing whose likelihood could be told")
     prompts = [builder.understanding_prompt(question, pictures is not None) for question in questions]
+    longest = model.config.text_config.max_position_embeddings
+    for prompt, answer in zip(prompts, said, strict=True):
+        check_length(len(prompt), len(answer), longest)
     rows = [prompt + answer for prompt, answer in zip(prompts, said, strict=True)]
     ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, model.device)
     longest = max(map(len, said))

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from transformers import GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from unidecouple.batch import Task
+from unidecouple.convert.fit import check_fit
 from unidecouple.convert.layouts import config_of
-from unidecouple.convert.load import checkpoint_folder, load_processor
+from unidecouple.convert.load import assemble, checkpoint_folder, fill_buffers, load_processor
 from unidecouple.convert.parts import Part, split_into_parts
 from unidecouple.convert.steps import Conversion, Step, changes
 from unidecouple.convert.weights import Weights
 from unidecouple.models.base import UnifiedModel
-from unidecouple.models.families import UnifiedConfig, model_class
+from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.processing import UnifiedProcessor
 
 
@@ -34,10 +33,7 @@ def one_task(model: UnifiedModel, task: Task) -> UnifiedModel:
     with torch.device("meta"):
         slim = type(model)(steps[-1].config)
     slim.load_state_dict(out, assign=True)
-    for name, buffer in model.named_buffers():  # those that no checkpoint holds (the rotation's frequencies)
-        if slim.get_buffer(name).is_meta:
-            owner, _, leaf = name.rpartition(".")
-            setattr(slim.get_submodule(owner), leaf, buffer)
+    fill_buffers(slim, model)
     slim.generation_config = model.generation_config
     return slim.requires_grad_(requires_grad=False).eval()
 
@@ -55,6 +51,7 @@ def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.floa
     folder = checkpoint_folder(name_or_path)
     processor = load_processor(name_or_path)
     config, weights = config_of(folder, processor), Weights(folder)
+    check_fit(weights.shapes, config, weights.start)
     steps = _steps(config, task)
 
     def read(names: Sequence[str]) -> Part:
@@ -63,17 +60,7 @@ def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.floa
     state = _changed(weights.shapes, read, steps)
     slim = steps[-1].config if steps else config
     slim.dtype = dtype
-    model, info = model_class(slim).from_pretrained(None, config=slim, state_dict=state, output_loading_info=True, dtype=dtype)
-    for parameter in model.parameters():  # as `load`: mapped files lie unaligned
-        parameter.set_(parameter.clone())
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise ValueError(
-                f"checkpoint at {folder} does not fit its config.json: {problem} {sorted(map(str, info[problem]))[:3]}"
-            )
-    if (folder / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model.requires_grad_(requires_grad=False).eval(), processor
+    return assemble(slim, state, folder, dtype).requires_grad_(requires_grad=False), processor
 
 
 def _steps(config: UnifiedConfig, task: Task) -> list[Step]:

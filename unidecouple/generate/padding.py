@@ -1,4 +1,4 @@
-"""Left padding: prompts of different lengths end together, and positions follow the mask."""
+"""Prompts as a batch: within the model's length, left-padded so that they end together, with positions that follow the mask."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def check_length(tokens: int, new: int, longest: int) -> None:
+    """Refuse a prompt that leaves no room for what is to be generated; nothing is ever cut off.
+
+    Args:
+        tokens: of the prompt, pictures among them.
+        new: tokens to be generated.
+        longest: most tokens of a sequence.
+
+    Raises:
+        ValueError: with all three numbers.
+    """
+    if tokens + new > longest:
+        raise ValueError(
+            f"{tokens} tokens of prompt and {new} to generate are more than {longest}: shorten the prompt, or ask for fewer"
+        )
 
 
 def left_pad(rows: Sequence[list[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.generate.replay import fill
+
+MOST_TEMPERATURE: Final = 100.0
+MOST_GUIDANCE: Final = 100.0
+"""Above it float32 logits may overflow to infinity minus infinity; published scales are 1 to 20."""
+MOST_TOP_K: Final = 1 << 20
+
+_COLDEST: Final = 1e-6
+"""Logits divided by less overflow; below it the likeliest token is taken, which is the limit."""
+_LEAST_SHARE: Final = 1e-6
+"""Smaller ``top_p`` are taken for this one: in float32 they may be 0, which would leave no token at all."""
+
+
+def check_guidance(config: object) -> None:
+    """Refuse a ``guidance_scale`` of ``config`` that is no number from 0 to ``MOST_GUIDANCE``; None is left alone.
+
+    Raises:
+        ValueError: it is one.
+    """
+    bounds.between(0, MOST_GUIDANCE, config, "guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -18,9 +38,12 @@ class Choice:
     """How a sequence's tokens are chosen.
 
     Attributes:
-        temperature: 0 is greedy.
-        top_k: among the k likeliest; 0 is all.
+        temperature: 0 is greedy; at most 100.
+        top_k: among the k likeliest; 0 is all; at most 2^20.
         top_p: among the likeliest that hold this share of the probability together (arXiv 1904.09751); 1 is all.
+
+    Raises:
+        ValueError: one is out of its range, NaN, infinite or no number.
     """
 
     temperature: float = 1.0
@@ -28,11 +51,15 @@ class Choice:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"temperature={self.temperature} must be at least 0, top_k={self.top_k} at least 0 (0 is all), "
-                f"top_p={self.top_p} above 0 and at most 1"
-            )
+        bounds.between(0, MOST_TEMPERATURE, self, "temperature")
+        bounds.whole(0, MOST_TOP_K, self, "top_k")
+        bounds.above(0, self, "top_p")
+        bounds.between(0, 1, self, "top_p")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken: at temperature 0, and so near it that float32 logits would overflow."""
+        return self.temperature < _COLDEST
 
 
 class Form(NamedTuple):
@@ -69,14 +96,14 @@ class Sampler:
 
     def set(self, choices: Sequence[Choice]) -> None:
         """The first rows have ``choices`` from now on; those behind them are greedy, and no one's."""
-        fill(self._greedy, [c.temperature == 0 for c in choices], rest=True)
-        fill(self._temperature, [c.temperature or 1.0 for c in choices], rest=1)
+        fill(self._greedy, [c.greedy for c in choices], rest=True)
+        fill(self._temperature, [1.0 if c.greedy else c.temperature for c in choices], rest=1)
         fill(self._rank, [max(c.top_k, 1) - 1 for c in choices])
         fill(self._few, [c.top_k > 0 for c in choices])
-        fill(self._share, [c.top_p for c in choices], rest=1)
+        fill(self._share, [max(c.top_p, _LEAST_SHARE) for c in choices], rest=1)
         most = max((c.top_k for c in choices), default=0)
         self.form = Form(
-            all(c.temperature == 0 for c in choices),
+            all(c.greedy for c in choices),
             1 << (most - 1).bit_length() if most else 0,  # a row's own rank decides, so that more candidates change nothing
             any(c.top_p < 1 for c in choices),
         )

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder, pixels
-from unidecouple.generate.padding import left_pad, positions
+from unidecouple.generate.padding import check_length, left_pad, positions
 from unidecouple.models.base import UnifiedModel
 
 
@@ -37,11 +38,15 @@ def answer(
 
     Returns:
         One plain answer a question.
+
+    Raises:
+        ValueError: a question spells out a special token, or leaves the answer no room within the model's length.
     """
     answers: list[str] = []
     for start in range(0, len(questions), batch_size):
         chunk = slice(start, start + batch_size)
         prompts = [builder.understanding_prompt(question, pictures is not None) for question in questions[chunk]]
+        check_length(max(map(len, prompts)), max_new_tokens, model.config.text_config.max_position_embeddings)
         pixel_values = None if pictures is None else pixels(pictures[chunk]).to(model.device)
         tokens = _decode(model, builder, prompts, pixel_values, max_new_tokens, routing)
         rows = _until_eos(tokens, builder.tokenizer.eos_token_id)
@@ -61,18 +66,15 @@ def _decode(
     ids, mask = left_pad(prompts, builder.tokenizer.pad_token_id, model.device)
     task = torch.full((1, 1), int(Task.MMU), device=model.device)
     inputs = {"input_ids": ids, "pixel_values": pixel_values, "position_ids": positions(mask)}
-    cache, chosen = None, []
+    cache, chosen = DynamicCache(config=model.config.text_config), []
     alive = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
     for _ in range(max_new_tokens):
-        out = model(
-            **inputs, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, task_ids=task, routing=routing
-        )
+        out = model(**inputs, attention_mask=mask, cache=cache, logits_to_keep=1, task_ids=task, routing=routing)
         token = out.logits[:, -1].argmax(-1)
         chosen.append(token)
         alive &= token != builder.tokenizer.eos_token_id
         if not alive.any():
             break
-        cache = out.past_key_values
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
         inputs = {"input_ids": token.unsqueeze(1), "position_ids": positions(mask)[:, -1:]}
     return torch.stack(chosen, 1)

@@ -15,6 +15,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from unidecouple.convert.load import load
+from unidecouple.data.pictures import to_rgb
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.likelihood import log_likelihood
 from unidecouple.generate.stopping import before_stop
@@ -97,7 +98,7 @@ class Unidecouple(lmms):
         visuals = to_visual(self.task_dict[task][split][number])
         if len(visuals) != 1:
             raise ValueError(f"document {number} of {task} has {len(visuals)} pictures; unidecouple answers questions about one")
-        return self._processor.understood(visuals[0].convert("RGB"))
+        return self._processor.understood(to_rgb(visuals[0]))
 
 
 def _stops(setting: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -36,14 +36,21 @@ from unidecouple.models.untied import UniRMSNorm, UntiedFeedForward, UntiedLinea
 class DecoderOutput(BaseModelOutputWithPast):
     """transformers' decoder output plus what the layers report, in their order.
 
+    The two are attributes and no items, since transformers' models pass the items of this output to outputs of their own. The cache
+    is the second argument: its name differs between releases of transformers (``cache`` from 5.24 on, before ``past_key_values``).
+
     Attributes:
         routing: one ``Routing`` a mixture.
         given: (B, T, S) float32 a layer: how much of its attention each token gives to each of ``key_sets``, mean over heads; None
             where none were asked for.
     """
 
-    routing: tuple[Routing, ...] | None = None
-    given: tuple[Tensor, ...] | None = None
+    routing: InitVar[tuple[Routing, ...] | None] = None
+    given: InitVar[tuple[Tensor, ...] | None] = None
+
+    def __post_init__(self, routing: tuple[Routing, ...] | None, given: tuple[Tensor, ...] | None) -> None:
+        super().__post_init__()
+        self.routing, self.given = routing, given
 
 
 class UniLlamaAttention(LlamaAttention):
@@ -66,7 +73,7 @@ class UniLlamaAttention(LlamaAttention):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         group: Tensor | None = None,
         first: Tensor | None = None,
         key_sets: Tensor | None = None,
@@ -85,8 +92,8 @@ class UniLlamaAttention(LlamaAttention):
             )
         query, key, value = (part.view(heads).transpose(1, 2) for part in (query, key, value))
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -191,7 +198,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         task_ids: Tensor | None = None,
@@ -200,6 +207,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         shield: SharedShield | None = None,
         output_hidden_states: bool = False,
         key_sets: Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> DecoderOutput:
         """As ``LlamaModel``, plus what a token is there for and what it is.
@@ -208,7 +216,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             input_ids: (B, T) tokens, or pass ``inputs_embeds`` (B, T, H).
             attention_mask: (B, S) over cache and new tokens; None means causal over all.
             position_ids: (B, T) or (1, T); by default the count of tokens before.
-            past_key_values: cache, extended in place.
+            cache: keys and values of the tokens before, extended in place.
             inputs_embeds: see ``input_ids``.
             use_cache: make a cache if none is given.
             task_ids: (B, T), (B, 1) or (1, 1) int64 tasks; needed where groups are told by task.
@@ -217,27 +225,26 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             shield: scales what some tokens teach the shared experts.
             output_hidden_states: also return the input of each layer and the final state.
             key_sets: (B, T, S) bool sets of tokens; also return how much of its attention each token gives to each set.
+            past_key_values: what transformers before 5.24 calls ``cache``.
             kwargs: passed to attention.
+
+        Raises:
+            ValueError: not exactly one input, both names of the cache, or a cache where layers are recomputed.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        cache = self._cache(one_cache(cache, past_key_values), use_cache)
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(hidden.shape[1], device=hidden.device) + past).unsqueeze(0)
-        route_by = routing or self.config.task_routing
+            past = 0 if cache is None else cache.get_seq_length()
+            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
         told = self._told(task_ids, modality_ids, hidden.shape[:2])
-        mask, apart = self._masks(hidden, attention_mask, past_key_values, position_ids, told)
-        attend: dict[str, Any] = {
-            "position_embeddings": self.rotary_emb(hidden, position_ids=position_ids),
-            "past_key_values": past_key_values,
-            **kwargs,
-        }
+        mask, apart = self._masks(hidden, attention_mask, cache, position_ids, told)
+        attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids), "cache": cache, **kwargs}
         if self.config.first_token:
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
+        route_by = routing or self.config.task_routing
         group = told if route_by == "label" or self.config.told_updates else _chosen(task_logits)
         states, decisions, measured = [], [], []
         for layer in self.layers:
@@ -260,22 +267,30 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
                 measured.append(given)
         hidden = self.norm(hidden, told)
         return DecoderOutput(
-            last_hidden_state=hidden,
-            past_key_values=past_key_values,
+            hidden,
+            cache,
             hidden_states=(*states, hidden) if output_hidden_states else None,
             routing=tuple(decisions),
             given=tuple(measured) if key_sets is not None else None,
         )
 
+    def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache to extend; a new one where ``use_cache`` asks for it and none is given."""
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise ValueError("a cache does not go with gradient checkpointing: call model.eval(), or pass use_cache=False")
+        return cache
+
     def _masks(
         self, hidden: Tensor, mask: Tensor | None, cache: Cache | None, position_ids: Tensor, told: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """What attention may see, in the form that its kernel takes: in shared layers, and in untied ones."""
-        given = {"inputs_embeds": hidden, "attention_mask": mask, "past_key_values": cache, "position_ids": position_ids}
-        shared = create_causal_mask(self.config, **given)
+        given = (self.config, hidden, mask, cache, position_ids)  # by place: the cache's name is not the same in all releases
+        shared = create_causal_mask(*given)
         if self.config.untied_attention == "all":
             return shared, shared
-        whole = create_causal_mask(self.config, **given, allow_is_causal_skip=False)
+        whole = create_causal_mask(*given, allow_is_causal_skip=False)
         return shared, within_group(whole, told, cache, self.config)
 
     def _told(self, task_ids: Tensor | None, modality_ids: Tensor | None, shape: torch.Size) -> Tensor | None:
@@ -285,6 +300,17 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             needed = "task_ids" if self.config.split == "task" else "modality_ids"
             raise ValueError(f"weights of their own by {self.config.split!r} need {needed} of every token: pass them")
         return None if told is None else told.expand(shape)
+
+
+def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache under either of its names.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache and past_key_values are two names of one argument: pass cache only")
+    return past_key_values if cache is None else cache
 
 
 def _chosen(task_logits: Tensor | None) -> Tensor | None:

@@ -21,7 +21,7 @@ from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping, E
 
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch
 from unidecouple.models.base import JointOutput, TaskSum, UnifiedModel, cross_entropy
-from unidecouple.models.decoder import UniLlamaModel
+from unidecouple.models.decoder import UniLlamaModel, one_cache
 from unidecouple.models.vq import encode_image_tokens
 
 CODE_NAME = "<|visual token {code:06d}|>"
@@ -131,7 +131,7 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         image_sizes: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         labels: Tensor | None = None,
@@ -140,18 +140,20 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         modality_ids: Tensor | None = None,
         routing: str | None = None,
         batch: JointBatch | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | JointOutput:
         """One forward pass.
 
         Args:
-            input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, labels,
+            input_ids, pixel_values, attention_mask, position_ids, cache, inputs_embeds, use_cache, labels,
                 logits_to_keep: as in transformers' Emu3.
             image_sizes: (N, 2) heights and widths in pixels; by default all of ``pixel_values``.
             task_ids: (B, T), (B, 1) or (1, 1) int64 tasks of the tokens.
             modality_ids: the same of ``Modality``; by default placeholders in ``input_ids`` are pictures, and all else is text.
             routing: "learned" or "label", by default the configuration's.
             batch: a joint batch; then all other tensors are taken from it.
+            past_key_values: what transformers before 5.24 calls ``cache``.
             kwargs: passed on to transformers' Emu3; with ``batch``, to ``joint``.
         """
         if batch is not None:
@@ -161,16 +163,16 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         if pixel_values is not None and image_sizes is None:
             image_sizes = torch.tensor([pixel_values.shape[-2:]] * len(pixel_values))
         return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            image_sizes=image_sizes,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
+            input_ids,  # by place: the cache's name is not the same in all releases of transformers
+            pixel_values,
+            image_sizes,
+            attention_mask,
+            position_ids,
+            one_cache(cache, past_key_values),
+            inputs_embeds,
+            use_cache,
+            labels,
+            logits_to_keep,
             task_ids=task_ids,
             modality_ids=modality_ids,
             routing=routing,

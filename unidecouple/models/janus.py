@@ -16,6 +16,7 @@ from transformers.models.janus.modeling_janus import JanusCausalLMOutputWithPast
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch, Modality
 from unidecouple.models.base import JointOutput, TaskSum, UnifiedModel, cross_entropy
 from unidecouple.models.configuration import UniJanusConfig
+from unidecouple.models.decoder import one_cache
 
 
 class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGeneration):
@@ -34,7 +35,7 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -43,17 +44,19 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         modality_ids: Tensor | None = None,
         routing: str | None = None,
         batch: JointBatch | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> JanusCausalLMOutputWithPast | JointOutput:
         """One forward pass.
 
         Args:
-            input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache,
+            input_ids, pixel_values, attention_mask, position_ids, cache, inputs_embeds, labels, use_cache,
                 logits_to_keep: as in transformers' Janus (understanding side).
             task_ids: (B, T), (B, 1) or (1, 1) int64 tasks of the tokens.
             modality_ids: the same of ``Modality``; by default placeholders in ``input_ids`` are pictures, and all else is text.
             routing: "learned" or "label", by default the configuration's.
             batch: a joint batch; then all other tensors are taken from it.
+            past_key_values: what transformers before 5.24 calls ``cache``.
             kwargs: passed on to transformers' Janus; with ``batch``, to ``joint``.
         """
         if batch is not None:
@@ -61,15 +64,15 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         if modality_ids is None and input_ids is not None:
             modality_ids = self.modality_ids(input_ids)
         return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
+            input_ids,  # by place: the cache's name is not the same in all releases of transformers
+            pixel_values,
+            attention_mask,
+            position_ids,
+            one_cache(cache, past_key_values),
+            inputs_embeds,
+            labels,
+            use_cache,
+            logits_to_keep,
             task_ids=task_ids,
             modality_ids=modality_ids,
             routing=routing,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
 from transformers import AutoProcessor, JanusProcessor, ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import make_flat_list_of_images
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from unidecouple.models.configuration import UniJanusConfig
 
 JANUS_SYSTEM_PROMPT: str = DEFAULT_SYSTEM_PROMPT
 """Janus's and Janus-Pro's own, ending in an empty line."""
+
+SHORT_SIDES: Final = ("round", "floor")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ class UnifiedProcessor(ProcessorMixin, metaclass=ABCMeta):
 class UniJanusProcessor(UnifiedProcessor, JanusProcessor):
     """As ``JanusProcessor``; text generation is prefixed by ``system_prompt``, image generation is not.
 
+    ``short_side`` is how the resized short side of a picture becomes a whole number of pixels: "floor" as deepseek-ai/Janus does
+    (``image_processing_vlm.py``, ``resize``), or "round" as transformers' ``JanusImageProcessor`` does.
+
     Janus does the same with a fixed sentence of 30 words, ``JANUS_SYSTEM_PROMPT``. The prefix is what lets a causal router
     know the task from the first token after BOS, before any picture or image token is seen.
     """
@@ -86,9 +93,12 @@ class UniJanusProcessor(UnifiedProcessor, JanusProcessor):
         chat_template: str | None = None,
         system_prompt: str = "",
         num_image_tokens: int = 576,
+        short_side: str = "round",
         **kwargs: Any,
     ) -> None:
-        self.system_prompt = system_prompt
+        if short_side not in SHORT_SIDES:
+            raise ValueError(f"short_side={short_side!r} is not one of {', '.join(SHORT_SIDES)}")
+        self.system_prompt, self.short_side = system_prompt, short_side
         super().__init__(image_processor, tokenizer, chat_template=chat_template, num_image_tokens=num_image_tokens, **kwargs)
 
     @classmethod
@@ -115,9 +125,17 @@ class UniJanusProcessor(UnifiedProcessor, JanusProcessor):
         return int(self.image_processor.size["height"])
 
     def understood(self, picture: Image.Image) -> np.ndarray:
-        """See ``UnifiedProcessor``: as transformers' image processor does it."""
-        plain = self.image_processor([picture], do_rescale=False, do_normalize=False, return_tensors="np")
-        return np.ascontiguousarray(plain["pixel_values"][0].transpose(1, 2, 0))
+        """See ``UnifiedProcessor``: bicubic, antialiased, 8-bit; padded with the mean colour, half each side."""
+        images, size, longest = self.image_processor, self.picture_size, max(picture.size)
+        if self.short_side == "floor":
+            sides = [int(side / longest * size) for side in picture.size]
+        else:
+            sides = [round(side * (size / longest)) for side in picture.size]
+        width, height = (max(side, images.min_size) for side in sides)
+        resized = picture.convert("RGB").resize((width, height), Image.Resampling(images.resample))
+        square = Image.new("RGB", (max(width, height),) * 2, tuple(images.background_color))
+        square.paste(resized, ((square.width - width) // 2, (square.height - height) // 2))
+        return np.array(square)
 
     def __call__(self, text: Any = None, images: Any = None, generation_mode: str = "text", **kwargs: Any) -> BatchFeature:
         """Token ids, mask and pixels of chats rendered by the template; see ``JanusProcessor.__call__``."""
@@ -126,6 +144,8 @@ class UniJanusProcessor(UnifiedProcessor, JanusProcessor):
         texts = [text] if isinstance(text, str) else list(text)
         if generation_mode == "text":
             texts = [self.text_prefix + sample for sample in texts]
+        if images is not None and self.short_side != "round":  # squares pass transformers' own resize as they are
+            images = [Image.fromarray(self.understood(to_pil_image(image))) for image in make_flat_list_of_images(images)]
         return super().__call__(text=texts, images=images, generation_mode=generation_mode, **kwargs)
 
 

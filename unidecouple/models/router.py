@@ -99,12 +99,14 @@ class ContextRouter(nn.Module):
         for projection in self.attention.children():
             nn.init.normal_(projection.weight, std=projection.weight.shape[1] ** -0.5)
 
-    def forward(self, embeddings: Tensor, past_key_values: Cache | None, **kwargs: Any) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, position_embeddings: Any, attention_mask: Tensor | None, cache: Cache | None, **kwargs: Any
+    ) -> Tensor:
         """(B, T, H) embeddings, and what attention needs -> logits (B, T, groups) in float32."""
-        if past_key_values is not None and len(past_key_values.layers) == self.slot:
-            past_key_values.layers.append(copy.deepcopy(past_key_values.layers[0]))  # still empty: this comes before layer 0
+        if cache is not None and len(cache.layers) == self.slot:
+            cache.layers.append(copy.deepcopy(cache.layers[0]))  # still empty: this comes before layer 0
         x = F.rms_norm(embeddings.detach(), embeddings.shape[-1:])
-        seen = x + self.attention(x, past_key_values=past_key_values, **kwargs)[0]
+        seen = x + self.attention(x, position_embeddings, attention_mask, cache, **kwargs)[0]
         return _linear(seen, self.weight)
 
 

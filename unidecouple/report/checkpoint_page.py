@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from unidecouple import __version__
 from unidecouple.files import write_json_atomic, write_text_atomic
+from unidecouple.ownership import check_file
 from unidecouple.report.probes import PROBES, Probe
 from unidecouple.report.style import GRID, INK, MUTED, PAPER, Plot
 from unidecouple.train.measurements import LeftOut
@@ -39,9 +40,12 @@ def write_diagnosis(opened: Opened, output: Path, say: Say) -> Path:
         The page. It needs no other file, no network and no script.
 
     Raises:
+        ValueError: a file of one of these names is there that this package did not write.
         StorageError: a file could not be written.
         BadDataError: too many records of the data are bad.
     """
+    for name in (DIAGNOSIS, PAGE):
+        check_file(output / name)
     measured: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for number, probe in enumerate(PROBES, start=1):
@@ -52,7 +56,7 @@ def write_diagnosis(opened: Opened, output: Path, say: Say) -> Path:
             left_out[probe.name] = found.reason
         else:
             measured[probe.name] = found
-    content = _about(opened) | {"measured": measured, "left_out": left_out}
+    content = {"generator": "unidecouple"} | _about(opened) | {"measured": measured, "left_out": left_out}
     output.mkdir(parents=True, exist_ok=True)
     write_json_atomic(output / DIAGNOSIS, content)
     write_text_atomic(output / PAGE, render(content))

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from unidecouple.files import write_text_atomic
+from unidecouple.ownership import check_file
 from unidecouple.report import diagnosis
 from unidecouple.report.answer import answer
 from unidecouple.report.claims import Verdict, verdicts
@@ -62,10 +63,12 @@ def write_report(folder: Path) -> Path:
         The page's path. The page needs no other file, no network and no script.
 
     Raises:
-        ValueError: ``results.json`` is missing or broken, or a log that is there cannot be read. Missing logs are no error.
+        ValueError: ``results.json`` is missing or broken, or a log that is there cannot be read (missing logs are no error); or
+            ``report.html`` is a file that this package did not write.
         StorageError: the page could not be written; an earlier one is as it was.
     """
     path, results = folder / REPORT, load_results(folder)
+    check_file(path)
     found = verdicts(results)
     write_text_atomic(path, render(results, found))
     tables = [f"## {scenario}\n\n{scores_table(results, scenario)}" for scenario in results.scenarios]

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
+from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 
@@ -20,22 +21,39 @@ from unidecouple import __version__
 from unidecouple.batch import Task
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.stopping import before_stop
+from unidecouple.serve.bodies import parse
 from unidecouple.serve.errors import ApiError, add_handlers
 from unidecouple.serve.gate import Gate
 from unidecouple.serve.growing import Previewer, due, image_events
+from unidecouple.serve.hosts import HostGuard
 from unidecouple.serve.lane import Job
 from unidecouple.serve.limits import Limits
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.page import page
-from unidecouple.serve.pictures import UPLOAD, Uploads, as_png, open_picture
+from unidecouple.serve.pictures import UPLOAD, Uploads, as_png, from_address, open_picture
 from unidecouple.serve.prepare import Prepared, Preparer
 from unidecouple.serve.routing import RoutingRequest, Viewer
 from unidecouple.serve.scheduler import Answered, Drawn, Scheduler
-from unidecouple.serve.schemas import ERRORS, STREAMED, ChatRequest, ImageRequest, Message, image_usage, usage
-from unidecouple.serve.stream import ClientGoneError, Events, Watcher, answer_job, chat_events, results
+from unidecouple.serve.schemas import (
+    ERRORS,
+    STREAMED,
+    Body,
+    ChatRequest,
+    ImageRequest,
+    Message,
+    described,
+    image_usage,
+    usage,
+    with_schemas,
+)
+from unidecouple.serve.stream import Events, Watcher, answer_job, chat_events, result, results
 
-T = TypeVar("T")
+B = TypeVar("B", bound=Body)
 _DOES = {Task.MMU: "understanding", Task.T2I: "generation"}
+
+
+_TEXT_BYTES = 256 << 10
+"""A larger body has pictures, and is parsed on their thread."""
 
 
 class Server:
@@ -47,10 +65,17 @@ class Server:
         limits: of requests.
         api_key: that clients must give; None asks for none.
         with_page: whether there is a page at ``/``, and ``/v1/routing``, for which the whole model stays in memory.
+        hosts: names and addresses that clients may call the server by, besides those of this machine's loopback.
     """
 
     def __init__(
-        self, engine: Engine, name: str, limits: Limits | None = None, api_key: str | None = None, with_page: bool = True
+        self,
+        engine: Engine,
+        name: str,
+        limits: Limits | None = None,
+        api_key: str | None = None,
+        with_page: bool = True,
+        hosts: Iterable[str] = (),
     ) -> None:
         whole = engine.model if with_page else None
         self.name, self.limits, self.created = name, limits or Limits(), int(time.time())
@@ -60,23 +85,57 @@ class Server:
         self.scheduler = Scheduler(engine, self.limits.queue, self.metrics.ended)
         self.previewer = Previewer(self.scheduler, self.metrics)
         self.metrics.watch(self.scheduler)
-        self._readers = ThreadPoolExecutor(1, "unidecouple-reader")
-        self.app = FastAPI(title="unidecouple", version=__version__, lifespan=self._lifespan, responses=ERRORS)
+        self._texts, self._pictures = (ThreadPoolExecutor(1, f"unidecouple-{what}") for what in ("texts", "pictures"))
+        self._deadline: float | None = None
+        self.app = FastAPI(
+            title="unidecouple",
+            version=__version__,
+            lifespan=self._lifespan,
+            responses=ERRORS,
+            docs_url=None,  # FastAPI's pages run scripts of other servers
+            redoc_url=None,
+        )
         self.app.add_middleware(Gate, limits=self.limits, metrics=self.metrics, api_key=api_key)
+        self.app.add_middleware(HostGuard, hosts=tuple(hosts))  # the outermost
         add_handlers(self.app)
         self._add_routes()
 
+    def refuse(self) -> None:
+        """Take no more work; the limits' time for what runs starts now."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self.limits.drain_seconds
+        self.scheduler.refuse()
+
     def close(self) -> None:
-        """Finish what runs, within the limits' time, and end all threads."""
-        self.scheduler.close(self.limits.drain_seconds)
+        """Finish what runs, within the limits' time since ``refuse``, and end all threads that can end."""
+        self.refuse()
+        assert self._deadline is not None
+        self.scheduler.close(max(0.0, self._deadline - time.monotonic()))
         self.previewer.close()
-        self._readers.shutdown()
+        for thread in (self._texts, self._pictures):
+            thread.shutdown(wait=False, cancel_futures=True)
         if self.viewer is not None:
             self.viewer.close()
 
-    async def read(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run ``function`` on the reading thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
+    async def _encode(self, picture: Image.Image) -> str:
+        return await asyncio.wrap_future(self._pictures.submit(as_png, picture))
+
+    async def _parsed(self, request: Request, model: type[B]) -> B:
+        """The request's JSON body, parsed and validated beside the event loop."""
+        content = await request.body()
+        thread = self._texts if len(content) <= _TEXT_BYTES else self._pictures
+        return await result(request, thread.submit(parse, model, content, request.headers.get("content-type", "")))
+
+    async def _pictures_in(self, request: Request, messages: Sequence[Message]) -> dict[str, np.ndarray]:
+        """The pictures of ``messages`` by their addresses; decoded one by one, as long as the client is there."""
+        limits, found = self.limits, {}
+        for url, place in self.preparer.check(messages).items():
+            if url.startswith(UPLOAD):
+                found[url] = self.uploads.get(url, place).picture
+            else:
+                decoding = self._pictures.submit(from_address, url, limits, self.preparer.processor, place)
+                found[url] = await result(request, decoding)
+        return found
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -93,15 +152,21 @@ class Server:
             ("/v1/files/{file_id}", ["DELETE"], self.delete_file),
         ):
             self.app.add_api_route(path, route, methods=methods, response_model=None)
-        for path, streaming in (("/v1/chat/completions", self.chat), ("/v1/images/generations", self.images)):
-            self.app.add_api_route(path, streaming, methods=["POST"], response_model=None, responses=STREAMED)
+        bodies: dict[str, tuple[Any, type[Body], dict[int | str, dict[str, Any]] | None]] = {
+            "/v1/chat/completions": (self.chat, ChatRequest, STREAMED),
+            "/v1/images/generations": (self.images, ImageRequest, STREAMED),
+        }
         if self.viewer is not None:
-            self.app.add_api_route("/v1/routing", self.routing, methods=["POST"], response_model=None)
+            bodies["/v1/routing"] = (self.routing, RoutingRequest, None)
             self.app.add_api_route("/", page, methods=["GET"], include_in_schema=False)
+        for path, (route, model, responses) in bodies.items():
+            body = described("application/json", {"$ref": f"#/components/schemas/{model.__name__}"})
+            self.app.add_api_route(path, route, methods=["POST"], response_model=None, responses=responses, openapi_extra=body)
+        self.app.openapi = partial(with_schemas, self.app.openapi, [model for _, model, _ in bodies.values()])  # type: ignore[method-assign]
         form = {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "enum": ["vision"]}}
         schema = {"type": "object", "required": ["file"], "properties": form}
-        described = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
-        self.app.add_api_route("/v1/files", self.upload, methods=["POST"], response_model=None, openapi_extra=described)
+        body = described("multipart/form-data", schema)
+        self.app.add_api_route("/v1/files", self.upload, methods=["POST"], response_model=None, openapi_extra=body)
 
     async def health(self) -> JSONResponse:
         """Whether jobs can be done, and how many wait and run."""
@@ -123,11 +188,14 @@ class Server:
         self._check_model(model)
         return self._card()
 
-    async def chat(self, body: ChatRequest, request: Request) -> Response:
+    async def chat(self, request: Request) -> Response:
         """Answer a conversation, with pictures or without, whole or as a stream."""
+        body = await self._parsed(request, ChatRequest)
         self._check_model(body.model)
         self._check_task(Task.MMU)
-        prepared = await self.read(self.preparer.chat, body, self._uploads_in(body.messages))
+        self.preparer.check_n(body.n)
+        pictures = await self._pictures_in(request, body.messages)
+        prepared = await result(request, self._texts.submit(self.preparer.chat, body, pictures))
         base = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self.name, "seed": prepared.seed}
         builder, stops = self.preparer.builder, prepared.stops
 
@@ -158,16 +226,17 @@ class Server:
         count = used(sum(len(answer.tokens) for answer in answers))
         return JSONResponse({**base, "object": "chat.completion", "choices": choices, "usage": count})
 
-    async def images(self, body: ImageRequest, request: Request) -> Response:
+    async def images(self, request: Request) -> Response:
         """Draw pictures for a prompt, whole or as they grow. Picture i depends on the seed and i only."""
+        body = await self._parsed(request, ImageRequest)
         if body.model is not None:
             self._check_model(body.model)
         self._check_task(Task.T2I)
-        prepared = await self.read(self.preparer.images, body)
+        prepared = await result(request, self._texts.submit(self.preparer.images, body))
         if body.stream:
             return self._growing(prepared, body.partial_images or 0)
         pictures: list[Drawn] = await self._done(request, Task.T2I, prepared.work)
-        data = [{"b64_json": await self.read(as_png, one.picture), "image_tokens": one.tokens} for one in pictures]
+        data = [{"b64_json": await self._encode(one.picture), "image_tokens": one.tokens} for one in pictures]
         return JSONResponse(
             {
                 "created": int(time.time()),
@@ -179,23 +248,29 @@ class Server:
             }
         )
 
-    async def routing(self, body: RoutingRequest) -> dict[str, Any]:
+    async def routing(self, request: Request) -> dict[str, Any]:
         """Where each token of a request and its answer is routed, layer by layer, and how much layers look across."""
+        body = await self._parsed(request, RoutingRequest)
         self._check_model(body.model)
         self._check_task(Task.MMU if body.drawn is None else Task.T2I)
         viewer = self.viewer
         assert viewer is not None
-        task, sample = await self.read(viewer.read, body, self._uploads_in(body.messages))
-        return await asyncio.wrap_future(viewer.begin(task, sample))
+        pictures = await self._pictures_in(request, body.messages)
+        task, sample = await result(request, self._texts.submit(viewer.read, body, pictures))
+        return await result(request, viewer.begin(task, sample))
 
     async def upload(self, request: Request) -> dict[str, Any]:
         """Keep a picture for later requests, which name its id where a data URL could stand."""
+        if len(await request.body()) > self.limits.picture_bytes + _TEXT_BYTES:
+            message = f"file: a picture has at most {self.limits.picture_bytes:,} bytes"
+            raise ApiError(400, message, "file", "picture_too_large")
         async with request.form(max_files=1, max_fields=4) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise ApiError(400, "give the picture as multipart/form-data, field `file`", "file")
             content, name = await file.read(), file.filename or ""
-        picture = await self.read(open_picture, content, self.limits, self.preparer.processor, "file")
+        decoding = self._pictures.submit(open_picture, content, self.limits, self.preparer.processor, "file")
+        picture = await result(request, decoding)
         return self._file_card(self.uploads.keep(name[:256], len(content), picture))
 
     async def file(self, file_id: str) -> dict[str, Any]:
@@ -210,10 +285,7 @@ class Server:
     async def _done(self, request: Request, task: Task, work: Any) -> list[Any]:
         jobs = [Job(one) for one in work]
         self.scheduler.submit(task, jobs)
-        try:
-            return await results(request, jobs)
-        except ClientGoneError as error:
-            raise ApiError(499, "the client is gone") from error
+        return await results(request, [job.future for job in jobs])
 
     def _growing(self, prepared: Prepared, partial_images: int) -> Response:
         """The stream of pictures that are shown ``partial_images`` times before they are done."""
@@ -226,19 +298,13 @@ class Server:
         self.scheduler.submit(Task.T2I, jobs)
         made = {"created_at": int(time.time()), "size": self.preparer.size, "output_format": "png"}
         base = {**made, "quality": "auto", "background": "opaque"}
-        return Events(image_events(watcher, len(jobs), base, partial(self.read, as_png), finished), jobs)
+        return Events(image_events(watcher, len(jobs), base, self._encode, finished), jobs)
 
     def _used(self, prepared: Prepared, pictures: int) -> dict[str, Any]:
         """Usage of ``pictures`` that are done, which the metrics are told of."""
         drawn = self.preparer.image_tokens * pictures
         self.metrics.tokens.labels(Task.T2I.key).inc(drawn)
         return image_usage(prepared.prompt_tokens, drawn)
-
-    def _uploads_in(self, messages: Sequence[Message]) -> dict[str, np.ndarray]:
-        """The uploads that ``messages`` name."""
-        parts = [part for message in messages if not isinstance(message.content, str) for part in message.content]
-        urls = {part.image_url.url for part in parts if part.type != "text"}
-        return {url: self.uploads.get(url, "messages").picture for url in urls if url.startswith(UPLOAD)}
 
     def _card(self) -> dict[str, Any]:
         does = [_DOES[task] for task in self.scheduler.lanes]
@@ -251,7 +317,7 @@ class Server:
 
     def _check_model(self, name: str) -> None:
         if name != self.name:
-            raise ApiError(404, f"no model {name!r} here; there is {self.name!r}", "model", "model_not_found")
+            raise ApiError(404, f"no model {name[:64]!r} here; there is {self.name!r}", "model", "model_not_found")
 
     def _check_task(self, task: Task) -> None:
         if task not in self.scheduler.lanes:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from unidecouple.serve.lane import FaultError, QueueFullError
 from unidecouple.serve.scheduler import ClosedError
 
-_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
@@ -58,21 +57,12 @@ def add_handlers(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> JSONResponse:
         return of_exception(error)
 
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"][1:]) or None
-        count = len(error.errors()) - 1
-        more = f" (and {count} more)" if count else ""
-        return as_response(400, f"{place or 'the body'}: {first['msg']}{more}", place, str(first["type"]))
-
     async def plain(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         return as_response(error.status_code, str(error.detail), headers=error.headers)
 
     for kind in (ApiError, QueueFullError, ClosedError, FaultError, Exception):
         app.add_exception_handler(kind, known)
-    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, plain)
 
 

@@ -30,7 +30,7 @@ class Gate:
     def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, api_key: str | None) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
         self._key = None if api_key is None else f"Bearer {api_key}".encode()
-        self._open = 0
+        self._open = self._open_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's message, as ASGI calls it."""
@@ -45,14 +45,16 @@ class Gate:
             await send(message)
 
         self._open += 1
+        body = bytearray()
         try:
-            await self._serve(scope, receive, counted)
+            await self._serve(scope, receive, counted, body)
         finally:
             self._open -= 1
+            self._open_bytes -= len(body)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, body: bytearray) -> None:
         try:
-            body = await self._admit(scope, receive)
+            await self._admit(scope, receive, body)
         except ApiError as error:
             headers = {"Retry-After": "1"} if error.status == 429 else {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
             headers["Connection"] = "close"  # what was not read of the body is not read at all
@@ -67,11 +69,11 @@ class Gate:
             if read:
                 return await receive()
             read = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         await self.app(scope, replay, send)
 
-    async def _admit(self, scope: Scope, receive: Receive) -> bytes:
+    async def _admit(self, scope: Scope, receive: Receive, body: bytearray) -> None:
         headers = dict(scope["headers"])
         if self._key is not None and scope["path"] not in _OPEN:
             given = headers.get(b"authorization", b"")
@@ -84,21 +86,24 @@ class Gate:
             raise self._too_large()
         try:
             async with asyncio.timeout(self.limits.read_seconds):
-                return await self._body(receive)
+                await self._read(receive, body)
         except TimeoutError as error:
             raise ApiError(408, f"the body was not there after {self.limits.read_seconds:g} s", code="timeout") from error
 
-    async def _body(self, receive: Receive) -> bytes:
-        body = bytearray()
-        while True:
+    async def _read(self, receive: Receive, body: bytearray) -> None:
+        more = True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ConnectionError
-            body += message.get("body", b"")
+            piece, more = message.get("body", b""), message.get("more_body", False)
+            body += piece
+            self._open_bytes += len(piece)
             if len(body) > self.limits.body_bytes:
                 raise self._too_large()
-            if not message.get("more_body", False):
-                return bytes(body)
+            if self._open_bytes > self.limits.open_bytes:
+                full = f"the bodies of open requests are more than {self.limits.open_bytes:,} bytes; try again"
+                raise ApiError(429, full, code="too_many_requests")
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self.limits.body_bytes:,} bytes", code="body_too_large")

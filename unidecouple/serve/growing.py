@@ -45,7 +45,7 @@ class Previewer:
 
     def close(self) -> None:
         """End the thread; the scheduler must be closed before."""
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def job(self, watcher: Watcher, index: int, work: Any, places: tuple[int, ...]) -> Job[Any]:
         """A job whose previews after ``places`` tokens (base64 of a PNG) arrive at ``watcher``, and then its picture."""

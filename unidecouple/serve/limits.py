@@ -15,12 +15,15 @@ class Limits:
         body_bytes: of one request.
         picture_bytes: of one encoded picture.
         pixels: of one picture, as its head says, before any is decoded.
+        side: pixels of one picture's longer side, as its head says.
+        aspect: of a picture's longer side to its shorter one.
         pictures: in one conversation.
         characters: of all words of a conversation, or of a prompt.
         n: choices, or pictures, of one request.
         queue: choices, and as many pictures, that wait for a place; above it comes a 429.
         requests: open at a time, those that wait and are read among them; above it comes a 429.
         uploads: pictures kept for later requests; the oldest go first.
+        open_bytes: of the bodies of all open requests together; above it comes a 429.
         read_seconds: until a request's body is there.
         drain_seconds: that a shutdown waits for what runs.
     """
@@ -28,12 +31,15 @@ class Limits:
     body_bytes: int = 20 << 20
     picture_bytes: int = 10 << 20
     pixels: int = 25_000_000
+    side: int = 16_384
+    aspect: float = 100.0
     pictures: int = 8
     characters: int = 20_000
     n: int = 8
     queue: int = 64
     requests: int = 256
     uploads: int = 256
+    open_bytes: int = 256 << 20
     read_seconds: float = 30.0
     drain_seconds: float = 30.0
 

@@ -7,11 +7,12 @@ import binascii
 import io
 import secrets
 import time
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from unidecouple.data.formats.record import ImageBytes
 from unidecouple.data.pictures import decode
@@ -24,22 +25,53 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
 UPLOAD = "file-"
 
+_MAX_SCANS = 100
+"""Of a JPEG. Ordinary progressive ones have about 10; each costs a pass over all pixels, however short it is."""
+
 
 def open_picture(content: bytes, limits: Limits, processor: UnifiedProcessor, param: str) -> np.ndarray:
     """uint8 (size, size, 3) of an encoded picture, padded to a square.
 
     Raises:
-        ApiError: it is too large, or no picture of the ``FORMATS``.
+        ApiError: it is too large, too narrow or animated, or no picture of the ``FORMATS``.
     """
     if len(content) > limits.picture_bytes:
         raise ApiError(
-            400, f"a picture of {len(content):,} bytes is more than {limits.picture_bytes:,}", param, "picture_too_large"
+            400, f"{param}: a picture of {len(content):,} bytes is more than {limits.picture_bytes:,}", param, "picture_too_large"
         )
     try:
+        _check_head(content, limits)
         return processor.understood(decode(ImageBytes(content), FORMATS, limits.pixels))
-    except Exception as error:  # shapes that a resize cannot take (10,000 x 1) fail in the processor
-        message = f"{str(error).removeprefix('picture in the record: ')}; formats: {', '.join(FORMATS)}"
-        raise ApiError(400, message, param, "invalid_image") from error
+    except Exception as error:  # PIL's readers raise anything from OSError to struct.error and SyntaxError
+        known = isinstance(error, ValueError) and not isinstance(error, UnidentifiedImageError)
+        reason = str(error).removeprefix("picture in the record: ") if known else "no picture in a known format, or damaged"
+        raise ApiError(400, f"{param}: {reason}; formats: {', '.join(FORMATS)}", param, "invalid_image") from error
+
+
+def _check_head(content: bytes, limits: Limits) -> None:
+    """Refuse by what the file's head says, before any pixel is decoded."""
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _MAX_SCANS:
+        raise ValueError(f"a JPEG of more than {_MAX_SCANS} scans")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limits are ours
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            long, short = max(opened.size), min(opened.size)
+            size = f"{opened.size[0]} x {opened.size[1]} pixels"
+            if long * short > limits.pixels:
+                raise ValueError(f"{size} are more than {limits.pixels:,}")
+            if long > limits.side:
+                raise ValueError(f"{size}: a side has at most {limits.side:,}")
+            if long > limits.aspect * short:
+                raise ValueError(f"{size}: one side is more than {limits.aspect:g} times the other; crop it")
+            if opened.format != "MPO" and getattr(opened, "is_animated", False):  # cameras' MPO: a photograph and its preview
+                raise ValueError("an animated picture; send one frame")
+
+
+def from_address(url: str, limits: Limits, processor: UnifiedProcessor, param: str) -> np.ndarray:
+    """``open_picture`` of a data URL."""
+    if len(url) > limits.picture_bytes * 4 // 3 + 256:
+        raise ApiError(400, f"{param}: a picture has at most {limits.picture_bytes:,} bytes", param, "picture_too_large")
+    return open_picture(from_data_url(url, param), limits, processor, param)
 
 
 def from_data_url(url: str, param: str) -> bytes:
@@ -49,19 +81,20 @@ def from_data_url(url: str, param: str) -> bytes:
         ApiError: it is an address on the network, no data URL, or broken.
     """
     head, comma, body = url.partition(",")
-    if not head.lower().startswith("data:"):
+    if not head[:5].lower().startswith("data:"):
+        wrong = "nothing is downloaded" if "://" in head[:32] else "base64 needs its prefix"
         raise ApiError(
             400,
-            "nothing is downloaded: give the picture as data:image/png;base64,… or upload it (POST /v1/files)",
+            f"{param}: {wrong}; give the picture as data:image/png;base64,… or upload it (POST /v1/files)",
             param,
             "no_urls",
         )
-    if not comma or not head.lower().endswith(";base64"):
-        raise ApiError(400, "the data URL is not base64 (data:image/png;base64,…)", param, "invalid_image")
+    if not comma or head[-7:].lower() != ";base64":
+        raise ApiError(400, f"{param}: the data URL is not base64 (data:image/png;base64,…)", param, "invalid_image")
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ApiError(400, f"the data URL's base64: {error}", param, "invalid_image") from error
+        raise ApiError(400, f"{param}: the data URL's base64: {error}", param, "invalid_image") from error
 
 
 @dataclass(frozen=True)

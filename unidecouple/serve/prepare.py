@@ -10,15 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidecouple.batch import Task
-from unidecouple.data.sequences import Part, SequenceBuilder
+from unidecouple.data.sequences import Part, Sample, SequenceBuilder
 from unidecouple.generate.answering import Request
 from unidecouple.generate.drawing import Order
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.sampler import Choice
 from unidecouple.serve.errors import ApiError
 from unidecouple.serve.limits import Limits
-from unidecouple.serve.pictures import from_data_url, open_picture
-from unidecouple.serve.schemas import ChatRequest, ImagePart, ImageRequest, Message, TextPart
+from unidecouple.serve.schemas import ChatRequest, ImagePart, ImageRequest, Message
 
 ANSWER = 256
 """Tokens of an answer, unless a request says."""
@@ -35,7 +34,7 @@ class Prepared:
 
 
 class Preparer:
-    """Reads requests on one thread of its own, beside the model's; its tokenizer is a copy, since they are not safe to share.
+    """Prepares requests on one thread, beside the model's; its tokenizer is a copy, since they are not safe to share.
 
     Args:
         engine: whose work it prepares.
@@ -55,18 +54,13 @@ class Preparer:
         """The one size of pictures."""
         return f"{self.processor.picture_size}x{self.processor.picture_size}"
 
-    def chat(self, body: ChatRequest, uploads: Mapping[str, np.ndarray]) -> Prepared:
-        """Work of a conversation; ``uploads`` are those that it names.
+    def chat(self, body: ChatRequest, pictures: Mapping[str, np.ndarray]) -> Prepared:
+        """Work of a conversation that passed ``check``; ``pictures`` has the picture of each address in it.
 
         Raises:
             ApiError: something of it is not to be done.
         """
-        self._check_n(body.n)
-        turns = self.turns(body.messages, uploads)
-        try:
-            sample = self.builder.conversation(turns, Task.MMU)
-        except ValueError as error:
-            raise ApiError(400, str(error), "messages", "invalid_text") from error
+        sample = self.conversation(self.turns(body.messages, pictures))
         room = self.length - len(sample.input_ids)
         wanted = body.max_completion_tokens or body.max_tokens or min(ANSWER, room)
         if room < 1 or wanted > room:
@@ -79,13 +73,13 @@ class Preparer:
             )
         seed = _seed(body.seed)
         choice = Choice(body.temperature, body.top_k, body.top_p)
-        stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        stops = tuple(body.stop)
         work = tuple(Request(sample.input_ids, sample.pictures, wanted, choice, (seed, i), stops) for i in range(body.n))
         return Prepared(work, seed, len(sample.input_ids), stops)
 
     def images(self, body: ImageRequest) -> Prepared:
         """Work of pictures; raises as ``chat``."""
-        self._check_n(body.n)
+        self.check_n(body.n)
         if body.size not in (None, "auto", self.size):
             raise ApiError(400, f"size={body.size!r} does not exist here; sizes: {self.size}, auto", "size", "invalid_size")
         if body.partial_images and not body.stream:
@@ -98,64 +92,98 @@ class Preparer:
         work = tuple(Order(body.prompt, (seed, 0, i), how.guidance_scale, how.choice, body.negative_prompt) for i in range(body.n))
         return Prepared(work, seed, tokens)
 
-    def _check_n(self, n: int) -> None:
+    def check_n(self, n: int) -> None:
+        """Refuse more than the limits' ``n``."""
         if n > self.limits.n:
             raise ApiError(400, f"n={n} is more than {self.limits.n}; ask several times", "n", "n_too_large")
 
     def prompt_tokens(self, prompt: str, param: str) -> int:
         """Tokens of a prompt for a picture, checked; raises as ``chat``."""
-        self._check_words(len(prompt), param)
-        try:
-            self.builder.conversation([("user", [prompt])], Task.T2I)  # words that spell out a special token are refused by it
-        except ValueError as error:
-            raise ApiError(400, str(error), param, "invalid_text") from error
+        self.check_text(prompt, param, Task.T2I)
         count = len(self.builder.generation_prompt(prompt))
         if count > self._prompt:
             raise ApiError(400, f"{count} tokens of prompt are more than {self._prompt}", param, "context_length_exceeded")
         return count
 
-    def _check_words(self, count: int, param: str) -> None:
-        if count > self.limits.characters:
-            raise ApiError(400, f"{count:,} characters are more than {self.limits.characters:,}", param, "text_too_long")
+    def check_text(self, text: str, param: str, task: Task = Task.MMU) -> None:
+        """Refuse a text that is too long or spells out a special token."""
+        self.check_words(len(text), param)
+        try:
+            self.builder.conversation([("user", [text])], task)
+        except ValueError as error:
+            raise ApiError(400, f"{param}: {error}", param, "invalid_text") from error
 
-    def turns(self, messages: Sequence[Message], uploads: Mapping[str, np.ndarray]) -> list[tuple[str, list[Part]]]:
-        """Turns as the sequence builder takes them, the user's last, checked for their order and the limits; raises as ``chat``."""
-        turns: list[tuple[str, list[Part]]] = []
+    def check_words(self, count: int, param: str) -> None:
+        """Refuse more than the limits' ``characters``."""
+        if count > self.limits.characters:
+            raise ApiError(400, f"{param}: {count:,} characters are more than {self.limits.characters:,}", param, "text_too_long")
+
+    def check(self, messages: Sequence[Message]) -> dict[str, str]:
+        """Check the order of turns and the limits. Returns the address of each picture with the field where it stands first.
+
+        Raises:
+            ApiError: the first message that is wrong.
+        """
+        addresses: dict[str, str] = {}
         words = pictures = 0
+        first = 1 if _role(messages[0]) == "system" else 0
         for number, message in enumerate(messages):
-            place = f"messages.{number}"
-            role = "system" if message.role == "developer" else message.role
-            spoken = len(turns) - (1 if turns and turns[0][0] == "system" else 0)
-            due = ("user", "assistant")[spoken % 2]
+            place, role = f"messages.{number}", _role(message)
+            due = ("user", "assistant")[(number - first) % 2]
             if role != due and (number or role != "system"):
                 raise ApiError(
-                    400, f"the {role}'s turn where the {due}'s is due; a system turn stands first", place, "invalid_order"
+                    400,
+                    f"{place}: a turn of the {role} where the {due}'s is due; a system turn stands first",
+                    place,
+                    "invalid_order",
                 )
-            content = message.content
-            given = [TextPart(type="text", text=content)] if isinstance(content, str) else content
-            parts: list[Part] = []
-            for part in given:
+            for index, part in enumerate(message.content):
+                where = f"{place}.content.{index}"
                 if isinstance(part, ImagePart):
                     pictures += 1
                     if role != "user" or pictures > self.limits.pictures:
                         many = f"more than {self.limits.pictures} pictures" if role == "user" else f"a picture in the {role}'s turn"
-                        raise ApiError(400, many, place, "invalid_picture")
-                    parts.append(self._picture(part.image_url.url, uploads, f"{place}.image_url"))
-                elif part.text.strip():
+                        raise ApiError(400, f"{where}: {many}", where, "invalid_picture")
+                    addresses.setdefault(part.image_url.url, f"{where}.image_url")
+                else:
                     words += len(part.text)
-                    self._check_words(words, place)
-                    parts.append(part.text)
-            if not parts:
-                raise ApiError(400, "an empty turn", place, "empty")
-            turns.append((role, parts))
-        if turns[-1][0] != "user":
-            raise ApiError(400, "the last turn must be the user's", "messages", "invalid_order")
-        return turns
+                    self.check_words(words, place)
+            if role != "assistant" and not any(isinstance(part, ImagePart) or part.text.strip() for part in message.content):
+                raise ApiError(400, f"{place}.content: is missing, or an empty turn", f"{place}.content", "empty")
+        if _role(messages[-1]) != "user":
+            raise ApiError(400, "messages: the last turn must be the user's", "messages", "invalid_order")
+        return addresses
 
-    def _picture(self, url: str, uploads: Mapping[str, np.ndarray], place: str) -> np.ndarray:
-        if url in uploads:
-            return uploads[url]
-        return open_picture(from_data_url(url, place), self.limits, self.processor, place)
+    def turns(self, messages: Sequence[Message], pictures: Mapping[str, np.ndarray]) -> list[tuple[str, list[Part]]]:
+        """Turns as the sequence builder takes them, one per message; ``pictures`` by their addresses."""
+        return [
+            (
+                _role(message),
+                [
+                    pictures[part.image_url.url] if isinstance(part, ImagePart) else part.text
+                    for part in message.content
+                    if isinstance(part, ImagePart) or part.text.strip()
+                ],
+            )
+            for message in messages
+        ]
+
+    def conversation(self, turns: Sequence[tuple[str, Sequence[Part]]]) -> Sample:
+        """Tokens of a conversation.
+
+        Raises:
+            ApiError: 400, which names the message whose text spells out a special token.
+        """
+        try:
+            return self.builder.conversation(turns, Task.MMU)
+        except ValueError as error:
+            for number, (_, parts) in enumerate(turns):
+                self.check_text(" ".join(part for part in parts if isinstance(part, str)), f"messages.{number}")
+            raise ApiError(400, f"messages: {error}", "messages", "invalid_text") from error
+
+
+def _role(message: Message) -> str:
+    return "system" if message.role == "developer" else message.role
 
 
 def _seed(given: int | None) -> int:

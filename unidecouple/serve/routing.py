@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Semaphore
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,10 +18,13 @@ from unidecouple.models.base import UnifiedModel
 from unidecouple.serve.errors import ApiError
 from unidecouple.serve.lane import QueueFullError
 from unidecouple.serve.prepare import Preparer
-from unidecouple.serve.schemas import Body, Message
+from unidecouple.serve.schemas import Body, Messages, Name, Whole
 
 MOST = 4
 """Requests looked at, or waiting for it; above it comes a 429."""
+
+
+Codes = Annotated[list[Whole], Field(fail_fast=True, max_length=1 << 14)]
 
 
 class RoutingRequest(Body):
@@ -30,10 +33,10 @@ class RoutingRequest(Body):
     The picture is given by its tokens, as ``/v1/images/generations`` returns them: encoded again, it would become others.
     """
 
-    model: str
-    messages: list[Message] = Field(min_length=1, max_length=256)
+    model: Name
+    messages: Messages
     answer: str | None = Field(None, description="the words it was answered with")
-    drawn: list[int] | None = Field(None, max_length=1 << 14, description="image_tokens of the picture that was drawn")
+    drawn: Codes | None = Field(None, description="image_tokens of the picture that was drawn")
 
 
 class Viewer:
@@ -50,8 +53,8 @@ class Viewer:
         self._room = Semaphore(MOST)
 
     def close(self) -> None:
-        """Finish what is being looked at."""
-        self._thread.shutdown(cancel_futures=True)
+        """Drop what waits; what is being looked at may go on."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, task: Task, sample: Sample) -> Future[dict[str, Any]]:
         """The response to come, of what ``read`` gave; made on a thread of its own, beside answers and drawings.
@@ -65,25 +68,23 @@ class Viewer:
         future.add_done_callback(lambda done: self._room.release())
         return future
 
-    def read(self, body: RoutingRequest, uploads: Mapping[str, np.ndarray]) -> tuple[Task, Sample]:
-        """The request's task and tokens. On the reading thread.
+    def read(self, body: RoutingRequest, pictures: Mapping[str, np.ndarray]) -> tuple[Task, Sample]:
+        """The request's task and tokens. On the preparer's thread.
 
         Raises:
             ApiError: it cannot be read, or is too long.
         """
         if body.answer is not None and body.drawn is not None:
             raise ApiError(400, "give the answer or the picture drawn, not both", "drawn", "two_answers")
-        turns: list[tuple[str, Sequence[Part]]] = [*self._preparer.turns(body.messages, uploads)]
+        turns: list[tuple[str, Sequence[Part]]] = [*self._preparer.turns(body.messages, pictures)]
         builder = self._preparer.builder
         if body.drawn is not None:
             self._check_drawn(body.drawn)
             return Task.T2I, builder.generation(self._prompt(turns[-1][1]), body.drawn)  # drawn for the last turn alone
         if body.answer is not None and body.answer.strip():
+            self._preparer.check_text(body.answer, "answer")
             turns.append(("assistant", [body.answer]))
-        try:
-            sample = builder.conversation(turns, Task.MMU)
-        except ValueError as error:
-            raise ApiError(400, str(error), "messages", "invalid_text") from error
+        sample = self._preparer.conversation(turns)
         if len(sample.input_ids) > self._preparer.length:
             message = f"{len(sample.input_ids)} tokens are more than {self._preparer.length}: shorten the conversation"
             raise ApiError(400, message, "messages", "context_length_exceeded")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import threading
 from types import FrameType
 
 import uvicorn
@@ -16,9 +19,21 @@ class _Uvicorn(uvicorn.Server):
         self._served = server
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """On the signal itself, so that requests on connections that are open are refused, too."""
-        self._served.scheduler.refuse()
+        """On the signal itself, so that requests on connections that are open are refused, too.
+
+        Python cannot stop a thread within a step of the model, so the process ends a second after the limits' time, whatever runs.
+        """
+        self._served.refuse()
+        if not self.should_exit:
+            end = threading.Timer(self._served.limits.drain_seconds + 1.0, _end)
+            end.daemon = True
+            end.start()
         super().handle_exit(sig, frame)
+
+
+def _end() -> None:
+    logging.getLogger(__name__).warning("the time to finish is over; what still ran is given up")
+    os._exit(0)
 
 
 def uvicorn_server(server: Server, host: str, port: int) -> uvicorn.Server:

@@ -20,6 +20,9 @@ from unidecouple.serve.lane import FaultError, Job, Lane
 
 _LOG = logging.getLogger(__name__)
 
+_STEP_SECONDS = 5.0
+"""That a closing scheduler waits for the model's last step."""
+
 Ended = Callable[[Task, str, float], None]
 """Told of each job's end: its task, "done", "failed" or "cancelled", and its seconds since it came."""
 
@@ -91,11 +94,14 @@ class Scheduler:
             self._wake.notify()
 
     def close(self, seconds: float = 30.0) -> None:
-        """Take no more jobs, finish those there are within ``seconds``, fail the rest, and end the thread."""
+        """Take no more jobs, finish those there are within ``seconds``, fail the rest, and end the thread.
+
+        A step of the model that takes longer is left to itself.
+        """
         with self._wake:
             self._closing, self._deadline = True, time.monotonic() + seconds
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(seconds + _STEP_SECONDS)
 
     @property
     def alive(self) -> bool:

@@ -1,48 +1,81 @@
 """Bodies of requests and responses in OpenAI's form, with our extras: seed, guidance_scale, negative_prompt, top_k, temperature.
 
-What a request asks for and we do not do is refused, not passed over: every field that is not here is a 400. Those that change
-nothing about the result (``user``, ``metadata``, …) are taken and not used.
+A field that would change the result and is not supported is a 400. Fields that change nothing (``user``, ``metadata``, …), ``null``
+and the neutral values of OpenAI's other fields are accepted and not used.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.json_schema import models_json_schema
 
 MOST_SEED = 2**63 - 1
+MAX_MESSAGES = 256
+MAX_PARTS = 256
 
 
-def _unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON may spell half a surrogate pair, which no tokenizer takes
-        raise ValueError("a lone surrogate is no character") from error
-    return text
+def _whole(value: Any) -> Any:
+    """1.0 is the integer 1, as JSON has one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Text = Annotated[str, AfterValidator(_unicode)]
-StopString = Annotated[Text, Field(min_length=1, max_length=256)]
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Name = Annotated[str, Field(max_length=256)]
+Tag = Annotated[str, Field(max_length=512)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Stops = Annotated[
+    list[StopString],
+    Field(fail_fast=True, max_length=4),
+    BeforeValidator(_listed, json_schema_input_type=StopString | list[StopString]),
+]
 
 
 class Body(BaseModel):
-    """What all bodies share: nothing unknown, no NaN."""
+    """What all bodies share: nothing unknown, no NaN, no strings as numbers. ``null`` is as if left out.
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    Attributes:
+        neutral: fields of OpenAI's that we do not have, with the values that ask for nothing; those are accepted.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: one for key, one in value.items() if one is not None and not cls._asks_nothing(key, one)}
+
+    @classmethod
+    def _asks_nothing(cls, key: str, value: Any) -> bool:
+        alike = (one for one in cls.neutral.get(key, ()) if isinstance(one, bool) == isinstance(value, bool))  # False == 0
+        return any(one == value for one in alike)
 
 
 class TextPart(Body):
     """Words of a turn."""
 
     type: Literal["text"]
-    text: Text
+    text: str
 
 
 class ImageUrl(Body):
     """A picture: a data URL, or the id of an upload. Nothing is downloaded."""
 
     url: str = Field(min_length=1, examples=["data:image/png;base64,…", "file-0123456789abcdef"])
-    detail: Literal["auto", "low", "high"] | None = Field(None, description="taken and not used: a model has one size")
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="accepted and not used: a model has one size")
 
 
 class ImagePart(Body):
@@ -53,17 +86,27 @@ class ImagePart(Body):
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Parts = Annotated[
+    list[Part], Field(fail_fast=True, max_length=MAX_PARTS), BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])
+]
 
 
 class Message(Body):
-    """One turn."""
+    """One turn. An answer of the server, also an empty one, and the ``model_dump()`` of OpenAI's client fit."""
+
+    neutral = {"refusal": ("",), "annotations": ([],), "tool_calls": ([],)}
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part]
+    content: Parts = Field([], description="may be left out, null or empty in an assistant's turn only")
+
+
+Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
 
 
 class StreamOptions(Body):
     """What a stream holds besides."""
+
+    neutral = {"include_obfuscation": (False,)}
 
     include_usage: bool = False
 
@@ -71,46 +114,66 @@ class StreamOptions(Body):
 class ChatRequest(Body):
     """``POST /v1/chat/completions``."""
 
-    model: str
-    messages: list[Message] = Field(min_length=1, max_length=256)
-    max_tokens: int | None = Field(None, ge=1, description="longest answer; by default 256, or what the model has room for")
-    max_completion_tokens: int | None = Field(None, ge=1, description="the same under OpenAI's newer name")
+    neutral = {
+        "frequency_penalty": (0,),
+        "presence_penalty": (0,),
+        "logit_bias": ({},),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "reasoning_effort": ("none",),
+        "verbosity": ("medium",),
+        "service_tier": ("auto", "default"),
+    }
+
+    model: Name
+    messages: Messages
+    max_tokens: Whole | None = Field(None, ge=1, description="longest answer; by default 256, or what the model has room for")
+    max_completion_tokens: Whole | None = Field(None, ge=1, description="the same under OpenAI's newer name")
     temperature: float = Field(0.0, ge=0, le=100, description="0, which is the default, is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, le=1 << 20, description="0 is all")
-    n: int = Field(1, ge=1)
-    seed: int | None = Field(None, ge=0, le=MOST_SEED, description="by default another one each time; the response names it")
-    stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = Field(
-        None, description="a string, or up to 4; the answer ends before the first that comes"
-    )
+    top_k: Whole = Field(0, ge=0, le=1 << 20, description="0 is all")
+    n: Whole = Field(1, ge=1)
+    seed: Whole | None = Field(None, ge=0, le=MOST_SEED, description="by default another one each time; the response names it")
+    stop: Stops = Field([], description="a string, or up to 4; the answer ends before the first that comes")
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
+    user: Tag | None = None
+    safety_identifier: Tag | None = None
+    prompt_cache_key: Tag | None = None
+    metadata: Annotated[dict[Tag, Tag], Field(max_length=16)] | None = None
     store: bool | None = None
 
 
 class ImageRequest(Body):
     """``POST /v1/images/generations``."""
 
-    model: str | None = None
-    prompt: Text = Field(min_length=1)
-    n: int = Field(1, ge=1)
-    size: str | None = Field(None, description="the model's own size, or auto", examples=["auto"])
+    neutral = {"background": ("auto", "opaque"), "moderation": ("auto", "low"), "output_compression": (100,)}
+
+    model: Name | None = None
+    prompt: str = Field(min_length=1)
+    n: Whole = Field(1, ge=1)
+    size: Name | None = Field(None, description="the model's own size, or auto", examples=["auto"])
     response_format: Literal["b64_json"] = Field("b64_json", description="nothing is kept that a URL could name")
-    quality: Literal["auto", "standard"] | None = Field(None, description="taken and not used")
+    quality: Literal["auto", "standard"] | None = Field(None, description="accepted and not used")
     output_format: Literal["png"] | None = None
     stream: bool = Field(False, description="server-sent events; every picture of n has its index in its events")
-    partial_images: int | None = Field(
+    partial_images: Whole | None = Field(
         None, ge=0, le=3, description="how often each picture is shown while it grows; above 0 only with stream"
     )
-    seed: int | None = Field(None, ge=0, le=MOST_SEED, description="picture i depends on (seed, i) only")
+    seed: Whole | None = Field(None, ge=0, le=MOST_SEED, description="picture i depends on (seed, i) only")
     guidance_scale: float | None = Field(None, ge=0, le=100, description="1 is no guidance; left out, the checkpoint's own, or 5")
     temperature: float | None = Field(None, ge=0, le=100, description="left out, the checkpoint's own, or 1; as the next two")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=1 << 20)
-    negative_prompt: Text | None = None
-    user: str | None = None
+    top_k: Whole | None = Field(None, ge=0, le=1 << 20)
+    negative_prompt: str | None = None
+    user: Tag | None = None
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:
@@ -144,6 +207,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "something in the request is wrong",
         401: "no API key, or a wrong one",
+        403: "the Host header or the origin is not allowed",
         404: "no such model or file",
         408: "the body did not come in time",
         413: "the body is too large",
@@ -159,3 +223,16 @@ STREAMED: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
+
+
+def described(kind: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAPI's description of a required body of media type ``kind``."""
+    return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}
+
+
+def with_schemas(describe: Callable[[], dict[str, Any]], models: Sequence[type[Body]]) -> dict[str, Any]:
+    """FastAPI's description of the routes, with the schemas of the bodies that they parse themselves."""
+    description = describe()
+    _, schemas = models_json_schema([(model, "validation") for model in models], ref_template="#/components/schemas/{model}")
+    description["components"]["schemas"] |= schemas["$defs"]
+    return description

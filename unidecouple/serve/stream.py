@@ -7,14 +7,14 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from unidecouple.generate.answering import Answer
 from unidecouple.generate.stopping import before_stop, settled
-from unidecouple.serve.errors import of_exception
+from unidecouple.serve.errors import ApiError, of_exception
 from unidecouple.serve.lane import Job
 from unidecouple.serve.scheduler import Answered
 
@@ -22,40 +22,41 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 
-class ClientGoneError(Exception):
-    """Nobody waits for the response any more."""
+T = TypeVar("T")
 
 
-async def results(request: Request, jobs: Sequence[Job[Any]]) -> list[Any]:
-    """What ``jobs`` come to. If the client disconnects, or one fails, all are given up.
+async def result(request: Request, future: Future[T]) -> T:
+    """``results`` of one future."""
+    [only] = await results(request, [future])
+    return only
+
+
+async def results(request: Request, futures: Sequence[Future[T]]) -> list[T]:
+    """Results of ``futures``. If the client disconnects, or one fails, all that are not done are cancelled.
 
     Raises:
-        ClientGoneError: the client disconnected.
-        Exception: what the first job that failed ended with.
+        ApiError: the client disconnected.
+        Exception: what the first future that failed ended with.
     """
-    waiting = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+    waiting = asyncio.gather(*map(asyncio.wrap_future, futures))
+    waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # looked at, or asyncio logs an error
     gone = asyncio.ensure_future(_gone(request))
     try:
-        futures: set[asyncio.Future[Any]] = {waiting, gone}
-        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {waiting, gone}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
-            raise ClientGoneError
+            raise ApiError(499, "the client is gone")
         return list(await waiting)
     finally:
         gone.cancel()
         waiting.cancel()
-        give_up(jobs)
+        for future in futures:
+            future.cancel()
 
 
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def give_up(jobs: Sequence[Job[Any]]) -> None:
-    """Cancel what is not done of ``jobs``."""
-    for job in jobs:
-        job.future.cancel()
 
 
 class Events(StreamingResponse):
@@ -70,7 +71,8 @@ class Events(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            give_up(self._jobs)
+            for job in self._jobs:
+                job.future.cancel()
 
 
 class Watcher:

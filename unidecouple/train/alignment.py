@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from unidecouple import bounds
 from unidecouple.data.sequences import pixels
 from unidecouple.data.world.catalog import CLASSES, COLORS
 from unidecouple.data.world.scene import SIZES, Scene, Thing, random_scene, render
@@ -36,6 +37,11 @@ class Alignment:
     learning_rate: float = 1e-3
     temperature: float = 0.1
     seed: int = 3
+
+    def __post_init__(self) -> None:
+        bounds.above(0, self, "learning_rate", "temperature")
+        bounds.at_least(0, self, "steps", "seed")
+        bounds.at_least(1, self, "batch_size")
 
 
 def align_vision(

@@ -90,6 +90,20 @@ class WorldBatches:
         samples = [self._understanding(rng, CONVERSATION) if task is Task.MMU else self._pair(rng) for _ in range(size)]
         return (collate(samples, self.builder.tokenizer.pad_token_id),)
 
+    def distinct_samples(self, task: Task, most: int) -> int:
+        """How many samples of ``distinct_batch`` come, up to ``most``, before a scene or a pair comes again."""
+        return min(most, len(self.world.scenes) if task is Task.MMU else len(self.tokens))
+
+    def distinct_batch(self, task: Task, size: int, key: int) -> JointBatch:
+        """As ``task_batch``, without replacement: ``task_batch`` may show one scene or pair in two batches."""
+        order = np.random.default_rng([self.seed, 98, task]).permutation(self.distinct_samples(task, 1 << 62))
+        rng = np.random.default_rng([self.seed, key, 97, task])
+        samples = [
+            self._conversation(rng, int(index), self.data.turns) if task is Task.MMU else self._pair(rng, np.array([index]))
+            for index in order[key * size : (key + 1) * size]
+        ]
+        return (collate(samples, self.builder.tokenizer.pad_token_id),)
+
     def _lesson(self, step: int) -> Lesson:
         for lesson in self.data.lessons:
             if step < lesson.steps:
@@ -109,12 +123,14 @@ class WorldBatches:
             }.get(kind, thing.color)
             return self.builder.pointing(self.world.scene_images[index], thing.name, answer, kind in ("asking", "placing"))
         index = int(rng.integers(len(self.world.scenes)))
-        scene = self.world.scenes[index]
-        if kind == "presence":
-            turns = [poll(scene, rng) for _ in range(self.data.turns)]
-        else:
-            turns = conversation(scene, rng, 0 if kind == "caption" else self.data.turns)
+        if kind != "presence":
+            return self._conversation(rng, index, 0 if kind == "caption" else self.data.turns)
+        turns = [poll(self.world.scenes[index], rng) for _ in range(self.data.turns)]
         return self.builder.understanding(self.world.scene_images[index], turns)
+
+    def _conversation(self, rng: np.random.Generator, index: int, turns: int) -> Sample:
+        """Questions about one scene, or its caption where ``turns`` is 0."""
+        return self.builder.understanding(self.world.scene_images[index], conversation(self.world.scenes[index], rng, turns))
 
     @functools.cached_property
     def _telling(self) -> list[int]:

@@ -12,11 +12,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import all_checkpoints
 from unidecouple.files import remove_directory
 from unidecouple.models.processing import UnifiedProcessor
+from unidecouple.models.shipped import located
 from unidecouple.train.ema import AVERAGES, Averages
 from unidecouple.train.faults import reading
+from unidecouple.train.meter import Spent
 from unidecouple.train.parallel import Parallel
 
 OPTIMIZER = "optimizer.safetensors"
@@ -50,8 +53,11 @@ def save(
     averages: Averages,
     keep: int,
     parallel: Parallel,
+    base: str,
 ) -> None:
     """Write ``folder/checkpoint-<step>``, all processes together, and drop all but the newest ``keep`` afterwards.
+
+    Licences of ``base``, the checkpoint that the run started from, travel with it.
 
     The files do not depend on how many processes wrote them. Without ``optimizer`` (the stage is over) the next stage starts
     with a new one.
@@ -64,6 +70,9 @@ def save(
             parallel.save_tensors(staging / AVERAGES, averages.tensors())
         if parallel.first:
             processor.save_pretrained(staging)
+            licensed = [*all_checkpoints(folder)[-1:], *all_checkpoints(located(base))[-1:], located(base)]
+            if (source := next((place for place in licensed if place.is_dir()), None)) is not None:
+                carry_licences(source, staging)
             (staging / "trainer_state.json").write_text(json.dumps(vars(state)))
     if parallel.first:
         for old in all_checkpoints(folder)[:-keep]:
@@ -81,11 +90,18 @@ def read_state(checkpoint: Path) -> TrainerState:
     """The trainer state saved in ``checkpoint``.
 
     Raises:
-        ValueError: it is missing or broken.
+        ValueError: it is missing or broken, or of another step than the folder's name.
     """
     path = checkpoint / "trainer_state.json"
     with reading(path):
-        return TrainerState(**json.loads(path.read_text()))
+        state = TrainerState(**json.loads(path.read_bytes()))
+        counts = (state.step, state.stage, state.stage_step, *state.tokens.values())
+        if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(state.spent, dict):
+            raise ValueError("step, stage, stage_step and tokens must be whole numbers from 0")
+        if checkpoint.name != f"checkpoint-{state.step}":
+            raise ValueError(f"it is of step {state.step}")
+        Spent(**state.spent)
+        return state
 
 
 @torch.no_grad()
@@ -99,7 +115,7 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parall
     """
     path = checkpoint / OPTIMIZER
     with reading(path), safe_open(path, framework="pt") as file:
-        saved = set(file.keys())
+        saved = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
     tensors: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
@@ -109,6 +125,12 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parall
                 optimizer.state[parameter] = state
                 tensors |= {f"{name}|{key}": _at_least_1d(value) for key, value in state.items()}
     with reading(path):
+        shapes = {name: list(value.shape) for name, value in tensors.items()}
+        if shapes != saved:
+            wrong = sorted(name for name in {*shapes, *saved} if shapes.get(name) != saved.get(name))
+            raise ValueError(f"it is of other weights: {wrong[0]} is {saved.get(wrong[0])}, not {shapes.get(wrong[0])}")
+        if not saved:
+            raise ValueError("it is empty")
         parallel.load_tensors(path, tensors)
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from unidecouple.convert.weights import check_finite
 from unidecouple.train.faults import reading
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import local_rows
@@ -71,10 +72,13 @@ def average(model: nn.Module, checkpoint: Path) -> None:
     """Give ``model``, loaded from ``checkpoint``, the averaged weights.
 
     Raises:
-        ValueError: the run kept no averages.
+        ValueError: the run kept no averages, or they are broken, NaN or infinite.
     """
     if not (checkpoint / AVERAGES).is_file():
         raise ValueError(f"{checkpoint} has no {AVERAGES}: the run kept no averages. Set ema_decay (0.999, say) and train again")
     weights = dict(model.named_parameters())
-    for name, mean in load_file(checkpoint / AVERAGES).items():
+    with reading(checkpoint / AVERAGES):
+        means = load_file(checkpoint / AVERAGES)
+    check_finite(means, str(checkpoint / AVERAGES))
+    for name, mean in means.items():
         weights[name.removesuffix(_ENDING)].copy_(mean)

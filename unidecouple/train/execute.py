@@ -23,6 +23,8 @@ from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.batches import world_batches
 from unidecouple.train.build import fit
 from unidecouple.train.checkpoint import TrainerState
+from unidecouple.train.faults import reading
+from unidecouple.train.fingerprints import check_fingerprints, take_fingerprints, write_fingerprints
 from unidecouple.train.held_out import HeldOut, held_out
 from unidecouple.train.launch import processes
 from unidecouple.train.lock import held
@@ -30,13 +32,17 @@ from unidecouple.train.loop import Say, Trainer, Watch
 from unidecouple.train.measurements import LeftOut, Measured, measure_conflict, measure_interaction, measure_routing
 from unidecouple.train.meter import Meter, Spent
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.routing_log import ROUTING_LOG
+from unidecouple.train.run_logs import METRICS, SCORES, forget_after, read_log
 from unidecouple.train.scoring import Scorer
 from unidecouple.train.source import BatchSource, open_source
+from unidecouple.train.stop_request import InterruptedRunError, deferred
 from unidecouple.train.subject import Subject
 from unidecouple.train.trackers import Tracker, tracking
 
 RUN, RESULT = "run.yaml", "scores.json"
+_WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")
+"""What a run writes beside its configuration, and may replace."""
+
 _TEST_SIZES = tuple(f"evaluation.{name}:" for name in ("pope_images", "vqa_questions", "prompts_per_tag", "num_images"))
 """What nothing before the last step depends on, scores during training included."""
 
@@ -44,12 +50,13 @@ _TEST_SIZES = tuple(f"evaluation.{name}:" for name in ("pope_images", "vqa_quest
 def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.Event) -> None:
     """Train, score and diagnose ``run``; resume where an earlier attempt in ``folder`` stopped.
 
-    Writes into ``folder``: ``run.yaml``, ``metrics.jsonl``, ``scores.jsonl`` (validation, during training), checkpoints,
+    Writes into ``folder``: ``run.yaml`` and ``fingerprints.json``,
+    ``metrics.jsonl``, ``scores.jsonl`` (validation, during training), checkpoints,
     ``routing.jsonl`` (during training), ``conflict.json``, ``routing.json``, ``interaction.json``, ``samples.json``, and last of
     all ``scores.json`` (test), the sign that it is done.
 
     Raises:
-        ValueError: the start does not load, or ``folder`` holds another run.
+        ValueError: the start does not load, ``folder`` holds another run, or the run's data changed since it began.
         InterruptedRunError: ``stop`` was set; the same call resumes.
         TrainingDivergedError: a loss or a gradient is not finite.
     """
@@ -57,8 +64,10 @@ def execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading
         if parallel.first:
             _claim(folder, run, say)
             checkpoints.sweep(folder)
+            if not scored(folder):
+                _hold_data(folder, run, cache)
         parallel.wait()
-        if not (folder / RESULT).is_file():
+        if not scored(folder):
             _execute(run, folder, cache, say if parallel.first else _say_nothing, stop, parallel)
 
 
@@ -66,7 +75,8 @@ def _execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threadin
     resume = next(reversed(all_checkpoints(folder)), None)
     state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
     start, meter = state.step, Meter(Spent(**state.spent))
-    model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
+    with reading(resume / "model.safetensors") if resume else nullcontext():
+        model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
     if parallel.holds_weights:
         model.to(parallel.device)
     builder = SequenceBuilder(processor)
@@ -81,10 +91,15 @@ def _execute(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threadin
         if resume:
             say(f"resuming from {resume}")
         if parallel.first:
-            _forget_after(folder, start if resume else -1)  # without a checkpoint the measurement of the start is made again, too
+            forget_after(
+                folder, start if resume else -1, say
+            )  # without a checkpoint the measurement of the start is made again, too
         if parallel.first and not resume:
             _measure_start(run, model, source, folder, watch)
-        model = trainer.train(resume) if run.max_steps else model.eval()
+        with deferred(stop):
+            model = trainer.train(resume) if run.max_steps else model.eval()
+    if parallel.agree(stop.is_set()):
+        raise InterruptedRunError(f"stopped after the last of {run.max_steps} steps, before scoring; saved in {folder}")
     if parallel.first:
         _finish(run, model.to(parallel.device), source, scorer, folder, say, meter)
     parallel.wait()
@@ -145,7 +160,11 @@ def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
 def _claim(folder: Path, run: RunConfig, say: Say) -> None:
     """Save ``run`` in ``folder``, or make sure that it is the one saved there: to its end, where only the test is of other size."""
     path = folder / RUN
-    if path.is_file() and (found := configs.differences(configs.load(RunConfig, [path]), run)):
+    if not path.is_file() and (name := next((name for name in _WRITTEN if any(folder.glob(name))), None)):
+        raise ValueError(
+            f"{folder} holds {name}, but no {RUN} that says of which run: bring that file back, or choose another output folder"
+        )
+    if begun(folder) and (found := configs.differences(configs.load(RunConfig, [path]), run)):
         told = "; ".join(found)
         if not (_trained(folder, run) and all(line.startswith(_TEST_SIZES) for line in found)):
             raise ValueError(f"{folder} holds another run ({path} has {told}): choose another output folder, or remove it")
@@ -153,10 +172,33 @@ def _claim(folder: Path, run: RunConfig, say: Say) -> None:
     write_text_atomic(path, configs.dump(run))
 
 
+def _hold_data(folder: Path, run: RunConfig, cache: Path) -> None:
+    """Write what ``run`` reads as hashes; where it goes on from a checkpoint, make sure that it is what it was."""
+    found = take_fingerprints(run, cache)
+    if all_checkpoints(folder):
+        check_fingerprints(folder, found)
+    write_fingerprints(folder, found)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a step of a run was kept in ``folder``: a start that failed before leaves it free for another run."""
+    logged = folder / METRICS
+    return scored(folder) or bool(all_checkpoints(folder)) or (logged.is_file() and logged.stat().st_size > 0)
+
+
+def scored(folder: Path) -> bool:
+    """Whether the run in ``folder`` is finished; an empty or cut ``scores.json`` is no sign of it."""
+    try:
+        found = json.loads((folder / RESULT).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("scores"), list) and bool(found["scores"])
+
+
 def _trained(folder: Path, run: RunConfig) -> bool:
     """Whether the last step of ``run`` is in ``folder``, and only its scores are missing."""
     last = next(reversed(all_checkpoints(folder)), None)
-    return last is not None and not (folder / RESULT).is_file() and checkpoints.read_state(last).step == run.max_steps
+    return last is not None and not scored(folder) and checkpoints.read_state(last).step == run.max_steps
 
 
 def _watch(
@@ -172,28 +214,15 @@ def _watch(
     scores = scorer.validate(model)
     for score in scores:
         record = {"step": step, "benchmark": score.benchmark, "metric": score.metric, "value": score.value}
-        append_jsonl(folder / "scores.jsonl", record)
+        append_jsonl(folder / SCORES, record)
     for tracker in trackers:
         tracker.log(step, {f"validation/{score.benchmark}": score.value for score in scores})
     history: dict[int, dict[str, float]] = {}
-    for line in (folder / "scores.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_log(folder / SCORES):
         history.setdefault(row["step"], {})[row["benchmark"]] = row["value"]
     warning = early_warning([*history.values()])
     if warning:
         say(f"step {step}: {warning}")
-
-
-def _forget_after(folder: Path, step: int) -> None:
-    """Drop log lines past ``step``, which training goes on from, since those steps are run again; files without lines go, too."""
-    for name in ("metrics.jsonl", "scores.jsonl", ROUTING_LOG):
-        path = folder / name
-        if path.is_file():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            if lines:
-                write_text_atomic(path, "".join(line + "\n" for line in lines))
-            else:
-                path.unlink()
 
 
 def _diagnose(subject: Subject, folder: Path) -> None:

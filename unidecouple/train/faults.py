@@ -56,7 +56,7 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"cannot resume: {path} is missing or broken ({error}). Delete {path.parent} and run the command again: it goes on "
             "from the checkpoint before, or from the start"

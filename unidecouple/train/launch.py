@@ -26,6 +26,9 @@ _PATIENCE = timedelta(hours=4)
 def processes(device: str, bf16: bool, kind: str) -> Iterator[Parallel]:
     """Join the processes that torchrun started, or be the only one.
 
+    After an error of the block the process group stays, since its destructor may wait for ever for a process that is gone: report
+    the error and end by ``os._exit``, as the command line does.
+
     Args:
         device: "auto", "cpu" or "cuda".
         bf16: see ``Parallel``.
@@ -49,10 +52,8 @@ def processes(device: str, bf16: bool, kind: str) -> Iterator[Parallel]:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=_JOINING))
         backend = "nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
-        try:
-            yield (Sharded if kind == "fsdp" else Parallel)(rank, size, place, bf16)
-        finally:
-            dist.destroy_process_group()
+        yield (Sharded if kind == "fsdp" else Parallel)(rank, size, place, bf16)
+        dist.destroy_process_group()
 
 
 def device_of(name: str, local: int = 0) -> torch.device:

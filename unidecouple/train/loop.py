@@ -32,17 +32,15 @@ from unidecouple.train.meter import Meter
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.prefetch import Prefetch
 from unidecouple.train.routing_log import RoutingLog
+from unidecouple.train.run_logs import METRICS
 from unidecouple.train.source import BatchSource
 from unidecouple.train.step import StepResult, StepSettings, train_step
+from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import apply, check_shield, table
 
 Say = Callable[[str], None]
 Watch = Callable[[int, UnifiedModel], None]
-
-
-class InterruptedRunError(RuntimeError):
-    """The run was asked to stop; it was saved after a whole step and can be resumed."""
 
 
 @dataclass
@@ -98,10 +96,13 @@ class Trainer:
             InterruptedRunError: ``stop`` was set; a checkpoint of this very step was written.
         """
         state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
+        plan = self.plan()
+        if sum(steps for _, steps in plan[: state.stage]) + state.stage_step != state.step or state.stage >= len(plan):
+            raise ValueError(f"cannot resume: {resume} is of no step of this run's stages. Delete it and run the command again")
         self.tokens.update(state.tokens)
         self._warn_of_parts()
         with Prefetch(self._share, self.config.max_steps, self.config.dataloader_num_workers) as batches:
-            for index, (stage, steps) in enumerate(self.plan()):
+            for index, (stage, steps) in enumerate(plan):
                 if index < state.stage or (index == state.stage and state.stage_step == steps):
                     continue
                 start = state.stage_step if index == state.stage else 0
@@ -145,7 +146,7 @@ class Trainer:
         )
         averages = Averages(self.config.ema_decay, trained, self.parallel, self._averaged(stage, before, start))
         if self.config.gradient_checkpointing:
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.17
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.21
                 trained.gradient_checkpointing_enable({"use_reentrant": False})
             trained.disable_input_require_grads()  # it would send gradients through a frozen vision tower
         clock, seen = time.monotonic(), 0
@@ -213,15 +214,15 @@ class Trainer:
         return TrainerState(step, stage, stage_step, dict(self.tokens), vars(self.meter.read()))
 
     def _save(self, wrapped: nn.Module, state: TrainerState, optimizer: torch.optim.Optimizer | None, averages: Averages) -> None:
-        keep = self.config.save_total_limit
-        checkpoints.save(self.folder, wrapped, self.processor, state, optimizer, averages, keep, self.parallel)
+        keep, base = self.config.save_total_limit, self.config.model_name_or_path
+        checkpoints.save(self.folder, wrapped, self.processor, state, optimizer, averages, keep, self.parallel, base)
 
     def _log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
         values = {"lr": rate_now, "grad_norm": result.grad_norm, "tokens_per_second": tokens_per_second}
         values |= {f"loss/{name}": value for name, value in result.losses.items()}
         values |= {f"tokens/{task}": count for task, count in self.tokens.items()}
         values |= {f"router_accuracy/{task}": share for task, share in result.router_accuracy.items()}
-        append_jsonl(self.folder / "metrics.jsonl", {"step": step, "stage": stage.name} | values)
+        append_jsonl(self.folder / METRICS, {"step": step, "stage": stage.name} | values)
         if result.routing is not None:
             values |= self._routing_log.write(step, stage.name, self.model.config.text_config, result.routing)
         for tracker in self.trackers:

@@ -13,11 +13,14 @@ from unidecouple.diagnose.attention_interaction import attention_interaction, de
 from unidecouple.diagnose.gradient_conflict import gradient_conflict
 from unidecouple.diagnose.routing import routing_map
 from unidecouple.models.configuration import UniLlamaConfig
-from unidecouple.train.routing_log import ROUTING_LOG, read_routing_log
+from unidecouple.train.routing_log import read_routing_log
+from unidecouple.train.run_logs import ROUTING
 from unidecouple.train.subject import Subject
 
 BATCH = 16
 """Samples a batch."""
+LEAST_BATCH = 8
+"""Of conflict where there are few records; gradients of fewer samples are mostly noise."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,17 +36,30 @@ Measured = dict[str, Any] | LeftOut
 
 
 def measure_conflict(subject: Subject, progress: Progress) -> Measured:
-    """``gradient_conflict``: {"step", "pairs", "rows"}; each cosine is a mean over that many pairs of batches."""
+    """``gradient_conflict``: {"step", "pairs", "rows"}; each cosine is a mean over that many pairs of batches.
+
+    No two batches of a task share a record, else the floor would be the cosine of a gradient with itself. With fewer records than
+    ``subject.batches`` asks for there are fewer pairs, and below 2 x ``BATCH`` records smaller batches.
+    """
     if len(subject.tasks) < len(Task):
         return LeftOut(f"there is data of {_named(subject.tasks)} only, and a conflict needs two")
-    model, total = subject.model, 2 * subject.batches
+    wanted = 2 * subject.batches
+    records = {task: subject.source.distinct_samples(task, wanted * BATCH) for task in Task}
+    fewest = min(Task, key=lambda task: records[task])
+    size = min(BATCH, records[fewest] // 2)
+    if size < LEAST_BATCH:
+        return LeftOut(
+            f"{2 * LEAST_BATCH} different records of each task are needed, and there are {records[fewest]} of {fewest.key}"
+        )
+    total = min(wanted, records[fewest] // size // 2 * 2)
+    model = subject.model
 
     def batch_of(task: Task, number: int) -> Any:
         if task is Task.MMU:
             progress("gradients", number, total)
-        return subject.batch(task, BATCH, number)
+        return subject.distinct_batch(task, size, number)
 
-    rows = gradient_conflict(model, batch_of, subject.batches)
+    rows = gradient_conflict(model, batch_of, total // 2)
     if not rows:
         return LeftOut("the tasks share no weight matrix of the decoder")
     return {"step": subject.step, "pairs": total, "rows": [row.to_json() for row in rows]}
@@ -59,7 +75,7 @@ def measure_routing(subject: Subject, progress: Progress) -> Measured:
 def measure_routing_history(subject: Subject, progress: Progress) -> Measured:
     """What training logged: {"records"}."""
     records = read_routing_log(subject.folder) if subject.folder else []
-    return {"records": records} if records else LeftOut(f"there is no {ROUTING_LOG} beside it: only runs of mixtures write one")
+    return {"records": records} if records else LeftOut(f"there is no {ROUTING} beside it: only runs of mixtures write one")
 
 
 def measure_interaction(subject: Subject, progress: Progress) -> Measured:

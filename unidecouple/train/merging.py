@@ -12,6 +12,8 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.files import write_json_atomic
 from unidecouple.methods.merging import AdaMerging, Merging, TaskArithmetic
 from unidecouple.methods.merging.task_arithmetic import Coefficients
+from unidecouple.models.shipped import located
+from unidecouple.ownership import check_directory
 from unidecouple.run import RunConfig
 from unidecouple.train.meter import SPENT, Meter
 from unidecouple.train.source import BatchSource, open_source
@@ -36,6 +38,7 @@ def merge_checkpoints(
         ValueError: the checkpoints are not of one start and structure, or a method that learns has no data of both tasks.
     """
     meter = Meter()
+    check_directory(target, map(located, (base, *tuned)))
     start, models = checkpoint_folder(base), [checkpoint_folder(name) for name in tuned]
     check_alike(start, models)
     if isinstance(method, TaskArithmetic):
@@ -44,8 +47,14 @@ def merge_checkpoints(
         if run is None:
             raise ValueError(f"{method.kind} learns from inputs of both tasks: name a recipe with data (--recipe)")
         coefficients = _learned(method, str(start), [str(model) for model in models], run, cache, say)
-    write_merged(start, models, target, coefficients, say)
-    write_json_atomic(target / SPENT, vars(meter.read()))
+    write_merged(
+        start,
+        models,
+        target,
+        coefficients,
+        say,
+        finish=lambda folder: write_json_atomic(folder / SPENT, vars(meter.read())),
+    )
 
 
 def _learned(

@@ -110,7 +110,7 @@ class Parallel:
     @contextlib.contextmanager
     def folder(self, target: Path) -> Iterator[Path]:
         """``atomic_directory`` of the first process, in which all may write."""
-        with atomic_directory(target) if self.first else contextlib.nullcontext(target) as made:
+        with atomic_directory(target, internal=True) if self.first else contextlib.nullcontext(target) as made:
             told = [made]
             if self.size > 1:
                 dist.broadcast_object_list(told)
@@ -131,7 +131,10 @@ class Parallel:
         """Fill ``tensors`` from a safetensors file that has them."""
         with safe_open(path, framework="pt") as file:
             for name, tensor in tensors.items():
-                tensor.copy_(file.get_tensor(name))
+                found = file.get_tensor(name)
+                if found.shape != tensor.shape:  # copy_ would broadcast
+                    raise ValueError(f"it is of other weights: {name} is {list(found.shape)}, not {list(tensor.shape)}")
+                tensor.copy_(found)
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,7 @@ from unidecouple.diagnose.routing import routing_rows
 from unidecouple.diagnose.routing_alarm import RoutingAlarm
 from unidecouple.files import append_jsonl
 from unidecouple.models.configuration import UniLlamaConfig
-
-ROUTING_LOG = "routing.jsonl"
+from unidecouple.train.run_logs import ROUTING, read_log
 
 
 class RoutingLog:
@@ -27,10 +25,13 @@ class RoutingLog:
 
     def __init__(self, folder: Path, say: Callable[[str], None], changes: Sequence[int] = ()) -> None:
         """``changes``: the steps after which a stage changes the structure."""
-        self._path, self._say, self._changes = folder / ROUTING_LOG, say, changes
+        self._path, self._say, self._changes = folder / ROUTING, say, changes
         self._alarm, self._last = RoutingAlarm(), 0
-        for record in read_routing_log(folder):
-            self._observe(record["step"], record["layers"])
+        try:
+            for record in read_routing_log(folder):
+                self._observe(record["step"], record["layers"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self._path} holds other records than a run writes ({error!r}): delete it and run again") from error
 
     def write(self, step: int, stage: str, config: UniLlamaConfig, counts: Tensor) -> dict[str, float]:
         """Log ``counts`` (of ``count_routing``) at ``step``.
@@ -58,6 +59,5 @@ class RoutingLog:
 
 
 def read_routing_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's ``routing.jsonl``, oldest first; none where there is no such file."""
-    path = folder / ROUTING_LOG
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    """The records of a run's ``routing.jsonl``, see ``read_log``."""
+    return read_log(folder / ROUTING)

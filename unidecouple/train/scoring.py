@@ -93,7 +93,7 @@ _NO_BOUNDS = Bounds(
 def _keep_samples(folder: Path, verdicts: Sequence[Verdict], pictures: Sequence[Sequence[np.ndarray]]) -> None:
     """First pictures of the first prompts of each tag, with what the judge says of them."""
     shown = [v for tag in TAGS for v in [v for v in verdicts if v.tag == tag and v.image == 0][:SAMPLES_SHOWN]]
-    with atomic_directory(folder / "samples") as staging:
+    with atomic_directory(folder / "samples", internal=True) as staging:
         for number, verdict in enumerate(shown):
             Image.fromarray(pictures[verdict.prompt][verdict.image]).save(staging / f"{number:02d}.png")
     rows = [

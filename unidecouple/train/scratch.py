@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unidecouple import bounds
+from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import checkpoint_folder, load
+from unidecouple.convert.weights import check_finite
 from unidecouple.data.sequences import pixels
 from unidecouple.data.world.dataset import tokenizer_pictures, vocabulary
 from unidecouple.data.world.prompts import held_out
@@ -17,10 +20,13 @@ from unidecouple.eval.geneval import judge_bounds
 from unidecouple.eval.judges.template import TemplateJudge
 from unidecouple.files import append_jsonl, atomic_directory, write_json_atomic
 from unidecouple.generate.image import decode_pictures
+from unidecouple.models.base import UnifiedModel
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.models.processing import UnifiedProcessor
+from unidecouple.models.shipped import located
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.models.vq import encode_image_tokens
+from unidecouple.ownership import check_directory
 from unidecouple.train.alignment import Alignment, Report, align_generation, align_vision
 from unidecouple.train.ema import average
 from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
@@ -51,9 +57,14 @@ class Scratch:
     seed: int = 0
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "pictures", "threads")
+        bounds.at_least(0, self, "picture_seed", "seed")
+
 
 def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
     """Write the checkpoint ``folder``, ``image_tokenizer.jsonl`` (losses) and ``image_tokenizer.json`` (the judge's bounds)."""
+    check_directory(folder)
     torch.set_num_threads(scratch.threads)
     processor = tiny_processor(vocabulary(), scratch.size)
     model = tiny_model(tiny_config(processor.tokenizer, scratch.size), scratch.seed)
@@ -72,9 +83,9 @@ def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
         processor.save_pretrained(staging)
         for record in log:
             append_jsonl(staging / "image_tokenizer.jsonl", record)
-        bounds = tokenizer_bounds(model)
-        write_json_atomic(staging / "image_tokenizer.json", bounds)
-    say(f"the judge's ceiling is {bounds['ceiling']:.3f}, through the tokenizer {bounds['through_tokenizer']:.3f}")
+        judged = tokenizer_bounds(model)
+        write_json_atomic(staging / "image_tokenizer.json", judged)
+    say(f"the judge's ceiling is {judged['ceiling']:.3f}, through the tokenizer {judged['through_tokenizer']:.3f}")
 
 
 @torch.no_grad()
@@ -97,10 +108,11 @@ def align(checkpoint: Path, folder: Path, say: Say, alignment: Alignment = GENER
     It is done once the words are learned: aligned with those of a model from scratch, which training turns by 30 degrees,
     UniDecouple learns to read prompts half as fast (EXPERIMENTS.md).
     """
+    source = _apart(checkpoint, folder)
     torch.set_num_threads(1)  # sums in another order would give other weights
     model, processor = load(str(checkpoint))
     align_generation(model, processor.tokenizer, alignment, follow("alignment", alignment.steps, say))
-    return _write(model, processor, folder)
+    return _write(model, processor, folder, source)
 
 
 def follow(what: str, steps: int, say: Say) -> Report:
@@ -116,15 +128,25 @@ def export(checkpoint: Path, folder: Path, ema: bool = False) -> Path:
     Raises:
         ValueError: there are none.
     """
+    source = _apart(checkpoint, folder)
     model, processor = load(str(checkpoint))
     if ema:
-        average(model, checkpoint_folder(str(checkpoint)))
+        average(model, source)
     model.model.vqmodel.half()
-    return _write(model, processor, folder)
+    check_finite(dict(model.state_dict()), f"{source}, its image tokenizer in float16,")
+    return _write(model, processor, folder, source)
 
 
-def _write(model: UniJanusForConditionalGeneration, processor: UniJanusProcessor, folder: Path) -> Path:
-    with atomic_directory(folder) as staging:
+def _apart(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint's own folder, after ``folder`` was found fit to be written."""
+    source = checkpoint_folder(str(checkpoint))
+    check_directory(folder, (located(str(checkpoint)), source))
+    return source
+
+
+def _write(model: UnifiedModel, processor: UnifiedProcessor, folder: Path, source: Path) -> Path:
+    with atomic_directory(folder, (source,)) as staging:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
+        carry_licences(source, staging)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +34,12 @@ class BatchSource(Protocol):
     def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
         """A batch of one task for measurements, in an order that training does not use."""
 
+    def distinct_samples(self, task: Task, most: int) -> int:
+        """How many samples of ``distinct_batch`` come, up to ``most``, before a record comes again."""
+
+    def distinct_batch(self, task: Task, size: int, key: int) -> JointBatch:
+        """As ``task_batch``; no two of the first ``distinct_samples`` are of one record."""
+
 
 def open_source(
     run: RunConfig,
@@ -50,4 +57,7 @@ def open_source(
     """
     if run.files is None:
         return world_batches(run.data, model, builder, run.seed, cache, progress)
-    return FileBatches(run.files, processor, builder, run.seed, model.model.vqmodel, cache / "files")
+    files, longest = run.files, model.config.text_config.max_position_embeddings
+    if not files.pack:  # packed rows may be longer than the model takes: positions start again with each sequence
+        files = replace(files, max_length=min(files.max_length, longest))
+    return FileBatches(files, processor, builder, run.seed, model.model.vqmodel, cache / "files")

@@ -58,6 +58,10 @@ class Subject:
         source = self.described if described else self.source
         return tuple(batch.to(self.model.device) for batch in source.task_batch(task, size, number))
 
+    def distinct_batch(self, task: Task, size: int, number: int) -> JointBatch:
+        """Batch ``number`` of ``task`` without the records of other numbers, on the model's device."""
+        return tuple(batch.to(self.model.device) for batch in self.source.distinct_batch(task, size, number))
+
 
 @dataclass(frozen=True)
 class Opened:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from unidecouple import bounds
 from unidecouple.models.vq import decode_latents, latents, nearest_codes
 
 KMEANS_PICTURES, KMEANS_ROUNDS = 1536, 10
@@ -45,6 +46,12 @@ class TokenizerTraining:
     ema_decay: float = 0.99
     restart_every: int = 40
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "steps", "foreground_weight", "chroma_weight", "commitment", "seed")
+        bounds.at_least(1, self, "batch_size", "restart_every")
+        bounds.above(0, self, "learning_rate")
+        bounds.between(0, 1, self, "warmup_share", "ema_decay")
 
 
 def fit_tokenizer(

@@ -63,7 +63,7 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b" \n ", "is empty"),
-        (gzip.compress(b"{}", mtime=0), "gunzip it first"),
+        (gzip.compress(b"{}", mtime=0), "decompress it first"),
         (b"hello\nworld", "no known format; known are messages, llava"),
         (b'{\n "prompt": "pretty printed"\n}', "no known format"),
         (bytes(range(256)) * 8, "no known format"),

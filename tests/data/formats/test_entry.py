@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from own_data import asked, flat, png
 from unidecouple.data.formats.entry import entry_type, folder_finder, parse
@@ -63,6 +65,59 @@ def messages(*content: Any, **more: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_golden_entries(entry: dict[str, Any], kind: str, turns: tuple[Turn, ...]) -> None:
     assert read(entry) == Record(kind, turns, "data.jsonl:7")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_a_picture_in_base64_without_its_prefix(form: str) -> None:
+    content = io.BytesIO()
+    Image.open(io.BytesIO(png())).save(content, form)
+    plain = base64.b64encode(content.getvalue()).decode()
+    for name in (plain, "\n".join(plain[at : at + 76] for at in range(0, len(plain), 76)), f"data:image/x;base64,{plain}\n"):
+        assert read({"prompt": "a cow", "image": name}).drawn == (ImageBytes(content.getvalue()),)
+    for path in ("/9j/a.jpg", "Qkq/" + "a" * 90 + ".png", "iVBORw0KGgo" * 8 + ".png"):
+        assert read({"prompt": "a cow", "image": path}).drawn == (ImageFile(ROOT / path),)
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"prompt": "a", "image": "iVBORw0KGgo" + "A" * 100_000 + "!"},
+        {"prompt": "a", "image": f"data:{LONG};base64,@@"},
+        {"prompt": "a", "image": f"data:{LONG}"},
+        {"prompt": "a", "image": f"https://{LONG}"},
+        {"prompt": " " * 100_000, "image": "a.png"},
+        {"prompt": [LONG], "image": "a.png"},
+        {"prompt": "a", "image": "a.png", "task": LONG},
+        {LONG: 1},
+        {"messages": [{"role": LONG, "content": "?"}]},
+        messages([{"type": LONG}], "A."),
+        messages([{"type": {"a": LONG}}], "A."),
+        messages([{"type": "text", "text": [LONG]}], "A."),
+        messages("?", "A.", task=LONG),
+        messages(f"{LONG}\ud83d", "A."),
+        {"\ud83d": LONG},
+    ],
+)  # fmt: skip
+def test_no_message_repeats_a_record(entry: dict[str, Any]) -> None:
+    with pytest.raises(BadRecordError) as caught:
+        read(entry)
+    assert len(str(caught.value)) < 400
+    assert LONG[:121] not in str(caught.value)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("place", ["user", "assistant", "system", "prompt"])
+def test_half_a_surrogate_pair_is_a_bad_record(place: str) -> None:
+    bad = "a cow \ud83d"
+    entry = {"prompt": bad, "image": "a.png"} if place == "prompt" else messages("hi", "ho")
+    if place != "prompt":
+        entry["messages"] = [{"role": "system", "content": "s"}, *entry["messages"]]
+        next(turn for turn in entry["messages"] if turn["role"] == place)["content"] = bad
+    with pytest.raises(BadRecordError, match=r"data.jsonl:7: the text .* has half a surrogate pair"):
+        read(entry)
 
 
 def test_many_turns_and_a_system_turn() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -62,8 +63,9 @@ def test_samples_of_every_sort(tmp_path: Path) -> None:
     shown = [[p.read() for p in record.turns[n].pictures] for record, n in zip(found, (1, 1, 0, 0), strict=False)]  # type: ignore[union-attr]
     assert shown == [[png(0)], [png(1)], [png(2), png(3)], [png(5), png(4)]]
     assert [str(problem).partition("sample ")[2] for problem in found[5:]] == [
-        "6 (5): no .txt or .json beside the picture",
-        "7 (6): keys ['prompt'] are of no known format: give messages, conversations, or image with one of prompt, caption, text",
+        "6 (5): no .txt or .json beside the picture: files of one sample must follow each other (tar --sort=name)",
+        "7 (6): no picture (jpg, jpeg, png, webp, gif, bmp, tif, tiff, ppm, pgm) beside the .txt: files of one sample must follow "
+        "each other (tar --sort=name)",
         "8 (7): its text cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
         "9 (8): there is no picture 'y.png' in the sample; it has none",
     ]
@@ -113,6 +115,71 @@ def test_tars_put_one_after_the_other(tmp_path: Path) -> None:
     path = tmp_path / "both.tar"
     path.write_bytes(b"".join((tmp_path / f"{n}.tar").read_bytes() for n in range(2)))
     assert prompts(records(path)) == ["a cow", "a cow"]
+
+
+def test_names_that_are_part_of_no_sample(tmp_path: Path) -> None:
+    """macOS's ``._`` files and folder, hidden files, names without a dot, the library's metadata; none parts a sample."""
+    members: dict[str, bytes] = {"__meta__": b"x", "README": b"x", "d/.DS_Store": b"x"}
+    for number in range(3):
+        for ending, content in (("png", png(number)), ("txt", f"picture {number}".encode())):
+            members |= {f"d/._{number}.{ending}": b"\0\5\x16\7", f"d/{number}.{ending}": content}
+            members[f"__MACOSX/d/._{number}.{ending}"] = b"x"
+            members[f"__MACOSX/d/{number}.{ending}"] = b"x"
+    assert prompts(records(write_tar(tmp_path / "a.tar", members))) == ["picture 0", "picture 1", "picture 2"]
+
+
+def test_two_texts_of_one_key_are_a_bad_sample(tmp_path: Path) -> None:
+    """The key ends at the first dot, so dotted names make one sample of all; it is counted, and the message says how many it is."""
+    dotted = {f"img.{n:03}.{end}": png(n) if end == "png" else b'{"prompt": "p"}' for n in range(20) for end in ("png", "json")}
+    (problem,) = records(write_tar(tmp_path / "a.tar", dotted))
+    assert "it has 20 .json files ('img.000.json' and 'img.001.json') and 20 pictures of one key" in str(problem)
+    texts = {f"chat.{n}.txt": b"a" for n in range(2)}
+    (problem,) = records(write_tar(tmp_path / "b.tar", texts))
+    assert "it has 2 .txt files" in str(problem)
+
+
+def test_a_name_that_comes_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in (("0.png", png(0)), ("0.png", png(1)), ("0.txt", b"a"), ("1.PNG", png(1)), ("1.txt", b"b")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    first, second = records(path)
+    assert "two files of the name '0.png'" in str(first)
+    assert prompts([second]) == ["b"]
+
+
+def test_links_devices_and_folders_part_no_sample(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        links = {"0.webp": tarfile.SYMTYPE, "d": tarfile.DIRTYPE, "0.jpg": tarfile.FIFOTYPE, "0.json": tarfile.LNKTYPE}
+        for name, kind in ({"0.png": tarfile.REGTYPE} | links | {"0.txt": tarfile.REGTYPE}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.pax_headers = kind, "/etc/passwd", {"comment": "é" * 300}
+            content = {"0.png": png(0), "0.txt": b"a cow"}.get(name, b"")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    (record,) = records(path)
+    assert prompts([record]) == ["a cow"]
+
+
+def test_members_in_another_order_are_counted(tmp_path: Path) -> None:
+    members = {f"{n}.png": png(n) for n in range(3)} | {f"{n}.txt": b"a" for n in range(3)}
+    found = records(write_tar(tmp_path / "a.tar", members))
+    assert len(found) == 6
+    assert all("files of one sample must follow each other" in str(problem) for problem in found)
+
+
+def test_texts_that_are_no_text(tmp_path: Path) -> None:
+    deep = b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    members = {
+        "0.png": png(0), "0.json": b'{"prompt": "a \\ud83d"}', "1.png": png(1), "1.txt": b"\xff\xfe",
+        "2.png": png(2), "2.json": deep, "3.png": png(3), "3.txt": b"a cow",
+    }  # fmt: skip
+    found = records(write_tar(tmp_path / "a.tar", members))
+    assert prompts(found) == ["bad", "bad", "bad", "a cow"]
+    assert "half a surrogate pair" in str(found[0])
 
 
 def test_pictures_are_references(tmp_path: Path) -> None:

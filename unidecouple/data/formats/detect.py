@@ -17,6 +17,7 @@ from unidecouple.data.formats.reader import Reader
 from unidecouple.data.formats.tables import DatasetsFolder, Parquet
 from unidecouple.data.formats.token_cache import is_cache, token_readers
 from unidecouple.data.formats.webdataset import WebDataset
+from unidecouple.inputs import refuse_special
 
 ENTRY_TYPES: Final = ("messages", "llava", "flat")
 DATA_TYPES: Final = (*ENTRY_TYPES, "webdataset", "parquet", "datasets", "image_tokens")
@@ -25,6 +26,18 @@ FOLDERS: Final = ("datasets", "image_tokens")
 
 _SUFFIXES: Final = (".jsonl", ".json", ".tar", ".parquet")
 _LINES_TRIED: Final = 20
+_COMPRESSED: Final = (".gz", ".zst", ".bz2", ".xz", ".zip")
+_PACKED: Final = "compressed with {}, where no record can be reached without those before it: decompress it first"
+_UNREADABLE: Final = {
+    b"\x1f\x8b": _PACKED.format("gzip"),
+    b"\x28\xb5\x2f\xfd": _PACKED.format("zstd"),
+    b"BZh": _PACKED.format("bzip2"),
+    b"\xfd7zXZ\x00": _PACKED.format("xz"),
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    codecs.BOM_UTF16_LE: "text in UTF-16: save it as UTF-8",
+    codecs.BOM_UTF16_BE: "text in UTF-16: save it as UTF-8",
+}
+"""How files begin that are no data as they are, and what they are."""
 
 
 def open_readers(
@@ -46,6 +59,7 @@ def open_readers(
         raise ValueError(f"data_type={data_type!r} is not one of {', '.join(DATA_TYPES)}")
     readers: list[Reader] = []
     for place in [path] if path.is_dir() and data_type in FOLDERS else _places(path):
+        refuse_special(place)
         kind = data_type or detect(place)
         if kind == "image_tokens":
             readers += token_readers(place, cache, tokenizer)
@@ -72,8 +86,9 @@ def detect(path: Path) -> str:
         head = file.read(1 << 10)
     if not head.strip():
         raise ValueError(f"{path} is empty")
-    if head.startswith(b"\x1f\x8b"):
-        raise ValueError(f"{path} is compressed with gzip, where no record can be reached without those before it: gunzip it first")
+    for start, name in _UNREADABLE.items():
+        if head.startswith(start):
+            raise ValueError(f"{path} is {name}")
     if head.startswith(b"PAR1"):
         return "parquet"
     if head[257:262] == b"ustar" or (path.suffix == ".tar" and tarfile.is_tarfile(path)):
@@ -90,7 +105,7 @@ def _places(path: Path) -> list[Path]:
     if "*" in path.name:
         found = sorted(path.parent.glob(path.name))
     elif path.is_dir() and not _is_dataset(path):
-        found = _one_kind(path, sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file()))
+        found = _one_kind(path, _data_files(path))
     else:
         found = [path] if path.exists() else []
     if not found:
@@ -113,6 +128,19 @@ def _from_a_hub(path: Path) -> str | None:
 
 def _is_dataset(folder: Path) -> bool:
     return is_cache(folder) or any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Files of ``folder`` by their endings; dangling links and named pipes too, which are refused once they are looked at.
+
+    Raises:
+        ValueError: one of them is compressed, which would leave its records out.
+    """
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir())
+    for file in files:
+        if file.suffix in _COMPRESSED and file.with_suffix("").suffix in _SUFFIXES:
+            raise ValueError(f"{file} is compressed, and its records cannot be reached in any order: decompress it first")
+    return [file for file in files if file.suffix in _SUFFIXES]
 
 
 def _one_kind(folder: Path, files: Sequence[Path]) -> list[Path]:

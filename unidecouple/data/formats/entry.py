@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from unidecouple.data.formats.record import BadRecordError, ImageBytes, ImageFile, Picture, Record, Role, Turn, make_record
+from unidecouple.inputs import quoted
 
 TAG: Final = "<image>"
 PROMPTS: Final = ("prompt", "caption", "text")
@@ -20,6 +20,12 @@ _ROLES: Final[dict[str, Role]] = {
     "gpt": "assistant",
     "system": "system",
 }
+_BARE: Final = 64
+"""Characters from which on a name may be a picture in base64."""
+_LONGEST_PATH: Final = 4096
+_BARE_HEADS: Final = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
+"""Base64 of how PNG, JPEG, GIF, WebP, BMP and TIFF (both byte orders) begin."""
+
 Find = Callable[[str], Picture]
 """From a picture's name in a record to the picture."""
 
@@ -42,8 +48,8 @@ def parse(entry: object, where: str, find: Find, data_type: str | None = None) -
     if form is None:
         raise BadRecordError(
             where,
-            f"keys {sorted(map(str, entry))[:8]} are of no known format: give messages, conversations, or image with one of "
-            + ", ".join(PROMPTS),
+            f"keys {quoted(sorted(map(str, entry))[:8])} are of no known format: give messages, conversations, or image with one "
+            f"of {', '.join(PROMPTS)}",
         )
     turns = {"messages": _messages, "llava": _llava, "flat": _flat}[form](entry, where, find)
     return make_record(turns, entry.get("task"), where)
@@ -60,22 +66,40 @@ def entry_type(entry: Mapping[str, Any]) -> str | None:
 
 
 def folder_finder(root: Path) -> Find:
-    """Pictures by data URL, or by path relative to ``root``. Nothing is downloaded."""
+    """Pictures by data URL, by their base64 alone, or by path relative to ``root``. Nothing is downloaded."""
 
     def find(name: str) -> Picture:
+        if (content := _bare_base64(name)) is not None:
+            return ImageBytes(content)
         if name.startswith("data:"):
             head, _, body = name.partition(",")
             if not head.endswith(";base64"):
                 raise ValueError(f"data URL {head[:40]!r} is not base64")
             try:
-                return ImageBytes(base64.b64decode(body, validate=True))
-            except binascii.Error as error:
+                return ImageBytes(base64.b64decode("".join(body.split()), validate=True))
+            except ValueError as error:
                 raise ValueError(f"data URL {head[:40]!r}: {error}") from error
         if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
-            raise ValueError(f"{name[:80]} is a web address: download the picture and give its path")
+            raise ValueError(f"{quoted(name[:80])} is a web address: download the picture and give its path")
         return ImageFile(root / name)
 
     return find
+
+
+def _bare_base64(name: str) -> bytes | None:
+    """What ``name`` encodes, if it is the base64 of a picture without the head of a data URL; else None.
+
+    Raises:
+        ValueError: it begins as one, is longer than any path, and is broken.
+    """
+    if len(name) < _BARE or not name.lstrip().startswith(_BARE_HEADS):
+        return None
+    try:
+        return base64.b64decode("".join(name.split()), validate=True)
+    except ValueError as error:
+        if len(name) < _LONGEST_PATH:
+            return None
+        raise ValueError(f"{quoted(name)} looks like a picture in base64, but is broken: {error}") from error
 
 
 def _messages(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
@@ -89,11 +113,11 @@ def _llava(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
 def _flat(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
     if entry.get("task") not in (None, "t2i"):
         raise BadRecordError(
-            where, f'"task": {entry["task"]!r} with a flat prompt and picture, which is t2i: give messages instead'
+            where, f'"task": {quoted(entry["task"])} with a flat prompt and picture, which is t2i: give messages instead'
         )
     prompt = next((entry[key] for key in PROMPTS if entry.get(key) is not None), None)
     if not isinstance(prompt, str) or not prompt.strip():
-        raise BadRecordError(where, f"the prompt is {prompt!r}; give one of {', '.join(PROMPTS)}")
+        raise BadRecordError(where, f"the prompt is {quoted(prompt)}; give one of {', '.join(PROMPTS)}")
     if entry.get("image") is None:
         raise BadRecordError(where, "the prompt has no image")
     return [Turn("user", (prompt.strip(),)), Turn("assistant", (_picture(entry["image"], where, find),))]
@@ -111,7 +135,7 @@ def _turns(entry: Mapping[str, Any], key: str, names: tuple[str, str], where: st
     for turn in said:
         speaker = str(turn.get(names[0]))
         if speaker not in _ROLES:
-            raise BadRecordError(where, f"{names[0]}: {speaker!r} is not one of {', '.join(_ROLES)}")
+            raise BadRecordError(where, f"{names[0]}: {quoted(speaker)} is not one of {', '.join(_ROLES)}")
         turns.append(Turn(_ROLES[speaker], tuple(_parts(turn.get(names[1]), waiting, where, find))))
     unused = len(list(waiting))
     if unused:
@@ -136,10 +160,13 @@ def _parts(content: object, waiting: Iterator[object], where: str, find: Find) -
 
 def _part(part: object, waiting: Iterator[object], where: str, find: Find) -> Iterator[str | Picture]:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(part, Mapping) or kind not in ("text", "image", "image_url"):
-        raise BadRecordError(where, f"a content part of type {kind!r}; text, image and image_url are known")
+    if not isinstance(part, Mapping) or not isinstance(kind, str) or kind not in ("text", "image", "image_url"):
+        raise BadRecordError(where, f"a content part of type {quoted(kind)}; text, image and image_url are known")
     if kind == "text":
-        yield from _parts(part.get("text"), waiting, where, find)
+        words = part.get("text")
+        if not isinstance(words, str):
+            raise BadRecordError(where, f"the text of a content part is {type(words).__name__}")
+        yield from _parts(words, waiting, where, find)
         return
     value = part.get(kind)
     if kind == "image_url" and isinstance(value, Mapping):
@@ -164,4 +191,4 @@ def _picture(value: object, where: str, find: Find) -> Picture:
     try:
         return find(value)
     except (ValueError, KeyError) as error:
-        raise BadRecordError(where, str(error.args[0])) from error
+        raise BadRecordError(where, str(error.args[0]) if isinstance(error, KeyError) else str(error)) from error

@@ -17,7 +17,7 @@ from unidecouple.files import write_array_atomic
 BAD: Final = len(KINDS)
 """In an index: the kind of a record that cannot be parsed."""
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 class Reader(Protocol):

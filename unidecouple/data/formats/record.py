@@ -10,15 +10,24 @@ from typing import Final, Literal
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from unidecouple.inputs import printable, quoted, refuse_surrogates, special_file
+
 Kind = Literal["mmu", "t2i", "text"]
 KINDS: Final[tuple[Kind, ...]] = ("mmu", "t2i", "text")
 Role = Literal["system", "user", "assistant"]
 
 
+_WHERE, _REASON = 480, 640
+"""Most characters of an error's place and reason."""
+_LARGEST: Final = 1 << 30
+"""Bytes of an encoded picture."""
+
+
 class BadRecordError(ValueError):
-    """One record cannot be used. ``where`` names file and line, ``reason`` says what is wrong with it."""
+    """One record cannot be used. ``where`` names file and line, ``reason`` what is wrong with it; both can be printed anywhere."""
 
     def __init__(self, where: str, reason: str) -> None:
+        where, reason = printable(where, _WHERE), printable(reason, _REASON)
         super().__init__(f"{where}: {reason}")
         self.where, self.reason = where, reason
 
@@ -35,8 +44,12 @@ class ImageFile:
         """Its encoded bytes.
 
         Raises:
-            OSError: the file cannot be read, or ends before the picture does.
+            OSError: the file cannot be read, is no plain file, is larger than a GiB, or ends before the picture does.
         """
+        if kind := special_file(self.path):
+            raise OSError(f"it is {kind}, not a file")
+        if self.size is None and self.path.stat().st_size > _LARGEST:
+            raise OSError(f"its file has more than {_LARGEST:,} bytes")
         with self.path.open("rb") as file:
             file.seek(self.offset)
             content = file.read(-1 if self.size is None else self.size)
@@ -120,15 +133,20 @@ def make_record(turns: Sequence[Turn], task: object, where: str) -> Record:
     wins; under "mmu" an assistant's picture is something to be understood, too.
 
     Raises:
-        BadRecordError: turns in an impossible order, or a task that they cannot be.
+        BadRecordError: turns in an impossible order, a task that they cannot be, or a text that is no Unicode.
     """
     _check_order(turns, where)
+    try:
+        for part in (part for turn in turns for part in turn.parts if isinstance(part, str)):
+            refuse_surrogates(part)
+    except ValueError as error:
+        raise BadRecordError(where, str(error)) from error
     drawn = any(turn.pictures for turn in turns if turn.role == "assistant")
     shown = any(turn.pictures for turn in turns if turn.role != "assistant")
     if task is None:
         return Record("t2i" if drawn else "mmu" if shown else "text", tuple(turns), where)
     if task not in KINDS:
-        raise BadRecordError(where, f'"task": {task!r} is not one of {", ".join(KINDS)}')
+        raise BadRecordError(where, f'"task": {quoted(task)} is not one of {", ".join(KINDS)}')
     if task == "t2i" and not drawn:
         raise BadRecordError(where, '"task": "t2i" needs the picture to draw in an assistant turn')
     if task == "text" and (drawn or shown):

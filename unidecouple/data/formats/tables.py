@@ -91,12 +91,12 @@ class Parquet(TableReader):
         pictures = [name for name in _PICTURES if name in there]
         for group in range(self._file.num_row_groups):
             try:
-                told = self._file.read_row_group(group, columns=columns).to_pylist()
+                words = self._file.read_row_group(group, columns=columns)
                 shown = self._file.read_row_group(group, columns=pictures)
-            except (OSError, ValueError):  # told once its rows are asked for
+            except (OSError, ValueError):  # the reason is given once its rows are asked for
                 yield from [None] * self._file.metadata.row_group(group).num_rows
             else:
-                yield from ({**row, **_names(shown, number)} for number, row in enumerate(told))
+                yield from _named_rows(words, shown)
 
 
 class DatasetsFolder(TableReader):
@@ -123,8 +123,24 @@ class DatasetsFolder(TableReader):
         for start in range(0, len(self._data), 1000):
             table = self._data[start : start + 1000]
             pictures = table.select([name for name in _PICTURES if name in table.column_names])
-            told = table.drop_columns(pictures.column_names).to_pylist()
-            yield from ({**row, **_names(pictures, number)} for number, row in enumerate(told))
+            yield from _named_rows(table.drop_columns(pictures.column_names), pictures)
+
+
+def _named_rows(words: Any, pictures: Any) -> Iterator[dict[str, Any] | None]:
+    """Rows of two tables, with names in place of pictures; None for a row with a text that is no UTF-8, which costs no other."""
+    try:
+        rows = words.to_pylist()
+    except ValueError:
+        rows = [_row(words, number) for number in range(len(words))]
+    yield from (None if row is None else {**row, **_names(pictures, number)} for number, row in enumerate(rows))
+
+
+def _row(table: Any, number: int) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = table.slice(number, 1).to_pylist()[0]
+    except ValueError:
+        return None
+    return row
 
 
 def _names(pictures: Any, number: int) -> dict[str, Any]:
@@ -141,4 +157,4 @@ def _require(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"reading {what} needs {module.partition('.')[0]}: pip install -e '.[data]' in the source tree") from error
+        raise ValueError(f"reading {what} needs {module.partition('.')[0]}: pip install 'unidecouple[data]'") from error

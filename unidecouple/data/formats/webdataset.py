@@ -1,12 +1,19 @@
-"""WebDataset: tars in which files that follow each other with one key (the name up to its first dot) make a sample.
+"""WebDataset: tars in which files that follow each other with one key make a sample.
 
-A sample is a text (``key.txt``) that tells what its one picture shows, or a JSON object (``key.json``) in any of the entry
-formats, with its pictures by name or in the order of the archive. Samples are found once in a pass over the headers.
+The key is the library's (webdataset 1.0, ``tariterators.base_plus_ext``): the folder, and the file's name up to its first dot. So
+``img.000.png`` and ``img.001.png`` have one key, ``img``. As in the library, only regular files count, names without a dot and
+those of metadata (``__name__``) are left out, and endings are compared in lower case. Ours: names that begin with a dot
+(macOS's ``._`` files) and the folder ``__MACOSX`` are left out wherever they are, since they would part every sample; and two files
+of one name, or two texts of one key, make a bad sample, where the library would take all of them for one without a word.
+
+A sample is a text (``key.txt``) that describes its one picture, or a JSON object (``key.json``) in any of the entry formats, with
+its pictures by name or in the order of the archive. Samples are found once in a pass over the headers.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,9 +22,12 @@ from typing import Any, BinaryIO, Final
 from unidecouple.data.formats.entry import PROMPTS, TAG, parse
 from unidecouple.data.formats.reader import RangeReader
 from unidecouple.data.formats.record import BadRecordError, ImageFile, Picture, Record
+from unidecouple.inputs import QUOTED, printable, quoted
 
 _BLOCK: Final = 512
-_PICTURES: Final = ("jpg", "jpeg", "png", "webp")
+_PICTURES: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
+_TEXTS: Final = ("txt", "json")
+_META: Final = re.compile(r"(?:.*/)?__(?:[^/]*__(?:$|/)|MACOSX/)")
 
 
 class WebDataset(RangeReader):
@@ -35,10 +45,10 @@ class WebDataset(RangeReader):
         """See ``RangeReader``; the line is the sample's number in the archive."""
         number, start, end, key = 0, 0, 0, ""
         for member, first, last in _members(self.path):
-            if member is not None and not member.isfile():
+            mine = "" if member is None else _counted(member)
+            if mine is None:
                 continue
-            mine = _split(member.name)[0] if member is not None else ""
-            if end and (mine != key or not mine or first != end):
+            if end and (mine != key or not mine):
                 number += 1
                 yield start, end, number
                 start = first
@@ -52,34 +62,53 @@ class WebDataset(RangeReader):
         """See ``RangeReader``."""
         where = f"{self.path}: sample {line}"
         pictures: dict[str, Picture] = {}
-        texts: dict[str, bytes] = {}
+        texts: dict[str, list[tuple[str, bytes]]] = {kind: [] for kind in _TEXTS}
         with self.path.open("rb") as file:
             for member, first, last in _members_between(file, start, end):
                 if member is None:
                     raise BadRecordError(where, f"bytes {first} to {last} are no valid part of a tar: damaged or truncated")
-                key, ending = _split(member.name)
-                where = f"{self.path}: sample {line} ({key})"
-                kind = ending.rpartition(".")[2].lower()
+                key = _counted(member)
+                if key is None:
+                    continue
+                where = f"{self.path}: sample {line} ({printable(key, QUOTED)})"
+                name = Path(member.name).name
+                kind = name.rpartition(".")[2].lower()
                 if kind in _PICTURES:
-                    pictures[Path(member.name).name] = ImageFile(self.path, member.offset_data, member.size)
-                elif kind in ("txt", "json"):
+                    if name in pictures:
+                        raise BadRecordError(where, f"it has two files of the name {quoted(name)}: give each a name of its own")
+                    pictures[name] = ImageFile(self.path, member.offset_data, member.size)
+                elif kind in _TEXTS:
                     file.seek(member.offset_data)
-                    texts[kind] = file.read(member.size)
-        return _sample(texts, pictures, where)
+                    texts[kind].append((name, file.read(member.size)))
+        return _sample(_one_each(texts, len(pictures), where), pictures, where)
+
+
+def _one_each(texts: Mapping[str, list[tuple[str, bytes]]], pictures: int, where: str) -> dict[str, bytes]:
+    for kind, found in texts.items():
+        if len(found) > 1:
+            names = f"{quoted(found[0][0])} and {quoted(found[1][0])}"
+            raise BadRecordError(
+                where,
+                f"it has {len(found)} .{kind} files ({names}) and {pictures} pictures of one key, the name up to its first dot: "
+                "rename them so that samples differ before that dot",
+            )
+    return {kind: found[0][1] for kind, found in texts.items() if found}
 
 
 def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, Picture], where: str) -> Record:
     try:
         entry = json.loads(texts["json"]) if "json" in texts else {}
         prompt = texts["txt"].decode() if "txt" in texts else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRecordError(where, f"its text cannot be read: {error}") from error
     if not isinstance(entry, Mapping):
         raise BadRecordError(where, f"its JSON is {type(entry).__name__}; give an object")
     if prompt is not None and not any(entry.get(key) is not None for key in ("messages", "conversations", *PROMPTS)):
         entry = {"prompt": prompt}  # the JSON was about the file, not what it shows
     if not entry:
-        raise BadRecordError(where, "no .txt or .json beside the picture")
+        raise BadRecordError(where, f"no .txt or .json beside the picture: {_ORDER}")
+    if not pictures and "json" not in texts:
+        raise BadRecordError(where, f"no picture ({', '.join(_PICTURES)}) beside the .txt: {_ORDER}")
     return parse(_with_pictures(entry, list(pictures)), where, lambda name: pictures[_known(name, pictures)])
 
 
@@ -96,16 +125,22 @@ def _with_pictures(entry: Mapping[str, Any], names: list[str]) -> Mapping[str, A
 def _known(name: str, pictures: Mapping[str, Picture]) -> str:
     base = Path(name).name
     if base not in pictures:
-        raise KeyError(f"there is no picture {name!r} in the sample; it has {', '.join(pictures) or 'none'}")
+        raise KeyError(
+            f"there is no picture {quoted(name)} in the sample; it has {printable(', '.join(pictures), QUOTED) or 'none'}"
+        )
     return base
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Key and ending, parted at the first dot of the file's own name."""
-    folder, slash, base = name.rpartition("/")
-    key, _, ending = base.partition(".")
-    return folder + slash + key, ending
+def _counted(member: tarfile.TarInfo) -> str | None:
+    """The key of a member; None for one that is part of no sample. Never empty."""
+    folder, slash, base = member.name.rpartition("/")
+    key, dot, _ = base.partition(".")
+    if not member.isfile() or not key or not dot or _META.match(member.name):
+        return None
+    return folder + slash + key
 
+
+_ORDER: Final = "files of one sample must follow each other (tar --sort=name)"
 
 Member = tuple[tarfile.TarInfo | None, int, int]
 """A member, or None for a damaged stretch; start of its header, and end of its content."""

@@ -9,16 +9,19 @@ right, bottom], "color"}]}, judged by our rules; "color" is needed where a promp
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from unidecouple.eval.geneval import Metadata, Verdict, judge_image
 from unidecouple.eval.judges import Box, Detection
-from unidecouple.eval.sources import read_jsonl
+from unidecouple.eval.records import Row, read_records
+from unidecouple.inputs import quoted
 
+_SIDES: Final = ("left", "top", "right", "bottom")
 _PLACE = re.compile(r"(?P<prompt>\d+)/samples/(?P<image>\d+)\.png$")
 
 
@@ -41,26 +44,27 @@ def read_verdicts(path: Path, metadata: Sequence[Metadata], num_images: int) -> 
     """The verdicts that ``path`` gives on ``num_images`` pictures of each prompt.
 
     Raises:
-        ValueError: a line is broken or of other prompts; a picture is missing, judged twice, or too many.
+        ValueError: a line is broken, has a value that cannot be used, or is of other prompts; a picture is missing,
+            judged twice, or too many.
     """
-    found: dict[tuple[int, int], dict[str, Any]] = {}
-    for row in read_jsonl(path, ("filename",)):
-        match = _PLACE.search(row["filename"].replace("\\", "/"))
+    found: dict[tuple[int, int], Row] = {}
+    for row in read_records(path, ("filename",)):
+        match = _PLACE.search(row.text("filename").replace("\\", "/"))
         if match is None:
-            raise ValueError(f"{path}: {row['filename']!r} is no picture of GenEval's layout, such as 00000/samples/0000.png")
+            row.fail(f"{quoted(row['filename'])} is no picture of GenEval's layout, such as 00000/samples/0000.png")
         key = (int(match["prompt"]), int(match["image"]))
         if key in found:
-            raise ValueError(f"{path} judges {row['filename']} twice: join the results of one run only")
+            row.fail(f"judges {row['filename']} twice, as {found[key].where} does: join the results of one run only")
         found[key] = row
     wanted = [(prompt, image) for prompt in range(len(metadata)) for image in range(num_images)]
     _same_pictures(path, found, wanted)
-    official = "correct" in found[wanted[0]]
+    official = found[wanted[0]].has("correct")
     verdicts, disagree = [], 0
     for prompt, image in wanted:
         row, line = found[prompt, image], metadata[prompt]
         if official:
-            _same_prompt(path, row, line)
-            correct, reason = bool(row["correct"]), str(row.get("reason") or "")
+            _same_prompt(row, line)
+            correct, reason = row.yes_no("correct") == "yes", str(row.values.get("reason") or "")
             disagree += _judged_again(row, line) not in (correct, None)
         else:
             correct, reason = _judged(row, line)
@@ -68,37 +72,55 @@ def read_verdicts(path: Path, metadata: Sequence[Metadata], num_images: int) -> 
     return Judged(tuple(verdicts), "official results" if official else "detections", disagree)
 
 
-def _judged(row: Mapping[str, Any], line: Metadata) -> tuple[bool, str]:
+def _judged(row: Row, line: Metadata) -> tuple[bool, str]:
     boxes: list[Detection] = []
     colors: dict[Box, str] = {}
-    for entry in row["detections"]:
-        left, top, right, bottom = map(float, entry["box"])
-        box = (left, top, right, bottom)
-        boxes.append(Detection(entry["class"], float(entry["score"]), box))
-        if "color" in entry:
-            colors[box] = entry["color"]
+    for number, given in enumerate(row.listed("detections", least=0)):
+        entry = Row(f"{row.where}, detections[{number}]", given if isinstance(given, dict) else {})
+        box = _box(entry, entry["box"])
+        boxes.append(Detection(entry.text("class"), _finite(entry, "score", entry["score"]), box))
+        if entry.has("color"):
+            colors[box] = entry.text("color")
 
     def color(box: Box) -> str:
         if box not in colors:
-            raise ValueError(f"{row['filename']}: its prompt names a colour, but the detection at {box} has no 'color'; add it")
+            row.fail(f"its prompt names a colour, but the detection at {box} has no 'color'; add it")
         return colors[box]
 
     return judge_image(boxes, line, color)
 
 
-def _judged_again(row: Mapping[str, Any], line: Metadata) -> bool | None:
+def _box(row: Row, given: object) -> Box:
+    if not isinstance(given, list) or len(given) < len(_SIDES):
+        row.fail(f"the box {quoted(given)} is no list of {', '.join(_SIDES)}")
+    left, top, right, bottom = (_finite(row, side, value) for side, value in zip(_SIDES, given, strict=False))
+    return left, top, right, bottom
+
+
+def _finite(row: Row, key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        row.fail(f"{key!r} is {quoted(value)}; give a number")
+    return float(value)
+
+
+def _judged_again(row: Row, line: Metadata) -> bool | None:
     """Our rules on an official line's boxes; None where a colour would have to be known, or no boxes were kept."""
-    if "details" not in row or any("color" in clause for clause in line["include"]):
+    if not row.has("details") or any("color" in clause for clause in line["include"]):
         return None
-    details = json.loads(row["details"]) if isinstance(row["details"], str) else row["details"]
-    boxes = [Detection(name, box[4], (box[0], box[1], box[2], box[3])) for name, kept in details.items() for box in kept]
+    details = row["details"]
+    try:
+        details = json.loads(details) if isinstance(details, str) else details
+        kept = [(name, box, box[len(_SIDES)]) for name, boxes in details.items() for box in boxes]
+    except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
+        row.fail(f"'details' is {quoted(details)}; it should hold the boxes of each class, left, top, right, bottom and score")
+    boxes = [Detection(name, _finite(row, "score", score), _box(row, box)) for name, box, score in kept]
     return judge_image(boxes, line, lambda box: "")[0]
 
 
-def _same_prompt(path: Path, row: Mapping[str, Any], line: Metadata) -> None:
-    if row.get("prompt", line["prompt"]) != line["prompt"]:
-        raise ValueError(
-            f"{path}: {row['filename']} was judged for {row['prompt']!r}, but that prompt here is {line['prompt']!r}: "
+def _same_prompt(row: Row, line: Metadata) -> None:
+    if row.values.get("prompt", line["prompt"]) != line["prompt"]:
+        row.fail(
+            f"{row['filename']} was judged for {row['prompt']!r}, but that prompt here is {line['prompt']!r}: "
             "the results are of other prompts"
         )
 

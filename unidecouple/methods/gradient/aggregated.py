@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from unidecouple import bounds
 from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Setting, Tensors, aggregate, draws, make
 
 
@@ -34,6 +35,7 @@ class Aggregated:
     parameters: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
+        bounds.finite(self, "scale")
         make(self.name, **self.settings)  # known before anything is drawn or trained
         tasks = {"mmu": [torch.tensor([1.0, 0.0])], "t2i": [torch.tensor([-1.0, 1.0])]}
         try:

@@ -55,7 +55,7 @@ def make(name: str, like: Tensor | None = None, /, **settings: Setting) -> Aggre
         return kinds[name](**(settings | lists))
     except ImportError as error:
         raise ValueError(
-            f"gradient: {name} needs a solver that is not installed: pip install -e '.[gradient]' in the source tree ({error})"
+            f"gradient: {name} needs a solver that is not installed: pip install 'unidecouple[gradient]' ({error})"
         ) from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"gradient: {name} does not take the settings {settings}: {error}") from error

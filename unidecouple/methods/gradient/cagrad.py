@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from unidecouple import bounds
 from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors, aggregate, make
 
 
@@ -13,7 +14,7 @@ class CAGrad:
     """``max_d min_i g_i·d`` subject to ``|d - g_0| <= c |g_0|``, where g_0 is the tasks' mean.
 
     Ours: times the number of tasks, so that c = 0 is the sum and ``d`` is on one scale with what is summed beside it. TorchJD
-    solves it with cvxpy, which comes with ``pip install -e '.[gradient]'`` in the source tree.
+    solves it with cvxpy, which comes with ``pip install 'unidecouple[gradient]'``.
 
     Attributes:
         parameters: names of ``PARTS`` or patterns of the weights it works on.
@@ -26,6 +27,7 @@ class CAGrad:
     c: float = 0.5
 
     def __post_init__(self) -> None:
+        bounds.at_least(0, self, "c")
         make("CAGrad", c=self.c)  # known before anything is drawn or trained
 
     def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from unidecouple import bounds
 from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors
 from unidecouple.methods.gradient.sum import Sum
 
@@ -33,6 +34,9 @@ class MAOP:
     parameters: tuple[str, ...] = ("*.mlp.shared_expert.*",)
     of: Literal["total", "t2i"] = "total"
     eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "eps")
 
     @property
     def by_task(self) -> bool:

@@ -41,6 +41,7 @@ class AiaBand:
     target: float
 
     def __post_init__(self) -> None:
+        bounds.finite(self, "delta")
         if not (0 < self.until <= 1 and self.delta > 0 and 0 <= self.target <= 1):
             raise ValueError(f"{self}: until must lie in (0, 1], delta above 0, and target, a share of attention, in [0, 1]")
 

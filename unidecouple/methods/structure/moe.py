@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.methods.structure.upcycling import copy_into_experts
 from unidecouple.models.configuration import UniLlamaConfig
 
@@ -32,6 +33,9 @@ class MoE:
     shared_expert: bool = True
     alpha_init: float = 0.5
     moe_layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        bounds.finite(self, "alpha_init")
 
     def configure(self, text: UniLlamaConfig) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.models.configuration import UniLlamaConfig
 
 _GATE = re.compile(r"^(?P<mlp>.*\.layers\.(?P<layer>\d+)\.mlp)\.gate\.weight$")
@@ -34,6 +35,9 @@ class Symbiotic:
 
     kind: Literal["symbiotic"] = "symbiotic"
     understanding_share: float = 0.75
+
+    def __post_init__(self) -> None:
+        bounds.between(0, 1, self, "understanding_share")
 
     def configure(self, text: UniLlamaConfig) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets; number of experts, k and shared expert stay as they are."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.methods.structure.upcycling import copy_into_experts
 from unidecouple.models.configuration import UniLlamaConfig
 
@@ -35,6 +36,9 @@ class TaskAwareMoE:
     moe_layers: tuple[int, ...] | None = None
     task_routing: Literal["learned", "label"] = "learned"
     context_router: bool = False
+
+    def __post_init__(self) -> None:
+        bounds.finite(self, "alpha_init")
 
     def configure(self, text: UniLlamaConfig) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets."""

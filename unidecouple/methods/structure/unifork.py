@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.methods.structure.untying import copy_into_sets, depth_of, untied
 from unidecouple.models.configuration import UniLlamaConfig
 
@@ -25,6 +26,9 @@ class UniFork:
 
     kind: Literal["unifork"] = "unifork"
     fork: float | int = 0.5
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "fork")
 
     def configure(self, text: UniLlamaConfig) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets."""

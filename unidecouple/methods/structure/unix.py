@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from unidecouple import bounds
 from unidecouple.methods.structure.untying import copy_into_sets, depth_of, untied
 from unidecouple.models.configuration import UniLlamaConfig
 
@@ -30,6 +31,9 @@ class UniX:
     first: float | int = 1 / 3
     last: float | int = 1 / 6
     across: bool = False
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "first", "last")
 
     def configure(self, text: UniLlamaConfig) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets."""

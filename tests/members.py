@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from step_settings import run_stages
 from unidecouple.convert.load import load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.gradient import GRADIENTS, MAOP, Aggregated, Gradient
@@ -24,10 +25,10 @@ from unidecouple.run import Data, RunConfig
 from unidecouple.train.build import add_lora, fit, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.launch import processes
-from unidecouple.train.loop import Trainer
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import Sharded
 from unidecouple.train.source import open_source
+from unidecouple.train.stages import Trainer
 from unidecouple.train.stop_request import InterruptedRunError
 
 STEPS, STOP = 3, 2
@@ -128,7 +129,7 @@ def trained(run: RunConfig, folder: Path, cache: Path, stop_after: int | None = 
 
     run = replace(run, logging_steps=1)
     try:
-        Trainer(run, model, processor, source, folder, say, stop=stop, parallel=parallel).train(resume)
+        run_stages(Trainer(run, model, processor, source, folder, say, stop=stop, parallel=parallel), resume)
     except InterruptedRunError:
         return False
     return True

@@ -1,13 +1,16 @@
-"""Settings of one training step, as tests of a single step give them."""
+"""Training steps as tests take them: one by itself, or all of a trainer's stages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from unidecouple.batch import Task
 from unidecouple.methods.objective import Objective
+from unidecouple.models.base import UnifiedModel
 from unidecouple.train.gradients import Gradients
-from unidecouple.train.step import StepSettings
+from unidecouple.train.stages import Trainer
+from unidecouple.train.step import StepSettings, train_step
 
 
 def step_settings(
@@ -25,3 +28,14 @@ def step_settings(
         gradients=gradients or Gradients(),
         forward_options=lambda batch, step: {"routing": routing},
     )
+
+
+def run_stages(trainer: Trainer, resume: Path | None = None) -> UnifiedModel:
+    """The model after all stages of ``trainer``, as ``train`` runs them."""
+    with trainer.batches() as batches:
+        for stage in trainer.stages(resume):
+            for step in stage.steps():
+                result = train_step(stage.model, stage.optimizer, batches.take(step - 1), stage.settings, step)
+                batches.settle()
+                stage.finish_step(step, result)
+    return trainer.model.eval()

@@ -18,8 +18,8 @@ from unidecouple.convert.steps import Conversion
 from unidecouple.data.mixture import Source
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
-from unidecouple.train.execute import execute
 from unidecouple.train.scratch import Scratch
+from unidecouple.train.train import train
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FIELD = RECIPES / "compare" / "field.yaml"
@@ -55,7 +55,7 @@ def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) ->
         diagnose=False,
         evaluation=replace(run.evaluation, eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
     )
-    execute(small, folder, cache, lambda line: None, threading.Event())
+    train(small, folder, cache, lambda line: None, threading.Event())
     return len((folder / "metrics.jsonl").read_text().splitlines())
 
 
@@ -148,7 +148,7 @@ def step_on_files(recipe: Path, base: Path, small_cache: Path, tmp_path: Path) -
         evaluation=replace(loaded.evaluation, eval_steps=0, eval_batches=1),
         device="cpu",
     )
-    execute(small, tmp_path / "run", small_cache, lambda line: None, threading.Event())
+    train(small, tmp_path / "run", small_cache, lambda line: None, threading.Event())
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(loaded.stages)
 
 

@@ -13,7 +13,7 @@ from unidecouple.cli import main
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import Data, Evaluation, RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
-from unidecouple.train.execute import execute
+from unidecouple.train.train import train
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def ran(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFa
         device="cpu",
     )
     folder = tmp_path_factory.mktemp("run")
-    execute(config, folder, small_cache, lambda line: None, threading.Event())
+    train(config, folder, small_cache, lambda line: None, threading.Event())
     return folder
 
 

@@ -15,8 +15,8 @@ from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.plan.devices import DEVICES
 from unidecouple.plan.stages import Question, plan
 from unidecouple.run import Data, RunConfig
-from unidecouple.train.loop import Trainer
 from unidecouple.train.parallel import Parallel
+from unidecouple.train.stages import Trainer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SCALE = RECIPES / "scale" / "janus_pro.yaml"

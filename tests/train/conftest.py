@@ -10,8 +10,8 @@ import pytest
 from small_runs import Run
 from unidecouple.methods.stage import Stage
 from unidecouple.run import Data, Evaluation, RunConfig
-from unidecouple.train.execute import execute
 from unidecouple.train.stop_request import InterruptedRunError
+from unidecouple.train.train import train
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def run(small_cache: Path) -> Run:
                 stop.set()
 
         try:
-            execute(config, folder, small_cache, say, stop)
+            train(config, folder, small_cache, say, stop)
         except InterruptedRunError:
             return False
         return True

@@ -27,7 +27,7 @@ from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
 from unidecouple.train import launch, parallel, sharded
 from unidecouple.train.checkpoint import all_checkpoints
-from unidecouple.train.execute import execute
+from unidecouple.train.train import train
 
 KILLS = 4
 PATIENCE = 120
@@ -55,7 +55,7 @@ def member(rank: int, port: int, config: RunConfig, folder: Path, cache: Path, f
             patch.setattr(launch, "_JOINING", JOINING)
             if fault is not None:
                 fault(patch)
-            execute(config, folder, cache, lambda line: None, threading.Event())
+            train(config, folder, cache, lambda line: None, threading.Event())
     except Exception as error:  # noqa: BLE001
         (folder.parent / f"{folder.name}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
         os._exit(1)

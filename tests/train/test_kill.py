@@ -21,13 +21,13 @@ from unidecouple.convert.load import load
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
-from unidecouple.train.execute import execute
+from unidecouple.train.train import train
 
 KILLS = 50
 
 
 def attempt(config: RunConfig, folder: Path, cache: Path) -> None:
-    execute(config, folder, cache, lambda line: None, threading.Event())
+    train(config, folder, cache, lambda line: None, threading.Event())
 
 
 def losses(folder: Path) -> list[tuple[int, float, float]]:
@@ -49,7 +49,7 @@ def test_a_run_killed_before_any_checkpoint_logs_each_step_once(small_run: RunCo
             if line.startswith("step 2/"):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        execute(config, tmp_path, small_cache, say, threading.Event())
+        train(config, tmp_path, small_cache, say, threading.Event())
 
     process = multiprocessing.get_context("fork").Process(target=killed)
     process.start()

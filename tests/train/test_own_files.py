@@ -19,7 +19,7 @@ from unidecouple.data.mixture import Files, Source
 from unidecouple.data.tally import BadDataError
 from unidecouple.run import Data, RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
-from unidecouple.train.execute import execute
+from unidecouple.train.train import train
 
 WORDS = ["cow", "pig", "cup", "bus", "car", "cake", "dog", "cat"]
 
@@ -92,7 +92,7 @@ def test_a_picture_that_vanishes_in_training_stops_it_at_its_step(
                 (tmp_path / f"{word}.png").unlink()
 
     with pytest.raises(BadDataError, match=r"more than max_bad_ratio=0\.01; the last: .*train\.jsonl:\d+"):
-        execute(own, tmp_path / "run", small_cache, say, threading.Event())
+        train(own, tmp_path / "run", small_cache, say, threading.Event())
     newest = int(all_checkpoints(tmp_path / "run")[-1].name.split("-")[1])
     assert newest == 2 + workers, "the batch of step 3 was built before its pictures vanished, or not"
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from small_runs import APART_THEN_JOINT, MOE_THEN_SYMBIOTIC, Run
+from step_settings import run_stages
 from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
@@ -26,9 +27,9 @@ from unidecouple.models.router import TaskAwareRouter
 from unidecouple.run import Data, RunConfig
 from unidecouple.train.batches import world_batches
 from unidecouple.train.checkpoint import all_checkpoints
-from unidecouple.train.loop import Trainer
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.routing_log import read_routing_log
+from unidecouple.train.stages import Trainer
 
 MEASURED = (
     *("loss/mmu", "loss/t2i", "loss/group", "loss/aia_mmu", "loss/aia_t2i"),
@@ -111,7 +112,7 @@ def test_balance_in_parts_is_told(
     model, processor = load(config.model_name_or_path)
     source = world_batches(data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
     told: list[str] = []
-    Trainer(config, model, processor, source, tmp_path, told.append).train()
+    run_stages(Trainer(config, model, processor, source, tmp_path, told.append))
     assert [line for line in told if line.startswith("warning: the loss 'load_balance'")] == told[:1] * warned
 
 

@@ -31,8 +31,8 @@ from unidecouple.train.batches import WorldBatches, world_batches
 from unidecouple.train.build import add_lora, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.gradients import Gradients
-from unidecouple.train.loop import Trainer
 from unidecouple.train.parallel import Parallel
+from unidecouple.train.stages import Trainer
 from unidecouple.train.step import TrainingDivergedError, train_step
 from unidecouple.train.trainable import apply, table
 

@@ -48,12 +48,12 @@ def compare(arguments: argparse.Namespace) -> int:
 def train(arguments: argparse.Namespace) -> int:
     """Train, score and diagnose one run; resumes by itself."""
     from unidecouple.run import RunConfig
-    from unidecouple.train.execute import execute
+    from unidecouple.train.train import train as train_run
 
     run = load_config(RunConfig, arguments.recipe)
     if arguments.dry_run:
         return _dry_run(run, arguments.cache)
-    execute(run, arguments.output, arguments.cache, say, arguments.stop)
+    train_run(run, arguments.output, arguments.cache, say, arguments.stop)
     return OK
 
 

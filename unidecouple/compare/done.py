@@ -8,7 +8,7 @@ from pathlib import Path
 from unidecouple import config as configs
 from unidecouple.compare.merge import RECORD
 from unidecouple.compare.plan import Job
-from unidecouple.train.execute import RESULT, RUN, begun, scored
+from unidecouple.train.run_folder import RESULT, RUN, begun, scored
 
 SHOWN = 5
 """Differences that are told of a folder, and folders that are told of."""

@@ -21,7 +21,7 @@ from unidecouple.compare.merge import MERGED, RECORD, words
 from unidecouple.compare.only import chosen, parse
 from unidecouple.compare.plan import Comparison, Job, jobs
 from unidecouple.files import write_json_atomic, write_text_atomic
-from unidecouple.train.execute import prepare
+from unidecouple.train.train import prepare
 
 
 class ComparisonError(RuntimeError):

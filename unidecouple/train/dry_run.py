@@ -13,9 +13,9 @@ from unidecouple.run import RunConfig
 from unidecouple.train.build import add_lora, fit
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.group_rates import slowed
-from unidecouple.train.loop import Say
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.source import open_source
+from unidecouple.train.stages import Say
 from unidecouple.train.trainable import apply, check_shield, table
 
 _SHOWN = 2

@@ -1,4 +1,4 @@
-"""The training loop: stages in order, evaluation and checkpoints on the way, exact resume."""
+"""The stages of a run: how each begins, what follows each of its steps (log, validation, checkpoint), and exact resume."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from unidecouple.train.prefetch import Prefetch
 from unidecouple.train.routing_log import RoutingLog
 from unidecouple.train.run_logs import METRICS
 from unidecouple.train.source import BatchSource
-from unidecouple.train.step import StepResult, StepSettings, train_step
+from unidecouple.train.step import StepResult, StepSettings
 from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import apply, check_shield, table
@@ -88,12 +88,13 @@ class Trainer:
         for stage in self.config.stages:
             stage.of(self.source.tasks)
 
-    def train(self, resume: Path | None = None) -> UnifiedModel:
-        """Run all stages, from the start or from checkpoint ``resume`` (whose weights ``model`` must hold).
+    def stages(self, resume: Path | None = None) -> Iterator[StageRun]:
+        """The stages that are left, each ready to step; ``resume`` is the checkpoint whose weights ``model`` holds.
+
+        A stage is begun when it is asked for, and saved and gathered when the next one is.
 
         Raises:
-            TrainingDivergedError: see ``train_step``; checkpoints written before stay.
-            InterruptedRunError: ``stop`` was set; a checkpoint of this very step was written.
+            ValueError: ``resume`` is of no step of this run.
         """
         state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
         plan = self.plan()
@@ -101,25 +102,31 @@ class Trainer:
             raise ValueError(f"cannot resume: {resume} is of no step of this run's stages. Delete it and run the command again")
         self.tokens.update(state.tokens)
         self._warn_of_parts()
-        with Prefetch(self._share, self.config.max_steps, self.config.dataloader_num_workers) as batches:
-            for index, (stage, steps) in enumerate(plan):
-                if index < state.stage or (index == state.stage and state.stage_step == steps):
-                    continue
-                start = state.stage_step if index == state.stage else 0
-                if stage.structure is not None and start == 0:
-                    self.model = fit(self.model, stage.structure, self.config.seed + index, self.source)
-                if stage.lora is not None and start == 0:
-                    self.model = add_lora(self.model, stage.lora, self.config.seed + index)
-                self._stage(index, stage, steps, start, resume if start else None, batches)
-        return self.model.eval()
+        for index, (stage, steps) in enumerate(plan if self.config.max_steps else ()):
+            if index < state.stage or (index == state.stage and state.stage_step == steps):
+                continue
+            start = state.stage_step if index == state.stage else 0
+            if stage.structure is not None and start == 0:
+                self.model = fit(self.model, stage.structure, self.config.seed + index, self.source)
+            if stage.lora is not None and start == 0:
+                self.model = add_lora(self.model, stage.lora, self.config.seed + index)
+            running = self._begin(index, steps, start, resume if start else None)
+            yield running
+            self.save(running, running.before + steps, None)
+            with self.parallel.whole_model(running.model, self.model):
+                pass  # the next stage starts from it
+
+    def batches(self) -> Prefetch[list[JointBatch]]:
+        """This process's micro-batches by step (from 0), the next step's perhaps built ahead."""
+        return Prefetch(self._share, self.config.max_steps, self.config.dataloader_num_workers)
 
     def plan(self) -> list[tuple[Stage, int]]:
         """See ``stage_steps``."""
         return stage_steps(self.config)
 
-    def _stage(
-        self, index: int, stage: Stage, steps: int, start: int, resume: Path | None, batches: Prefetch[list[JointBatch]]
-    ) -> None:
+    def _begin(self, index: int, steps: int, start: int, resume: Path | None) -> StageRun:
+        """Wrap the model and make the optimizer of stage ``index``, of which ``start`` steps are done."""
+        stage = self.config.stages[index]
         apply(self.model, stage.train, stage.learning_rate)  # before it is wrapped, which must know what trains
         wrapped = self.parallel.wrap(self.model)
         trained = self.parallel.trained(wrapped)
@@ -129,55 +136,35 @@ class Trainer:
         slower = slowed(trained, stage.group_rates)
         gradients = Gradients.of(trained, stage.gradient, self.parallel, slower)
         check_shield(trained, stage)
-        tasks = stage.of(self.source.tasks)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True)
         slow(optimizer, slower)
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer, self.parallel)
         before = sum(count for _, count in self.plan()[:index])
-        settings = StepSettings(
-            objective=self.config.objective,
-            tasks=tasks,
-            max_grad_norm=self.config.max_grad_norm,
-            parallel=self.parallel,
-            gradients=gradients,
-            forward_options=lambda batch, step: stage.forward_options(batch, step - 1 - before),
-            seed=self.config.seed,
-        )
         averages = Averages(self.config.ema_decay, trained, self.parallel, self._averaged(stage, before, start))
         if self.config.gradient_checkpointing:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.21
                 trained.gradient_checkpointing_enable({"use_reentrant": False})
             trained.disable_input_require_grads()  # it would send gradients through a frozen vision tower
-        clock, seen = time.monotonic(), 0
-        for done in range(start + 1, steps + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate(stage, done - 1, steps)
-            step = before + done
-            wrapped.train()  # each time: scoring switches it off
-            trained.model.vqmodel.eval()  # frozen; train() switches it on with the rest
-            logged = step % self.config.logging_steps == 0 or step == self.config.max_steps
-            groups_counted = self.model.config.text_config.expert_groups if logged else ()
-            result = train_step(wrapped, optimizer, batches.take(step - 1), settings, step, groups_counted)
-            batches.settle()
-            seen += sum(result.tokens.values())
-            self.tokens.update(result.tokens)
-            averages.update()
-            if self.parallel.first and logged:
-                seconds = time.monotonic() - clock
-                self._log(step, stage, result, optimizer.param_groups[-1]["lr"], seen / seconds, seconds / (done - start))
-            if self.config.evaluation.eval_steps and step % self.config.evaluation.eval_steps == 0:
-                with self.parallel.whole_model(wrapped, self.model) as whole:
-                    if self.parallel.first:
-                        self.evaluate(step, whole)
-            stopped = self.parallel.agree(self.stop.is_set())
-            if done < steps and (stopped or (self.config.save_steps and step % self.config.save_steps == 0)):
-                self._save(wrapped, self._state(step, index, done), optimizer, averages)
-                if stopped:
-                    raise InterruptedRunError(f"stopped after step {step} of {self.config.max_steps}; saved in {self.folder}")
-        self._save(wrapped, self._state(before + steps, index, steps), None, averages)
-        with self.parallel.whole_model(wrapped, self.model):
-            pass  # the next stage starts from it
+        return StageRun(
+            trainer=self,
+            index=index,
+            before=before,
+            start=start,
+            num_steps=steps,
+            model=wrapped,
+            optimizer=optimizer,
+            averages=averages,
+            settings=StepSettings(
+                objective=self.config.objective,
+                tasks=stage.of(self.source.tasks),
+                max_grad_norm=self.config.max_grad_norm,
+                parallel=self.parallel,
+                gradients=gradients,
+                forward_options=lambda batch, step: stage.forward_options(batch, step - 1 - before),
+                seed=self.config.seed,
+            ),
+        )
 
     def _warn_of_parts(self) -> None:
         cuts = self.config.gradient_accumulation_steps
@@ -210,14 +197,14 @@ class Trainer:
         drawn = [self.source.batch(step, part, self.parts, tasks) for part in mine]
         return [tuple(batch.to(self.parallel.device) for batch in part) for part in drawn]
 
-    def _state(self, step: int, stage: int, stage_step: int) -> TrainerState:
-        return TrainerState(step, stage, stage_step, dict(self.tokens), vars(self.meter.read()))
-
-    def _save(self, wrapped: nn.Module, state: TrainerState, optimizer: torch.optim.Optimizer | None, averages: Averages) -> None:
+    def save(self, running: StageRun, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write a checkpoint of ``step``; without ``optimizer`` at a stage's end, whose successor starts a new one."""
+        state = TrainerState(step, running.index, step - running.before, dict(self.tokens), vars(self.meter.read()))
         keep, base = self.config.save_total_limit, self.config.model_name_or_path
-        checkpoints.save(self.folder, wrapped, self.processor, state, optimizer, averages, keep, self.parallel, base)
+        checkpoints.save(self.folder, running.model, self.processor, state, optimizer, running.averages, keep, self.parallel, base)
 
-    def _log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
+    def log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
+        """Write the step's measurements to ``metrics.jsonl`` and the trackers, and print them; ``seconds`` are per step."""
         values = {"lr": rate_now, "grad_norm": result.grad_norm, "tokens_per_second": tokens_per_second}
         values |= {f"loss/{name}": value for name, value in result.losses.items()}
         values |= {f"tokens/{task}": count for task, count in self.tokens.items()}
@@ -230,6 +217,83 @@ class Trainer:
         losses = "  ".join(f"{name} {value:.3f}" for name, value in result.losses.items())
         left = round(seconds * (self.config.max_steps - step))
         self.say(f"step {step}/{self.config.max_steps} [{stage.name}]  {losses}  {tokens_per_second:,.0f} tokens/s  {left} s left")
+
+
+@dataclass
+class StageRun:
+    """A stage that is running.
+
+    Attributes:
+        trainer: whose stage it is.
+        index: of the stage, from 0.
+        before: steps of the stages before it.
+        start: steps of it that an earlier attempt did.
+        num_steps: steps of it in all.
+        model: as ``Parallel`` wrapped it.
+        optimizer: over what trains.
+        averages: EMA of what trains.
+        settings: of its steps.
+    """
+
+    trainer: Trainer
+    index: int
+    before: int
+    start: int
+    num_steps: int
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    averages: Averages
+    settings: StepSettings
+    _began: float = field(default_factory=time.monotonic)
+    _tokens: int = 0
+
+    @property
+    def stage(self) -> Stage:
+        """Its configuration."""
+        return self.trainer.config.stages[self.index]
+
+    def steps(self) -> Iterator[int]:
+        """Numbers of the run's steps that are left of this stage, from 1; each is yielded when model and rates are ready for it."""
+        trained = self.trainer.parallel.trained(self.model)
+        self._began = time.monotonic()
+        for done in range(self.start, self.num_steps):
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * rate(self.stage, done, self.num_steps)
+            self.model.train()  # each time: scoring switches it off
+            trained.model.vqmodel.eval()  # frozen; train() switches it on with the rest
+            yield self.before + done + 1
+
+    def counted_groups(self, step: int) -> Sequence[int]:
+        """Experts in each group where ``step`` is logged, so that its routing is counted; else none."""
+        return self.trainer.model.config.text_config.expert_groups if self._logged(step) else ()
+
+    def finish_step(self, step: int, result: StepResult) -> None:
+        """Log, validate and save after ``step`` as the run asks.
+
+        Raises:
+            InterruptedRunError: the run was asked to stop; a checkpoint of this very step was written.
+        """
+        trainer, config, parallel = self.trainer, self.trainer.config, self.trainer.parallel
+        self._tokens += sum(result.tokens.values())
+        trainer.tokens.update(result.tokens)
+        self.averages.update()
+        done = step - self.before
+        if parallel.first and self._logged(step):
+            seconds = time.monotonic() - self._began
+            rate_now = self.optimizer.param_groups[-1]["lr"]
+            trainer.log(step, self.stage, result, rate_now, self._tokens / seconds, seconds / (done - self.start))
+        if config.evaluation.eval_steps and step % config.evaluation.eval_steps == 0:
+            with parallel.whole_model(self.model, trainer.model) as whole:
+                if parallel.first:
+                    trainer.evaluate(step, whole)
+        stopped = parallel.agree(trainer.stop.is_set())
+        if done < self.num_steps and (stopped or (config.save_steps and step % config.save_steps == 0)):
+            trainer.save(self, step, self.optimizer)
+            if stopped:
+                raise InterruptedRunError(f"stopped after step {step} of {config.max_steps}; saved in {trainer.folder}")
+
+    def _logged(self, step: int) -> bool:
+        return step % self.trainer.config.logging_steps == 0 or step == self.trainer.config.max_steps
 
 
 def stage_steps(run: RunConfig) -> list[tuple[Stage, int]]:

@@ -1,0 +1,69 @@
+"""The folder of a run: whose it is, whether it is finished, and whether its data are still what they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from unidecouple import config as configs
+from unidecouple.convert.load import all_checkpoints
+from unidecouple.files import write_text_atomic
+from unidecouple.run import RunConfig
+from unidecouple.train import checkpoint as checkpoints
+from unidecouple.train.fingerprints import check_fingerprints, take_fingerprints, write_fingerprints
+from unidecouple.train.run_logs import METRICS
+from unidecouple.train.stages import Say
+
+RUN, RESULT = "run.yaml", "scores.json"
+_WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")
+"""What a run writes beside its configuration, and may replace."""
+
+_TEST_SIZES = tuple(f"evaluation.{name}:" for name in ("pope_images", "vqa_questions", "prompts_per_tag", "num_images"))
+"""What nothing before the last step depends on, scores during training included."""
+
+
+def claim(folder: Path, run: RunConfig, cache: Path, say: Say) -> None:
+    """Save ``run`` and hashes of its data in ``folder``, or make sure that they are the ones saved there.
+
+    Raises:
+        ValueError: ``folder`` holds another run (one that is trained may be scored with tests of other sizes), or its data changed.
+    """
+    path = folder / RUN
+    if not path.is_file() and (name := next((name for name in _WRITTEN if any(folder.glob(name))), None)):
+        raise ValueError(
+            f"{folder} holds {name}, but no {RUN} that says of which run: bring that file back, or choose another output folder"
+        )
+    if begun(folder) and (found := configs.differences(configs.load(RunConfig, [path]), run)):
+        told = "; ".join(found)
+        if not (_trained(folder, run) and all(line.startswith(_TEST_SIZES) for line in found)):
+            raise ValueError(f"{folder} holds another run ({path} has {told}): choose another output folder, or remove it")
+        say(f"{folder} is trained and not scored yet ({RUN} has {told}): it is scored as asked now")
+    write_text_atomic(path, configs.dump(run))
+    checkpoints.sweep(folder)
+    if scored(folder):
+        return
+    found = take_fingerprints(run, cache)
+    if all_checkpoints(folder):
+        check_fingerprints(folder, found)
+    write_fingerprints(folder, found)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a step of a run was kept in ``folder``: a start that failed before leaves it free for another run."""
+    logged = folder / METRICS
+    return scored(folder) or bool(all_checkpoints(folder)) or (logged.is_file() and logged.stat().st_size > 0)
+
+
+def scored(folder: Path) -> bool:
+    """Whether the run in ``folder`` is finished; an empty or cut ``scores.json`` is no sign of it."""
+    try:
+        found = json.loads((folder / RESULT).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("scores"), list) and bool(found["scores"])
+
+
+def _trained(folder: Path, run: RunConfig) -> bool:
+    """Whether the last step of ``run`` is in ``folder``, and only its scores are missing."""
+    last = next(reversed(all_checkpoints(folder)), None)
+    return last is not None and not scored(folder) and checkpoints.read_state(last).step == run.max_steps

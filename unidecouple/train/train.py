@@ -1,0 +1,220 @@
+"""One training run from its configuration to its scores, in a folder of its own; a finished run is not run again."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from unidecouple import config as configs
+from unidecouple.batch import Task
+from unidecouple.convert.load import all_checkpoints, load, load_shapes
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.world.dataset import Progress
+from unidecouple.diagnose.early_warning import early_warning
+from unidecouple.files import append_jsonl, write_json_atomic
+from unidecouple.models.base import UnifiedModel
+from unidecouple.models.processing import UnifiedProcessor
+from unidecouple.run import RunConfig
+from unidecouple.train import checkpoint as checkpoints
+from unidecouple.train.batches import world_batches
+from unidecouple.train.build import fit
+from unidecouple.train.checkpoint import TrainerState
+from unidecouple.train.faults import reading
+from unidecouple.train.held_out import HeldOut, held_out
+from unidecouple.train.launch import processes
+from unidecouple.train.lock import held
+from unidecouple.train.measurements import LeftOut, Measured, measure_conflict, measure_interaction, measure_routing
+from unidecouple.train.meter import Meter, Spent
+from unidecouple.train.parallel import Parallel
+from unidecouple.train.run_folder import RESULT, claim, scored
+from unidecouple.train.run_logs import SCORES, forget_after, read_log
+from unidecouple.train.scoring import Scorer
+from unidecouple.train.source import BatchSource, open_source
+from unidecouple.train.stages import Say, Trainer, Watch
+from unidecouple.train.step import train_step
+from unidecouple.train.stop_request import InterruptedRunError, deferred
+from unidecouple.train.subject import Subject
+from unidecouple.train.trackers import Tracker, tracking
+
+
+def train(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.Event) -> None:
+    """Train, score and diagnose ``run``; resume where an earlier attempt in ``folder`` stopped.
+
+    Writes into ``folder``: ``run.yaml`` and ``fingerprints.json``; during training ``metrics.jsonl``, ``scores.jsonl``
+    (validation), ``routing.jsonl`` and checkpoints; after it ``conflict.json``, ``routing.json``, ``interaction.json``,
+    ``samples.json``; and last of all ``scores.json`` (test), which marks the run as finished.
+
+    Raises:
+        ValueError: the start does not load, ``folder`` holds another run, or the run's data changed since it began.
+        InterruptedRunError: ``stop`` was set; the same call resumes.
+        TrainingDivergedError: a loss or a gradient is not finite; checkpoints written before stay.
+    """
+    with processes(run.device, run.bf16, run.parallel) as parallel, held(folder, say) if parallel.first else nullcontext():
+        if parallel.first:
+            claim(folder, run, cache, say)
+        parallel.wait()
+        if scored(folder):
+            return
+        say = say if parallel.first else _say_nothing
+        job = _build(run, folder, cache, say, parallel)
+        with tracking(run.report_to if parallel.first else (), folder, job.step, configs.plain(run)) as trackers:
+            trainer = job.trainer(run, folder, say, stop, trackers)
+            if parallel.first:
+                _begin_logs(job, run, folder, say, trainer.evaluate)
+            with deferred(stop), trainer.batches() as batches:
+                for stage in trainer.stages(job.resume):
+                    for step in stage.steps():
+                        result = train_step(
+                            stage.model, stage.optimizer, batches.take(step - 1), stage.settings, step, stage.counted_groups(step)
+                        )
+                        batches.settle()
+                        stage.finish_step(step, result)
+        if parallel.agree(stop.is_set()):
+            raise InterruptedRunError(f"stopped after the last of {run.max_steps} steps, before scoring; saved in {folder}")
+        if parallel.first:
+            model = trainer.model.eval().to(parallel.device)
+            if run.diagnose:
+                _probe(Subject(model, job.source, job.source, run.max_steps, folder), folder)
+            say("scoring on the test sets")
+            _score(run, job, model, folder, say)
+        parallel.wait()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run works with, loaded.
+
+    Attributes:
+        model, processor: of the start, or of the checkpoint that the run goes on from.
+        source: its batches.
+        scorer: its benchmarks.
+        resume: the checkpoint, or None.
+        step: of the checkpoint; 0 without.
+        meter: what earlier attempts took.
+        parallel: the processes that share the run.
+    """
+
+    model: UnifiedModel
+    processor: UnifiedProcessor
+    source: BatchSource
+    scorer: Scorer | HeldOut
+    resume: Path | None
+    step: int
+    meter: Meter
+    parallel: Parallel
+
+    def trainer(self, run: RunConfig, folder: Path, say: Say, stop: threading.Event, trackers: Sequence[Tracker]) -> Trainer:
+        """The trainer of ``run``, which validates by ``scorer``."""
+        return Trainer(
+            run,
+            self.model,
+            self.processor,
+            self.source,
+            folder,
+            say,
+            functools.partial(_validate, self.scorer, folder, trackers, say),
+            stop,
+            self.parallel,
+            trackers,
+            meter=self.meter,
+        )
+
+
+def _build(run: RunConfig, folder: Path, cache: Path, say: Say, parallel: Parallel) -> _Job:
+    resume = next(reversed(all_checkpoints(folder)), None)
+    state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
+    with reading(resume / "model.safetensors") if resume else nullcontext():
+        model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
+    if parallel.holds_weights:
+        model.to(parallel.device)
+    builder = SequenceBuilder(processor)
+    meter = Meter(Spent(**state.spent))
+    with parallel.first_alone():  # it draws and encodes; the others find it done
+        source = open_source(run, model, processor, builder, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
+        scorer = _scorer(run, model, processor, builder, cache)
+    if resume is None:
+        model = fit(model, run.structure, run.seed, source)
+    else:
+        say(f"resuming from {resume}")
+    return _Job(model, processor, source, scorer, resume, state.step, meter, parallel)
+
+
+def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: Say, validate: Watch) -> None:
+    """Cut the logs to the step that the run goes on from; at the start, measure the model before training."""
+    forget_after(folder, job.step if job.resume else -1, say)  # without a checkpoint the start is measured again, too
+    if job.resume is not None:
+        return
+    if run.evaluation.eval_steps:
+        validate(0, job.model)
+    if run.diagnose and len(job.source.tasks) == len(Task):
+        subject = Subject(job.model, job.source, job.source, 0)
+        _write_measured(measure_conflict(subject, _no_progress), folder / "conflict-start.json")
+
+
+def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, say: Say) -> None:
+    scores = job.scorer.test(model, folder)
+    rows = [score.to_json() for score in scores]
+    write_json_atomic(folder / RESULT, {"step": run.max_steps, **vars(job.meter.read()), "scores": rows})
+    shown = [score for score in scores if score.metric in ("accuracy", "overall", "log_probability")]
+    say("done: " + "  ".join(f"{score.benchmark} {score.value:.3f}" for score in shown))
+
+
+def _scorer(
+    run: RunConfig, model: UnifiedModel, processor: UnifiedProcessor, builder: SequenceBuilder, cache: Path
+) -> Scorer | HeldOut:
+    if run.files is None:
+        return Scorer(run.evaluation, builder)
+    return held_out(run.files, run.evaluation.eval_batches, model, processor, builder, cache)
+
+
+def _say_nothing(line: str) -> None:
+    """Only the first process prints."""
+
+
+def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
+    """Draw and encode the data that ``run`` needs, so that processes started together find it in ``cache``."""
+    model, processor = load(run.model_name_or_path)
+    world_batches(run.data, model, SequenceBuilder(processor), run.seed, cache, progress)
+
+
+def _validate(
+    scorer: Scorer | HeldOut,
+    folder: Path,
+    trackers: Sequence[Tracker],
+    say: Say,
+    step: int,
+    model: UnifiedModel,
+) -> None:
+    """Score on validation samples; say when one task falls while the other rises."""
+    model.eval()
+    scores = scorer.validate(model)
+    for score in scores:
+        record = {"step": step, "benchmark": score.benchmark, "metric": score.metric, "value": score.value}
+        append_jsonl(folder / SCORES, record)
+    for tracker in trackers:
+        tracker.log(step, {f"validation/{score.benchmark}": score.value for score in scores})
+    history: dict[int, dict[str, float]] = {}
+    for row in read_log(folder / SCORES):
+        history.setdefault(row["step"], {})[row["benchmark"]] = row["value"]
+    warning = early_warning([*history.values()])
+    if warning:
+        say(f"step {step}: {warning}")
+
+
+def _probe(subject: Subject, folder: Path) -> None:
+    _write_measured(measure_routing(subject, _no_progress), folder / "routing.json")
+    _write_measured(measure_interaction(subject, _no_progress), folder / "interaction.json")
+    _write_measured(measure_conflict(subject, _no_progress), folder / "conflict.json")
+
+
+def _write_measured(measured: Measured, path: Path) -> None:
+    if not isinstance(measured, LeftOut):
+        write_json_atomic(path, measured)
+
+
+def _no_progress(what: str, done: int, of: int) -> None:
+    """A run's diagnosis is short beside the run."""

@@ -20,7 +20,7 @@ from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
-from unidecouple.train import stages
+from unidecouple.train import stages as stage_runs
 from unidecouple.train.batches import world_batches
 from unidecouple.train.build import restructure
 from unidecouple.train.routing_log import RoutingLog, read_routing_log
@@ -122,7 +122,7 @@ def test_a_run_tells_its_log_where_the_structure_changes(
             made.append([*changes])
             super().__init__(folder, say, changes)
 
-    monkeypatch.setattr(stages, "RoutingLog", Spy)
+    monkeypatch.setattr(stage_runs, "RoutingLog", Spy)
     dense, parted = Stage(train={"ffn": 1}), Stage(train={"experts": 1, "expert_router": 1})
     stages = (dense, replace(parted, structure=TaskAwareMoE()), parted)
     assert run(replace(small_run, stages=stages, max_steps=3), tmp_path)

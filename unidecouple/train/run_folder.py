@@ -42,10 +42,10 @@ def claim(folder: Path, run: RunConfig, cache: Path, say: Say) -> None:
     checkpoints.sweep(folder)
     if scored(folder):
         return
-    found = take_fingerprints(run, cache)
+    prints = take_fingerprints(run, cache)
     if all_checkpoints(folder):
-        check_fingerprints(folder, found)
-    write_fingerprints(folder, found)
+        check_fingerprints(folder, prints)
+    write_fingerprints(folder, prints)
 
 
 def begun(folder: Path) -> bool:

@@ -153,7 +153,7 @@ def test_a_failed_start_leaves_the_folder_free(small_run: RunConfig, run: Run, t
         run(replace(small_run, stages=(stage,)), tmp_path)
     assert not run(small_run, tmp_path, stop_after=1)
     (tmp_path / "run.yaml").unlink()
-    with pytest.raises(ValueError, match=r"holds a run, but no run\.yaml"):
+    with pytest.raises(ValueError, match=r"but no run\.yaml"):
         run(small_run, tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,17 @@ class TestBadFiles:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"results\.json does not exist; give the folder"):
             load_results(tmp_path)
+
+    def test_compressed_ones_are_read_as_plain_ones(self, experiment: Any) -> None:
+        folder = experiment.write()
+        plain = load_results(folder)
+        packed = gzip.compress((folder / "results.json").read_bytes())
+        (folder / "results.json").unlink()
+        (folder / "results.json.gz").write_bytes(packed)
+        assert load_results(folder).rows == plain.rows
+        (folder / "results.json.gz").write_bytes(packed[:100])
+        with pytest.raises(OSError, match=r"results\.json\.gz is damaged"):
+            load_results(folder)
 
     def test_broken(self, tmp_path: Path) -> None:
         (tmp_path / "results.json").write_text('{"meta": ')

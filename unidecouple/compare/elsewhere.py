@@ -12,7 +12,7 @@ from unidecouple import config as configs
 from unidecouple.compare.done import some
 from unidecouple.compare.plan import Comparison, Job, jobs
 from unidecouple.convert.load import checkpoint_folder
-from unidecouple.files import sha256_tree
+from unidecouple.files import read_text, sha256_tree
 
 Key = tuple[str, str, int]
 """Scenario, variant with its rate, seed."""
@@ -73,7 +73,7 @@ def take(paths: Sequence[Path], planned: Sequence[Job]) -> Taken:
 
 def _read(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         lacking = {"meta", "rows"} - content.keys() or {"created", "config", "hashes", "runs", *_TOLD} - content["meta"].keys()
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from unidecouple.eval.statistics import Interval, mean_interval, paired_difference, paired_t, seeds_to_exclude_zero, sign_flip
+from unidecouple.files import read_text
 
-RESULTS = "results.json"
+RESULTS, COMPRESSED = "results.json", "results.json.gz"
 START, DENSE_T2I, DENSE_MMU, DENSE_JOINT, MOE, UNIDECOUPLE = "start", "dense_t2i", "dense_mmu", "dense_joint", "moe", "unidecouple"
 ONLY_GENERATION = "S1-r0"
 """Scenario without understanding data: training jointly and training on generation alone are the same thing there."""
@@ -248,17 +249,23 @@ class Results:
         return {run.folder for run in self.runs if (run.scenario, run.variant) == (scenario, variant)}
 
 
+def results_file(folder: Path) -> Path:
+    """Return the results of the comparison in ``folder``: ``results.json``, or its compressed form where only that is there."""
+    packed = folder / COMPRESSED
+    return packed if packed.is_file() and not (folder / RESULTS).is_file() else folder / RESULTS
+
+
 def load_results(folder: Path) -> Results:
-    """Read ``folder/results.json``.
+    """Read ``folder/results.json``, or ``results.json.gz`` where only that is there.
 
     Raises:
         ValueError: it is missing, no JSON, or lacks a part that the page needs; the message names it.
     """
-    path = folder / RESULTS
+    path = results_file(folder)
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give the folder of a comparison that has finished")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         rows = tuple(_row(row) for row in content["rows"] if row["value"] is not None)
         runs = tuple(
             RunRef(run["scenario"], run["variant"], run["seed"], folder / run["folder"]) for run in content["meta"]["runs"]

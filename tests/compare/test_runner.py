@@ -17,7 +17,7 @@ import pytest
 from small_runs import TWO_STEPS
 from unidecouple import config
 from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
-from unidecouple.compare.runner import ComparisonError, Order, expected_work, run_comparison
+from unidecouple.compare.runner import CompareOptions, ComparisonError, expected_work, run_comparison
 from unidecouple.methods.stage import Stage
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
@@ -37,7 +37,7 @@ def test_nothing_runs_on_unequal_budgets(tmp_path: Path) -> None:
     variants = {"dense_joint": Variant("a"), "long": Variant("b", max_steps=3)}
     grid = Comparison("grid", {"S1": Scenario("replay", "understanding", 2, 1)}, variants, run=TWO_STEPS)
     with pytest.raises(ValueError, match="must see equal budgets"):
-        run_comparison(grid, Order(tmp_path / "grid", tmp_path / "cache", 1))
+        run_comparison(grid, CompareOptions(tmp_path / "grid", tmp_path / "cache", 1))
     assert not (tmp_path / "grid").exists()
 
 
@@ -51,7 +51,7 @@ def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path
     good = Variant("good", title="Good", stages=DRAW, tasks="t2i", rates=rates)
     bad = Variant("bad", stages=(Stage(learning_rate=1e38, warmup_steps=0, train={"generation": 1}),), rates=("",))
     grid = small_grid(small_base, dense_t2i=good, bad=bad)
-    order = Order(tmp_path / "grid", tmp_path / "cache", 2, ("variant=start",), command="a test")
+    order = CompareOptions(tmp_path / "grid", tmp_path / "cache", 2, ("variant=start",), command="a test")
     part = json.loads(run_comparison(grid, order).read_text())
     assert [run["variant"] for run in part["meta"]["runs"]] == ["start"]
     assert [run["variant"] for run in part["meta"]["missing"]] == ["dense_t2i@lr=0.3", "bad"]

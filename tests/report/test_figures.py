@@ -21,16 +21,16 @@ def cell(cosine: float, floor: float, spread: float = 0.01, part: str = "down") 
     return ConflictCell(0, part, cosine, spread, floor, spread, 1.0)
 
 
-def test_a_variant_looks_the_same_whatever_comes_with_it() -> None:
-    names = ["start", "dense_t2i", "dense_mmu", "dense_joint", "moe", "unidecouple"]
-    every = looks([*names, "without stage 1", "by label"], str)
-    assert {name: looks([name], str)[name] for name in names} == {name: every[name] for name in names}
-    assert len({look.color for look in every.values()}) == len({look.marker for look in every.values()}) == 8
+def test_a_variant_with_a_role_looks_the_same_whatever_comes_with_it() -> None:
+    roles = {"before": "start", "drawn": "t2i", "seen": "mmu", "dense": "control", "ours": "focus"}
+    every = looks([*roles, "without stage 1", "by label"], str, role=lambda name: roles.get(name, ""))
+    assert {name: looks([name], str, role=roles.__getitem__)[name] for name in roles} == {name: every[name] for name in roles}
+    assert len({look.color for look in every.values()}) == len({look.marker for look in every.values()}) == 7
 
 
 def test_every_figure_uses_the_variant_s_color(experiment: Any) -> None:
     results = load_results(experiment.write())
-    look = looks(results.names, results.title)
+    look = looks(results.names, results.title, role=results.role)
     parts = [diagnosis.losses(results, "S1-r0", look), diagnosis.scores(results, "S1-r0", look)]
     drawn = [overview(results, look), *(plot for part in parts for _, plot in part.plots)]
     assert len(drawn) == 3

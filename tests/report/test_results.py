@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-from unidecouple.report.results import GENEVAL, POPE, UNIDECOUPLE, VQA, Estimate, difference, estimate, load_results, split_rate
+from unidecouple.eval.benchmark import metric_named
+from unidecouple.report.estimates import Estimate, difference, estimate
+from unidecouple.report.results import load_results, split_rate
+
+POPE, VQA, GENEVAL = map(metric_named, ("pope", "vqa", "geneval"))
+UNIDECOUPLE = "unidecouple"
 
 
 def test_change_is_taken_against_the_one_start(experiment: Any) -> None:
@@ -55,7 +60,7 @@ def test_ours_come_last_and_other_names_keep_their_order(new_experiment: Any) ->
     made = new_experiment()
     for variant in ("unidecouple", "without stage 1", "moe", "by label", "start"):
         made.add("S2", variant, {"pope": (0.5,)})
-    assert load_results(made.write()).variants("S2") == ("start", "moe", "without stage 1", "by label", "unidecouple")
+    assert load_results(made.write()).variants("S2") == ("start", "without stage 1", "moe", "by label", "unidecouple")
 
 
 def test_the_last_step_counts(experiment: Any) -> None:

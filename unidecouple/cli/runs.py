@@ -22,12 +22,12 @@ def compare(arguments: argparse.Namespace) -> int:
     import shlex
 
     from unidecouple.compare.plan import Comparison
-    from unidecouple.compare.runner import ComparisonError, Order, run_comparison
+    from unidecouple.compare.runner import CompareOptions, ComparisonError, run_comparison
 
     chosen = load_config(Comparison, arguments.recipe)
     folder = arguments.output or Path("runs") / chosen.name
     options = [f"--only={text}" for text in arguments.only] + [f"--results={path}" for path in arguments.results]
-    order = Order(
+    asked = CompareOptions(
         folder,
         arguments.cache,
         arguments.workers or os.cpu_count() or 1,
@@ -37,7 +37,7 @@ def compare(arguments: argparse.Namespace) -> int:
     )
     failure = None
     try:
-        print(f"results: {run_comparison(chosen, order)}", flush=True)
+        print(f"results: {run_comparison(chosen, asked)}", flush=True)
     except ComparisonError as error:
         failure = error
     if (folder / "results.json").is_file():

@@ -1,4 +1,4 @@
-"""Runs of a grid that another folder or machine has finished, taken from its ``results.json``: all but their weights and logs."""
+"""Runs of a grid that another folder or machine finished, imported from its ``results.json``: all but weights and logs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Key = tuple[str, str, int]
 """Scenario, variant with its rate, seed."""
 
 SOURCE = "source"
-"""Key of a run in ``results.json`` that was taken: names an entry of ``meta["sources"]``."""
+"""Key of a run in ``results.json`` that was imported: names an entry of ``meta["sources"]``."""
 _TOLD = ("command", "commit", "platform", "versions")
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What was taken.
+class ImportedRuns:
+    """What was imported.
 
     Attributes:
         runs: as they stand in ``meta["runs"]``, with their ``SOURCE``.
@@ -47,7 +47,7 @@ def key_of(job: Job) -> Key:
     return job.scenario, job.variant, job.seed
 
 
-def take(paths: Sequence[Path], planned: Sequence[Job]) -> Taken:
+def import_runs(paths: Sequence[Path], planned: Sequence[Job]) -> ImportedRuns:
     """The runs of ``planned`` that the files ``paths`` tell of; of a run that two have, the later file's. Others are left out.
 
     Raises:
@@ -68,7 +68,7 @@ def take(paths: Sequence[Path], planned: Sequence[Job]) -> Taken:
             if (key := _key(row)) in asked:
                 rows[key].append(row)
         sources |= {meta["created"]: {name: meta[name] for name in _TOLD}} | meta.get("sources", {})
-    return Taken(runs, rows, {name: sources[name] for name in dict.fromkeys(run[SOURCE] for run in runs.values())})
+    return ImportedRuns(runs, rows, {name: sources[name] for name in dict.fromkeys(run[SOURCE] for run in runs.values())})
 
 
 def _read(path: Path) -> Any:

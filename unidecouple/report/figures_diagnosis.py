@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
+from unidecouple.report.estimates import Estimate, estimate
 from unidecouple.report.logs import Conflict, RoutingLayer
-from unidecouple.report.results import Estimate, estimate
 from unidecouple.report.style import INK, MUTED, PAPER, TASK_COLORS, Look, Plot, canvas, name_panel, to_svg
 from unidecouple.report.wording import TASK_NAMES, decimal, listed
 

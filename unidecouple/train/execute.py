@@ -15,6 +15,7 @@ from unidecouple.convert.load import all_checkpoints, load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.world.dataset import Progress
 from unidecouple.diagnose.early_warning import early_warning
+from unidecouple.eval.benchmark import tasks_of_benchmarks
 from unidecouple.files import append_jsonl, write_json_atomic, write_text_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
@@ -95,7 +96,7 @@ def _scorer(
 ) -> Scorer | HeldOut:
     if run.files is None:
         return Scorer(run.evaluation, builder)
-    return held_out(run.files, run.evaluation.eval_batches, model, processor, builder, cache)
+    return held_out(run.files, run.evaluation, processor, builder, model.model.vqmodel, cache)
 
 
 def _measure_start(run: RunConfig, model: UnifiedModel, source: BatchSource, folder: Path, watch: Watch) -> None:
@@ -179,7 +180,7 @@ def _watch(
     for line in (folder / "scores.jsonl").read_text().splitlines():
         row = json.loads(line)
         history.setdefault(row["step"], {})[row["benchmark"]] = row["value"]
-    warning = early_warning([*history.values()])
+    warning = early_warning([*history.values()], tasks_of_benchmarks())
     if warning:
         say(f"step {step}: {warning}")
 

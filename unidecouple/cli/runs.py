@@ -41,7 +41,9 @@ def compare(arguments: argparse.Namespace) -> int:
     except ComparisonError as error:
         failure = error
     if (folder / "results.json").is_file():
-        report(argparse.Namespace(folder=folder))
+        from unidecouple.report import write_report
+
+        print(write_report(folder))
     if failure is not None:
         print(f"unidecouple: {failure}", file=sys.stderr)
     return OK if failure is None else FAILED
@@ -101,10 +103,22 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write report.html anew from a comparison's folder."""
+    """Write report.html anew from a comparison's folder, or one page of several runs and evaluations."""
+    import shlex
+
     from unidecouple.report import write_report
 
-    print(write_report(arguments.folder))
+    folders, output = arguments.folders, arguments.output
+    if output is None:
+        if len(folders) > 1:
+            raise ValueError("several folders make a new page: name its folder with --output")
+        print(write_report(folders[0]))
+        return OK
+    from unidecouple.compare.existing import gather
+
+    given = [*map(str, folders), "--output", str(output)] + (["--control", arguments.control] if arguments.control else [])
+    gather(folders, output, arguments.control, shlex.join(["unidecouple", "report", *given]))
+    print(write_report(output))
     return OK
 
 
@@ -146,4 +160,12 @@ def add_commands(commands: Commands) -> None:
     paper.add_argument("--price", type=float, help="price of a device hour, for costs in the same currency")
     paper.add_argument("--json", action="store_true", help="print all figures as JSON")
     page = add(commands, report, "report")
-    page.add_argument("folder", type=Path, help="folder of a comparison")
+    page.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="folder of a comparison; or, with --output, folders of finished runs and of `unidecouple eval`",
+    )
+    page.add_argument("--output", type=Path, help="folder of a new page, from the scores.json of each FOLDER")
+    page.add_argument("--control", default="", help="name of the folder that others are compared with (default: the first)")

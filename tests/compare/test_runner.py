@@ -90,7 +90,7 @@ def check_rows(content: dict[str, Any], base: str, folder: Path) -> None:
     assert 0.8 * planned < json.loads(log[-1])["tokens/t2i"] <= 1.1 * planned, "padding is planned, and prompts differ in length"
     assert meta["costs"]["S1-r0"]["dense_t2i"]["parameters"] > 0
     assert all(run["cpu_seconds"] > 0 and run["peak_memory_bytes"] > 2**20 for run in meta["runs"])
-    assert (meta["command"], meta["scenarios"], meta["control"]) == ("a test", {"S1-r0": "no replay"}, "dense_joint")
+    assert (meta["command"], meta["scenarios"], meta["control"]) == ("a test", {"S1-r0": "no replay"}, "bad")
     assert meta["titles"] == {"dense_t2i": "Good"}
     assert set(meta["hashes"]) == {base}
     assert meta["versions"]["torch"]

@@ -182,8 +182,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.files is not None and self.data != Data():
             raise ValueError("data and files are both given: data describes the drawn world, files are your own; leave one out")
-        if self.files is None and self.evaluation.benchmarks:
-            raise ValueError("evaluation.benchmarks is for runs on files: give files, or leave it out")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1 (0.999, say); leave it out to keep no average")
         bounds.at_least(0, self, "max_steps", "seed", "save_steps", "save_total_limit", "weight_decay")

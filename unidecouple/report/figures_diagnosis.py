@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from unidecouple.report.wording import TASK_NAMES, decimal, listed
 WIDTH = 11.6
 _DARK, _LIGHT = "#16181c", "#ffffff"  # text on coloured cells, whatever the page's theme
 _GROUPS = (*TASK_COLORS.values(), "#6f9f78", "#9f77a8")
-MEASURED = ("cosine", "cosine_std", "floor", "floor_std", "norm_ratio")
+MEASURED = ("cosine", "cosine_std", "floor", "floor_std", "norm_ratio")  # what ``Conflict`` holds after its place, in order
 _LETTERS = 150  # of columns' names, from one side of the page to the other
 _LEAST_SCALE = 0.05  # cosines below it are not blown up to full colour
 
@@ -43,8 +42,8 @@ def mean_conflicts(seeds: Sequence[ConflictLog]) -> list[tuple[Conflict, bool]]:
         if gap.count == 1:
             error = float(np.hypot(found[0].cosine_std, found[0].floor_std)) / math.sqrt(seeds[0].pairs)
             gap = Estimate(gap.mean, 2 * error, 1)
-        means = {name: float(np.mean([getattr(matrix, name) for matrix in found])) for name in MEASURED}
-        out.append((replace(found[0], **means), gap.is_shown))
+        means = (float(np.mean([getattr(matrix, name) for matrix in found])) for name in MEASURED)
+        out.append((Conflict(*place, *means), gap.is_shown))
     return out
 
 

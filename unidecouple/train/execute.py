@@ -95,6 +95,8 @@ def _scorer(
     run: RunConfig, model: UnifiedModel, processor: UnifiedProcessor, builder: SequenceBuilder, cache: Path
 ) -> Scorer | HeldOut:
     if run.files is None:
+        if run.evaluation.benchmarks:
+            raise ValueError("evaluation.benchmarks is for runs on files, and files is not given: leave it out")
         return Scorer(run.evaluation, builder)
     return held_out(run.files, run.evaluation, processor, builder, model.model.vqmodel, cache)
 

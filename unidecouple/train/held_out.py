@@ -95,7 +95,8 @@ def held_out(
     aside = replace(files, sources=files.validation, validation=(), cond_dropout_prob=0.0, pack=False)
     if size := evaluation.eval_batch_size:
         there = _tasks_in(aside.sources, cache)
-        aside = replace(aside, **{f"{task.key}_batch_size": size if task in there else 0 for task in Task})
+        mmu, t2i = (size if task in there else 0 for task in Task)
+        aside = replace(aside, mmu_batch_size=mmu, t2i_batch_size=t2i)
     return HeldOut(FileBatches(aside, processor, builder, 0, vq, cache / "files"), evaluation.eval_batches, processor, asked)
 
 

@@ -10,7 +10,7 @@ from unidecouple.eval.benchmark import HEADLINES, Metric
 from unidecouple.report.estimates import Estimate, difference, estimate
 from unidecouple.report.results import START, Results
 from unidecouple.report.significance import FEWEST_SEEDS, Compared, Key, corrected
-from unidecouple.report.wording import DASH, TASK_NAMES, counted, signed, spread
+from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread
 
 HOLDS, PARTLY, NOT_SHOWN, MIXED, AGAINST, OPPOSITE, UNTESTED, OPEN, MISSING = (
     "reproduced",
@@ -62,8 +62,9 @@ class Finding:
     @property
     def told(self) -> str:
         """As "POPE +1.2 ± 0.9", with a star if it is significant after the correction."""
-        number = signed(self.delta.mean, self.metric.unit) + spread(self.delta, self.metric.unit)
-        return f"{self.metric.title} {number}{' *' * self.holds}"
+        mean, unit = self.delta.mean, self.metric.unit
+        number = decimal(mean, 3, plus=True) if unit == "number" else signed(mean, unit)
+        return f"{self.metric.title} {number}{spread(self.delta, unit)}{' *' * self.holds}"
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def test_metrics_and_focus_must_exist() -> None:
 
 
 def test_batch_sizes_that_a_scenario_leaves_out_are_the_run_s() -> None:
-    grid = replace(GRID, scenarios={"own": Scenario("as the run", "understanding", mmu_batch_size=4)})
+    grid = replace(GRID, scenarios={"S1-r4": Scenario("as the run", "understanding", mmu_batch_size=4)})
     assert {job.config.data.t2i_batch_size for job in jobs(grid) if job.name == "dense_joint"} == {GRID.run.data.t2i_batch_size}
     assert {job.config.data.mmu_batch_size for job in jobs(grid) if job.name == "dense_joint"} == {4}
 

@@ -170,12 +170,14 @@ def test_the_headline_table(experiment: Any) -> None:
 
 def test_detail_tables_hold_every_metric_and_counts_stay_counts(experiment: Any) -> None:
     experiment.row("S1-r0", "unidecouple", 0, "pope", "unparsed/random", 3.0)
+    experiment.row("S1-r0", "unidecouple", 0, "pope", "correlation", -0.25)
     results = load_results(experiment.write())
     pope = details(results, "S1-r0")[0]
     assert pope.columns == ("start", "dense, generation only", "UniDecouple", "ceiling", "floor")
     assert dict(pope.lines) == {
         "accuracy": ("94.0", "62.0 ± 5.0", "94.0 ± 2.5", "100.0", "50.0"),
         "unparsed/random": ("\u2013", "\u2013", "3.0", "100.0", "50.0"),
+        "correlation": ("\u2013", "\u2013", "\u221225.0", "100.0", "50.0"),
     }
 
 

@@ -1,6 +1,6 @@
 """Puts the figures of ``results/`` where documents quote them: ``python results/refresh.py [FOLDER OF A COMPARISON]``.
 
-With a folder its results are first copied to ``results/``, to the place of their name. A document quotes in one of two forms:
+With a folder its results are first copied, compressed, to ``results/<name>``. A document quotes in one of two forms:
 
 - a table below a comment that names it, ``<!-- results/field: scores, S1-r16 -->`` or ``<!-- results/field: claims -->``, is
   replaced whole;
@@ -18,17 +18,17 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from unidecouple.files import write_text_atomic
+from unidecouple.files import read_text, write_gzip_atomic, write_text_atomic
 from unidecouple.report.claims import verdicts
 from unidecouple.report.markdown import claims_table, mean_and_deviation, scores_table
-from unidecouple.report.results import MAIN, RESULTS, Results, load_results
+from unidecouple.report.results import COMPRESSED, RESULTS, Results, load_results, results_file
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "EXPERIMENTS.md", *sorted((ROOT / "docs").rglob("*.md")))
 _TABLE = r"((?:\|.*\n)+)"
 _WHOLE = re.compile(r"(<!-- results/([\w-]+): (?:scores, ([\w-]+)|claims) -->\n\n)" + _TABLE)
 _ROWS = re.compile(r"(^(?=.*results/([\w-]+)/)(?=.*\bscenario ([\w-]+)).*\n\n)" + _TABLE, re.MULTILINE)
-_ROW = re.compile(r"^(\|[^|]*`([\w.@=-]+)`[^|]*)((?:\|[^|\n]*){3})\|$", re.MULTILINE)
+_ROW = re.compile(r"^(\|[^|]*`([\w.@=-]+)`[^|]*)((?:\|[^|\n]*)+)\|$", re.MULTILINE)
 
 
 def refreshed(text: str) -> str:
@@ -47,11 +47,13 @@ def _whole(results: Results, scenario: str | None) -> str:
 
 def _figures(row: re.Match[str], name: str, scenario: str) -> str:
     results = _results(name)
+    if row[3].count("|") != len(results.metrics):
+        return f"{row[3]}|"  # a table of something else
     if row[2] not in results.variants(scenario):
         raise ValueError(f"{row[0]!r} is of a variant that results/{name} has not in {scenario!r}")
-    told = [mean_and_deviation(list(results.final(scenario, row[2], measure).values())) for measure in MAIN]
+    shown = [mean_and_deviation(list(results.final(scenario, row[2], metric).values()), metric.unit) for metric in results.metrics]
     spread = "±" in row[3]
-    return "".join(f"| {one if spread else one.partition(' ')[0]} " for one in told) + "|"
+    return "".join(f"| {one if spread else one.partition(' ')[0]} " for one in shown) + "|"
 
 
 @cache
@@ -60,11 +62,11 @@ def _results(name: str) -> Results:
 
 
 def publish(folder: Path) -> None:
-    """Copy the results of the comparison in ``folder``, without spaces: they are read by programs."""
-    content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    """Copy the results of the comparison in ``folder`` as ``results.json.gz``, so that the repository stays small."""
+    content = json.loads(read_text(results_file(folder)))
     kept = ROOT / "results" / content["meta"]["name"]
-    kept.mkdir(exist_ok=True)
-    write_text_atomic(kept / RESULTS, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    write_gzip_atomic(kept / COMPRESSED, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    (kept / RESULTS).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

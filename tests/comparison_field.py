@@ -92,6 +92,7 @@ def write_field(folder: Path, scenarios: Sequence[str] = ("S1-r16", "S2")) -> Pa
     }
     meta: dict[str, Any] = {
         "name": "field", "created": "2026-01-02T03:04:05", "command": "unidecouple compare field.yaml", "control": "dense_joint",
+        "focus": "unidecouple",
         "axes": AXIS_OF, "tasks": {"dense_mmu": "mmu"}, "other_budgets": {"adamerging": "its two parents are trained apart"},
         "scenarios": {"S1-r16": "One understanding sample for 16 of generation.", "S2": "Joint fine-tuning."},
         "variants": {name: f"What {name} does, in one sentence that fills about a line." for name in VARIANTS},

@@ -32,6 +32,7 @@ WORLD = ["data.pairs=8", "data.scenes=8", "data.simple_steps=0", "max_steps=2", 
 WORLD += [f"evaluation.{name}=2" for name in ("pope_images", "vqa_questions", "prompts_per_tag")] + ["evaluation.num_images=1"]
 SIZES = ["t2i_batch_size=2", "mmu_batch_size=2"]
 SMALL += ["max_steps=2", "evaluation.eval_steps=0", "evaluation.eval_batches=1", "diagnose=false", "device=cpu"]
+OWN = [entry for entry in SMALL if "batch_size" not in entry] + ["evaluation.eval_batch_size=2"]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -67,7 +68,9 @@ def write_benchmarks(place: Path) -> None:
 
 def run(words: list[str]) -> None:
     if "compare" in words:  # one seed and rate of the grid: its first command trains the control, its second the rest
-        small = [f"run.{entry}" for entry in WORLD] + [f"scenarios.own.{entry}" for entry in SIZES]
+        small = [f"run.{entry}" for entry in (OWN if "files.yaml" in words[2] else WORLD)] + [
+            f"scenarios.own.{entry}" for entry in SIZES
+        ]
         words = [*words[:3], *small, *words[3:], "--only", "seed=0,rate="]
     elif "recipes/base/unified.yaml" in words:
         words = [*words[:3], *WORLD, *(f"data.{entry}" for entry in SIZES), *words[3:]]
@@ -145,6 +148,8 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "out/eval-noto/vqa/card.md",
         "out/pro-eval/mme/official/artwork.txt",
         "out/pictures/grid.png",
+        "runs/files/report.html",
+        "out/both/report.html",
         "out/answers.jsonl",
     ):
         assert (place / made).is_file()

@@ -37,6 +37,8 @@ def test_the_world_is_scored_and_every_score_has_its_card(scored: Path, small_ba
         assert card["settings"]["seed"] == 71
         assert any(row["low"] is not None for row in card["scores"])
     assert len(list((scored / "geneval" / "images").iterdir())) == 24
+    rows = json.loads((scored / "scores.json").read_text())["scores"]
+    assert list(dict.fromkeys(row["benchmark"] for row in rows)) == ["geneval", "pope", "vqa"]
 
 
 def test_two_processes_make_the_same_answers_and_pictures(scored: Path, small_base: Path, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 FIELD = RECIPES / "compare" / "field.yaml"
 NOT_IN_THE_FIELD = {"unifork": "its stages of one task see less than the field's budget; see train/test_stages.py"}
 METHODS = sorted(path for path in (RECIPES / "method").glob("*.yaml") if path.stem not in NOT_IN_THE_FIELD)
-COMPARISONS = [RECIPES / "demo.yaml", *sorted((RECIPES / "paper").glob("*.yaml")), *sorted((RECIPES / "compare").glob("*.yaml"))]
+COMPARISONS = [RECIPES / "demo.yaml", *sorted((RECIPES / "paper").glob("*.yaml")), FIELD.with_name("own.yaml"), FIELD]
+"""Those on the synthetic world; compare/files.yaml runs in test_docs.py."""
 JANUS_PRO = sorted(path for path in (RECIPES / "janus_pro").glob("*.yaml") if path.stem != "data")
 EMU3 = sorted(path for path in (RECIPES / "emu3").glob("*.yaml") if path.stem != "data")
 BASES = [RECIPES / "base" / "understanding.yaml", RECIPES / "base" / "unified.yaml"]

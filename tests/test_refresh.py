@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import statistics
@@ -11,8 +12,9 @@ import pytest
 
 from results import refresh
 from results.refresh import DOCUMENTS, ROOT, publish, refreshed
+from unidecouple.files import read_text
 
-FIELD = json.loads((ROOT / "results" / "field" / "results.json").read_text())
+FIELD = json.loads(read_text(ROOT / "results" / "field" / "results.json.gz"))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -24,7 +26,7 @@ def test_what_is_quoted() -> None:
     """So that the test above has something to find."""
     found = re.findall(r"<!-- results/field: (.*) -->", (ROOT / "EXPERIMENTS.md").read_text())
     assert found == ["scores, S1-r16", "scores, S2", "claims"]
-    assert re.search(r"results/field/results.json\), scenario S1-r16\):\n\n\| \| POPE", (ROOT / "README.md").read_text())
+    assert re.search(r"results/field/results.json.gz\), scenario S1-r16\):\n\n\| \| POPE", (ROOT / "README.md").read_text())
 
 
 def test_figures_are_replaced_and_words_are_not() -> None:
@@ -62,5 +64,12 @@ def test_publishing_copies_under_the_comparison_s_name(tmp_path: Path, monkeypat
     monkeypatch.setattr(refresh, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "results.json").write_text(json.dumps({"meta": {"name": "own"}, "rows": []}, indent=1))
+    kept = tmp_path / "results" / "own"
+    kept.mkdir()
+    (kept / "results.json").write_text("an earlier version")
     publish(tmp_path)
-    assert (tmp_path / "results" / "own" / "results.json").read_text() == '{"meta": {"name": "own"}, "rows": []}\n'
+    assert [path.name for path in kept.iterdir()] == ["results.json.gz"], "one file, the compressed one"
+    written = (kept / "results.json.gz").read_bytes()
+    assert gzip.decompress(written) == b'{"meta": {"name": "own"}, "rows": []}\n'
+    publish(kept)
+    assert (kept / "results.json.gz").read_bytes() == written, "equal results are equal bytes"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -151,6 +153,26 @@ def remove_directory(target: Path) -> None:
     with _storage_errors(target):
         target.rename(aside)
     shutil.rmtree(aside)
+
+
+def read_text(path: Path) -> str:
+    """Return the UTF-8 text of ``path``, decompressed where its name ends in ``.gz``.
+
+    Raises:
+        OSError: the file cannot be read, or its compressed data are damaged.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    if path.suffix != ".gz":
+        return path.read_text(encoding="utf-8")
+    try:
+        return gzip.decompress(path.read_bytes()).decode("utf-8")
+    except (EOFError, zlib.error) as error:
+        raise OSError(f"{path} is damaged ({error}); copy it again") from error
+
+
+def write_gzip_atomic(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as gzip; equal texts give equal bytes. Raises as ``write_bytes_atomic``."""
+    write_bytes_atomic(path, gzip.compress(text.encode("utf-8"), 9, mtime=0))
 
 
 def sha256_file(path: Path) -> str:

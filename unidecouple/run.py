@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from unidecouple import bounds
@@ -85,7 +86,11 @@ class Evaluation:
 
     Attributes:
         eval_steps: steps between scores during training; 0 is none.
-        eval_batches: batches of held-out files a task, where a run is on files; what follows is of the world.
+        eval_batches: batches of held-out files per task, where a run is on files.
+        eval_batch_size: held-out samples per task and batch, of every task that the held-out files have; None takes the batch sizes
+            of training, and scores the tasks that are trained.
+        benchmarks: published benchmarks that a run on files is scored by at its end: name -> folder of the benchmark's files. Not
+            geneval, since no judge of photographs comes with the package. What follows is of the world.
         eval_images, eval_prompts: understanding pictures and prompts a tag (one picture each) then.
         pope_images: pictures of POPE at the end (18 distinct-split questions each); at least 2, whose classes differ.
         vqa_questions: questions a kind.
@@ -97,6 +102,8 @@ class Evaluation:
 
     eval_steps: int = 100
     eval_batches: int = 8
+    eval_batch_size: int | None = None
+    benchmarks: dict[str, Path] = field(default_factory=dict)
     eval_images: int = 24
     eval_prompts: int = 8
     pope_images: int = 100
@@ -112,8 +119,10 @@ class Evaluation:
         bounds.at_least(0, self, "eval_steps")
         check_guidance(self)
         Choice(self.temperature, self.top_k)  # checks its ranges
-        bounds.at_least(1, self, "eval_batches", "eval_prompts", "vqa_questions", "num_images")
+        bounds.at_least(1, self, "eval_batches", "eval_batch_size", "eval_prompts", "vqa_questions", "num_images")
         bounds.at_least(2, self, "eval_images", "pope_images", "prompts_per_tag")
+        if "geneval" in self.benchmarks:
+            raise ValueError("benchmarks names geneval, but no judge of photographs comes with the package: use `unidecouple eval`")
         if self.parser not in PARSERS:  # else it were found out when all is trained
             raise ValueError(f"unknown parser {self.parser!r}; POPE has {', '.join(PARSERS)}")
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from small_runs import TWO_STEPS
-from unidecouple.compare.elsewhere import base_hash, take
+from unidecouple.compare.elsewhere import base_hash, import_runs
 from unidecouple.compare.merge import Merge
 from unidecouple.compare.plan import Comparison, Job, Rate, Scenario, Variant, jobs
-from unidecouple.compare.runner import Order, run_comparison
+from unidecouple.compare.runner import CompareOptions, run_comparison
 from unidecouple.methods.stage import Stage
 from unidecouple.report.page import write_report
 
@@ -32,14 +32,14 @@ def grid_of(base: Path, **more: Variant) -> Comparison:
 def elsewhere(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``results.json`` of the whole grid."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    return run_comparison(grid_of(small_base), Order(folder / "grid", folder / "cache", 2, command="theirs"))
+    return run_comparison(grid_of(small_base), CompareOptions(folder / "grid", folder / "cache", 2, command="theirs"))
 
 
 def test_a_part_here_and_the_rest_from_elsewhere_are_the_whole(small_base: Path, elsewhere: Path, tmp_path: Path) -> None:
     """Of two files the later tells; what it took itself keeps the source it had."""
     theirs = json.loads(elsewhere.read_text())
     folder, again = tmp_path / "grid", tmp_path / "again"
-    order = Order(folder, tmp_path / "cache", 1, ("variant=two",), command="ours")
+    order = CompareOptions(folder, tmp_path / "cache", 1, ("variant=two",), command="ours")
     run_comparison(grid_of(small_base), order)
     place = folder / "S1" / "one" / "seed0"
     path = run_comparison(grid_of(small_base), replace(order, only=(), results=(elsewhere,)))
@@ -54,7 +54,7 @@ def test_a_part_here_and_the_rest_from_elsewhere_are_the_whole(small_base: Path,
     assert "1 taken from elsewhere" in write_report(folder).read_text()
 
     third = json.loads(
-        run_comparison(grid_of(small_base), Order(again, tmp_path / "cache", 1, results=(elsewhere, path))).read_text()
+        run_comparison(grid_of(small_base), CompareOptions(again, tmp_path / "cache", 1, results=(elsewhere, path))).read_text()
     )
     assert third["rows"] == theirs["rows"]
     assert [run["source"] for run in third["meta"]["runs"]] == [whole["meta"]["created"], source, whole["meta"]["created"]]
@@ -63,7 +63,7 @@ def test_a_part_here_and_the_rest_from_elsewhere_are_the_whole(small_base: Path,
 
 def test_what_is_merged_here_is_trained_here(small_base: Path, elsewhere: Path, tmp_path: Path) -> None:
     grid = grid_of(small_base, merged=Variant("c", merge=Merge(("one", "two")), other_budget="two models"))
-    path = run_comparison(grid, Order(tmp_path / "grid", tmp_path / "cache", 2, ("variant=merged",), (elsewhere,)))
+    path = run_comparison(grid, CompareOptions(tmp_path / "grid", tmp_path / "cache", 2, ("variant=merged",), (elsewhere,)))
     meta = json.loads(path.read_text())["meta"]
     assert {run["variant"] for run in meta["runs"] if "source" not in run} == {"one", "two", "merged"}
     assert {run["variant"] for run in meta["runs"] if "source" in run} == {"start"}
@@ -83,15 +83,15 @@ def planned(base: Path, **run: Any) -> list[Job]:
 
 def test_other_runs_are_refused(small_base: Path, elsewhere: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"another grid: S1/one/seed0 has max_steps: 2, not 3; leave it out"):
-        take([elsewhere], planned(small_base, max_steps=3))
+        import_runs([elsewhere], planned(small_base, max_steps=3))
     with pytest.raises(ValueError, match=r"start from other weights: .* was 0{12}, and is " + base_hash(str(small_base))[:12]):
-        take([told(elsewhere, tmp_path, hashes={str(small_base): "0" * 64})], planned(small_base))
+        import_runs([told(elsewhere, tmp_path, hashes={str(small_base): "0" * 64})], planned(small_base))
 
 
 def test_runs_of_nobody_are_left_out(small_base: Path, elsewhere: Path) -> None:
     """Another grid's variant by another name, and a seed that it has not."""
     grid = replace(grid_of(small_base), variants={"three": Variant("c", stages=DRAW), "one": Variant("a", stages=DRAW)}, seeds=(1,))
-    assert not take([elsewhere], jobs(grid)).runs
+    assert not import_runs([elsewhere], jobs(grid)).runs
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_what_is_no_results_is_refused(text: str | None, message: str, small_bas
     if text is not None:
         path.write_text(text)
     with pytest.raises(ValueError, match=rf"results\.json {message}.*; give a results\.json that"):
-        take([path], planned(small_base))
+        import_runs([path], planned(small_base))

@@ -19,7 +19,7 @@ from unidecouple.compare.cost import cost_of
 from unidecouple.compare.merge import Merge, MergeRecord, words
 from unidecouple.compare.only import chosen, parse
 from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
-from unidecouple.compare.runner import Order, run_comparison
+from unidecouple.compare.runner import CompareOptions, run_comparison
 from unidecouple.convert.load import checkpoint_folder
 from unidecouple.methods.merging import MERGINGS, AdaMerging, Merging, TaskArithmetic
 from unidecouple.methods.stage import Lora, Stage
@@ -129,7 +129,7 @@ def test_a_merge_runs_to_its_end(small_base: Path, tmp_path: Path, capsys: pytes
     variants = {name: Variant(name, stages=FULL, tasks=name) for name in OF} | {"dense_joint": Variant("d"), "learned": learned}
     grid = Comparison("grid", {"S1": Scenario("replay", str(small_base), 2, 2)}, variants, run=TWO_STEPS)
     folder = tmp_path / "grid"
-    order = Order(folder, tmp_path / "cache", 2, ("variant=learned",))
+    order = CompareOptions(folder, tmp_path / "cache", 2, ("variant=learned",))
     content = json.loads(run_comparison(grid, order).read_text())
     assert {row["variant"] for row in content["rows"]} == {"start", "mmu", "t2i", "learned"}
     start, mmu, t2i = weights(small_base), weights(folder / "S1/mmu/seed0"), weights(folder / "S1/t2i/seed0")

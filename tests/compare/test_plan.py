@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from own_data import asked, flat, write_jsonl, write_pictures
 from unidecouple import config
+from unidecouple.batch import Task
 from unidecouple.compare.budget import cells, check
 from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
-from unidecouple.data.mixture import Files, Source
-from unidecouple.methods.stage import Stage
+from unidecouple.data.mixture import Source
+from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import TaskAwareMoE
-from unidecouple.run import RunConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -86,9 +87,31 @@ def test_a_control_that_is_no_variant_is_refused(control: str, said: str) -> Non
         jobs(replace(GRID, control=control))
 
 
-def test_a_grid_that_names_no_control_may_lack_it() -> None:
-    only = {name: variant for name, variant in GRID.variants.items() if name != "dense_joint"}
-    assert jobs(replace(GRID, variants=only))
+def test_control_and_focus_of_a_grid_that_names_none() -> None:
+    """The first dense variant of both tasks, whatever its name and place; without one the first of both tasks."""
+    assert (GRID.control_name, GRID.focus_name) == ("dense_joint", "unidecouple")
+    lora = Variant("adapters", stages=(Stage(lora=Lora(4, 8.0)),))
+    variants = {"adapters": lora, "plain": Variant("both", stages=FULL), "alone": Variant("t2i", stages=FULL, tasks="t2i")}
+    grid = replace(GRID, variants=variants)
+    assert (grid.control_name, grid.focus_name) == ("plain", "adapters")
+    assert (grid.single_task(Task.T2I), grid.single_task(Task.MMU)) == ("alone", "")
+    only = replace(GRID, variants={"adapters": lora})
+    assert (only.control_name, only.focus_name) == ("adapters", "")
+    assert jobs(only)
+
+
+def test_metrics_and_focus_must_exist() -> None:
+    assert jobs(replace(GRID, metrics=("pope", "geneval/counting"), focus="unidecouple"))
+    with pytest.raises(ValueError, match=r"'pop' names no metric: benchmarks are pope, vqa"):
+        jobs(replace(GRID, metrics=("pop",)))
+    with pytest.raises(ValueError, match=r"focus='unidecuple' is no variant.*did you mean 'unidecouple'"):
+        jobs(replace(GRID, focus="unidecuple"))
+
+
+def test_batch_sizes_that_a_scenario_leaves_out_are_the_run_s() -> None:
+    grid = replace(GRID, scenarios={"S1-r4": Scenario("as the run", "understanding", mmu_batch_size=4)})
+    assert {job.config.data.t2i_batch_size for job in jobs(grid) if job.name == "dense_joint"} == {GRID.run.data.t2i_batch_size}
+    assert {job.config.data.mmu_batch_size for job in jobs(grid) if job.name == "dense_joint"} == {4}
 
 
 @pytest.mark.parametrize(("name", "value"), [("seeds", ()), ("scenarios", {}), ("variants", {}), ("rates", {}), ("seeds", (0, -1))])
@@ -117,15 +140,14 @@ def test_two_variants_of_one_title_are_refused() -> None:
         replace(GRID, variants={"first": one, "second": replace(one, description="b")})
 
 
-def test_files_in_place_of_the_world_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"run\.files is given"):
-        replace(GRID, run=RunConfig(files=Files((Source(Path("a.jsonl")),))))
-
-
 @pytest.mark.parametrize("recipe", sorted((RECIPES / "compare").glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_of_comparisons_see_equal_budgets(recipe: Path) -> None:
+def test_recipes_of_comparisons_see_equal_budgets(recipe: Path, tmp_path: Path) -> None:
     """And every variant but the controls has its place on an axis."""
     grid = config.load(Comparison, [recipe])
+    if grid.run.files is not None:
+        write_pictures(tmp_path, "a.png")
+        here = (Source(write_jsonl(tmp_path / "own.jsonl", [asked(), flat()])),)
+        grid = replace(grid, run=replace(grid.run, files=replace(grid.run.files, sources=here, validation=here)))
     own = replace(grid.scenarios["own"], model_name_or_path="unified") if "own" in grid.scenarios else None
     planned = jobs(replace(grid, scenarios={"own": own}) if own else grid)
     first = next(iter(grid.scenarios))  # the others differ in sizes alone

@@ -17,7 +17,7 @@ import pytest
 from small_runs import TWO_STEPS
 from unidecouple import config
 from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
-from unidecouple.compare.runner import ComparisonError, Order, expected_work, run_comparison
+from unidecouple.compare.runner import CompareOptions, ComparisonError, expected_work, run_comparison
 from unidecouple.methods.stage import Stage
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
@@ -37,7 +37,7 @@ def test_nothing_runs_on_unequal_budgets(tmp_path: Path) -> None:
     variants = {"dense_joint": Variant("a"), "long": Variant("b", max_steps=3)}
     grid = Comparison("grid", {"S1": Scenario("replay", "understanding", 2, 1)}, variants, run=TWO_STEPS)
     with pytest.raises(ValueError, match="must see equal budgets"):
-        run_comparison(grid, Order(tmp_path / "grid", tmp_path / "cache", 1))
+        run_comparison(grid, CompareOptions(tmp_path / "grid", tmp_path / "cache", 1))
     assert not (tmp_path / "grid").exists()
 
 
@@ -51,7 +51,7 @@ def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path
     good = Variant("good", title="Good", stages=DRAW, tasks="t2i", rates=rates)
     bad = Variant("bad", stages=(Stage(learning_rate=1e38, warmup_steps=0, train={"generation": 1}),), rates=("",))
     grid = small_grid(small_base, dense_t2i=good, bad=bad)
-    order = Order(tmp_path / "grid", tmp_path / "cache", 2, ("variant=start",), command="a test")
+    order = CompareOptions(tmp_path / "grid", tmp_path / "cache", 2, ("variant=start",), command="a test")
     part = json.loads(run_comparison(grid, order).read_text())
     assert [run["variant"] for run in part["meta"]["runs"]] == ["start"]
     assert [run["variant"] for run in part["meta"]["missing"]] == ["dense_t2i@lr=0.3", "bad"]
@@ -90,7 +90,7 @@ def check_rows(content: dict[str, Any], base: str, folder: Path) -> None:
     assert 0.8 * planned < json.loads(log[-1])["tokens/t2i"] <= 1.1 * planned, "padding is planned, and prompts differ in length"
     assert meta["costs"]["S1-r0"]["dense_t2i"]["parameters"] > 0
     assert all(run["cpu_seconds"] > 0 and run["peak_memory_bytes"] > 2**20 for run in meta["runs"])
-    assert (meta["command"], meta["scenarios"], meta["control"]) == ("a test", {"S1-r0": "no replay"}, "dense_joint")
+    assert (meta["command"], meta["scenarios"], meta["control"]) == ("a test", {"S1-r0": "no replay"}, "bad")
     assert meta["titles"] == {"dense_t2i": "Good"}
     assert set(meta["hashes"]) == {base}
     assert meta["versions"]["torch"]

@@ -6,11 +6,12 @@ import pytest
 
 from unidecouple.diagnose.early_warning import early_warning
 
+TASKS = {"pope": "mmu", "vqa": "mmu", "geneval": "t2i"}
 START = {"pope": 0.98, "vqa": 0.85, "geneval": 0.0}
 
 
 def test_understanding_lost_to_generation_is_said_with_its_figures() -> None:
-    said = early_warning([START, {"pope": 0.99, "vqa": 0.84, "geneval": 0.1}, {"pope": 0.6, "vqa": 0.84, "geneval": 0.4}])
+    said = early_warning([START, {"pope": 0.99, "vqa": 0.84, "geneval": 0.1}, {"pope": 0.6, "vqa": 0.84, "geneval": 0.4}], TASKS)
     assert said is not None
     assert "mmu falls (pope 0.990 -> 0.600)" in said
     assert "geneval 0.000 -> 0.400" in said
@@ -18,7 +19,7 @@ def test_understanding_lost_to_generation_is_said_with_its_figures() -> None:
 
 
 def test_generation_lost_to_understanding() -> None:
-    said = early_warning([{"vqa": 0.5, "geneval": 0.7}, {"vqa": 0.8, "geneval": 0.6}])
+    said = early_warning([{"vqa": 0.5, "geneval": 0.7}, {"vqa": 0.8, "geneval": 0.6}], TASKS)
     assert said is not None
     assert "t2i falls (geneval 0.700 -> 0.600)" in said
 
@@ -35,4 +36,4 @@ def test_generation_lost_to_understanding() -> None:
     ],
 )
 def test_no_conflict_no_warning(history: list[dict[str, float]]) -> None:
-    assert early_warning(history) is None
+    assert early_warning(history, TASKS) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,25 @@ from PIL import Image
 Scores = Mapping[str, tuple[float, ...]]
 """Benchmark -> main score of seeds 0, 1, 2."""
 
-METRICS = {"pope": "accuracy", "vqa": "accuracy", "geneval": "overall"}
+WORLD = {"pope": "accuracy", "vqa": "accuracy", "geneval": "overall"}
+METRICS = WORLD | dict.fromkeys(("answers", "image_tokens"), "log_probability")
 BOUNDS = {"pope": ("official", 1.0, 0.5), "vqa": ("exact", 1.0, 0.35), "geneval": ("template", 0.96, 0.02)}
 STEPS = 400
+META = {
+    "name": "A <small> experiment",
+    "created": "2026-01-02T03:04:05",
+    "control": "dense_joint",
+    "focus": "unidecouple",
+    "tasks": {"dense_t2i": "t2i", "dense_mmu": "mmu"},
+    "titles": {
+        "dense_t2i": "dense, generation only",
+        "dense_mmu": "dense, understanding only",
+        "moe": "plain MoE",
+        "unidecouple": "UniDecouple",
+    },
+    "config": {"scenarios": {"S1-r0": {"t2i_batch_size": 32, "mmu_batch_size": 0}}},
+}
+"""What a grid says of its variants, and that one scenario has generation data only."""
 
 
 @dataclass
@@ -28,12 +45,12 @@ class Experiment:
     folder: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
-    meta: dict[str, Any] = field(default_factory=lambda: {"name": "A <small> experiment", "created": "2026-01-02T03:04:05"})
+    meta: dict[str, Any] = field(default_factory=lambda: deepcopy(META))
 
     def row(
         self, scenario: str, variant: str, seed: int, benchmark: str, metric: str, value: float | None, step: int = STEPS
     ) -> None:
-        judge, ceiling, floor = BOUNDS[benchmark]
+        judge, ceiling, floor = BOUNDS.get(benchmark, (None, None, None))
         place = {"scenario": scenario, "variant": variant, "seed": seed, "step": step, "benchmark": benchmark, "metric": metric}
         self.rows.append(place | {"value": value, "judge": judge, "ceiling": ceiling, "floor": floor})
 
@@ -83,7 +100,7 @@ def write_logs(folder: Path, variant: str, seed: int) -> None:
     scores = [
         {"step": step, "benchmark": benchmark, "metric": metric, "value": 0.9 - step / 1000}
         for step in (0, 200, 400)
-        for benchmark, metric in METRICS.items()
+        for benchmark, metric in WORLD.items()
     ]
     (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
     cells = [

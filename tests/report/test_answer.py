@@ -12,12 +12,12 @@ def test_generation_only(experiment: Any) -> None:
     kept, compared = answer(load_results(experiment.write()), "S1-r0")
     # UniDecouple: -.01, 0, .01 against .94: 0.0 ± 2.5. GenEval: .47 of .50.
     assert kept == (
-        "Trained on generation data only, the dense model lost 32.0 ± 5.0 points of POPE and UniDecouple 0.0 ± 2.5, "
-        "while UniDecouple reached 94% of the dense model's GenEval score (47.0 of 50.0)."
+        "In S1-r0, dense, generation only lost 32.0 ± 5.0 points of POPE and UniDecouple 0.0 ± 2.5, "
+        "while UniDecouple reached 94% of the GenEval score of dense, generation only (47.0 of 50.0)."
     )
     # VQA .50, .49, .51: ± 2.5; GenEval -.02, -.04, -.03: ± 2.5
     assert compared == (
-        "UniDecouple minus the dense model, in points, paired by seed: "
+        "UniDecouple minus dense, generation only, in points, paired by seed: "
         "POPE +32.0 ± 4.3, VQA +50.0 ± 2.5 and GenEval \u22123.0 ± 2.5"
         " (95% intervals, 3 seeds): ahead in POPE and VQA; behind in GenEval."
     )
@@ -30,9 +30,9 @@ def test_gains_are_called_gains_and_doubt_is_said(new_experiment: Any) -> None:
     made.add("S2", "unidecouple", {"pope": (0.81, 0.83), "geneval": (0.1, 0.3)})
     kept, compared = answer(load_results(made.write()), "S2")
     # two seeds: t(.975, 1) = 12.7062, deviation .0141421, half width .01 * 12.7062
-    assert "the dense model lost 1.0 ± 12.7 points of POPE and UniDecouple gained 2.0 ± 12.7 points of POPE" in kept
-    assert "while the dense model's GenEval score is 0.0 and UniDecouple's 20.0." in kept
-    assert "ahead in POPE; no difference that these seeds can show in GenEval" in compared  # POPE: +3.0 in both seeds
+    assert "dense joint lost 1.0 ± 12.7 points of POPE and UniDecouple gained 2.0 ± 12.7 points of POPE" in kept
+    assert "while dense joint scored 0.0 and UniDecouple 20.0 in GenEval." in kept
+    assert "ahead in POPE; no significant difference in GenEval" in compared  # POPE: +3.0 in both seeds
 
 
 def test_scores_near_zero_make_no_ratio(new_experiment: Any) -> None:
@@ -41,7 +41,7 @@ def test_scores_near_zero_make_no_ratio(new_experiment: Any) -> None:
     made.add("S1-r0", "dense_joint", {"pope": (0.5,), "geneval": (0.005,)})
     made.add("S1-r0", "unidecouple", {"pope": (0.9,), "geneval": (0.007,)})
     kept = answer(load_results(made.write()), "S1-r0")[0]
-    assert kept.endswith("while the dense model's GenEval score is 0.5 and UniDecouple's 0.7; neither follows prompts yet.")
+    assert kept.endswith("while dense joint scored 0.5 and UniDecouple 0.7 in GenEval; neither follows prompts yet.")
     assert "%" not in kept
 
 
@@ -51,7 +51,7 @@ def test_one_seed_says_that_there_is_no_interval(new_experiment: Any) -> None:
     made.add("S1-r16", "dense_joint", {"pope": (0.7,)})
     made.add("S1-r16", "unidecouple", {"pope": (0.85,)})
     kept, compared = answer(load_results(made.write()), "S1-r16")
-    assert kept.endswith("the dense model lost 20.0 points of POPE and UniDecouple 5.0.")
+    assert kept.endswith("dense joint lost 20.0 points of POPE and UniDecouple 5.0.")
     assert "POPE +15.0. There is one seed only, so no interval exists" in compared
     assert "±" not in kept + compared
 
@@ -62,4 +62,19 @@ def test_what_is_missing_is_not_made_up(new_experiment: Any) -> None:
     made.add("S8", "moe", {"pope": (0.85,)})
     results = load_results(made.write())
     assert answer(results, "S9") == ["In S9, UniDecouple scores 90.0 of POPE; the start was not measured."]
-    assert answer(results, "S8") == ["In S8: no run of UniDecouple or of its dense control has a score yet."]
+    assert answer(results, "S8") == ["In S8: no run of UniDecouple or of dense joint has a score yet."]
+
+
+def test_held_out_log_probabilities_are_in_nats(new_experiment: Any) -> None:
+    """Higher is better: −2.5 after −2.0 is a loss of 0.5 nats, and no ratio is made of log-probabilities."""
+    made = new_experiment()
+    for variant, answers, images in (("start", -2.0, -6.0), ("dense_joint", -2.5, -5.0), ("unidecouple", -2.1, -5.25)):
+        made.add("own", variant, {"answers": (answers,), "image_tokens": (images,)})
+    kept, compared = answer(load_results(made.write()), "own")
+    assert kept == (
+        "In own, dense joint lost 0.500 nats per token of Held-out answers and UniDecouple 0.100, while dense joint scored "
+        "\u22125.000 and UniDecouple \u22125.250 in Held-out image tokens."
+    )
+    assert compared.startswith(
+        "UniDecouple minus dense joint, in nats per token: Held-out answers +0.400 and Held-out image tokens \u22120.250."
+    )

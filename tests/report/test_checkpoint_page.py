@@ -14,13 +14,14 @@ import pytest
 from unidecouple.batch import Batch, Task
 from unidecouple.cli import main
 from unidecouple.convert.load import load
+from unidecouple.diagnose.gradient_conflict import Conflict
 from unidecouple.methods.structure import TaskAwareMoE, UniFork
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.report.checkpoint_page import DIAGNOSIS, PAGE, render
 from unidecouple.report.figures_checkpoint import ablation_map, alignment_curves
-from unidecouple.report.figures_diagnosis import conflict_cells, name_columns, name_room, ratio_map
+from unidecouple.report.figures_diagnosis import mean_conflicts, name_columns, name_room, ratio_map
 from unidecouple.report.figures_routing import routing_history
-from unidecouple.report.logs import Conflict, ConflictCell
+from unidecouple.report.logs import ConflictLog
 from unidecouple.report.probes import PROBES
 from unidecouple.report.style import canvas
 from unidecouple.train import subject as subjects
@@ -155,15 +156,15 @@ def test_routing_over_steps() -> None:
     assert routing_history("h", "Training", history()[:1]) is None, "one point is no curve"
 
 
-def cell(part: str, cosine: float, ratio: float) -> ConflictCell:
-    return ConflictCell(0, part, cosine, 0.04, 0.0, 0.03, ratio)
+def cell(part: str, cosine: float, ratio: float) -> Conflict:
+    return Conflict(0, part, cosine, 0.04, 0.0, 0.03, ratio)
 
 
 def test_more_pairs_of_batches_tell_more_apart() -> None:
     """Standard errors 0.05 / sqrt(16) = .0125: a gap of .03 is shown, one of .02 is not; one pair shows neither."""
     cells = (cell("up", -0.03, 1.0), cell("down", -0.02, 1.0))
-    assert [found.differs for found in conflict_cells([Conflict(0, cells, 16)])] == [True, False]
-    assert [found.differs for found in conflict_cells([Conflict(0, cells)])] == [False, False]
+    assert [differs for _, differs in mean_conflicts([ConflictLog(0, cells, 16)])] == [True, False]
+    assert [differs for _, differs in mean_conflicts([ConflictLog(0, cells)])] == [False, False]
 
 
 def test_names_of_many_columns_stand_upright() -> None:
@@ -181,10 +182,10 @@ def test_names_of_many_columns_stand_upright() -> None:
     ("ratio", "told"), [(4.0, "4.0 times as large from generation's"), (0.25, "4.0 times as large from unders")]
 )
 def test_whose_gradient_is_larger(ratio: float, told: str) -> None:
-    plot = ratio_map("r", "Gradients", Conflict(None, (cell("up", 0.0, ratio), cell("down", 0.0, ratio))))
+    plot = ratio_map("r", "Gradients", ConflictLog(None, (cell("up", 0.0, ratio), cell("down", 0.0, ratio))))
     assert plot is not None
     assert told in plot.caption
-    assert ratio_map("r", "Gradients", Conflict(None, ())) is None
+    assert ratio_map("r", "Gradients", ConflictLog(None, ())) is None
 
 
 def test_ablations_name_what_is_dearest() -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from comparison_field import AXIS_OF, VARIANTS, write_field
+from unidecouple.eval.benchmark import metric_named
 from unidecouple.report import write_report
 from unidecouple.report.diagnosis import fronts, scores
 from unidecouple.report.figures_forest import forest
 from unidecouple.report.fronts import area, front_areas, undominated
-from unidecouple.report.results import AXES, POPE, Results, load_results
+from unidecouple.report.results import AXES, Results, load_results
 from unidecouple.report.style import Look, looks
 from unidecouple.report.tables import area_table, headline
 from unidecouple.report.wording import MINUS
@@ -28,7 +29,7 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.fixture(scope="module")
 def look(field: Results) -> dict[str, Look]:
-    return looks(field.names, field.title, field.axis_rank)
+    return looks(field.names, field.title, field.axis_rank, field.role)
 
 
 def test_groups_hold_every_variant_once(field: Results) -> None:
@@ -68,7 +69,7 @@ def test_a_grid_says_what_its_variants_are_called(field: Results) -> None:
     titled = replace(field, meta={**field.meta, "titles": {"pcgrad": "PCGrad"}})
     assert (field.title("pcgrad"), titled.title("pcgrad")) == ("pcgrad", "PCGrad")
     assert titled.title("pcgrad@lr=0.3") == "PCGrad, rate \u00d7 0.3"
-    look = looks(titled.names, titled.title, titled.axis_rank)
+    look = looks(titled.names, titled.title, titled.axis_rank, titled.role)
     drawn = forest(titled, "S2", look)
     assert drawn is not None
     assert ">PCGrad<" in drawn.svg
@@ -100,7 +101,7 @@ def test_areas(field: Results) -> None:
     assert area([(0.5, 0.6), (0.4, 0.5), (0.2, 0.9)]) == pytest.approx(0.36)
     assert area([(1.0, 1.0), (0.3, 0.4)]) == 1.0
     assert area([]) == 0.0
-    found = front_areas(field, "S2", "mot", POPE)
+    found = front_areas(field, "S2", "mot", metric_named("pope"))
     assert set(found) == set(range(5))
     table = area_table(field, "S2")
     assert table is not None

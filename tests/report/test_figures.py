@@ -9,28 +9,29 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
+from unidecouple.diagnose.gradient_conflict import Conflict
 from unidecouple.report import diagnosis
 from unidecouple.report.figures import mean_curve, overview
-from unidecouple.report.figures_diagnosis import color_limit, conflict_cells, conflict_map, routing_map
-from unidecouple.report.logs import Conflict, ConflictCell, RoutingLayer, curve, stage_starts
+from unidecouple.report.figures_diagnosis import color_limit, conflict_map, mean_conflicts, routing_map
+from unidecouple.report.logs import ConflictLog, RoutingLayer, curve, stage_starts
 from unidecouple.report.results import load_results
 from unidecouple.report.style import INK, Look, canvas, looks, to_svg
 
 
-def cell(cosine: float, floor: float, spread: float = 0.01, part: str = "down") -> ConflictCell:
-    return ConflictCell(0, part, cosine, spread, floor, spread, 1.0)
+def cell(cosine: float, floor: float, spread: float = 0.01, part: str = "down") -> Conflict:
+    return Conflict(0, part, cosine, spread, floor, spread, 1.0)
 
 
-def test_a_variant_looks_the_same_whatever_comes_with_it() -> None:
-    names = ["start", "dense_t2i", "dense_mmu", "dense_joint", "moe", "unidecouple"]
-    every = looks([*names, "without stage 1", "by label"], str)
-    assert {name: looks([name], str)[name] for name in names} == {name: every[name] for name in names}
-    assert len({look.color for look in every.values()}) == len({look.marker for look in every.values()}) == 8
+def test_a_variant_with_a_role_looks_the_same_whatever_comes_with_it() -> None:
+    roles = {"before": "start", "drawn": "t2i", "seen": "mmu", "dense": "control", "ours": "focus"}
+    every = looks([*roles, "without stage 1", "by label"], str, role=lambda name: roles.get(name, ""))
+    assert {name: looks([name], str, role=roles.__getitem__)[name] for name in roles} == {name: every[name] for name in roles}
+    assert len({look.color for look in every.values()}) == len({look.marker for look in every.values()}) == 7
 
 
 def test_every_figure_uses_the_variant_s_color(experiment: Any) -> None:
     results = load_results(experiment.write())
-    look = looks(results.names, results.title)
+    look = looks(results.names, results.title, role=results.role)
     parts = [diagnosis.losses(results, "S1-r0", look), diagnosis.scores(results, "S1-r0", look)]
     drawn = [overview(results, look), *(plot for part in parts for _, plot in part.plots)]
     assert len(drawn) == 3
@@ -71,23 +72,23 @@ def test_curves_skip_records_without_the_value_and_find_stages() -> None:
 class TestConflict:
     def test_one_seed_needs_twice_the_joint_spread(self) -> None:
         # joint spread of .03 and .04 is .05, so the gap must pass .10
-        (near,) = conflict_cells([Conflict(1, (ConflictCell(0, "up", 0.10, 0.03, 0.19, 0.04, 1.0),))])
-        (far,) = conflict_cells([Conflict(1, (ConflictCell(0, "up", 0.10, 0.03, 0.21, 0.04, 1.0),))])
-        assert (near.differs, far.differs) == (False, True)
+        ((_, near),) = mean_conflicts([ConflictLog(1, (Conflict(0, "up", 0.10, 0.03, 0.19, 0.04, 1.0),))])
+        ((_, far),) = mean_conflicts([ConflictLog(1, (Conflict(0, "up", 0.10, 0.03, 0.21, 0.04, 1.0),))])
+        assert (near, far) == (False, True)
 
     def test_several_seeds_use_their_interval(self) -> None:
-        steady = conflict_cells([Conflict(1, (cell(-0.1, 0.1, spread=9),)), Conflict(1, (cell(-0.1, 0.1001, spread=9),))])
-        loose = conflict_cells([Conflict(1, (cell(-0.1, 0.1),)), Conflict(1, (cell(0.1, 0.11),))])
-        assert [c.differs for c in steady + loose] == [True, False]
-        assert loose[0].cosine == pytest.approx(0.0)
+        steady = mean_conflicts([ConflictLog(1, (cell(-0.1, 0.1, spread=9),)), ConflictLog(1, (cell(-0.1, 0.1001, spread=9),))])
+        loose = mean_conflicts([ConflictLog(1, (cell(-0.1, 0.1),)), ConflictLog(1, (cell(0.1, 0.11),))])
+        assert [differs for _, differs in steady + loose] == [True, False]
+        assert loose[0][0].cosine == pytest.approx(0.0)
 
     def test_the_caption_counts_conflicts_below_the_floor_only(self) -> None:
-        seeds = [Conflict(7, (cell(-0.2, 0.3), cell(0.9, 0.3, part="up"), cell(0.3, 0.3, part="gate")))]
+        seeds = [ConflictLog(7, (cell(-0.2, 0.3), cell(0.9, 0.3, part="up"), cell(0.3, 0.3, part="gate")))]
         drawn = conflict_map("c", "dense", seeds, color_limit(seeds))
         assert "In 1 of 3 weight matrices" in drawn.caption
         assert "Mean cosine +0.333 between the tasks, +0.300 within one task" in drawn.caption
         assert color_limit(seeds) == pytest.approx(0.9)
-        assert conflict_map("c", "dense", [Conflict(7, ())], 1.0) is None
+        assert conflict_map("c", "dense", [ConflictLog(7, ())], 1.0) is None
 
 
 def test_routing_says_how_many_tokens_go_to_their_own_group() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from unidecouple.report import write_report
-from unidecouple.report.gallery import gallery
 from unidecouple.report.page import emphasize
 from unidecouple.report.results import load_results
+from unidecouple.report.sample_grid import sample_grid
 from unidecouple.report.style import looks
 from unidecouple.report.tables import details, headline
 
@@ -78,8 +78,9 @@ def test_runs_are_counted_without_the_starts(experiment: Any) -> None:
 
 
 def test_every_part_is_there(experiment: Any) -> None:
+    experiment.meta["config"] |= {"max_steps": 400}
     experiment.meta |= {"command": "unidecouple demo", "wall_seconds": 552.0, "cpu_seconds": 7500.0, "commit": None,
-                        "config": {"max_steps": 400}, "scenarios": {"S1-r0": "Adding <generation>."}}  # fmt: skip
+                        "notes": ["What the paper <says>."], "scenarios": {"S1-r0": "Adding <generation>."}}  # fmt: skip
     page = read(experiment.write())
     for words in (
         "A <small> experiment",
@@ -94,6 +95,7 @@ def test_every_part_is_there(experiment: Any) -> None:
         "In 4 of 4 weight matrices",
         "90.0% of understanding tokens",
         "Not comparable with published figures",
+        "What the paper <says>.",
         "OpenMoji",
         "unidecouple demo",
         '"max_steps": 400',
@@ -105,9 +107,9 @@ def test_every_part_is_there(experiment: Any) -> None:
 def test_pictures_stand_side_by_side_for_shared_prompts(experiment: Any) -> None:
     page = read(experiment.write())
     assert [image["alt"] for image in page.images] == [
-        f"Picture by {name} for: a photo of a cow" for name in ("start", "dense", "UniDecouple")
+        f"Picture by {name} for: a photo of a cow" for name in ("start", "dense, generation only", "UniDecouple")
     ]
-    shown = gallery(load_results(experiment.folder), "S1-r0")
+    shown = sample_grid(load_results(experiment.folder), "S1-r0")
     assert [picture.correct for picture in shown.prompts[0].pictures] == [False, True, True]
     assert shown.tallies == ("start: 0 of 1 right", "dense, generation only: 1 of 1 right", "UniDecouple: 1 of 1 right")
     assert 'title="no &#34;cow&#34; &amp; so on"' in (experiment.folder / "report.html").read_text(encoding="utf-8")
@@ -153,7 +155,7 @@ def test_the_headline_table(experiment: Any) -> None:
     experiment.meta |= {"variants": {"unidecouple": "Ours."}}
     experiment.row("S1-r0", "start", 0, "pope", "accuracy/blind", 0.577, step=0)
     results = load_results(experiment.write())
-    table = headline(results, "S1-r0", looks(results.names, results.title))
+    table = headline(results, "S1-r0", looks(results.names, results.title, role=results.role))
     assert table.columns[0].notes == ("judge: official", "ceiling 100.0", "floor 50.0", "blind 57.7")
     assert table.control == "dense, generation only"
     start, dense, ours = table.lines
@@ -168,12 +170,14 @@ def test_the_headline_table(experiment: Any) -> None:
 
 def test_detail_tables_hold_every_metric_and_counts_stay_counts(experiment: Any) -> None:
     experiment.row("S1-r0", "unidecouple", 0, "pope", "unparsed/random", 3.0)
+    experiment.row("S1-r0", "unidecouple", 0, "pope", "correlation", -0.25)
     results = load_results(experiment.write())
     pope = details(results, "S1-r0")[0]
     assert pope.columns == ("start", "dense, generation only", "UniDecouple", "ceiling", "floor")
     assert dict(pope.lines) == {
         "accuracy": ("94.0", "62.0 ± 5.0", "94.0 ± 2.5", "100.0", "50.0"),
         "unparsed/random": ("\u2013", "\u2013", "3.0", "100.0", "50.0"),
+        "correlation": ("\u2013", "\u2013", "\u221225.0", "100.0", "50.0"),
     }
 
 
@@ -187,5 +191,5 @@ def test_results_alone_are_enough(new_experiment: Any) -> None:
     made = new_experiment()
     made.add("S7", "by label", {"vqa": (0.4,)})
     page = read(made.write())
-    assert "no run of UniDecouple or of its dense control has a score yet" in page.text
+    assert "no run of UniDecouple or of dense joint has a score yet" in page.text
     assert json.loads((made.folder / "results.json").read_text())["rows"][0]["value"] == 0.4

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from unidecouple.report.results import GENEVAL, POPE, UNIDECOUPLE, VQA, Estimate, difference, estimate, load_results, split_rate
+from unidecouple.eval.benchmark import metric_named
+from unidecouple.report.estimates import Estimate, difference, estimate
+from unidecouple.report.results import load_results, split_rate
+
+POPE, VQA, GENEVAL = map(metric_named, ("pope", "vqa", "geneval"))
+UNIDECOUPLE = "unidecouple"
 
 
 def test_change_is_taken_against_the_one_start(experiment: Any) -> None:
@@ -54,7 +60,7 @@ def test_ours_come_last_and_other_names_keep_their_order(new_experiment: Any) ->
     made = new_experiment()
     for variant in ("unidecouple", "without stage 1", "moe", "by label", "start"):
         made.add("S2", variant, {"pope": (0.5,)})
-    assert load_results(made.write()).variants("S2") == ("start", "moe", "without stage 1", "by label", "unidecouple")
+    assert load_results(made.write()).variants("S2") == ("start", "without stage 1", "moe", "by label", "unidecouple")
 
 
 def test_the_last_step_counts(experiment: Any) -> None:
@@ -88,6 +94,17 @@ class TestBadFiles:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"results\.json does not exist; give the folder"):
             load_results(tmp_path)
+
+    def test_compressed_ones_are_read_as_plain_ones(self, experiment: Any) -> None:
+        folder = experiment.write()
+        plain = load_results(folder)
+        packed = gzip.compress((folder / "results.json").read_bytes())
+        (folder / "results.json").unlink()
+        (folder / "results.json.gz").write_bytes(packed)
+        assert load_results(folder).rows == plain.rows
+        (folder / "results.json.gz").write_bytes(packed[:100])
+        with pytest.raises(OSError, match=r"results\.json\.gz is damaged"):
+            load_results(folder)
 
     def test_broken(self, tmp_path: Path) -> None:
         (tmp_path / "results.json").write_text('{"meta": ')

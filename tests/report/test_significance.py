@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unidecouple.eval.benchmark import metric_named
 from unidecouple.eval.statistics import holm, paired_t, sign_flip
-from unidecouple.report.results import GENEVAL, POPE, VQA, Results, load_results
+from unidecouple.report.results import Results, load_results
 from unidecouple.report.significance import compared, found_sentence
 from unidecouple.report.style import looks
 from unidecouple.report.tables import headline
 
+POPE, VQA, GENEVAL = map(metric_named, ("pope", "vqa", "geneval"))
 SEEDS = 5
 
 
@@ -53,7 +55,7 @@ def test_noise_that_looks_like_a_finding_alone_is_none_after_the_correction(resu
 
 
 def test_the_table_marks_what_holds(results: Results) -> None:
-    lines = {line.name: line for line in headline(results, "S2", looks(results.names, results.title)).lines}
+    lines = {line.name: line for line in headline(results, "S2", looks(results.names, results.title, role=results.role)).lines}
     assert [score.holds for score in lines["far"].scores] == [True] * 3
     assert {score.holds for score in lines["noise1"].scores} == {False}
     assert [score.tests for score in lines["dense joint"].scores] == [""] * 3
@@ -74,7 +76,7 @@ def test_one_seed_is_no_test(new_experiment: Any) -> None:
     one = compared(results, "S2", results.leading("S2"))["a", POPE]
     assert (one.delta.half_width, one.corrected, one.holds, one.told) == (None, None, False, "one seed: no test")
     assert found_sentence(results, "S2") == ""
-    assert (VQA in {m for _, m in compared(results, "S2", ["a"])}, GENEVAL.label) == (True, "GenEval")
+    assert (VQA in {m for _, m in compared(results, "S2", ["a"])}, GENEVAL.title) == (True, "GenEval")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,11 @@ def test_no_star_of_two_seeds_or_without_spread(new_experiment: Any, gains: tupl
     results = load_results(made.write())
     one = compared(results, "S2", ["ours"])["ours", POPE]
     assert (one.holds, one.told) == (False, told)
-    line = next(line for line in headline(results, "S2", looks(results.names, results.title)).lines if line.name == "ours")
+    line = next(
+        line
+        for line in headline(results, "S2", looks(results.names, results.title, role=results.role)).lines
+        if line.name == "ours"
+    )
     assert [score.holds for score in line.scores if score] == [False]
 
 

@@ -29,6 +29,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Score a model on benchmarks: answers and pictures are written first, and scored after; an interrupted one goes on."""
     from unidecouple.eval.answering import Part
     from unidecouple.eval.gallery import Gallery
+    from unidecouple.eval.scores_file import write_scores
     from unidecouple.eval.session import Session
     from unidecouple.eval.suite import open_benchmarks
     from unidecouple.train.launch import processes
@@ -53,6 +54,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
             else:
                 report = session.score_quiz(benchmark)
             _tell(benchmark.name, report, session.folder(benchmark), gallery)
+        if place.first:
+            write_scores(arguments.output, arguments.model)
     return OK
 
 

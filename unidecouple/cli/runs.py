@@ -20,12 +20,12 @@ def compare(arguments: argparse.Namespace) -> int:
     import shlex
 
     from unidecouple.compare.plan import Comparison
-    from unidecouple.compare.runner import ComparisonError, Order, run_comparison
+    from unidecouple.compare.runner import CompareOptions, ComparisonError, run_comparison
 
     chosen = load_config(Comparison, arguments.recipe)
     folder = arguments.output or Path("runs") / chosen.name
     options = [f"--only={text}" for text in arguments.only] + [f"--results={path}" for path in arguments.results]
-    order = Order(
+    asked = CompareOptions(
         folder,
         arguments.cache,
         arguments.workers or os.cpu_count() or 1,
@@ -35,11 +35,13 @@ def compare(arguments: argparse.Namespace) -> int:
     )
     failure = None
     try:
-        print(f"results: {run_comparison(chosen, order)}", flush=True)
+        print(f"results: {run_comparison(chosen, asked)}", flush=True)
     except ComparisonError as error:
         failure = error
     if (folder / "results.json").is_file():
-        report(argparse.Namespace(folder=folder))
+        from unidecouple.report import write_report
+
+        print(write_report(folder))
     if failure is not None:
         print(f"unidecouple: {failure}", file=sys.stderr)
     return OK if failure is None else FAILED
@@ -92,10 +94,22 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write report.html anew from a comparison's folder."""
+    """Write report.html anew from a comparison's folder, or one page of several runs and evaluations."""
+    import shlex
+
     from unidecouple.report import write_report
 
-    print(write_report(arguments.folder))
+    folders, output = arguments.folders, arguments.output
+    if output is None:
+        if len(folders) > 1:
+            raise ValueError("several folders make a new page: name its folder with --output")
+        print(write_report(folders[0]))
+        return OK
+    from unidecouple.compare.existing import gather
+
+    given = [*map(str, folders), "--output", str(output)] + (["--control", arguments.control] if arguments.control else [])
+    gather(folders, output, arguments.control, shlex.join(["unidecouple", "report", *given]))
+    print(write_report(output))
     return OK
 
 
@@ -141,4 +155,12 @@ def add_commands(commands: Commands) -> None:
     paper.add_argument("--price", type=number(0), help="price of a device hour, for costs in the same currency")
     paper.add_argument("--json", action="store_true", help="print all figures as JSON")
     page = add(commands, report, "report")
-    page.add_argument("folder", type=Path, help="folder of a comparison")
+    page.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="folder of a comparison; or, with --output, folders of finished runs and of `unidecouple eval`",
+    )
+    page.add_argument("--output", type=Path, help="folder of a new page, from the scores.json of each FOLDER")
+    page.add_argument("--control", default="", help="name of the folder that others are compared with (default: the first)")

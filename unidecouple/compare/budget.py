@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from unidecouple.batch import TASK_KEYS, Task
 from unidecouple.compare.merge import Merge
 from unidecouple.compare.plan import START, Comparison, Job, Variant
-from unidecouple.convert.load import checkpoint_folder
+from unidecouple.convert.load import checkpoint_folder, load_processor
+from unidecouple.data.file_batches import FileBatches
+from unidecouple.data.mixture import Files
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.plan.load import Lengths
 from unidecouple.plan.stages import Question, StagePlan, plan
 from unidecouple.run import RunConfig
 from unidecouple.train.stages import stage_steps
 
 PAPER = Question((1,), dtype="fp32")
 """What is asked of ``plan``; parameters, lengths and FLOPs do not depend on it."""
+MEASURED_BATCHES, MEASURED_SAMPLES = 4, 16
+"""Batches, and samples of each, that lengths of users' files are measured on."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +127,26 @@ def cells(planned: Sequence[Job]) -> dict[str, dict[str, Cell]]:
 
 def _planned(job: Job) -> Sequence[StagePlan]:
     try:
-        return plan(replace(job.config, model_name_or_path=str(checkpoint_folder(job.config.model_name_or_path))), PAPER)
+        folder, files = str(checkpoint_folder(job.config.model_name_or_path)), job.config.files
+        question = PAPER if files is None else replace(PAPER, lengths=_lengths(folder, files))
+        return plan(replace(job.config, model_name_or_path=folder), question)
     except ValueError as error:
         raise ValueError(f"variant {job.name!r} in {job.scenario}: {error}") from error
+
+
+@lru_cache(maxsize=64)  # the variants of a grid see few mixtures
+def _lengths(base: str, files: Files) -> Lengths:
+    """Mean padded lengths of batches of ``files`` with the processor of ``base``; at least a picture's, as ``plan`` needs it."""
+    processor = load_processor(base)
+    builder = SequenceBuilder(processor)
+    batches = FileBatches(files, processor, builder, 0)
+    found: dict[Task, int] = {}
+    for task, size in ((Task.MMU, files.mmu_batch_size), (Task.T2I, files.t2i_batch_size)):
+        if size := min(size, MEASURED_SAMPLES):
+            lengths = batches.lengths(task, size * MEASURED_BATCHES)
+            longest = [max(lengths[first : first + size]) for first in range(0, len(lengths), size)]
+            found[task] = max(round(fmean(longest)), builder.num_image_tokens + 3)
+    return Lengths(found.get(Task.MMU), found.get(Task.T2I))
 
 
 def check(grid: Comparison, found: Mapping[str, Mapping[str, Cell]]) -> None:
@@ -134,7 +159,7 @@ def check(grid: Comparison, found: Mapping[str, Mapping[str, Cell]]) -> None:
     """
     told = []
     for scenario, of in found.items():
-        measure = of.get(grid.control) or next(iter(of.values()), None)
+        measure = of.get(grid.control_name) or next(iter(of.values()), None)
         for name, cell in of.items():
             if measure is not None and not grid.variants[name].other_budget:
                 told += [f"in {scenario}, {line}" for line in _unequal(grid.variants[name], cell, measure)]

@@ -9,6 +9,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from unidecouple import config as configs
 from unidecouple.batch import TASK_KEYS, Task
 from unidecouple.compare.budget import Budget, Cell
 from unidecouple.compare.cost import cost_of
-from unidecouple.compare.elsewhere import Taken, base_hash, key_of
+from unidecouple.compare.elsewhere import ImportedRuns, base_hash, key_of
 from unidecouple.compare.merge import MERGED
 from unidecouple.compare.plan import START, Comparison, Job
 from unidecouple.compare.readings import FROM_ONE_TASK, from_one_task, readings
-from unidecouple.report.results import DENSE_MMU, DENSE_T2I
+from unidecouple.eval.benchmark import metric_named
 from unidecouple.train.meter import SPENT
 from unidecouple.train.run_folder import RESULT
 
@@ -36,7 +37,7 @@ def collect(
     grid: Comparison,
     planned: Sequence[Job],
     done: Sequence[Job],
-    taken: Taken,
+    imported: ImportedRuns,
     cells: Mapping[str, Mapping[str, Cell]],
     folder: Path,
     wall_seconds: float | None,
@@ -48,7 +49,7 @@ def collect(
         grid: as asked for.
         planned: all its jobs.
         done: those whose scores are in ``folder``.
-        taken: runs of others that were finished elsewhere; what is not here either is listed in ``meta["missing"]``,
+        imported: runs of others that were finished elsewhere; what is not here either is listed in ``meta["missing"]``,
             with what it said if it ended with an error.
         cells: see ``budget.cells``.
         folder: of the comparison.
@@ -70,13 +71,13 @@ def collect(
             rows += [place | row | seen for row in scores + readings(folder / job.folder)]
             spent["cpu_seconds"] += _of_parents(job, seconds)
             runs.append(place | {"folder": job.folder.as_posix()} | spent | seen)
-        elif (run := taken.runs.get(key_of(job))) is not None:
-            rows += [{**row, **seen} for row in taken.rows[key_of(job)] if row["metric"] != FROM_ONE_TASK]
+        elif (run := imported.runs.get(key_of(job))) is not None:
+            rows += [{**row, **seen} for row in imported.rows[key_of(job)] if row["metric"] != FROM_ONE_TASK]
             runs.append({**run, **seen})
             seconds[job.folder] = run["cpu_seconds"] - _of_parents(job, seconds)
-    rows += from_one_task(rows, {Task.MMU.key: DENSE_MMU, Task.T2I.key: DENSE_T2I})
+    rows += from_one_task(rows, {task.key: grid.single_task(task) for task in Task})
     bases = sorted({job.config.model_name_or_path for job in planned})
-    absent = [job for job in planned if job.folder not in here and key_of(job) not in taken.runs]
+    absent = [job for job in planned if job.folder not in here and key_of(job) not in imported.runs]
     missing = [
         {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
         | ({"error": (folder / job.folder / ERROR).read_text()} if (folder / job.folder / ERROR).is_file() else {})
@@ -92,7 +93,11 @@ def collect(
         "hashes": {base: base_hash(base) for base in bases},
         "wall_seconds": wall_seconds,
         "cpu_seconds": sum(seconds.values()),
-        "control": grid.control,
+        "control": grid.control_name,
+        "focus": grid.focus_name,
+        "metrics": [asdict(metric_named(name)) for name in grid.metrics],
+        "notes": list(grid.notes),
+        "data": "world" if grid.run.files is None else "files",
         "scenarios": {name: scenario.description for name, scenario in grid.scenarios.items()},
         "variants": {START: "The base before training."} | {name: v.description for name, v in grid.variants.items()},
         "titles": {name: variant.title for name, variant in grid.variants.items() if variant.title},
@@ -102,7 +107,7 @@ def collect(
         "budgets": {s: {n: c.budget.to_json() | {"rates": list(c.rates)} for n, c in of.items()} for s, of in cells.items()},
         "costs": {s: {n: cost_of(c).to_json() for n, c in of.items()} for s, of in cells.items()},
         "missing": missing,
-        "sources": taken.sources,
+        "sources": imported.sources,
         "runs": runs,
         "config": configs.plain(grid),
     }
@@ -116,7 +121,7 @@ def _of_parents(job: Job, seconds: Mapping[Path, float]) -> float:
 def _seen(job: Job, cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, int | str]:
     """Steps, samples and tokens of each task that the run saw, its rate's name, and how many rates its variant was tried at.
 
-    All are those of the budget, so that runs taken from elsewhere have them, too. Tokens have padding in them; what runs log as
+    All are those of the budget, so that runs imported from elsewhere have them, too. Tokens have padding in them; what runs log as
     tokens has none, but counts a pair's first token and all of a router pair as understanding's, and lacks what a merge looks at.
     """
     budget = cells[job.scenario][job.name].budget if job.name != START else Budget(_NONE, _NONE, _NONE, 0)

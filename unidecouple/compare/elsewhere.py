@@ -1,4 +1,4 @@
-"""Runs of a grid that another folder or machine has finished, taken from its ``results.json``: all but their weights and logs."""
+"""Runs of a grid that another folder or machine finished, imported from its ``results.json``: all but weights and logs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from unidecouple import config as configs
 from unidecouple.compare.done import some
 from unidecouple.compare.plan import Comparison, Job, jobs
 from unidecouple.convert.load import checkpoint_folder
-from unidecouple.files import sha256_tree
+from unidecouple.files import read_text, sha256_tree
 
 Key = tuple[str, str, int]
 """Scenario, variant with its rate, seed."""
 
 SOURCE = "source"
-"""Key of a run in ``results.json`` that was taken: names an entry of ``meta["sources"]``."""
+"""Key of a run in ``results.json`` that was imported: names an entry of ``meta["sources"]``."""
 _TOLD = ("command", "commit", "platform", "versions")
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What was taken.
+class ImportedRuns:
+    """What was imported.
 
     Attributes:
         runs: as they stand in ``meta["runs"]``, with their ``SOURCE``.
@@ -47,7 +47,7 @@ def key_of(job: Job) -> Key:
     return job.scenario, job.variant, job.seed
 
 
-def take(paths: Sequence[Path], planned: Sequence[Job]) -> Taken:
+def import_runs(paths: Sequence[Path], planned: Sequence[Job]) -> ImportedRuns:
     """The runs of ``planned`` that the files ``paths`` tell of; of a run that two have, the later file's. Others are left out.
 
     Raises:
@@ -68,12 +68,12 @@ def take(paths: Sequence[Path], planned: Sequence[Job]) -> Taken:
             if (key := _key(row)) in asked:
                 rows[key].append(row)
         sources |= {meta["created"]: {name: meta[name] for name in _TOLD}} | meta.get("sources", {})
-    return Taken(runs, rows, {name: sources[name] for name in dict.fromkeys(run[SOURCE] for run in runs.values())})
+    return ImportedRuns(runs, rows, {name: sources[name] for name in dict.fromkeys(run[SOURCE] for run in runs.values())})
 
 
 def _read(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         lacking = {"meta", "rows"} - content.keys() or {"created", "config", "hashes", "runs", *_TOLD} - content["meta"].keys()
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(

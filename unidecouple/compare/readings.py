@@ -103,12 +103,12 @@ def _entropies(layer: logs.RoutingLayer, name: str) -> Mapping[str, Any]:
 
 def _conflict(folder: Path) -> Iterator[tuple[int, str, str, float]]:
     found = logs.read_conflict(folder / logs.CONFLICT)
-    if found is None or found.step is None or not found.cells:
+    if found is None or found.step is None or not found.matrices:
         return
     for metric, values in {
-        "cosine": [cell.cosine for cell in found.cells],
-        "floor": [cell.floor for cell in found.cells],
-        "above_floor": [cell.cosine - cell.floor for cell in found.cells],
+        "cosine": [matrix.cosine for matrix in found.matrices],
+        "floor": [matrix.floor for matrix in found.matrices],
+        "above_floor": [matrix.cosine - matrix.floor for matrix in found.matrices],
     }.items():
         yield found.step, "conflict", metric, sum(values) / len(values)
 

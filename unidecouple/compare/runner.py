@@ -16,7 +16,7 @@ from unidecouple import config as configs
 from unidecouple.compare.budget import cells, check
 from unidecouple.compare.collect import ERROR, LOG, collect
 from unidecouple.compare.done import finished
-from unidecouple.compare.elsewhere import key_of, take
+from unidecouple.compare.elsewhere import import_runs, key_of
 from unidecouple.compare.merge import MERGED, RECORD, words
 from unidecouple.compare.only import chosen, parse
 from unidecouple.compare.plan import Comparison, Job, jobs
@@ -29,7 +29,7 @@ class ComparisonError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Order:
+class CompareOptions:
     """How a comparison is run.
 
     Attributes:
@@ -37,7 +37,7 @@ class Order:
         cache: drawn data.
         workers: runs at a time, each with one thread.
         only: parts of the grid to run, see ``only.parse``; empty is all.
-        results: files ``results.json`` of the same grid from elsewhere, see ``elsewhere.take``; their runs are not run again.
+        results: files ``results.json`` of the same grid from elsewhere, see ``elsewhere.import_runs``; their runs are kept.
         command: how this was called, for the record.
     """
 
@@ -49,7 +49,7 @@ class Order:
     command: str = ""
 
 
-def run_comparison(grid: Comparison, order: Order) -> Path:
+def run_comparison(grid: Comparison, options: CompareOptions) -> Path:
     """Run what is missing of ``grid`` and write ``results.json`` of all that is finished; it lists what is not.
 
     Returns:
@@ -60,30 +60,31 @@ def run_comparison(grid: Comparison, order: Order) -> Path:
             run.
         ComparisonError: a run failed; its log's end is in the message. The others went on, and are in ``results.json``.
     """
-    began, folder = time.monotonic(), order.folder
+    began, folder = time.monotonic(), options.folder
     planned = jobs(grid)
-    wanted = {job.folder: job for job in chosen(parse(order.only, planned), planned)}
+    wanted = {job.folder: job for job in chosen(parse(options.only, planned), planned)}
     print(f"{grid.name}: {len(planned)} runs of {len(grid.variants)} variants; computing what they see and cost", flush=True)
     compared = cells(planned)
     check(grid, compared)
-    taken = take(order.results, planned)
+    imported = import_runs(options.results, planned)
     before = {job.folder for job in finished(planned, folder)}
-    known = before | {job.folder for job in planned if key_of(job) in taken.runs}
+    known = before | {job.folder for job in planned if key_of(job) in imported.runs}
     write_text_atomic(folder / "comparison.yaml", configs.dump(grid))
     merging = {parent for place, job in wanted.items() if place not in known for parent in job.parents}
     known -= merging - before  # a merge needs weights, and results have none
     waiting = sorted((job for place, job in wanted.items() if place not in known), key=expected_work, reverse=True)
     done = len(wanted) - len(waiting)
-    print(f"{grid.name}: {len(wanted)} runs, {done} of them done before, {order.workers} at a time", flush=True)
-    for job in {job.config.model_name_or_path: job for job in waiting if job.config.data.t2i_batch_size}.values():
-        prepare(job.config, order.cache, _progress)
-    failed = _run_all([job for job in waiting if not job.merge], order)
+    print(f"{grid.name}: {len(wanted)} runs, {done} of them done before, {options.workers} at a time", flush=True)
+    drawing = [job for job in waiting if job.config.files is None and job.config.data.t2i_batch_size]
+    for job in {job.config.model_name_or_path: job for job in drawing}.values():
+        prepare(job.config, options.cache, _progress)
+    failed = _run_all([job for job in waiting if not job.merge], options)
     trained = {job.folder for job in finished(planned, folder)}
-    failed += _run_all([job for job in waiting if job.merge and trained.issuperset(job.parents)], order)
+    failed += _run_all([job for job in waiting if job.merge and trained.issuperset(job.parents)], options)
     there, results = finished(planned, folder), folder / "results.json"
-    if there or taken.runs:
+    if there or imported.runs:
         took = None if known else time.monotonic() - began  # of a part of the runs it would be read as that of all
-        content = collect(grid, planned, there, taken, compared, folder, took, order.command)
+        content = collect(grid, planned, there, imported, compared, folder, took, options.command)
         write_json_atomic(results, content)
         if content["meta"]["missing"]:
             print(f"{grid.name}: {len(content['meta']['missing'])} of {len(planned)} runs are missing in {results}", flush=True)
@@ -95,23 +96,23 @@ def run_comparison(grid: Comparison, order: Order) -> Path:
 
 def expected_work(job: Job) -> int:
     """About how long ``job`` takes, in pairs; what is to be understood costs about three pairs (its picture, a longer text)."""
-    data = job.config.data
-    return job.config.max_steps * (data.t2i_batch_size + 3 * (data.mmu_batch_size + data.router_pairs))
+    data = job.config.files or job.config.data
+    return job.config.max_steps * (data.t2i_batch_size + 3 * (data.mmu_batch_size + job.config.data.router_pairs))
 
 
-def _run_all(waiting: Sequence[Job], order: Order) -> list[Job]:
+def _run_all(waiting: Sequence[Job], options: CompareOptions) -> list[Job]:
     """Run the jobs in their order, some at a time; returns those that failed. A signal lets running ones save."""
     children = _Children()
-    with ThreadPoolExecutor(order.workers) as pool:
+    with ThreadPoolExecutor(options.workers) as pool:
         try:
-            running = [(job, pool.submit(_run, job, order.folder, order.cache, children)) for job in waiting]
+            running = [(job, pool.submit(_run, job, options.folder, options.cache, children)) for job in waiting]
             failed = [job for job, future in running if future.result()]
         except KeyboardInterrupt:
             children.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     for job in failed:
-        mine = order.folder / job.folder
+        mine = options.folder / job.folder
         write_text_atomic(mine / ERROR, _tail(mine / LOG, 1).removeprefix("unidecouple: "))
     return failed
 

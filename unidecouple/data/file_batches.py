@@ -115,6 +115,10 @@ class FileBatches:
         """``task_batch``, which takes every record once before one comes again, except where sources have weights."""
         return self.task_batch(task, size, key)
 
+    def lengths(self, task: Task, count: int) -> list[int]:
+        """Tokens of the first ``count`` training samples of ``task``, pictures included; none is encoded."""
+        return [len(self._built(self._training[task], task, number, False).sample.input_ids) for number in range(count)]
+
     def _batch_size(self, task: Task) -> int:
         return self.files.mmu_batch_size if task is Task.MMU else self.files.t2i_batch_size
 

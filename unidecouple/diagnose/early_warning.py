@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from unidecouple.batch import Task
 
-SERVES = {"pope": Task.MMU, "vqa": Task.MMU, "answers": Task.MMU, "geneval": Task.T2I, "image_tokens": Task.T2I}
-"""Which task a benchmark's main score is of."""
 
-
-def early_warning(history: Sequence[Mapping[str, float]], fall: float = 0.05) -> str | None:
+def early_warning(history: Sequence[Mapping[str, float]], tasks: Mapping[str, str], fall: float = 0.05) -> str | None:
     """What to tell about the newest validation scores, if anything.
 
     A task falls when a benchmark of it is at least ``fall`` below its best so far, and rises when one is as much above
     its first. (Few validation samples scatter by .02 to .03: ``fall`` is about twice that.)
 
     Args:
-        history: main score by benchmark, one mapping an evaluation, oldest first.
+        history: main score by benchmark, one mapping per evaluation, oldest first.
+        tasks: benchmark -> key of the task that it scores; benchmarks that are not in it are left out.
         fall: in units of the score.
     """
     if len(history) < 2:
@@ -27,8 +25,8 @@ def early_warning(history: Sequence[Mapping[str, float]], fall: float = 0.05) ->
     fallen = {name for name in now if best[name] - now[name] >= fall}
     risen = {name for name in now if name in first and now[name] - first[name] >= fall}
     for task in Task:
-        lost = sorted(name for name in fallen if SERVES.get(name) is task)
-        won = sorted(name for name in risen if name in SERVES and SERVES[name] is not task)
+        lost = sorted(name for name in fallen if tasks.get(name) == task.key)
+        won = sorted(name for name in risen if name in tasks and tasks[name] != task.key)
         if lost and won:
             falls = ", ".join(f"{name} {best[name]:.3f} -> {now[name]:.3f}" for name in lost)
             rises = ", ".join(f"{name} {first[name]:.3f} -> {now[name]:.3f}" for name in won)

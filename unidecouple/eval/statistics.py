@@ -53,9 +53,9 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie between 0 and 1, for example 0.95")
     mean = float(statistics.mean(values))  # exact; three times .1 has another sum in floats, and then equal methods are not equal
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = error * float(stats.t.ppf((1 + level) / 2, len(values) - 1))
-    return Interval(mean, mean - half, mean + half, level, len(values))
+    error = float(stats.sem(values))
+    low, high = stats.t.interval(level, len(values) - 1, mean, error) if error else (mean, mean)
+    return Interval(mean, float(low), float(high), level, len(values))
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float], level: float = 0.95) -> Interval:
@@ -94,7 +94,7 @@ def paired_t(differences: Sequence[float]) -> float | None:
     mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
     if spread <= ROUNDING * max(map(abs, differences)):
         return None if mean else 1.0
-    return float(2 * stats.t.sf(abs(mean) * math.sqrt(len(differences)) / spread, len(differences) - 1))
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)  # of differences, ttest_rel is this
 
 
 def sign_flip(differences: Sequence[float]) -> float:
@@ -108,11 +108,16 @@ def sign_flip(differences: Sequence[float]) -> float:
     """
     if not 1 <= len(differences) <= MOST_FLIPPED:
         raise ValueError(f"the exact test takes 1 to {MOST_FLIPPED} differences, got {len(differences)}; use paired_t")
-    sums = np.zeros(1)
-    for difference in differences:
-        sums = np.concatenate([sums + difference, sums - difference])
-    least = abs(math.fsum(differences)) * (1 - 1e-9)  # equal sums may differ in their last bits
-    return float(np.mean(np.abs(sums) >= least))
+    largest = max(map(abs, differences)) or 1.0
+    rounded = np.round(np.array(differences) / largest, 9)  # so that sums which are equal are equal in their last bits, too
+    found = stats.permutation_test(
+        (rounded,), _rounded_sum, permutation_type="samples", vectorized=True, n_resamples=np.inf, batch=1 << 12
+    )
+    return float(found.pvalue)
+
+
+def _rounded_sum(values: np.ndarray, axis: int) -> np.ndarray:
+    return np.round(np.sum(values, axis=axis), 8)
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from unidecouple.report.results import MAIN, START, Estimate, Measure, Results, difference, estimate
+from unidecouple.eval.benchmark import HEADLINES, Metric
+from unidecouple.report.estimates import Estimate, difference, estimate
+from unidecouple.report.results import START, Results
 from unidecouple.report.significance import FEWEST_SEEDS, Compared, Key, corrected
 from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread
 
@@ -35,20 +37,16 @@ _NAMED = {
     "routing/token_entropy/mmu": f"routing entropy, {TASK_NAMES['mmu']}",
 }
 _PLAIN = ("interaction", "conflict", "loss", "routing")
-"""Benchmarks whose values are no shares of answers: told as they are, not in points."""
+"""Names in place of a benchmark's whose values are no scores: shown as they are, not in points."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A difference that a claim is about: ``wanted`` is its sign, ``holds`` says whether it outlives Holm's correction.
+    """A difference that a claim is about: ``wanted`` is its sign; ``holds`` if it is significant after Holm's correction."""
 
-    ``plain`` values are no shares, and told as they are.
-    """
-
-    label: str
+    metric: Metric
     wanted: int
     delta: Estimate
-    plain: bool
     holds: bool
 
     @property
@@ -63,13 +61,10 @@ class Finding:
 
     @property
     def told(self) -> str:
-        """As "POPE +1.2 ± 0.9", in points; with a star if it outlives the correction."""
-        mean, half = self.delta.mean, self.delta.half_width
-        if self.plain:
-            number = decimal(mean, 3, plus=True) + ("" if half is None else f" ± {decimal(half, 3)}")
-        else:
-            number = signed(mean) + spread(self.delta)
-        return f"{self.label} {number}{' *' * self.holds}"
+        """As "POPE +1.2 ± 0.9", with a star if it is significant after the correction."""
+        mean, unit = self.delta.mean, self.metric.unit
+        number = decimal(mean, 3, plus=True) if unit == "number" else signed(mean, unit)
+        return f"{self.metric.title} {number}{spread(self.delta, unit)}{' *' * self.holds}"
 
 
 @dataclass(frozen=True)
@@ -108,9 +103,9 @@ def _scenarios(results: Results, claim: Mapping[str, Any]) -> list[str]:
 
 def _verdict(results: Results, claim: Mapping[str, Any], tested: Mapping[Key, Compared], key: str, scenario: str) -> Verdict:
     findings = tuple(
-        Finding(measure.label, wanted, one.delta, measure.benchmark in _PLAIN, one.holds)
-        for measure, wanted in _wanted(claim)
-        if (one := tested.get((key, measure))) is not None
+        Finding(metric, wanted, one.delta, one.holds)
+        for metric, wanted in _wanted(claim)
+        if (one := tested.get((key, metric))) is not None
     )
     against = claim.get("against")
     compared = results.title(claim["of"]) + (f" {DASH} {results.title(against)}" if against else "")
@@ -140,48 +135,48 @@ def judged(findings: Sequence[Finding]) -> str:
 
 def _seeds_to_settle(findings: Sequence[Finding]) -> str:
     """How many seeds the difference that is nearest to it would take to exclude zero, mean and spread as they are."""
-    needed = {finding.label: finding.delta.seeds_to_show(MOST_SEEDS) for finding in findings}
+    needed = {finding.metric.title: finding.delta.seeds_to_show(MOST_SEEDS) for finding in findings}
     label, seeds = min(needed.items(), key=lambda item: MOST_SEEDS + 1 if item[1] is None else item[1])
     told = f"more than {MOST_SEEDS} seeds" if seeds is None else f"about {seeds} seeds"
     return f"{told}, if the difference in {label} stays."
 
 
-def _deltas(results: Results, scenario: str, claims: Sequence[Mapping[str, Any]]) -> dict[tuple[str, Measure], Estimate]:
-    """(number of the claim, measure) -> difference, of all claims made of ``scenario``: one family of tests."""
-    found: dict[tuple[str, Measure], Estimate] = {}
+def _deltas(results: Results, scenario: str, claims: Sequence[Mapping[str, Any]]) -> dict[tuple[str, Metric], Estimate]:
+    """(number of the claim, metric) -> difference, of all claims made of ``scenario``: one family of tests."""
+    found: dict[tuple[str, Metric], Estimate] = {}
     for number, claim in enumerate(claims):
         if claim.get("of") is None or scenario not in _scenarios(results, claim):
             continue
-        for measure, _ in _wanted(claim):
-            delta = _delta(results, scenario, claim, measure)
+        for metric, _ in _wanted(claim):
+            delta = _delta(results, scenario, claim, metric)
             if delta is not None:
-                found[str(number), measure] = delta
+                found[str(number), metric] = delta
     return found
 
 
-def _delta(results: Results, scenario: str, claim: Mapping[str, Any], measure: Measure) -> Estimate | None:
-    ours = results.at(scenario, claim["of"], measure, claim.get("step"))
+def _delta(results: Results, scenario: str, claim: Mapping[str, Any], metric: Metric) -> Estimate | None:
+    ours = results.at(scenario, claim["of"], metric, claim.get("step"))
     if not ours:
         return None
     if claim.get("against") is None:
         return difference(ours, dict.fromkeys(ours, 0.0))
-    theirs = results.at(scenario, claim["against"], measure, claim.get("step"))
+    theirs = results.at(scenario, claim["against"], metric, claim.get("step"))
     if claim["against"] == START and theirs:  # all seeds share one base
         return estimate([value - next(iter(theirs.values())) for value in ours.values()])
     return difference(ours, theirs)
 
 
-def _wanted(claim: Mapping[str, Any]) -> list[tuple[Measure, int]]:
-    return [(_measure(name), sign) for key, sign in (("higher", 1), ("lower", -1)) for name in claim.get(key) or ()]
+def _wanted(claim: Mapping[str, Any]) -> list[tuple[Metric, int]]:
+    return [(_metric(name), sign) for key, sign in (("higher", 1), ("lower", -1)) for name in claim.get(key) or ()]
 
 
-def _measure(name: str) -> Measure:
-    """A benchmark's main score, or "benchmark/metric"."""
+def _metric(name: str) -> Metric:
+    """A benchmark's headline metric, that on validation samples ("pope/val"), or "benchmark/metric"."""
     benchmark, _, metric = name.partition("/")
-    main = {one.benchmark: one for one in MAIN}
-    if not metric and benchmark in main:
-        return main[benchmark]
-    base = main.get(benchmark)
-    if base and metric == "val":
-        return Measure(benchmark, f"{base.metric}/val", f"{base.label} on validation samples")
-    return Measure(benchmark, metric, _NAMED.get(name, name.replace("_", " ")))
+    headline = next((one for one in HEADLINES if one.benchmark == benchmark and metric in ("", "val", one.metric)), None)
+    if headline and metric == "val":
+        return replace(headline, metric=f"{headline.metric}/val", title=f"{headline.title} on validation samples")
+    if headline:
+        return headline
+    title = _NAMED.get(name, name.replace("_", " "))
+    return Metric(benchmark, metric, title, unit="number" if benchmark in _PLAIN else "share")

@@ -51,10 +51,10 @@ def conflicts(results: Results, scenario: str) -> Part:
         for file in (logs.CONFLICT_START, logs.CONFLICT)
         if (found := [c for run in _runs(results, scenario, variant) if (c := logs.read_conflict(run.folder / file))])
     }
-    limit = color_limit([conflict for found in measured.values() for conflict in found])
+    limit = color_limit([log for found in measured.values() for log in found])
     plots = []
     for (variant, _), found in measured.items():
-        same = [conflict for conflict in found if conflict.step == found[0].step]
+        same = [log for log in found if log.step == found[0].step]
         heading = f"{results.title(variant)} at step {same[0].step}, {counted(len(same), 'seed')}"
         plot = conflict_map(_name("conflict", scenario, variant, str(same[0].step)), heading, same, limit)
         plots += [(heading, plot)] if plot else []

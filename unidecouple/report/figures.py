@@ -10,10 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
+from unidecouple.eval.benchmark import HEADLINES, Metric
 from unidecouple.report import logs
-from unidecouple.report.results import MAIN, START, UNIDECOUPLE, Measure, Results, estimate
+from unidecouple.report.estimates import estimate
+from unidecouple.report.results import START, Results
 from unidecouple.report.style import INK, MUTED, PAPER, Look, Plot, canvas, legend, name_panel, to_svg
-from unidecouple.report.wording import TASK_NAMES, listed
+from unidecouple.report.wording import TASK_NAMES, axis_name, listed, scale_of
 
 WIDTH = 11.6
 Records = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
@@ -40,24 +42,25 @@ def mean_curve(curves: Sequence[logs.Curve]) -> MeanCurve:
 def overview(results: Results, look: Mapping[str, Look]) -> Plot | None:
     """Final scores of every variant in every scenario, with intervals, the start, the floor and the ceiling."""
     lines = [(scenario, variant) for scenario in results.scenarios for variant in (*results.trained(scenario), "")][:-1]
-    if not any(variant for _, variant in lines):
+    if not results.metrics or not any(variant for _, variant in lines):
         return None
-    figure, axes = canvas(WIDTH, 1.1 + 0.25 * (len(lines) + len(results.scenarios)), 1, 3, sharey=True)
+    figure, axes = canvas(WIDTH, 1.1 + 0.25 * (len(lines) + len(results.scenarios)), 1, len(results.metrics), sharey=True)
     heights, ticks = _rows(lines, look)
-    for axis, measure in zip(axes, MAIN, strict=True):
+    for axis, metric in zip(axes, results.metrics, strict=True):
+        scale = scale_of(metric.unit)
         for (scenario, variant), height in zip(lines, heights, strict=True):
-            values = list(results.final(scenario, variant, measure).values()) if variant else []
+            values = list(results.final(scenario, variant, metric).values()) if variant else []
             if values:
                 value, shape = estimate(values), look[variant]
-                error = None if value.half_width is None else 100 * value.half_width
-                axis.errorbar(
-                    100 * value.mean, height, xerr=error, fmt=shape.marker, color=shape.color, ms=7, capsize=3, mec=PAPER, mew=0.8
-                )
+                error = None if value.half_width is None else scale * value.half_width
+                marker: Any = {"fmt": shape.marker, "color": shape.color, "ms": 7, "capsize": 3, "mec": PAPER, "mew": 0.8}
+                axis.errorbar(scale * value.mean, height, xerr=error, **marker)
         for scenario in results.scenarios:
             own = [height for (name, variant), height in zip(lines, heights, strict=True) if name == scenario and variant]
-            _marks(axis, results, scenario, measure, (min(own) - 0.5, max(own) + 0.5) if own else (0, 0))
-        name_panel(axis, f"{measure.label} {measure.metric}, %")
-        axis.set_xlim(-2, 102)
+            _marks(axis, results, scenario, metric, (min(own) - 0.5, max(own) + 0.5) if own else (0, 0))
+        name_panel(axis, axis_name(metric))
+        if metric.unit == "share":
+            axis.set_xlim(-2, 102)
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
@@ -89,14 +92,14 @@ def _rows(lines: Sequence[tuple[str, str]], look: Mapping[str, Look]) -> tuple[l
     return heights, ticks
 
 
-def _marks(axis: Axes, results: Results, scenario: str, measure: Measure, span: tuple[float, float]) -> None:
-    rows = [row for variant in results.variants(scenario) for row in results.final_rows(scenario, variant, measure).values()]
+def _marks(axis: Axes, results: Results, scenario: str, metric: Metric, span: tuple[float, float]) -> None:
+    rows = [row for variant in results.variants(scenario) for row in results.final_rows(scenario, variant, metric).values()]
     floor = next((row.floor for row in rows if row.floor is not None), None)
     ceiling = next((row.ceiling for row in rows if row.ceiling is not None), None)
-    marks = [("start", results.start(scenario, measure), INK, "-"), ("floor", floor, MUTED, ":"), ("ceiling", ceiling, MUTED, "--")]
+    marks = [("start", results.start(scenario, metric), INK, "-"), ("floor", floor, MUTED, ":"), ("ceiling", ceiling, MUTED, "--")]
     for label, value, color, dash in marks:
         if value is not None:
-            axis.plot([100 * value] * 2, span, color=color, ls=dash, lw=1.4, label=label, zorder=1)
+            axis.plot([scale_of(metric.unit) * value] * 2, span, color=color, ls=dash, lw=1.4, label=label, zorder=1)
 
 
 def _named(variants: Iterable[str], look: Mapping[str, Look]) -> str:
@@ -114,23 +117,37 @@ def loss_curves(name: str, scenario: str, records: Records, look: Mapping[str, L
         return None
     figure, axes = canvas(WIDTH, 3.3, 1, len(shown) + bool(logged & set(router)))
     for axis, (key, title) in zip(axes, shown, strict=False):
-        for variant, runs in records.items():
-            _line(axis, [curve for run in runs if (curve := logs.curve(run, key))], look[variant])
+        _lines_of(axis, key, records, look)
         name_panel(axis, title)
     if logged & set(router):
         for key, dash in zip(router, ("-", (0, (3, 2))), strict=True):
-            for variant, runs in records.items():
-                _line(axes[-1], [curve for run in runs if (curve := logs.curve(run, key))], look[variant], dash, 100, named=False)
+            _lines_of(axes[-1], key, records, look, dash, 100, named=False)
         name_panel(axes[-1], "Task router right, % (dashed: generation)")
-    for step, _ in logs.stage_starts(records[UNIDECOUPLE][0]) if records.get(UNIDECOUPLE) else []:
-        for axis in axes:
-            axis.axvline(step, color=look[UNIDECOUPLE].color, lw=1, ls=":")
     for axis in axes:
         axis.set_xlabel("step")
+    caption = "Mean over seeds, band from lowest to highest." + _mark_stages(axes, records, look)
     legend(figure, axes)
     alt = f"Training losses in {scenario} by task for {_named(records, look)}."
-    caption = "Mean over seeds, band from lowest to highest. A dotted line marks the start of UniDecouple's next stage."
     return Plot(to_svg(figure, f"loss-{name}"), alt, caption)
+
+
+def _mark_stages(axes: Sequence[Axes], records: Records, look: Mapping[str, Look]) -> str:
+    """Mark where the next stages of the focus begin; what the caption says of it."""
+    focus = next((variant for variant in records if look[variant].role == "focus"), None)
+    if focus is None:
+        return ""
+    for step, _ in logs.stage_starts(records[focus][0]):
+        for axis in axes:
+            axis.axvline(step, color=look[focus].color, lw=1, ls=":")
+    return f" A dotted line marks the start of the next stage of {look[focus].title}."
+
+
+def _lines_of(
+    axis: Axes, key: str, records: Records, look: Mapping[str, Look], dash: Any = "-", scale: float = 1, *, named: bool = True
+) -> None:
+    """A line per variant of the values that its runs logged under ``key``."""
+    for variant, runs in records.items():
+        _line(axis, [curve for run in runs if (curve := logs.curve(run, key))], look[variant], dash, scale, named=named)
 
 
 def _line(axis: Axes, curves: Sequence[logs.Curve], shape: Look, dash: Any = "-", scale: float = 1, *, named: bool = True) -> None:
@@ -145,24 +162,25 @@ def _line(axis: Axes, curves: Sequence[logs.Curve], shape: Look, dash: Any = "-"
 def forgetting(name: str, scenario: str, records: Records, look: Mapping[str, Look]) -> Plot | None:
     """Validation scores during training, from step 0."""
     curves = {
-        measure: {
+        metric: {
             variant: found
             for variant, runs in records.items()
-            if (found := [curve for run in runs if (curve := logs.score_curve(run, measure.benchmark, measure.metric))])
+            if (found := [curve for run in runs if (curve := logs.score_curve(run, metric.benchmark, metric.metric))])
         }
-        for measure in MAIN
+        for metric in HEADLINES
     }
-    shown = [measure for measure in MAIN if curves[measure]]
+    shown = sorted((metric for metric in HEADLINES if curves[metric]), key=lambda metric: TASK_KEYS.index(metric.task))
     if not shown:
         return None
     figure, axes = canvas(WIDTH, 3.3, 1, len(shown))
-    for axis, measure in zip(axes, shown, strict=True):
-        for variant, of_runs in curves[measure].items():
-            _line(axis, of_runs, look[variant], scale=100)
+    for axis, metric in zip(axes, shown, strict=True):
+        scale = scale_of(metric.unit)
+        for variant, of_runs in curves[metric].items():
+            _line(axis, of_runs, look[variant], scale=scale)
             drawn = mean_curve(of_runs)
             dot = look[variant]
-            axis.plot(drawn.steps, 100 * np.array(drawn.mean), dot.marker, color=dot.color, ms=5, mec=PAPER, mew=0.6)
-        name_panel(axis, f"{measure.label} {measure.metric}, %")
+            axis.plot(drawn.steps, scale * np.array(drawn.mean), dot.marker, color=dot.color, ms=5, mec=PAPER, mew=0.6)
+        name_panel(axis, axis_name(metric))
         axis.set_xlabel("step")
     legend(figure, axes)
     alt = f"Validation scores over training in {scenario} for {_named(records, look)}."

@@ -5,108 +5,97 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
-from unidecouple.report.logs import Conflict, RoutingLayer
-from unidecouple.report.results import Estimate, estimate
+from unidecouple.diagnose.gradient_conflict import Conflict
+from unidecouple.report.estimates import Estimate, estimate
+from unidecouple.report.logs import ConflictLog, RoutingLayer
 from unidecouple.report.style import INK, MUTED, PAPER, TASK_COLORS, Look, Plot, canvas, name_panel, to_svg
 from unidecouple.report.wording import TASK_NAMES, decimal, listed
 
 WIDTH = 11.6
 _DARK, _LIGHT = "#16181c", "#ffffff"  # text on coloured cells, whatever the page's theme
 _GROUPS = (*TASK_COLORS.values(), "#6f9f78", "#9f77a8")
+MEASURED = ("cosine", "cosine_std", "floor", "floor_std", "norm_ratio")  # what ``Conflict`` holds after its place, in order
 _LETTERS = 150  # of columns' names, from one side of the page to the other
 _LEAST_SCALE = 0.05  # cosines below it are not blown up to full colour
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One weight matrix over seeds: mean cosine of the tasks' gradients, mean floor, and whether they are told apart."""
+def mean_conflicts(seeds: Sequence[ConflictLog]) -> list[tuple[Conflict, bool]]:
+    """Means over ``seeds`` (at least one) of the matrices that all of them measured, and whether each differs from its floor.
 
-    layer: int
-    part: str
-    cosine: float
-    floor: float
-    differs: bool
-
-
-def conflict_cells(seeds: Sequence[Conflict]) -> list[Cell]:
-    """Cells of one variant from its ``seeds`` (at least one), for the matrices that all of them measured.
-
-    A cell differs from its floor if the 95% interval of ``cosine - floor`` over seeds excludes zero; of one seed, if the two lie
-    more than twice their joint standard error over batches apart. (Logs of earlier versions do not say of how many batches they
-    are; there it is the spread itself, a strict test.)
+    It does if the 95% interval of ``cosine - floor`` over seeds excludes zero; of one seed, if the two lie more than twice their
+    joint standard error over batches apart. (Logs of earlier versions do not say of how many batches they are; there it is the
+    spread itself, a strict test.)
     """
-    by_place = [{(cell.layer, cell.part): cell for cell in conflict.cells} for conflict in seeds]
+    by_place = [{(matrix.layer, matrix.part): matrix for matrix in log.matrices} for log in seeds]
     out = []
-    for layer, part in by_place[0]:
-        cells = [found[layer, part] for found in by_place if (layer, part) in found]
-        if len(cells) < len(by_place):
+    for place in by_place[0]:
+        found = [matrices[place] for matrices in by_place if place in matrices]
+        if len(found) < len(by_place):
             continue
-        gap = estimate([cell.cosine - cell.floor for cell in cells])
+        gap = estimate([matrix.cosine - matrix.floor for matrix in found])
         if gap.count == 1:
-            error = float(np.hypot(cells[0].cosine_std, cells[0].floor_std)) / math.sqrt(seeds[0].pairs)
+            error = float(np.hypot(found[0].cosine_std, found[0].floor_std)) / math.sqrt(seeds[0].pairs)
             gap = Estimate(gap.mean, 2 * error, 1)
-        cosine, floor = (float(np.mean(values)) for values in zip(*((cell.cosine, cell.floor) for cell in cells), strict=True))
-        out.append(Cell(layer, part, cosine, floor, gap.is_shown))
+        means = (float(np.mean([getattr(matrix, name) for matrix in found])) for name in MEASURED)
+        out.append((Conflict(*place, *means), gap.is_shown))
     return out
 
 
-def color_limit(conflicts: Sequence[Conflict]) -> float:
-    """Largest absolute cosine of ``conflicts``, so that maps drawn with one limit compare."""
-    return max([_LEAST_SCALE, *(max(abs(cell.cosine), abs(cell.floor)) for conflict in conflicts for cell in conflict.cells)])
+def color_limit(logs: Sequence[ConflictLog]) -> float:
+    """Largest absolute cosine of ``logs``, so that maps drawn with one limit compare."""
+    return max([_LEAST_SCALE, *(max(abs(matrix.cosine), abs(matrix.floor)) for log in logs for matrix in log.matrices)])
 
 
-def conflict_map(name: str, title: str, seeds: Sequence[Conflict], limit: float) -> Plot | None:
-    """Cosine by layer and weight type, its floor beside it, and the difference; cells told apart are marked. None if empty.
+def conflict_map(name: str, title: str, seeds: Sequence[ConflictLog], limit: float) -> Plot | None:
+    """Cosine by layer and weight type, its floor, and the difference, marked where the two differ. None if empty.
 
     Colours run from ``-limit`` to ``limit``; see ``color_limit``.
     """
-    cells = conflict_cells(seeds)
-    if not cells:
+    found = mean_conflicts(seeds)
+    if not found:
         return None
-    layers, parts = sorted({cell.layer for cell in cells}), list(dict.fromkeys(cell.part for cell in cells))
+    matrices = [matrix for matrix, _ in found]
+    layers, parts = sorted({matrix.layer for matrix in matrices}), list(dict.fromkeys(matrix.part for matrix in matrices))
     grids = {
-        "Between the tasks": _grid([(cell, cell.cosine) for cell in cells], layers, parts),
-        "Noise floor: within one task": _grid([(cell, cell.floor) for cell in cells], layers, parts),
-        "Tasks minus floor (• told apart)": _grid([(cell, cell.cosine - cell.floor) for cell in cells], layers, parts),
+        "Between the tasks": _grid([(matrix, matrix.cosine) for matrix in matrices], layers, parts),
+        "Noise floor: within one task": _grid([(matrix, matrix.floor) for matrix in matrices], layers, parts),
+        "Tasks minus floor (• told apart)": _grid([(matrix, matrix.cosine - matrix.floor) for matrix in matrices], layers, parts),
     }
     figure, axes = canvas(WIDTH, 1.1 + 0.34 * len(layers) + name_room(parts, len(grids)), 1, len(grids))
-    marked = {(layers.index(cell.layer), parts.index(cell.part)) for cell in cells if cell.differs}
+    marked = {(layers.index(matrix.layer), parts.index(matrix.part)) for matrix, differs in found if differs}
     for axis, (panel, grid) in zip(axes, grids.items(), strict=True):
         axis.pcolormesh(grid, cmap="RdBu", vmin=-limit, vmax=limit)
         _write(axis, grid, 0.6 * limit, marked if panel.startswith("Tasks") else set())
         _cells(axis, panel, parts, layers, len(grids))
-    below = sum(cell.differs and cell.cosine < cell.floor for cell in cells)
-    across, within = (float(np.mean(values)) for values in zip(*((cell.cosine, cell.floor) for cell in cells), strict=True))
+    below = sum(differs and matrix.cosine < matrix.floor for matrix, differs in found)
+    across, within = (float(np.mean([getattr(matrix, name) for matrix in matrices])) for name in ("cosine", "floor"))
     rule = "95% interval over seeds" if len(seeds) > 1 else _rule(seeds[0])
     caption = (
         f"Mean cosine {decimal(across, 3, plus=True)} between the tasks, {decimal(within, 3, plus=True)} within one task. "
-        f"In {below} of {len(cells)} weight matrices the tasks' cosine lies below its floor by more than noise ({rule})."
+        f"In {below} of {len(found)} weight matrices the tasks' cosine lies below its floor by more than noise ({rule})."
     )
     return Plot(to_svg(figure, name), f"{title}: cosine of the two tasks' gradients by layer and weight type. {caption}", caption)
 
 
-def _rule(conflict: Conflict) -> str:
-    """How one seed's cells are told from noise."""
-    if conflict.pairs == 1:
+def _rule(log: ConflictLog) -> str:
+    """How one seed's matrices are distinguished from noise."""
+    if log.pairs == 1:
         return "one seed: more than twice the spread over batches"
-    return f"twice the standard error over {conflict.pairs} pairs of batches; about one matrix in 40 would by chance"
+    return f"twice the standard error over {log.pairs} pairs of batches; about one matrix in 40 would by chance"
 
 
-def ratio_map(name: str, title: str, conflict: Conflict) -> Plot | None:
+def ratio_map(name: str, title: str, log: ConflictLog) -> Plot | None:
     """Norm of generation's gradient over understanding's by layer and weight type, on a logarithmic scale of colours."""
-    if not conflict.cells:
+    if not log.matrices:
         return None
-    layers, parts = sorted({cell.layer for cell in conflict.cells}), list(dict.fromkeys(cell.part for cell in conflict.cells))
-    grid = np.full((len(layers), len(parts)), np.nan)
-    for cell in conflict.cells:
-        grid[layers.index(cell.layer), parts.index(cell.part)] = cell.norm_ratio
+    layers, parts = sorted({matrix.layer for matrix in log.matrices}), list(dict.fromkeys(matrix.part for matrix in log.matrices))
+    grid = _grid([(matrix, matrix.norm_ratio) for matrix in log.matrices], layers, parts)
     figure, axes = canvas(WIDTH, 1.1 + 0.34 * len(layers))
     limit = max(1.0, float(np.nanmax(np.abs(np.log2(grid)))))
     axes[0].pcolormesh(np.log2(grid), cmap="PuOr_r", vmin=-limit, vmax=limit)
@@ -156,11 +145,11 @@ def routing_map(name: str, title: str, layers: Sequence[RoutingLayer], look: Loo
     return Plot(to_svg(figure, name), f"{title}: {caption}", caption)
 
 
-def _grid(values: Sequence[tuple[Cell, float]], layers: Sequence[int], parts: Sequence[str]) -> np.ndarray:
+def _grid(values: Sequence[tuple[Conflict, float]], layers: Sequence[int], parts: Sequence[str]) -> np.ndarray:
     """(layers, parts), NaN where nothing was measured."""
     grid = np.full((len(layers), len(parts)), np.nan)
-    for cell, value in values:
-        grid[layers.index(cell.layer), parts.index(cell.part)] = value
+    for matrix, value in values:
+        grid[layers.index(matrix.layer), parts.index(matrix.part)] = value
     return grid
 
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from unidecouple.report.results import MAIN, Measure, Results, split_rate
+from unidecouple.eval.benchmark import Metric
+from unidecouple.report.results import Results, split_rate
 from unidecouple.report.significance import Compared, compared
 from unidecouple.report.style import INK, MUTED, PAPER, Look, Plot, canvas, name_panel, to_svg
-from unidecouple.report.wording import signed
+from unidecouple.report.wording import column_name, scale_of, signed, unit_words
 
 FEWEST = 6
 """Variants from which on the figure is drawn."""
@@ -27,13 +28,15 @@ def forest(results: Results, scenario: str, look: Mapping[str, Look]) -> Plot | 
     variants = [variant for variant in results.leading(scenario) if any(key[0] == variant for key in found)]
     if control is None or len(variants) < FEWEST:
         return None
-    figure, axes = canvas(11.6, 0.8 + 0.25 * len(variants), 1, len(MAIN), sharey=True)
-    for axis, measure in zip(axes, MAIN, strict=True):
-        _panel(axis, [found.get((variant, measure)) for variant in variants], [look[split_rate(v)[0]] for v in variants])
-        name_panel(axis, f"{measure.label} {measure.metric}, points")
+    figure, axes = canvas(11.6, 0.8 + 0.25 * len(variants), 1, len(results.metrics), sharey=True)
+    for axis, metric in zip(axes, results.metrics, strict=True):
+        cells = [found.get((variant, metric)) for variant in variants]
+        _panel(axis, metric, cells, [look[split_rate(variant)[0]] for variant in variants])
+        name_panel(axis, f"{column_name(metric)}, {unit_words(metric.unit)}")
     axes[0].set_ylim(len(variants) - 0.4, -0.6)
     axes[0].set_yticks(range(len(variants)), [results.title(variant) for variant in variants])
-    alt = f"Differences of {len(variants)} variants to {results.title(control)} in {scenario}: {_told(found, variants, MAIN)}."
+    words = _in_words(found, variants, results.metrics)
+    alt = f"Differences of {len(variants)} variants to {results.title(control)} in {scenario}: {words}."
     caption = (
         f"Difference to {results.title(control)}, paired by seed, with its 95% interval. Filled: the interval excludes zero. "
         "Star: it holds after Holm's correction. An arrow stands for what lies further out."
@@ -41,19 +44,22 @@ def forest(results: Results, scenario: str, look: Mapping[str, Look]) -> Plot | 
     return Plot(to_svg(figure, f"forest-{scenario}"), alt, caption)
 
 
-def _panel(axis: Axes, cells: Sequence[Compared | None], looks: Sequence[Look]) -> None:
-    limit = _limit([cell for cell in cells if cell is not None])
+def _panel(axis: Axes, metric: Metric, cells: Sequence[Compared | None], looks: Sequence[Look]) -> None:
+    scale = scale_of(metric.unit)
+    limit = _limit([cell for cell in cells if cell is not None], scale)
     axis.axvline(0, color=INK, lw=1)
     for height, (cell, shape) in enumerate(zip(cells, looks, strict=True)):
         if cell is None:
             continue
-        mean, half, shown = 100 * cell.delta.mean, 100 * (cell.delta.half_width or 0.0), cell.delta.is_shown
+        mean, half, shown = scale * cell.delta.mean, scale * (cell.delta.half_width or 0.0), cell.delta.is_shown
         color = shape.color if shown else MUTED
         if abs(mean) > limit:
             side = np.sign(mean)
             axis.plot(side * limit, height, ">" if side > 0 else "<", color=color, ms=7)
             align = "right" if side > 0 else "left"
-            axis.text(side * limit * 0.94, height, signed(cell.delta.mean), ha=align, va="center", fontsize=8.5, color=INK)
+            axis.text(
+                side * limit * 0.94, height, signed(cell.delta.mean, metric.unit), ha=align, va="center", fontsize=8.5, color=INK
+            )
             continue
         axis.plot([max(mean - half, -limit), min(mean + half, limit)], [height] * 2, color=color, lw=1.6, zorder=2)
         face = color if shown else PAPER
@@ -66,18 +72,18 @@ def _panel(axis: Axes, cells: Sequence[Compared | None], looks: Sequence[Look]) 
     axis.spines["left"].set_visible(False)
 
 
-def _limit(cells: Sequence[Compared]) -> float:
-    """Half the width of a panel, in points: the furthest end of an interval that is not ``FAR`` from what is usual."""
-    reach = [100 * (abs(cell.delta.mean) + (cell.delta.half_width or 0.0)) for cell in cells]
+def _limit(cells: Sequence[Compared], scale: float) -> float:
+    """Half the width of a panel, in the unit shown: the furthest end of an interval that is not ``FAR`` from what is usual."""
+    reach = [scale * (abs(cell.delta.mean) + (cell.delta.half_width or 0.0)) for cell in cells]
     near = [one for one in reach if one <= FAR * float(np.median(reach))]
-    return max([*near, 0.1])
+    return max([*near, 0.001 * scale])
 
 
-def _told(found: Mapping[tuple[str, Measure], Compared], variants: Sequence[str], measures: Sequence[Measure]) -> str:
+def _in_words(found: Mapping[tuple[str, Metric], Compared], variants: Sequence[str], metrics: Sequence[Metric]) -> str:
     """In numbers, for those who cannot see the figure: how many lie above and below."""
     words = []
-    for measure in measures:
-        deltas = [found[variant, measure].delta for variant in variants if (variant, measure) in found]
+    for metric in metrics:
+        deltas = [found[variant, metric].delta for variant in variants if (variant, metric) in found]
         above, below = (sum(d.is_shown and way * d.mean > 0 for d in deltas) for way in (1, -1))
-        words.append(f"{measure.label} {above} above, {below} below")
+        words.append(f"{metric.title} {above} above, {below} below")
     return "; ".join(words)

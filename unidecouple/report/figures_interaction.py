@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from unidecouple.batch import TASK_KEYS
+from unidecouple.report.estimates import estimate
 from unidecouple.report.logs import Interaction
-from unidecouple.report.results import estimate
 from unidecouple.report.style import TASK_COLORS, Plot, canvas, legend, name_panel, to_svg
 from unidecouple.report.wording import TASK_NAMES, counted, decimal
 

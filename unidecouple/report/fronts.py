@@ -7,23 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unidecouple.report.results import (
-    DENSE_JOINT,
-    DENSE_MMU,
-    DENSE_T2I,
-    GENEVAL,
-    MAIN,
-    POPE,
-    START,
-    UNIDECOUPLE,
-    Estimate,
-    Measure,
-    Results,
-    estimate,
-    rate_name,
-    split_rate,
-)
-from unidecouple.report.wording import counted, listed, points, signed, spread
+from unidecouple.batch import TASK_KEYS, Task
+from unidecouple.eval.benchmark import Metric
+from unidecouple.report.estimates import Estimate, estimate
+from unidecouple.report.results import START, Results, rate_name, split_rate
+from unidecouple.report.wording import counted, level, listed, signed, spread, unit_words
 
 CHOICE = 4
 """Points from which on it is worth telling which are best."""
@@ -42,6 +30,17 @@ class Gap:
     rate: str
     gap: Estimate | None
     beyond: int
+
+
+def front_axes(results: Results) -> tuple[Metric | None, tuple[Metric, ...]]:
+    """(metric along, metrics up) of fronts: the first that is shown of generation, and those of understanding.
+
+    Only metrics of which more is better. Without both tasks there is no front: (None, ()).
+    """
+    upward = [metric for metric in results.metrics if metric.higher_is_better]
+    drawn = next((metric for metric in upward if metric.task == Task.T2I.key), None)
+    kept = tuple(metric for metric in upward if metric.task == Task.MMU.key)
+    return (drawn, kept) if drawn is not None and kept else (None, ())
 
 
 def rates(results: Results, scenario: str, name: str) -> tuple[str, ...]:
@@ -86,22 +85,28 @@ def area(points: Sequence[Point]) -> float:
     return sum((x - left) * y for (left, _), (x, y) in zip([(0.0, 0.0), *best], best, strict=False))
 
 
-def front_areas(results: Results, scenario: str, name: str, measure: Measure) -> dict[int, float]:
+def front_areas(results: Results, scenario: str, name: str, metric: Metric) -> dict[int, float]:
     """Seed -> area of the front of variant ``name`` over its rates, of the seeds that were run at all of them."""
     tried = [at_rate(name, rate) for rate in rates(results, scenario, name)]
-    far, kept = ([results.final(scenario, variant, m) for variant in tried] for m in (GENEVAL, measure))
+    drawn = front_axes(results)[0]
+    if drawn is None:
+        return {}
+    far, kept = ([results.final(scenario, variant, m) for variant in tried] for m in (drawn, metric))
     seeds = set.intersection(*(set(found) for found in (*far, *kept))) if tried else set()
     return {seed: area([(x[seed], y[seed]) for x, y in zip(far, kept, strict=True)]) for seed in sorted(seeds)}
 
 
-def front_gaps(results: Results, scenario: str, ours: str, theirs: str, measure: Measure) -> tuple[Gap, ...]:
-    """One ``Gap`` for each learning rate of ``ours``, against the front of ``theirs`` in ``measure`` over GenEval."""
+def front_gaps(results: Results, scenario: str, ours: str, theirs: str, metric: Metric) -> tuple[Gap, ...]:
+    """One ``Gap`` for each learning rate of ``ours``, against the front of ``theirs`` in ``metric`` over generation's."""
+    drawn = front_axes(results)[0]
+    if drawn is None:
+        return ()
 
     def reached(name: str) -> dict[str, dict[int, Point]]:
         out: dict[str, dict[int, Point]] = {}
         for rate in rates(results, scenario, name):
-            far = results.final(scenario, at_rate(name, rate), GENEVAL)
-            kept = results.final(scenario, at_rate(name, rate), measure)
+            far = results.final(scenario, at_rate(name, rate), drawn)
+            kept = results.final(scenario, at_rate(name, rate), metric)
             out[rate] = {seed: (far[seed], kept[seed]) for seed in sorted(far.keys() & kept.keys())}
         return out
 
@@ -118,38 +123,45 @@ def front_gaps(results: Results, scenario: str, ours: str, theirs: str, measure:
 
 
 def front_sentences(results: Results, scenario: str) -> list[str]:
-    """UniDecouple's front against dense joint's in each understanding score; nothing where there are no fronts."""
-    if not {UNIDECOUPLE, DENSE_JOINT} <= set(front_names(results, scenario)):
+    """The front of the focus against the control's in each understanding score; nothing where there are no fronts."""
+    ours, theirs, (drawn, kept) = results.focus, results.control, front_axes(results)
+    if ours is None or theirs is None or drawn is None or not {ours, theirs} <= set(front_names(results, scenario)):
         return []
+    our_name, their_name = results.title(ours), results.title(theirs)
     said = []
-    for measure in (m for m in MAIN if m != GENEVAL):
-        gaps = front_gaps(results, scenario, UNIDECOUPLE, DENSE_JOINT, measure)
-        compared = [f"{signed(g.gap.mean)}{spread(g.gap)} at {rate_name(g.rate)}" for g in gaps if g.gap]
+    for metric in kept:
+        gaps = front_gaps(results, scenario, ours, theirs, metric)
+        compared = [f"{signed(g.gap.mean, metric.unit)}{spread(g.gap, metric.unit)} at {rate_name(g.rate)}" for g in gaps if g.gap]
         further = [f"{rate_name(g.rate)} ({counted(g.beyond, 'seed')})" for g in gaps if g.beyond]
         if compared:
-            lead = f"At equal GenEval, UniDecouple's {measure.label} against dense joint's front over learning rates"
-            said.append(f"{lead}: {listed(compared)} points.")
-        if further and measure == MAIN[0]:
-            said.append(f"It drew better than dense joint did at any rate at {listed(further)}.")
+            lead = f"At equal {drawn.title}, {metric.title} of {our_name} against the front of {their_name} over learning rates"
+            said.append(f"{lead}: {listed(compared)} {unit_words(metric.unit)}.")
+        if further and metric == kept[0]:
+            said.append(f"{our_name} generated better than {their_name} did at any rate at {listed(further)}.")
     return said
 
 
 def leaders_sentence(results: Results, scenario: str) -> str:
     """What no other is better than in both understanding and generation, single tasks left out; "" with too few to choose from."""
-    asked = [variant for variant in results.variants(scenario) if variant not in (START, DENSE_T2I, DENSE_MMU)]
-    found = {variant: point for variant in asked if (point := mean_point(results, scenario, variant, POPE))}
-    if len(found) < CHOICE:
+    drawn, kept = front_axes(results)
+    asked = [v for v in results.variants(scenario) if results.role(split_rate(v)[0]) not in (START, *TASK_KEYS)]
+    found = {v: point for v in asked if kept and (point := mean_point(results, scenario, v, kept[0]))}
+    if len(found) < CHOICE or drawn is None:
         return ""
-    means = {variant: (far.mean, kept.mean) for variant, (far, kept) in found.items()}
+    means = {variant: (far.mean, high.mean) for variant, (far, high) in found.items()}
     best = undominated(list(means.values()))
-    told = [
-        f"{results.title(variant)} ({points(kept)}, {points(far)})" for variant, (far, kept) in means.items() if (far, kept) in best
+    leaders = [
+        f"{results.title(variant)} ({level(high, kept[0].unit)}, {level(far, drawn.unit)})"
+        for variant, (far, high) in means.items()
+        if (far, high) in best
     ]
     lead = f"By the means alone, which seeds may not tell from the next best, none of {len(found)} variants and rates"
-    return f"{lead} is better in both POPE and GenEval than {listed(told)}."
+    return f"{lead} is better in both {kept[0].title} and {drawn.title} than {listed(leaders)}."
 
 
-def mean_point(results: Results, scenario: str, variant: str, measure: Measure) -> tuple[Estimate, Estimate] | None:
-    """(GenEval, ``measure``) of ``variant`` over its seeds; None if either is missing."""
-    far, kept = results.final(scenario, variant, GENEVAL), results.final(scenario, variant, measure)
+def mean_point(results: Results, scenario: str, variant: str, metric: Metric) -> tuple[Estimate, Estimate] | None:
+    """(generation, ``metric``) of ``variant`` over its seeds; None if either is missing."""
+    drawn = front_axes(results)[0]
+    far = results.final(scenario, variant, drawn) if drawn is not None else {}
+    kept = results.final(scenario, variant, metric)
     return (estimate(list(far.values())), estimate(list(kept.values()))) if far and kept else None

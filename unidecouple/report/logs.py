@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from unidecouple.diagnose.gradient_conflict import Conflict
+
 METRICS, SCORES, CONFLICT, ROUTING, SAMPLES = "metrics.jsonl", "scores.jsonl", "conflict.json", "routing.json", "samples.json"
 CONFLICT_START, ROUTING_LOG, INTERACTION = "conflict-start.json", "routing.jsonl", "interaction.json"
 
@@ -17,27 +19,14 @@ Curve = dict[int, float]
 
 
 @dataclass(frozen=True)
-class ConflictCell:
-    """Gradients of both tasks in one weight matrix: ``cosine`` across tasks, ``floor`` within one; spreads over batches."""
-
-    layer: int
-    part: str
-    cosine: float
-    cosine_std: float
-    floor: float
-    floor_std: float
-    norm_ratio: float
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """``ConflictCell`` of every matrix that both tasks use, after ``step`` steps (None where nobody knows).
+class ConflictLog:
+    """``Conflict`` of every weight matrix that both tasks use, after ``step`` steps (None where unknown).
 
     Cosines and floors are means over ``pairs`` pairs of batches each; 1 where the log does not say.
     """
 
     step: int | None
-    cells: tuple[ConflictCell, ...]
+    matrices: tuple[Conflict, ...]
     pairs: int = 1
 
 
@@ -115,16 +104,16 @@ def stage_starts(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
     return [(int(after["step"]), str(after["stage"])) for before, after in pairwise(records) if after["stage"] != before["stage"]]
 
 
-def read_conflict(path: Path) -> Conflict | None:
-    """``conflict.json``, without cells that could not be measured; None if there is none."""
+def read_conflict(path: Path) -> ConflictLog | None:
+    """``conflict.json``, without matrices that could not be measured; None if there is none."""
     content = _object(path)
     return None if content is None else conflict_of(content)
 
 
-def conflict_of(content: Mapping[str, Any]) -> Conflict:
+def conflict_of(content: Mapping[str, Any]) -> ConflictLog:
     """The content of ``conflict.json`` as typed values."""
     measured = (row for row in content["rows"] if row["cosine"] is not None)
-    return Conflict(content["step"], tuple(ConflictCell(**row) for row in measured), content.get("pairs", 1))
+    return ConflictLog(content["step"], tuple(Conflict(**row) for row in measured), content.get("pairs", 1))
 
 
 def read_routing(path: Path) -> tuple[RoutingLayer, ...] | None:

@@ -5,32 +5,34 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from unidecouple.eval.benchmark import Unit
 from unidecouple.report.claims import Verdict
-from unidecouple.report.results import MAIN, Results
-from unidecouple.report.wording import DASH
+from unidecouple.report.results import Results
+from unidecouple.report.wording import DASH, level
 
 
 def scores_table(results: Results, scenario: str) -> str:
     """Names as in the recipe and scores at the last step, a line a variant: mean and standard deviation over seeds."""
-    lines = [f"| | seeds | {' | '.join(measure.label for measure in MAIN)} |", "|---" * (2 + len(MAIN)) + "|"]
+    shown = results.metrics
+    lines = [f"| | seeds | {' | '.join(metric.title for metric in shown)} |", "|---" * (2 + len(shown)) + "|"]
     for variant in results.variants(scenario):
-        found = [list(results.final(scenario, variant, measure).values()) for measure in MAIN]
-        seeds = max(map(len, found))
-        lines.append(f"| `{variant}` | {seeds} | {' | '.join(map(mean_and_deviation, found))} |")
+        found = [list(results.final(scenario, variant, metric).values()) for metric in shown]
+        cells = [mean_and_deviation(values, metric.unit) for metric, values in zip(shown, found, strict=True)]
+        lines.append(f"| `{variant}` | {max(map(len, found), default=0)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float], unit: Unit = "share") -> str:
     """As ".934 ± .005", of one value without a deviation, of none a dash."""
     if not values:
         return DASH
-    mean = share(statistics.mean(values))
-    return f"{mean} ± {share(statistics.stdev(values))}" if len(values) > 1 else mean
+    mean = _number(statistics.mean(values), unit)
+    return f"{mean} ± {_number(statistics.stdev(values), unit)}" if len(values) > 1 else mean
 
 
-def share(value: float) -> str:
-    """As ".934", or "1.000"."""
-    return f"{value:.3f}".removeprefix("0")
+def _number(value: float, unit: Unit) -> str:
+    """A share as ".934" or "1.000"; others as on the page."""
+    return f"{value:.3f}".removeprefix("0") if unit == "share" else level(value, unit)
 
 
 def claims_table(found: Sequence[Verdict]) -> str:

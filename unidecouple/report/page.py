@@ -21,9 +21,9 @@ from unidecouple.report.costs import budget_sentences, missing_sentence
 from unidecouple.report.diagnosis import Part
 from unidecouple.report.figures import overview
 from unidecouple.report.figures_forest import forest
-from unidecouple.report.gallery import Gallery, gallery
 from unidecouple.report.markdown import claims_table, scores_table
 from unidecouple.report.results import Results, load_results
+from unidecouple.report.sample_grid import SampleGrid, sample_grid
 from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, looks
 from unidecouple.report.tables import AreaTable, Detail, Headline, area_table, details, headline
 from unidecouple.report.wording import MINUS, counted, duration
@@ -43,7 +43,7 @@ class ScenarioView:
     table: Headline
     forest: Plot | None
     details: tuple[Detail, ...]
-    gallery: Gallery
+    samples: SampleGrid
     fronts: Part
     areas: AreaTable | None
     budgets: tuple[str, ...]
@@ -80,7 +80,7 @@ def write_report(folder: Path) -> Path:
 
 def render(results: Results, claims: Sequence[Verdict]) -> str:
     """The page as text; ``claims`` are what became of the grid's, none for a grid that makes none."""
-    look = looks(results.names, results.title, results.axis_rank)
+    look = looks(results.names, results.title, results.axis_rank, results.role)
     here = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["svg"] = Markup
@@ -93,6 +93,9 @@ def render(results: Results, claims: Sequence[Verdict]) -> str:
         claims=claims,
         theme={"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER},
         command=results.meta.get("command"),
+        notes=results.meta.get("notes", ()),
+        control=results.title(results.control) if results.control else "",
+        synthetic=results.meta.get("data", "world") == "world",
         facts_folded=_folded(results.meta),
     )
 
@@ -110,7 +113,7 @@ def _view(results: Results, scenario: str, look: Mapping[str, Look]) -> Scenario
         table=headline(results, scenario, look),
         forest=forest(results, scenario, look),
         details=details(results, scenario),
-        gallery=gallery(results, scenario),
+        samples=sample_grid(results, scenario),
         fronts=diagnosis.fronts(results, scenario, look),
         areas=area_table(results, scenario),
         budgets=tuple(budget_sentences(results, scenario)),

@@ -11,7 +11,6 @@ from unidecouple.report.figures_diagnosis import color_limit, conflict_map, rati
 from unidecouple.report.figures_interaction import interaction_figure
 from unidecouple.report.figures_routing import routing_history
 from unidecouple.report.logs import conflict_of, interaction_of, routing_of
-from unidecouple.report.results import UNIDECOUPLE
 from unidecouple.report.style import Plot, looks
 from unidecouple.train.measurements import (
     Measured,
@@ -62,7 +61,8 @@ def _conflict(measured: Any) -> Drawn:
 
 
 def _routing(measured: Any) -> Drawn:
-    return [("", routing_map("routing", "Routing", routing_of(measured), looks([UNIDECOUPLE], str)[UNIDECOUPLE]))]
+    look = looks(["checkpoint"], str, role=lambda _: "focus")["checkpoint"]
+    return [("", routing_map("routing", "Routing", routing_of(measured), look))]
 
 
 def _history(measured: Any) -> Drawn:

@@ -3,51 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unidecouple.eval.statistics import Interval, mean_interval, paired_difference, paired_t, seeds_to_exclude_zero, sign_flip
+from unidecouple.batch import TASK_KEYS
+from unidecouple.eval.benchmark import HEADLINES, Metric
+from unidecouple.files import read_text
+from unidecouple.report.estimates import Estimate, difference, estimate
 
-RESULTS = "results.json"
-START, DENSE_T2I, DENSE_MMU, DENSE_JOINT, MOE, UNIDECOUPLE = "start", "dense_t2i", "dense_mmu", "dense_joint", "moe", "unidecouple"
-ONLY_GENERATION = "S1-r0"
-"""Scenario without understanding data: training jointly and training on generation alone are the same thing there."""
+RESULTS, COMPRESSED = "results.json", "results.json.gz"
+START = "start"
+"""Variant name of a base before training."""
 
 AXES = ("structure", "objective", "gradient", "schedule", "merging")
-"""Where methods part the tasks; variants are grouped by it."""
+"""Where methods separate the tasks; variants are grouped by it."""
 
-FEWEST_FLIPPED = 5
-"""Seeds from which the permutation test is told beside Student's."""
+BOTH = "both"
+"""What ``Results.trains`` gives for a variant of both tasks."""
 
-_ORDER = (START, DENSE_T2I, DENSE_MMU, DENSE_JOINT, MOE)
 _AT = "@"
-_TITLES = {
-    START: "start",
-    DENSE_T2I: "dense, generation only",
-    DENSE_MMU: "dense, understanding only",
-    DENSE_JOINT: "dense joint",
-    MOE: "plain MoE",
-    UNIDECOUPLE: "UniDecouple",
-}
 _RATES = {"lr": "rate", "und": "understanding"}
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A score by its names in ``results.json``, and how the page calls it."""
-
-    benchmark: str
-    metric: str
-    label: str
-
-
-POPE = Measure("pope", "accuracy", "POPE")
-VQA = Measure("vqa", "accuracy", "VQA")
-GENEVAL = Measure("geneval", "overall", "GenEval")
-MAIN = (POPE, VQA, GENEVAL)
 
 
 @dataclass(frozen=True)
@@ -76,52 +54,6 @@ class RunRef:
     folder: Path
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over ``count`` seeds and half the width of its 95% interval; None of one seed, which has no interval.
-
-    Of a paired difference, ``p`` is Student's (None where all seeds differ by the same, which leaves no spread to judge by) and
-    ``flipped`` the exact sign-flip test's, the latter from five seeds on.
-    """
-
-    mean: float
-    half_width: float | None
-    count: int
-    p: float | None = None
-    flipped: float | None = None
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the interval lies on one side of zero: what the seeds can tell from chance."""
-        return self.half_width is not None and abs(self.mean) > self.half_width
-
-    def seeds_to_show(self, most: int) -> int | None:
-        """At how many seeds it would be shown if mean and spread stayed; None beyond ``most``, and of one seed."""
-        if self.half_width is None:
-            return None
-        low, high = self.mean - self.half_width, self.mean + self.half_width
-        return seeds_to_exclude_zero(Interval(self.mean, low, high, 0.95, self.count), most)
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean of ``values``, one a seed (at least one), with Student's t interval where there are two or more."""
-    if len(values) == 1:
-        return Estimate(values[0], None, 1)
-    interval = mean_interval(values)
-    return Estimate(interval.mean, interval.half_width, interval.count)
-
-
-def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
-    """``ours - theirs``, paired over the seeds that both have; None if they share none."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    if len(seeds) < 2:
-        return estimate([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
-    interval = paired_difference({seed: ours[seed] for seed in seeds}, {seed: theirs[seed] for seed in seeds})
-    gaps = [ours[seed] - theirs[seed] for seed in seeds]
-    flipped = sign_flip(gaps) if len(gaps) >= FEWEST_FLIPPED else None
-    return Estimate(interval.mean, interval.half_width, interval.count, paired_t(gaps), flipped)
-
-
 def split_rate(variant: str) -> tuple[str, str]:
     """Name and point of the learning-rate grid: ("dense_joint", "lr=0.3") of "dense_joint@lr=0.3", "" at its own rates."""
     name, _, rate = variant.partition(_AT)
@@ -148,11 +80,70 @@ class Results:
         """In order of first appearance."""
         return tuple(dict.fromkeys(row.scenario for row in self.rows))
 
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Metrics that the page shows, understanding first: those that the recipe names, else the headlines of each benchmark.
+
+        Metrics without a row are left out; a recipe that names only such metrics gets the headlines.
+        """
+        there = {(row.benchmark, row.metric) for row in self.rows}
+        named = [Metric(**entry) for entry in self.meta.get("metrics", ())]
+        known = [metric for metric in named if (metric.benchmark, metric.metric) in there]
+        known = known or [metric for metric in HEADLINES if (metric.benchmark, metric.metric) in there]
+        return tuple(sorted(known, key=lambda metric: TASK_KEYS.index(metric.task)))
+
+    def metrics_of(self, task: str) -> tuple[Metric, ...]:
+        """Those of ``metrics`` that score the task with key ``task``."""
+        return tuple(metric for metric in self.metrics if metric.task == task)
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        return self.meta.get("config") or {}
+
+    @cached_property
+    def _grid(self) -> tuple[str, ...]:
+        """Variant names without the start, in the order of the recipe, else of the rows."""
+        names = self._config.get("variants") or dict.fromkeys(split_rate(row.variant)[0] for row in self.rows)
+        return tuple(name for name in names if name != START)
+
+    def trains(self, name: str) -> str:
+        """Key of the only task that variant ``name`` trains, or ``BOTH``."""
+        given = self.meta.get("tasks") or {}
+        return given.get(name) or self._config.get("variants", {}).get(name, {}).get("tasks", BOTH)
+
+    def single_task(self, task: str) -> str | None:
+        """The variant that trains the task with key ``task`` alone; the first if there are several."""
+        return next((name for name in self._grid if self.trains(name) == task), None)
+
+    @cached_property
+    def control(self) -> str | None:
+        """The variant that others are compared with: the recipe's, else the first that trains both tasks."""
+        return self.meta.get("control") or next((name for name in self._grid if self.trains(name) == BOTH), None)
+
+    @cached_property
+    def focus(self) -> str | None:
+        """The variant that the answer is about: the recipe's, else the first after the control that trains both tasks."""
+        others = (name for name in self._grid if name != self.control and self.trains(name) == BOTH)
+        return self.meta.get("focus") or next(others, None)
+
+    def role(self, name: str) -> str:
+        """Return "start", "control", "focus", the key of the only task that ``name`` trains, or ""."""
+        roles = {self.single_task(task): task for task in TASK_KEYS} | {self.focus: "focus", self.control: "control", START: START}
+        return roles.get(name, "")
+
+    def scenario_tasks(self, scenario: str) -> tuple[str, ...]:
+        """Keys of the tasks that ``scenario`` has training data of; all where the results do not record it."""
+        run = self._config.get("run", {})
+        shared = run.get("files") or run.get("data") or {}
+        own = {name: size for name, size in self._config.get("scenarios", {}).get(scenario, {}).items() if size is not None}
+        return tuple(task for task in TASK_KEYS if ({**shared, **own}).get(f"{task}_batch_size") != 0)
+
     def variants(self, scenario: str) -> tuple[str, ...]:
-        """The start, the controls, then by axis as they came, and UniDecouple last; each by its rates as they came."""
+        """The start, single tasks, the control, the others by axis as they came, the focus last; each by its rates as they came."""
         names = dict.fromkeys(row.variant for row in self.rows if row.scenario == scenario)
-        rank = {name: position for position, name in enumerate(dict.fromkeys((*_ORDER, *(split_rate(n)[0] for n in names))))}
-        rank[UNIDECOUPLE] = len(rank)
+        first = (START, *(self.single_task(task) for task in reversed(TASK_KEYS)), self.control)
+        rank = {name: position for position, name in enumerate(dict.fromkeys((*first, *(split_rate(n)[0] for n in names))))}
+        rank[self.focus] = len(rank)
         return tuple(sorted(names, key=lambda name: (self.axis_rank(split_rate(name)[0]), rank[split_rate(name)[0]])))
 
     def trained(self, scenario: str) -> tuple[str, ...]:
@@ -187,9 +178,9 @@ class Results:
         return tuple((axis, tuple(of)) for axis, of in found.items())
 
     def title(self, variant: str) -> str:
-        """As "dense joint, rate × 0.3" for "dense_joint@lr=0.3": the grid's own title, else the name without underscores."""
+        """As "dense joint, rate × 0.3" for "dense_joint@lr=0.3": the title in the recipe, else the name without underscores."""
         name, rate = split_rate(variant)
-        words = self.meta.get("titles", {}).get(name) or _TITLES.get(name, name.replace("_", " "))
+        words = self.meta.get("titles", {}).get(name) or name.replace("_", " ")
         return f"{words}, {rate_name(rate)}" if rate else words
 
     @cached_property
@@ -204,61 +195,70 @@ class Results:
             found.setdefault((row.scenario, row.variant, row.benchmark, row.metric), {})[row.seed] = row
         return found
 
-    def final_rows(self, scenario: str, variant: str, measure: Measure) -> dict[int, Row]:
+    def final_rows(self, scenario: str, variant: str, metric: Metric) -> dict[int, Row]:
         """Seed -> row of its last step."""
-        return self._final.get((scenario, variant, measure.benchmark, measure.metric), {})
+        return self._final.get((scenario, variant, metric.benchmark, metric.metric), {})
 
-    def final(self, scenario: str, variant: str, measure: Measure) -> dict[int, float]:
+    def final(self, scenario: str, variant: str, metric: Metric) -> dict[int, float]:
         """Seed -> score at its last step."""
-        return {seed: row.value for seed, row in self.final_rows(scenario, variant, measure).items()}
+        return {seed: row.value for seed, row in self.final_rows(scenario, variant, metric).items()}
 
-    def at(self, scenario: str, variant: str, measure: Measure, step: int | None) -> dict[int, float]:
+    def at(self, scenario: str, variant: str, metric: Metric, step: int | None) -> dict[int, float]:
         """Seed -> score at ``step``, or, with None, at its last."""
         if step is None:
-            return self.final(scenario, variant, measure)
-        wanted = (scenario, variant, step, measure.benchmark, measure.metric)
+            return self.final(scenario, variant, metric)
+        wanted = (scenario, variant, step, metric.benchmark, metric.metric)
         return {r.seed: r.value for r in self.rows if (r.scenario, r.variant, r.step, r.benchmark, r.metric) == wanted}
 
-    def start(self, scenario: str, measure: Measure) -> float | None:
+    def start(self, scenario: str, metric: Metric) -> float | None:
         """Score of the base before training; None if it was not measured."""
-        values = list(self.final(scenario, START, measure).values())
+        values = list(self.final(scenario, START, metric).values())
         return values[0] if values else None
 
-    def change(self, scenario: str, variant: str, measure: Measure) -> Estimate | None:
+    def change(self, scenario: str, variant: str, metric: Metric) -> Estimate | None:
         """Score after training minus the base's; None where either is missing. All seeds share one base."""
-        begin, end = self.start(scenario, measure), self.final(scenario, variant, measure)
+        begin, end = self.start(scenario, metric), self.final(scenario, variant, metric)
         return estimate([value - begin for value in end.values()]) if end and begin is not None else None
 
-    def reference(self, scenario: str, variant: str = UNIDECOUPLE) -> str | None:
-        """The control of ``variant``: the grid's at the same rate (dense T2I in ``ONLY_GENERATION``); None if missing."""
-        suffix = variant[len(split_rate(variant)[0]) :]
-        control = self.meta.get("control", DENSE_JOINT)
-        controls = (control, DENSE_T2I) if scenario == ONLY_GENERATION else (control,)
-        known = self.variants(scenario)
-        return next((name + suffix for name in controls if name + suffix in known), None)
+    def reference(self, scenario: str, variant: str = "") -> str | None:
+        """The control of ``variant``: the grid's at the same rate; None if it was not run.
 
-    def delta(self, scenario: str, variant: str, measure: Measure) -> Estimate | None:
+        In a scenario with data of one task, the variant of that task alone may stand in for it: the two are the same there.
+        """
+        suffix = variant[len(split_rate(variant)[0]) :]
+        tasks = self.scenario_tasks(scenario)
+        controls = [self.control, *([self.single_task(tasks[0])] if len(tasks) == 1 else [])]
+        known = self.variants(scenario)
+        return next((name + suffix for name in controls if name is not None and name + suffix in known), None)
+
+    def delta(self, scenario: str, variant: str, metric: Metric) -> Estimate | None:
         """``variant`` minus its control, paired by seed; None without a control, of the start, and of what is the control's run."""
         control = self.reference(scenario, variant)
         if control is None or variant in (control, START) or self._folders(scenario, variant) == self._folders(scenario, control):
             return None
-        return difference(self.final(scenario, variant, measure), self.final(scenario, control, measure))
+        return difference(self.final(scenario, variant, metric), self.final(scenario, control, metric))
 
     def _folders(self, scenario: str, variant: str) -> set[Path]:
         return {run.folder for run in self.runs if (run.scenario, run.variant) == (scenario, variant)}
 
 
+def results_file(folder: Path) -> Path:
+    """Return the results of the comparison in ``folder``: ``results.json``, or its compressed form where only that is there."""
+    packed = folder / COMPRESSED
+    return packed if packed.is_file() and not (folder / RESULTS).is_file() else folder / RESULTS
+
+
 def load_results(folder: Path) -> Results:
-    """Read ``folder/results.json``.
+    """Read ``folder/results.json``, or ``results.json.gz`` where only that is there.
 
     Raises:
         ValueError: it is missing, no JSON, or lacks a part that the page needs; the message names it.
     """
-    path = folder / RESULTS
+    path = results_file(folder)
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give the folder of a comparison that has finished")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         rows = tuple(_row(row) for row in content["rows"] if row["value"] is not None)
         runs = tuple(
             RunRef(run["scenario"], run["variant"], run["seed"], folder / run["folder"]) for run in content["meta"]["runs"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.statistics import holm
-from unidecouple.report.results import MAIN, Estimate, Measure, Results
+from unidecouple.report.estimates import Estimate
+from unidecouple.report.results import Results
 from unidecouple.report.wording import counted, listed
 
 LEVEL = 0.05
@@ -14,8 +16,8 @@ FEWEST_SEEDS = 3
 """Seeds from which on there is a verdict, or a star: two often differ by the same, and then have an interval of no width."""
 NAMED = 5
 """Variants up to which a sentence names them."""
-Key = tuple[str, Measure]
-"""(variant, measure)."""
+Key = tuple[str, Metric]
+"""(variant, metric)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Compared:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference outlives the correction, of ``FEWEST_SEEDS`` or more."""
+        """Whether the difference is significant after the correction, over ``FEWEST_SEEDS`` seeds or more."""
         return self.delta.count >= FEWEST_SEEDS and self.corrected is not None and self.corrected < LEVEL
 
     @property
@@ -43,8 +45,9 @@ class Compared:
 
 
 def compared(results: Results, scenario: str, variants: Sequence[str]) -> dict[Key, Compared]:
-    """(variant, measure) -> its difference to the control, corrected over all that ``variants`` have in the main measures."""
-    return corrected({(v, m): delta for v in variants for m in MAIN if (delta := results.delta(scenario, v, m)) is not None})
+    """(variant, metric) -> its difference to the control, corrected over all that ``variants`` have in the metrics shown."""
+    deltas = {(v, m): results.delta(scenario, v, m) for v in variants for m in results.metrics}
+    return corrected({key: delta for key, delta in deltas.items() if delta is not None})
 
 
 def corrected(deltas: Mapping[Key, Estimate]) -> dict[Key, Compared]:
@@ -62,11 +65,12 @@ def found_sentence(results: Results, scenario: str) -> str:
     if len(variants) < 3 or control is None or not tested:
         return ""
     clauses = []
-    for measure in MAIN:
+    for metric in results.metrics:
         for way, sign in (("ahead", 1), ("behind", -1)):
-            names = [results.title(v) for (v, m), one in deltas.items() if m == measure and one.holds and sign * one.delta.mean > 0]
-            told = listed(names) if len(names) <= NAMED else f"{len(names)} of {len(variants)} variants"
-            clauses += [f"{way} in {measure.label}: {told}"] if names else []
+            held = [(v, one.delta) for (v, m), one in deltas.items() if m == metric and one.holds]
+            names = [results.title(v) for v, delta in held if sign * metric.gain(delta.mean) > 0]
+            shown = listed(names) if len(names) <= NAMED else f"{len(names)} of {len(variants)} variants"
+            clauses += [f"{way} in {metric.title}: {shown}"] if names else []
     lead = f"Against {results.title(control)}, corrected for {counted(tested, 'comparison')} (Holm)"
     return f"{lead}: {'; '.join(clauses)}." if clauses else f"{lead}: no variant is ahead or behind in any score."
 

@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unidecouple.batch import Task
-from unidecouple.report.results import DENSE_JOINT, DENSE_MMU, DENSE_T2I, MOE, START, UNIDECOUPLE
 
 INK, MUTED, GRID, PAPER = "#1f2329", "#69707a", "#dfe3e8", "#fdfefe"
 """Colours of text, axes, grid and page. In the SVG they become CSS variables, so the theme of the page sets them."""
@@ -23,15 +22,16 @@ TASK_COLORS = {Task.MMU.key: "#4477aa", Task.T2I.key: "#e0903c"}
 """Where lines or bars are of tasks, not of variants: understanding blue, generation orange."""
 
 _THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
-_FIXED = {
-    START: ("#7a828c", "D"),
-    DENSE_T2I: ("#d55e00", "s"),
-    DENSE_MMU: ("#b8860b", "v"),
-    DENSE_JOINT: ("#c2569a", "^"),
-    MOE: ("#009e73", "P"),
-    UNIDECOUPLE: ("#1f77c9", "o"),
+_BY_ROLE = {
+    "start": ("#7a828c", "D"),
+    Task.T2I.key: ("#d55e00", "s"),
+    Task.MMU.key: ("#b8860b", "v"),
+    "control": ("#c2569a", "^"),
+    "focus": ("#1f77c9", "o"),
 }
+"""Looks of the variants with a role, see ``Results.role``."""
 _OTHERS = (
+    ("#009e73", "P"),
     ("#56a5d8", "X"),
     ("#8a63d2", "<"),
     ("#a0522d", ">"),
@@ -74,11 +74,12 @@ _RC: Any = _SIZES | {
 
 @dataclass(frozen=True)
 class Look:
-    """Colour (hex), matplotlib marker and title of a variant; markers tell variants apart without colour."""
+    """Colour (hex), matplotlib marker, title and role of a variant; markers tell variants apart without colour."""
 
     color: str
     marker: str
     title: str
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,21 @@ class Plot:
     caption: str
 
 
-def looks(names: Sequence[str], title: Callable[[str], str], group: Callable[[str], int] = lambda name: 0) -> dict[str, Look]:
-    """Look of every variant in ``names``: the known ones always the same, others in their order within their ``group``.
+def looks(
+    names: Sequence[str],
+    title: Callable[[str], str],
+    group: Callable[[str], int] = lambda name: 0,
+    role: Callable[[str], str] = lambda name: "",
+) -> dict[str, Look]:
+    """Look of every variant in ``names``: by its ``role`` where it has one, else by its place within its ``group``.
 
-    Groups are drawn apart, so each begins with the first colour. After seven, colours come again with other markers.
+    Groups are drawn apart, so each begins with the first colour. After eight, colours come again with other markers.
     """
     seen: Counter[int] = Counter()
     found: dict[str, Look] = {}
     for name in names:
-        if name in _FIXED:
-            found[name] = Look(*_FIXED[name], title(name))
+        if role(name):
+            found[name] = Look(*_BY_ROLE[role(name)], title(name), role(name))
             continue
         turn, place = divmod(seen[group(name)], len(_OTHERS))
         seen[group(name)] += 1

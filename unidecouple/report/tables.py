@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from unidecouple.eval.benchmark import HEADLINES, Metric, Unit
 from unidecouple.report.costs import COST_COLUMNS, CostCell, cost_cells, has_costs
-from unidecouple.report.fronts import front_areas, front_names
-from unidecouple.report.results import (
-    AXES,
-    GENEVAL,
-    MAIN,
-    POPE,
-    START,
-    UNIDECOUPLE,
-    Estimate,
-    Measure,
-    Results,
-    Row,
-    difference,
-    estimate,
-    split_rate,
-)
+from unidecouple.report.estimates import Estimate, difference, estimate
+from unidecouple.report.fronts import front_areas, front_axes, front_names
+from unidecouple.report.results import AXES, START, Results, Row, split_rate
 from unidecouple.report.significance import Compared, compared, corrected
 from unidecouple.report.style import Look
-from unidecouple.report.wording import DASH, counted, listed, points, signed, spread
+from unidecouple.report.wording import DASH, column_name, counted, level, listed, signed, spread
 
 _COUNTS = ("unparsed",)
 """Metrics that are numbers of answers; all others are shares."""
-_BENCHMARKS = {"pope": "POPE", "vqa": "VQA", "geneval": "GenEval"}
-_BLIND = Measure("pope", "accuracy/blind", "blind")
+_BLIND = "blind"
+"""Ends the metric of an answerer that never looks at the picture, beside a benchmark's headline metric."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +32,8 @@ class Column:
 class Score:
     """A cell of the headline table.
 
-    ``verdict`` of the difference: "ahead", "behind", "open" or "" where there is none; ``holds`` if it outlives the correction
-    for all differences of its table; ``tests`` in words.
+    ``verdict`` of the difference: "ahead", "behind", "open" or "" where there is none; ``percent`` is None for what is no share;
+    ``holds`` if it is significant after the correction for all differences of its table; ``tests`` in words.
     """
 
     mean: str
@@ -53,7 +41,7 @@ class Score:
     delta: str
     delta_spread: str
     verdict: str
-    percent: float
+    percent: float | None
     holds: bool = False
     tests: str = ""
 
@@ -110,7 +98,7 @@ class Detail:
 def headline(results: Results, scenario: str, look: Mapping[str, Look]) -> Headline:
     """Means with 95% intervals over seeds, differences to the control paired by seed, and costs."""
     control, leading = results.reference(scenario), results.leading(scenario)
-    columns = tuple(Column(f"{measure.label} {measure.metric}", _notes(results, scenario, measure)) for measure in MAIN)
+    columns = tuple(Column(column_name(metric), _notes(results, scenario, metric)) for metric in results.metrics)
     return Headline(
         columns,
         _lines(results, scenario, leading, look),
@@ -128,7 +116,7 @@ def _lines(results: Results, scenario: str, variants: Sequence[str], look: Mappi
         name, _ = split_rate(variant)
         begins = results.axis_rank(name) > rank
         rank = results.axis_rank(name)
-        seeds = max(len(results.final(scenario, variant, measure)) for measure in MAIN)
+        seeds = max((len(results.final(scenario, variant, metric)) for metric in results.metrics), default=0)
         told = "the base" if variant == START else counted(seeds, "seed")
         tried = results.rates_tried(scenario, name)
         lines.append(
@@ -137,8 +125,8 @@ def _lines(results: Results, scenario: str, variants: Sequence[str], look: Mappi
                 described.get(name) or described.get(variant, ""),
                 look[name].color,
                 f"{told}, {counted(tried, 'rate')}" if tried > 1 else told,
-                tuple(_score(results, scenario, variant, m, found.get((variant, m))) for m in MAIN),
-                name == UNIDECOUPLE,
+                tuple(_score(results, scenario, variant, m, found.get((variant, m))) for m in results.metrics),
+                name == results.focus,
                 AXES[rank - 1] if begins else "",
                 cost_cells(results, scenario, variant),
             )
@@ -146,45 +134,46 @@ def _lines(results: Results, scenario: str, variants: Sequence[str], look: Mappi
     return tuple(lines)
 
 
-def _score(results: Results, scenario: str, variant: str, measure: Measure, one: Compared | None) -> Score | None:
-    values = results.final(scenario, variant, measure)
-    return _cell_of(list(values.values()), one) if values else None
+def _score(results: Results, scenario: str, variant: str, metric: Metric, one: Compared | None) -> Score | None:
+    values = results.final(scenario, variant, metric)
+    return _cell_of(metric, list(values.values()), one) if values else None
 
 
-def _cell_of(values: Sequence[float], one: Compared | None) -> Score:
+def _cell_of(metric: Metric, values: Sequence[float], one: Compared | None) -> Score:
     own = estimate(values)
+    percent = 100 * own.mean if metric.unit == "share" else None
+    text = (level(own.mean, metric.unit), spread(own, metric.unit))
     if one is None:
-        return Score(points(own.mean), spread(own), "", "", "", 100 * own.mean)
+        return Score(*text, "", "", "", percent)
     delta = one.delta
-    told = (signed(delta.mean), spread(delta), _verdict(delta))
-    return Score(points(own.mean), spread(own), *told, 100 * own.mean, one.holds, one.told)
+    gap = (signed(delta.mean, metric.unit), spread(delta, metric.unit), _verdict(metric, delta))
+    return Score(*text, *gap, percent, one.holds, one.told)
 
 
-def _verdict(delta: Estimate) -> str:
+def _verdict(metric: Metric, delta: Estimate) -> str:
     if not delta.is_shown:
         return "open"
-    return "ahead" if delta.mean > 0 else "behind"
+    return "ahead" if metric.gain(delta.mean) > 0 else "behind"
 
 
-def _notes(results: Results, scenario: str, measure: Measure) -> tuple[str, ...]:
-    rows = _rows(results, scenario, measure)
+def _notes(results: Results, scenario: str, metric: Metric) -> tuple[str, ...]:
+    rows = _rows(results, scenario, metric)
     judges = sorted({row.judge for row in rows if row.judge})
     notes = [f"judge: {listed(judges)}"] if judges else []
-    notes += [f"ceiling {text}"] if (text := _range([row.ceiling for row in rows])) else []
-    notes += [f"floor {text}"] if (text := _range([row.floor for row in rows])) else []
-    if measure == POPE:
-        blind = _range([row.value for row in _rows(results, scenario, _BLIND)])
-        notes += [f"blind {blind}"] if blind else []
+    notes += [f"ceiling {text}"] if (text := _range(metric, [row.ceiling for row in rows])) else []
+    notes += [f"floor {text}"] if (text := _range(metric, [row.floor for row in rows])) else []
+    blind = replace(metric, metric=f"{metric.metric}/{_BLIND}")
+    notes += [f"blind {text}"] if (text := _range(blind, [row.value for row in _rows(results, scenario, blind)])) else []
     return tuple(notes)
 
 
-def _rows(results: Results, scenario: str, measure: Measure) -> list[Row]:
-    return [row for variant in results.variants(scenario) for row in results.final_rows(scenario, variant, measure).values()]
+def _rows(results: Results, scenario: str, metric: Metric) -> list[Row]:
+    return [row for variant in results.variants(scenario) for row in results.final_rows(scenario, variant, metric).values()]
 
 
-def _range(values: Sequence[float | None]) -> str:
+def _range(metric: Metric, values: Sequence[float | None]) -> str:
     """As "50.0", or as a range where rows disagree; "" where there is none."""
-    texts = list(dict.fromkeys(points(value) for value in sorted(v for v in values if v is not None)))
+    texts = list(dict.fromkeys(level(value, metric.unit) for value in sorted(v for v in values if v is not None)))
     return f"{texts[0]}{DASH}{texts[-1]}" if len(texts) > 1 else "".join(texts)
 
 
@@ -195,47 +184,64 @@ def details(results: Results, scenario: str) -> tuple[Detail, ...]:
     found = dict.fromkeys((row.benchmark, row.metric) for row in results.rows if row.scenario == scenario)
     lines: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for benchmark, metric in found:
-        measure = Measure(benchmark, metric, metric.replace("_", " "))
-        rows = _rows(results, scenario, measure)
-        bounds = (_range([row.ceiling for row in rows]) or DASH, _range([row.floor for row in rows]) or DASH)
-        cells = tuple(_cell(results, scenario, variant, measure) for variant in variants)
-        lines.setdefault(benchmark, []).append((measure.label, cells + bounds))
-    return tuple(Detail(_BENCHMARKS.get(benchmark, benchmark), columns, tuple(of)) for benchmark, of in lines.items())
+        shown = Metric(benchmark, metric, metric.replace("_", " "))
+        rows = _rows(results, scenario, shown)
+        shown = replace(shown, unit=_unit(shown, rows))
+        bounds = (_range(shown, [row.ceiling for row in rows]) or DASH, _range(shown, [row.floor for row in rows]) or DASH)
+        cells = tuple(_cell(results, scenario, variant, shown) for variant in variants)
+        lines.setdefault(benchmark, []).append((shown.title, cells + bounds))
+    return tuple(Detail(_heading(benchmark), columns, tuple(of)) for benchmark, of in lines.items())
 
 
-def _cell(results: Results, scenario: str, variant: str, measure: Measure) -> str:
-    values = list(results.final(scenario, variant, measure).values())
+def _heading(benchmark: str) -> str:
+    titles = [metric.title for metric in HEADLINES if metric.benchmark == benchmark]
+    return titles[0] if len(titles) == 1 else benchmark.upper() if titles else benchmark
+
+
+def _unit(metric: Metric, rows: Sequence[Row]) -> Unit:
+    """Of any metric: what may exceed 1 is points, log-probabilities are nats, all others shares."""
+    if any(row.ceiling is not None and row.ceiling > 1 for row in rows):
+        return "points"
+    return "nats" if any(one.unit == "nats" and one.benchmark == metric.benchmark for one in HEADLINES) else "share"
+
+
+def _cell(results: Results, scenario: str, variant: str, metric: Metric) -> str:
+    values = list(results.final(scenario, variant, metric).values())
     if not values:
         return DASH
     own = estimate(values)
-    return f"{own.mean:.1f}" if measure.metric.split("/")[0] in _COUNTS else points(own.mean) + spread(own)
+    is_count = metric.metric.partition("/")[0] in _COUNTS
+    return f"{own.mean:.1f}" if is_count else level(own.mean, metric.unit) + spread(own, metric.unit)
 
 
 def area_table(results: Results, scenario: str) -> AreaTable | None:
     """Areas below the fronts of all variants run at several rates, and their differences to the control's front by seed.
 
-    A front of more points than the control's is not compared, since points can only add area. None where no variant has a front.
+    A front of more points than the control's is not compared, since points can only add area. None where no variant has a front,
+    and where scores are no shares: an area needs a zero and a one.
     """
     names, control = front_names(results, scenario), split_rate(results.reference(scenario) or "")[0]
-    if len(names) < 2:
+    drawn, kept = front_axes(results)
+    kept = tuple(metric for metric in kept if metric.unit == "share")
+    if len(names) < 2 or drawn is None or drawn.unit != "share" or not kept:
         return None
-    keys = [(name, measure) for name in names for measure in MAIN if measure != GENEVAL]
-    areas = {(name, measure): front_areas(results, scenario, name, measure) for name, measure in keys}
+    keys = [(name, metric) for name in names for metric in kept]
+    areas = {(name, metric): front_areas(results, scenario, name, metric) for name, metric in keys}
     tried = {name: results.rates_tried(scenario, name) for name in names}
     deltas = {
-        (name, measure): delta
-        for name, measure in keys
+        (name, metric): delta
+        for name, metric in keys
         if control in names and name != control and tried[name] <= tried[control]
-        if (delta := difference(areas[name, measure], areas[control, measure])) is not None
+        if (delta := difference(areas[name, metric], areas[control, metric])) is not None
     }
     found = corrected(deltas)
     lines = []
     for name in names:
-        cells = tuple(_area(areas[name, m], found.get((name, m))) for m in MAIN if m != GENEVAL)
+        cells = tuple(_area(metric, areas[name, metric], found.get((name, metric))) for metric in kept)
         lines.append((results.title(name), str(tried[name]), cells))
-    titles = tuple(f"{m.label} by GenEval" for m in MAIN if m != GENEVAL)
+    titles = tuple(f"{metric.title} by {drawn.title}" for metric in kept)
     return AreaTable(titles, tuple(lines), results.title(control) if control in names else "")
 
 
-def _area(values: Mapping[int, float], one: Compared | None) -> Score | None:
-    return _cell_of(list(values.values()), one) if values else None
+def _area(metric: Metric, values: Mapping[int, float], one: Compared | None) -> Score | None:
+    return _cell_of(metric, list(values.values()), one) if values else None

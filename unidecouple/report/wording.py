@@ -5,36 +5,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unidecouple.batch import Task
-from unidecouple.report.results import Estimate
+from unidecouple.eval.benchmark import Metric, Unit
+from unidecouple.report.estimates import Estimate
 
 MINUS, DASH = "\u2212", "\u2013"
 """Signs as printed; by code point, since in source they are easily taken for -."""
 
 TASK_NAMES = {Task.MMU.key: "understanding", Task.T2I.key: "generation"}
 
-_OPENINGS = {
-    "S1-r0": "Trained on generation data only",
-    "S1-r16": "Trained with one understanding sample replayed for 16 of generation",
-    "S1-r4": "Trained with one understanding sample replayed for 4 of generation",
-    "S1-r1": "Trained with one understanding sample replayed for each of generation",
-    "S2": "Trained on both tasks from a converged unified base",
-}
+_FORMATS: dict[Unit, tuple[float, int]] = {"share": (100.0, 1), "points": (1.0, 1), "nats": (1.0, 3), "number": (1.0, 3)}
+"""Unit -> factor and decimals of what is printed."""
+_UNITS: dict[Unit, str] = {"share": "points", "points": "points", "nats": "nats per token", "number": "units"}
 
 
-def opening(scenario: str) -> str:
-    """How a sentence on ``scenario`` begins."""
-    return _OPENINGS.get(scenario, f"In {scenario}")
+def scale_of(unit: Unit) -> float:
+    """Factor from a value to what is printed: 100 of a share, which is printed in per cent."""
+    return _FORMATS[unit][0]
 
 
-def points(share: float) -> str:
-    """A share as per cent with one decimal and no sign: .312 is "31.2"."""
-    return f"{abs(100 * share):.1f}"
+def axis_name(metric: Metric) -> str:
+    """A metric as it heads a panel: "POPE accuracy, %"."""
+    ending = {"share": ", %", "nats": f", {_UNITS['nats']}"}.get(metric.unit, "")
+    return column_name(metric) + ending
 
 
-def signed(share: float) -> str:
-    """A difference of shares in points: -.0312 is "−3.1"; what rounds to zero has no sign."""
-    text = points(share)
-    return text if text == "0.0" else ("+" if share > 0 else MINUS) + text
+def column_name(metric: Metric) -> str:
+    """A metric as it heads a column: "POPE accuracy"; its title alone where that ends in the metric's name."""
+    words = metric.metric.replace("_", " ")
+    return metric.title if metric.title.endswith(words) else f"{metric.title} {words}"
+
+
+def unit_words(unit: Unit) -> str:
+    """What differences are counted in: "points" of shares."""
+    return _UNITS[unit]
+
+
+def size(value: float, unit: Unit = "share") -> str:
+    """A value without its sign: a share of .312 is "31.2"."""
+    factor, places = _FORMATS[unit]
+    return f"{abs(factor * value):.{places}f}"
+
+
+def level(value: float, unit: Unit = "share") -> str:
+    """A value with a minus sign where it is below zero: a share of .312 is "31.2", a log-probability "−2.125"."""
+    text = size(value, unit)
+    return MINUS + text if value < 0 and float(text) else text
+
+
+def signed(value: float, unit: Unit = "share") -> str:
+    """A difference with its sign: -.0312 of shares is "−3.1"; what rounds to zero has no sign."""
+    text = size(value, unit)
+    return text if not float(text) else ("+" if value > 0 else MINUS) + text
 
 
 def decimal(value: float, places: int, plus: bool = False) -> str:
@@ -43,9 +64,9 @@ def decimal(value: float, places: int, plus: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def spread(value: Estimate) -> str:
-    """As " ± 2.0" in points, or nothing where there is no interval."""
-    return "" if value.half_width is None else f" ± {points(value.half_width)}"
+def spread(value: Estimate, unit: Unit = "share") -> str:
+    """As " ± 2.0", or nothing where there is no interval."""
+    return "" if value.half_width is None else f" ± {size(value.half_width, unit)}"
 
 
 def listed(words: Sequence[str]) -> str:

@@ -1,21 +1,33 @@
-"""Scores of a run on users' own files: how likely held-out answers and image tokens are."""
+"""Scores of a run on users' own files: how likely held-out answers and image tokens are, and published benchmarks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from unidecouple.data.file_batches import FileBatches
-from unidecouple.data.mixture import Files
+from unidecouple.batch import Task
+from unidecouple.data.file_batches import KINDS_OF, FileBatches
+from unidecouple.data.formats import Shelf, open_readers
+from unidecouple.data.mixture import Files, Source
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.eval.benchmark import Score
+from unidecouple.eval.benchmark import Quiz, Score
+from unidecouple.eval.card import Subject
+from unidecouple.eval.model import Judged
+from unidecouple.eval.session import Session
+from unidecouple.eval.suite import Options, open_benchmarks
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
+from unidecouple.models.vq import ImageTokenizer
+from unidecouple.run import Evaluation
 
 BENCHMARKS = {"mmu": "answers", "t2i": "image_tokens"}
 """Name of the score of each task."""
+
+MAX_NEW_TOKENS = 32
+"""Longest answer to a published benchmark, as ``unidecouple eval`` has it."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +35,33 @@ class HeldOut:
     """Mean log-probability a token (nats; higher is better, zero is certain) on ``source``'s files, by task.
 
     It compares checkpoints of one model; it says nothing of the quality of what the model would write or draw by itself.
+
+    Attributes:
+        source: held-out batches, with the batch size of each task.
+        batches: how many per task.
+        quizzes: published benchmarks that ``test`` asks, too.
     """
 
     source: FileBatches
     batches: int
+    processor: UnifiedProcessor
+    quizzes: tuple[Quiz, ...] = ()
 
     def validate(self, model: UnifiedModel) -> list[Score]:
         """One score a task, always over the same samples."""
         return [self._score(model, number) for number in range(len(self.source.tasks))]
 
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
-        """As ``validate``: there is no test set but the user's."""
-        return self.validate(model)
+        """As ``validate``, then the published benchmarks, with answers and cards in ``folder/eval``."""
+        scores = self.validate(model)
+        judged = Judged(model, self.processor, MAX_NEW_TOKENS)
+        settings = {"max_new_tokens": MAX_NEW_TOKENS}
+        subject = Subject(str(folder), {}, settings, str(model.dtype).removeprefix("torch."), str(model.device))
+        session = Session(folder / "eval", subject)
+        for quiz in self.quizzes:
+            session.answer(quiz, judged)
+            scores += session.score_quiz(quiz).scores
+        return scores
 
     @torch.no_grad()
     def _score(self, model: UnifiedModel, number: int) -> Score:
@@ -50,18 +77,30 @@ class HeldOut:
 
 def held_out(
     files: Files,
-    batches: int,
-    model: UnifiedModel,
+    evaluation: Evaluation,
     processor: UnifiedProcessor,
     builder: SequenceBuilder,
+    vq: ImageTokenizer,
     cache: Path,
 ) -> HeldOut:
-    """Scores on ``files.validation``; prompts are all shown.
+    """Scores on ``files.validation``, where no prompt is dropped, and by ``evaluation.benchmarks``.
 
     Raises:
-        ValueError: there are no such files, or they lack a task that ``files`` trains.
+        ValueError: there are no such files, or they lack a task that ``files`` trains, or a benchmark's files are missing.
     """
     if not files.validation:
         raise ValueError("files.validation is empty: name held-out sources, so that scores are not of what was trained on")
+    quizzes = [open_benchmarks([name], Options(data=data)) for name, data in evaluation.benchmarks.items()]
+    asked = tuple(quiz for of in quizzes for quiz in of if isinstance(quiz, Quiz))
     aside = replace(files, sources=files.validation, validation=(), cond_dropout_prob=0.0, pack=False)
-    return HeldOut(FileBatches(aside, processor, builder, 0, model.model.vqmodel, cache / "files"), batches)
+    if size := evaluation.eval_batch_size:
+        there = _tasks_in(aside.sources, cache)
+        mmu, t2i = (size if task in there else 0 for task in Task)
+        aside = replace(aside, mmu_batch_size=mmu, t2i_batch_size=t2i)
+    return HeldOut(FileBatches(aside, processor, builder, 0, vq, cache / "files"), evaluation.eval_batches, processor, asked)
+
+
+def _tasks_in(sources: Sequence[Source], cache: Path) -> list[Task]:
+    """Tasks that ``sources`` have records of."""
+    readers = [reader for s in sources for reader in open_readers(s.path, s.data_type, s.root, cache / "files")]
+    return [task for task, kinds in KINDS_OF.items() if len(Shelf(readers, kinds))]

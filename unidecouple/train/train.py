@@ -15,6 +15,7 @@ from unidecouple.convert.load import all_checkpoints, load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.world.dataset import Progress
 from unidecouple.diagnose.early_warning import early_warning
+from unidecouple.eval.benchmark import tasks_of_benchmarks
 from unidecouple.files import append_jsonl, write_json_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
@@ -167,8 +168,10 @@ def _scorer(
     run: RunConfig, model: UnifiedModel, processor: UnifiedProcessor, builder: SequenceBuilder, cache: Path
 ) -> Scorer | HeldOut:
     if run.files is None:
+        if run.evaluation.benchmarks:
+            raise ValueError("evaluation.benchmarks is for runs on files, and files is not given: leave it out")
         return Scorer(run.evaluation, builder)
-    return held_out(run.files, run.evaluation.eval_batches, model, processor, builder, cache)
+    return held_out(run.files, run.evaluation, processor, builder, model.model.vqmodel, cache)
 
 
 def _say_nothing(line: str) -> None:
@@ -200,7 +203,7 @@ def _validate(
     history: dict[int, dict[str, float]] = {}
     for row in read_log(folder / SCORES):
         history.setdefault(row["step"], {})[row["benchmark"]] = row["value"]
-    warning = early_warning([*history.values()])
+    warning = early_warning([*history.values()], tasks_of_benchmarks())
     if warning:
         say(f"step {step}: {warning}")
 

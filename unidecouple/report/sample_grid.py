@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unidecouple.report import logs
-from unidecouple.report.results import START, UNIDECOUPLE, Results
-
-_SHORT = "dense"
-"""What the control is called under its pictures, where there is little room."""
+from unidecouple.report.results import START, Results
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Prompted:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class SampleGrid:
     """Pictures of a scenario, ``tallies`` of what is shown, and sentences on what is missing."""
 
     prompts: tuple[Prompted, ...]
@@ -41,21 +38,20 @@ class Gallery:
     missing: tuple[str, ...]
 
 
-def gallery(results: Results, scenario: str) -> Gallery:
-    """Start, control and UniDecouple side by side, each from the first seed that kept samples, for prompts that all drew."""
-    wanted = [name for name in (START, results.reference(scenario), UNIDECOUPLE) if name in results.variants(scenario)]
+def sample_grid(results: Results, scenario: str) -> SampleGrid:
+    """Start, control and focus side by side, each from the first seed that kept samples, for prompts that all have."""
+    wanted = [name for name in (START, results.reference(scenario), results.focus) if name in results.variants(scenario)]
     found = {name: samples for name in wanted if name and (samples := _samples(results, scenario, name))}
     absent = [results.title(name) for name in wanted if name and name not in found]
     missing = tuple(f"No pictures of {name}: {logs.SAMPLES} is missing." for name in absent)
     if not found:
-        return Gallery((), (), missing or (f"No pictures: no run of {scenario} is shown here.",))
+        return SampleGrid((), (), missing or (f"No pictures: no run of {scenario} is shown here.",))
     first = next(iter(found.values()))
     shared = [prompt for prompt in first if all(prompt in samples for samples in found.values())]
-    labels = {name: results.title(name) if name in (START, UNIDECOUPLE) else _SHORT for name in found}
-    drawn = {prompt: tuple(_shown(labels[name], samples[prompt]) for name, samples in found.items()) for prompt in shared}
+    drawn = {prompt: tuple(_shown(results.title(name), samples[prompt]) for name, samples in found.items()) for prompt in shared}
     right = {name: sum(samples[prompt].correct for prompt in shared) for name, samples in found.items()}
     tallies = tuple(f"{results.title(name)}: {number} of {len(shared)} right" for name, number in right.items())
-    return Gallery(tuple(Prompted(prompt, first[prompt].tag, drawn[prompt]) for prompt in shared), tallies, missing)
+    return SampleGrid(tuple(Prompted(prompt, first[prompt].tag, drawn[prompt]) for prompt in shared), tallies, missing)
 
 
 def _samples(results: Results, scenario: str, variant: str) -> Mapping[str, logs.Sample] | None:

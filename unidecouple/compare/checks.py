@@ -1,0 +1,89 @@
+"""What is refused in a grid before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+
+from unidecouple.compare.claim import Claim
+from unidecouple.compare.grid import START, Comparison, Variant
+from unidecouple.compare.merge import Merge
+from unidecouple.data.mixture import Files
+from unidecouple.eval.benchmark import metric_named
+
+
+def check_grid(grid: Comparison) -> None:
+    """Refuse a grid whose parts do not fit together.
+
+    Raises:
+        ValueError: a name is unknown, a merge is impossible, or a setting means nothing on the grid's data.
+    """
+    for key, name in (("control", grid.control), ("focus", grid.focus)):
+        if name and name not in grid.variants:
+            near = difflib.get_close_matches(name, grid.variants, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"this grid has {', '.join(map(repr, grid.variants))}"
+            raise ValueError(f"{key}={name!r} is no variant of this grid ({hint})")
+    for name in grid.metrics:
+        metric_named(name)
+    if grid.run.files is not None:
+        _check_files(grid, grid.run.files)
+    for name, variant in grid.variants.items():
+        _check_names(grid, name, variant)
+    for claim in grid.claims:
+        _check_claim(grid, claim)
+
+
+def _check_names(grid: Comparison, name: str, variant: Variant) -> None:
+    for kind, wanted, known in (
+        ("scenario", variant.scenarios, grid.scenarios),
+        ("rate", variant.rates, grid.rates),
+        ("variant", variant.merge.of if variant.merge else (), grid.variants),
+    ):
+        for entry in wanted:
+            if entry not in known:
+                raise ValueError(f"variant {name!r} names {kind} {entry!r}; this grid has {', '.join(map(repr, known))}")
+    if variant.merge is not None:
+        _check_merge(grid, name, variant, variant.merge)
+
+
+def _check_files(grid: Comparison, files: Files) -> None:
+    """What a grid on users' own files needs, and what only the synthetic world has."""
+    if not files.validation:
+        raise ValueError("run.files.validation is empty: name held-out sources, so that variants are not scored on training data")
+    for scenario, setting in grid.scenarios.items():
+        if setting.simple_steps is not None:
+            raise ValueError(f"scenario {scenario!r} has simple_steps, which only the synthetic world has: leave it out on files")
+    for name, variant in grid.variants.items():
+        if variant.router_pairs:
+            raise ValueError(
+                f"variant {name!r} has router_pairs={variant.router_pairs}, which need the synthetic world: set it to 0"
+            )
+
+
+def _check_claim(grid: Comparison, claim: Claim) -> None:
+    for scenario in claim.scenarios or grid.scenarios:
+        if scenario not in grid.scenarios:
+            known = ", ".join(map(repr, grid.scenarios))
+            raise ValueError(f"claim {claim.says!r} names scenario {scenario!r}; this grid has {known}")
+        for one in filter(None, (claim.of, claim.against)):
+            name, _, rate = one.partition("@")
+            if one != START and (name not in grid.variants or rate not in grid.points(scenario, name)):
+                raise ValueError(
+                    f"claim {claim.says!r} names {one!r}, which is not run in {scenario}: name a variant of the grid, and a rate "
+                    "that it has"
+                )
+
+
+def _check_merge(grid: Comparison, name: str, variant: Variant, merge: Merge) -> None:
+    bare = Variant("", other_budget=variant.other_budget, scenarios=variant.scenarios, rates=variant.rates, axis=variant.axis)
+    if replace(variant, description="", title="", merge=None) != bare:
+        raise ValueError(f"variant {name!r} is merged and trains nothing: leave out structure, stages, objective, tasks and steps")
+    if len(merge.of) < 2:
+        raise ValueError(f"variant {name!r} merges {', '.join(merge.of) or 'nothing'}: name at least two variants")
+    for parent in merge.of:
+        theirs = grid.variants[parent]
+        if theirs.merge or not theirs.is_dense:
+            raise ValueError(
+                f"variant {name!r} merges {parent!r}, which does not end as the base's own weights, only changed: merge dense "
+                "variants without low-rank updates"
+            )

@@ -1,0 +1,186 @@
+"""A comparison as recipes describe it: scenarios, variants, learning rates and seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unidecouple import bounds
+from unidecouple.batch import Task
+from unidecouple.compare.claim import Claim
+from unidecouple.compare.merge import Merge
+from unidecouple.methods.objective import Objective
+from unidecouple.methods.stage import Stage
+from unidecouple.methods.structure import Dense, Structure
+from unidecouple.run import RunConfig
+
+START = "start"
+"""Variant name of the base before training, scored once a scenario."""
+
+
+Axis = Literal["structure", "objective", "gradient", "schedule", "merging"]
+"""Where a method parts the tasks."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is trained on.
+
+    Attributes:
+        description: one sentence for the report.
+        model_name_or_path: the base to start from.
+        t2i_batch_size: generation samples per step; the run's if left out.
+        mmu_batch_size: understanding samples per step (the replay); the run's if left out.
+        max_steps, simple_steps: in place of the run's; a base that generates already needs fewer, and no single objects first.
+    """
+
+    description: str
+    model_name_or_path: str
+    t2i_batch_size: int | None = None
+    mmu_batch_size: int | None = None
+    max_steps: int | None = None
+    simple_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "t2i_batch_size", "mmu_batch_size", "max_steps", "simple_steps")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A point of the learning-rate grid that every variant is run at.
+
+    Attributes:
+        factor: on every learning rate.
+        understanding: further factor on the vision tower, the text embeddings and the text head.
+    """
+
+    factor: float = 1.0
+    understanding: float = 1.0
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "factor", "understanding")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        description: one sentence for the report; says what is ours and not a paper's.
+        structure, stages, objective: see ``RunConfig``.
+        tasks: "both", or a single-task run.
+        router_pairs: see ``Data``.
+        max_steps: in place of the scenario's; such a variant needs ``other_budget``.
+        other_budget: why this variant may have other steps or samples than the control; the report prints it. Without it a
+            grid of unequal budgets is refused.
+        scenarios: run in these only; empty means all.
+        rates: run at these points of the grid only; empty means all.
+        axis: where it parts the tasks; the report groups variants by it. A control has none.
+        merge: other variants' models in place of training; then all that says how to train is left out.
+        title: what the report calls it; "" for its name, without underscores.
+    """
+
+    description: str
+    structure: Structure = field(default_factory=Dense)
+    stages: tuple[Stage, ...] = (Stage(),)
+    objective: Objective = field(default_factory=Objective)
+    tasks: Literal["both", "mmu", "t2i"] = "both"
+    router_pairs: int = 0
+    max_steps: int | None = None
+    other_budget: str = ""
+    scenarios: tuple[str, ...] = ()
+    rates: tuple[str, ...] = ()
+    axis: Axis | None = None
+    merge: Merge | None = None
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "router_pairs", "max_steps")
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it changes nothing of the base but its weights: no structure, no LoRA."""
+        return self.structure == Dense() and not any(stage.lora or stage.structure for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole grid.
+
+    Where a scenario has data of one task, the variant that trains this task alone is the control: there the two are one.
+
+    Attributes:
+        name: of the grid; its results lie in ``runs/<name>`` unless ``--output`` says otherwise.
+        scenarios: what is trained on, by name.
+        variants: how it is trained, by name.
+        seeds: every variant is run with each.
+        rates: points of the grid over learning rates, by name; "" is the recipes' own.
+        run: what all runs share: data (of the synthetic world, or ``files`` of your own), steps, evaluation.
+        control: the variant that others are compared with; by default the first dense one that trains both tasks.
+        focus: the variant that the report's answer is about; by default the first other one that trains both tasks.
+        metrics: what the report shows, as "pope" for a benchmark's headline metric or "geneval/counting"; by default the headline
+            metrics of all benchmarks that runs are scored by.
+        claims: what papers claim; the report says of each whether it holds.
+        notes: sentences for the report's section on how to read it.
+    """
+
+    name: str
+    scenarios: dict[str, Scenario]
+    variants: dict[str, Variant]
+    seeds: tuple[int, ...] = (0,)
+    rates: dict[str, Rate] = field(default_factory=lambda: {"": Rate()})
+    run: RunConfig = field(default_factory=RunConfig)
+    control: str = ""
+    focus: str = ""
+    metrics: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "seeds")
+        for name in ("scenarios", "variants", "seeds", "rates"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: a comparison needs at least one of them")
+        named: dict[str, str] = {}
+        for name, variant in self.variants.items():
+            if variant.title and (other := named.setdefault(variant.title, name)) != name:
+                raise ValueError(
+                    f"variants {other!r} and {name!r} have one title, {variant.title!r}; the report could not tell them apart"
+                )
+
+    @property
+    def control_name(self) -> str:
+        """The control, chosen where the recipe names none: dense, both tasks, without LoRA; else the first of both tasks."""
+        joint = [name for name, variant in self.variants.items() if variant.tasks == "both" and variant.merge is None]
+        dense = [name for name in joint if self.variants[name].is_dense]
+        return self.control or next(iter(dense + joint), "")
+
+    @property
+    def focus_name(self) -> str:
+        """The focus, chosen where the recipe names none."""
+        joint = (name for name, variant in self.variants.items() if variant.tasks == "both" and name != self.control_name)
+        return self.focus or next(joint, "")
+
+    def single_task(self, task: Task) -> str:
+        """The first variant that trains ``task`` alone; "" where there is none."""
+        return next((name for name, variant in self.variants.items() if variant.tasks == task.key), "")
+
+    def batch_size(self, scenario: str, task: Task) -> int:
+        """Samples of ``task`` per step that a variant of both tasks sees in ``scenario``."""
+        key, shared = f"{task.key}_batch_size", self.run.files or self.run.data
+        own: int | None = getattr(self.scenarios[scenario], key)
+        return getattr(shared, key) if own is None else own
+
+    def points(self, scenario: str, name: str) -> list[str]:
+        """Rates that variant ``name`` is run at in ``scenario``.
+
+        None where it has no data; a merged variant has those that all its parents have.
+        """
+        variant = self.variants[name]
+        if variant.scenarios and scenario not in variant.scenarios:
+            return []
+        if variant.tasks != "both" and not self.batch_size(scenario, Task[variant.tasks.upper()]):
+            return []
+        known = [rate for rate in self.rates if not variant.rates or rate in variant.rates]
+        parents = [self.points(scenario, parent) for parent in variant.merge.of] if variant.merge else []
+        return [rate for rate in known if all(rate in theirs for theirs in parents)]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unidecouple.train.execute import execute
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from published_sets import write_pope
@@ -27,6 +26,7 @@ from unidecouple.methods.stage import Stage
 from unidecouple.report.page import write_report
 from unidecouple.report.results import load_results
 from unidecouple.run import Data, RunConfig
+from unidecouple.train.train import train
 
 WORDS = ("cow", "pig", "cup", "bus")
 ALL = (Stage(train={"generation": 1, "ffn": 1}),)
@@ -61,7 +61,7 @@ def compared(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     def call(arguments: Sequence[str], job: Job, kept: Path) -> int:
         run = config.load(RunConfig, [Path(arguments[1])])
-        execute(run, Path(arguments[3]), Path(arguments[5]), lambda line: None, threading.Event())
+        train(run, Path(arguments[3]), Path(arguments[5]), lambda line: None, threading.Event())
         return 0
 
     grid = grid_of(small_base, place, benchmarks={"pope": write_pope(place / "pope")})

@@ -15,7 +15,7 @@ from unidecouple.compare.readings import readings
 from unidecouple.files import write_json_atomic
 from unidecouple.report.results import RESULTS, START
 from unidecouple.run import RunConfig
-from unidecouple.train.execute import RESULT, RUN
+from unidecouple.train.run_folder import RESULT, RUN
 
 SCENARIO = "existing"
 """Scenario that gathered folders are put in."""

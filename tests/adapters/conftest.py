@@ -16,6 +16,7 @@ from unidecouple.methods.selection import select
 from unidecouple.methods.stage import Lora
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
+from unidecouple.ownership import MARKER
 from unidecouple.train.build import add_lora
 
 Write = Callable[[str, UniJanusForConditionalGeneration], Path]
@@ -71,7 +72,7 @@ def same_checkpoint() -> Same:
     """Whether two folders hold the same files, byte for byte, optimizer and trainer state left out."""
 
     def compare(ours: Path, theirs: Path) -> bool:
-        rest = ("trainer_state.json", "optimizer.safetensors", "ema.safetensors")
+        rest = ("trainer_state.json", "optimizer.safetensors", "ema.safetensors", MARKER)
         names = [{file.name for file in folder.iterdir()} - set(rest) for folder in (ours, theirs)]
         left, right = (load_file(folder / "model.safetensors") for folder in (ours, theirs))
         assert left.keys() == right.keys()

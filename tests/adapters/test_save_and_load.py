@@ -21,6 +21,7 @@ from unidecouple.convert.steps import Conversion
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import MoE, Rosetta, Structure, TaskAwareMoE
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.ownership import MARKER
 from unidecouple.train.build import restructure
 
 Model = UniJanusForConditionalGeneration
@@ -60,7 +61,7 @@ def test_round_trip(
     adapter = saved(trained, start)
     assert main(["adapter", "load", str(start), str(adapter), "--output", str(tmp_path / "out")]) == 0
     assert same_checkpoint(tmp_path / "out", trained)
-    assert {file.name for file in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {file.name for file in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", MARKER}
 
 
 @pytest.mark.parametrize("structure", [TaskAwareMoE(context_router=True), MoE(moe_layers=(1,))], ids=lambda s: s.kind)

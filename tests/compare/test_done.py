@@ -23,7 +23,7 @@ def leave(folder: Path, job: Job, done: bool = True) -> Path:
     place.mkdir(parents=True)
     (place / "run.yaml").write_text(config.dump(job.config))
     if done:
-        (place / "scores.json").write_text("{}")
+        (place / "scores.json").write_text('{"step": 0, "scores": [{"benchmark": "pope"}]}')
     return place
 
 

@@ -59,7 +59,7 @@ def compared(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The folder of the comparison, whose runs are executed in this process."""
     place = tmp_path_factory.mktemp("files")
 
-    def call(arguments: Sequence[str], job: Job, kept: Path) -> int:
+    def call(arguments: Sequence[str], job: Job, kept: Path, children: object) -> int:
         run = config.load(RunConfig, [Path(arguments[1])])
         train(run, Path(arguments[3]), Path(arguments[5]), lambda line: None, threading.Event())
         return 0

@@ -268,6 +268,6 @@ def test_words_that_are_no_unicode(builder: SequenceBuilder) -> None:
 
 
 def test_unknown_words(builder: SequenceBuilder) -> None:
-    assert builder.unknown_words("a photo of a Zebra and a cow and a quagga") == (10, ["Zebra", "quagga"])
+    assert builder.unknown_words("a photo of a Zebra and a cow and a quagga") == (11, ["Zebra", "quagga"])
     assert builder.known_words == len(set(builder.tokenizer.get_vocab())) - len(SPECIAL_TOKENS) - len(ROLE_TOKENS)
     assert builder.generation_prompt("<unk>")  # means what an unknown word means

@@ -162,8 +162,9 @@ def test_levels_are_those_of_deepseek_and_nearly_those_of_transformers() -> None
     deepseek = np.zeros(pictures.shape, dtype=np.uint8)
     deepseek[:] = np.clip((pictures.numpy() + 1) / 2 * 255, 0, 255)
     assert np.array_equal(to_bytes(pictures), deepseek)
-    theirs = JanusImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3).postprocess(list(pictures.numpy()))["pixel_values"]
-    assert np.abs(np.stack(theirs).astype(int) - deepseek).max() <= 1  # another order of the same products
+    processor = JanusImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    theirs = np.stack(processor.postprocess(list(pictures.permute(0, 3, 1, 2).numpy()))["pixel_values"])
+    assert np.abs(theirs.transpose(0, 2, 3, 1).astype(int) - deepseek).max() <= 1  # another order of the same products
 
 
 def test_padding_is_on_the_left() -> None:

@@ -32,7 +32,7 @@ def test_a_checkpoint_says_what_its_generation_config_says(said: dict[str, Any],
 
 
 def test_a_value_out_of_range_is_named() -> None:
-    with pytest.raises(ValueError, match=r"top_p=3\.0 above 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"top_p=3\.0 must be from 0 to 1"):
         image_defaults(GenerationConfig(do_sample=True, top_p=3.0))
 
 

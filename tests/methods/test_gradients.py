@@ -240,7 +240,7 @@ def test_unknown_and_unfit_names() -> None:
         Aggregated(name="NashMTL")
     with pytest.raises(ValueError, match=r"FairGrad does not take the settings \{\}.*alpha"):
         Aggregated(name="FairGrad")
-    with pytest.raises(ValueError, match="c must be non-negative"):
+    with pytest.raises(ValueError, match=r"c=-1\.0 must be at least 0"):
         CAGrad(c=-1.0)
 
 

@@ -96,13 +96,15 @@ class Trainer:
         Raises:
             ValueError: ``resume`` is of no step of this run.
         """
+        if not self.config.max_steps:
+            return
         state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
         plan = self.plan()
         if sum(steps for _, steps in plan[: state.stage]) + state.stage_step != state.step or state.stage >= len(plan):
             raise ValueError(f"cannot resume: {resume} is of no step of this run's stages. Delete it and run the command again")
         self.tokens.update(state.tokens)
         self._warn_of_parts()
-        for index, (stage, steps) in enumerate(plan if self.config.max_steps else ()):
+        for index, (stage, steps) in enumerate(plan):
             if index < state.stage or (index == state.stage and state.stage_step == steps):
                 continue
             start = state.stage_step if index == state.stage else 0

@@ -7,7 +7,7 @@ With a folder its results are first copied, compressed, to ``results/<name>``. A
 - of a table below a line that names a folder of results and "scenario S1-r16", say, each row that begins with a variant's name in
   backticks gets that variant's figures: with a deviation where it has one.
 
-Prose is not touched; a test tells where a table is not what the results say.
+Prose is not touched. A test fails where a table differs from the results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unidecouple.report.markdown import claims_table, mean_and_deviation, scores
 from unidecouple.report.results import COMPRESSED, RESULTS, Results, load_results, results_file
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "EXPERIMENTS.md", *sorted((ROOT / "docs").rglob("*.md")))
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _TABLE = r"((?:\|.*\n)+)"
 _WHOLE = re.compile(r"(<!-- results/([\w-]+): (?:scores, ([\w-]+)|claims) -->\n\n)" + _TABLE)
 _ROWS = re.compile(r"(^(?=.*results/([\w-]+)/)(?=.*\bscenario ([\w-]+)).*\n\n)" + _TABLE, re.MULTILINE)

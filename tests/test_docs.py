@@ -114,6 +114,22 @@ def serve(words: list[str]) -> None:
         child.wait()
 
 
+def test_the_readme_s_commands_are_the_pages() -> None:
+    """So they run below; at most five, as it promises."""
+    readme = commands(ROOT / "README.md")
+    assert 0 < len(readme) <= 5
+    assert all(words in [found for page in PAGES for found in commands(page)] for words in readme)
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    tables = re.findall(r"^\|(?:[^\n]*\n\|)*[^\n]*$", text, re.MULTILINE)
+    assert [len(table.splitlines()) - 2 for table in tables] == [8]
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists(), link
+
+
 def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one user's folder, since a page may use what another made."""
     monkeypatch.chdir(place)
@@ -151,6 +167,8 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "runs/files/report.html",
         "out/both/report.html",
         "out/answers.jsonl",
+        "out/red-cat/grid.png",
+        "out/generation-eval/pope/card.md",
     ):
         assert (place / made).is_file()
     compared = json.loads((place / "runs/own/results.json").read_text())

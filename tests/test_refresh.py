@@ -24,9 +24,31 @@ def test_documents_quote_what_results_say(path: Path) -> None:
 
 def test_what_is_quoted() -> None:
     """So that the test above has something to find."""
-    found = re.findall(r"<!-- results/field: (.*) -->", (ROOT / "EXPERIMENTS.md").read_text())
-    assert found == ["scores, S1-r16", "scores, S2", "claims"]
-    assert re.search(r"results/field/results.json.gz\), scenario S1-r16\):\n\n\| \| POPE", (ROOT / "README.md").read_text())
+    pages = {path.stem: path.read_text() for path in DOCUMENTS if path.parent.name == "experiments"}
+    whole = {stem: re.findall(r"<!-- results/field: (.*) -->", text) for stem, text in pages.items() if "<!-- results/" in text}
+    assert whole == {
+        "field-scarce-replay": ["scores, S1-r16"],
+        "field-joint-finetuning": ["scores, S2"],
+        "paper-claims": ["claims"],
+    }
+    quoted = {
+        (folder, scenario)
+        for path in DOCUMENTS
+        for folder, scenario in re.findall(r"results/([\w-]+)/.*scenario ([\w-]+)\):\n\n\| [^|]*\| POPE", path.read_text())
+    }
+    assert quoted == {
+        ("field", "S1-r16"),
+        ("field", "S2"),
+        ("generation-only", "S1-r0"),
+        ("generation-only-again", "S1-r0"),
+        ("scarce-replay", "S1-r16"),
+        ("ablations", "S1-r16"),
+        ("joint-front", "S2"),
+        ("demo", "S1-r0"),
+        ("demo", "S1-r16"),
+    }
+    readme = (ROOT / "README.md").read_text()
+    assert re.search(r"results/field/results.json.gz\), scenario S1-r16\):\n\n\| \| POPE", readme)
 
 
 def test_figures_are_replaced_and_words_are_not() -> None:

@@ -43,7 +43,7 @@ def test_a_shipped_base_is_small(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_base_understands(name: str) -> None:
-    """Far above POPE's 0.5 and the 0.45 of who answers VQA by the most frequent answer; EXPERIMENTS.md has the full scores."""
+    """Far above POPE's 0.5 and the 0.45 of who answers VQA by the most frequent answer; docs/experiments/ has all scores."""
     base = loaded(name)
 
     def understood(images: Sequence[np.ndarray], questions: Sequence[str]) -> list[str]:

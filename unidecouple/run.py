@@ -47,10 +47,10 @@ class Data:
         mmu_batch_size: conversations a step; 0 is generation only.
         turns: most questions in a conversation; 0 is captions alone, as diagnoses see them.
         lessons: what a model from scratch is taught before conversations, one after the other; without them it never looks at
-            the picture (EXPERIMENTS.md).
+            the picture (docs/experiments/learning-to-look.md).
         simple_steps: steps at the start of the run whose pairs show one object with its colour named. A model that has never
-            drawn otherwise learns what pictures look like and leaves the prompt unread (EXPERIMENTS.md); Janus-Pro's first
-            stage starts from single objects, too (arXiv 2501.17811, section 2.2).
+            drawn otherwise learns what pictures look like and leaves the prompt unread (docs/experiments/reading-prompts.md);
+            Janus-Pro's first stage starts from single objects, too (arXiv 2501.17811, section 2.2).
         cond_dropout_prob: share of prompts hidden, for classifier-free guidance.
         router_pairs: pictures of pairs that are also shown, each step, as if they were to be understood, with words at random or
             their prompt as the talk about them, to teach the task router what understanding looks like where there is little or

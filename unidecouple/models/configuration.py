@@ -31,7 +31,7 @@ class UniLlamaConfig(LlamaConfig):
         group_sizes: experts of each group of a "typed_moe", in the order of the split's groups; None is equal groups.
         num_experts_per_tok: k, experts a token is sent to inside its group.
         shared_expert: whether ``alpha * SharedExpert(x)`` is added (arXiv 2506.03591, eq. 1).
-        alpha_init: alpha before training. Unpublished; ours is 0.5, since from 0 it never grows (EXPERIMENTS.md).
+        alpha_init: alpha before training. Unpublished; ours is 0.5, since from 0 it never grows.
         task_routing: "learned" (the task-aware router decides) or "label" (``split`` decides).
         split: who belongs to group 1 where the group of a token is told: "task" (tokens of generation, by ``task_ids``),
             "modality" (image tokens, seen or drawn) or "drawn" (image tokens to be generated); all else is group 0. "type" has
@@ -232,7 +232,7 @@ class UniVQConfig(JanusVQVAEConfig):
     Attributes:
         encode_window: pixels a side of the windows that are encoded each on its own, 0 for the whole picture as Janus does.
             Normalisation and attention over a whole picture tell every token what is drawn elsewhere, which a small
-            generator cannot learn to predict (EXPERIMENTS.md). Ours, for tiny models.
+            generator cannot learn to predict (docs/experiments/image-tokenizer.md). Ours, for tiny models.
     """
 
     encode_window: int = 0

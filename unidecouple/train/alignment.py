@@ -2,7 +2,7 @@
 
 The vision tower is aligned as SigLIP (arXiv 2303.15343) is before Janus; the generation side's adaptors and image head as in
 Janus-Pro's first stage (arXiv 2501.17811, section 2.2), here without the decoder (ours). Together a minute; what they buy is in
-EXPERIMENTS.md.
+docs/experiments/word-alignment.md.
 """
 
 from __future__ import annotations

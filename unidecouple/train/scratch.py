@@ -106,7 +106,7 @@ def align(checkpoint: Path, folder: Path, say: Say, alignment: Alignment = GENER
     """Write ``checkpoint`` with its generation side aligned with its words to ``folder``.
 
     It is done once the words are learned: aligned with those of a model from scratch, which training turns by 30 degrees,
-    UniDecouple learns to read prompts half as fast (EXPERIMENTS.md).
+    UniDecouple learns to read prompts half as fast (docs/experiments/word-alignment.md).
     """
     source = _apart(checkpoint, folder)
     torch.set_num_threads(1)  # sums in another order would give other weights

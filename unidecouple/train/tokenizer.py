@@ -1,9 +1,9 @@
 """Fits the VQ tokenizer (vector quantisation, arXiv 1711.00937) of a tiny model to the pictures of the world.
 
-Choices of ours, each against a failure seen here (EXPERIMENTS.md): drawn pixels weigh more than background (else capacity goes to
-white); chroma weighs more than lightness (else line art takes every code and colours merge); the codebook follows moving averages
-and starts from k-means of encoder outputs, and codes nobody uses are moved to latents nobody serves (else most codes die); the
-first steps go without quantisation.
+Choices of ours, each against a failure seen here (docs/experiments/image-tokenizer.md): drawn pixels weigh more than background
+(else capacity goes to white); chroma weighs more than lightness (else line art takes every code and colours merge); the codebook
+follows moving averages and starts from k-means of encoder outputs, and codes nobody uses are moved to latents nobody serves (else
+most codes die); the first steps go without quantisation.
 """
 
 from __future__ import annotations

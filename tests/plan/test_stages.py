@@ -128,13 +128,15 @@ def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> Non
     for arguments, said in (
         (["model_name_or_path=janus-pro-8b"], "janus-pro-7b"),
         (["--device", "h1000"], "h1000"),
-        (["--gpus", "0"], "at least 1"),
         (["--batch-size", "1"], "leaves no sample"),
         (["--batch-size", "14", "--gpus", "8"], "a step in 8 parts (8 processes x gradient_accumulation_steps=1) leaves some"),
         (["--mmu-length", "100"], "must be more than"),
     ):
         assert main(["plan", str(SCALE), *arguments]) == 1
         assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan", str(SCALE), "--gpus", "0"])
+    assert "argument --gpus: 0 must be at least 1" in capsys.readouterr().err
 
 
 def test_help_names_every_device(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,11 +144,12 @@ def test_one_run_without_its_log_is_named(experiment: Any) -> None:
 
 def test_a_broken_log_stops_with_its_name_and_keeps_the_earlier_page(experiment: Any) -> None:
     folder = experiment.write()
-    (folder / "report.html").write_text("earlier")
+    earlier = '<meta name="generator" content="unidecouple">earlier'
+    (folder / "report.html").write_text(earlier)
     (folder / "S1-r0/unidecouple/seed-0/metrics.jsonl").write_text('{"step": 1}\n{"st')
     with pytest.raises(ValueError, match=r"seed-0/metrics\.jsonl: line 2 is no JSON"):
         write_report(folder)
-    assert (folder / "report.html").read_text() == "earlier"
+    assert (folder / "report.html").read_text() == earlier
 
 
 def test_the_headline_table(experiment: Any) -> None:

@@ -152,7 +152,7 @@ def test_text_waits_for_no_picture_and_a_picture_of_a_client_that_left_is_not_re
                 leaving.sendall(posted("/v1/chat/completions", {"model": "unified", "messages": [ABOUT]}))
                 until(lambda: len(decoding) == 1)
                 asked = {"model": "unified", "messages": [{"role": "user", "content": "What?"}], "max_tokens": 1}
-                assert httpx.post(f"{live.url}/v1/chat/completions", json=asked).status_code == 200
+                assert httpx.post(f"{live.url}/v1/chat/completions", json=asked, timeout=60).status_code == 200
                 assert not decoding[0].done()
             until(decoding[0].cancelled)
         finally:

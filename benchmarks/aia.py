@@ -20,14 +20,13 @@ from benchmarks.record import Result, Row
 from benchmarks.timing import Ratio, SidesDifferError, interleave, one_thread
 from benchmarks.tiny import SIZE, model_of, processor_of
 from unidecouple.batch import JointBatch, Task
-from unidecouple.data.sequences import SequenceBuilder, collate
-from unidecouple.data.world.dataset import vocabulary
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, SequenceBuilder, collate
 from unidecouple.methods.objective.aia import PRESETS, aia_loss
 from unidecouple.models.decoder import UniLlamaAttention
 from unidecouple.models.interaction import Interaction, intensities
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.tiny import TinySize
+from unidecouple.world.dataset import vocabulary
 
 COEFFICIENTS = {Task.MMU: 10.0, Task.T2I: 5.0}
 TARGETS = PRESETS["janus_pro"]

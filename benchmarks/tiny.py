@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from unidecouple.batch import Task
-from unidecouple.data.sequences import Sample, SequenceBuilder
-from unidecouple.data.world.dataset import vocabulary
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, Sample, SequenceBuilder
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
+from unidecouple.world.dataset import vocabulary
 
 SIZE = TinySize(
     hidden_size=32,

@@ -18,12 +18,12 @@ from tiny_emu3 import write_emu3
 from unidecouple.batch import Batch
 from unidecouple.convert.convert import convert
 from unidecouple.convert.steps import Conversion
-from unidecouple.data.sequences import SequenceBuilder, collate
-from unidecouple.data.world.dataset import vocabulary
-from unidecouple.data.world.questions import CAPTION_REQUEST, Question
+from unidecouple.data.sequences import Question, SequenceBuilder, collate
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import tiny_config, tiny_model, tiny_processor
+from unidecouple.world.dataset import vocabulary
+from unidecouple.world.questions import CAPTION_REQUEST
 
 torch.set_num_threads(1)
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a loaded one is no fault

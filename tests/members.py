@@ -22,12 +22,12 @@ from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import STRUCTURES, Measured, MoE, MoT, Structure, TaskAwareMoE, UniX
 from unidecouple.models.base import UnifiedModel
 from unidecouple.run import Data, RunConfig
+from unidecouple.source import data_source
 from unidecouple.train.build import add_lora, fit, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.launch import processes
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import Sharded
-from unidecouple.train.source import open_source
 from unidecouple.train.stages import Trainer
 from unidecouple.train.stop_request import InterruptedRunError
 
@@ -119,7 +119,7 @@ def trained(run: RunConfig, folder: Path, cache: Path, stop_after: int | None = 
     model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
     builder = SequenceBuilder(processor)
     with parallel.first_alone():
-        source = open_source(run, model, processor, builder, cache, lambda what, done, of: None)
+        source = data_source(run).open(run, model, processor, builder, cache, lambda what, done, of: None)
     if resume is None:
         model = fit(model, run.structure, run.seed, source)
 

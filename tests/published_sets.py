@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from own_data import png, write_jsonl, write_pictures
-from unidecouple.data.world.catalog import CODE_POINTS
+from unidecouple.world.catalog import CODE_POINTS
 
 ONE_WORD = "\nAnswer the question using a single word or phrase."
 

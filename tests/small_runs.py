@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from unidecouple.data.world.dataset import vocabulary
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Symbiotic
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.run import Data, Evaluation, RunConfig
+from unidecouple.world.dataset import vocabulary
 
 SMALL = TinySize(
     hidden_size=32,

@@ -14,7 +14,7 @@ from unidecouple.compare.plan import Comparison
 from unidecouple.data.mixture import Source
 from unidecouple.methods.objective.aia import AiaBand
 from unidecouple.run import RunConfig
-from unidecouple.train.scratch import Scratch
+from unidecouple.world.scratch import Scratch
 
 
 @dataclass(frozen=True)

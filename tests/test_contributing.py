@@ -1,4 +1,4 @@
-"""The worked example of CONTRIBUTING.md, carried out in a copy of the package: files written, lines added, tests and recipe run."""
+"""The worked examples of CONTRIBUTING.md, carried out in a copy of the package: files written, lines added, and what is new run."""
 
 from __future__ import annotations
 
@@ -33,9 +33,39 @@ def blocks() -> dict[str, str]:
     return dict(BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text()))
 
 
+LETTERS = """
+import json
+import sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from unidecouple.eval.suite import Options, metric_named, open_benchmarks
+folder = Path(sys.argv[1])
+Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "a.png")
+rows = [{"image": "a.png", "letter": letter} for letter in "ABCD"]
+(folder / "letters.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+(quiz,) = open_benchmarks(["letters"], Options(folder))
+report = quiz.score(dict(zip([query.id for query in quiz.queries], ["A", "b.", "D", ""], strict=True)))
+print([(row.metric, row.value, row.floor) for row in report.scores], metric_named("letters").title)
+(quiz,) = open_benchmarks(["letters"], Options(folder, limit=2))
+assert len(quiz.queries) == 2
+"""
+
+
 def added_to(source: str, lines: str) -> str:
-    """``source`` with an import put before the first, and with what follows … at the end of what stands on the same left side."""
+    """``source`` with ``lines`` added.
+
+    An import is put before the first. What follows … is put at the end of what stands on the same left side. Any other line
+    stands there, or is put after the line before it.
+    """
+    before = ""
     for line in lines.splitlines():
+        if "…" not in line and not line.startswith("from "):
+            if line not in source.splitlines():
+                assert source.splitlines().count(before) == 1, before
+                source = source.replace(f"{before}\n", f"{before}\n{line}\n")
+            before = line
+            continue
         if line.startswith("from "):
             source = source.replace("from unidecouple", f"{line}\nfrom unidecouple", 1)
             continue
@@ -71,9 +101,10 @@ def call(copy: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_the_example_is_a_file_its_lines_and_a_recipe() -> None:
+def test_the_examples_are_a_file_and_its_lines_and_a_recipe() -> None:
     kinds = [name.rsplit("/", 1)[-1] for name in blocks()]
-    assert kinds == ["tail.py", "__init__.py", "tail.yaml"]
+    assert kinds == ["tail.py", "__init__.py", "tail.yaml", "letters.py", "plugins.py"]
+    assert added_to('A = {\n    "a": 1,\n}\n', '    "a": 1,\n    "b": 2,\n') == 'A = {\n    "a": 1,\n    "b": 2,\n}\n'
     assert added_to(
         "from unidecouple.a import A\n\nB = A | C\nT: x = (A, C)\n", "from unidecouple.t import T\nB = … | T\nT: x = (…, T)"
     ) == ("from unidecouple.t import T\nfrom unidecouple.a import A\n\nB = A | C | T\nT: x = (A, C, T)\n")
@@ -103,9 +134,17 @@ def test_the_example_s_recipe_takes_a_step(copy: Path, small_base: Path, small_c
     call(copy, "step.py", str(small_base), str(small_cache), str(tmp_path / "run"))
 
 
-def test_the_example_is_as_the_house_wants_it(copy: Path) -> None:
-    """In the standard form, and no longer than it says."""
-    path = copy / "unidecouple" / "methods" / "structure" / "tail.py"
+def test_the_example_of_a_benchmark_is_scored_and_known_to_reports(copy: Path, tmp_path: Path) -> None:
+    (copy / "letters.py").write_text(LETTERS)
+    told = call(copy, "letters.py", str(tmp_path))
+    assert told.strip() == f"[('accuracy', 0.5, {1 / 26})] Letters"
+    assert "letters" in call(copy, "-m", "unidecouple", "eval", "--help")
+
+
+@pytest.mark.parametrize("name", ["methods/structure/tail.py", "eval/letters.py"])
+def test_the_examples_are_as_the_house_wants_them(copy: Path, name: str) -> None:
+    """In the standard form, and no longer than they say."""
+    path = copy / "unidecouple" / name
     for words in (["format", "--check"], ["check"]):
         call(copy, "-m", "ruff", *words, "--no-cache", str(path))
     assert len(path.read_text().splitlines()) < 50

@@ -22,7 +22,7 @@ from tiny_emu3 import write_emu3
 from unidecouple.cli import main
 from unidecouple.cli.command import OK
 from unidecouple.eval.geneval_prompts import official_metadata
-from unidecouple.train import subject
+from unidecouple.world import source
 
 ROOT = Path(__file__).parents[1]
 APART = ("scale", "web")  # what they show has tests of its own
@@ -133,7 +133,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
 def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one user's folder, since a page may use what another made."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr(subject, "UNSEEN", replace(subject.UNSEEN, pairs=24, scenes=24))
+    monkeypatch.setattr(source, "UNSEEN", replace(source.UNSEEN, pairs=24, scenes=24))
     order = [
         "fine-tune",
         "recipes",

@@ -18,8 +18,8 @@ from unidecouple.convert.steps import Conversion
 from unidecouple.data.mixture import Source
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
-from unidecouple.train.scratch import Scratch
 from unidecouple.train.train import train
+from unidecouple.world.scratch import Scratch
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FIELD = RECIPES / "compare" / "field.yaml"

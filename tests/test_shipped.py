@@ -12,15 +12,15 @@ import pytest
 from unidecouple.cli import main
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.data.world.prompts import held_out
 from unidecouple.eval import pope, vqa
-from unidecouple.eval.geneval import generate_and_score, judge_bounds
-from unidecouple.eval.judges.template import TemplateJudge
 from unidecouple.generate.image import Sampling, draw
 from unidecouple.generate.text import answer
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.shipped import SHIPPED
-from unidecouple.train.scratch import tokenizer_bounds
+from unidecouple.world.geneval import generate_and_score, judge_bounds
+from unidecouple.world.judge import TemplateJudge
+from unidecouple.world.prompts import held_out
+from unidecouple.world.scratch import tokenizer_bounds
 
 DEMO = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 Loaded = tuple[UniJanusForConditionalGeneration, SequenceBuilder]

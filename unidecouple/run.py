@@ -195,6 +195,11 @@ class RunConfig:
         if self.max_steps and not sum(stage.share for stage in self.stages):
             raise ValueError(f"no stage takes a share of max_steps={self.max_steps}: give at least one, and a share above 0")
 
+    @property
+    def data_kind(self) -> Literal["files", "world"]:
+        """Name of the data source, see ``plugins.DATA_SOURCES``."""
+        return "world" if self.files is None else "files"
+
     def parts(self, processes: int) -> int:
         """Parts that a step is cut into: ``gradient_accumulation_steps`` for each of ``processes``.
 

@@ -21,8 +21,8 @@ from PIL import Image
 from unidecouple.convert.load import load
 from unidecouple.eval.benchmark import Query
 from unidecouple.eval.model import Judged
-from unidecouple.eval.vqa import vqa_set
-from unidecouple.eval.world import vqa_quiz
+from unidecouple.world.benchmarks import vqa_quiz
+from unidecouple.world.vqa import vqa_set
 
 NAME, SEED, TOKENS = "drawn_vqa", 71, 6
 TASK = """\

@@ -23,8 +23,7 @@ from unidecouple.batch import Task
 from unidecouple.convert.convert import convert
 from unidecouple.convert.load import load
 from unidecouple.convert.steps import Conversion
-from unidecouple.data.sequences import SequenceBuilder, collate
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, SequenceBuilder, collate
 from unidecouple.generate.image import Sampling, draw_tokens
 from unidecouple.generate.text import answer
 from unidecouple.methods.objective import Objective

@@ -9,8 +9,8 @@ import pytest
 
 from unidecouple.cli import main
 from unidecouple.compare.existing import gather
-from unidecouple.eval.benchmark import metric_named
 from unidecouple.eval.scores_file import write_scores
+from unidecouple.eval.suite import metric_named
 from unidecouple.report.results import load_results
 
 

@@ -21,7 +21,7 @@ from unidecouple.compare.grid import Comparison, Scenario, Variant
 from unidecouple.compare.plan import Job, jobs
 from unidecouple.compare.runner import CompareOptions, run_comparison
 from unidecouple.data.mixture import Files, Source
-from unidecouple.eval.benchmark import metric_named
+from unidecouple.eval.suite import metric_named
 from unidecouple.methods.stage import Stage
 from unidecouple.report.page import write_report
 from unidecouple.report.results import load_results

@@ -18,7 +18,7 @@ from unidecouple.convert.convert import convert
 from unidecouple.convert.load import checkpoint_folder, load, load_processor, load_shapes
 from unidecouple.convert.steps import Conversion
 from unidecouple.generate.one_task import load_one_task
-from unidecouple.train.scratch import export
+from unidecouple.train.export import export
 
 NORM = "model.language_model.norm.weight"
 

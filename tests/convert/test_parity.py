@@ -13,8 +13,7 @@ from transformers import JanusForConditionalGeneration
 
 from published import TINY, weights
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import SequenceBuilder, collate, pixels
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, SequenceBuilder, collate, pixels
 from unidecouple.generate.image import Sampling, draw_tokens
 from unidecouple.generate.padding import left_pad
 from unidecouple.generate.text import answer

@@ -19,8 +19,7 @@ from published import BOS, EOS, PAD, write_json
 from unidecouple.batch import IGNORE, Task
 from unidecouple.convert.load import load
 from unidecouple.convert.processors import read_processor
-from unidecouple.data.sequences import SequenceBuilder, pixels
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, SequenceBuilder, pixels
 from unidecouple.generate.image import Sampling, draw_tokens
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor

@@ -15,8 +15,7 @@ from unidecouple.convert.load import load_processor
 from unidecouple.data.formats.record import ImageBytes
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.preview import stretches
-from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, SequenceBuilder
 from unidecouple.models.emu3_processing import UniEmu3Processor
 
 CODES = list(range(10, 10 + SIDE * SIDE))

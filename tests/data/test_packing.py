@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from decoder_kinds import every_kind
 from unidecouple.batch import IGNORE, Batch, Task
 from unidecouple.data.packing import fewest_shortest, first_fit_decreasing, pack
-from unidecouple.data.sequences import Sample, SequenceBuilder, collate
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate
 from unidecouple.models.base import JointOutput
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
-from unidecouple.data.sequences import Part, SequenceBuilder, collate, pixels
-from unidecouple.data.world.prompts import held_out, training_pair
-from unidecouple.data.world.questions import CAPTION_REQUEST, Question, conversation
-from unidecouple.data.world.scene import random_scene
+from unidecouple.data.sequences import Part, Question, SequenceBuilder, collate, pixels
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import ROLE_TOKENS, SPECIAL_TOKENS
+from unidecouple.world.prompts import held_out, training_pair
+from unidecouple.world.questions import CAPTION_REQUEST, conversation
+from unidecouple.world.scene import random_scene
 
 TURNS = [
     Question("pope", "Is there an elephant in the image?", "yes"),

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, Task
-from unidecouple.data.sequences import SequenceBuilder, collate
-from unidecouple.data.world.catalog import CLASSES
-from unidecouple.data.world.questions import CAPTION_REQUEST, Question
+from unidecouple.data.sequences import Question, SequenceBuilder, collate
 from unidecouple.diagnose import alignment as module
 from unidecouple.diagnose.alignment import TooFewPairsError, alignment, chance, mutual_knn
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.world.catalog import CLASSES
+from unidecouple.world.questions import CAPTION_REQUEST
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 WORDS = CLASSES[:12]

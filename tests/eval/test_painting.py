@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unidecouple.data.world.prompts import spread
 from unidecouple.eval.answering import Part
 from unidecouple.eval.geneval import read_folder
 from unidecouple.eval.painting import paint_folder
+from unidecouple.world.prompts import spread
 
 LINES = [prompt.to_json() for prompt in spread("val", 1)]
 

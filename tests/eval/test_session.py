@@ -14,10 +14,9 @@ import pytest
 from published_sets import write_pope
 from unidecouple.eval.benchmark import Query, Quiz
 from unidecouple.eval.card import PACKAGES, Subject
-from unidecouple.eval.gallery import world_gallery
 from unidecouple.eval.pope_files import open_quiz
 from unidecouple.eval.session import BLIND, Session
-from unidecouple.eval.world import pope_quiz
+from unidecouple.world.benchmarks import geneval_gallery, pope_quiz
 
 SUBJECT = Subject("runs/x", {"model.safetensors": "ab"}, {"seed": 0, "max_new_tokens": 6}, "float32", "cpu")
 
@@ -165,7 +164,7 @@ def test_drawn_pictures_are_part_of_what_is_asked(tmp_path: Path) -> None:
 
 
 def test_pictures_are_painted_then_judged(tmp_path: Path) -> None:
-    session, gallery = Session(tmp_path, SUBJECT), world_gallery(2, 1, 0)
+    session, gallery = Session(tmp_path, SUBJECT), geneval_gallery(2, 1, 0)
     model: Any = Yes()
     session.paint(gallery, model)
     report = session.score_gallery(gallery, None)
@@ -178,4 +177,4 @@ def test_pictures_are_painted_then_judged(tmp_path: Path) -> None:
     again: Any = Dead()
     session.paint(gallery, again)
     with pytest.raises(ValueError, match="prompts 12, not 18"):
-        session.paint(world_gallery(3, 1, 0), again)
+        session.paint(geneval_gallery(3, 1, 0), again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unidecouple.eval.vqa_rules import normalize_answer, soft_accuracy
+from unidecouple.eval.vqa_rules import normalize, normalize_answer, soft_accuracy
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,8 @@ def test_normalize(answer: str, form: str) -> None:
 )
 def test_soft_accuracy(answer: str, people: list[str], share: float) -> None:
     assert soft_accuracy(answer, people) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("answer", "form"), [(" Red. ", "red"), ("TOP left", "top left"), ("two", "two"), ("red..", "red.")])
+def test_the_form_of_exact_comparison(answer: str, form: str) -> None:
+    assert normalize(answer) == form

@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import SequenceBuilder, pixels
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, SequenceBuilder, pixels
 from unidecouple.generate.text import answer
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))

@@ -14,8 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from tiny_emu3 import CODES, SIDE, SIZE, plain_emu3
 from unidecouple.batch import Batch, Task
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import SequenceBuilder, collate
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, SequenceBuilder, collate
 from unidecouple.methods.structure import UPCYCLED, TaskAwareMoE, UniX
 from unidecouple.models.emu3 import UniEmu3Config, UniEmu3ForConditionalGeneration
 from unidecouple.models.families import FAMILIES, configuration

@@ -15,8 +15,7 @@ from transformers import DynamicCache
 from decoder_kinds import every_kind
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
 from unidecouple.data.packing import pack
-from unidecouple.data.sequences import Sample, SequenceBuilder, collate
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate
 from unidecouple.models.interaction import Interaction, find_spans
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 

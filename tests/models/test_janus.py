@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, JanusForConditionalGeneration
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
-from unidecouple.data.sequences import Sample, SequenceBuilder, collate
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate
 from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor

@@ -18,8 +18,7 @@ from unidecouple import config as configs
 from unidecouple.batch import Batch, Task
 from unidecouple.cli import main
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import SequenceBuilder, collate
-from unidecouple.data.world.questions import Question
+from unidecouple.data.sequences import Question, SequenceBuilder, collate
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Dense, MoT, TaskAwareMoE
 from unidecouple.models import emu3

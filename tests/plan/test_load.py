@@ -16,7 +16,7 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.plan.load import Lengths, Micro, joint, resized
 from unidecouple.plan.sizes import SIZES, build, configuration
 from unidecouple.run import Data
-from unidecouple.train.batches import world_batches
+from unidecouple.world.batches import world_batches
 
 DATA = Data(pairs=24, scenes=24, t2i_batch_size=6, mmu_batch_size=2, router_pairs=1)
 

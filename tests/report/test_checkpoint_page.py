@@ -24,15 +24,15 @@ from unidecouple.report.figures_routing import routing_history
 from unidecouple.report.logs import ConflictLog
 from unidecouple.report.probes import PROBES
 from unidecouple.report.style import canvas
-from unidecouple.train import subject as subjects
 from unidecouple.train.build import restructure
 from unidecouple.train.measurements import measure_ablations
 from unidecouple.train.subject import Subject
+from unidecouple.world import source as worlds
 
 
 @pytest.fixture(autouse=True)
 def _small_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subjects, "UNSEEN", replace(subjects.UNSEEN, pairs=24, scenes=24))
+    monkeypatch.setattr(worlds, "UNSEEN", replace(worlds.UNSEEN, pairs=24, scenes=24))
 
 
 def diagnosed(checkpoint: str, output: Path, cache: Path) -> tuple[dict[str, Any], str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from comparison_field import AXIS_OF, VARIANTS, write_field
-from unidecouple.eval.benchmark import metric_named
+from unidecouple.eval.suite import metric_named
 from unidecouple.report import write_report
 from unidecouple.report.diagnosis import fronts, scores
 from unidecouple.report.figures_forest import forest

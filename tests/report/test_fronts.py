@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unidecouple.eval.benchmark import metric_named
+from unidecouple.eval.suite import metric_named
 from unidecouple.report import diagnosis
 from unidecouple.report.figures_front import front
 from unidecouple.report.fronts import front_gaps, front_names, front_sentences, height, leaders_sentence

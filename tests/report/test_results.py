@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from unidecouple.eval.benchmark import metric_named
+from unidecouple.eval.suite import metric_named
 from unidecouple.report.estimates import Estimate, difference, estimate
 from unidecouple.report.results import load_results, split_rate
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unidecouple.eval.benchmark import metric_named
 from unidecouple.eval.statistics import holm, paired_t, sign_flip
+from unidecouple.eval.suite import metric_named
 from unidecouple.report.results import Results, load_results
 from unidecouple.report.significance import compared, found_sentence
 from unidecouple.report.style import looks

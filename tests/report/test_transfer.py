@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from unidecouple.eval.benchmark import Metric, metric_named
+from unidecouple.eval.benchmark import Metric
+from unidecouple.eval.suite import metric_named
 from unidecouple.report.estimates import Estimate
 from unidecouple.report.page import render
 from unidecouple.report.results import load_results

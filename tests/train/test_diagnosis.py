@@ -14,9 +14,9 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.diagnose.attention_interaction import attention_interaction
 from unidecouple.report.logs import read_interaction
 from unidecouple.run import RunConfig
-from unidecouple.train.batches import world_batches
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.measurements import BATCH
+from unidecouple.world.batches import world_batches
 
 
 def test_curves_of_the_trained_model(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:

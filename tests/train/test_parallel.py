@@ -25,11 +25,11 @@ from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import MoE, TaskAwareMoE, UniX
 from unidecouple.models.router import TaskAwareRouter
 from unidecouple.run import Data, RunConfig
-from unidecouple.train.batches import world_batches
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.routing_log import read_routing_log
 from unidecouple.train.stages import Trainer
+from unidecouple.world.batches import world_batches
 
 MEASURED = (
     *("loss/mmu", "loss/t2i", "loss/group", "loss/aia_mmu", "loss/aia_t2i"),

@@ -22,8 +22,8 @@ from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.structure import Dense, MoE, Structure, TaskAwareMoE
 from unidecouple.run import RunConfig
-from unidecouple.train.batches import world_batches
 from unidecouple.train.checkpoint import all_checkpoints
+from unidecouple.world.batches import world_batches
 
 
 def logged(folder: Path) -> list[dict[str, float]]:

@@ -21,11 +21,11 @@ from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
 from unidecouple.train import stages as stage_runs
-from unidecouple.train.batches import world_batches
 from unidecouple.train.build import restructure
 from unidecouple.train.routing_log import RoutingLog, read_routing_log
 from unidecouple.train.run_logs import ROUTING
 from unidecouple.train.step import train_step
+from unidecouple.world.batches import world_batches
 
 
 @pytest.fixture

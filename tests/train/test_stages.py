@@ -20,14 +20,11 @@ from unidecouple.compare.budget import cells, check
 from unidecouple.compare.plan import Comparison, jobs
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.data.world.catalog import COLORS
-from unidecouple.data.world.scene import CELL_NAMES
 from unidecouple.methods.gradient import Aggregated, Gradient, PCGrad, Sum
 from unidecouple.methods.objective import Objective
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Dense, Structure, TaskAwareMoE
 from unidecouple.run import Lesson, RunConfig
-from unidecouple.train.batches import WorldBatches, world_batches
 from unidecouple.train.build import add_lora, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.gradients import Gradients
@@ -35,6 +32,9 @@ from unidecouple.train.parallel import Parallel
 from unidecouple.train.stages import Trainer
 from unidecouple.train.step import TrainingDivergedError, train_step
 from unidecouple.train.trainable import apply, table
+from unidecouple.world.batches import WorldBatches, world_batches
+from unidecouple.world.catalog import COLORS
+from unidecouple.world.scene import CELL_NAMES
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:

@@ -23,11 +23,11 @@ from unidecouple.methods.structure import MoE, Rosetta, Symbiotic
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.plan.stages import Question, plan
 from unidecouple.run import RunConfig
-from unidecouple.train.batches import WorldBatches, world_batches
+from unidecouple.source import BatchSource
 from unidecouple.train.build import USAGE_BATCH, USAGE_BATCHES, fit, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.dry_run import describe
-from unidecouple.train.source import BatchSource
+from unidecouple.world.batches import WorldBatches, world_batches
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from unidecouple.batch import Task
 from unidecouple.convert.load import load_processor
 from unidecouple.data.mixture import Files, Source
 from unidecouple.run import RunConfig
-from unidecouple.train import subject as subjects
 from unidecouple.train.measurements import LeftOut, measure_alignment, measure_conflict, measure_routing, measure_routing_history
 from unidecouple.train.subject import Opened, open_subject
+from unidecouple.world import source as worlds
 
 
 @pytest.fixture(autouse=True)
 def _small_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subjects, "UNSEEN", replace(subjects.UNSEEN, pairs=24, scenes=24))
+    monkeypatch.setattr(worlds, "UNSEEN", replace(worlds.UNSEEN, pairs=24, scenes=24))
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_what_cannot_be_looked_at(small_base: Path, small_cache: Path, tmp_path:
         opened(small_base, small_cache, batches=0)
     with pytest.raises(ValueError, match="no checkpoint at"):
         opened(tmp_path / "nothing", small_cache)
-    monkeypatch.setattr(subjects, "IMAGE_SIZE", 384)
+    monkeypatch.setattr(worlds, "IMAGE_SIZE", 384)
     with pytest.raises(ValueError, match="give your own data with --data"):
         opened(small_base, small_cache)
 

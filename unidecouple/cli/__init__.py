@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from unidecouple import __version__
-from unidecouple.cli import bases, checkpoints, data, diagnosis, evaluation, runs, use
+from unidecouple import __version__, plugins
+from unidecouple.cli import checkpoints, data, diagnosis, evaluation, runs, use
 from unidecouple.cli.ending import run_command
 from unidecouple.train.stop_request import StopRequest
 
@@ -41,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (runs, evaluation, diagnosis, use, data, checkpoints, bases):
+    for group in (runs, evaluation, diagnosis, use, data, checkpoints):
         group.add_commands(commands)
+    for name in plugins.COMMANDS:
+        import_module(name).add_commands(commands)
     return parser

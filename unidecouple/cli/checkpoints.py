@@ -66,6 +66,14 @@ def adapter_load(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def export(arguments: argparse.Namespace) -> int:
+    """Copy a checkpoint's model to a folder, its frozen tokenizer in half precision, as the shipped bases are."""
+    from unidecouple.train.export import export as copy
+
+    print(copy(arguments.checkpoint, arguments.output, arguments.ema))
+    return OK
+
+
 def add_commands(commands: Commands) -> None:
     """``unidecouple convert``, ``unidecouple merge`` and ``unidecouple adapter save|load``."""
     command = add(commands, convert, "convert")
@@ -125,3 +133,7 @@ def add_commands(commands: Commands) -> None:
     parsers["load"].add_argument("--unmerged", action="store_true", help="keep PEFT's updates as low-rank weights, to train on")
     for parser in parsers.values():
         parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    finished = add(commands, export, "export")
+    finished.add_argument("--ema", action="store_true", help="the averaged weights (of a run with ema_decay), not the last step's")
+    finished.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
+    finished.add_argument("--output", type=Path, required=True, help="folder to write")

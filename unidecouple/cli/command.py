@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -124,15 +125,16 @@ def _meant(schema: type, given: AbstractSet[str]) -> str | None:
     """What a recipe with the keys ``given`` is, if it fits another command's configuration better than ``schema``."""
     from dataclasses import fields
 
+    from unidecouple import plugins
     from unidecouple.compare.plan import Comparison
     from unidecouple.run import RunConfig
-    from unidecouple.train.scratch import Scratch
 
-    known = {
+    known: dict[type, str] = {
         Comparison: "this is a grid of runs: `unidecouple compare` takes it",
         RunConfig: "this is one run: `unidecouple train` takes it, and a grid needs scenarios and variants",
-        Scratch: "this describes a fresh tokenizer: `unidecouple tokenizer` takes it",
     }
+    for name in plugins.COMMANDS:
+        known |= import_module(name).recipes()
     fitting = {kind: len(given & {one.name for one in fields(kind)}) for kind in (schema, *known)}
     best = max(fitting, key=lambda kind: fitting[kind])  # the first of equals, which is ``schema`` if it is among them
     return None if best is schema else known[best]

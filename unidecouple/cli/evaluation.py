@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unidecouple.cli.command import OK, OWN, add, existing, number, say, whole
+from unidecouple.plugins import BENCHMARKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,19 +76,15 @@ def _blind(asked: Sequence[Blind] | None) -> tuple[Blind, ...]:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    from unidecouple.data.world.art import Art
-    from unidecouple.data.world.sprites import sprite
-    from unidecouple.eval.suite import Options, Sizes
+    from unidecouple.eval.suite import TEST_SEED, Options, Sizes
     from unidecouple.run import Evaluation
-    from unidecouple.train.scoring import TEST_SEED
 
     if arguments.art is not None and (arguments.data is not None or "geneval" in arguments.benchmarks):
         raise ValueError("--art draws the world's questions only: leave out --data, and geneval among the benchmarks")
     usual = Evaluation()
     sizes = Sizes(usual.pope_images, usual.vqa_questions, usual.prompts_per_tag, arguments.num_images)
     seed = TEST_SEED if arguments.seed is None else arguments.seed
-    drawing = sprite if arguments.art is None else Art(arguments.art)
-    return Options(arguments.data, arguments.limit, seed, tuple(arguments.parser), sizes, drawing)
+    return Options(arguments.data, arguments.limit, seed, tuple(arguments.parser), sizes, arguments.art)
 
 
 def _judged(arguments: argparse.Namespace, place: Parallel) -> tuple[Judged | None, Subject]:
@@ -99,9 +96,9 @@ def _judged(arguments: argparse.Namespace, place: Parallel) -> tuple[Judged | No
     from unidecouple.convert.load import checkpoint_folder, load
     from unidecouple.eval.card import Subject, weights_of
     from unidecouple.eval.model import Judged
+    from unidecouple.eval.suite import TEST_SEED
     from unidecouple.generate.image import Sampling
     from unidecouple.generate.image_defaults import image_defaults
-    from unidecouple.train.scoring import TEST_SEED
 
     if arguments.score_only:
         return None, Subject(arguments.model, {}, {}, arguments.dtype, str(place.device))
@@ -161,7 +158,7 @@ def add_commands(commands: Commands) -> None:
     """``unidecouple eval`` and ``unidecouple geneval-prompts``."""
     command = add(commands, evaluate, "eval")
     command.add_argument("model", help="folder of the checkpoint, or of a run, or a shipped base: understanding, unified")
-    command.add_argument("--benchmarks", required=True, help="comma-separated: pope, vqa, geneval, mmmu, mme")
+    command.add_argument("--benchmarks", required=True, help=f"comma-separated: {', '.join(BENCHMARKS)}")
     command.add_argument("--data", type=Path, help="folder of the published files (default: the drawn world)")
     command.add_argument("--output", type=Path, required=True, help="folder of answers, pictures and score cards")
     command.add_argument("--limit", type=whole(1), help="only the first so many of each split, subject, subtask or tag")

@@ -9,7 +9,7 @@ from unidecouple.compare.claim import Claim
 from unidecouple.compare.grid import START, Comparison, Variant
 from unidecouple.compare.merge import Merge
 from unidecouple.data.mixture import Files
-from unidecouple.eval.benchmark import metric_named
+from unidecouple.eval.suite import metric_named
 
 
 def check_grid(grid: Comparison) -> None:

@@ -21,7 +21,7 @@ from unidecouple.compare.elsewhere import ImportedRuns, base_hash, key_of
 from unidecouple.compare.merge import MERGED
 from unidecouple.compare.plan import START, Comparison, Job
 from unidecouple.compare.readings import FROM_ONE_TASK, from_one_task, readings
-from unidecouple.eval.benchmark import metric_named
+from unidecouple.eval.suite import metric_named
 from unidecouple.train.meter import SPENT
 from unidecouple.train.run_folder import RESULT
 
@@ -97,7 +97,7 @@ def collect(
         "focus": grid.focus_name,
         "metrics": [asdict(metric_named(name)) for name in grid.metrics],
         "notes": list(grid.notes),
-        "data": "world" if grid.run.files is None else "files",
+        "data": grid.run.data_kind,
         "scenarios": {name: scenario.description for name, scenario in grid.scenarios.items()},
         "variants": {START: "The base before training."} | {name: v.description for name, v in grid.variants.items()},
         "titles": {name: variant.title for name, variant in grid.variants.items() if variant.title},

@@ -11,9 +11,17 @@ from transformers import PreTrainedTokenizerFast
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
 from unidecouple.data.chat import ChatFormat, chat_format
-from unidecouple.data.world.questions import Question
 from unidecouple.inputs import quoted, refuse_surrogates
 from unidecouple.models.processing import UnifiedProcessor
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture and its one right answer; ``kind`` is the group that scores list it under."""
+
+    kind: str
+    text: str
+    answer: str
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -163,36 +163,3 @@ class Metric:
     def gain(self, difference: float) -> float:
         """Return ``difference`` signed so that more than zero is better."""
         return difference if self.higher_is_better else -difference
-
-
-HEADLINES: Final[tuple[Metric, ...]] = (
-    Metric("pope", "accuracy", "POPE", "mmu"),
-    Metric("vqa", "accuracy", "VQA", "mmu"),
-    Metric("mmmu", "accuracy", "MMMU", "mmu"),
-    Metric("mme", "perception", "MME perception", "mmu", "points"),
-    Metric("mme", "cognition", "MME cognition", "mmu", "points"),
-    Metric("answers", "log_probability", "Held-out answers", "mmu", "nats"),
-    Metric("geneval", "overall", "GenEval", "t2i"),
-    Metric("image_tokens", "log_probability", "Held-out image tokens", "t2i", "nats"),
-)
-"""Metrics that reports show of each benchmark unless a recipe names others. A new benchmark gets its line here."""
-
-
-def tasks_of_benchmarks() -> dict[str, str]:
-    """Return benchmark -> key of the task that it scores."""
-    return {metric.benchmark: metric.task for metric in HEADLINES}
-
-
-def metric_named(name: str) -> Metric:
-    """Return the metric called "benchmark" (its headline metric) or "benchmark/metric".
-
-    Raises:
-        ValueError: there is no such benchmark.
-    """
-    benchmark, _, metric = name.partition("/")
-    first = next((one for one in HEADLINES if one.benchmark == benchmark), None)
-    if first is None:
-        known = ", ".join(dict.fromkeys(one.benchmark for one in HEADLINES))
-        raise ValueError(f"{name!r} names no metric: benchmarks are {known}; write BENCHMARK or BENCHMARK/METRIC")
-    listed = next((one for one in HEADLINES if (one.benchmark, one.metric) == (benchmark, metric or first.metric)), None)
-    return listed or Metric(benchmark, metric, f"{first.title} {metric.replace('_', ' ')}", first.task, first.unit)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unidecouple.data.world.prompts import Prompt, spread
 from unidecouple.eval.benchmark import Report, Score
-from unidecouple.eval.geneval import Bounds, Metadata, Verdict, judge_bounds, judge_pictures, read_folder, summarize
-from unidecouple.eval.geneval_prompts import METADATA, read_metadata
+from unidecouple.eval.geneval import Bounds, Metadata, Verdict, judge_pictures, read_folder, summarize
+from unidecouple.eval.judges import Judge
 from unidecouple.eval.judges.detections import read_verdicts
-from unidecouple.eval.judges.template import TemplateJudge
-from unidecouple.eval.sources import find, hashes
 from unidecouple.eval.statistics import Share
-
-_BOUND_IMAGES = 1
 
 
 @dataclass(frozen=True)
@@ -26,33 +21,17 @@ class Gallery:
         name: of the benchmark.
         metadata: GenEval's lines.
         num_images: pictures a prompt.
-        seed: of the ground truth that gives the world's judge its ceiling and floor.
-        world: the same prompts, where they are the drawn world's, whose judge comes with the package.
+        judge: of the pictures; None where only a file of detections can judge them.
+        bounds: computes ceiling and floor of ``judge``.
         files: what was read: name -> SHA-256.
     """
 
     name: str
     metadata: Sequence[Metadata]
     num_images: int
-    seed: int = 0
-    world: tuple[Prompt, ...] = ()
+    judge: Judge | None = None
+    bounds: Callable[[], Bounds] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
-
-
-def world_gallery(per_tag: int, num_images: int, seed: int) -> Gallery:
-    """Test prompts of the drawn world, as runs are scored on."""
-    prompts = tuple(spread("test", per_tag))
-    return Gallery("geneval", [prompt.to_json() for prompt in prompts], num_images, seed, prompts)
-
-
-def official_gallery(data: Path, num_images: int, limit: int | None = None) -> Gallery:
-    """The prompts of ``evaluation_metadata.jsonl`` in ``data``; with ``limit`` the first so many of each tag.
-
-    Raises:
-        ValueError: it is missing or broken.
-    """
-    paths = find(data, "geneval", (METADATA, f"prompts/{METADATA}"))
-    return Gallery("geneval", read_metadata(paths[0], limit), num_images, files=hashes(paths[:1], data))
 
 
 def score_gallery(gallery: Gallery, pictures: Path, detections: Path | None) -> tuple[Report, str] | None:
@@ -61,7 +40,7 @@ def score_gallery(gallery: Gallery, pictures: Path, detections: Path | None) -> 
     Args:
         gallery: what was asked for.
         pictures: folder in GenEval's layout.
-        detections: see ``judges.detections``; None asks the world's own judge, which knows the world's pictures only.
+        detections: see ``judges.detections``; None asks the gallery's own judge.
 
     Raises:
         ValueError: see ``read_folder`` and ``read_verdicts``.
@@ -70,12 +49,11 @@ def score_gallery(gallery: Gallery, pictures: Path, detections: Path | None) -> 
         judged = read_verdicts(detections, gallery.metadata, gallery.num_images)
         failures = {"disagree with our rules": judged.disagree} if judged.judge == "official results" else {}
         return _report(judged.verdicts, judged.judge, None, failures), judged.judge
-    if not gallery.world:
+    if gallery.judge is None:
         return None
-    judge = TemplateJudge()
     metadata, images = read_folder(pictures)
-    bounds = judge_bounds(judge, gallery.world, gallery.seed, _BOUND_IMAGES)
-    return _report(judge_pictures(judge, metadata, images), judge.name, bounds, {}), judge.name
+    bounds = gallery.bounds() if gallery.bounds else None
+    return _report(judge_pictures(gallery.judge, metadata, images), gallery.judge.name, bounds, {}), gallery.judge.name
 
 
 def _report(verdicts: Sequence[Verdict], judge: str, bounds: Bounds | None, failures: Mapping[str, int]) -> Report:

@@ -2,8 +2,8 @@
 
 The rules, thresholds, folder layout and summary of the official ``evaluate_images.py`` and ``summary_scores.py``; the detector is
 any ``Judge``. Deviations: relations in a reason are sorted (a Python set has no order), colours in a reason too, and images
-are grouped by prompt number, not by equal metadata. Every score comes with the judge's ceiling (ground-truth renders) and
-floor (the same renders, another prompt of the tag).
+are grouped by prompt number, not by equal metadata. Where true pictures are known, a score comes with the judge's ceiling (true
+pictures) and floor (the same pictures, another prompt of the tag).
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unidecouple.data.world.prompts import Prompt, scene_of
-from unidecouple.data.world.scene import render
-from unidecouple.eval.benchmark import Painter, Score, paint
 from unidecouple.eval.judges import Box, Detection, Judge
 from unidecouple.eval.records import Row, read_records
 from unidecouple.inputs import quoted
@@ -33,13 +30,9 @@ POSITION_THRESHOLD = 0.1
 RELATIONS = ("left of", "right of", "above", "below")
 _RELATION_SHARE = 0.5
 _NO_OFFSET = 1e-3
-_BOUNDS_STREAM = 3
-_BATCH = 128
 
 Metadata = Mapping[str, Any]
 """A line of ``evaluation_metadata.jsonl``: tag, prompt, include and perhaps exclude clauses."""
-Transform = Callable[[np.ndarray], np.ndarray]
-"""uint8 pictures (N, H, W, 3) -> the same shape and type, for example through an image tokenizer and back."""
 
 
 @dataclass(frozen=True)
@@ -62,66 +55,12 @@ class Bounds:
     floor: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class GenEvalResult:
-    """Scores, and the verdict on each picture in order of prompt and picture."""
-
-    scores: tuple[Score, ...]
-    verdicts: tuple[Verdict, ...]
-
-
-def generate_and_score(
-    painter: Painter,
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    num_images: int = 4,
-    seed: int = 0,
-    folder: Path | None = None,
-    bounds: Bounds | None = None,
-) -> GenEvalResult:
-    """Paint every prompt and score the pictures.
-
-    Args:
-        painter: the model.
-        judge: detector and colour classifier.
-        prompts: of ``unidecouple.data.world.prompts.held_out``.
-        num_images: pictures a prompt (the protocol has 4).
-        seed: seed of the painter, and of the ground-truth scenes of the bounds.
-        folder: where to write the pictures in GenEval's layout; nowhere if None.
-        bounds: the result of ``judge_bounds`` if it is known; measured here if None.
-
-    Raises:
-        ValueError: see ``paint``, ``write_folder`` and ``judge_bounds``.
-    """
-    metadata = [prompt.to_json() for prompt in prompts]
-    pictures = paint(painter, [prompt.text for prompt in prompts], num_images, seed)
-    if folder is not None:
-        write_folder(folder, metadata, pictures)
-    verdicts = judge_pictures(judge, metadata, pictures)
-    known = bounds or judge_bounds(judge, prompts, seed, num_images)
-    rows = (
-        Score("geneval", metric, value, judge.name, known.ceiling[metric], known.floor[metric])
-        for metric, value in summarize(verdicts).items()
-    )
-    return GenEvalResult(tuple(rows), tuple(verdicts))
-
-
-def judge_bounds(
-    judge: Judge, prompts: Sequence[Prompt], seed: int = 0, num_images: int = 4, transform: Transform | None = None
-) -> Bounds:
-    """Ceiling and floor of ``judge``: ``num_images`` ground-truth renders a prompt, judged against it and against another.
-
-    With ``transform`` (an image tokenizer and back) the ceiling is the most that any model with this tokenizer can reach.
+def bounds_of(judge: Judge, metadata: Sequence[Metadata], pictures: Sequence[Sequence[np.ndarray]]) -> Bounds:
+    """Ceiling and floor of ``judge``: ``pictures`` that show what is asked for, judged against their prompt and against another.
 
     Raises:
         ValueError: a tag whose prompts all ask for the same, so that no other prompt can serve as a floor.
     """
-    rng = np.random.default_rng([_BOUNDS_STREAM, seed])
-    renders = np.stack([render(scene_of(prompt, rng)) for prompt in prompts for _ in range(num_images)])
-    if transform is not None:
-        renders = np.concatenate([transform(renders[at : at + _BATCH]) for at in range(0, len(renders), _BATCH)])
-    pictures = [list(renders[at : at + num_images]) for at in range(0, len(renders), num_images)]
-    metadata = [prompt.to_json() for prompt in prompts]
     found = _detect_all(judge, pictures)
     ceiling = _verdicts(judge, metadata, pictures, found)
     floor = _verdicts(judge, [_another(index, metadata) for index in range(len(metadata))], pictures, found)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unidecouple.eval.benchmark import Answers, Query, Quiz, Report, Score
+from unidecouple.eval.benchmark import Answers, Metric, Query, Quiz, Report, Score
 from unidecouple.eval.records import read_text_lines, yes_no
 from unidecouple.eval.sources import Pictures, find, hashes
 from unidecouple.eval.statistics import Share
+from unidecouple.eval.suite import Benchmark, Options
 from unidecouple.files import write_text_atomic
 
 JUDGE: Final = "official"
@@ -130,3 +131,14 @@ def _export(lines: Sequence[Line], answers: Answers, folder: Path) -> None:
             if line.subtask == subtask
         ]
         write_text_atomic(folder / f"{subtask}.txt", "".join(f"{row}\n" for row in rows))
+
+
+def _open(data: Path, options: Options) -> Quiz:
+    return open_quiz(data, options.limit)
+
+
+_METRICS: Final = (
+    Metric("mme", "perception", "MME perception", "mmu", "points"),
+    Metric("mme", "cognition", "MME cognition", "mmu", "points"),
+)
+BENCHMARK: Final = Benchmark("mme", _METRICS, _open)

@@ -14,14 +14,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from unidecouple.data.formats.record import ImageBytes, ImageFile
-from unidecouple.eval.benchmark import Answers, Query, Quiz, Report, Score
+from unidecouple.eval.benchmark import Answers, Metric, Query, Quiz, Report, Score
 from unidecouple.eval.mmmu_parser import open_is_right, read_choice, read_open
 from unidecouple.eval.records import Row, unique
 from unidecouple.eval.sources import find, hashes, stored_picture, table_rows
 from unidecouple.eval.statistics import Share
+from unidecouple.eval.suite import Benchmark, Options
 from unidecouple.files import write_json_atomic
 from unidecouple.inputs import quoted
 
@@ -171,3 +172,10 @@ def _export(items: Sequence[Item], answers: Answers, folder: Path) -> None:
                     row |= {"all_choices": list(item.options), "index2ans": dict(item.options)}
                 rows.append({**row, "response": answers[item.id]})
         write_json_atomic(folder / subject / "output.json", rows)
+
+
+def _open(data: Path, options: Options) -> Quiz:
+    return open_quiz(data, options.limit)
+
+
+BENCHMARK: Final = Benchmark("mmmu", (Metric("mmmu", "accuracy", "MMMU", "mmu"),), _open)

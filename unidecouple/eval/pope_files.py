@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from unidecouple.eval.benchmark import Answers, Query, Quiz, Report, Score
+from unidecouple.eval.benchmark import Answers, Metric, Query, Quiz, Report, Score
 from unidecouple.eval.pope import PARSERS, known_parser, measure_answers, rows, settle
 from unidecouple.eval.records import Row, read_records
 from unidecouple.eval.sources import Pictures, find, hashes
 from unidecouple.eval.statistics import Share
+from unidecouple.eval.suite import Benchmark, Options
 from unidecouple.files import write_text_atomic
 
 _FILE = re.compile(r"(?P<data>\w+?)_pope_(?:seem_)?(?P<split>random|popular|adversarial)\.jsonl?")
@@ -136,3 +138,10 @@ def _export(lines: Sequence[Line], answers: Answers, folder: Path) -> None:
     for split in dict.fromkeys(line.split for line in lines):
         said = [{"question": line.text, "answer": answers[line.id]} for line in lines if line.split == split]
         write_text_atomic(folder / f"pope_{split}.jsonl", "".join(json.dumps(row) + "\n" for row in said))
+
+
+def _open(data: Path, options: Options) -> Quiz:
+    return open_quiz(data, options.parser(PARSERS, "official"), options.limit)
+
+
+BENCHMARK: Final = Benchmark("pope", (Metric("pope", "accuracy", "POPE", "mmu"),), _open, tuple(PARSERS))

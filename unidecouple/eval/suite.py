@@ -1,27 +1,31 @@
-"""Benchmarks by name: what each opens, from published files in a folder or from the drawn world where there is no folder."""
+"""Benchmarks by name: how each is opened, and the metrics that reports show of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unidecouple.data.world.scene import Sprites
-from unidecouple.data.world.sprites import sprite
-from unidecouple.eval import mme, mmmu, pope_files, vqa_files
-from unidecouple.eval.benchmark import Quiz
-from unidecouple.eval.gallery import Gallery, official_gallery, world_gallery
-from unidecouple.eval.pope import PARSERS
-from unidecouple.eval.world import pope_quiz, vqa_quiz
+from unidecouple import plugins
+from unidecouple.batch import Task
+from unidecouple.eval.benchmark import Metric, Quiz
+from unidecouple.eval.gallery import Gallery
 
-ONLY_FILES: Final = ("mmmu", "mme")
-NAMES: Final = ("pope", "vqa", "geneval", *ONLY_FILES)
+TEST_SEED: Final = 71
+"""Of synthetic test sets and of pictures, as runs are scored."""
+
+_LOSSES: Final = (
+    Metric("answers", "log_probability", "Held-out answers", "mmu", "nats"),
+    Metric("image_tokens", "log_probability", "Held-out image tokens", "t2i", "nats"),
+)
+"""Of runs on files; no benchmarks."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of the drawn world is asked and painted.
+    """How much a synthetic benchmark asks for.
 
     Attributes:
         pope_images: scenes of POPE.
@@ -41,13 +45,13 @@ class Options:
     """What to open.
 
     Attributes:
-        data: folder of published files; None is the drawn world.
+        data: folder of published files; None opens synthetic benchmarks.
         limit: the first so many of each part (a POPE split, an MMMU subject, an MME subtask's pictures, a GenEval tag, all of
-            VQA); of the world so many scenes, questions a kind, prompts a tag.
-        seed: of the world's scenes.
+            VQA); of a synthetic benchmark so many scenes, questions a kind, prompts a tag.
+        seed: of synthetic scenes.
         parsers: names of parsers, each for the benchmark that knows it.
         sizes: see there.
-        drawing: art of the world's pictures that are asked about.
+        art: folder of other drawings for synthetic pictures that are asked about.
     """
 
     data: Path | None = None
@@ -55,11 +59,46 @@ class Options:
     seed: int = 0
     parsers: tuple[str, ...] = ()
     sizes: Sizes = Sizes()
-    drawing: Sprites = sprite
+    art: Path | None = None
 
-    def of_world(self, size: int) -> int:
-        """A size of the world under the limit."""
+    def limited(self, size: int) -> int:
+        """Return ``size``, or ``limit`` where that is less."""
         return size if self.limit is None else min(size, self.limit)
+
+    def parser(self, known: Iterable[str], default: str) -> str:
+        """Return the one of ``parsers`` that is among ``known``, else ``default``.
+
+        Raises:
+            ValueError: several are.
+        """
+        there = set(known)
+        mine = [name for name in self.parsers if name in there]
+        if len(mine) > 1:
+            raise ValueError(f"--parser names {' and '.join(mine)}, which are of one benchmark: choose one")
+        return mine[0] if mine else default
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark; its module's line in ``plugins.BENCHMARKS`` makes it known to evaluation, comparison and reports.
+
+    Attributes:
+        name: in score rows and on the command line.
+        metrics: that reports show unless a recipe names others, the headline metric first.
+        open: from the folder of published files.
+        parsers: names of ways to read answers, of which ``Options.parsers`` may choose.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+    open: Callable[[Path, Options], Quiz | Gallery]
+    parsers: tuple[str, ...] = ()
+
+
+@functools.cache
+def benchmarks() -> dict[str, Benchmark]:
+    """Return every benchmark by name."""
+    return {name: plugins.found(plugins.BENCHMARKS, name) for name in plugins.BENCHMARKS}
 
 
 def open_benchmarks(names: Sequence[str], options: Options) -> list[Quiz | Gallery]:
@@ -70,62 +109,50 @@ def open_benchmarks(names: Sequence[str], options: Options) -> list[Quiz | Galle
     """
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"limit is {options.limit}; it must be at least 1")
+    known = benchmarks()
     for name in names:
-        if name not in NAMES:
-            raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(NAMES)}")
-        if name in ONLY_FILES and options.data is None:
+        if name not in known:
+            raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(known)}")
+        if options.data is None and name not in plugins.SYNTHETIC_BENCHMARKS:
             raise ValueError(f"{name} has no drawn form: give the folder of its published files with --data")
+    parsers = {one.metrics[0].title: one.parsers for one in known.values() if one.parsers}
     for parser in options.parsers:
-        if parser not in (*PARSERS, *vqa_files.MATCHES):
-            raise ValueError(f"unknown parser {parser!r}; POPE has {', '.join(PARSERS)}, VQA {', '.join(vqa_files.MATCHES)}")
-    return [_OPENERS[name](options) for name in names]
+        if not any(parser in some for some in parsers.values()):
+            there = "; ".join(f"{title} has {', '.join(some)}" for title, some in parsers.items())
+            raise ValueError(f"unknown parser {parser!r}; {there}")
+    return [_opened(name, options) for name in names]
 
 
-def _pope(options: Options) -> Quiz:
-    parser = _chosen(options.parsers, tuple(PARSERS), "official")
+def _opened(name: str, options: Options) -> Quiz | Gallery:
     if options.data is not None:
-        return pope_files.open_quiz(options.data, parser, options.limit)
-    return pope_quiz(options.of_world(options.sizes.pope_images), options.seed, parser, options.drawing)
+        return benchmarks()[name].open(options.data, options)
+    opened: Quiz | Gallery = plugins.found(plugins.SYNTHETIC_BENCHMARKS, name)(options)
+    return opened
 
 
-def _vqa(options: Options) -> Quiz:
-    if options.data is not None:
-        return vqa_files.open_quiz(options.data, _chosen(options.parsers, tuple(vqa_files.MATCHES), "exact"), options.limit)
-    return vqa_quiz(options.of_world(options.sizes.vqa_questions), options.seed, options.drawing)
+@functools.cache
+def headlines() -> tuple[Metric, ...]:
+    """Return the metrics that reports show of each benchmark unless a recipe names others; understanding first."""
+    every = [metric for benchmark in benchmarks().values() for metric in benchmark.metrics] + [*_LOSSES]
+    tasks = [task.key for task in Task]
+    return tuple(sorted(every, key=lambda metric: tasks.index(metric.task)))
 
 
-def _geneval(options: Options) -> Gallery:
-    if options.data is not None:
-        return official_gallery(options.data, options.sizes.num_images, options.limit)
-    return world_gallery(options.of_world(options.sizes.prompts_per_tag), options.sizes.num_images, options.seed)
+def tasks_of_benchmarks() -> dict[str, str]:
+    """Return benchmark -> key of the task that it scores."""
+    return {metric.benchmark: metric.task for metric in headlines()}
 
 
-def _mmmu(options: Options) -> Quiz:
-    assert options.data is not None
-    return mmmu.open_quiz(options.data, options.limit)
-
-
-def _mme(options: Options) -> Quiz:
-    assert options.data is not None
-    return mme.open_quiz(options.data, options.limit)
-
-
-_OPENERS: Final[dict[str, Callable[[Options], Quiz | Gallery]]] = {
-    "pope": _pope,
-    "vqa": _vqa,
-    "geneval": _geneval,
-    "mmmu": _mmmu,
-    "mme": _mme,
-}
-
-
-def _chosen(given: Sequence[str], known: Sequence[str], default: str) -> str:
-    """The one of ``given`` that the benchmark knows.
+def metric_named(name: str) -> Metric:
+    """Return the metric called "benchmark" (its headline metric) or "benchmark/metric".
 
     Raises:
-        ValueError: it knows several of them.
+        ValueError: there is no such benchmark.
     """
-    mine = [name for name in given if name in known]
-    if len(mine) > 1:
-        raise ValueError(f"--parser names {' and '.join(mine)}, which are of one benchmark: choose one")
-    return mine[0] if mine else default
+    benchmark, _, metric = name.partition("/")
+    first = next((one for one in headlines() if one.benchmark == benchmark), None)
+    if first is None:
+        known = ", ".join(dict.fromkeys(one.benchmark for one in headlines()))
+        raise ValueError(f"{name!r} names no metric: benchmarks are {known}; write BENCHMARK or BENCHMARK/METRIC")
+    listed = next((one for one in headlines() if (one.benchmark, one.metric) == (benchmark, metric or first.metric)), None)
+    return listed or Metric(benchmark, metric, f"{first.title} {metric.replace('_', ' ')}", first.task, first.unit)

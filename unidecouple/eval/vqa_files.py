@@ -3,7 +3,7 @@
 VQAv2: ``v2_OpenEnded_mscoco_val2014_questions.json``, ``v2_mscoco_val2014_annotations.json`` and the pictures of COCO.
 Plain: lines {"image", "question", "answer" or "answers"}, perhaps "question_id" and "kind", by which accuracy is split.
 An answer is a text, a number, true or false ("yes" or "no"), or VQAv2's {"answer": …}; "answers" is one or a list, and wins.
-Read by "exact" (any gold answer, after ``vqa.normalize``) or "vqav2" (soft accuracy over all of them, see ``vqa_rules``).
+Read by "exact" (any gold answer, after ``vqa_rules.normalize``) or "vqav2" (soft accuracy over all of them, see ``vqa_rules``).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unidecouple.eval.benchmark import Answers, Query, Quiz, Report, Score
+from unidecouple.eval.benchmark import Answers, Metric, Query, Quiz, Report, Score
 from unidecouple.eval.records import Row, read_listed, read_records, unique
 from unidecouple.eval.sources import Pictures, find, hashes
 from unidecouple.eval.statistics import Share
-from unidecouple.eval.vqa import JUDGE, normalize
-from unidecouple.eval.vqa_rules import soft_accuracy
+from unidecouple.eval.suite import Benchmark, Options
+from unidecouple.eval.vqa_rules import EXACT, normalize, soft_accuracy
 from unidecouple.files import write_json_atomic
 
 _PLAIN, _QUESTIONS = "vqa.jsonl", "*OpenEnded_*_questions.json"
@@ -31,7 +31,7 @@ def _exact(answer: str, gold: Sequence[str]) -> float:
     return float(normalize(answer) in {normalize(one) for one in gold})
 
 
-MATCHES: Final[dict[str, Callable[[str, Sequence[str]], float]]] = {JUDGE: _exact, "vqav2": soft_accuracy}
+MATCHES: Final[dict[str, Callable[[str, Sequence[str]], float]]] = {EXACT: _exact, "vqav2": soft_accuracy}
 """How an answer is compared with the gold ones, by name: a share of being right."""
 
 
@@ -142,3 +142,10 @@ def _export(items: Sequence[Item], answers: Answers, folder: Path) -> None:
     """The results file of VQA's evaluation server: [{"question_id", "answer"}]."""
     rows = [{"question_id": int(item.id) if item.id.isdigit() else item.id, "answer": answers[item.id]} for item in items]
     write_json_atomic(folder / "vqa_results.json", rows)
+
+
+def _open(data: Path, options: Options) -> Quiz:
+    return open_quiz(data, options.parser(MATCHES, EXACT), options.limit)
+
+
+BENCHMARK: Final = Benchmark("vqa", (Metric("vqa", "accuracy", "VQA", "mmu"),), _open, tuple(MATCHES))

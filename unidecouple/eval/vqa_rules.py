@@ -1,4 +1,6 @@
-"""VQAv2's normalisation and soft accuracy: ``vqaEval.py`` of GT-Vision-Lab/VQA (its last fix, a013f00), re-implemented.
+"""How short answers are compared: exactly, or by VQAv2's normalisation and soft accuracy.
+
+The latter is ``vqaEval.py`` of GT-Vision-Lab/VQA (its last fix, a013f00), re-implemented.
 
 Odd corners are kept: nothing is normalised where all people agree, so "a dog" is then no "dog"; a mark beside a space anywhere is
 deleted everywhere, and else becomes a space.
@@ -10,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+EXACT: Final = "exact"
+"""Name of the comparison by ``normalize``."""
 _MARKS: Final = tuple(';/[]"{}()=+\\_-><@`,?!')
 _DIGITS: Final = re.compile(r"\d,\d")
 _PERIOD: Final = re.compile(r"\.(?!\d)")
@@ -32,6 +36,11 @@ _CONTRACTIONS: Final = {
     form[:at] + form[at + 1 :]: form for form in _FORMS.split() for at, letter in enumerate(form) if letter == "'"
 } | {"somebody'd": "somebodyd"}
 """A word with one apostrophe missing -> with it. The last entry is the wrong way round in the official table, too."""
+
+
+def normalize(answer: str) -> str:
+    """Return the form in which answers are compared exactly: lower case, no surrounding space, no trailing period."""
+    return answer.strip().lower().removesuffix(".").strip()
 
 
 def normalize_answer(answer: str) -> str:

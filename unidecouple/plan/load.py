@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
+import pkgutil
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from statistics import fmean
 from typing import NamedTuple
 
-import numpy as np
-
-from unidecouple.batch import IGNORE, Task
+from unidecouple import plugins
+from unidecouple.batch import Task
 from unidecouple.convert.load import load_processor
-from unidecouple.data.sequences import Sample, SequenceBuilder
-from unidecouple.data.world.prompts import training_pair
-from unidecouple.data.world.questions import conversation
-from unidecouple.data.world.scene import IMAGE_SIZE, random_scene
+from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.shipped import located
@@ -23,7 +19,6 @@ from unidecouple.run import Data
 
 MMU_TEXT, MMU_ANSWERS, T2I_TEXT = 128, 64, 64
 """Assumed where the recipe's data cannot be sampled: text tokens of a conversation, those of them that are answers, of a prompt."""
-SAMPLED_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ def joint(data: Data, name_or_path: str, config: UnifiedConfig, lengths: Lengths
 
     Args:
         data: the recipe's.
-        name_or_path: of the start; if its folder has a processor, lengths are measured on samples of the world.
+        name_or_path: of the start; if its folder has a processor, lengths are measured on synthetic samples.
         config: of the model.
         lengths: in place of the recipe's.
 
@@ -106,7 +101,8 @@ def joint(data: Data, name_or_path: str, config: UnifiedConfig, lengths: Lengths
     picture = picture_tokens(config)
     mmu, t2i = (picture.seen + MMU_TEXT, float(MMU_ANSWERS)), picture.drawn + T2I_TEXT
     if has_processor(name_or_path):
-        mmu, t2i = _of_the_world(name_or_path, data, picture.drawn)
+        length, answers, prompt = _measured(name_or_path, data)
+        mmu, t2i = (length, answers), picture.drawn + prompt
     if lengths.mmu is not None:
         mmu = (lengths.mmu, mmu[1] * _ratio(lengths.mmu, mmu[0], picture.seen, "mmu"))
     if lengths.t2i is not None:
@@ -159,29 +155,9 @@ def _ratio(length: int, before: int, fixed: int, task: str) -> float:
 
 
 @lru_cache(maxsize=64)  # the variants of a grid see few kinds of batches
-def _of_the_world(name_or_path: str, data: Data, drawn: int) -> tuple[tuple[int, float], int]:
-    """What ``_measured`` and ``_measured_prompts`` find with the processor of ``name_or_path``."""
-    builder = SequenceBuilder(load_processor(name_or_path))
-    return _measured(builder, data), _measured_prompts(builder, data, drawn)
-
-
-def _measured(builder: SequenceBuilder, data: Data) -> tuple[int, float]:
-    """Mean padded length of a batch of conversations, and mean answers a conversation (the lessons before them are not planned)."""
-    rng, blank = np.random.default_rng(data.seed), np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-
-    def sample() -> Sample:
-        scene = random_scene(rng)
-        return builder.understanding(blank, conversation(scene, rng, data.turns))
-
-    batches = [[sample() for _ in range(max(1, data.mmu_batch_size))] for _ in range(SAMPLED_BATCHES)]
-    length = fmean(max(len(row.input_ids) for row in batch) for batch in batches)
-    return round(length), fmean(sum(label != IGNORE for label in row.labels) for batch in batches for row in batch)
-
-
-def _measured_prompts(builder: SequenceBuilder, data: Data, tokens: int) -> int:
-    rng = np.random.default_rng(data.seed)
-    batches = [
-        [builder.generation_prompt(training_pair(rng)[0].text) for _ in range(max(1, data.t2i_batch_size))]
-        for _ in range(SAMPLED_BATCHES)
-    ]
-    return tokens + round(fmean(max(len(row) for row in batch) for batch in batches))
+def _measured(name_or_path: str, data: Data) -> tuple[int, float, int]:
+    """What ``plugins.SAMPLE_LENGTHS`` finds with the processor of ``name_or_path``."""
+    found: tuple[int, float, int] = pkgutil.resolve_name(plugins.SAMPLE_LENGTHS)(
+        SequenceBuilder(load_processor(name_or_path)), data
+    )
+    return found

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unidecouple.eval.benchmark import HEADLINES, Metric
+from unidecouple.eval.benchmark import Metric
+from unidecouple.eval.suite import headlines
 from unidecouple.report.estimates import Estimate, difference, estimate
 from unidecouple.report.results import START, Results
 from unidecouple.report.significance import FEWEST_SEEDS, Compared, Key, corrected
@@ -173,7 +174,7 @@ def _wanted(claim: Mapping[str, Any]) -> list[tuple[Metric, int]]:
 def _metric(name: str) -> Metric:
     """A benchmark's headline metric, that on validation samples ("pope/val"), or "benchmark/metric"."""
     benchmark, _, metric = name.partition("/")
-    headline = next((one for one in HEADLINES if one.benchmark == benchmark and metric in ("", "val", one.metric)), None)
+    headline = next((one for one in headlines() if one.benchmark == benchmark and metric in ("", "val", one.metric)), None)
     if headline and metric == "val":
         return replace(headline, metric=f"{headline.metric}/val", title=f"{headline.title} on validation samples")
     if headline:

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
-from unidecouple.eval.benchmark import HEADLINES, Metric
+from unidecouple.eval.benchmark import Metric
+from unidecouple.eval.suite import headlines
 from unidecouple.report import logs
 from unidecouple.report.estimates import estimate
 from unidecouple.report.results import START, Results
@@ -167,9 +168,9 @@ def forgetting(name: str, scenario: str, records: Records, look: Mapping[str, Lo
             for variant, runs in records.items()
             if (found := [curve for run in runs if (curve := logs.score_curve(run, metric.benchmark, metric.metric))])
         }
-        for metric in HEADLINES
+        for metric in headlines()
     }
-    shown = sorted((metric for metric in HEADLINES if curves[metric]), key=lambda metric: TASK_KEYS.index(metric.task))
+    shown = sorted((metric for metric in headlines() if curves[metric]), key=lambda metric: TASK_KEYS.index(metric.task))
     if not shown:
         return None
     figure, axes = canvas(WIDTH, 3.3, 1, len(shown))

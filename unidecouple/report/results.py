@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unidecouple.batch import TASK_KEYS
-from unidecouple.eval.benchmark import HEADLINES, Metric
+from unidecouple.eval.benchmark import Metric
+from unidecouple.eval.suite import headlines
 from unidecouple.files import read_text
 from unidecouple.report.estimates import Estimate, difference, estimate
 
@@ -89,7 +90,7 @@ class Results:
         there = {(row.benchmark, row.metric) for row in self.rows}
         named = [Metric(**entry) for entry in self.meta.get("metrics", ())]
         known = [metric for metric in named if (metric.benchmark, metric.metric) in there]
-        known = known or [metric for metric in HEADLINES if (metric.benchmark, metric.metric) in there]
+        known = known or [metric for metric in headlines() if (metric.benchmark, metric.metric) in there]
         return tuple(sorted(known, key=lambda metric: TASK_KEYS.index(metric.task)))
 
     def metrics_of(self, task: str) -> tuple[Metric, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unidecouple.eval.benchmark import HEADLINES, Metric, Unit
+from unidecouple.eval.benchmark import Metric, Unit
+from unidecouple.eval.suite import headlines
 from unidecouple.report.costs import COST_COLUMNS, CostCell, cost_cells, has_costs
 from unidecouple.report.estimates import Estimate, difference, estimate
 from unidecouple.report.fronts import front_areas, front_axes, front_names
@@ -194,7 +195,7 @@ def details(results: Results, scenario: str) -> tuple[Detail, ...]:
 
 
 def _heading(benchmark: str) -> str:
-    titles = [metric.title for metric in HEADLINES if metric.benchmark == benchmark]
+    titles = [metric.title for metric in headlines() if metric.benchmark == benchmark]
     return titles[0] if len(titles) == 1 else benchmark.upper() if titles else benchmark
 
 
@@ -202,7 +203,7 @@ def _unit(metric: Metric, rows: Sequence[Row]) -> Unit:
     """Of any metric: what may exceed 1 is points, log-probabilities are nats, all others shares."""
     if any(row.ceiling is not None and row.ceiling > 1 for row in rows):
         return "points"
-    return "nats" if any(one.unit == "nats" and one.benchmark == metric.benchmark for one in HEADLINES) else "share"
+    return "nats" if any(one.unit == "nats" and one.benchmark == metric.benchmark for one in headlines()) else "share"
 
 
 def _cell(results: Results, scenario: str, variant: str, metric: Metric) -> str:

@@ -12,7 +12,7 @@ from unidecouple.diagnose.routing import expert_usage
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Measured, Structure
 from unidecouple.models.base import UnifiedModel
-from unidecouple.train.source import BatchSource
+from unidecouple.source import BatchSource
 
 USAGE_BATCH, USAGE_BATCHES = 64, 4
 """Understanding samples that the use of experts is measured on: a batch's, and batches."""

@@ -10,11 +10,11 @@ from unidecouple.convert.load import load
 from unidecouple.data.preview import stretches
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.run import RunConfig
+from unidecouple.source import data_source
 from unidecouple.train.build import add_lora, fit
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.group_rates import slowed
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.source import open_source
 from unidecouple.train.stages import Say
 from unidecouple.train.trainable import apply, check_shield, table
 
@@ -30,7 +30,7 @@ def describe(run: RunConfig, cache: Path, say: Say) -> None:
     say(configs.dump(run).rstrip())
     model, processor = load(run.model_name_or_path)
     builder = SequenceBuilder(processor)
-    source = open_source(run, model, processor, builder, cache, lambda what, done, of: None)
+    source = data_source(run).open(run, model, processor, builder, cache, lambda what, done, of: None)
     model = fit(model, run.structure, run.seed, source)
     for number, stage in enumerate(run.stages, 1):
         if stage.structure is not None:

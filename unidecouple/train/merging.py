@@ -15,8 +15,8 @@ from unidecouple.methods.merging.task_arithmetic import Coefficients
 from unidecouple.models.shipped import located
 from unidecouple.ownership import check_directory
 from unidecouple.run import RunConfig
+from unidecouple.source import BatchSource, data_source
 from unidecouple.train.meter import SPENT, Meter
-from unidecouple.train.source import BatchSource, open_source
 
 _SAID_EVERY = 50
 
@@ -61,7 +61,7 @@ def _learned(
     method: AdaMerging, base: str, tuned: Sequence[str], run: RunConfig, cache: Path, say: Callable[[str], None]
 ) -> Coefficients:
     model, processor = load(base)
-    source = open_source(
+    source = data_source(run).open(
         run, model, processor, SequenceBuilder(processor), cache, lambda what, done, of: say(f"{what}: {done} of {of}")
     )
     if len(source.measurable) < len(Task):

@@ -22,6 +22,7 @@ from unidecouple.methods.stage import Stage
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
+from unidecouple.source import BatchSource
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import add_lora, fit
 from unidecouple.train.checkpoint import TrainerState
@@ -33,7 +34,6 @@ from unidecouple.train.parallel import Parallel
 from unidecouple.train.prefetch import Prefetch
 from unidecouple.train.routing_log import RoutingLog
 from unidecouple.train.run_logs import METRICS
-from unidecouple.train.source import BatchSource
 from unidecouple.train.step import StepResult, StepSettings
 from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,15 +15,10 @@ from unidecouple.data.file_batches import KINDS_OF
 from unidecouple.data.formats import Shelf, open_readers
 from unidecouple.data.mixture import Files, Source
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.data.world.dataset import Progress
-from unidecouple.data.world.scene import IMAGE_SIZE
 from unidecouple.models.base import UnifiedModel
-from unidecouple.models.processing import UnifiedProcessor
-from unidecouple.run import Data, RunConfig
-from unidecouple.train.source import BatchSource, open_source
-
-UNSEEN = Data(pairs=512, scenes=512, seed=101, cond_dropout_prob=0.0)
-"""The part of the drawn world that diagnoses look at: a seed that no recipe trains on, every prompt shown."""
+from unidecouple.run import RunConfig
+from unidecouple.source import BatchSource, Progress, data_source
+from unidecouple.train.own_files import named
 
 _CHECKPOINT = "checkpoint-"
 
@@ -84,10 +79,10 @@ def open_subject(
     """Load ``checkpoint`` (see ``checkpoint_folder``) and open data to show it.
 
     The data are ``data``; without it the files that ``recipe`` is scored on; without that those of the run that the checkpoint
-    is of; and where none of them has files, the drawn world.
+    is of; and where none of them has files, synthetic data that no recipe trains on.
 
     Raises:
-        ValueError: the checkpoint or the data cannot be read, or the drawn world does not fit the model.
+        ValueError: the checkpoint or the data cannot be read, or the data do not fit the model.
     """
     if batches < 1:
         raise ValueError(f"--batches {batches} must be 1 or more")
@@ -96,24 +91,19 @@ def open_subject(
     if recipe is None and home is not None:
         recipe = configs.load(RunConfig, [home / "run.yaml"])
     files = _files(data, cache) if data else recipe.files if recipe else None
+    run = RunConfig(files=files)
     model, processor = load(checkpoint)
     model.to(device)
     builder = SequenceBuilder(processor)
     step = int(folder.name.removeprefix(_CHECKPOINT)) if folder.name.startswith(_CHECKPOINT) else None
 
     def opened(run: RunConfig) -> BatchSource:
-        return open_source(run, model, processor, builder, cache, progress)
+        return data_source(run).open(run, model, processor, builder, cache, progress)
 
-    if files is None:
-        _check_fit(processor)
-        source = opened(RunConfig(data=UNSEEN))
-        described = opened(RunConfig(data=replace(UNSEEN, turns=0)))  # captions alone
-        said = f"{UNSEEN.pairs} pairs and {UNSEEN.scenes} scenes of the drawn world that no recipe trains on"
-    else:
-        said = "held-out files" if files.validation else "the files given" if data else "training files, since none are held out"
-        shown = replace(files, sources=files.validation or files.sources, validation=(), cond_dropout_prob=0.0, pack=False)
-        source = described = opened(RunConfig(files=shown))
-        said += ": " + ", ".join(str(entry.path) for entry in shown.sources)
+    probed = data_source(run).probe_data(run, processor)
+    source = opened(probed.run)
+    described = source if probed.described is probed.run else opened(probed.described)
+    said = f"the files given: {named(files)}" if data and files else probed.text
     return Opened(Subject(model, source, described, step, home, batches), folder, said)
 
 
@@ -124,12 +114,3 @@ def _files(data: Sequence[Path], cache: Path) -> Files:
     if not understood + drawn:
         raise ValueError(f"--data {' '.join(map(str, data))} holds no record that can be used: see `unidecouple data check`")
     return Files(tuple(Source(path) for path in data), mmu_batch_size=min(understood, 1), t2i_batch_size=min(drawn, 1))
-
-
-def _check_fit(processor: UnifiedProcessor) -> None:
-    side = processor.image_processor.size["height"]
-    if side != IMAGE_SIZE:
-        raise ValueError(
-            f"the drawn world has pictures of {IMAGE_SIZE} pixels, but this model looks at {side}: give your own data with --data, "
-            "or a recipe with files"
-        )

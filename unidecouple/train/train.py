@@ -13,19 +13,17 @@ from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.convert.load import all_checkpoints, load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.data.world.dataset import Progress
 from unidecouple.diagnose.early_warning import early_warning
-from unidecouple.eval.benchmark import tasks_of_benchmarks
+from unidecouple.eval.suite import tasks_of_benchmarks
 from unidecouple.files import append_jsonl, write_json_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
+from unidecouple.source import BatchSource, Progress, RunScorer, data_source
 from unidecouple.train import checkpoint as checkpoints
-from unidecouple.train.batches import world_batches
 from unidecouple.train.build import fit
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import reading
-from unidecouple.train.held_out import HeldOut, held_out
 from unidecouple.train.launch import processes
 from unidecouple.train.lock import held
 from unidecouple.train.measurements import LeftOut, Measured, measure_conflict, measure_interaction, measure_routing
@@ -33,8 +31,6 @@ from unidecouple.train.meter import Meter, Spent
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.run_folder import RESULT, claim, scored
 from unidecouple.train.run_logs import SCORES, forget_after, read_log
-from unidecouple.train.scoring import Scorer
-from unidecouple.train.source import BatchSource, open_source
 from unidecouple.train.stages import Say, Trainer, Watch
 from unidecouple.train.step import train_step
 from unidecouple.train.stop_request import InterruptedRunError, deferred
@@ -102,7 +98,7 @@ class _Job:
     model: UnifiedModel
     processor: UnifiedProcessor
     source: BatchSource
-    scorer: Scorer | HeldOut
+    scorer: RunScorer
     resume: Path | None
     step: int
     meter: Meter
@@ -135,8 +131,9 @@ def _build(run: RunConfig, folder: Path, cache: Path, say: Say, parallel: Parall
     builder = SequenceBuilder(processor)
     meter = Meter(Spent(**state.spent))
     with parallel.first_alone():  # it draws and encodes; the others find it done
-        source = open_source(run, model, processor, builder, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
-        scorer = _scorer(run, model, processor, builder, cache)
+        kind = data_source(run)
+        source = kind.open(run, model, processor, builder, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
+        scorer = kind.scorer(run, model, processor, builder, cache)
     if resume is None:
         model = fit(model, run.structure, run.seed, source)
     else:
@@ -164,16 +161,6 @@ def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, say: Sa
     say("done: " + "  ".join(f"{score.benchmark} {score.value:.3f}" for score in shown))
 
 
-def _scorer(
-    run: RunConfig, model: UnifiedModel, processor: UnifiedProcessor, builder: SequenceBuilder, cache: Path
-) -> Scorer | HeldOut:
-    if run.files is None:
-        if run.evaluation.benchmarks:
-            raise ValueError("evaluation.benchmarks is for runs on files, and files is not given: leave it out")
-        return Scorer(run.evaluation, builder)
-    return held_out(run.files, run.evaluation, processor, builder, model.model.vqmodel, cache)
-
-
 def _say_nothing(line: str) -> None:
     """Only the first process prints."""
 
@@ -181,11 +168,11 @@ def _say_nothing(line: str) -> None:
 def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
     """Draw and encode the data that ``run`` needs, so that processes started together find it in ``cache``."""
     model, processor = load(run.model_name_or_path)
-    world_batches(run.data, model, SequenceBuilder(processor), run.seed, cache, progress)
+    data_source(run).open(run, model, processor, SequenceBuilder(processor), cache, progress)
 
 
 def _validate(
-    scorer: Scorer | HeldOut,
+    scorer: RunScorer,
     folder: Path,
     trackers: Sequence[Tracker],
     say: Say,

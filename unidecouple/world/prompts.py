@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unidecouple.data.world.catalog import CLASSES, COLORS, MAX_OBJECTS, NUMBER_WORDS, RELATIONS, article, plural
-from unidecouple.data.world.questions import caption
-from unidecouple.data.world.scene import CENTRED, Scene, distinct_names, place, random_scene_of
+from unidecouple.world.catalog import CLASSES, COLORS, MAX_OBJECTS, NUMBER_WORDS, RELATIONS, article, plural
+from unidecouple.world.questions import caption
+from unidecouple.world.scene import CENTRED, Scene, distinct_names, place, random_scene_of
 
 TAGS: tuple[str, ...] = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 WORDINGS: tuple[str, ...] = ("a photo of", "a picture of", "a drawing of", "an image of", "a sketch of", "a painting of")

@@ -11,18 +11,19 @@ import numpy as np
 from PIL import Image
 
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.data.world.prompts import TAGS, spread
-from unidecouple.eval import geneval, pope, vqa
 from unidecouple.eval.benchmark import Score
 from unidecouple.eval.geneval import Bounds, Verdict
-from unidecouple.eval.judges.template import TemplateJudge
+from unidecouple.eval.suite import TEST_SEED
 from unidecouple.files import atomic_directory, write_json_atomic
 from unidecouple.generate.image import Sampling, draw
 from unidecouple.generate.text import answer
 from unidecouple.models.base import UnifiedModel
 from unidecouple.run import Evaluation
+from unidecouple.world import geneval, pope, vqa
+from unidecouple.world.judge import TemplateJudge
+from unidecouple.world.prompts import TAGS, spread
 
-TEST_SEED, VALIDATION_SEED = 71, 72
+VALIDATION_SEED = 72
 SAMPLES_SHOWN = 3
 """Prompts a tag whose first picture is kept for the report."""
 

@@ -8,18 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from unidecouple.data.world.questions import Question
-from unidecouple.data.world.scene import render
-from unidecouple.eval.vqa import KINDS, VqaItem, evaluate, normalize, score, vqa_set
+from unidecouple.data.sequences import Question
+from unidecouple.world.scene import render
+from unidecouple.world.vqa import KINDS, VqaItem, evaluate, score, vqa_set
 
 
 def item(kind: str, answer: str) -> VqaItem:
     return VqaItem(0, Question(kind, "?", answer))
-
-
-@pytest.mark.parametrize(("answer", "form"), [(" Red. ", "red"), ("TOP left", "top left"), ("two", "two"), ("red..", "red.")])
-def test_normalize(answer: str, form: str) -> None:
-    assert normalize(answer) == form
 
 
 def test_scores_by_hand() -> None:

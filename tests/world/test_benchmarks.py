@@ -1,13 +1,19 @@
-"""The drawn world as quizzes: the very scores that ``pope.evaluate`` and ``vqa.evaluate`` give, with intervals."""
+"""The synthetic benchmarks: the very scores that ``pope.evaluate`` and ``vqa.evaluate`` give, with intervals; GenEval's bounds."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from unidecouple.eval import pope, vqa
 from unidecouple.eval.benchmark import Quiz
-from unidecouple.eval.world import pope_quiz, vqa_quiz
+from unidecouple.eval.gallery import score_gallery
+from unidecouple.eval.painting import paint_folder
+from unidecouple.world import pope, vqa
+from unidecouple.world.benchmarks import geneval_gallery, pope_quiz, vqa_quiz
+from unidecouple.world.prompts import scene_of, spread
+from unidecouple.world.scene import render
 
 
 def answers(quiz: Quiz) -> dict[str, str]:
@@ -53,3 +59,18 @@ def test_another_art_changes_pictures_alone() -> None:
 def test_an_unknown_parser_is_refused_before_anything_is_drawn() -> None:
     with pytest.raises(ValueError, match="unknown POPE parser 'x'"):
         pope_quiz(12, 0, "x")
+
+
+def test_ground_truth_reaches_the_ceiling(tmp_path: Path) -> None:
+    gallery = geneval_gallery(2, 1, 0)
+    rng = np.random.default_rng(0)
+    pictures = [[render(scene_of(prompt, rng))] for prompt in spread("test", 2)]
+    paint_folder(lambda prompts, copies, first: pictures[first : first + len(prompts)], gallery.metadata, 1, tmp_path)
+    scored = score_gallery(gallery, tmp_path, None)
+    assert scored is not None
+    report, judge = scored
+    overall = report.scores[0]
+    assert (judge, overall.metric, overall.value, overall.ceiling) == ("template", "overall", 1.0, 1.0)
+    assert overall.floor is not None
+    assert overall.floor < 0.5
+    assert report.shares["images"].count == 12

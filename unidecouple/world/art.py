@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unidecouple.data.world.catalog import CLASSES, CODE_POINTS, COLOR_RAMPS, COLORS, require
-from unidecouple.data.world.sprites import cropped, fitted, tone_at
+from unidecouple.world.catalog import CLASSES, CODE_POINTS, COLOR_RAMPS, COLORS, require
+from unidecouple.world.sprites import cropped, fitted, tone_at
 
 _LEVELS = np.array([-1 if tone_at(level / 255) is None else tone_at(level / 255) for level in range(256)])
 """Lightness 0..255 -> tone; -1 stays."""

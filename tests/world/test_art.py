@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from published_sets import write_art
-from unidecouple.data.world.art import Art, tint
-from unidecouple.data.world.catalog import COLOR_RAMPS
-from unidecouple.data.world.scene import Scene, Thing, render
+from unidecouple.world.art import Art, tint
+from unidecouple.world.catalog import COLOR_RAMPS
+from unidecouple.world.scene import Scene, Thing, render
 
 
 def rgb(tone: str) -> tuple[int, ...]:

@@ -7,21 +7,19 @@ A folder of arrays with a manifest, made once and reused. Which samples a step s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from unidecouple.data.world.catalog import CLASSES, COLORS, plural
-from unidecouple.data.world.prompts import WORDINGS, training_pair
-from unidecouple.data.world.questions import CAPTION_REQUEST
-from unidecouple.data.world.scene import CELL_NAMES, CENTRED, IMAGE_SIZE, Scene, Thing, place, random_scene, render
 from unidecouple.files import atomic_directory
+from unidecouple.source import Progress
+from unidecouple.world.catalog import CLASSES, COLORS, plural
+from unidecouple.world.prompts import WORDINGS, training_pair
+from unidecouple.world.questions import CAPTION_REQUEST
+from unidecouple.world.scene import CELL_NAMES, CENTRED, IMAGE_SIZE, Scene, Thing, place, random_scene, render
 
 FORMAT = 3
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, of)."""
 
 
 @dataclass(frozen=True)

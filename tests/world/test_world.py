@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unidecouple.data.world import dataset
-from unidecouple.data.world.catalog import CLASSES, COLORS, NUMBER_WORDS, RELATIONS, THEMES, article, plural
-from unidecouple.data.world.dataset import WorldData, load_world, tokenizer_pictures
-from unidecouple.data.world.prompts import TAGS, WORDINGS, Prompt, build, held_out, scene_of, training_pair
-from unidecouple.data.world.questions import Question, absent, caption, conversation, pope, tell_apart, vqa
-from unidecouple.data.world.scene import (
+from unidecouple.data.sequences import Question
+from unidecouple.world import dataset
+from unidecouple.world.catalog import CLASSES, COLORS, NUMBER_WORDS, RELATIONS, THEMES, article, plural
+from unidecouple.world.dataset import WorldData, load_world, tokenizer_pictures
+from unidecouple.world.prompts import TAGS, WORDINGS, Prompt, build, held_out, scene_of, training_pair
+from unidecouple.world.questions import absent, caption, conversation, pope, tell_apart, vqa
+from unidecouple.world.scene import (
     CELL_NAMES,
     IMAGE_SIZE,
     SIZES,
@@ -26,7 +27,7 @@ from unidecouple.data.world.scene import (
     random_scene,
     render,
 )
-from unidecouple.data.world.sprites import sprite
+from unidecouple.world.sprites import sprite
 
 SINGULAR = {plural(name): name for name in CLASSES}
 

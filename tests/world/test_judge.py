@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unidecouple.data.world.catalog import CLASSES, COLORS
-from unidecouple.data.world.prompts import training_pair
-from unidecouple.data.world.scene import CELL, OFFSETS, SIZES, Scene, Thing, render
 from unidecouple.eval.judges import Detection
-from unidecouple.eval.judges.template import TemplateJudge
+from unidecouple.world.catalog import CLASSES, COLORS
+from unidecouple.world.judge import TemplateJudge
+from unidecouple.world.prompts import training_pair
+from unidecouple.world.scene import CELL, OFFSETS, SIZES, Scene, Thing, render
 
 JUDGE = TemplateJudge()
 BLANK = np.full((64, 64, 3), 255, dtype=np.uint8)

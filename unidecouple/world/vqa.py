@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unidecouple.data.world.questions import Question, vqa
-from unidecouple.data.world.scene import Scene, random_scene, render
+from unidecouple.data.sequences import Question
 from unidecouple.eval.benchmark import Answerer, Score, ask
+from unidecouple.eval.vqa_rules import EXACT, normalize
+from unidecouple.world.questions import vqa
+from unidecouple.world.scene import Scene, random_scene, render
 
 KINDS: tuple[str, ...] = ("count", "color", "position")
-JUDGE = "exact"
 _SET_STREAM = 2
 
 
@@ -59,11 +60,6 @@ def vqa_set(questions_per_kind: int, seed: int) -> VqaSet:
     return VqaSet(tuple(scenes), tuple(item for kind in KINDS for item in found[kind]))
 
 
-def normalize(answer: str) -> str:
-    """The form in which answers are compared: lower case, no surrounding space, no trailing period."""
-    return answer.strip().lower().removesuffix(".").strip()
-
-
 def evaluate(answerer: Answerer, questions_per_kind: int = 500, seed: int = 0) -> list[Score]:
     """Accuracy of ``answerer`` per kind and their mean (see ``score``)."""
     asked = vqa_set(questions_per_kind, seed)
@@ -89,7 +85,7 @@ def score(items: Sequence[VqaItem], answers: Sequence[str]) -> list[Score]:
             raise ValueError(f"there is no {kind} question; use a set of vqa_set, which has all of {', '.join(KINDS)}")
         right = sum(given == gold for given, gold in pairs) / len(pairs)
         mode = Counter(gold for _, gold in pairs).most_common(1)[0][1] / len(pairs)
-        rows.append(Score("vqa", f"accuracy/{kind}", right, JUDGE, 1.0, mode))
+        rows.append(Score("vqa", f"accuracy/{kind}", right, EXACT, 1.0, mode))
     mean = float(np.mean([row.value for row in rows]))
     floor = float(np.mean([row.floor for row in rows if row.floor is not None]))
-    return [*rows, Score("vqa", "accuracy", mean, JUDGE, 1.0, floor)]
+    return [*rows, Score("vqa", "accuracy", mean, EXACT, 1.0, floor)]

@@ -1,4 +1,4 @@
-"""A base from nothing: what `unidecouple tokenizer` writes loads; `unidecouple export` writes the same model, smaller."""
+"""A base from nothing: what `unidecouple tokenizer` writes loads; alignment teaches words."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from small_runs import SMALL, save_small_base
 from unidecouple.convert.load import load
-from unidecouple.data.world.dataset import tokenizer_pictures
-from unidecouple.train.alignment import WORDS, Alignment, align_generation, align_vision
-from unidecouple.train.scratch import Scratch, align, export, make_scratch
-from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
+from unidecouple.world.alignment import WORDS, Alignment, align_generation, align_vision
+from unidecouple.world.dataset import tokenizer_pictures
+from unidecouple.world.scratch import Scratch, align, make_scratch
+from unidecouple.world.tokenizer import TokenizerTraining, fit_tokenizer
 
 
 def test_a_base_from_nothing_loads(tmp_path: Path) -> None:
@@ -81,22 +80,6 @@ def test_an_image_tokenizer_learns(tmp_path: Path) -> None:
     assert losses[-1]["perplexity"] > 4
     torch.testing.assert_close(vq.quantize.embedding.weight.norm(dim=-1), torch.ones(SMALL.codes))
     assert not any(weight.requires_grad for weight in vq.parameters())
-
-
-def test_export_is_the_same_model_with_a_tokenizer_of_half_the_bytes(tmp_path: Path) -> None:
-    base = save_small_base(tmp_path / "base")
-    small = export(base, tmp_path / "small")
-    (whole, _), (halved, _) = load(str(base)), load(str(small))
-    for (name, one), (_, two) in zip(whole.state_dict().items(), halved.state_dict().items(), strict=True):
-        assert two.dtype == torch.float32
-        if name.startswith("model.vqmodel"):
-            assert torch.equal(one.half().float(), two)
-        else:
-            assert torch.equal(one, two)
-    sizes = [(folder / "model.safetensors").stat().st_size for folder in (base, small)]
-    assert sizes[1] < sizes[0] - 1.9 * sum(weight.numel() for weight in whole.model.vqmodel.parameters())
-    with pytest.raises(ValueError, match="no checkpoint"):
-        export(tmp_path / "nothing", tmp_path / "other")
 
 
 def test_pictures_for_the_tokenizer_are_mostly_full_boards() -> None:

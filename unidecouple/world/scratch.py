@@ -10,26 +10,21 @@ import numpy as np
 import torch
 
 from unidecouple import bounds
-from unidecouple.convert.licences import carry_licences
-from unidecouple.convert.load import checkpoint_folder, load
-from unidecouple.convert.weights import check_finite
+from unidecouple.convert.load import load
 from unidecouple.data.sequences import pixels
-from unidecouple.data.world.dataset import tokenizer_pictures, vocabulary
-from unidecouple.data.world.prompts import held_out
-from unidecouple.eval.geneval import judge_bounds
-from unidecouple.eval.judges.template import TemplateJudge
 from unidecouple.files import append_jsonl, atomic_directory, write_json_atomic
 from unidecouple.generate.image import decode_pictures
-from unidecouple.models.base import UnifiedModel
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.models.processing import UnifiedProcessor
-from unidecouple.models.shipped import located
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.ownership import check_directory
-from unidecouple.train.alignment import Alignment, Report, align_generation, align_vision
-from unidecouple.train.ema import average
-from unidecouple.train.tokenizer import TokenizerTraining, fit_tokenizer
+from unidecouple.train.export import source_of_copy, write_copy
+from unidecouple.world.alignment import Alignment, Report, align_generation, align_vision
+from unidecouple.world.dataset import tokenizer_pictures, vocabulary
+from unidecouple.world.geneval import judge_bounds
+from unidecouple.world.judge import TemplateJudge
+from unidecouple.world.prompts import held_out
+from unidecouple.world.tokenizer import TokenizerTraining, fit_tokenizer
 
 Say = Callable[[str], None]
 GENERATION = Alignment(steps=5000, batch_size=256, learning_rate=2e-3)
@@ -108,45 +103,13 @@ def align(checkpoint: Path, folder: Path, say: Say, alignment: Alignment = GENER
     It is done once the words are learned: aligned with those of a model from scratch, which training turns by 30 degrees,
     UniDecouple learns to read prompts half as fast (docs/experiments/word-alignment.md).
     """
-    source = _apart(checkpoint, folder)
+    source = source_of_copy(checkpoint, folder)
     torch.set_num_threads(1)  # sums in another order would give other weights
     model, processor = load(str(checkpoint))
     align_generation(model, processor.tokenizer, alignment, follow("alignment", alignment.steps, say))
-    return _write(model, processor, folder, source)
+    return write_copy(model, processor, folder, source)
 
 
 def follow(what: str, steps: int, say: Say) -> Report:
     """A report of ``what`` that says each step and its values."""
     return lambda step, values: say(f"{what} step {step}/{steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
-
-
-def export(checkpoint: Path, folder: Path, ema: bool = False) -> Path:
-    """Write the model and processor of ``checkpoint`` to ``folder``, its frozen tokenizer, most of the bytes, in float16.
-
-    With ``ema`` the weights are the averages that the run kept beside them.
-
-    Raises:
-        ValueError: there are none.
-    """
-    source = _apart(checkpoint, folder)
-    model, processor = load(str(checkpoint))
-    if ema:
-        average(model, source)
-    model.model.vqmodel.half()
-    check_finite(dict(model.state_dict()), f"{source}, its image tokenizer in float16,")
-    return _write(model, processor, folder, source)
-
-
-def _apart(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint's own folder, after ``folder`` was found fit to be written."""
-    source = checkpoint_folder(str(checkpoint))
-    check_directory(folder, (located(str(checkpoint)), source))
-    return source
-
-
-def _write(model: UnifiedModel, processor: UnifiedProcessor, folder: Path, source: Path) -> Path:
-    with atomic_directory(folder, (source,)) as staging:
-        model.save_pretrained(staging)
-        processor.save_pretrained(staging)
-        carry_licences(source, staging)
-    return folder

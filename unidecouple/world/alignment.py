@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerFast
 
 from unidecouple import bounds
 from unidecouple.data.sequences import pixels
-from unidecouple.data.world.catalog import CLASSES, COLORS
-from unidecouple.data.world.scene import SIZES, Scene, Thing, random_scene, render
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
+from unidecouple.world.catalog import CLASSES, COLORS
+from unidecouple.world.scene import SIZES, Scene, Thing, random_scene, render
 
 WORDS: dict[str, Sequence[str]] = {"class": CLASSES, "color": COLORS, "row": ("top", "bottom"), "column": ("left", "right")}
 Report = Callable[[int, dict[str, float]], None]

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from unidecouple.data.world.catalog import CLASSES, NUMBER_WORDS, THEME_OF, THEMES, article, plural
-from unidecouple.data.world.scene import CELL_NAMES, Scene, Thing
+from unidecouple.data.sequences import Question
+from unidecouple.world.catalog import CLASSES, NUMBER_WORDS, THEME_OF, THEMES, article, plural
+from unidecouple.world.scene import CELL_NAMES, Scene, Thing
 
 CAPTION_REQUEST = "Describe the image."
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question and its one right answer; ``kind`` is pope, count, color, position or caption."""
-
-    kind: str
-    text: str
-    answer: str
 
 
 def caption(scene: Scene) -> str:

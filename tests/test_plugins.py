@@ -1,0 +1,77 @@
+"""What is found by name: every line of the registries is importable and of its kind, and nothing needs the synthetic benchmark."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from typing import get_args, get_type_hints
+
+import pytest
+
+from unidecouple import plugins
+from unidecouple.eval.suite import Benchmark, Options, benchmarks, headlines, tasks_of_benchmarks
+from unidecouple.run import RunConfig
+from unidecouple.source import DataSource
+
+GENERIC = ("cli", "compare.runner", "eval.suite", "plan.stages", "report", "run", "source", "train.train", "train.own_files")
+
+
+@pytest.mark.parametrize("name", plugins.BENCHMARKS)
+def test_a_benchmark_is_called_as_its_line_says(name: str) -> None:
+    benchmark = plugins.found(plugins.BENCHMARKS, name)
+    assert isinstance(benchmark, Benchmark)
+    assert benchmark.name == name
+    assert {metric.benchmark for metric in benchmark.metrics} == {name}
+
+
+def test_synthetic_benchmarks_have_a_published_form() -> None:
+    assert set(plugins.SYNTHETIC_BENCHMARKS) < set(benchmarks())
+    for name in plugins.SYNTHETIC_BENCHMARKS:
+        (options,) = inspect.signature(plugins.found(plugins.SYNTHETIC_BENCHMARKS, name)).parameters
+        assert options == "options"
+        assert plugins.found(plugins.SYNTHETIC_BENCHMARKS, name)(Options(limit=2)).name == name
+
+
+def test_headlines_are_understanding_first() -> None:
+    assert [(metric.benchmark, metric.metric) for metric in headlines()] == [
+        ("pope", "accuracy"),
+        ("vqa", "accuracy"),
+        ("mmmu", "accuracy"),
+        ("mme", "perception"),
+        ("mme", "cognition"),
+        ("answers", "log_probability"),
+        ("geneval", "overall"),
+        ("image_tokens", "log_probability"),
+    ]
+    assert tasks_of_benchmarks()["image_tokens"] == "t2i"
+
+
+def test_every_kind_of_data_has_its_source() -> None:
+    kinds = get_args(get_type_hints(RunConfig.data_kind.fget)["return"])
+    assert set(kinds) == set(plugins.DATA_SOURCES)
+    assert RunConfig().data_kind == "world"
+    for kind in kinds:
+        source = plugins.found(plugins.DATA_SOURCES, kind)
+        for method in ("open", "scorer", "probe_data"):
+            wanted = inspect.signature(getattr(DataSource, method)).parameters
+            assert list(inspect.signature(getattr(type(source), method)).parameters) == list(wanted)
+
+
+def test_commands_and_lengths_are_there() -> None:
+    assert callable(pkgutil.resolve_name(plugins.SAMPLE_LENGTHS))
+    for name in plugins.COMMANDS:
+        module = importlib.import_module(name)
+        assert callable(module.add_commands)
+        assert all(isinstance(kind, type) and text for kind, text in module.recipes().items())
+
+
+def test_the_package_is_imported_without_the_synthetic_benchmark() -> None:
+    code = (
+        f"import importlib, sys; [importlib.import_module('unidecouple.' + name) for name in {GENERIC}]; "
+        "print([name for name in sys.modules if name.startswith('unidecouple.world')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,43 @@
+"""What is found by name and imported when it is asked for: benchmarks, data sources, commands. One line each.
+
+Nothing else in the package refers to the synthetic benchmark (``unidecouple.world``).
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, Final
+
+BENCHMARKS: Final = {
+    "pope": "unidecouple.eval.pope_files:BENCHMARK",
+    "vqa": "unidecouple.eval.vqa_files:BENCHMARK",
+    "geneval": "unidecouple.eval.geneval_files:BENCHMARK",
+    "mmmu": "unidecouple.eval.mmmu:BENCHMARK",
+    "mme": "unidecouple.eval.mme:BENCHMARK",
+}
+"""Name -> ``eval.suite.Benchmark``; score pages show them in this order."""
+
+SYNTHETIC_BENCHMARKS: Final = {
+    "pope": "unidecouple.world.benchmarks:open_pope",
+    "vqa": "unidecouple.world.benchmarks:open_vqa",
+    "geneval": "unidecouple.world.benchmarks:open_geneval",
+}
+"""Name -> function from ``eval.suite.Options`` to the benchmark where no folder of published files is given."""
+
+DATA_SOURCES: Final = {
+    "files": "unidecouple.train.own_files:SOURCE",
+    "world": "unidecouple.world.source:SOURCE",
+}
+"""``RunConfig.data_kind`` -> ``source.DataSource``."""
+
+SAMPLE_LENGTHS: Final = "unidecouple.world.lengths:sample_lengths"
+"""What ``plan`` measures samples' lengths with."""
+
+COMMANDS: Final = ("unidecouple.world.commands",)
+"""Modules with ``add_commands``, and ``recipes``: configuration class -> what a recipe of it is."""
+
+
+def found(names: Mapping[str, str], name: str) -> Any:
+    """Import what ``names`` has under ``name``."""
+    return pkgutil.resolve_name(names[name])

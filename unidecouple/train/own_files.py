@@ -1,0 +1,67 @@
+"""The data source of runs on users' own files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from unidecouple.data.file_batches import FileBatches
+from unidecouple.data.mixture import Files
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.models.base import UnifiedModel
+from unidecouple.models.processing import UnifiedProcessor
+from unidecouple.run import RunConfig
+from unidecouple.source import DataSource, ProbeData, Progress
+from unidecouple.train.held_out import HeldOut, held_out
+
+
+class FileSource:
+    """Opens ``run.files``; see ``source.DataSource``."""
+
+    def open(
+        self,
+        run: RunConfig,
+        model: UnifiedModel,
+        processor: UnifiedProcessor,
+        builder: SequenceBuilder,
+        cache: Path,
+        progress: Progress,
+    ) -> FileBatches:
+        """Open the files that ``run`` trains on.
+
+        Raises:
+            ValueError: files are missing, of no known format, or without records of a task.
+            BadDataError: too many records cannot be parsed.
+        """
+        files, longest = _files(run), model.config.text_config.max_position_embeddings
+        if not files.pack:  # packed rows may be longer than the model takes: positions start again with each sequence
+            files = replace(files, max_length=min(files.max_length, longest))
+        return FileBatches(files, processor, builder, run.seed, model.model.vqmodel, cache / "files")
+
+    def scorer(
+        self, run: RunConfig, model: UnifiedModel, processor: UnifiedProcessor, builder: SequenceBuilder, cache: Path
+    ) -> HeldOut:
+        """Score on held-out files and published benchmarks; raises as ``held_out``."""
+        return held_out(_files(run), run.evaluation, processor, builder, model.model.vqmodel, cache)
+
+    def probe_data(self, run: RunConfig, processor: UnifiedProcessor) -> ProbeData:
+        """The held-out files, or the training files where none are held out."""
+        files = _files(run)
+        shown = replace(files, sources=files.validation or files.sources, validation=(), cond_dropout_prob=0.0, pack=False)
+        kind = "held-out files" if files.validation else "training files, since none are held out"
+        probed = RunConfig(files=shown)
+        return ProbeData(probed, probed, f"{kind}: {named(shown)}")
+
+
+def named(files: Files) -> str:
+    """Return the paths of the sources of ``files``, in words."""
+    return ", ".join(str(entry.path) for entry in files.sources)
+
+
+def _files(run: RunConfig) -> Files:
+    assert run.files is not None
+    return run.files
+
+
+SOURCE: Final[DataSource] = FileSource()

@@ -1,0 +1,65 @@
+"""The data source of runs on the synthetic benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.models.base import UnifiedModel
+from unidecouple.models.processing import UnifiedProcessor
+from unidecouple.run import Data, RunConfig
+from unidecouple.source import DataSource, ProbeData, Progress
+from unidecouple.world.batches import WorldBatches, world_batches
+from unidecouple.world.scene import IMAGE_SIZE
+from unidecouple.world.scoring import Scorer
+
+UNSEEN = Data(pairs=512, scenes=512, seed=101, cond_dropout_prob=0.0)
+"""What diagnoses look at: a seed that no recipe trains on, every prompt shown."""
+
+
+class WorldSource:
+    """Opens ``run.data``; see ``source.DataSource``."""
+
+    def open(
+        self,
+        run: RunConfig,
+        model: UnifiedModel,
+        processor: UnifiedProcessor,
+        builder: SequenceBuilder,
+        cache: Path,
+        progress: Progress,
+    ) -> WorldBatches:
+        """Draw and encode the data of ``run``, unless ``cache`` has them."""
+        return world_batches(run.data, model, builder, run.seed, cache, progress)
+
+    def scorer(
+        self, run: RunConfig, model: UnifiedModel, processor: UnifiedProcessor, builder: SequenceBuilder, cache: Path
+    ) -> Scorer:
+        """Score on validation and test scenes and prompts.
+
+        Raises:
+            ValueError: published benchmarks are asked for.
+        """
+        if run.evaluation.benchmarks:
+            raise ValueError("evaluation.benchmarks is for runs on files, and files is not given: leave it out")
+        return Scorer(run.evaluation, builder)
+
+    def probe_data(self, run: RunConfig, processor: UnifiedProcessor) -> ProbeData:
+        """Scenes and pairs of a seed that no recipe trains on; captions alone describe.
+
+        Raises:
+            ValueError: the model looks at pictures of another size.
+        """
+        side = processor.image_processor.size["height"]
+        if side != IMAGE_SIZE:
+            raise ValueError(
+                f"the drawn world has pictures of {IMAGE_SIZE} pixels, but this model looks at {side}: give your own data with "
+                "--data, or a recipe with files"
+            )
+        text = f"{UNSEEN.pairs} pairs and {UNSEEN.scenes} scenes of the drawn world that no recipe trains on"
+        return ProbeData(RunConfig(data=UNSEEN), RunConfig(data=replace(UNSEEN, turns=0)), text)
+
+
+SOURCE: Final[DataSource] = WorldSource()

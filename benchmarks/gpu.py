@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.image_loop import GUIDANCE, PROMPT, SMALL, Sides, sides
 from benchmarks.record import Result, Row
 from benchmarks.timing import LEAST_REPEATS, Ratio, SidesDifferError, interleave
-from unidecouple.generate.drawing import Order
+from unidecouple.generate.drawing import ImageJob
 from unidecouple.generate.jacobi import JacobiDrawing
 from unidecouple.generate.replay import Recorder, recorder_of
 from unidecouple.models.tiny import TinySize
@@ -206,7 +206,7 @@ def guessed(machine: Machine, repeats: int) -> tuple[list[Row], dict[str, Any]]:
     machine.tidy()
     switch = machine.recorder()
     made = machine.sides(GUESSED, switch)
-    jacobi, order = JacobiDrawing(made.model, made.builder, WINDOW), Order(PROMPT, (0,), GUIDANCE)
+    jacobi, order = JacobiDrawing(made.model, made.builder, WINDOW), ImageJob(PROMPT, (0,), GUIDANCE)
     drawn = jacobi.draw(order)
     calls: dict[str, Callable[[], object]] = {REPLAYED: partial(made.engine, False), "guessed": lambda: jacobi.draw(order)}
     seconds = interleave(calls, repeats, lambda: None, machine.now)

@@ -26,7 +26,7 @@ from benchmarks.record import Result, Row
 from benchmarks.timing import LEAST_REPEATS, Ratio, SidesDifferError, interleave, one_thread
 from benchmarks.tiny import SIZE, model_of, processor_of
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.drawing import Drawing, Order, draw_orders
+from unidecouple.generate.drawing import Drawing, ImageJob, draw_orders
 from unidecouple.generate.image import Sampling, draw_tokens
 from unidecouple.generate.layout import layers_of
 from unidecouple.generate.replay import Recorder
@@ -64,7 +64,7 @@ class Sides:
     def engine(self, greedy: bool) -> Tensor:
         """Ours."""
         choice = Choice(0.0 if greedy else 1.0)
-        return draw_orders(self.drawing, [Order(PROMPT, (number,), GUIDANCE, choice) for number in range(self.pictures)])
+        return draw_orders(self.drawing, [ImageJob(PROMPT, (number,), GUIDANCE, choice) for number in range(self.pictures)])
 
     def our_plain_loop(self, greedy: bool) -> Tensor:
         """Ours, with the library's cache."""

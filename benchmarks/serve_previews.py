@@ -14,17 +14,18 @@ import statistics
 import time
 from typing import Any
 
+from unidecouple.serve.growing import Previewer, due
+
 from benchmarks.record import Result, Row
 from benchmarks.timing import one_thread
 from unidecouple.batch import Task
-from unidecouple.generate.drawing import Order, Picture
+from unidecouple.generate.drawing import ImageJob, Picture
 from unidecouple.generate.engine import Engine
-from unidecouple.serve.growing import Previewer, due
-from unidecouple.serve.lane import Job
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.pictures import as_png
 from unidecouple.serve.scheduler import Scheduler
 from unidecouple.serve.stream import Watcher
+from unidecouple.serve.task_queue import Job
 
 COUNTS, PARTIAL = (1, 4, 16), 3
 
@@ -67,7 +68,7 @@ class Ways:
         return seconds, in_time
 
     def _job(self, watcher: Waiting, index: int, way: str) -> Job[Any]:
-        work = Order("a photo of a red cow", (index,))
+        work = ImageJob("a photo of a red cow", (index,))
         if way != "model's thread":
             return self.previewer.job(watcher, index, work, self.places if way == "own thread" else ())
 

@@ -56,7 +56,7 @@ class Live:
 
     @property
     def jobs(self) -> int:
-        return sum(lane.waiting + lane.running for lane in self.server.scheduler.lanes.values())
+        return sum(task_queue.waiting + task_queue.running for task_queue in self.server.scheduler.task_queues.values())
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +186,9 @@ def test_the_pictures_follow_the_settings(live: Live, open_page: Callable[..., P
 def test_a_drawing_grows(
     live: Live, open_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch, size: dict[str, int], dark: bool, n: int
 ) -> None:
-    page, side = open_page(live, size, dark), live.server.scheduler.lanes[Task.T2I].side
-    step, go = side.step, threading.Semaphore(0)
-    monkeypatch.setattr(side, "step", lambda: (go.acquire(timeout=20), step())[1])
+    page, worker = open_page(live, size, dark), live.server.scheduler.task_queues[Task.T2I].worker
+    step, go = worker.step, threading.Semaphore(0)
+    monkeypatch.setattr(worker, "step", lambda: (go.acquire(timeout=20), step())[1])
     body = {"prompt": "a photo of a red cow", "n": n, "seed": 3}
     for name, value in (("seed", 3), ("n", n)):  # on a phone the settings are behind a button
         page.evaluate("([name, value]) => { $('options').elements[name].value = value; }", [name, value])

@@ -15,7 +15,7 @@ from decoder_kinds import KINDS, every_kind
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.drawing import Drawing, Order, Picture, draw_orders
+from unidecouple.generate.drawing import Drawing, ImageJob, Picture, draw_orders
 from unidecouple.generate.image import Sampling, draw_tokens
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad
@@ -29,7 +29,7 @@ CHOICES = [Choice(0.0), Choice(), Choice(0.7, top_k=5), Choice(1.0, top_p=0.6)]
 APART = "untied_attention"
 
 
-def plainly(model: Any, builder: SequenceBuilder, order: Order) -> Tensor:
+def plainly(model: Any, builder: SequenceBuilder, order: ImageJob) -> Tensor:
     """The plain loop's tokens of one order, drawn alone."""
     choice = order.choice
     sampling = Sampling(
@@ -44,12 +44,12 @@ def plainly(model: Any, builder: SequenceBuilder, order: Order) -> Tensor:
     return draw_tokens(model, builder, [order.prompt], copy + 1, seed, sampling)[copy]
 
 
-def mixed_orders() -> list[Order]:
+def mixed_orders() -> list[ImageJob]:
     """Prompts of three lengths, all ways to choose, with guidance and without, hidden and negative prompts, side by side."""
     orders = []
     for number, choice in enumerate([*CHOICES, *CHOICES]):
         scale = (1.0, 3.0, 5.0)[number % 3]
-        orders.append(Order(PROMPTS[number % 3], (number, 0, number % 2), scale, choice, "a blue pig" if number == 5 else None))
+        orders.append(ImageJob(PROMPTS[number % 3], (number, 0, number % 2), scale, choice, "a blue pig" if number == 5 else None))
     return orders
 
 
@@ -80,7 +80,7 @@ def test_greedy_pictures_equal_transformers(
     for name in ("pad", "bos", "eos"):
         setattr(plain.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     theirs = plain.generate(input_ids=ids, attention_mask=mask, generation_mode="image", guidance_scale=guidance, do_sample=False)
-    orders = [Order(prompt, (0,), guidance, Choice(0.0)) for prompt in PROMPTS]
+    orders = [ImageJob(prompt, (0,), guidance, Choice(0.0)) for prompt in PROMPTS]
     assert torch.equal(draw_orders(Drawing(model, builder), orders), theirs)
 
 
@@ -122,7 +122,7 @@ def test_rows_that_end(emu3_base: Path, enliven: Any, kind: dict[str, Any]) -> N
     enliven(model.decoder, 1)
     enliven(model.lm_head, 2)
     builder = SequenceBuilder(processor)
-    orders = [Order(prompt, (3, 0, 0), 3.0, Choice(), away) for prompt, away in (("a red cat", None), ("dog", "no blue"))]
+    orders = [ImageJob(prompt, (3, 0, 0), 3.0, Choice(), away) for prompt, away in (("a red cat", None), ("dog", "no blue"))]
     expected = [plainly(model, builder, order) for order in orders]
     drawing = Drawing(model, builder, most=2)
     first = drawing.add(orders[:1])[0]
@@ -148,9 +148,9 @@ def test_what_there_is_no_room_for(make_model: MakeModel, builder: SequenceBuild
     model = make_model()
     drawing = Drawing(model, builder, most=1, prompt_length=12)
     with pytest.raises(ValueError, match="2 pictures are more than the 1"):
-        drawing.add([Order("a cow", (0,))] * 2)
+        drawing.add([ImageJob("a cow", (0,))] * 2)
     with pytest.raises(ValueError, match="shorten the prompt"):
-        drawing.add([Order("a cow " * 30, (0,))])
+        drawing.add([ImageJob("a cow " * 30, (0,))])
     assert drawing.step() == []
 
 

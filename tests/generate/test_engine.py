@@ -14,7 +14,7 @@ from PIL import Image
 from decoder_kinds import KINDS
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
-from unidecouple.generate.drawing import Order
+from unidecouple.generate.drawing import ImageJob
 from unidecouple.generate.engine import UNDRAWN, Engine
 from unidecouple.generate.image import Sampling, draw
 from unidecouple.generate.one_task import load_one_task, one_task
@@ -53,7 +53,7 @@ def test_lists_in_lists_out(make_model: MakeModel, processor: UniJanusProcessor,
 
 def test_a_growing_picture(make_model: MakeModel, processor: UniJanusProcessor) -> None:
     engine = Engine(make_model(), processor, prompt_length=40)
-    [picture] = engine.drawing.add([Order(PROMPTS[0], (0,), 1.0)])
+    [picture] = engine.drawing.add([ImageJob(PROMPTS[0], (0,), 1.0)])
     assert (np.asarray(engine.preview(engine.drawing.tokens(picture))) == UNDRAWN).all()
     for _ in range(6):
         engine.drawing.step()

@@ -12,10 +12,10 @@ from transformers import DynamicCache
 
 from decoder_kinds import KINDS
 from unidecouple.batch import Modality, Task
-from unidecouple.generate.fixed import BUCKET, FixedDecoder, Places
+from unidecouple.generate.batch_slots import BatchSlots
+from unidecouple.generate.fixed import BUCKET, FixedDecoder, KVCache
 from unidecouple.generate.layout import join_shared, joined
 from unidecouple.generate.one_task import one_task
-from unidecouple.generate.rows import Rows
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
@@ -47,7 +47,7 @@ def test_steps_equal_one_forward_pass(make_model: MakeModel, kind: dict[str, Any
     assert fixed.waits
     fixed.waits = waits
     fed = torch.zeros(4, width)
-    rows = Rows(fixed, 4, BUCKET + 8, lambda count: fed[:count], lambda states: states, width)
+    rows = BatchSlots(fixed, 4, BUCKET + 8, lambda count: fed[:count], lambda states: states, width)
     for length, cache in zip(lengths, cached, strict=True):
         rows.admit(cache, torch.ones(1, length, dtype=torch.long), torch.zeros(1, width))
     for step in range(tokens):
@@ -103,7 +103,7 @@ def test_a_step_waits_for_nothing(make_model: MakeModel) -> None:
     """No operator that brings numbers to the host, or whose output's shape depends on numbers."""
     fixed = FixedDecoder(one_task(make_model(ffn="ta_moe"), Task.T2I).decoder, Task.T2I)
     fixed.waits = False  # as on a GPU
-    places = Places(fixed.config, 3, 70, fixed.norm)
+    places = KVCache(fixed.config, 3, 70, fixed.norm)
     position = torch.tensor([1, 5, 63])
     with Counted() as counted:
         fixed.step(torch.randn(3, len(fixed.norm)), places, position, 64)

@@ -13,9 +13,9 @@ from unidecouple.data.formats.entry import folder_finder
 from unidecouple.data.formats.record import BadRecordError
 from unidecouple.generate import infer as module
 from unidecouple.generate.album import settings_of
-from unidecouple.generate.asked import asked
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.infer import Settings, infer
+from unidecouple.generate.parsed_request import asked
 
 USER = {"role": "user", "content": "<image>What is this?"}
 SETTINGS = Settings("unified", seed=3, max_new_tokens=4, temperature=1.0)

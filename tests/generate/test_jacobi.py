@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from decoder_kinds import KINDS
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.drawing import Order
+from unidecouple.generate.drawing import ImageJob
 from unidecouple.generate.image import Sampling, draw_tokens
 from unidecouple.generate.jacobi import JacobiDrawing
 from unidecouple.generate.sampler import Choice
@@ -31,7 +31,7 @@ def test_the_same_tokens(
     model = make_model(**kind)
     expected = draw_tokens(model, builder, [PROMPT], 1, 4, Sampling(guidance, temperature, routing="label"))[0]
     for window in (1, 5, 40):
-        drawn = JacobiDrawing(model, builder, window).draw(Order(PROMPT, (4, 0, 0), guidance, Choice(temperature)))
+        drawn = JacobiDrawing(model, builder, window).draw(ImageJob(PROMPT, (4, 0, 0), guidance, Choice(temperature)))
         assert torch.equal(drawn.tokens, expected), window
         assert drawn.passes == 15 if window == 1 else drawn.passes <= 15
 
@@ -41,7 +41,7 @@ def test_guesses_that_are_right_save_passes(make_model: MakeModel, builder: Sequ
     model = make_model()
     for weight in model.model.generation_head.parameters():
         weight.data.zero_()
-    drawn = JacobiDrawing(model, builder, 5).draw(Order(PROMPT, (0,), 1.0))
+    drawn = JacobiDrawing(model, builder, 5).draw(ImageJob(PROMPT, (0,), 1.0))
     assert drawn.passes == 3  # 15 tokens after the first, five a pass
 
 
@@ -49,7 +49,7 @@ def test_the_distribution_is_the_models(make_model: MakeModel, builder: Sequence
     """Second tokens of 150 seeds, given the first, against the model's own probabilities, by chi-square."""
     model = make_model()
     drawing = JacobiDrawing(model, builder, 4)
-    pairs = torch.stack([drawing.draw(Order(PROMPT, (seed,), 1.0, Choice(0.5, top_k=2))).tokens[:2] for seed in range(150)])
+    pairs = torch.stack([drawing.draw(ImageJob(PROMPT, (seed,), 1.0, Choice(0.5, top_k=2))).tokens[:2] for seed in range(150)])
     start = int(pairs[:, 0].mode().values)
     second = pairs[pairs[:, 0] == start, 1]
     ids = torch.tensor([builder.generation_prompt(PROMPT)])

@@ -18,10 +18,10 @@ from tape import Tape
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.answering import Answering, Request, answer_requests
-from unidecouple.generate.drawing import Drawing, Order, draw_orders
+from unidecouple.generate.drawing import Drawing, ImageJob, draw_orders
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.fixed import BUCKET
-from unidecouple.generate.replay import CudaGraphs, Recorder, Replayed, fill, recorder_of
+from unidecouple.generate.replay import CudaGraphs, GraphedStep, Recorder, fill, recorder_of
 from unidecouple.generate.sampler import Choice
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
@@ -53,13 +53,13 @@ class Sizes(Tape):
         return set(found)
 
 
-def orders() -> list[Order]:
+def orders() -> list[ImageJob]:
     """Short and long prompts, with guidance and without, every way to choose."""
     prompts = [LONG if number % 4 == 3 else "a sketch of three yellow buses" for number in range(8)]
-    return [Order(prompt, (n,), (1.0, 3.0, 5.0)[n % 3], CHOICES[n % 4]) for n, prompt in enumerate(prompts)]
+    return [ImageJob(prompt, (n,), (1.0, 3.0, 5.0)[n % 3], CHOICES[n % 4]) for n, prompt in enumerate(prompts)]
 
 
-def coming_and_going(drawing: Drawing, wanted: list[Order]) -> dict[int, list[int]]:
+def coming_and_going(drawing: Drawing, wanted: list[ImageJob]) -> dict[int, list[int]]:
     """Tokens by order: one joins every third step, and the second is cancelled."""
     found, given, step, waiting = {}, {}, 0, list(range(len(wanted)))
     while waiting or drawing.pictures:
@@ -98,7 +98,7 @@ def test_pictures(make_model: MakeModel, builder: SequenceBuilder, kind: dict[st
 def test_padding_is_no_ones(make_model: MakeModel, builder: SequenceBuilder) -> None:
     """Three pictures of five rows are computed as four and eight: whoever takes a padded row or slot later finds nothing in it."""
     model, tape = make_model(), Sizes()
-    wanted = [Order("a photo of a cow", (number,), 3.0 if number else 1.0) for number in range(6)]
+    wanted = [ImageJob("a photo of a cow", (number,), 3.0 if number else 1.0) for number in range(6)]
     expected = draw_orders(Drawing(model, builder, most=8, prompt_length=40), wanted)
     drawing = Drawing(model, builder, most=8, prompt_length=40, recorder=tape)
     assert torch.equal(draw_orders(drawing, wanted[:3]), expected[:3])
@@ -147,7 +147,7 @@ def test_rows_of_tokens_that_end(emu3_base: Path) -> None:
     """Emu3: what ends a row is fed by the tensors that a recording reads."""
     model, processor = load(str(emu3_base))
     builder = SequenceBuilder(processor)
-    wanted = [Order(prompt, (3, number), 3.0, Choice()) for number, prompt in enumerate(("a red cat", "dog", "a blue bird"))]
+    wanted = [ImageJob(prompt, (3, number), 3.0, Choice()) for number, prompt in enumerate(("a red cat", "dog", "a blue bird"))]
     expected = coming_and_going(Drawing(model, builder, most=2), wanted)
     tape = Sizes()
     assert coming_and_going(Drawing(model, builder, most=2, recorder=tape), wanted) == expected
@@ -158,7 +158,7 @@ def test_rows_of_tokens_that_end(emu3_base: Path) -> None:
 def test_no_graph_breaks_and_one_compilation_a_size(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
     """torch.compile takes the whole step, and over a whole picture compiles it once for each bucket of keys (C5)."""
     model, counter, sizes = make_model(**kind), CompileCounter(), []
-    wanted = [Order("cow " * 50, (0,), 3.0, Choice(0.8, top_k=20, top_p=0.9))]
+    wanted = [ImageJob("cow " * 50, (0,), 3.0, Choice(0.8, top_k=20, top_p=0.9))]
     expected = draw_orders(Drawing(model, builder, most=1, prompt_length=120), wanted)
 
     def compiled(step: Callable[[], None]) -> Callable[[], None]:
@@ -182,13 +182,13 @@ def test_a_step_is_recorded_once_for_each_size() -> None:
     def add(count: int) -> None:
         state[:count] += 1
 
-    replayed = Replayed(add, tape)
+    replayed = GraphedStep(add, tape)
     for count in (2, 4, 2, 2):
         replayed(count)
     assert state.tolist() == [4, 4, 1, 1]
     assert tape.sizes == [("add", 2), ("add", 4)]
     assert [replayed.padded(count, 6) for count in range(1, 7)] == [1, 2, 4, 4, 6, 6]
-    assert [Replayed(add, None).padded(count, 6) for count in (3, 5)] == [3, 5]
+    assert [GraphedStep(add, None).padded(count, 6) for count in (3, 5)] == [3, 5]
 
 
 def test_the_tape_is_as_strict_as_a_graph() -> None:

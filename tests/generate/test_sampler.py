@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from unidecouple.generate.drawing import Order
+from unidecouple.generate.drawing import ImageJob
 from unidecouple.generate.image import Sampling
 from unidecouple.generate.image_defaults import ImageDefaults
 from unidecouple.generate.sampler import Choice, Sampler, uniforms
@@ -85,7 +85,9 @@ def test_seeds() -> None:
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "guidance_scale"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 1e30, 10**400, "1", True, [1.0]])
 def test_impossible_settings_are_refused_by_name(name: str, value: Any) -> None:
-    carriers: dict[str, list[Callable[..., object]]] = {"guidance_scale": [Sampling, partial(Order, "a cow", (0,)), ImageDefaults]}
+    carriers: dict[str, list[Callable[..., object]]] = {
+        "guidance_scale": [Sampling, partial(ImageJob, "a cow", (0,)), ImageDefaults]
+    }
     for carrier in carriers.get(name, [Choice]):
         with pytest.raises(ValueError, match=rf"^{name}=.* must be"):
             carrier(**{name: value})

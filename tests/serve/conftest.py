@@ -35,7 +35,7 @@ class Live:
     @property
     def jobs(self) -> int:
         """That wait or run."""
-        return sum(lane.waiting + lane.running for lane in self.server.scheduler.lanes.values())
+        return sum(task_queue.waiting + task_queue.running for task_queue in self.server.scheduler.task_queues.values())
 
 
 Serve = Callable[..., AbstractContextManager[Live]]

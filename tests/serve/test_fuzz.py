@@ -217,4 +217,4 @@ def test_requests_from_the_servers_own_description(client: TestClient, server: S
 
 def test_it_still_works_after_all_that(client: TestClient, server: Server) -> None:
     assert client.post("/v1/images/generations", json={"prompt": "a cow"}).status_code == 200
-    assert all(lane.waiting + lane.running == 0 for lane in server.scheduler.lanes.values())
+    assert all(task_queue.waiting + task_queue.running == 0 for task_queue in server.scheduler.task_queues.values())

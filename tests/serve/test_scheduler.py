@@ -12,11 +12,11 @@ import torch
 
 from unidecouple.batch import Task
 from unidecouple.generate.answering import Request
-from unidecouple.generate.drawing import Order
+from unidecouple.generate.drawing import ImageJob
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.sampler import Choice
-from unidecouple.serve.lane import FaultError, Job, Lane, QueueFullError
 from unidecouple.serve.scheduler import ClosedError, Scheduler
+from unidecouple.serve.task_queue import FaultError, Job, QueueFullError, TaskQueue
 
 
 class Counting:
@@ -53,52 +53,52 @@ def ends() -> list[str]:
 
 
 @pytest.fixture
-def lane(ends: list[str]) -> Lane[int, list[int]]:
-    return Lane(Counting(), Counting, lambda done: ["counted"] * len(done), 4, lambda how, seconds: ends.append(how))
+def task_queue(ends: list[str]) -> TaskQueue[int, list[int]]:
+    return TaskQueue(Counting(), Counting, lambda done: ["counted"] * len(done), 4, lambda how, seconds: ends.append(how))
 
 
-def test_jobs_join_as_others_leave(lane: Lane[int, list[int]]) -> None:
+def test_jobs_join_as_others_leave(task_queue: TaskQueue[int, list[int]]) -> None:
     jobs = [Job(steps) for steps in (3, 1, 1, 2)]
-    lane.submit(jobs)
+    task_queue.submit(jobs)
     done = []
     for _ in range(4):
-        lane.turn()
+        task_queue.turn()
         done.append([job.future.done() for job in jobs])
     assert done == [[False, True, False, False], [False, True, True, False], [True, True, True, False], [True] * 4]
-    assert lane.running == lane.waiting == 0
+    assert task_queue.running == task_queue.waiting == 0
 
 
-def test_a_full_queue_takes_all_or_none(lane: Lane[int, list[int]]) -> None:
-    lane.submit([Job(1)] * 3)
+def test_a_full_queue_takes_all_or_none(task_queue: TaskQueue[int, list[int]]) -> None:
+    task_queue.submit([Job(1)] * 3)
     with pytest.raises(QueueFullError) as refused:
-        lane.submit([Job(1), Job(1)])
+        task_queue.submit([Job(1), Job(1)])
     assert 1 <= refused.value.seconds <= 60
-    assert lane.waiting == 3
-    lane.submit([Job(1)])
+    assert task_queue.waiting == 3
+    task_queue.submit([Job(1)])
 
 
-def test_a_job_given_up_leaves_wherever_it_is(lane: Lane[int, list[int]], ends: list[str]) -> None:
+def test_a_job_given_up_leaves_wherever_it_is(task_queue: TaskQueue[int, list[int]], ends: list[str]) -> None:
     jobs = [Job(9) for _ in range(4)]
-    lane.submit(jobs)
-    lane.turn()
+    task_queue.submit(jobs)
+    task_queue.turn()
     jobs[0].future.cancel()
     jobs[3].future.cancel()
-    lane.turn()
-    assert (lane.running, lane.waiting) == (2, 0)
+    task_queue.turn()
+    assert (task_queue.running, task_queue.waiting) == (2, 0)
     assert ends == ["cancelled"] * 2
 
 
-def test_a_fault_ends_what_runs_and_no_more(lane: Lane[int, list[int]], ends: list[str]) -> None:
+def test_a_fault_ends_what_runs_and_no_more(task_queue: TaskQueue[int, list[int]], ends: list[str]) -> None:
     running, waiting = Job(5), [Job(-1), Job(1)]
-    lane.submit([running, *waiting])
+    task_queue.submit([running, *waiting])
     with pytest.raises(RuntimeError, match="cannot count"):
-        lane.turn()
+        task_queue.turn()
     with pytest.raises(FaultError):
         waiting[0].future.result(0)
-    lane.fail(FaultError(RuntimeError()))
-    lane.rebuild()
+    task_queue.fail(FaultError(RuntimeError()))
+    task_queue.rebuild()
     assert not waiting[1].future.done()
-    lane.turn()
+    task_queue.turn()
     assert waiting[1].future.result(0) == "counted"
     assert ends == ["failed", "failed", "done"]
 
@@ -136,7 +136,7 @@ def question(engine: Engine, most: int = 8) -> Request:
 
 
 def test_both_tasks_give_what_the_engine_gives(scheduler: Scheduler, engine: Engine) -> None:
-    orders = [Job(Order("a photo of a red cow", (7, 0, i), 3.0)) for i in range(5)]
+    orders = [Job(ImageJob("a photo of a red cow", (7, 0, i), 3.0)) for i in range(5)]
     questions = [Job(question(engine)) for _ in range(5)]
     scheduler.submit(Task.T2I, orders)
     scheduler.submit(Task.MMU, questions)
@@ -148,9 +148,9 @@ def test_both_tasks_give_what_the_engine_gives(scheduler: Scheduler, engine: Eng
 
 
 def test_a_short_answer_does_not_wait_for_pictures(scheduler: Scheduler, engine: Engine) -> None:
-    gate = Gated(scheduler.lanes[Task.T2I].side.step)
-    scheduler.lanes[Task.T2I].side.step = gate  # type: ignore[method-assign]
-    drawing = Job(Order("a cow", (0,)))
+    gate = Gated(scheduler.task_queues[Task.T2I].worker.step)
+    scheduler.task_queues[Task.T2I].worker.step = gate  # type: ignore[method-assign]
+    drawing = Job(ImageJob("a cow", (0,)))
     scheduler.submit(Task.T2I, [drawing])
     answer = Job(question(engine, 1))
     scheduler.submit(Task.MMU, [answer])
@@ -160,11 +160,11 @@ def test_a_short_answer_does_not_wait_for_pictures(scheduler: Scheduler, engine:
 
 
 def test_a_fault_of_the_model_ends_its_jobs_and_the_worker_goes_on(scheduler: Scheduler, engine: Engine) -> None:
-    lane = scheduler.lanes[Task.T2I]
-    gate = Gated(lane.side.step)
+    task_queue = scheduler.task_queues[Task.T2I]
+    gate = Gated(task_queue.worker.step)
     gate.error = RuntimeError("injected")
-    lane.side.step = gate  # type: ignore[method-assign]
-    failed = [Job(Order("a cow", (i,))) for i in range(2)]
+    task_queue.worker.step = gate  # type: ignore[method-assign]
+    failed = [Job(ImageJob("a cow", (i,))) for i in range(2)]
     answer = Job(question(engine))
     scheduler.submit(Task.T2I, failed)
     scheduler.submit(Task.MMU, [answer])
@@ -172,7 +172,7 @@ def test_a_fault_of_the_model_ends_its_jobs_and_the_worker_goes_on(scheduler: Sc
         with pytest.raises(FaultError, match="RuntimeError"):
             job.future.result(20)
     assert answer.future.result(20) is not None
-    again = Job(Order("a photo of a red cow", (7, 0, 0), 3.0))
+    again = Job(ImageJob("a photo of a red cow", (7, 0, 0), 3.0))
     scheduler.submit(Task.T2I, [again])
     alone = Engine.load("unified").generate_images(["a photo of a red cow"], 1, 7, 3.0, Choice())[0][0]
     assert again.future.result(20).picture.tobytes() == alone.tobytes()
@@ -183,12 +183,12 @@ def test_a_model_that_cannot_go_on_is_said_to_be_broken(scheduler: Scheduler, mo
     def never() -> Any:
         raise torch.OutOfMemoryError("injected")
 
-    lane = scheduler.lanes[Task.T2I]
-    gate = Gated(lane.side.step)
+    task_queue = scheduler.task_queues[Task.T2I]
+    gate = Gated(task_queue.worker.step)
     gate.error = RuntimeError("injected")
-    lane.side.step = gate  # type: ignore[method-assign]
-    monkeypatch.setattr(lane, "_anew", never)
-    jobs = [Job(Order("a cow", (i,))) for i in range(5)]
+    task_queue.worker.step = gate  # type: ignore[method-assign]
+    monkeypatch.setattr(task_queue, "_anew", never)
+    jobs = [Job(ImageJob("a cow", (i,))) for i in range(5)]
     scheduler.submit(Task.T2I, jobs)
     for job in jobs:
         with pytest.raises(FaultError):
@@ -201,16 +201,16 @@ def test_a_model_that_cannot_go_on_is_said_to_be_broken(scheduler: Scheduler, mo
 @pytest.mark.parametrize("seconds", [20.0, 0.0])
 def test_closing_finishes_what_is_there_within_its_time(engine: Engine, seconds: float) -> None:
     scheduler = Scheduler(engine, queue=8)
-    lane = scheduler.lanes[Task.T2I]
-    gate = Gated(lane.side.step)
+    task_queue = scheduler.task_queues[Task.T2I]
+    gate = Gated(task_queue.worker.step)
     gate.open.clear()
-    lane.side.step = gate  # type: ignore[method-assign]
-    jobs = [Job(Order("a cow", (i,))) for i in range(5)]  # two more than there is room for
+    task_queue.worker.step = gate  # type: ignore[method-assign]
+    jobs = [Job(ImageJob("a cow", (i,))) for i in range(5)]  # two more than there is room for
     scheduler.submit(Task.T2I, jobs)
     assert gate.began.wait(20)
     scheduler.refuse()
     with pytest.raises(ClosedError, match="shutting down"):
-        scheduler.submit(Task.T2I, [Job(Order("a cow", (0,)))])
+        scheduler.submit(Task.T2I, [Job(ImageJob("a cow", (0,)))])
     closing = threading.Thread(target=scheduler.close, args=(seconds,))
     closing.start()
     while scheduler._deadline == float("inf"):
@@ -223,7 +223,7 @@ def test_closing_finishes_what_is_there_within_its_time(engine: Engine, seconds:
 
 
 def test_a_job_given_up_is_told_so(scheduler: Scheduler) -> None:
-    job = Job(Order("a cow", (0,)))
+    job = Job(ImageJob("a cow", (0,)))
     assert job.future.cancel()
     scheduler.submit(Task.T2I, [job])
     with pytest.raises(CancelledError):

@@ -12,12 +12,12 @@ from transformers import DynamicCache
 
 from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder, pixels
+from unidecouple.generate.batch_slots import BatchSlots
 from unidecouple.generate.fixed import FixedDecoder
 from unidecouple.generate.in_turn import in_turn
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
-from unidecouple.generate.replay import Recorder, Replayed, fill
-from unidecouple.generate.rows import Rows
+from unidecouple.generate.replay import GraphedStep, Recorder, fill
 from unidecouple.generate.sampler import Choice, Form, Sampler, uniforms
 from unidecouple.generate.stopping import before_stop, has_stop
 from unidecouple.models.base import UnifiedModel
@@ -85,13 +85,13 @@ class Answering:
         self.model, self.builder, self.most = one_task(model, Task.MMU), builder, most
         fixed, vocabulary = FixedDecoder(self.model.decoder, Task.MMU), self.model.config.text_config.vocab_size
         device = self.model.device
-        self._rows = Rows(fixed, most, length, self._embed, self.model.lm_head, vocabulary, recorder)
+        self._rows = BatchSlots(fixed, most, length, self._embed, self.model.lm_head, vocabulary, recorder)
         self._eos: int = builder.tokenizer.eos_token_id
         self._fed = torch.zeros(most, dtype=torch.long, device=device)
         self._uniform = torch.zeros(most, self._rows.length, device=device)
         self._next = torch.zeros(most, 1, dtype=torch.long, device=device)
         self._sampler = Sampler([], device, most)
-        self._chosen = Replayed(self._choose, recorder)
+        self._chosen = GraphedStep(self._choose, recorder)
         self.answers: list[Answer] = []
         """In the order of their rows."""
 

@@ -11,12 +11,12 @@ from transformers import Cache, DynamicCache
 
 from unidecouple.batch import Modality, Task
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.generate.batch_slots import BatchSlots
 from unidecouple.generate.fixed import FixedDecoder, group_of
 from unidecouple.generate.in_turn import in_turn
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
-from unidecouple.generate.replay import Recorder, Replayed, fill
-from unidecouple.generate.rows import Rows
+from unidecouple.generate.replay import GraphedStep, Recorder, fill
 from unidecouple.generate.sampler import Choice, Form, Sampler, check_guidance, uniforms
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.decoder import DecoderOutput
@@ -26,7 +26,7 @@ GUIDANCE = 5.0
 
 
 @dataclass(frozen=True)
-class Order:
+class ImageJob:
     """One picture that is asked for.
 
     Attributes:
@@ -59,7 +59,7 @@ class Picture:
         ending: whether the end of a row of tokens comes next, which is not the model's to choose.
     """
 
-    order: Order
+    order: ImageJob
     rows: list[int]
     slot: int
     drawn: int = 0
@@ -93,7 +93,7 @@ class Drawing:
         self._table = self._embeddings()
         fixed, codes, device = FixedDecoder(self.model.decoder, Task.T2I), self.model.num_codes, self.model.device
         room = prompt_length + self._new
-        self._rows = Rows(fixed, 2 * most, room, self._embed, self.model.image_logits, codes, recorder)
+        self._rows = BatchSlots(fixed, 2 * most, room, self._embed, self.model.image_logits, codes, recorder)
         self._tokens = torch.zeros(most + 1, self.length, dtype=torch.long, device=device)  # the last slot is the padding's
         self._fed = torch.zeros(most + 1, dtype=torch.long, device=device)
         self._uniform = torch.zeros(most + 1, self.length, device=device)
@@ -101,7 +101,7 @@ class Drawing:
         self._cond, self._uncond, self._slots, self._next = torch.zeros(4, most, dtype=torch.long, device=device).unbind()
         self._scale = torch.ones(most, 1, device=device)
         self._sampler = Sampler([], device, most)
-        self._chosen = Replayed(self._choose, recorder)
+        self._chosen = GraphedStep(self._choose, recorder)
         self._free = list(reversed(range(most)))
         self.pictures: list[Picture] = []
 
@@ -111,7 +111,7 @@ class Drawing:
         return len(self._free)
 
     @torch.no_grad()
-    def add(self, orders: Sequence[Order]) -> list[Picture]:
+    def add(self, orders: Sequence[ImageJob]) -> list[Picture]:
         """Read the prompts of ``orders``, in one pass; their pictures are drawn from the next ``step`` on.
 
         Raises:
@@ -231,7 +231,7 @@ class Drawing:
             )
 
 
-def prompt_ids(builder: SequenceBuilder, order: Order, away: bool) -> list[int]:
+def prompt_ids(builder: SequenceBuilder, order: ImageJob, away: bool) -> list[int]:
     """Ids of the prompt of ``order``, or of what guidance leads ``away`` from."""
     if away and order.negative_prompt is not None:
         return builder.generation_prompt(order.negative_prompt)
@@ -254,7 +254,7 @@ def read_prompts(
     )
 
 
-def draw_orders(drawing: Drawing, orders: Sequence[Order]) -> Tensor:
+def draw_orders(drawing: Drawing, orders: Sequence[ImageJob]) -> Tensor:
     """Image tokens (orders, tokens of a picture), as many at a time as there is room for."""
     found = torch.zeros(len(orders), drawing.length, dtype=torch.long)
     for number, picture in in_turn(drawing, orders):

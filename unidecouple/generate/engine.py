@@ -14,7 +14,7 @@ from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.answering import GREEDY, Answering, Request, answer_requests
-from unidecouple.generate.drawing import Drawing, Order, draw_orders
+from unidecouple.generate.drawing import Drawing, ImageJob, draw_orders
 from unidecouple.generate.image import decode_pictures
 from unidecouple.generate.image_defaults import image_defaults
 from unidecouple.generate.layout import join_shared
@@ -156,7 +156,7 @@ class Engine:
         """
         scale = self.image_defaults.guidance_scale if guidance_scale is None else guidance_scale
         orders = [
-            Order(prompt, (seed, number, copy), scale, choice or self.image_defaults.choice, negative_prompt)
+            ImageJob(prompt, (seed, number, copy), scale, choice or self.image_defaults.choice, negative_prompt)
             for number, prompt in enumerate(prompts)
             for copy in range(num_images)
         ]

@@ -19,7 +19,7 @@ BUCKET = 64
 """Attention reads keys in multiples of this many tokens, so that shapes change seldom."""
 
 
-class Places:
+class KVCache:
     """Keys and values of ``rows`` sequences, each from column 0 on: one tensor a layer, (rows, kv heads, length, D) each.
 
     Args:
@@ -42,7 +42,7 @@ class Places:
         self.values[layer][row, :, : values.shape[1]] = values
 
 
-def bucketed(reach: int, places: Places) -> int:
+def bucketed(reach: int, places: KVCache) -> int:
     """``reach`` to the next multiple of ``BUCKET``, which ``places`` has room for."""
     return min(-(-reach // BUCKET) * BUCKET, len(places.columns))
 
@@ -82,7 +82,7 @@ class FixedDecoder:
         self.cos, self.sin = cos[0].unsqueeze(1), torch.cat([-left, right], dim=-1).unsqueeze(1)
         self.heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
 
-    def step(self, x: Tensor, places: Places, position: Tensor, reach: int) -> Tensor:
+    def step(self, x: Tensor, places: KVCache, position: Tensor, reach: int) -> Tensor:
         """Carry one new token of every row through the layers.
 
         Args:

@@ -15,7 +15,7 @@ class ImageDefaults:
     """A checkpoint's settings for pictures.
 
     Attributes:
-        guidance_scale: see ``drawing.Order``.
+        guidance_scale: see ``drawing.ImageJob``.
         choice: how image tokens are chosen.
     """
 

@@ -18,10 +18,10 @@ from unidecouple.data.pictures import Shaper
 from unidecouple.files import append_jsonl, write_bytes_atomic, write_json_atomic
 from unidecouple.generate.album import save_picture
 from unidecouple.generate.answering import Request
-from unidecouple.generate.asked import Asked, asked
-from unidecouple.generate.drawing import GUIDANCE, Order
+from unidecouple.generate.drawing import GUIDANCE, ImageJob
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.padding import check_length
+from unidecouple.generate.parsed_request import ParsedRequest, asked
 from unidecouple.generate.sampler import Choice
 from unidecouple.ownership import check_apart, check_file
 
@@ -87,7 +87,7 @@ def infer(
         progress(len(done) + count, len(numbers))
 
     answers: list[tuple[int, dict[str, Any], Request]] = []
-    orders: list[tuple[int, dict[str, Any], Order]] = []
+    orders: list[tuple[int, dict[str, Any], ImageJob]] = []
     for number in numbers:
         if number in done:
             continue
@@ -115,7 +115,7 @@ class _Reader:
         self.engine, self.source, self.settings = engine, source, settings
         self.find, self.shaper = folder_finder(source.parent), Shaper(engine.processor)
 
-    def read(self, line: bytes, number: int) -> tuple[dict[str, Any], Request | Order]:
+    def read(self, line: bytes, number: int) -> tuple[dict[str, Any], Request | ImageJob]:
         """What is kept of a line, and its work.
 
         Raises:
@@ -137,13 +137,13 @@ class _Reader:
             if len(prompt.input_ids) > self.engine.prompt_length:
                 raise ValueError(f"{len(prompt.input_ids)} tokens of prompt are more than {self.engine.prompt_length}")
             choice = Choice(settings.image_temperature, settings.image_top_k, settings.image_top_p)
-            return kept, Order(wanted.prompt, seed, settings.guidance_scale, choice)
+            return kept, ImageJob(wanted.prompt, seed, settings.guidance_scale, choice)
         sample = builder.conversation(self._turns(wanted), Task.MMU)
         room = min(self.engine.length, self.engine.answering.model.config.text_config.max_position_embeddings)
         check_length(len(sample.input_ids), settings.max_new_tokens, room)
         return kept, Request(sample.input_ids, sample.pictures, settings.max_new_tokens, Choice(settings.temperature), seed)
 
-    def _turns(self, wanted: Asked) -> list[tuple[str, list[Any]]]:
+    def _turns(self, wanted: ParsedRequest) -> list[tuple[str, list[Any]]]:
         return [
             (turn.role, [part if isinstance(part, str) else self.shaper.understood(part) for part in turn.parts])
             for turn in wanted.turns or ()
@@ -167,7 +167,7 @@ def _answer(
 
 def _draw(
     engine: Engine,
-    waiting: list[tuple[int, dict[str, Any], Order]],
+    waiting: list[tuple[int, dict[str, Any], ImageJob]],
     settings: Settings,
     output: Path,
     write: Callable[[int, dict[str, Any]], None],

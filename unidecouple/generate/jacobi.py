@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from unidecouple.batch import Modality, Task
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.drawing import Order, prompt_ids, read_prompts
+from unidecouple.generate.drawing import ImageJob, prompt_ids, read_prompts
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import positions
 from unidecouple.generate.sampler import Sampler, uniforms
@@ -53,7 +53,7 @@ class JacobiDrawing:
         self.model, self.builder, self.window = one_task(model, Task.T2I), builder, window
 
     @torch.no_grad()
-    def draw(self, order: Order) -> Drawn:
+    def draw(self, order: ImageJob) -> Drawn:
         """The tokens that ``Drawing`` gives for ``order``, up to rounding in ties."""
         length: int = self.model.num_image_tokens
         uniform = uniforms(order.seed, length).to(self.model.device)
@@ -81,7 +81,7 @@ class JacobiDrawing:
             guess = torch.cat([made[right + 1 :], ahead])
         return Drawn(tokens, passes)
 
-    def _read(self, order: Order, cache: DynamicCache) -> tuple[Tensor, Tensor]:
+    def _read(self, order: ImageJob, cache: DynamicCache) -> tuple[Tensor, Tensor]:
         sides = (False, True) if order.guidance_scale != 1 else (False,)
         prompts = [prompt_ids(self.builder, order, away) for away in sides]
         mask, read = read_prompts(self.model, self.builder, prompts, cache)
@@ -99,7 +99,7 @@ class JacobiDrawing:
         )
         return out.last_hidden_state
 
-    def _chosen(self, order: Order, hidden: Tensor, uniform: Tensor) -> Tensor:
+    def _chosen(self, order: ImageJob, hidden: Tensor, uniform: Tensor) -> Tensor:
         """Tokens (T,) after states (rows, T', H), T' at least T, each by its own uniform number (T,)."""
         if not len(uniform):
             return uniform.long()

@@ -25,7 +25,7 @@ class Recorder(Protocol):
         """Run ``step`` once, and return what repeats it: its operators, on the tensors it used. It may be called without effect."""
 
 
-class Replayed:
+class GraphedStep:
     """``step`` of one size after another: recorded when a size first comes, repeated when it comes again.
 
     Args:

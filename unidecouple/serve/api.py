@@ -23,15 +23,14 @@ from unidecouple.generate.engine import Engine
 from unidecouple.generate.stopping import before_stop
 from unidecouple.serve.bodies import parse
 from unidecouple.serve.errors import ApiError, add_handlers
-from unidecouple.serve.gate import Gate
-from unidecouple.serve.growing import Previewer, due, image_events
 from unidecouple.serve.hosts import HostGuard
-from unidecouple.serve.lane import Job
 from unidecouple.serve.limits import Limits
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.page import page
+from unidecouple.serve.partial_images import PartialImageRenderer, due, image_events
 from unidecouple.serve.pictures import UPLOAD, Uploads, as_png, from_address, open_picture
 from unidecouple.serve.prepare import Prepared, Preparer
+from unidecouple.serve.request_limits import RequestLimits
 from unidecouple.serve.routing import RoutingRequest, Viewer
 from unidecouple.serve.scheduler import Answered, Drawn, Scheduler
 from unidecouple.serve.schemas import (
@@ -47,6 +46,7 @@ from unidecouple.serve.schemas import (
     with_schemas,
 )
 from unidecouple.serve.stream import Events, Watcher, answer_job, chat_events, result, results
+from unidecouple.serve.task_queue import Job
 
 B = TypeVar("B", bound=Body)
 _DOES = {Task.MMU: "understanding", Task.T2I: "generation"}
@@ -83,7 +83,7 @@ class Server:
         self.preparer = Preparer(engine, self.limits)
         self.viewer = None if whole is None else Viewer(whole, self.preparer)
         self.scheduler = Scheduler(engine, self.limits.queue, self.metrics.ended)
-        self.previewer = Previewer(self.scheduler, self.metrics)
+        self.previewer = PartialImageRenderer(self.scheduler, self.metrics)
         self.metrics.watch(self.scheduler)
         self._texts, self._pictures = (ThreadPoolExecutor(1, f"unidecouple-{what}") for what in ("texts", "pictures"))
         self._deadline: float | None = None
@@ -95,7 +95,7 @@ class Server:
             docs_url=None,  # FastAPI's pages run scripts of other servers
             redoc_url=None,
         )
-        self.app.add_middleware(Gate, limits=self.limits, metrics=self.metrics, api_key=api_key)
+        self.app.add_middleware(RequestLimits, limits=self.limits, metrics=self.metrics, api_key=api_key)
         self.app.add_middleware(HostGuard, hosts=tuple(hosts))  # the outermost
         add_handlers(self.app)
         self._add_routes()
@@ -171,7 +171,10 @@ class Server:
     async def health(self) -> JSONResponse:
         """Whether jobs can be done, and how many wait and run."""
         scheduler = self.scheduler
-        jobs = {task.key: {"waiting": lane.waiting, "running": lane.running} for task, lane in scheduler.lanes.items()}
+        jobs = {
+            task.key: {"waiting": task_queue.waiting, "running": task_queue.running}
+            for task, task_queue in scheduler.task_queues.items()
+        }
         status = "ok" if scheduler.alive else "failed"
         return JSONResponse({"status": status, "model": self.name, "jobs": jobs}, 200 if scheduler.alive else 503)
 
@@ -307,7 +310,7 @@ class Server:
         return image_usage(prepared.prompt_tokens, drawn)
 
     def _card(self) -> dict[str, Any]:
-        does = [_DOES[task] for task in self.scheduler.lanes]
+        does = [_DOES[task] for task in self.scheduler.task_queues]
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "unidecouple", "tasks": does}
 
     def _file_card(self, number: str) -> dict[str, Any]:
@@ -320,5 +323,5 @@ class Server:
             raise ApiError(404, f"no model {name[:64]!r} here; there is {self.name!r}", "model", "model_not_found")
 
     def _check_task(self, task: Task) -> None:
-        if task not in self.scheduler.lanes:
+        if task not in self.scheduler.task_queues:
             raise ApiError(400, f"the model {self.name!r} was loaded without {_DOES[task]}", "model", "unsupported_task")

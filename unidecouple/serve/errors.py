@@ -8,8 +8,8 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from unidecouple.serve.lane import FaultError, QueueFullError
 from unidecouple.serve.scheduler import ClosedError
+from unidecouple.serve.task_queue import FaultError, QueueFullError
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 

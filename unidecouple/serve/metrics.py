@@ -41,9 +41,9 @@ class Metrics:
         """Show how many jobs of ``scheduler`` wait and run, and whether it is alive, whenever they are asked for."""
         waiting = Gauge("unidecouple_waiting", "Answers and pictures that wait for a place.", ["task"], registry=self._registry)
         running = Gauge("unidecouple_running", "Answers and pictures that are given tokens.", ["task"], registry=self._registry)
-        for task, lane in scheduler.lanes.items():
-            waiting.labels(task.key).set_function(partial(getattr, lane, "waiting"))
-            running.labels(task.key).set_function(partial(getattr, lane, "running"))
+        for task, task_queue in scheduler.task_queues.items():
+            waiting.labels(task.key).set_function(partial(getattr, task_queue, "waiting"))
+            running.labels(task.key).set_function(partial(getattr, task_queue, "running"))
         alive = Gauge("unidecouple_alive", "1 while jobs can be done.", registry=self._registry)
         alive.set_function(lambda: float(scheduler.alive))
 

@@ -12,7 +12,7 @@ import numpy as np
 from unidecouple.batch import Task
 from unidecouple.data.sequences import Part, Sample, SequenceBuilder
 from unidecouple.generate.answering import Request
-from unidecouple.generate.drawing import Order
+from unidecouple.generate.drawing import ImageJob
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.sampler import Choice
 from unidecouple.serve.errors import ApiError
@@ -27,7 +27,7 @@ ANSWER = 256
 class Prepared:
     """The jobs' work of one request, and what they have in common: the seed, the prompt's length, and where answers stop."""
 
-    work: tuple[Request, ...] | tuple[Order, ...]
+    work: tuple[Request, ...] | tuple[ImageJob, ...]
     seed: int
     prompt_tokens: int
     stops: tuple[str, ...] = ()
@@ -89,7 +89,9 @@ class Preparer:
             tokens += self.prompt_tokens(body.negative_prompt, "negative_prompt")
         seed = _seed(body.seed)
         how = self._engine.image_defaults.filled(body.guidance_scale, body.temperature, body.top_k, body.top_p)
-        work = tuple(Order(body.prompt, (seed, 0, i), how.guidance_scale, how.choice, body.negative_prompt) for i in range(body.n))
+        work = tuple(
+            ImageJob(body.prompt, (seed, 0, i), how.guidance_scale, how.choice, body.negative_prompt) for i in range(body.n)
+        )
         return Prepared(work, seed, tokens)
 
     def check_n(self, n: int) -> None:

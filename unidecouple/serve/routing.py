@@ -16,9 +16,9 @@ from unidecouple.data.sequences import Part, Sample, collate
 from unidecouple.diagnose.one_request import LayerRoute, RequestView, view_request
 from unidecouple.models.base import UnifiedModel
 from unidecouple.serve.errors import ApiError
-from unidecouple.serve.lane import QueueFullError
 from unidecouple.serve.prepare import Preparer
 from unidecouple.serve.schemas import Body, Messages, Name, Whole
+from unidecouple.serve.task_queue import QueueFullError
 
 MOST = 4
 """Requests looked at, or waiting for it; above it comes a 429."""

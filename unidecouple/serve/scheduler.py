@@ -16,7 +16,7 @@ from unidecouple.batch import Task
 from unidecouple.generate.answering import Answer, Answering
 from unidecouple.generate.drawing import Drawing, Picture
 from unidecouple.generate.engine import Engine
-from unidecouple.serve.lane import FaultError, Job, Lane
+from unidecouple.serve.task_queue import FaultError, Job, TaskQueue
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Scheduler:
     """Continuous batching of both tasks on one engine.
 
     Between two steps jobs join and leave; then every answer gets one token, then every picture, so that neither task starves. A
-    fault ends the jobs of its task that run, and the lane begins anew; if that fails too, nothing is taken any more (``broken``).
+    fault ends the running jobs of its task, whose queue begins anew; if that fails too, nothing is accepted any more (``broken``).
 
     Args:
         engine: of one or both tasks; it must not be used elsewhere from now on.
@@ -61,11 +61,11 @@ class Scheduler:
 
     def __init__(self, engine: Engine, queue: int = 64, ended: Ended = lambda task, how, seconds: None) -> None:
         self.engine = engine
-        self.lanes: dict[Task, Lane[Any, Any]] = {}
+        self.task_queues: dict[Task, TaskQueue[Any, Any]] = {}
         if engine.task in (None, Task.MMU):
-            self.lanes[Task.MMU] = _answers(engine, queue, lambda how, seconds: ended(Task.MMU, how, seconds))
+            self.task_queues[Task.MMU] = _answers(engine, queue, lambda how, seconds: ended(Task.MMU, how, seconds))
         if engine.task in (None, Task.T2I):
-            self.lanes[Task.T2I] = _pictures(engine, queue, lambda how, seconds: ended(Task.T2I, how, seconds))
+            self.task_queues[Task.T2I] = _pictures(engine, queue, lambda how, seconds: ended(Task.T2I, how, seconds))
         self.broken: Exception | None = None
         self._wake = threading.Condition()
         self._closing, self._deadline = False, float("inf")
@@ -84,7 +84,7 @@ class Scheduler:
                 raise ClosedError("the model failed and cannot go on; restart the server")
             if self._closing:
                 raise ClosedError("the server is shutting down")
-            self.lanes[task].submit(jobs)
+            self.task_queues[task].submit(jobs)
             self._wake.notify()
 
     def refuse(self) -> None:
@@ -110,7 +110,7 @@ class Scheduler:
 
     @property
     def _busy(self) -> bool:
-        return any(lane.waiting or lane.running for lane in self.lanes.values())
+        return any(task_queue.waiting or task_queue.running for task_queue in self.task_queues.values())
 
     def _run(self) -> None:
         while True:
@@ -118,51 +118,51 @@ class Scheduler:
                 self._wake.wait_for(lambda: self._busy or self._deadline < float("inf"))
                 if not self._busy or time.monotonic() > self._deadline:
                     break
-            for task in self.lanes:
+            for task in self.task_queues:
                 self._turn(task)
-        for lane in self.lanes.values():
-            lane.fail(ClosedError("the server is shutting down"), everyone=True)
+        for task_queue in self.task_queues.values():
+            task_queue.fail(ClosedError("the server is shutting down"), everyone=True)
 
     def _turn(self, task: Task) -> None:
-        lane = self.lanes[task]
+        task_queue = self.task_queues[task]
         try:
-            lane.turn()
+            task_queue.turn()
         except Exception as error:  # noqa: BLE001 -- whatever it is, only the jobs at work end with it
-            _LOG.exception("%s failed; %d jobs end with it", task.key, lane.running)
-            lane.fail(FaultError(error))
+            _LOG.exception("%s failed; %d jobs end with it", task.key, task_queue.running)
+            task_queue.fail(FaultError(error))
             try:
-                lane.rebuild()
+                task_queue.rebuild()
             except Exception as second:  # noqa: BLE001 -- and here the server says that it is broken
                 _LOG.exception("%s cannot begin anew", task.key)
                 with self._wake:
                     self.broken = second
-                for one in self.lanes.values():
+                for one in self.task_queues.values():
                     one.fail(FaultError(second), everyone=True)
 
 
-def _answers(engine: Engine, queue: int, ended: Callable[[str, float], None]) -> Lane[Any, Answer]:
-    side = engine.answering
+def _answers(engine: Engine, queue: int, ended: Callable[[str, float], None]) -> TaskQueue[Any, Answer]:
+    worker = engine.answering
 
     def finish(answers: Sequence[Answer]) -> list[Answered]:
         return [Answered(tuple(answer.tokens), answer.ended) for answer in answers]
 
     def anew() -> Answering:
-        return Answering(side.model, engine.builder, engine.most, engine.length, engine.recorder)
+        return Answering(worker.model, engine.builder, engine.most, engine.length, engine.recorder)
 
-    return Lane(side, anew, finish, queue, ended)
+    return TaskQueue(worker, anew, finish, queue, ended)
 
 
-def _pictures(engine: Engine, queue: int, ended: Callable[[str, float], None]) -> Lane[Any, Picture]:
-    side = engine.drawing
+def _pictures(engine: Engine, queue: int, ended: Callable[[str, float], None]) -> TaskQueue[Any, Picture]:
+    worker = engine.drawing
 
     def finish(pictures: Sequence[Picture]) -> list[Drawn]:
-        drawing = lane.side
+        drawing = task_queue.worker
         assert isinstance(drawing, Drawing)
         tokens = torch.stack([drawing.tokens(picture) for picture in pictures])
         return [Drawn(picture, tuple(row)) for picture, row in zip(engine.render(tokens), tokens.tolist(), strict=True)]
 
     def anew() -> Drawing:
-        return Drawing(side.model, engine.builder, engine.most, engine.prompt_length, engine.recorder)
+        return Drawing(worker.model, engine.builder, engine.most, engine.prompt_length, engine.recorder)
 
-    lane: Lane[Any, Picture] = Lane(side, anew, finish, queue, ended)
-    return lane
+    task_queue: TaskQueue[Any, Picture] = TaskQueue(worker, anew, finish, queue, ended)
+    return task_queue

@@ -15,8 +15,8 @@ from starlette.responses import StreamingResponse
 from unidecouple.generate.answering import Answer
 from unidecouple.generate.stopping import before_stop, settled
 from unidecouple.serve.errors import ApiError, of_exception
-from unidecouple.serve.lane import Job
 from unidecouple.serve.scheduler import Answered
+from unidecouple.serve.task_queue import Job
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

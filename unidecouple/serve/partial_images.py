@@ -12,11 +12,11 @@ from torch import Tensor
 
 from unidecouple.batch import Task
 from unidecouple.generate.drawing import Picture
-from unidecouple.serve.lane import Job
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.pictures import as_png
 from unidecouple.serve.scheduler import Drawn, Scheduler
 from unidecouple.serve.stream import Watcher, error_event, event
+from unidecouple.serve.task_queue import Job
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def due(length: int, count: int) -> tuple[int, ...]:
     return tuple(sorted({length * part // (count + 1) for part in range(1, count + 1)} - {0}))
 
 
-class Previewer:
+class PartialImageRenderer:
     """Makes partial pictures on a thread of its own, so that neither the next tokens nor a finished picture wait for them.
 
     Decoding a picture's tokens can take as long as drawing several of them. What is not made when its picture is done, or given
@@ -55,7 +55,7 @@ class Previewer:
             nonlocal passed
             if passed < len(places) and picture.drawn >= places[passed]:
                 passed += 1
-                drawing: Any = self._scheduler.lanes[Task.T2I].side  # the one that draws now: after a fault, it is another
+                drawing: Any = self._scheduler.task_queues[Task.T2I].worker  # the one that draws now: after a fault, it is another
                 self._thread.submit(self._make, drawing.tokens(picture), job, lambda preview: watcher.put(index, preview))
 
         job = Job(work, watch)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 Work = TypeVar("Work")
-Asked_contra = TypeVar("Asked_contra", contravariant=True)
+Work_contra = TypeVar("Work_contra", contravariant=True)
 Making = TypeVar("Making")
 
 
@@ -31,14 +31,14 @@ class FaultError(Exception):
         self.__cause__ = cause
 
 
-class Side(Protocol[Asked_contra, Making]):
+class TaskWorker(Protocol[Work_contra, Making]):
     """What ``Answering`` and ``Drawing`` have in common."""
 
     @property
     def room(self) -> int:
         """How many can be added."""
 
-    def add(self, works: Sequence[Asked_contra], /) -> list[Making]:
+    def add(self, works: Sequence[Work_contra], /) -> list[Making]:
         """Begin ``works``."""
 
     def step(self) -> list[Making]:
@@ -64,11 +64,11 @@ class Job(Generic[Work]):
     came: float = field(default_factory=time.monotonic)
 
 
-class Lane(Generic[Work, Making]):
+class TaskQueue(Generic[Work, Making]):
     """Jobs of one task. ``submit`` is for any thread, ``turn``, ``fail`` and ``rebuild`` for the worker's.
 
     Args:
-        side: what gives answers or draws pictures.
+        worker: what gives answers or draws pictures.
         anew: makes it again after a fault, empty.
         finish: from what is done to results, on the worker's thread.
         queue: most jobs that wait.
@@ -77,17 +77,17 @@ class Lane(Generic[Work, Making]):
 
     def __init__(
         self,
-        side: Side[Work, Making],
-        anew: Callable[[], Side[Work, Making]],
+        worker: TaskWorker[Work, Making],
+        anew: Callable[[], TaskWorker[Work, Making]],
         finish: Callable[[Sequence[Making]], Sequence[object]],
         queue: int,
         ended: Callable[[str, float], None],
     ) -> None:
-        self.side, self._anew, self._finish, self.queue, self._ended = side, anew, finish, queue, ended
+        self.worker, self._anew, self._finish, self.queue, self._ended = worker, anew, finish, queue, ended
         self._lock = threading.Lock()
         self._waiting: deque[Job[Work]] = deque()
         self._running: list[tuple[Job[Work], Making]] = []
-        self._places, self._pace = side.room, 0.1
+        self._places, self._pace = worker.room, 0.1
 
     @property
     def waiting(self) -> int:
@@ -117,7 +117,7 @@ class Lane(Generic[Work, Making]):
         self._begin()
         if not self._running:
             return
-        done = self.side.step()
+        done = self.worker.step()
         finished = [(job, making) for job, making in self._running if any(making is one for one in done)]
         for job, making in self._running:
             if job.watch is not None:
@@ -139,13 +139,13 @@ class Lane(Generic[Work, Making]):
             self._end(job, error)
 
     def rebuild(self) -> None:
-        """Begin with an empty side, whatever state a fault left the last one in."""
-        self.side = self._anew()
+        """Begin with an empty worker, whatever state a fault left the last one in."""
+        self.worker = self._anew()
 
     def _drop(self) -> None:
         for job, making in [pair for pair in self._running if pair[0].future.cancelled()]:
             self._running = [pair for pair in self._running if pair[0] is not job]
-            self.side.remove(making)
+            self.worker.remove(making)
             self._ended("cancelled", time.monotonic() - job.came)
         with self._lock:
             gone = [job for job in self._waiting if job.future.cancelled()]
@@ -156,11 +156,11 @@ class Lane(Generic[Work, Making]):
 
     def _begin(self) -> None:
         with self._lock:
-            coming = [self._waiting.popleft() for _ in range(min(self.side.room, len(self._waiting)))]
+            coming = [self._waiting.popleft() for _ in range(min(self.worker.room, len(self._waiting)))]
         if not coming:
             return
         try:
-            made = self.side.add([job.work for job in coming])
+            made = self.worker.add([job.work for job in coming])
         except Exception as error:
             for job in coming:  # those that run are failed by whoever catches it
                 self._end(job, FaultError(error))

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from unidecouple.generate.fixed import FixedDecoder, Places, bucketed
-from unidecouple.generate.replay import Recorder, Replayed, fill
+from unidecouple.generate.fixed import FixedDecoder, KVCache, bucketed
+from unidecouple.generate.replay import GraphedStep, Recorder, fill
 
 
-class Rows:
+class BatchSlots:
     """The sequences in a ``FixedDecoder``'s places. The first ``count`` rows are taken; a gap is closed by the last one.
 
     Where steps are recorded, rows beyond them are computed too, up to a power of two: they are free, stand at column 0, and what
@@ -43,11 +43,11 @@ class Rows:
     ) -> None:
         length = min(length, fixed.config.max_position_embeddings)
         self.fixed, self.most, self.length, self.embed, self.head = fixed, most, length, embed, head
-        self.places = Places(fixed.config, most, length, fixed.norm)
+        self.places = KVCache(fixed.config, most, length, fixed.norm)
         self.logits = torch.zeros(most, width, device=fixed.norm.device)
         self.lengths: list[int] = []
         self._position = torch.zeros(most, dtype=torch.long, device=fixed.norm.device)
-        self._carry = Replayed(self._step, recorder)
+        self._carry = GraphedStep(self._step, recorder)
 
     @property
     def count(self) -> int:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _OPEN = {"/health", "/"}
-"""Asked by supervisors, which have no key; and the page, which asks for it."""
+"""ParsedRequest by supervisors, which have no key; and the page, which asks for it."""
 
 
-class Gate:
+class RequestLimits:
     """ASGI middleware. It reads a body whole before the route starts, so that what follows in ``receive`` is the disconnect.
 
     Args:

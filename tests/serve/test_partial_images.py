@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from unidecouple.batch import Task
 from unidecouple.generate.engine import UNDRAWN
-from unidecouple.serve.growing import due, image_events
+from unidecouple.serve.partial_images import due, image_events
 from unidecouple.serve.scheduler import Drawn
 from unidecouple.serve.stream import Watcher
 from waiting import until
@@ -46,17 +46,17 @@ def rows_drawn(content: str) -> int:
 
 def in_time(live: Any) -> Any:
     """Have each step wait until all previews so far are made: a model this small is done before."""
-    side, thread = live.server.scheduler.lanes[Task.T2I].side, live.server.previewer._thread
-    step = side.step
-    side.step = lambda: (thread.submit(int).result(20), step())[1]
-    return side
+    worker, thread = live.server.scheduler.task_queues[Task.T2I].worker, live.server.previewer._thread
+    step = worker.step
+    worker.step = lambda: (thread.submit(int).result(20), step())[1]
+    return worker
 
 
 @pytest.fixture
 def waited_for(live: Any) -> Iterator[None]:
-    side = in_time(live)
+    worker = in_time(live)
     yield
-    del side.step
+    del worker.step
 
 
 def test_it_is_shown_at_even_distances() -> None:
@@ -165,19 +165,19 @@ def test_a_fault_ends_the_stream_in_openais_form_and_the_next_picture_grows_agai
     asked = {**ASKED, "stream": True, "partial_images": 1, "extra_body": {"seed": 3}}
     with serve() as live:
         client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0)
-        side = in_time(live)
+        worker = in_time(live)
         expected = [event.b64_json for event in client.images.generate(**asked)]
         assert len(expected) == 2
-        list(client.images.generate(**{**asked, "extra_body": {"seed": 5}}))  # the old side no longer holds its tokens
+        list(client.images.generate(**{**asked, "extra_body": {"seed": 5}}))  # the old worker no longer holds its tokens
 
         def fail() -> Any:
             raise RuntimeError("injected")
 
-        side.step = fail
+        worker.step = fail
         with pytest.raises(openai.APIError, match="the model failed on this request") as failed:
             list(client.images.generate(**asked))
         assert failed.value.code == "fault"
         assert live.jobs == 0
-        until(lambda: live.server.scheduler.lanes[Task.T2I].side is not side)
+        until(lambda: live.server.scheduler.task_queues[Task.T2I].worker is not worker)
         in_time(live)
-        assert [event.b64_json for event in client.images.generate(**asked)] == expected, "of the new side, not of the old one's"
+        assert [event.b64_json for event in client.images.generate(**asked)] == expected, "of the new worker, not of the old one's"

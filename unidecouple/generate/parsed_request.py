@@ -13,7 +13,7 @@ _LISTS = {"messages": ("role", "content", "assistant"), "conversations": ("from"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedRequest:
     """One line.
 
     Attributes:
@@ -25,7 +25,7 @@ class Asked:
     prompt: str | None = None
 
 
-def asked(entry: object, where: str, find: Find) -> Asked:
+def asked(entry: object, where: str, find: Find) -> ParsedRequest:
     """What ``entry`` asks for: messages or conversations (``data/formats``; with the last answer or without), or a bare prompt.
 
     A picture is asked for where ``"task"`` is "t2i", where the assistant's last turn has a picture, or by a prompt alone. Its
@@ -41,7 +41,7 @@ def asked(entry: object, where: str, find: Find) -> Asked:
     """
     key = next((name for name in _LISTS if isinstance(entry, Mapping) and entry.get(name)), None)
     if key is None or not isinstance(entry, Mapping):
-        return Asked(prompt=_prompt(entry, where))
+        return ParsedRequest(prompt=_prompt(entry, where))
     speaker, words, answerer = _LISTS[key]
     turns = list(entry[key]) if isinstance(entry[key], list) else [entry[key]]
     last = turns[-1]
@@ -54,8 +54,8 @@ def asked(entry: object, where: str, find: Find) -> Asked:
         prompt = " ".join(part for part in before[-1].parts if isinstance(part, str))
         if not prompt:
             raise BadRecordError(where, "a picture is asked for without words")
-        return Asked(prompt=prompt)
-    return Asked(turns=before)
+        return ParsedRequest(prompt=prompt)
+    return ParsedRequest(turns=before)
 
 
 def _prompt(entry: object, where: str) -> str:

@@ -12,11 +12,11 @@ import pytest
 from unidecouple.cli import main
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.eval import pope, vqa
 from unidecouple.generate.image import Sampling, draw
 from unidecouple.generate.text import answer
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.shipped import SHIPPED
+from unidecouple.world import pope, vqa
 from unidecouple.world.geneval import generate_and_score, judge_bounds
 from unidecouple.world.judge import TemplateJudge
 from unidecouple.world.prompts import held_out

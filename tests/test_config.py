@@ -360,8 +360,8 @@ def test_only_files_are_read_as_recipes(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name, problem in (
-        ("pipe", "is a pipe or a device"),
-        ("/dev/zero", "is a pipe or a device"),
+        ("pipe", "is a named pipe, not a file"),
+        ("/dev/zero", "is a (character )?device, not a file"),
         (".", "is a folder"),
         ("large.yaml", "more than 1,048,576 bytes"),
         ("latin.yaml", "cannot be read as a text file"),

@@ -297,10 +297,11 @@ def test_which_layers_part(structure: Upcycled, layers: list[int]) -> None:
         (UniFork(fork=1.0), r"fork=1\.0 is layer 6 of 6"),
         (UniX(first=0, last=0), "0 and 0 of 6"),
         (UniX(first=3, last=3), "3 and 3 of 6"),
-        (UniX(first=-1, last=2), "-1 and 2 of 6"),
     ],
     ids=repr,
 )
 def test_depths_that_cannot_be(structure: Upcycled, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         structure.configure(UniLlamaConfig(num_hidden_layers=6))
+    with pytest.raises(ValueError, match="first=-1 must be at least 0"):
+        UniX(first=-1, last=2)

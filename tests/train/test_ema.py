@@ -55,8 +55,8 @@ def averages_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_a_run_averages_whole_models_over_both_stages(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
     """With every step saved, ``ema <- d ema + (1 - d) w`` from the saved weights alone; experts, frozen in stage 2, go on."""
     config = replace(small_run, structure=TaskAwareMoE(), stages=APART_THEN_JOINT, ema_decay=0.75, save_steps=1, save_total_limit=9)
-    assert run(config, tmp_path)
-    steps = all_checkpoints(tmp_path)
+    assert run(config, tmp_path / "run")
+    steps = all_checkpoints(tmp_path / "run")
     assert len(steps) == config.max_steps
     for before, after in itertools.pairwise(steps):
         means, earlier, now = averages_of(after), averages_of(before), weights(after)
@@ -69,7 +69,7 @@ def test_a_run_averages_whole_models_over_both_stages(small_run: RunConfig, run:
     assert all(not torch.equal(averages_of(steps[-1])[name], averages_of(steps[2])[name]) for name in gone_on)
     assert all(torch.equal(weights(steps[-1])[name], weights(steps[2])[name]) for name in gone_on)
 
-    assert main(["export", str(tmp_path), "--ema", "--output", str(tmp_path / "out")]) == 0
+    assert main(["export", str(tmp_path / "run"), "--ema", "--output", str(tmp_path / "out")]) == 0
     exported, last = load(str(tmp_path / "out"))[0].state_dict(), weights(steps[-1])
     for name, weight in exported.items():
         if "vqmodel" not in name:

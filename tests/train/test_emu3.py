@@ -68,7 +68,8 @@ def test_both_losses_fall_and_a_resumed_run_is_the_unbroken_one(
 ) -> None:
     decoupled = structure.kind != "dense"
     wanted = replace(own, structure=structure, stages=APART_THEN_JOINT if decoupled else WHOLE)
-    monkeypatch.setattr("unidecouple.train.measurements.BATCH", 1)
+    for limit in ("BATCH", "LEAST_BATCH"):
+        monkeypatch.setattr(f"unidecouple.train.measurements.{limit}", 1)
     assert run(replace(wanted, diagnose=decoupled), tmp_path / "whole")
     for task in ("mmu", "t2i"):
         found = losses(tmp_path / "whole", task)

@@ -22,6 +22,7 @@ def leave(folder: Path, job: Job, done: bool = True) -> Path:
     place = folder / job.folder
     place.mkdir(parents=True)
     (place / "run.yaml").write_text(config.dump(job.config))
+    (place / "metrics.jsonl").write_text('{"step": 1}\n')
     if done:
         (place / "scores.json").write_text('{"step": 0, "scores": [{"benchmark": "pope"}]}')
     return place

@@ -29,6 +29,7 @@ def test_the_tiny_template_by_hand(processor: UniJanusProcessor) -> None:
         ("{% for m in messages %}{{ m['content'][-1]['text'] }} {% endfor %}", "must end a question with"),
         ("{% for m in messages %}Q{{ m['content'][-1]['text'] }}{% endfor %}A", "must end a question with"),
         ("{% for m in messages %}{{ m['content'][-1]['text'] }}A{% endfor %}", "an answer with '<eos>'"),
+        ("{% for m in messages %}{{ m['content']", "the chat template is broken"),
     ],
 )
 def test_templates_that_cannot_be_used(processor: UniJanusProcessor, template: str, said: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
+
 from unidecouple.models.processing import UnifiedProcessor
 
 _MARKS = ("\x02question\x03", "\x02answer\x03", "\x02further\x03")
@@ -42,7 +44,7 @@ def chat_format(processor: UnifiedProcessor) -> ChatFormat:
     """The texts around contents in chats of ``processor``.
 
     Raises:
-        ValueError: its template does not place contents one after the other, or ends answers with another token than EOS.
+        ValueError: its template is broken, does not place contents one after the other, or ends answers with no EOS.
     """
     image, eos = {"type": "image"}, processor.tokenizer.eos_token
     question, answer, further = ({"type": "text", "text": mark} for mark in _MARKS)
@@ -60,7 +62,10 @@ def chat_format(processor: UnifiedProcessor) -> ChatFormat:
 
 def _render(processor: UnifiedProcessor, turns: list[tuple[str, list[dict[str, str]]]]) -> str:
     messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in turns]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the chat template is broken ({error}): copy chat_template.jinja into the folder again") from error
 
 
 def _between(text: str, marks: tuple[str, ...]) -> list[str]:

@@ -30,7 +30,7 @@ from unidecouple.train.measurements import LeftOut, Measured, measure_conflict, 
 from unidecouple.train.meter import Meter, Spent
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.run_folder import RESULT, claim, scored
-from unidecouple.train.run_logs import SCORES, forget_after, read_log
+from unidecouple.train.run_logs import METRICS, SCORES, forget_after, read_log
 from unidecouple.train.stages import Say, Trainer, Watch
 from unidecouple.train.step import train_step
 from unidecouple.train.stop_request import InterruptedRunError, deferred
@@ -145,6 +145,9 @@ def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: Say, validate: Wat
     """Cut the logs to the step that the run goes on from; at the start, measure the model before training."""
     forget_after(folder, job.step if job.resume else -1, say)  # without a checkpoint the start is measured again, too
     if job.resume is not None:
+        logged = job.step - job.step % run.logging_steps
+        if max((record["step"] for record in read_log(folder / METRICS)), default=0) < logged:
+            say(f"warning: {folder / METRICS} lacks the last steps before {job.step}, where the run goes on: a part of it was lost")
         return
     if run.evaluation.eval_steps:
         validate(0, job.model)

@@ -269,7 +269,9 @@ def test_saved_and_loaded(
     fields, expected = structure.configure(model.config.text_config), logits(model, joint_batch)
     for again in (type(model).from_pretrained(tmp_path).eval(), load(str(tmp_path))[0]):
         assert {name: getattr(again.config.text_config, name) for name in fields} == fields
-        assert difference(logits(again, joint_batch), expected) <= 1e-6
+        loaded = again.state_dict()
+        assert all(torch.equal(weight, loaded[name]) for name, weight in model.state_dict().items())
+        assert difference(logits(again, joint_batch), expected) <= 5e-6  # kernels round by where a weight lies in memory
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from unidecouple.report.wording import MINUS, counted, duration
 
 REPORT, SCORES, CLAIMS = "report.html", "scores.md", "claims.md"
 _TEMPLATE = "template.html.j2"
-_NUMBERS = re.compile(rf"[+{MINUS}]?\d+\.\d(?: ± \d+\.\d)?|\d+%(?! interval)")
+_NUMBERS = re.compile(rf"[+{MINUS}]?\d+\.\d+(?: ± \d+\.\d+)?|\d+%(?! interval)")
 
 
 @dataclass(frozen=True)

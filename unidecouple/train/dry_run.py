@@ -41,6 +41,8 @@ def describe(run: RunConfig, cache: Path, say: Say) -> None:
         Gradients.of(model, stage.gradient, Parallel(), slowed(model, stage.group_rates))  # raises as the run would
         check_shield(model, stage)
         stage.of(source.tasks)
+        if not groups:
+            say(f"warning: stage {stage.name!r} trains nothing; name parts in its train, as train: {{attention: 1, ffn: 1}}")
         say(f"\nstage {number}/{len(run.stages)} {stage.name!r}\n{table(model, groups, stage.group_rates)}")
     for batch in source.batch(0):
         rows, length = batch.input_ids.shape

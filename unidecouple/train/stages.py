@@ -133,6 +133,8 @@ class Trainer:
         wrapped = self.parallel.wrap(self.model)
         trained = self.parallel.trained(wrapped)
         groups = apply(trained, stage.train, stage.learning_rate)
+        if not groups:
+            raise ValueError(f"stage {stage.name!r} trains nothing: name parts in its train, as train: {{attention: 1, ffn: 1}}")
         what = table(trained, groups, stage.group_rates)
         self.say(f"stage {index + 1}/{len(self.config.stages)} {stage.name!r}, {steps} steps\n{what}")
         slower = slowed(trained, stage.group_rates)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
@@ -21,6 +22,7 @@ from published_sets import write_art, write_llava_pope, write_mme, write_pope, w
 from tiny_emu3 import write_emu3
 from unidecouple.cli import main
 from unidecouple.cli.command import OK
+from unidecouple.convert.load import load
 from unidecouple.eval.geneval_prompts import official_metadata
 from unidecouple.world import source
 
@@ -66,6 +68,13 @@ def write_benchmarks(place: Path) -> None:
     write_jsonl(place / "results.jsonl", rows)
 
 
+def write_peft_adapter(folder: Path, base: str) -> None:
+    """What PEFT writes after ``get_peft_model`` on ``base``."""
+    model, _ = load(base)
+    adapted = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)")
+    get_peft_model(model, adapted).save_pretrained(folder)
+
+
 def run(words: list[str]) -> None:
     if "compare" in words:  # one seed and rate of the grid: its first command trains the control, its second the rest
         small = [f"run.{entry}" for entry in (OWN if "files.yaml" in words[2] else WORLD)] + [
@@ -78,6 +87,8 @@ def run(words: list[str]) -> None:
         at = words.index("--output")
         less = SMALL if "generation_lora" not in " ".join(words) else [word for word in SMALL if "mmu" not in word]
         words = [*words[:at], *less, *words[at:]]
+    if "peft/adapter" in words:
+        write_peft_adapter(Path("peft/adapter"), words[words.index("peft/adapter") - 1])
     if words[1] == "diagnose":
         words = [*words, "--batches", "1"]
     if "eval" in words:
@@ -130,6 +141,8 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
         assert (ROOT / link).exists(), link
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one user's folder, since a page may use what another made."""
     monkeypatch.chdir(place)

@@ -11,13 +11,19 @@ import yaml
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
+from step_settings import run_stages
 from unidecouple import config
 from unidecouple.compare.plan import START, Comparison, jobs
 from unidecouple.convert.convert import convert
+from unidecouple.convert.load import load
 from unidecouple.convert.steps import Conversion
 from unidecouple.data.mixture import Source
+from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
+from unidecouple.source import data_source
+from unidecouple.train.build import fit
+from unidecouple.train.stages import Trainer
 from unidecouple.train.train import train
 from unidecouple.world.scratch import Scratch
 
@@ -40,12 +46,12 @@ def tiny_pro(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "ours"
 
 
-def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) -> int:
-    """Run one step of each stage of ``run`` on little data; returns the lines logged."""
+def small(run: RunConfig, base: Path) -> RunConfig:
+    """``run`` from ``base`` on little data, one step for each stage."""
     data = replace(
         run.data, pairs=8, scenes=8, t2i_batch_size=min(2, run.data.t2i_batch_size), mmu_batch_size=min(2, run.data.mmu_batch_size)
     )
-    small = replace(
+    return replace(
         run,
         model_name_or_path=str(base),
         data=data,
@@ -56,14 +62,25 @@ def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) ->
         diagnose=False,
         evaluation=replace(run.evaluation, eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
     )
-    train(small, folder, cache, lambda line: None, threading.Event())
+
+
+def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) -> int:
+    """Run one step of each stage of ``run``, without scores; returns the lines logged."""
+    chosen = small(run, base)
+    model, processor = load(chosen.model_name_or_path)
+    builder = SequenceBuilder(processor)
+    source = data_source(chosen).open(chosen, model, processor, builder, cache, lambda what, done, of: None)
+    folder.mkdir(exist_ok=True)
+    model = fit(model, chosen.structure, chosen.seed, source)
+    run_stages(Trainer(chosen, model, processor, source, folder, lambda line: None))
     return len((folder / "metrics.jsonl").read_text().splitlines())
 
 
 @pytest.mark.parametrize("recipe", BASES, ids=lambda path: path.stem)
-def test_base_recipes_take_a_step(recipe: Path, small_base: Path, small_cache: Path, tmp_path: Path) -> None:
+def test_base_recipes_take_a_step_and_are_scored(recipe: Path, small_base: Path, small_cache: Path, tmp_path: Path) -> None:
     run = config.load(RunConfig, [recipe])
-    assert step_of_each_stage(run, small_base, small_cache, tmp_path) == len(run.stages)
+    train(small(run, small_base), tmp_path, small_cache, lambda line: None, threading.Event())
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(run.stages)
 
 
 def test_comparison_recipes_take_a_step(small_base: Path, small_cache: Path, tmp_path: Path) -> None:
@@ -137,7 +154,7 @@ def step_on_files(recipe: Path, base: Path, small_cache: Path, tmp_path: Path) -
     loaded = config.load(RunConfig, [recipe])
     assert loaded.files is not None
     sizes = {"mmu_batch_size": min(2, loaded.files.mmu_batch_size), "t2i_batch_size": 2, "max_length": 256}
-    small = replace(
+    chosen = replace(
         loaded,
         model_name_or_path=str(base),
         files=replace(loaded.files, sources=(source,), validation=(source,), **sizes),
@@ -149,7 +166,7 @@ def step_on_files(recipe: Path, base: Path, small_cache: Path, tmp_path: Path) -
         evaluation=replace(loaded.evaluation, eval_steps=0, eval_batches=1),
         device="cpu",
     )
-    train(small, tmp_path / "run", small_cache, lambda line: None, threading.Event())
+    train(chosen, tmp_path / "run", small_cache, lambda line: None, threading.Event())
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(loaded.stages)
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +16,7 @@ from unidecouple.compare.elsewhere import import_runs, key_of
 from unidecouple.compare.merge import MERGED, RECORD, words
 from unidecouple.compare.only import chosen, parse
 from unidecouple.compare.plan import Comparison, Job, jobs
+from unidecouple.compare.processes import Processes
 from unidecouple.files import write_json_atomic, write_text_atomic
 from unidecouple.train.train import prepare
 
@@ -102,13 +99,13 @@ def expected_work(job: Job) -> int:
 
 def _run_all(waiting: Sequence[Job], options: CompareOptions) -> list[Job]:
     """Run the jobs in their order, some at a time; returns those that failed. A signal lets running ones save."""
-    children = _Children()
+    processes = Processes()
     with ThreadPoolExecutor(options.workers) as pool:
         try:
-            running = [(job, pool.submit(_run, job, options.folder, options.cache, children)) for job in waiting]
+            running = [(job, pool.submit(_run, job, options.folder, options.cache, processes)) for job in waiting]
             failed = [job for job, future in running if future.result()]
         except KeyboardInterrupt:
-            children.stop()
+            processes.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     for job in failed:
@@ -117,35 +114,7 @@ def _run_all(waiting: Sequence[Job], options: CompareOptions) -> list[Job]:
     return failed
 
 
-class _Children:
-    """Processes of running jobs. Ctrl-C in a terminal reaches them by itself, the SIGTERM of a scheduler does not."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: list[subprocess.Popen[str]] = []
-        self._stopped = False
-
-    def start(self, command: Sequence[str]) -> subprocess.Popen[str] | None:
-        """Start ``command`` with one thread; None after ``stop``."""
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        with self._lock:
-            if self._stopped:
-                return None
-            child = subprocess.Popen(  # noqa: S603 - our own command line
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | threads
-            )
-            self._running.append(child)
-            return child
-
-    def stop(self) -> None:
-        """Ask all that run to save and to end."""
-        with self._lock:
-            self._stopped = True
-            for child in self._running:
-                child.terminate()  # does nothing to one that has ended
-
-
-def _run(job: Job, folder: Path, cache: Path, children: _Children) -> int:
+def _run(job: Job, folder: Path, cache: Path, processes: Processes) -> int:
     """Train one job, or merge its parents, and score it."""
     mine = folder / job.folder
     mine.mkdir(parents=True, exist_ok=True)
@@ -161,22 +130,20 @@ def _run(job: Job, folder: Path, cache: Path, children: _Children) -> int:
             commands.insert(0, ["merge", config.model_name_or_path, *parents, "--output", str(merged), *learned])
         config = replace(config, model_name_or_path=str(merged.resolve()))
     write_text_atomic(recipe, configs.dump(config))
-    return next((code for arguments in commands if (code := _call(arguments, job, mine / LOG, children))), 0)
+    return next((code for arguments in commands if (code := _call(arguments, job, mine / LOG, processes))), 0)
 
 
-def _call(arguments: Sequence[str], job: Job, kept: Path, children: _Children) -> int:
-    """One command in a process of its own; its lines are shown with the job's name and kept in a file."""
-    child = children.start([sys.executable, "-m", "unidecouple", *arguments])
-    if child is None:
-        return 1
-    with kept.open("a") as log, child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            log.write(line)
+def _call(words: Sequence[str], job: Job, kept: Path, processes: Processes) -> int:
+    """Run one command; its lines are shown with the job's name and kept in a file."""
+    with kept.open("a") as log:
+
+        def line(text: str) -> None:
+            log.write(text)
             log.flush()
-            if not line.startswith("  "):  # the table of trainable parts is for the log
-                print(f"[{job.folder}] {line}", end="", flush=True)
-    return child.returncode
+            if not text.startswith("  "):  # the table of trainable parts is for the log
+                print(f"[{job.folder}] {text}", end="", flush=True)
+
+        return processes.run(words, line)
 
 
 def _progress(what: str, done: int, of: int) -> None:

@@ -1,0 +1,86 @@
+"""Processes that share one run, forked from the test's own: torch is loaded there already, which torchrun's would each do anew."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from unidecouple.run import RunConfig
+from unidecouple.train import launch
+from unidecouple.train.train import train
+
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+_END_TIMEOUT = 120
+"""Seconds in which survivors must have ended on a loaded machine; they take one."""
+_JOIN_TIMEOUT = timedelta(seconds=60)
+"""For processes to find each other: long, since a loaded machine starts them late; no test waits it out."""
+
+
+def start_ranks(
+    size: int, config: RunConfig, folder: Path, cache: Path, faults: Mapping[int, Fault] | None = None, started: int | None = None
+) -> list[BaseProcess]:
+    """Start ``config`` on ``size`` processes as torchrun would.
+
+    Args:
+        faults: what goes wrong in a rank.
+        started: how many of the ``size`` processes are started; None: all.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks: list[BaseProcess] = []
+    for rank in range(size if started is None else started):
+        fault = (faults or {}).get(rank)
+        ranks.append(context.Process(target=_rank, args=(rank, size, port, config, folder, cache, fault)))
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def _rank(rank: int, size: int, port: int, config: RunConfig, folder: Path, cache: Path, fault: Fault | None) -> None:
+    """One process; its error goes to a file, as the command's last line would go to standard error."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "_JOINING", _JOIN_TIMEOUT)
+            if fault is not None:
+                fault(patch)
+            train(config, folder, cache, lambda line: None, threading.Event())
+    except Exception as error:  # noqa: BLE001
+        (folder.parent / f"{folder.name}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        os._exit(1)
+
+
+def exit_codes(ranks: list[BaseProcess]) -> list[int | None]:
+    """Wait for all ``ranks``; one that has not ended in ``_END_TIMEOUT`` is a failure."""
+    for process in ranks:
+        process.join(_END_TIMEOUT)
+    stuck = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+    for process in ranks:
+        process.kill()
+        process.join()
+    assert not stuck, f"ranks {stuck} hang"
+    return [process.exitcode for process in ranks]
+
+
+def errors(folder: Path) -> dict[int, str]:
+    """The error of each rank of the run in ``folder`` that raised one."""
+    return {
+        int(path.stem.rpartition("-")[2]): path.read_text() for path in folder.parent.glob(f"{folder.name}-*.txt") if path.is_file()
+    }
+
+
+def train_on_ranks(size: int, config: RunConfig, folder: Path, cache: Path) -> None:
+    """Run ``config`` on ``size`` processes to its end."""
+    codes = exit_codes(start_ranks(size, config, folder, cache))
+    assert codes == [0] * size, errors(folder)

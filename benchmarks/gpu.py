@@ -1,4 +1,4 @@
-"""G3 to G6 and G8: pictures on one GPU, at Janus-Pro's sizes with random weights in bfloat16, beside the loops that people run.
+"""G3 to G6: pictures on one GPU, at Janus-Pro's sizes with random weights in bfloat16, beside the loops that people run.
 
 ``make bench-gpu`` needs a CUDA device, 80 GB of it for 7B and for 128 pictures. **It has never run on one.** ``--tiny`` goes
 through all of it on a CPU, at a size whose times say nothing, and writes no file.
@@ -22,11 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.image_loop import GUIDANCE, PROMPT, SMALL, Sides, sides
+from benchmarks.image_loop import GUIDANCE, SMALL, Sides, sides
 from benchmarks.record import Result, Row
 from benchmarks.timing import LEAST_REPEATS, Ratio, SidesDifferError, interleave
-from unidecouple.generate.drawing import ImageJob
-from unidecouple.generate.jacobi import JacobiDrawing
 from unidecouple.generate.replay import Recorder, recorder_of
 from unidecouple.models.tiny import TinySize
 
@@ -50,7 +48,7 @@ class Case:
     """What is timed, and what is hoped for.
 
     Attributes:
-        name: G3 to G8, and the size.
+        name: G3 to G6, and the size.
         size: in ``SIZES``.
         pictures: at a time.
         text: fields of the decoder; none is dense.
@@ -80,7 +78,6 @@ CASES = (
     Case("G6 1B", "1B", 128, rate=20.0, others=(EAGER, DEEPSEEK)),
 )
 DTYPE = torch.bfloat16
-GUESSED, WINDOW = Case("G8 1B", "1B", faster=1.8), 16
 
 
 class Switched:
@@ -201,25 +198,6 @@ def timed(case: Case, machine: Machine, repeats: int) -> tuple[list[Row], dict[s
     return rows, {"case": asdict(case), "seconds": seconds, "memory_gb": machine.peak()}
 
 
-def guessed(machine: Machine, repeats: int) -> tuple[list[Row], dict[str, Any]]:
-    """G8: several tokens a pass, guessed and verified, beside the engine's one. Random weights say little on how many hold."""
-    machine.tidy()
-    switch = machine.recorder()
-    made = machine.sides(GUESSED, switch)
-    jacobi, order = JacobiDrawing(made.model, made.builder, WINDOW), ImageJob(PROMPT, (0,), GUIDANCE)
-    drawn = jacobi.draw(order)
-    calls: dict[str, Callable[[], object]] = {REPLAYED: partial(made.engine, False), "guessed": lambda: jacobi.draw(order)}
-    seconds = interleave(calls, repeats, lambda: None, machine.now)
-    ratio = Ratio.of(seconds[REPLAYED], seconds["guessed"])
-    same = float((drawn.tokens.cpu() == made.engine(False)[0].cpu()).float().mean())
-    rows = [
-        row(f"{GUESSED.name}: {REPLAYED} / guessed", ratio.median, ratio.low, ratio.high, None if machine.tiny else 1.8, "x"),
-        Row(f"{GUESSED.name}: passes for {len(drawn.tokens)} tokens, {WINDOW} guesses a pass", drawn.passes, ""),
-        Row(f"{GUESSED.name}: share of tokens alike (rounding decides ties)", same, ""),
-    ]
-    return rows, {"case": asdict(GUESSED), "window": WINDOW, "seconds": seconds, "memory_gb": machine.peak()}
-
-
 def row(what: str, value: float, low: float, high: float, goal: float | None, unit: str, less: bool = False) -> Row:
     """A line with its goal, if there is one: at most it (``less``), or at least."""
     if goal is None:
@@ -235,16 +213,14 @@ def run(machine: Machine, names: str = "", repeats: int = LEAST_REPEATS) -> Resu
     Raises:
         ValueError: there is no such case.
     """
-    known = [case.name for case in (*CASES, GUESSED)]
-    wanted = [name for name in known if name.startswith(names)]
+    wanted = [case for case in CASES if case.name.startswith(names)]
     if not wanted:
-        raise ValueError(f"--only {names!r} is none of {', '.join(known)}")
+        raise ValueError(f"--only {names!r} is none of {', '.join(case.name for case in CASES)}")
     agree(machine)
     rows: list[Row] = []
     details: dict[str, Any] = {}
-    for name in wanted:
-        work = partial(guessed, machine) if name == GUESSED.name else partial(timed, CASES[known.index(name)], machine)
-        more, details[name] = work(repeats)
+    for case in wanted:
+        more, details[case.name] = timed(case, machine, repeats)
         rows += more
         print("\n".join("  ".join(one.cells()) for one in more), file=sys.stderr, flush=True)  # a case takes minutes
     settings = {"dtype": str(DTYPE), "guidance": GUIDANCE, "repeats": repeats, "seed": 0, "tiny": machine.tiny}

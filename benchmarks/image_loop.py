@@ -26,11 +26,12 @@ from benchmarks.record import Result, Row
 from benchmarks.timing import LEAST_REPEATS, Ratio, SidesDifferError, interleave, one_thread
 from benchmarks.tiny import SIZE, model_of, processor_of
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.drawing import Drawing, ImageJob, draw_orders
-from unidecouple.generate.image import Sampling, draw_tokens
+from unidecouple.generate.drawing import Drawing, draw_orders
+from unidecouple.generate.image import draw_tokens
+from unidecouple.generate.jobs import ImageJob, image_jobs
 from unidecouple.generate.layout import layers_of
 from unidecouple.generate.replay import Recorder
-from unidecouple.generate.sampler import Choice
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.moe import MixtureOfExperts
 from unidecouple.models.processing import UniJanusProcessor
@@ -61,14 +62,18 @@ class Sides:
     drawing: Drawing
     pictures: int
 
+    def jobs(self, greedy: bool) -> list[ImageJob]:
+        """Of our sides."""
+        sampling = SamplingParams(guidance_scale=GUIDANCE, temperature=0.0 if greedy else 1.0)
+        return image_jobs(self.builder, [PROMPT], self.pictures, 0, sampling)
+
     def engine(self, greedy: bool) -> Tensor:
         """Ours."""
-        choice = Choice(0.0 if greedy else 1.0)
-        return draw_orders(self.drawing, [ImageJob(PROMPT, (number,), GUIDANCE, choice) for number in range(self.pictures)])
+        return draw_orders(self.drawing, self.jobs(greedy))
 
     def our_plain_loop(self, greedy: bool) -> Tensor:
         """Ours, with the library's cache."""
-        return draw_tokens(self.model, self.builder, [PROMPT], self.pictures, 0, Sampling(GUIDANCE, 0.0 if greedy else 1.0))
+        return draw_tokens(self.model, self.builder, self.jobs(greedy))
 
     def transformers(self, greedy: bool) -> Tensor:
         """The library's ``generate``."""

@@ -19,8 +19,9 @@ from unidecouple.serve.growing import Previewer, due
 from benchmarks.record import Result, Row
 from benchmarks.timing import one_thread
 from unidecouple.batch import Task
-from unidecouple.generate.drawing import ImageJob, Picture
+from unidecouple.generate.drawing import Picture
 from unidecouple.generate.engine import Engine
+from unidecouple.generate.jobs import ImageJob
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.pictures import as_png
 from unidecouple.serve.scheduler import Scheduler
@@ -68,7 +69,7 @@ class Ways:
         return seconds, in_time
 
     def _job(self, watcher: Waiting, index: int, way: str) -> Job[Any]:
-        work = ImageJob("a photo of a red cow", (index,))
+        work = ImageJob.of(self.engine.builder, "a photo of a red cow", (index,))
         if way != "model's thread":
             return self.previewer.job(watcher, index, work, self.places if way == "own thread" else ())
 

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import pytest
 
 from unidecouple import config
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.methods.objective import AttentionAlignment, GroupRouterLoss, LoadBalance, Objective
 from unidecouple.run import RunConfig
 
@@ -97,3 +98,28 @@ def test_an_old_override_changes_a_new_recipe(tmp_path: Path) -> None:
     path.write_text("objective: {auxiliary: [{kind: load_balance, coeff: 0.5}]}")
     found = config.load(RunConfig, [path], ["objective.balance_coeff=0.1"]).objective
     assert found == Objective(auxiliary=(LoadBalance(coeff=0.1),))
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "temperature"),
+    [
+        ("{temperature: 0.5, guidance_scale: 2}", "evaluation.eval_steps=9", 0.5),
+        ("{temperature: 0.5, guidance_scale: 2}", "evaluation.sampling.temperature=0.9", 0.9),
+        ("{sampling: {temperature: 0.5, guidance_scale: 2}}", "evaluation.temperature=0.9", 0.9),
+    ],
+)
+def test_flat_sampling_settings_are_read(
+    text: str, override: str, temperature: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"evaluation: {text}")
+    found = config.load(RunConfig, [path], [override]).evaluation.sampling
+    assert found == SamplingParams(guidance_scale=2, temperature=temperature)
+    assert "'evaluation.temperature' is now 'sampling.temperature'" in caplog.text
+
+
+def test_sampling_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("evaluation: {sampling: 3, temperature: 0.5}")
+    with pytest.raises(config.ConfigError, match="sampling"):
+        config.load(RunConfig, [path])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.methods.stage import Stage
 from unidecouple.run import Data, Evaluation, Lesson, RunConfig
 
@@ -36,7 +37,7 @@ from unidecouple.run import Data, Evaluation, Lesson, RunConfig
         (lambda: Evaluation(prompts_per_tag=1), "prompts_per_tag=1 must be at least 2"),
         (lambda: Evaluation(pope_images=1), "pope_images=1 must be at least 2"),
         (lambda: Evaluation(vqa_questions=0), "vqa_questions=0"),
-        (lambda: Evaluation(temperature=-1), "temperature=-1"),
+        (lambda: Evaluation(sampling=SamplingParams(temperature=-1)), "temperature=-1"),
         (lambda: Evaluation(parser="nosuch"), "unknown parser 'nosuch'; POPE has official"),
     ],
 )
@@ -48,5 +49,5 @@ def test_what_cannot_be_run_or_scored_is_refused(part: Callable[[], object], sai
 def test_zeroes_that_mean_off_are_legal() -> None:
     Data(t2i_batch_size=0, simple_steps=0, router_pairs=0, cond_dropout_prob=0)
     Data(mmu_batch_size=0)
-    Evaluation(eval_steps=0, temperature=0, top_k=0)
+    Evaluation(eval_steps=0, sampling=SamplingParams(temperature=0, top_k=0))
     RunConfig(max_steps=0, stages=(), save_steps=0, max_grad_norm=float("inf"))

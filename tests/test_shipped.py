@@ -12,7 +12,8 @@ import pytest
 from unidecouple.cli import main
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.image import Sampling, draw
+from unidecouple.generate.image import draw
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.shipped import SHIPPED
@@ -64,7 +65,7 @@ def test_the_unified_base_alone_draws_what_it_is_asked_for(name: str, least: flo
     bounds = judge_bounds(TemplateJudge(), prompts)
 
     def paint(texts: Sequence[str], num_images: int, seed: int) -> list[list[np.ndarray]]:
-        return draw(*base, texts, num_images, seed, Sampling(guidance_scale=1.5, temperature=0.7))
+        return draw(*base, texts, num_images, seed, SamplingParams(guidance_scale=1.5, temperature=0.7))
 
     result = generate_and_score(paint, TemplateJudge(), prompts, 1, bounds=bounds)
     assert least <= next(score.value for score in result.scores if score.metric == "overall") <= most

@@ -35,9 +35,10 @@ def at_least(least: float, config: object, *names: str) -> None:
     _check(config, names, lambda value: value >= least, f"at least {least:g}")
 
 
-def above(bound: float, config: object, *names: str) -> None:
-    """As ``at_least``, where ``bound`` itself is refused, too."""
-    _check(config, names, lambda value: value > bound, f"above {bound:g}")
+def above(bound: float, config: object, *names: str, most: float = math.inf) -> None:
+    """As ``at_least``, where ``bound`` itself is refused, too; up to ``most``."""
+    allowed = f"above {bound:g}" + ("" if most == math.inf else f" and at most {most:g}")
+    _check(config, names, lambda value: bound < value <= most, allowed)
 
 
 def between(least: float, most: float, config: object, *names: str) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from unidecouple import bounds
 from unidecouple.data.mixture import Files
 from unidecouple.eval.pope import PARSERS
-from unidecouple.generate.sampler import Choice, check_guidance
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.methods.objective import Objective
 from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import Dense, Structure
@@ -97,7 +98,7 @@ class Evaluation:
         prompts_per_tag: test prompts of each GenEval tag (102 exist); at least 2, since another prompt is the judge's floor.
         num_images: pictures a prompt; 4 in GenEval's protocol.
         parser: POPE's answer parser, by name.
-        guidance_scale, temperature, top_k: sampling of image tokens; chosen on validation prompts.
+        sampling: of image tokens; chosen on validation prompts.
     """
 
     eval_steps: int = 100
@@ -111,20 +112,32 @@ class Evaluation:
     prompts_per_tag: int = 102
     num_images: int = 4
     parser: str = "official"
-    guidance_scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
     def __post_init__(self) -> None:
         bounds.at_least(0, self, "eval_steps")
-        check_guidance(self)
-        Choice(self.temperature, self.top_k)  # checks its ranges
         bounds.at_least(1, self, "eval_batches", "eval_batch_size", "eval_prompts", "vqa_questions", "num_images")
         bounds.at_least(2, self, "eval_images", "pope_images", "prompts_per_tag")
         if "geneval" in self.benchmarks:
             raise ValueError("benchmarks names geneval, but no judge of photographs comes with the package: use `unidecouple eval`")
         if self.parser not in PARSERS:  # else it were found out when all is trained
             raise ValueError(f"unknown parser {self.parser!r}; POPE has {', '.join(PARSERS)}")
+
+    @classmethod
+    def migrate_keys(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """``values`` of a recipe with the sampling settings of version 0.1 moved into ``sampling``; and their new names."""
+        moved = [name for name in values if name in ("guidance_scale", "temperature", "top_k")]
+        if not moved or not isinstance(values.get("sampling", {}), Mapping):
+            return dict(values), {}
+        kept: dict[str, Any] = {"sampling": {}}
+        for name, value in values.items():  # in the order of the layers, so the later of an old and a new name wins
+            if name in moved:
+                kept["sampling"][name] = value
+            elif name == "sampling":
+                kept["sampling"] |= value
+            else:
+                kept[name] = value
+        return kept, {name: f"sampling.{name}" for name in moved}
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,12 @@ def test_a_mixture_beside_the_librarys(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_other_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures a second, and tokens that are guessed ahead."""
+    """Pictures a second."""
     monkeypatch.setattr(gpu, "agree", lambda machine: None)
     machine = gpu.Machine(CPU, tiny=True)
     whole = gpu.run(machine, "G6")
     assert [row.unit for row in whole.rows] == ["pictures/s", "x", "x"]
     assert set(whole.details["G6 1B"]["seconds"]) == {gpu.REPLAYED, gpu.EAGER, gpu.DEEPSEEK}
-    passes = gpu.run(machine, "G8").rows[1]
-    assert 1 <= passes.value <= gpu.TINY.num_image_tokens - 1
     with pytest.raises(ValueError, match=r"'G9' is none of G3 1B"):
         gpu.run(machine, "G9")
 

@@ -24,7 +24,9 @@ from unidecouple.convert.convert import convert
 from unidecouple.convert.load import load
 from unidecouple.convert.steps import Conversion
 from unidecouple.data.sequences import Question, SequenceBuilder, collate
-from unidecouple.generate.image import Sampling, draw_tokens
+from unidecouple.generate.image import draw_tokens
+from unidecouple.generate.jobs import image_jobs
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
 from unidecouple.methods.objective import Objective
 from unidecouple.methods.structure import TaskAwareMoE
@@ -72,7 +74,9 @@ def train(model: UniJanusForConditionalGeneration, builder: SequenceBuilder, pic
 def draw(model: UniJanusForConditionalGeneration, builder: SequenceBuilder) -> list[int]:
     """The first image tokens of a guided picture."""
     model.config.vision_config.num_image_tokens = DRAWN  # only how long the loop runs
-    return draw_tokens(model, builder, ["a photo of a blue pig"], 1, 0, Sampling(guidance_scale=5.0))[0].tolist()
+    return draw_tokens(model, builder, image_jobs(builder, ["a photo of a blue pig"], 1, 0, SamplingParams(guidance_scale=5.0)))[
+        0
+    ].tolist()
 
 
 def main() -> None:

@@ -14,8 +14,10 @@ from transformers import JanusForConditionalGeneration
 from published import TINY, weights
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import Question, SequenceBuilder, collate, pixels
-from unidecouple.generate.image import Sampling, draw_tokens
+from unidecouple.generate.image import draw_tokens
+from unidecouple.generate.jobs import image_jobs
 from unidecouple.generate.padding import left_pad
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
@@ -74,11 +76,13 @@ def test_the_whole_greedy_guided_loop(loaded: Loaded, theirs: JanusForConditiona
     ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, torch.device("cpu"))
     assert theirs.generation_config.guidance_scale == 5.0
     expected = theirs.generate(input_ids=ids, attention_mask=mask, generation_mode="image", do_sample=False)
-    found = draw_tokens(model, builder, PROMPTS, 1, 0, Sampling(guidance_scale=5.0, temperature=0))
+    found = draw_tokens(model, builder, image_jobs(builder, PROMPTS, 1, 0, SamplingParams(guidance_scale=5.0, temperature=0)))
     assert torch.equal(found, expected)
     assert len(found.unique()) > 5
     assert len({tuple(row) for row in found.tolist()}) == 3
-    assert not torch.equal(found, draw_tokens(model, builder, PROMPTS, 1, 0, Sampling(guidance_scale=1.0, temperature=0)))
+    assert not torch.equal(
+        found, draw_tokens(model, builder, image_jobs(builder, PROMPTS, 1, 0, SamplingParams(guidance_scale=1.0, temperature=0)))
+    )
     torch.testing.assert_close(model.decode_image_tokens(found), theirs.decode_image_tokens(expected), atol=1e-5, rtol=1e-5)
 
 

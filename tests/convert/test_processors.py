@@ -20,7 +20,9 @@ from unidecouple.batch import IGNORE, Task
 from unidecouple.convert.load import load
 from unidecouple.convert.processors import read_processor
 from unidecouple.data.sequences import Question, SequenceBuilder, pixels
-from unidecouple.generate.image import Sampling, draw_tokens
+from unidecouple.generate.image import draw_tokens
+from unidecouple.generate.jobs import image_jobs
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 
@@ -255,7 +257,9 @@ def test_transformers_draws_from_a_base_of_ours(
     prompt = ids(AutoProcessor.from_pretrained(folder), [{"role": "user", "content": [{"type": "text", "text": "a cow"}]}], "image")
     given = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}
     drawn = theirs.generate(**given, generation_mode="image", do_sample=False, guidance_scale=3.0)
-    assert torch.equal(drawn, draw_tokens(model, builder, ["a cow"], 1, 0, Sampling(guidance_scale=3.0, temperature=0)))
+    assert torch.equal(
+        drawn, draw_tokens(model, builder, image_jobs(builder, ["a cow"], 1, 0, SamplingParams(guidance_scale=3.0, temperature=0)))
+    )
 
 
 def test_janus_before_pro_has_no_role_tokens(published: Path, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from unidecouple.convert.load import load
 from unidecouple.convert.steps import Conversion
 from unidecouple.convert.structure import merge_lora
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.image import Sampling, draw_tokens
+from unidecouple.generate.image import draw_tokens
+from unidecouple.generate.jobs import image_jobs
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.methods.structure import Dense, MoE, MoT, Rosetta, Structure, Symbiotic, TaskAwareMoE, UniFork, UniX
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
@@ -120,9 +122,9 @@ def test_slimmed_to_one_task(
     assert slim.num_parameters() < whole.num_parameters()
     assert kept.first_token == (task is Task.T2I)
     if task is Task.T2I:
-        told, untold = (Sampling(guidance_scale=3.0, temperature=0, routing=routing) for routing in ("label", None))
-        pictures = draw_tokens(whole, builder, PROMPTS, 1, 0, told)
-        assert torch.equal(draw_tokens(slim, builder, PROMPTS, 1, 0, untold), pictures)
+        jobs = image_jobs(builder, PROMPTS, 1, 0, SamplingParams(guidance_scale=3.0, temperature=0))
+        pictures = draw_tokens(whole, builder, jobs, routing="label")
+        assert torch.equal(draw_tokens(slim, builder, jobs), pictures)
         assert len(pictures.unique()) > 8
 
 

@@ -14,8 +14,9 @@ from decoder_kinds import KINDS, every_kind
 from tiny_emu3 import SIZE
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.answering import Answering, Request, answer_requests
-from unidecouple.generate.sampler import Choice
+from unidecouple.generate.answering import Answering, answer_requests
+from unidecouple.generate.jobs import AnswerJob
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
@@ -24,9 +25,9 @@ MakeModel = Callable[..., UniJanusForConditionalGeneration]
 QUESTIONS = ["Is there a cow in the image?", "What?", "How many red pigs are there in the image?", "Is there a cow in the image?"]
 
 
-def requests_of(builder: SequenceBuilder, pictures: np.ndarray, **settings: Any) -> list[Request]:
+def requests_of(builder: SequenceBuilder, pictures: np.ndarray, **settings: Any) -> list[AnswerJob]:
     return [
-        Request(builder.understanding_prompt(question), (picture,), 8, **settings)
+        AnswerJob(builder.understanding_prompt(question), (picture,), 8, **settings)
         for question, picture in zip(QUESTIONS, pictures, strict=True)
     ]
 
@@ -59,8 +60,8 @@ def test_neighbours_do_not_notice_who_comes_and_goes(
 ) -> None:
     """Sampled by their own seeds; one is cancelled, one has no picture, one is cut off early."""
     model = make_model(**kind)
-    wanted = requests_of(builder, pictures, choice=Choice(0.9, top_k=20), seed=(5, 1))
-    wanted.append(Request([builder.tokenizer.bos_token_id], (), 3, Choice(), (9,)))
+    wanted = requests_of(builder, pictures, sampling=SamplingParams(temperature=0.9, top_k=20), seed=(5, 1))
+    wanted.append(AnswerJob([builder.tokenizer.bos_token_id], (), 3, SamplingParams(), (9,)))
     alone = []
     for request in wanted:
         one = Answering(model, builder, most=1, length=96)
@@ -107,11 +108,11 @@ def test_refusals(make_model: MakeModel, builder: SequenceBuilder, pictures: np.
     answering = Answering(make_model(), builder, most=1, length=100)
     request = requests_of(builder, pictures)[0]
     with pytest.raises(ValueError, match="16 image placeholders for 0 pictures"):
-        answering.add([Request(request.ids, ())])
+        answering.add([AnswerJob(request.prompt_ids, ())])
     with pytest.raises(ValueError, match="2 answers are more than the 1"):
         answering.add([request, request])
     with pytest.raises(ValueError, match="for 100 tokens each"):
-        answering.add([Request(request.ids, request.pictures, 90)])
+        answering.add([AnswerJob(request.prompt_ids, request.pictures, 90)])
     assert answering.step() == []
 
 
@@ -119,8 +120,8 @@ def test_a_stop_string_ends_an_answer_and_nobody_elses(
     make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray
 ) -> None:
     """Its step is its last, and frees its place; the text goes up to the string, the tokens to its end."""
-    model, random = make_model(), Choice(100.0)
-    free = requests_of(builder, pictures, choice=random, seed=(3,))
+    model, random = make_model(), SamplingParams(temperature=100.0)
+    free = requests_of(builder, pictures, sampling=random, seed=(3,))
     expected = answer_requests(Answering(model, builder, length=96), free)
     words = expected[0].split()
     stop = f"{words[1][-1]} {words[2]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +16,51 @@ from decoder_kinds import KINDS, every_kind
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.drawing import Drawing, ImageJob, Picture, draw_orders
-from unidecouple.generate.image import Sampling, draw_tokens
+from unidecouple.generate.drawing import Drawing, Picture, draw_orders
+from unidecouple.generate.image import draw_tokens
+from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad
-from unidecouple.generate.sampler import Choice
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
 PROMPTS = ["a photo of a cow", "a photo of a red cow and a blue pig", "a sketch of three yellow buses"]
-CHOICES = [Choice(0.0), Choice(), Choice(0.7, top_k=5), Choice(1.0, top_p=0.6)]
+CHOICES = [
+    SamplingParams(temperature=0.0),
+    SamplingParams(),
+    SamplingParams(temperature=0.7, top_k=5),
+    SamplingParams(temperature=1.0, top_p=0.6),
+]
 APART = "untied_attention"
 
 
 def plainly(model: Any, builder: SequenceBuilder, order: ImageJob) -> Tensor:
     """The plain loop's tokens of one order, drawn alone."""
-    choice = order.choice
-    sampling = Sampling(
-        order.guidance_scale,
-        choice.temperature,
-        choice.top_k,
-        top_p=choice.top_p,
-        routing="label",
-        negative_prompt=order.negative_prompt,
-    )
-    seed, _, copy = order.seed
-    return draw_tokens(model, builder, [order.prompt], copy + 1, seed, sampling)[copy]
+    return draw_tokens(model, builder, [order], routing="label")[0]
 
 
-def mixed_orders() -> list[ImageJob]:
+def mixed_orders(builder: SequenceBuilder) -> list[ImageJob]:
     """Prompts of three lengths, all ways to choose, with guidance and without, hidden and negative prompts, side by side."""
     orders = []
     for number, choice in enumerate([*CHOICES, *CHOICES]):
         scale = (1.0, 3.0, 5.0)[number % 3]
-        orders.append(ImageJob(PROMPTS[number % 3], (number, 0, number % 2), scale, choice, "a blue pig" if number == 5 else None))
+        orders.append(
+            ImageJob.of(
+                builder,
+                PROMPTS[number % 3],
+                (number, 0, number % 2),
+                replace(choice, guidance_scale=scale),
+                "a blue pig" if number == 5 else None,
+            )
+        )
     return orders
 
 
 @every_kind
 def test_whole_pictures_are_the_plain_loops(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
-    model, orders = make_model(**kind), mixed_orders()
+    model, orders = make_model(**kind), mixed_orders(builder)
     expected = torch.stack([plainly(model, builder, order) for order in orders])
     if APART in kind:
         with pytest.raises(ValueError, match=r"untied_attention='group'.*plain loops"):
@@ -80,14 +85,14 @@ def test_greedy_pictures_equal_transformers(
     for name in ("pad", "bos", "eos"):
         setattr(plain.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     theirs = plain.generate(input_ids=ids, attention_mask=mask, generation_mode="image", guidance_scale=guidance, do_sample=False)
-    orders = [ImageJob(prompt, (0,), guidance, Choice(0.0)) for prompt in PROMPTS]
+    orders = [ImageJob.of(builder, prompt, (0,), SamplingParams(guidance_scale=guidance, temperature=0.0)) for prompt in PROMPTS]
     assert torch.equal(draw_orders(Drawing(model, builder), orders), theirs)
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[4]], ids=str)
 def test_neighbours_do_not_notice_who_comes_and_goes(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
     """Pictures join at different steps, one is cancelled in the middle, and its slot is taken by the next."""
-    model, orders = make_model(**kind), mixed_orders()
+    model, orders = make_model(**kind), mixed_orders(builder)
     expected = [plainly(model, builder, order) for order in orders]
     drawing, found, given, step = Drawing(model, builder, most=4, prompt_length=40), {}, {}, 0
     waiting = list(range(len(orders)))
@@ -122,7 +127,10 @@ def test_rows_that_end(emu3_base: Path, enliven: Any, kind: dict[str, Any]) -> N
     enliven(model.decoder, 1)
     enliven(model.lm_head, 2)
     builder = SequenceBuilder(processor)
-    orders = [ImageJob(prompt, (3, 0, 0), 3.0, Choice(), away) for prompt, away in (("a red cat", None), ("dog", "no blue"))]
+    orders = [
+        ImageJob.of(builder, prompt, (3, 0, 0), SamplingParams(guidance_scale=3.0), away)
+        for prompt, away in (("a red cat", None), ("dog", "no blue"))
+    ]
     expected = [plainly(model, builder, order) for order in orders]
     drawing = Drawing(model, builder, most=2)
     first = drawing.add(orders[:1])[0]
@@ -148,9 +156,9 @@ def test_what_there_is_no_room_for(make_model: MakeModel, builder: SequenceBuild
     model = make_model()
     drawing = Drawing(model, builder, most=1, prompt_length=12)
     with pytest.raises(ValueError, match="2 pictures are more than the 1"):
-        drawing.add([ImageJob("a cow", (0,))] * 2)
+        drawing.add([ImageJob.of(builder, "a cow", (0,))] * 2)
     with pytest.raises(ValueError, match="shorten the prompt"):
-        drawing.add([ImageJob("a cow " * 30, (0,))])
+        drawing.add([ImageJob.of(builder, "a cow " * 30, (0,))])
     assert drawing.step() == []
 
 

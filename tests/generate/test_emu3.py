@@ -14,7 +14,9 @@ from decoder_kinds import every_kind
 from tiny_emu3 import SIDE, SIZE, emu3_processor, plain_emu3
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder, collate
-from unidecouple.generate.image import Sampling, draw, draw_tokens
+from unidecouple.generate.image import draw, draw_tokens
+from unidecouple.generate.jobs import image_jobs
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
 from unidecouple.models.base import UnifiedModel
 
@@ -70,8 +72,8 @@ def transformers_own(prompt: str, guidance: float, negative: str) -> Tensor:
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (3.0, ""), (3.0, NEGATIVE)])
 def test_drawing_is_transformers_own_greedy_loop(emu3_base: Path, builder: SequenceBuilder, guidance: float, negative: str) -> None:
     model, _ = load(str(emu3_base))
-    sampling = Sampling(guidance, 0.0, negative_prompt=negative or None)
-    ours = draw_tokens(model, builder, PROMPTS, 1, 0, sampling)
+    sampling = SamplingParams(guidance_scale=guidance, temperature=0.0)
+    ours = draw_tokens(model, builder, image_jobs(builder, PROMPTS, 1, 0, sampling, negative or None))
     expected = torch.cat([transformers_own(prompt, guidance, negative) for prompt in PROMPTS])
     assert torch.equal(ours, expected)
     assert len({tuple(row) for row in ours.tolist()}) == len(PROMPTS)
@@ -81,7 +83,15 @@ def test_drawing_is_transformers_own_greedy_loop(emu3_base: Path, builder: Seque
 def test_a_padded_batch_equals_one_by_one(emu3_base: Path, builder: SequenceBuilder, enliven: Any, kind: dict[str, Any]) -> None:
     """Guided, since then prompts and hidden prompts, of other lengths, are rows of one batch."""
     model = lively(emu3_base, enliven, **kind)
-    together, alone = (draw_tokens(model, builder, PROMPTS, 1, 7, Sampling(3.0, 1.0, 20, size)) for size in (256, 1))
+    together, alone = (
+        draw_tokens(
+            model,
+            builder,
+            image_jobs(builder, PROMPTS, 1, 7, SamplingParams(guidance_scale=3.0, temperature=1.0, top_k=20)),
+            batch_size=size,
+        )
+        for size in (256, 1)
+    )
     assert torch.equal(alone, together)
     assert together.shape == (3, SIDE * SIDE)
     assert len(together.unique()) > 8
@@ -91,7 +101,7 @@ def test_a_padded_batch_equals_one_by_one(emu3_base: Path, builder: SequenceBuil
 def test_the_cached_loop_equals_full_recompute(emu3_base: Path, builder: SequenceBuilder, enliven: Any) -> None:
     """Rows' ends are where training has them: a training batch of what was drawn gives the same choices."""
     model = lively(emu3_base, enliven, ffn="ta_moe")
-    tokens = draw_tokens(model, builder, PROMPTS, 1, 0, Sampling(3.0, 0.0))
+    tokens = draw_tokens(model, builder, image_jobs(builder, PROMPTS, 1, 0, SamplingParams(guidance_scale=3.0, temperature=0.0)))
     logits = []
     for dropped in (False, True):
         samples = [builder.generation(prompt, row, dropped) for prompt, row in zip(PROMPTS, tokens.tolist(), strict=True)]
@@ -104,7 +114,9 @@ def test_the_cached_loop_equals_full_recompute(emu3_base: Path, builder: Sequenc
 
 def test_pictures_come_out(emu3_base: Path, builder: SequenceBuilder) -> None:
     model, _ = load(str(emu3_base))
-    (first, second), (other, _) = draw(model, builder, PROMPTS[:2], 2, 3, Sampling(3.0, 1.0, 32))
+    (first, second), (other, _) = draw(
+        model, builder, PROMPTS[:2], 2, 3, SamplingParams(guidance_scale=3.0, temperature=1.0, top_k=32)
+    )
     assert (first.shape, first.dtype) == ((SIZE, SIZE, 3), np.uint8)
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, other)

@@ -14,11 +14,11 @@ from PIL import Image
 from decoder_kinds import KINDS
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
-from unidecouple.generate.drawing import ImageJob
 from unidecouple.generate.engine import UNDRAWN, Engine
-from unidecouple.generate.image import Sampling, draw
+from unidecouple.generate.image import decode_pictures, draw_tokens
+from unidecouple.generate.jobs import ImageJob, image_jobs
 from unidecouple.generate.one_task import load_one_task, one_task
-from unidecouple.generate.sampler import Choice
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.janus import UniJanusForConditionalGeneration
@@ -38,10 +38,12 @@ def size(model: torch.nn.Module) -> int:
 def test_lists_in_lists_out(make_model: MakeModel, processor: UniJanusProcessor, pictures: np.ndarray) -> None:
     model = make_model(ffn="ta_moe")
     engine = Engine(make_model(ffn="ta_moe"), processor, most=3, prompt_length=40, length=96)
-    sampling = Sampling(3.0, 0.8, 20, routing="label")
-    expected = draw(model, engine.builder, PROMPTS, 2, 4, sampling)
-    found = engine.generate_images(PROMPTS, 2, 4, 3.0, Choice(0.8, 20))
-    assert [[np.asarray(one).tolist() for one in row] for row in found] == [[one.tolist() for one in row] for row in expected]
+    sampling = SamplingParams(guidance_scale=3.0, temperature=0.8, top_k=20)
+    jobs = image_jobs(engine.builder, PROMPTS, 2, 4, sampling)
+    expected = decode_pictures(model, draw_tokens(model, engine.builder, jobs, routing="label"))
+    found = engine.generate_images(PROMPTS, 2, 4, sampling)
+    assert [len(row) for row in found] == [2, 2]
+    assert [np.asarray(one).tolist() for row in found for one in row] == expected.tolist()
     wide = [Image.fromarray(picture) for picture in pictures]
     assert engine.understand(wide, QUESTIONS, 8) == answer(model, engine.builder, list(pictures), QUESTIONS, 8, routing="label")
     assert engine.understand([], []) == []
@@ -53,7 +55,7 @@ def test_lists_in_lists_out(make_model: MakeModel, processor: UniJanusProcessor,
 
 def test_a_growing_picture(make_model: MakeModel, processor: UniJanusProcessor) -> None:
     engine = Engine(make_model(), processor, prompt_length=40)
-    [picture] = engine.drawing.add([ImageJob(PROMPTS[0], (0,), 1.0)])
+    [picture] = engine.drawing.add([ImageJob.of(engine.builder, PROMPTS[0], (0,), SamplingParams(guidance_scale=1.0))])
     assert (np.asarray(engine.preview(engine.drawing.tokens(picture))) == UNDRAWN).all()
     for _ in range(6):
         engine.drawing.step()
@@ -117,7 +119,7 @@ def test_one_task_loaded_is_one_task_taken(saved: Path, task: Task) -> None:
 
 def test_an_engine_of_one_task(saved: Path) -> None:
     slim, whole = Engine.load(str(saved), task="t2i"), Engine.load(str(saved))
-    one, other = (engine.generate_images(PROMPTS, 1, 2, 3.0) for engine in (slim, whole))
+    one, other = (engine.generate_images(PROMPTS, 1, 2, SamplingParams(guidance_scale=3.0)) for engine in (slim, whole))
     assert [np.asarray(row[0]).tolist() for row in one] == [np.asarray(row[0]).tolist() for row in other]
     with pytest.raises(ValueError, match="task='t2i' alone"):
         _ = slim.answering

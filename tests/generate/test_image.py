@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,30 +14,34 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from decoder_kinds import every_kind
 from unidecouple.data.sequences import SequenceBuilder, collate
-from unidecouple.generate.image import Sampling, decode_pictures, draw, draw_tokens, to_bytes
+from unidecouple.generate.image import decode_pictures, draw, draw_tokens, to_bytes
+from unidecouple.generate.jobs import image_jobs
 from unidecouple.generate.padding import left_pad, positions
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
 PROMPTS = ["a photo of a cow", "a photo of a red cow and a blue pig", "a sketch of three yellow buses"]
 SAMPLINGS = [
-    Sampling(guidance, temperature, top_k) for guidance in (1.0, 3.0) for temperature, top_k in ((0.0, 0), (1.0, 0), (0.7, 5))
+    SamplingParams(guidance_scale=guidance, temperature=temperature, top_k=top_k)
+    for guidance in (1.0, 3.0)
+    for temperature, top_k in ((0.0, 0), (1.0, 0), (0.7, 5))
 ]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"guidance {s.guidance_scale} temperature {s.temperature}")
 @every_kind
 def test_a_padded_batch_equals_one_by_one(
-    make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any], sampling: Sampling
+    make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any], sampling: SamplingParams
 ) -> None:
     model = make_model(**kind)
-    together = draw_tokens(model, builder, PROMPTS, 2, seed=7, sampling=sampling)
+    jobs = image_jobs(builder, PROMPTS, 2, 7, sampling)
+    together = draw_tokens(model, builder, jobs)
     assert together.shape == (6, 16)
     for size in (1, 4):  # one by one, and with one prompt's pictures in two batches
-        split = replace(sampling, batch_size=size)
-        assert torch.equal(draw_tokens(model, builder, PROMPTS, 2, seed=7, sampling=split), together)
-    first = draw_tokens(model, builder, PROMPTS[:1], 3, seed=7, sampling=sampling)
+        assert torch.equal(draw_tokens(model, builder, jobs, size), together)
+    first = draw_tokens(model, builder, image_jobs(builder, PROMPTS[:1], 3, 7, sampling))
     assert torch.equal(first[:2], together[:2])  # neither other prompts nor more copies change a picture
     copies = [torch.equal(together[2 * i], together[2 * i + 1]) for i in range(3)]
     assert copies == [sampling.temperature == 0] * 3
@@ -46,13 +49,19 @@ def test_a_padded_batch_equals_one_by_one(
     assert len(together.unique()) > 8
 
 
+def test_each_image_has_its_own_settings(make_model: MakeModel, builder: SequenceBuilder) -> None:
+    model = make_model()
+    jobs = [image_jobs(builder, PROMPTS[:1], 1, 7, sampling)[0] for sampling in SAMPLINGS]
+    assert torch.equal(draw_tokens(model, builder, jobs), torch.cat([draw_tokens(model, builder, [job]) for job in jobs]))
+
+
 def test_the_seed_decides(make_model: MakeModel, builder: SequenceBuilder) -> None:
     model = make_model()
-    one, same, other = (draw_tokens(model, builder, PROMPTS, 1, seed, Sampling()) for seed in (1, 1, 2))
+    one, same, other = (draw_tokens(model, builder, image_jobs(builder, PROMPTS, 1, seed, SamplingParams())) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert (one != other).any(1).all()
     state = torch.random.get_rng_state()
-    draw_tokens(model, builder, PROMPTS[:1], 1, 1, Sampling())
+    draw_tokens(model, builder, image_jobs(builder, PROMPTS[:1], 1, 1, SamplingParams()))
     assert torch.equal(torch.random.get_rng_state(), state)  # drawing leaves training's random numbers alone
 
 
@@ -75,7 +84,7 @@ def test_cache_equals_full_recompute(
     make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any], guidance: float
 ) -> None:
     model = make_model(**kind)
-    tokens = draw_tokens(model, builder, PROMPTS, 1, 0, Sampling(guidance_scale=guidance, temperature=0))
+    tokens = draw_tokens(model, builder, image_jobs(builder, PROMPTS, 1, 0, SamplingParams(guidance_scale=guidance, temperature=0)))
     cond, uncond = (teacher_forced(model, builder, tokens, dropped) for dropped in (False, True))
     assert torch.equal((uncond + guidance * (cond - uncond)).argmax(-1), tokens)
     assert (cond.argmax(-1) == tokens).all().item() == (guidance == 1)
@@ -94,7 +103,7 @@ def test_greedy_guided_pictures_equal_transformers(
     plain.generation_config.bos_token_id = tokenizer.bos_token_id
     plain.generation_config.eos_token_id = tokenizer.eos_token_id
     theirs = plain.generate(input_ids=ids, attention_mask=mask, generation_mode="image", guidance_scale=3.0, do_sample=False)
-    ours = draw_tokens(model, builder, PROMPTS, 1, 0, Sampling(guidance_scale=3.0, temperature=0))
+    ours = draw_tokens(model, builder, image_jobs(builder, PROMPTS, 1, 0, SamplingParams(guidance_scale=3.0, temperature=0)))
     assert torch.equal(ours, theirs)
     assert len(ours.unique()) > 8
 
@@ -106,7 +115,8 @@ def test_forced_routing(make_model: MakeModel, builder: SequenceBuilder) -> None
     for layer in model.decoder.layers:
         layer.mlp.router.weight.zero_()  # all to understanding
     chosen, forced = (
-        draw_tokens(model, builder, PROMPTS, 1, 0, Sampling(temperature=0, routing=routing)) for routing in (None, "label")
+        draw_tokens(model, builder, image_jobs(builder, PROMPTS, 1, 0, SamplingParams(temperature=0)), routing=routing)
+        for routing in (None, "label")
     )
     assert torch.equal(teacher_forced(model, builder, forced, dropped=False, routing="label").argmax(-1), forced)
     assert torch.equal(teacher_forced(model, builder, chosen, dropped=False).argmax(-1), chosen)
@@ -119,11 +129,11 @@ def test_sampling_follows_the_softmax(make_model: MakeModel, builder: SequenceBu
     ids = torch.tensor([builder.generation_prompt(PROMPTS[0])])
     with torch.no_grad():
         logits = model.model.generation_head(model.decoder(input_ids=ids).last_hidden_state[0, -1])
-    drawn = draw_tokens(model, builder, PROMPTS[:1], 600, 0, Sampling(temperature=0.8))[:, 0]
+    drawn = draw_tokens(model, builder, image_jobs(builder, PROMPTS[:1], 600, 0, SamplingParams(temperature=0.8)))[:, 0]
     probability = (logits / 0.8).softmax(-1)
     share = torch.bincount(drawn, minlength=64) / 600
     assert float((share - probability).abs().max()) < 4 * float((probability * (1 - probability) / 600).sqrt().max())
-    few = draw_tokens(model, builder, PROMPTS[:1], 100, 0, Sampling(top_k=3))[:, 0]
+    few = draw_tokens(model, builder, image_jobs(builder, PROMPTS[:1], 100, 0, SamplingParams(top_k=3)))[:, 0]
     assert set(few.tolist()) == set(logits.topk(3).indices.tolist())
 
 
@@ -131,7 +141,7 @@ def test_sampling_follows_the_softmax(make_model: MakeModel, builder: SequenceBu
 def test_pictures_of_tokens(make_model: MakeModel, builder: SequenceBuilder) -> None:
     model = make_model()
     pictures = draw(model, builder, PROMPTS, num_images=2, seed=3)
-    tokens = draw_tokens(model, builder, PROMPTS, 2, 3, Sampling())
+    tokens = draw_tokens(model, builder, image_jobs(builder, PROMPTS, 2, 3, SamplingParams()))
     assert [len(of_prompt) for of_prompt in pictures] == [2, 2, 2]
     flat = np.stack([picture for of_prompt in pictures for picture in of_prompt])
     assert (flat.shape, flat.dtype) == ((6, 16, 16, 3), np.uint8)
@@ -144,7 +154,7 @@ def test_pictures_of_tokens(make_model: MakeModel, builder: SequenceBuilder) -> 
 @torch.no_grad()
 def test_a_picture_s_bytes_do_not_depend_on_those_beside_it(make_model: MakeModel, builder: SequenceBuilder) -> None:
     model = make_model()
-    tokens = draw_tokens(model, builder, PROMPTS, 3, 3, Sampling())
+    tokens = draw_tokens(model, builder, image_jobs(builder, PROMPTS, 3, 3, SamplingParams()))
     together = decode_pictures(model, tokens)
     for number, one in enumerate(tokens):
         assert np.array_equal(together[number], decode_pictures(model, one.unsqueeze(0))[0])

@@ -16,9 +16,10 @@ from unidecouple.generate.album import settings_of
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.infer import Settings, infer
 from unidecouple.generate.parsed_request import asked
+from unidecouple.generate.sampling import SamplingParams
 
 USER = {"role": "user", "content": "<image>What is this?"}
-SETTINGS = Settings("unified", seed=3, max_new_tokens=4, temperature=1.0)
+SETTINGS = Settings("unified", seed=3, max_new_tokens=4, answers=SamplingParams())
 
 
 def of(entry: object) -> Any:
@@ -111,7 +112,7 @@ def test_other_settings_do_not_continue(source: Path, engine: Engine) -> None:
     output = source.parent / "out.jsonl"
     infer(engine, source, output, SETTINGS)
     with pytest.raises(ValueError, match="'seed': 4"):
-        infer(engine, source, output, Settings("unified", seed=4, max_new_tokens=4, temperature=1.0))
+        infer(engine, source, output, Settings("unified", seed=4, max_new_tokens=4, answers=SamplingParams()))
 
 
 def test_a_file_that_grew_is_continued_and_a_changed_one_is_not(source: Path, engine: Engine) -> None:

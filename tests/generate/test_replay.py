@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,24 @@ from decoder_kinds import KINDS
 from tape import Tape
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.answering import Answering, Request, answer_requests
-from unidecouple.generate.drawing import Drawing, ImageJob, draw_orders
+from unidecouple.generate.answering import Answering, answer_requests
+from unidecouple.generate.drawing import Drawing, draw_orders
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.fixed import BUCKET
+from unidecouple.generate.jobs import AnswerJob, ImageJob
 from unidecouple.generate.replay import CudaGraphs, GraphedStep, Recorder, fill, recorder_of
-from unidecouple.generate.sampler import Choice
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
-CHOICES = [Choice(0.0), Choice(), Choice(0.7, top_k=5), Choice(1.0, top_p=0.6)]
+CHOICES = [
+    SamplingParams(temperature=0.0),
+    SamplingParams(),
+    SamplingParams(temperature=0.7, top_k=5),
+    SamplingParams(temperature=1.0, top_p=0.6),
+]
 LONG = "a photo of a red cow and a blue pig and a cow and a pig and a bus and a cup and " * 3
 SERVED = pytest.mark.parametrize("kind", [KINDS[n] for n in (0, 2, 5, 8)], ids=str)
 
@@ -53,10 +60,13 @@ class Sizes(Tape):
         return set(found)
 
 
-def orders() -> list[ImageJob]:
+def orders(builder: SequenceBuilder) -> list[ImageJob]:
     """Short and long prompts, with guidance and without, every way to choose."""
     prompts = [LONG if number % 4 == 3 else "a sketch of three yellow buses" for number in range(8)]
-    return [ImageJob(prompt, (n,), (1.0, 3.0, 5.0)[n % 3], CHOICES[n % 4]) for n, prompt in enumerate(prompts)]
+    return [
+        ImageJob.of(builder, prompt, (n,), replace(CHOICES[n % 4], guidance_scale=(1.0, 3.0, 5.0)[n % 3]))
+        for n, prompt in enumerate(prompts)
+    ]
 
 
 def coming_and_going(drawing: Drawing, wanted: list[ImageJob]) -> dict[int, list[int]]:
@@ -79,10 +89,10 @@ def coming_and_going(drawing: Drawing, wanted: list[ImageJob]) -> dict[int, list
 def test_pictures(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
     """One who computes side by side, as on a GPU; long prompts cross the end of a bucket of keys."""
     model, tape = make_model(**kind), Sizes()
-    expected = coming_and_going(Drawing(model, builder, most=3, prompt_length=120), orders())
+    expected = coming_and_going(Drawing(model, builder, most=3, prompt_length=120), orders(builder))
     drawing = Drawing(model, builder, most=3, prompt_length=120, recorder=tape)
     drawing._rows.fixed.waits = False
-    assert coming_and_going(drawing, orders()) == expected
+    assert coming_and_going(drawing, orders(builder)) == expected
     assert len({tuple(tokens) for tokens in expected.values()}) == 7
     carried, chosen = tape.of("_step"), tape.of("_choose")
     assert {rows for _, rows, _ in carried} <= {1, 2, 4, 6}
@@ -91,14 +101,17 @@ def test_pictures(make_model: MakeModel, builder: SequenceBuilder, kind: dict[st
     before = len(tape.recorded)
     assert before <= 4 * 2 + 3 * 8
     assert tape.repeated > before
-    assert coming_and_going(drawing, orders()) == expected
+    assert coming_and_going(drawing, orders(builder)) == expected
     assert len(tape.recorded) == before  # all that came again was there
 
 
 def test_padding_is_no_ones(make_model: MakeModel, builder: SequenceBuilder) -> None:
     """Three pictures of five rows are computed as four and eight: whoever takes a padded row or slot later finds nothing in it."""
     model, tape = make_model(), Sizes()
-    wanted = [ImageJob("a photo of a cow", (number,), 3.0 if number else 1.0) for number in range(6)]
+    wanted = [
+        ImageJob.of(builder, "a photo of a cow", (number,), SamplingParams(guidance_scale=3.0 if number else 1.0))
+        for number in range(6)
+    ]
     expected = draw_orders(Drawing(model, builder, most=8, prompt_length=40), wanted)
     drawing = Drawing(model, builder, most=8, prompt_length=40, recorder=tape)
     assert torch.equal(draw_orders(drawing, wanted[:3]), expected[:3])
@@ -107,7 +120,7 @@ def test_padding_is_no_ones(make_model: MakeModel, builder: SequenceBuilder) -> 
     assert torch.equal(draw_orders(drawing, wanted), expected)
 
 
-def answers(answering: Answering, wanted: list[Request]) -> list[list[int]]:
+def answers(answering: Answering, wanted: list[AnswerJob]) -> list[list[int]]:
     """Tokens by request: they come one after the other, and the first is cancelled."""
     first = answering.add(wanted[:2])
     answering.step()
@@ -121,13 +134,15 @@ def answers(answering: Answering, wanted: list[Request]) -> list[list[int]]:
 
 
 @SERVED
-@pytest.mark.parametrize("choice", [Choice(0.0), Choice(0.9, top_k=20)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "choice", [SamplingParams(temperature=0.0), SamplingParams(temperature=0.9, top_k=20)], ids=["greedy", "sampled"]
+)
 def test_answers(
-    make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray, kind: dict[str, Any], choice: Choice
+    make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray, kind: dict[str, Any], choice: SamplingParams
 ) -> None:
     questions = ["What?", LONG, "Is there a cow in the image?", "How many?"]
     wanted = [
-        Request(builder.understanding_prompt(question), (picture,), length, choice, (5, 1))
+        AnswerJob(builder.understanding_prompt(question), (picture,), length, choice, (5, 1))
         for question, picture, length in zip(questions, pictures, (30, 8, 12, 30), strict=True)
     ]
     model, tape = make_model(**kind), Sizes()
@@ -147,7 +162,10 @@ def test_rows_of_tokens_that_end(emu3_base: Path) -> None:
     """Emu3: what ends a row is fed by the tensors that a recording reads."""
     model, processor = load(str(emu3_base))
     builder = SequenceBuilder(processor)
-    wanted = [ImageJob(prompt, (3, number), 3.0, Choice()) for number, prompt in enumerate(("a red cat", "dog", "a blue bird"))]
+    wanted = [
+        ImageJob.of(builder, prompt, (3, number), SamplingParams(guidance_scale=3.0))
+        for number, prompt in enumerate(("a red cat", "dog", "a blue bird"))
+    ]
     expected = coming_and_going(Drawing(model, builder, most=2), wanted)
     tape = Sizes()
     assert coming_and_going(Drawing(model, builder, most=2, recorder=tape), wanted) == expected
@@ -158,7 +176,7 @@ def test_rows_of_tokens_that_end(emu3_base: Path) -> None:
 def test_no_graph_breaks_and_one_compilation_a_size(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
     """torch.compile takes the whole step, and over a whole picture compiles it once for each bucket of keys (C5)."""
     model, counter, sizes = make_model(**kind), CompileCounter(), []
-    wanted = [ImageJob("cow " * 50, (0,), 3.0, Choice(0.8, top_k=20, top_p=0.9))]
+    wanted = [ImageJob.of(builder, "cow " * 50, (0,), SamplingParams(guidance_scale=3.0, temperature=0.8, top_k=20, top_p=0.9))]
     expected = draw_orders(Drawing(model, builder, most=1, prompt_length=120), wanted)
 
     def compiled(step: Callable[[], None]) -> Callable[[], None]:
@@ -280,8 +298,11 @@ def test_graphs_on_a_gpu(make_model: MakeModel, builder: SequenceBuilder, pictur
     recorders: list[Recorder | None] = [None, CudaGraphs(torch.device("cuda", torch.cuda.current_device()))]
     for recorder in recorders:
         drawing = Drawing(model, builder, most=3, prompt_length=120, recorder=recorder)
-        found.append([coming_and_going(drawing, orders()) for _ in range(2)])
+        found.append([coming_and_going(drawing, orders(builder)) for _ in range(2)])
     assert found[0] == found[1]
-    asked = [Request(builder.understanding_prompt("What?"), (picture,), 20, Choice(), (n,)) for n, picture in enumerate(pictures)]
+    asked = [
+        AnswerJob(builder.understanding_prompt("What?"), (picture,), 20, SamplingParams(), (n,))
+        for n, picture in enumerate(pictures)
+    ]
     texts = [answer_requests(Answering(model, builder, most=3, recorder=recorder), asked) for recorder in recorders]
     assert texts[0] == texts[1]

@@ -18,7 +18,9 @@ from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder, collate
 from unidecouple.diagnose.one_request import view_request
 from unidecouple.generate.engine import Engine
-from unidecouple.generate.image import Sampling, draw_tokens
+from unidecouple.generate.image import draw_tokens
+from unidecouple.generate.jobs import image_jobs
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.serve.api import Server
 from unidecouple.serve.routing import MOST
@@ -74,7 +76,10 @@ def test_a_picture_drawn_is_seen_by_the_tokens_it_was_made_of(
     made = client.post("/v1/images/generations", json={"prompt": "a red cow", "seed": 4, "guidance_scale": 1, "n": 2}).json()
     codes = made["data"][1]["image_tokens"]
     model = make_model(ffn="ta_moe")
-    assert codes == draw_tokens(model, builder, ["a red cow"], 2, 4, Sampling(routing="label"))[1].tolist()
+    assert (
+        codes
+        == draw_tokens(model, builder, image_jobs(builder, ["a red cow"], 2, 4, SamplingParams()), routing="label")[1].tolist()
+    )
     body = {"model": "tiny", "messages": asked(None, "a red cow"), "drawn": codes}
     found = client.post("/v1/routing", json=body).json()
     view = view_request(model, collate([builder.generation("a red cow", codes)], 0))

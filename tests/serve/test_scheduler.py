@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from unidecouple.batch import Task
-from unidecouple.generate.answering import Request
-from unidecouple.generate.drawing import ImageJob
 from unidecouple.generate.engine import Engine
-from unidecouple.generate.sampler import Choice
+from unidecouple.generate.jobs import AnswerJob, ImageJob
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.serve.scheduler import ClosedError, Scheduler
 from unidecouple.serve.task_queue import FaultError, Job, QueueFullError, TaskQueue
 
@@ -131,26 +130,28 @@ def scheduler(engine: Engine) -> Iterator[Scheduler]:
     scheduler.close(0)
 
 
-def question(engine: Engine, most: int = 8) -> Request:
-    return Request(engine.builder.conversation([("user", ["What is this?"])], Task.MMU).input_ids, (), most)
+def question(engine: Engine, most: int = 8) -> AnswerJob:
+    return AnswerJob(engine.builder.conversation([("user", ["What is this?"])], Task.MMU).input_ids, (), most)
 
 
 def test_both_tasks_give_what_the_engine_gives(scheduler: Scheduler, engine: Engine) -> None:
-    orders = [Job(ImageJob("a photo of a red cow", (7, 0, i), 3.0)) for i in range(5)]
+    orders = [
+        Job(ImageJob.of(engine.builder, "a photo of a red cow", (7, 0, i), SamplingParams(guidance_scale=3.0))) for i in range(5)
+    ]
     questions = [Job(question(engine)) for _ in range(5)]
     scheduler.submit(Task.T2I, orders)
     scheduler.submit(Task.MMU, questions)
     drawn = [job.future.result(20) for job in orders]
     answers = {job.future.result(20).tokens for job in questions}
     assert len(answers) == 1
-    alone = Engine.load("unified").generate_images(["a photo of a red cow"], 5, 7, 3.0, Choice())[0]
+    alone = Engine.load("unified").generate_images(["a photo of a red cow"], 5, 7, SamplingParams(guidance_scale=3.0))[0]
     assert all(one.picture.tobytes() == other.tobytes() for one, other in zip(drawn, alone, strict=True))
 
 
 def test_a_short_answer_does_not_wait_for_pictures(scheduler: Scheduler, engine: Engine) -> None:
     gate = Gated(scheduler.task_queues[Task.T2I].worker.step)
     scheduler.task_queues[Task.T2I].worker.step = gate  # type: ignore[method-assign]
-    drawing = Job(ImageJob("a cow", (0,)))
+    drawing = Job(ImageJob.of(engine.builder, "a cow", (0,)))
     scheduler.submit(Task.T2I, [drawing])
     answer = Job(question(engine, 1))
     scheduler.submit(Task.MMU, [answer])
@@ -164,7 +165,7 @@ def test_a_fault_of_the_model_ends_its_jobs_and_the_worker_goes_on(scheduler: Sc
     gate = Gated(task_queue.worker.step)
     gate.error = RuntimeError("injected")
     task_queue.worker.step = gate  # type: ignore[method-assign]
-    failed = [Job(ImageJob("a cow", (i,))) for i in range(2)]
+    failed = [Job(ImageJob.of(engine.builder, "a cow", (i,))) for i in range(2)]
     answer = Job(question(engine))
     scheduler.submit(Task.T2I, failed)
     scheduler.submit(Task.MMU, [answer])
@@ -172,14 +173,16 @@ def test_a_fault_of_the_model_ends_its_jobs_and_the_worker_goes_on(scheduler: Sc
         with pytest.raises(FaultError, match="RuntimeError"):
             job.future.result(20)
     assert answer.future.result(20) is not None
-    again = Job(ImageJob("a photo of a red cow", (7, 0, 0), 3.0))
+    again = Job(ImageJob.of(engine.builder, "a photo of a red cow", (7, 0, 0), SamplingParams(guidance_scale=3.0)))
     scheduler.submit(Task.T2I, [again])
-    alone = Engine.load("unified").generate_images(["a photo of a red cow"], 1, 7, 3.0, Choice())[0][0]
+    alone = Engine.load("unified").generate_images(["a photo of a red cow"], 1, 7, SamplingParams(guidance_scale=3.0))[0][0]
     assert again.future.result(20).picture.tobytes() == alone.tobytes()
     assert scheduler.alive
 
 
-def test_a_model_that_cannot_go_on_is_said_to_be_broken(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_go_on_is_said_to_be_broken(
+    scheduler: Scheduler, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never() -> Any:
         raise torch.OutOfMemoryError("injected")
 
@@ -188,7 +191,7 @@ def test_a_model_that_cannot_go_on_is_said_to_be_broken(scheduler: Scheduler, mo
     gate.error = RuntimeError("injected")
     task_queue.worker.step = gate  # type: ignore[method-assign]
     monkeypatch.setattr(task_queue, "_anew", never)
-    jobs = [Job(ImageJob("a cow", (i,))) for i in range(5)]
+    jobs = [Job(ImageJob.of(engine.builder, "a cow", (i,))) for i in range(5)]
     scheduler.submit(Task.T2I, jobs)
     for job in jobs:
         with pytest.raises(FaultError):
@@ -205,12 +208,12 @@ def test_closing_finishes_what_is_there_within_its_time(engine: Engine, seconds:
     gate = Gated(task_queue.worker.step)
     gate.open.clear()
     task_queue.worker.step = gate  # type: ignore[method-assign]
-    jobs = [Job(ImageJob("a cow", (i,))) for i in range(5)]  # two more than there is room for
+    jobs = [Job(ImageJob.of(engine.builder, "a cow", (i,))) for i in range(5)]  # two more than there is room for
     scheduler.submit(Task.T2I, jobs)
     assert gate.began.wait(20)
     scheduler.refuse()
     with pytest.raises(ClosedError, match="shutting down"):
-        scheduler.submit(Task.T2I, [Job(ImageJob("a cow", (0,)))])
+        scheduler.submit(Task.T2I, [Job(ImageJob.of(engine.builder, "a cow", (0,)))])
     closing = threading.Thread(target=scheduler.close, args=(seconds,))
     closing.start()
     while scheduler._deadline == float("inf"):
@@ -222,8 +225,8 @@ def test_closing_finishes_what_is_there_within_its_time(engine: Engine, seconds:
     assert [job.future.exception() is None for job in jobs] == [seconds > 0] * 5
 
 
-def test_a_job_given_up_is_told_so(scheduler: Scheduler) -> None:
-    job = Job(ImageJob("a cow", (0,)))
+def test_a_job_given_up_is_told_so(scheduler: Scheduler, engine: Engine) -> None:
+    job = Job(ImageJob.of(engine.builder, "a cow", (0,)))
     assert job.future.cancel()
     scheduler.submit(Task.T2I, [job])
     with pytest.raises(CancelledError):

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, OWN, add, existing, number, say, whole
+from unidecouple.cli.command import OK, add, existing, say, whole
+from unidecouple.cli.sampling import add_sampling_options, sampling_of
 from unidecouple.plugins import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -97,18 +98,15 @@ def _judged(arguments: argparse.Namespace, place: Parallel) -> tuple[Judged | No
     from unidecouple.eval.card import Subject, weights_of
     from unidecouple.eval.model import Judged
     from unidecouple.eval.suite import TEST_SEED
-    from unidecouple.generate.image import Sampling
-    from unidecouple.generate.image_defaults import image_defaults
+    from unidecouple.generate.sampling import image_sampling
 
     if arguments.score_only:
         return None, Subject(arguments.model, {}, {}, arguments.dtype, str(place.device))
     tokens = arguments.max_new_tokens or (_WORLD_TOKENS if arguments.data is None else _FILES_TOKENS)
     seed = TEST_SEED if arguments.seed is None else arguments.seed
     model, processor = load(arguments.model, getattr(torch, arguments.dtype))
-    how = image_defaults(model.generation_config).filled(arguments.guidance_scale, arguments.temperature, arguments.top_k)
-    sampling = Sampling(how.guidance_scale, how.choice.temperature, how.choice.top_k, top_p=how.choice.top_p)
-    drawn = {name: value for name, value in dataclasses.asdict(sampling).items() if name != "batch_size"}
-    settings = {"seed": seed, "max_new_tokens": tokens, **drawn}
+    sampling = sampling_of(arguments, image_sampling(model.generation_config))
+    settings = {"seed": seed, "max_new_tokens": tokens, **dataclasses.asdict(sampling)}
     weights = weights_of(checkpoint_folder(arguments.model)) if place.first else {}
     subject = Subject(arguments.model, weights, settings, arguments.dtype, str(place.device))
     return Judged(model.to(place.device), processor, tokens, sampling, seed), subject
@@ -185,8 +183,6 @@ def add_commands(commands: Commands) -> None:
         "--max-new-tokens", type=whole(1, 1 << 20), help="longest answer (default: 6 for the drawn world, else 32)"
     )
     command.add_argument("--num-images", type=whole(1, 10_000), default=4, help="pictures a prompt (default: 4)")
-    command.add_argument("--guidance-scale", type=number(0, 100), help=f"of pictures; 1 is none (default: {OWN} 5)")
-    command.add_argument("--temperature", type=number(0, 100), help=f"of image tokens (default: {OWN} 1)")
-    command.add_argument("--top-k", type=whole(0, 1 << 20), help=f"likeliest image tokens to choose from (default: {OWN} 0, all)")
+    add_sampling_options(command, "guidance_scale", "temperature", "top_k", "top_p")
     prompts = add(commands, geneval_prompts, "geneval-prompts")
     prompts.add_argument("--output", type=Path, required=True, help="folder to write")

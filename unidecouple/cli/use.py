@@ -9,14 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unidecouple.cli.command import FAILED, OK, OWN, add, existing, number, progress_bar, say, whole
+from unidecouple.cli.command import FAILED, OK, add, existing, number, progress_bar, say, whole
+from unidecouple.cli.sampling import add_sampling_options, sampling_of
+from unidecouple.generate.sampling import GREEDY, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
 
     from unidecouple.cli.command import Commands
     from unidecouple.generate.engine import Engine
-    from unidecouple.generate.sampler import Choice
 
 
 def chat(arguments: argparse.Namespace) -> int:
@@ -25,7 +26,7 @@ def chat(arguments: argparse.Namespace) -> int:
     from unidecouple.data.pictures import Shaper
 
     existing(arguments.image, "--image")
-    choice, engine = _choice(arguments), _engine(arguments, "mmu", most=1)
+    sampling, engine = sampling_of(arguments, GREEDY), _engine(arguments, "mmu", most=1)
     picture = [Shaper(engine.processor).understood(ImageFile(arguments.image))] if arguments.image else []
     turns: list[tuple[str, list[Any]]] = []
     questions = [arguments.question] if arguments.question else sys.stdin
@@ -33,18 +34,20 @@ def chat(arguments: argparse.Namespace) -> int:
         if not question.strip():
             continue
         turns.append(("user", [*picture, question.strip()] if not turns else [question.strip()]))
-        turns.append(("assistant", [_answer(engine, turns, arguments, choice)]))
+        turns.append(("assistant", [_answer(engine, turns, arguments, sampling)]))
     return OK
 
 
-def _answer(engine: Engine, turns: list[tuple[str, list[str | np.ndarray]]], arguments: argparse.Namespace, choice: Choice) -> str:
+def _answer(
+    engine: Engine, turns: list[tuple[str, list[str | np.ndarray]]], arguments: argparse.Namespace, sampling: SamplingParams
+) -> str:
     """The answer to the last of ``turns``, printed as it grows."""
     from unidecouple.batch import Task
-    from unidecouple.generate.answering import Request
+    from unidecouple.generate.jobs import AnswerJob
 
     sample, answering = engine.builder.conversation(turns, Task.MMU), engine.answering
-    request = Request(sample.input_ids, sample.pictures, arguments.max_new_tokens, choice, (arguments.seed, len(turns) // 2))
-    [answer] = answering.add([request])
+    job = AnswerJob(sample.input_ids, sample.pictures, arguments.max_new_tokens, sampling, (arguments.seed, len(turns) // 2))
+    [answer] = answering.add([job])
     shown = ""
     while not answering.step():
         text = answering.text(answer)
@@ -67,12 +70,9 @@ def generate(arguments: argparse.Namespace) -> int:
     for path in (*itertools.chain(*places), arguments.output / "grid.png"):
         check_file(path)  # before minutes of drawing
     engine = _engine(arguments, "t2i")
-    how = engine.image_defaults.filled(arguments.guidance_scale, arguments.temperature, arguments.top_k, arguments.top_p)
-    drawn = engine.generate_images(
-        arguments.prompt, arguments.num_images, arguments.seed, how.guidance_scale, how.choice, arguments.negative_prompt
-    )
-    settings = {name: getattr(arguments, name) for name in ("model", "seed", "negative_prompt")}
-    settings |= {"guidance_scale": how.guidance_scale} | asdict(how.choice)
+    sampling = sampling_of(arguments, engine.image_sampling)
+    drawn = engine.generate_images(arguments.prompt, arguments.num_images, arguments.seed, sampling, arguments.negative_prompt)
+    settings = {name: getattr(arguments, name) for name in ("model", "seed", "negative_prompt")} | asdict(sampling)
     for i, (prompt, pictures) in enumerate(zip(arguments.prompt, drawn, strict=True)):
         for j, picture in enumerate(pictures):
             path = places[i][j]
@@ -90,17 +90,9 @@ def infer(arguments: argparse.Namespace) -> int:
 
     existing(arguments.data, "data")
     engine = _engine(arguments, None)
-    how = engine.image_defaults.filled(arguments.guidance_scale, arguments.image_temperature, None)
-    settings = Settings(
-        arguments.model,
-        arguments.seed,
-        arguments.max_new_tokens,
-        arguments.temperature,
-        how.choice.temperature,
-        how.choice.top_k,
-        how.choice.top_p,
-        how.guidance_scale,
-    )
+    answers = GREEDY.override(temperature=arguments.temperature)
+    images = engine.image_sampling.override(temperature=arguments.image_temperature, guidance_scale=arguments.guidance_scale)
+    settings = Settings(arguments.model, arguments.seed, arguments.max_new_tokens, answers, images)
     counts = run(engine, arguments.data, arguments.output, settings, progress_bar(arguments.data.name, "lines"))
     for problem in counts.failed:
         print(f"unidecouple: {problem}", file=sys.stderr)
@@ -152,12 +144,6 @@ def _engine(arguments: argparse.Namespace, task: str | None, most: int = 16) -> 
     return Engine.load(arguments.model, device_of(arguments.device), getattr(torch, arguments.dtype), task, most, arguments.eager)
 
 
-def _choice(arguments: argparse.Namespace) -> Choice:
-    from unidecouple.generate.sampler import Choice
-
-    return Choice(arguments.temperature, arguments.top_k, arguments.top_p)
-
-
 def add_commands(commands: Commands) -> None:
     """``unidecouple chat|generate|infer|serve``."""
     made = {function: add(commands, function, function.__name__) for function in (chat, generate, infer, serve)}
@@ -170,21 +156,13 @@ def add_commands(commands: Commands) -> None:
         command.add_argument("--eager", action="store_true", help="no CUDA graphs: launch every operator from Python")
         if function is not serve:
             command.add_argument("--seed", type=whole(0), default=0, help="of the sampling (default: 0)")
-            own = None if function is generate else 0.0
-            said = f"{OWN} 1" if function is generate else "0"
-            command.add_argument("--temperature", type=number(0, 100), default=own, help=f"0 is greedy (default: {said})")
-        if function in (chat, generate):
-            few, share, told = (None, None, OWN + " ") if function is generate else (0, 1.0, "")
-            command.add_argument(
-                "--top-k", type=whole(0, 1 << 20), default=few, help=f"among the k likeliest tokens; 0 is all (default: {told}0)"
-            )
-            command.add_argument(
-                "--top-p", type=number(above=0, most=1), default=share, help=f"among the likeliest of this share (default: {told}1)"
-            )
         if function in (chat, infer):
             command.add_argument("--max-new-tokens", type=whole(1, 1 << 20), default=64, help="longest answer (default: 64)")
-        if function in (generate, infer):
-            command.add_argument("--guidance-scale", type=number(0, 100), help=f"of pictures; 1 is none (default: {OWN} 5)")
+    add_sampling_options(made[chat], "temperature", "top_k", "top_p", default=GREEDY)
+    add_sampling_options(made[generate], "guidance_scale", "temperature", "top_k", "top_p")
+    add_sampling_options(made[infer], "temperature", default=GREEDY)
+    add_sampling_options(made[infer], "guidance_scale")
+    add_sampling_options(made[infer], "temperature", prefix="image-")
     made[chat].add_argument("--image", type=Path, help="picture that the first question is about")
     made[chat].add_argument("--question", help="one question (default: lines of standard input)")
     made[generate].add_argument("prompt", nargs="+", help="what to draw")
@@ -193,7 +171,6 @@ def add_commands(commands: Commands) -> None:
     made[generate].add_argument("--negative-prompt", help="what guidance leads away from")
     made[infer].add_argument("data", type=Path, help="jsonl: messages or conversations to be answered, prompts to be drawn")
     made[infer].add_argument("--output", type=Path, required=True, help="jsonl to write; pictures go to a folder beside it")
-    made[infer].add_argument("--image-temperature", type=number(0, 100), help=f"of pictures (default: {OWN} 1)")
     _add_serve(made[serve])
 
 

@@ -156,8 +156,13 @@ class SequenceBuilder:
             ValueError: as ``check_words``.
         """
         inner = self._ids(self._prompts.user + prompt.strip() + self._prompts.asked, prompt, "prompt")
-        hidden = [] if self._bare else [self.tokenizer.pad_token_id] * len(inner)
-        return [self._bos, *(hidden if dropped else inner), *self._opening]
+        ids = [self._bos, *inner, *self._opening]
+        return self.hidden_prompt(ids) if dropped else ids
+
+    def hidden_prompt(self, prompt_ids: Sequence[int]) -> list[int]:
+        """Ids of a ``generation_prompt`` with the prompt dropped, from its ids."""
+        pads = 0 if self._bare else len(prompt_ids) - 1 - len(self._opening)
+        return [self._bos, *[self.tokenizer.pad_token_id] * pads, *self._opening]
 
     def understanding_prompt(self, question: str, shown: bool = True) -> list[int]:
         """Ids of one question about one picture, up to where the answer starts; not ``shown``, the picture is left out.

@@ -14,8 +14,10 @@ from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.eval.benchmark import Query
 from unidecouple.eval.geneval import Metadata
-from unidecouple.generate.image import Sampling, decode_pictures, draw_tokens
+from unidecouple.generate.image import decode_pictures, draw_tokens
+from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.padding import check_length
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
@@ -32,14 +34,14 @@ class Judged:
         model: in eval mode, on its device.
         processor: its.
         max_new_tokens: longest answer.
-        sampling: how it draws.
+        sampling: of its images.
         seed: of its pictures.
     """
 
     model: UnifiedModel
     processor: UnifiedProcessor
     max_new_tokens: int = 16
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     seed: int = 0
 
     @cached_property
@@ -87,8 +89,12 @@ class Judged:
 
     def paint(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
         """Pictures of consecutive prompts; see ``painting.PaintFrom``."""
-        tokens = draw_tokens(self.model, self._builder, prompts, num_images, self.seed, self.sampling, first)
-        pictures = decode_pictures(self.model, tokens)
+        jobs = [
+            ImageJob.of(self._builder, prompt, (self.seed, number, copy), self.sampling)
+            for number, prompt in enumerate(prompts, first)
+            for copy in range(num_images)
+        ]
+        pictures = decode_pictures(self.model, draw_tokens(self.model, self._builder, jobs))
         return [list(pictures[at : at + num_images]) for at in range(0, len(pictures), num_images)]
 
     def _answer(self, pictures: Sequence[np.ndarray] | None, queries: Sequence[Query]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -15,35 +14,13 @@ from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.generate.batch_slots import BatchSlots
 from unidecouple.generate.fixed import FixedDecoder
 from unidecouple.generate.in_turn import in_turn
+from unidecouple.generate.jobs import AnswerJob
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
 from unidecouple.generate.replay import GraphedStep, Recorder, fill
-from unidecouple.generate.sampler import Choice, Form, Sampler, uniforms
+from unidecouple.generate.sampler import Form, Sampler, uniforms
 from unidecouple.generate.stopping import before_stop, has_stop
 from unidecouple.models.base import UnifiedModel
-
-GREEDY = Choice(temperature=0.0)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One answer that is asked for.
-
-    Attributes:
-        ids: of the conversation, up to where the answer starts, with the placeholders of its pictures.
-        pictures: uint8 (H, W, 3) of the model's size, in the order of their placeholders.
-        max_new_tokens: longest answer, with the EOS.
-        choice: how each token is chosen.
-        seed: of its sampling; nothing else does its tokens depend on.
-        stop: strings before the first of which the answer ends; its tokens go to the end of that string.
-    """
-
-    ids: list[int]
-    pictures: tuple[np.ndarray, ...] = ()
-    max_new_tokens: int = 64
-    choice: Choice = GREEDY
-    seed: tuple[int, ...] = (0,)
-    stop: tuple[str, ...] = ()
 
 
 @dataclass
@@ -51,13 +28,13 @@ class Answer:
     """An answer in the making.
 
     Attributes:
-        request: what was asked for.
+        job: what was asked for.
         row: where it stands.
         tokens: so far, without the EOS.
         ended: whether the EOS or a stop string came; else, once it is done, it was cut off.
     """
 
-    request: Request
+    job: AnswerJob
     row: int
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
@@ -101,14 +78,14 @@ class Answering:
         return self.most - len(self.answers)
 
     @torch.no_grad()
-    def add(self, requests: Sequence[Request]) -> list[Answer]:
+    def add(self, requests: Sequence[AnswerJob]) -> list[Answer]:
         """Read the conversations of ``requests``, in one pass; they are answered from the next ``step`` on.
 
         Raises:
             ValueError: there is no room, one is too long, or its pictures do not fit its placeholders.
         """
         self._check(requests)
-        ids, mask = left_pad([request.ids for request in requests], self.builder.tokenizer.pad_token_id, self.model.device)
+        ids, mask = left_pad([request.prompt_ids for request in requests], self.builder.tokenizer.pad_token_id, self.model.device)
         pictures = [picture for request in requests for picture in request.pictures]
         cache = DynamicCache(config=self.model.config.text_config)
         read = self.model(
@@ -123,7 +100,7 @@ class Answering:
         rows = self._rows.admit(cache, mask, read.logits[:, -1])
         new = [Answer(request, row) for request, row in zip(requests, rows, strict=True)]
         for answer in new:
-            drawn = uniforms(answer.request.seed, answer.request.max_new_tokens)
+            drawn = uniforms(answer.job.seed, answer.job.max_new_tokens)
             self._uniform[answer.row, : len(drawn)] = drawn.to(self._uniform.device)
         self.answers += new
         self._gather()
@@ -144,8 +121,8 @@ class Answering:
             answer.ended = chosen == self._eos
             if not answer.ended:
                 answer.tokens.append(chosen)
-                answer.ended = bool(answer.request.stop) and has_stop(self.text(answer), answer.request.stop)
-        done = [a for a in self.answers if a.ended or len(a.tokens) == a.request.max_new_tokens]
+                answer.ended = bool(answer.job.stop) and has_stop(self.text(answer), answer.job.stop)
+        done = [a for a in self.answers if a.ended or len(a.tokens) == a.job.max_new_tokens]
         for answer in done:
             self._leave(answer)
         if done:
@@ -191,15 +168,15 @@ class Answering:
     def _gather(self) -> None:
         """Where each row stands and how it chooses, as tensors; filled anew only when an answer comes or goes."""
         fill(self._next, [len(answer.tokens) for answer in self.answers])
-        self._sampler.set([answer.request.choice for answer in self.answers])
+        self._sampler.set([answer.job.sampling for answer in self.answers])
 
-    def _check(self, requests: Sequence[Request]) -> None:
+    def _check(self, requests: Sequence[AnswerJob]) -> None:
         if len(requests) > self.room:
             raise ValueError(f"{len(requests)} answers are more than the {self.room} that there is room for: wait, or raise `most`")
-        self._rows.check([len(request.ids) + request.max_new_tokens for request in requests])
+        self._rows.check([len(request.prompt_ids) + request.max_new_tokens for request in requests])
         tokens = self.builder.seen_tokens
         for request in requests:
-            places = request.ids.count(self.model.config.image_token_id)
+            places = request.prompt_ids.count(self.model.config.image_token_id)
             if places != tokens * len(request.pictures):
                 raise ValueError(
                     f"{places} image placeholders for {len(request.pictures)} pictures of {tokens} tokens: every picture needs its "
@@ -207,9 +184,9 @@ class Answering:
                 )
 
 
-def answer_requests(answering: Answering, requests: Sequence[Request]) -> list[str]:
+def answer_requests(answering: Answering, requests: Sequence[AnswerJob]) -> list[str]:
     """Answers in plain words, as many at a time as there is room for."""
     found = [""] * len(requests)
     for number, answer in in_turn(answering, requests):
-        found[number] = before_stop(answering.text(answer), answer.request.stop)
+        found[number] = before_stop(answering.text(answer), answer.job.stop)
     return found

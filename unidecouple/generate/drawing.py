@@ -3,48 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
 from unidecouple.batch import Modality, Task
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.batch_slots import BatchSlots
 from unidecouple.generate.fixed import FixedDecoder, group_of
 from unidecouple.generate.in_turn import in_turn
+from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad, positions
 from unidecouple.generate.replay import GraphedStep, Recorder, fill
-from unidecouple.generate.sampler import Choice, Form, Sampler, check_guidance, uniforms
+from unidecouple.generate.sampler import Form, Sampler, uniforms
 from unidecouple.models.base import UnifiedModel
-from unidecouple.models.decoder import DecoderOutput
-
-GUIDANCE = 5.0
-"""Of Janus-Pro's published scores (arXiv 2501.17811) and code."""
-
-
-@dataclass(frozen=True)
-class ImageJob:
-    """One picture that is asked for.
-
-    Attributes:
-        prompt: in plain words.
-        seed: of its sampling; nothing else does its tokens depend on.
-        guidance_scale: w of ``uncond + w (cond - uncond)``; 1 is no guidance, and then there is no second row.
-        choice: how each token is chosen.
-        negative_prompt: what guidance leads away from; None is the hidden prompt.
-    """
-
-    prompt: str
-    seed: tuple[int, ...]
-    guidance_scale: float = GUIDANCE
-    choice: Choice = field(default_factory=Choice)
-    negative_prompt: str | None = None
-
-    def __post_init__(self) -> None:
-        check_guidance(self)
 
 
 @dataclass
@@ -52,14 +27,14 @@ class Picture:
     """A picture in the making.
 
     Attributes:
-        order: what was asked for.
+        job: what was asked for.
         rows: of its prompt and, if guided, of the dropped prompt.
         slot: where its tokens are kept.
         drawn: tokens so far.
         ending: whether the end of a row of tokens comes next, which is not the model's to choose.
     """
 
-    order: ImageJob
+    job: ImageJob
     rows: list[int]
     slot: int
     drawn: int = 0
@@ -99,7 +74,6 @@ class Drawing:
         self._uniform = torch.zeros(most + 1, self.length, device=device)
         self._row_slots = torch.zeros(2 * most, dtype=torch.long, device=device)
         self._cond, self._uncond, self._slots, self._next = torch.zeros(4, most, dtype=torch.long, device=device).unbind()
-        self._scale = torch.ones(most, 1, device=device)
         self._sampler = Sampler([], device, most)
         self._chosen = GraphedStep(self._choose, recorder)
         self._free = list(reversed(range(most)))
@@ -120,17 +94,13 @@ class Drawing:
         if len(orders) > self.room:
             raise ValueError(f"{len(orders)} pictures are more than the {self.room} that there is room for: wait, or raise `most`")
         new = [Picture(order, [], -1) for order in orders]
-        pairs = [(picture, away) for away in (False, True) for picture in new if not away or picture.order.guidance_scale != 1]
-        prompts = [prompt_ids(self.builder, picture.order, away) for picture, away in pairs]
-        self._rows.check([len(prompt) + self._new for prompt in prompts])
-        cache = DynamicCache(config=self.model.config.text_config)
-        mask, read = read_prompts(self.model, self.builder, prompts, cache)
-        logits = self.model.image_logits(read.last_hidden_state[:, -1])
-        for (picture, _), row in zip(pairs, self._rows.admit(cache, mask, logits), strict=True):
+        pairs = [(picture, prompt) for picture in new for prompt in picture.job.prompts]
+        self._rows.check([len(prompt) + self._new for _, prompt in pairs])
+        for (picture, _), row in zip(pairs, self._read([prompt for _, prompt in pairs]), strict=True):
             picture.rows.append(row)
         for picture in new:
             picture.slot = self._free.pop()
-            self._uniform[picture.slot] = uniforms(picture.order.seed, self.length).to(self._uniform.device)
+            self._uniform[picture.slot] = uniforms(picture.job.seed, self.length).to(self._uniform.device)
         self.pictures += new
         self._gather()
         return new
@@ -174,11 +144,25 @@ class Drawing:
             raise ValueError("the picture is not being drawn: it is done, or was removed")
         self._take_out([picture])
 
+    def _read(self, prompts: Sequence[list[int]]) -> list[int]:
+        """Pass ``prompts`` through the decoder, left-padded. Returns the rows that they got."""
+        ids, mask = left_pad(prompts, self.builder.tokenizer.pad_token_id, self.model.device)
+        place, cache = positions(mask), DynamicCache(config=self.model.config.text_config)
+        out = self.model.decoder(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=place,
+            cache=cache,
+            task_ids=torch.where(place == 0, int(Task.MMU), int(Task.T2I)),  # the BOS counts as understanding, as in training
+            modality_ids=torch.full((1, 1), int(Modality.TEXT), device=ids.device),
+        )
+        return self._rows.admit(cache, mask, self.model.image_logits(out.last_hidden_state[:, -1]))
+
     def _choose(self, pictures: int, form: Form) -> None:
         """Choose the next token of the first ``pictures`` that draw."""
         slots, place = self._slots[:pictures], self._next[:pictures]
         uncond = self._rows.logits[self._uncond[:pictures]]
-        guided = uncond + self._scale[:pictures] * (self._rows.logits[self._cond[:pictures]] - uncond)
+        guided = self._sampler.guide(self._rows.logits[self._cond[:pictures]], uncond)
         token = self._sampler(guided, self._uniform[slots, place], form)
         self._tokens[slots, place] = token
         self._fed[slots] = token
@@ -207,8 +191,7 @@ class Drawing:
         fill(self._uncond, [picture.rows[-1] for picture in drawing])
         fill(self._slots, [picture.slot for picture in drawing], rest=self.most)
         fill(self._next, [picture.drawn for picture in drawing])
-        fill(self._scale, [picture.order.guidance_scale for picture in drawing], rest=1)
-        self._sampler.set([picture.order.choice for picture in drawing])
+        self._sampler.set([picture.job.sampling for picture in drawing])
         ending = [picture.slot for picture in self.pictures if picture.ending]
         self._fed[ending] = self.model.num_codes  # the table's last row
 
@@ -229,29 +212,6 @@ class Drawing:
                 f"split={text.split!r} with rows of tokens that end in text: a drawing of two groups is for the plain loop "
                 "(unidecouple.generate.image.draw)"
             )
-
-
-def prompt_ids(builder: SequenceBuilder, order: ImageJob, away: bool) -> list[int]:
-    """Ids of the prompt of ``order``, or of what guidance leads ``away`` from."""
-    if away and order.negative_prompt is not None:
-        return builder.generation_prompt(order.negative_prompt)
-    return builder.generation_prompt(order.prompt, dropped=away)
-
-
-def read_prompts(
-    model: UnifiedModel, builder: SequenceBuilder, prompts: Sequence[list[int]], cache: Cache
-) -> tuple[Tensor, DecoderOutput]:
-    """Pass ``prompts`` through the decoder, left-padded, which fills ``cache``: their mask (B, T), and the decoder's output."""
-    ids, mask = left_pad(prompts, builder.tokenizer.pad_token_id, model.device)
-    place = positions(mask)
-    return mask, model.decoder(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=place,
-        cache=cache,
-        task_ids=torch.where(place == 0, int(Task.MMU), int(Task.T2I)),  # the BOS counts as understanding, as in training
-        modality_ids=torch.full((1, 1), int(Modality.TEXT), device=ids.device),
-    )
 
 
 def draw_orders(drawing: Drawing, orders: Sequence[ImageJob]) -> Tensor:

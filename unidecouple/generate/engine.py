@@ -13,14 +13,14 @@ from torch import Tensor
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.answering import GREEDY, Answering, Request, answer_requests
-from unidecouple.generate.drawing import Drawing, ImageJob, draw_orders
+from unidecouple.generate.answering import Answering, answer_requests
+from unidecouple.generate.drawing import Drawing, draw_orders
 from unidecouple.generate.image import decode_pictures
-from unidecouple.generate.image_defaults import image_defaults
+from unidecouple.generate.jobs import AnswerJob, image_jobs
 from unidecouple.generate.layout import join_shared
 from unidecouple.generate.one_task import load_one_task
 from unidecouple.generate.replay import recorder_of
-from unidecouple.generate.sampler import Choice
+from unidecouple.generate.sampling import GREEDY, SamplingParams, image_sampling
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 
@@ -57,7 +57,7 @@ class Engine:
         self.processor, self.builder, self.task = processor, SequenceBuilder(processor), task
         self.most, self.prompt_length, self.length = most, prompt_length, length
         self.recorder = None if eager else recorder_of(model.device)
-        self.image_defaults = image_defaults(model.generation_config)
+        self.image_sampling = image_sampling(model.generation_config)
         self._model: UnifiedModel | None = model.eval()
         join_shared(model.decoder)
 
@@ -119,7 +119,7 @@ class Engine:
         images: Sequence[Image.Image],
         questions: Sequence[str],
         max_new_tokens: int = 64,
-        choice: Choice = GREEDY,
+        sampling: SamplingParams = GREEDY,
         seed: int = 0,
     ) -> list[str]:
         """Answer ``questions[i]`` about ``images[i]``, of any size. Answer i depends on (seed, i) only, if on chance at all.
@@ -130,11 +130,11 @@ class Engine:
         if len(images) != len(questions):
             raise ValueError(f"{len(images)} images for {len(questions)} questions: give one image a question")
         requests = [
-            Request(
+            AnswerJob(
                 self.builder.understanding_prompt(question),
                 (self.processor.understood(image.convert("RGB")),),
                 max_new_tokens,
-                choice,
+                sampling,
                 (seed, number),
             )
             for number, (image, question) in enumerate(zip(images, questions, strict=True))
@@ -146,23 +146,17 @@ class Engine:
         prompts: Sequence[str],
         num_images: int = 1,
         seed: int = 0,
-        guidance_scale: float | None = None,
-        choice: Choice | None = None,
+        sampling: SamplingParams | None = None,
         negative_prompt: str | None = None,
     ) -> list[list[Image.Image]]:
-        """Draw ``num_images`` pictures for each prompt. Picture j of prompt i depends on (seed, i, j) only.
+        """Generate ``num_images`` images per prompt. Image j of prompt i depends on (seed, i, j) only.
 
-        ``guidance_scale`` and ``choice`` are the checkpoint's where they are None, see ``image_defaults``.
+        ``sampling`` None takes the checkpoint's own settings (``image_sampling``).
         """
-        scale = self.image_defaults.guidance_scale if guidance_scale is None else guidance_scale
-        orders = [
-            ImageJob(prompt, (seed, number, copy), scale, choice or self.image_defaults.choice, negative_prompt)
-            for number, prompt in enumerate(prompts)
-            for copy in range(num_images)
-        ]
-        if not orders:
+        jobs = image_jobs(self.builder, prompts, num_images, seed, sampling or self.image_sampling, negative_prompt)
+        if not jobs:
             return [[] for _ in prompts]
-        pictures = self.render(draw_orders(self.drawing, orders))
+        pictures = self.render(draw_orders(self.drawing, jobs))
         return [pictures[i * num_images : (i + 1) * num_images] for i in range(len(prompts))]
 
     def render(self, tokens: Tensor) -> list[Image.Image]:

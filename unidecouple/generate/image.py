@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from unidecouple import bounds
 from unidecouple.batch import Modality, Task
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.generate.jobs import ImageJob, image_jobs
 from unidecouple.generate.padding import check_length, left_pad, positions
-from unidecouple.generate.sampler import Choice, Sampler, check_guidance, uniforms
+from unidecouple.generate.sampler import Sampler, uniforms
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.base import UnifiedModel
-
-_Job = tuple[str, tuple[int, ...]]  # prompt, seed of its picture
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How image tokens are drawn.
-
-    Attributes:
-        guidance_scale: w of ``uncond + w (cond - uncond)``; 1 is no guidance (and costs no second row).
-        temperature: 0 is greedy.
-        top_k, top_p: see ``Choice``.
-        batch_size: pictures drawn together; pictures do not depend on it.
-        routing: "label" forces the generation experts; None leaves the choice to the model's configuration.
-        negative_prompt: what guidance leads away from; None is the hidden prompt.
-    """
-
-    guidance_scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
-    batch_size: int = 256
-    routing: str | None = None
-    negative_prompt: str | None = None
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_guidance(self)
-        bounds.at_least(1, self, "batch_size")
-        _ = self.choice  # checks the others
-
-    @property
-    def choice(self) -> Choice:
-        """How each token is chosen once guidance is applied."""
-        return Choice(self.temperature, self.top_k, self.top_p)
 
 
 def draw(
@@ -58,32 +24,33 @@ def draw(
     prompts: Sequence[str],
     num_images: int = 1,
     seed: int = 0,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
 ) -> list[list[np.ndarray]]:
-    """Draw ``num_images`` pictures for each prompt: uint8 (H, W, 3). Picture j of prompt i depends on (seed, i, j) only."""
-    tokens = draw_tokens(model, builder, prompts, num_images, seed, sampling or Sampling())
-    pictures = decode_pictures(model, tokens)
-    return [list(pictures[i * num_images : (i + 1) * num_images]) for i in range(len(prompts))]
+    """Generate ``num_images`` images per prompt, uint8 (H, W, 3). Image j of prompt i depends on (seed, i, j) only."""
+    images = decode_pictures(
+        model, draw_tokens(model, builder, image_jobs(builder, prompts, num_images, seed, sampling or SamplingParams()))
+    )
+    return [list(images[i * num_images : (i + 1) * num_images]) for i in range(len(prompts))]
 
 
 @torch.no_grad()
 def draw_tokens(
-    model: UnifiedModel,
-    builder: SequenceBuilder,
-    prompts: Sequence[str],
-    num_images: int,
-    seed: int,
-    sampling: Sampling,
-    first: int = 0,
+    model: UnifiedModel, builder: SequenceBuilder, jobs: Sequence[ImageJob], batch_size: int = 256, routing: str | None = None
 ) -> Tensor:
-    """Image tokens (prompts x num_images, tokens of an image), prompt-major; ``first`` is the first prompt's number."""
-    numbered = enumerate(prompts, first)
-    jobs: list[_Job] = [(prompt, (seed, number, copy)) for number, prompt in numbered for copy in range(num_images)]
-    parts = [
-        _draw_batch(model, builder, jobs[start : start + sampling.batch_size], sampling)
-        for start in range(0, len(jobs), sampling.batch_size)
-    ]
-    return torch.cat(parts)
+    """Generate the image tokens of ``jobs``: (jobs, tokens per image).
+
+    Args:
+        model: of any base family and structure.
+        builder: its sequence builder.
+        jobs: what to generate.
+        batch_size: images generated together; they do not depend on it.
+        routing: "label" forces the generation experts; None leaves the choice to the model's configuration.
+
+    Raises:
+        ValueError: a prompt leaves no room for the image.
+    """
+    batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+    return torch.cat([_draw_batch(model, builder, batch, routing) for batch in batches])
 
 
 @torch.no_grad()
@@ -104,18 +71,17 @@ def to_bytes(pictures: Tensor) -> np.ndarray:
     return ((pictures.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
-def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job], sampling: Sampling) -> Tensor:
-    guided = sampling.guidance_scale != 1.0
-    rows = [builder.generation_prompt(prompt) for prompt, _ in jobs]
-    if guided:
-        away = sampling.negative_prompt
-        rows += [builder.generation_prompt(prompt if away is None else away, dropped=away is None) for prompt, _ in jobs]
+def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: Sequence[ImageJob], routing: str | None) -> Tensor:
+    guided = [number for number, job in enumerate(jobs) if len(job.prompts) > 1]
+    rows = [job.prompt_ids for job in jobs] + [jobs[number].negative_ids for number in guided]
     new = model.num_image_tokens * (builder.picture.columns + len(builder.row_end)) // builder.picture.columns
     check_length(max(map(len, rows)), new, model.config.text_config.max_position_embeddings)
     ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, model.device)
     length = model.num_image_tokens
-    uniform = torch.stack([uniforms(seed, length) for _, seed in jobs]).to(model.device)
-    sample = Sampler([sampling.choice] * len(jobs), model.device)
+    uniform = torch.stack([uniforms(job.seed, length) for job in jobs]).to(model.device)
+    sample = Sampler([job.sampling for job in jobs], model.device)
+    uncond = torch.arange(len(jobs), device=model.device)
+    uncond[guided] = torch.arange(len(jobs), len(rows), device=model.device)
     row_end = model.get_input_embeddings()(torch.tensor([builder.row_end] * len(rows), dtype=torch.long, device=model.device))
     embeds, position, chosen = model.get_input_embeddings()(ids), positions(mask), []
     cache = DynamicCache(config=model.config.text_config)
@@ -129,15 +95,12 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job],
             cache=cache,
             task_ids=task,
             modality_ids=modality,
-            routing=sampling.routing,
+            routing=routing,
         )
         logits = model.image_logits(out.last_hidden_state[:, -1]).float()
-        if guided:
-            cond, uncond = logits.chunk(2)
-            logits = uncond + sampling.guidance_scale * (cond - uncond)
-        token = sample(logits, uniform[:, step])
+        token = sample(sample.guide(logits[: len(jobs)], logits[uncond]), uniform[:, step])
         chosen.append(token)
-        embeds = model.embed_image_tokens((torch.cat([token, token]) if guided else token).unsqueeze(1))
+        embeds = model.embed_image_tokens(torch.cat([token, token[guided]]).unsqueeze(1))
         modality = torch.full((1, 1), int(Modality.DRAWN), device=model.device)
         if (step + 1) % builder.picture.columns == 0:
             embeds = torch.cat([embeds, row_end], 1)  # what ends a row is not the model's to choose

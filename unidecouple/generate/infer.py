@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 from unidecouple.batch import Task
 from unidecouple.data.formats.entry import folder_finder
@@ -17,35 +15,43 @@ from unidecouple.data.formats.record import BadRecordError
 from unidecouple.data.pictures import Shaper
 from unidecouple.files import append_jsonl, write_bytes_atomic, write_json_atomic
 from unidecouple.generate.album import save_picture
-from unidecouple.generate.answering import Request
-from unidecouple.generate.drawing import GUIDANCE, ImageJob
 from unidecouple.generate.engine import Engine
+from unidecouple.generate.in_turn import in_turn
+from unidecouple.generate.jobs import AnswerJob, ImageJob
 from unidecouple.generate.padding import check_length
 from unidecouple.generate.parsed_request import ParsedRequest, asked
-from unidecouple.generate.sampler import Choice
+from unidecouple.generate.sampling import GREEDY, IMAGE_SAMPLING, SamplingParams
 from unidecouple.ownership import check_apart, check_file
+
+J = TypeVar("J")
+_Waiting = tuple[int, dict[str, Any], J]
+"""A line that waits for its batch: its number, what its result repeats of it, and its job."""
+_Write = Callable[[int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a file is gone through; a run is continued with the same ones only.
+    """What the results of a file depend on; a run continues with equal settings only.
 
     Attributes:
-        model: as it was named.
-        seed: line i's answer or picture depends on (seed, i) only.
+        model: as the user named it.
+        seed: the answer or image of line i depends on (seed, i) only.
         max_new_tokens: longest answer.
-        temperature: of answers; 0 is greedy.
-        image_temperature, image_top_k, image_top_p, guidance_scale: of pictures.
+        answers: sampling of answers.
+        images: sampling of images.
     """
 
     model: str
     seed: int = 0
     max_new_tokens: int = 64
-    temperature: float = 0.0
-    image_temperature: float = 1.0
-    image_top_k: int = 0
-    image_top_p: float = 1.0
-    guidance_scale: float = GUIDANCE
+    answers: SamplingParams = GREEDY
+    images: SamplingParams = IMAGE_SAMPLING
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as one flat object, which stands beside the results and in every image."""
+        images = {name if name == "guidance_scale" else f"image_{name}": value for name, value in asdict(self.images).items()}
+        answers = {name: value for name, value in asdict(self.answers).items() if name != "guidance_scale"}
+        return {"model": self.model, "seed": self.seed, "max_new_tokens": self.max_new_tokens, **answers, **images}
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,8 @@ def infer(
         count += 1
         progress(len(done) + count, len(numbers))
 
-    answers: list[tuple[int, dict[str, Any], Request]] = []
-    orders: list[tuple[int, dict[str, Any], ImageJob]] = []
+    answers: list[_Waiting[AnswerJob]] = []
+    images: list[_Waiting[ImageJob]] = []
     for number in numbers:
         if number in done:
             continue
@@ -97,16 +103,16 @@ def infer(
             reason = error.reason if isinstance(error, BadRecordError) else str(error)
             write(number, {"error": reason})
             continue
-        if isinstance(work, Request):
+        if isinstance(work, AnswerJob):
             answers.append((number, kept, work))
         else:
-            orders.append((number, kept, work))
+            images.append((number, kept, work))
         if len(answers) >= engine.most:
             _answer(engine, answers, write)
-        if len(orders) >= engine.most:
-            _draw(engine, orders, settings, output, write)
+        if len(images) >= engine.most:
+            _draw(engine, images, settings, output, write)
     _answer(engine, answers, write)
-    _draw(engine, orders, settings, output, write)
+    _draw(engine, images, settings, output, write)
     return Counts(count, tuple(failed), len(done))
 
 
@@ -115,7 +121,7 @@ class _Reader:
         self.engine, self.source, self.settings = engine, source, settings
         self.find, self.shaper = folder_finder(source.parent), Shaper(engine.processor)
 
-    def read(self, line: bytes, number: int) -> tuple[dict[str, Any], Request | ImageJob]:
+    def read(self, line: bytes, number: int) -> tuple[dict[str, Any], AnswerJob | ImageJob]:
         """What is kept of a line, and its work.
 
         Raises:
@@ -130,18 +136,18 @@ class _Reader:
         settings, builder = self.settings, self.engine.builder
         seed = (settings.seed, number)
         task = Task.MMU if wanted.prompt is None else Task.T2I
+        kept["task"] = task.key
         if self.engine.task not in (None, task):
             raise ValueError(f"the model was loaded without what serves {task.key}")
         if wanted.prompt is not None:
-            prompt = builder.conversation([("user", [wanted.prompt])], Task.T2I)  # refuses special tokens
-            if len(prompt.input_ids) > self.engine.prompt_length:
-                raise ValueError(f"{len(prompt.input_ids)} tokens of prompt are more than {self.engine.prompt_length}")
-            choice = Choice(settings.image_temperature, settings.image_top_k, settings.image_top_p)
-            return kept, ImageJob(wanted.prompt, seed, settings.guidance_scale, choice)
+            job = ImageJob.of(builder, wanted.prompt, seed, settings.images)
+            if len(job.prompt_ids) > self.engine.prompt_length:
+                raise ValueError(f"{len(job.prompt_ids)} tokens of prompt are more than {self.engine.prompt_length}")
+            return kept | {"prompt": wanted.prompt}, job
         sample = builder.conversation(self._turns(wanted), Task.MMU)
         room = min(self.engine.length, self.engine.answering.model.config.text_config.max_position_embeddings)
         check_length(len(sample.input_ids), settings.max_new_tokens, room)
-        return kept, Request(sample.input_ids, sample.pictures, settings.max_new_tokens, Choice(settings.temperature), seed)
+        return kept, AnswerJob(sample.input_ids, sample.pictures, settings.max_new_tokens, settings.answers, seed)
 
     def _turns(self, wanted: ParsedRequest) -> list[tuple[str, list[Any]]]:
         return [
@@ -150,59 +156,43 @@ class _Reader:
         ]
 
 
-def _answer(
-    engine: Engine, waiting: list[tuple[int, dict[str, Any], Request]], write: Callable[[int, dict[str, Any]], None]
-) -> None:
-    if not waiting:
+def _answer(engine: Engine, waiting: list[_Waiting[AnswerJob]], write: _Write) -> None:
+    if not waiting:  # and a side of the engine that no line needs is not laid out
         return
-    answering = engine.answering
-    given = answering.add([request for _, _, request in waiting])
-    of = {id(answer): (number, kept) for (number, kept, _), answer in zip(waiting, given, strict=True)}
-    while answering.answers:
-        for answer in answering.step():
-            number, kept = of[id(answer)]
-            write(number, {**kept, "task": Task.MMU.key, "answer": answering.text(answer), "ended": answer.ended})
+    for place, answer in in_turn(engine.answering, [job for _, _, job in waiting]):
+        number, kept, _ = waiting[place]
+        write(number, {**kept, "answer": engine.answering.text(answer), "ended": answer.ended})
     waiting.clear()
 
 
-def _draw(
-    engine: Engine,
-    waiting: list[tuple[int, dict[str, Any], ImageJob]],
-    settings: Settings,
-    output: Path,
-    write: Callable[[int, dict[str, Any]], None],
-) -> None:
+def _draw(engine: Engine, waiting: list[_Waiting[ImageJob]], settings: Settings, output: Path, write: _Write) -> None:
     if not waiting:
         return
-    drawing = engine.drawing
-    given = drawing.add([order for _, _, order in waiting])
-    while drawing.pictures:
-        drawing.step()
-    pictures = engine.render(torch.stack([drawing.tokens(picture) for picture in given]))
-    for (number, kept, order), picture in zip(waiting, pictures, strict=True):
+    for place, image in in_turn(engine.drawing, [job for _, _, job in waiting]):
+        number, kept, _ = waiting[place]
         path = output.with_suffix("") / f"{number:06}.png"
-        save_picture(path, picture, {"prompt": order.prompt, "line": number, **asdict(settings)})
-        write(number, {**kept, "task": Task.T2I.key, "prompt": order.prompt, "image": path.relative_to(output.parent).as_posix()})
+        [picture] = engine.render(engine.drawing.tokens(image).unsqueeze(0))
+        save_picture(path, picture, {"prompt": kept["prompt"], "line": number, **settings.to_json()})
+        write(number, {**kept, "image": path.relative_to(output.parent).as_posix()})
     waiting.clear()
 
 
 def _continued(output: Path, settings: Settings, source: Path, data: bytes) -> dict[int, str | None]:
     """Lines that ``output`` has, with their errors; half a line, which a kill may leave at its end, is cut off."""
-    beside = output.with_name(f"{output.name}.settings.json")
-    mine = {**asdict(settings), "data_bytes": len(data), "data_sha256": hashlib.sha256(data).hexdigest()}
+    beside, wanted = output.with_name(f"{output.name}.settings.json"), settings.to_json()
+    mine = {**wanted, "data_bytes": len(data), "data_sha256": hashlib.sha256(data).hexdigest()}
     if output.is_dir():
         raise ValueError(f"{output} is a folder: name a file")
     if not output.exists():
         check_file(output, [source])
-        if not (beside.is_file() and _keys(beside) >= asdict(settings).keys()):
+        if not _is_ours(beside):
             check_file(beside, [source])
         write_json_atomic(beside, mine)
         return {}
-    before = _settings_beside(beside)
-    length = before.pop("data_bytes", None)
-    digest = before.pop("data_sha256", None)  # releases before kept neither
-    if before != asdict(settings):
-        other = {name: value for name, value in asdict(settings).items() if before.get(name) != value}
+    before = {"top_k": 0, "top_p": 1.0, **_stored(beside)}  # version 0.1 wrote neither
+    length, digest = before.pop("data_bytes", None), before.pop("data_sha256", None)  # nor, at first, these
+    if before != wanted:
+        other = {name: value for name, value in wanted.items() if before.get(name) != value}
         raise ValueError(f"{output} was made with other settings than {other}: give the same, or another --output")
     if digest is not None and hashlib.sha256(data[:length]).hexdigest() != digest:
         raise ValueError(f"{output} was made from other lines than the data has now: give the same data, or another --output")
@@ -214,22 +204,28 @@ def _continued(output: Path, settings: Settings, source: Path, data: bytes) -> d
     return dict(_lines(whole, output))
 
 
-def _settings_beside(path: Path) -> dict[str, Any]:
-    """The settings that ``output`` was made with; none if the file is missing, and then ``output`` is no one's to continue."""
+_SINCE_0_1 = {"model", "seed", "max_new_tokens", "temperature", "guidance_scale"}
+"""Keys by which a settings file is recognised as this command's."""
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return _stored(path).keys() >= _SINCE_0_1
+    except ValueError:
+        return False
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """The settings in ``path``; empty where it is missing or holds no JSON object.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): give another --output") from error
     return found if isinstance(found, dict) else {}
-
-
-def _keys(path: Path) -> Set[str]:
-    """Names in a JSON object; none where ``path`` holds something else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return frozenset()
-    return found.keys() if isinstance(found, dict) else frozenset()
 
 
 def _lines(content: bytes, output: Path) -> Iterator[tuple[int, str | None]]:

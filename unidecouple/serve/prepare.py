@@ -11,10 +11,9 @@ import numpy as np
 
 from unidecouple.batch import Task
 from unidecouple.data.sequences import Part, Sample, SequenceBuilder
-from unidecouple.generate.answering import Request
-from unidecouple.generate.drawing import ImageJob
 from unidecouple.generate.engine import Engine
-from unidecouple.generate.sampler import Choice
+from unidecouple.generate.jobs import AnswerJob, ImageJob
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.serve.errors import ApiError
 from unidecouple.serve.limits import Limits
 from unidecouple.serve.schemas import ChatRequest, ImagePart, ImageRequest, Message
@@ -27,7 +26,7 @@ ANSWER = 256
 class Prepared:
     """The jobs' work of one request, and what they have in common: the seed, the prompt's length, and where answers stop."""
 
-    work: tuple[Request, ...] | tuple[ImageJob, ...]
+    work: tuple[AnswerJob, ...] | tuple[ImageJob, ...]
     seed: int
     prompt_tokens: int
     stops: tuple[str, ...] = ()
@@ -72,9 +71,9 @@ class Preparer:
                 "context_length_exceeded",
             )
         seed = _seed(body.seed)
-        choice = Choice(body.temperature, body.top_k, body.top_p)
+        sampling = SamplingParams(temperature=body.temperature, top_k=body.top_k, top_p=body.top_p)
         stops = tuple(body.stop)
-        work = tuple(Request(sample.input_ids, sample.pictures, wanted, choice, (seed, i), stops) for i in range(body.n))
+        work = tuple(AnswerJob(sample.input_ids, sample.pictures, wanted, sampling, (seed, i), stops) for i in range(body.n))
         return Prepared(work, seed, len(sample.input_ids), stops)
 
     def images(self, body: ImageRequest) -> Prepared:
@@ -84,34 +83,37 @@ class Preparer:
             raise ApiError(400, f"size={body.size!r} does not exist here; sizes: {self.size}, auto", "size", "invalid_size")
         if body.partial_images and not body.stream:
             raise ApiError(400, f"partial_images={body.partial_images} needs stream: true", "partial_images", "needs_stream")
-        tokens = self.prompt_tokens(body.prompt, "prompt")
+        given = {name: getattr(body, name) for name in vars(self._engine.image_sampling)}
+        sampling = self._engine.image_sampling.override(**given)
+        prompt = self.prompt_ids(body.prompt, "prompt")
+        tokens, negative = len(prompt), self.builder.hidden_prompt(prompt)
         if body.negative_prompt is not None:
-            tokens += self.prompt_tokens(body.negative_prompt, "negative_prompt")
+            negative = self.prompt_ids(body.negative_prompt, "negative_prompt")
+            tokens += len(negative)
         seed = _seed(body.seed)
-        how = self._engine.image_defaults.filled(body.guidance_scale, body.temperature, body.top_k, body.top_p)
-        work = tuple(
-            ImageJob(body.prompt, (seed, 0, i), how.guidance_scale, how.choice, body.negative_prompt) for i in range(body.n)
-        )
-        return Prepared(work, seed, tokens)
+        return Prepared(tuple(ImageJob(prompt, negative, (seed, 0, i), sampling) for i in range(body.n)), seed, tokens)
 
     def check_n(self, n: int) -> None:
         """Refuse more than the limits' ``n``."""
         if n > self.limits.n:
             raise ApiError(400, f"n={n} is more than {self.limits.n}; ask several times", "n", "n_too_large")
 
-    def prompt_tokens(self, prompt: str, param: str) -> int:
-        """Tokens of a prompt for a picture, checked; raises as ``chat``."""
-        self.check_text(prompt, param, Task.T2I)
-        count = len(self.builder.generation_prompt(prompt))
-        if count > self._prompt:
-            raise ApiError(400, f"{count} tokens of prompt are more than {self._prompt}", param, "context_length_exceeded")
-        return count
+    def prompt_ids(self, prompt: str, param: str) -> list[int]:
+        """Ids of a prompt for an image, checked; raises as ``chat``."""
+        self.check_words(len(prompt), param)
+        try:
+            ids = self.builder.generation_prompt(prompt)
+        except ValueError as error:
+            raise ApiError(400, f"{param}: {error}", param, "invalid_text") from error
+        if len(ids) > self._prompt:
+            raise ApiError(400, f"{len(ids)} tokens of prompt are more than {self._prompt}", param, "context_length_exceeded")
+        return ids
 
-    def check_text(self, text: str, param: str, task: Task = Task.MMU) -> None:
-        """Refuse a text that is too long or spells out a special token."""
+    def check_text(self, text: str, param: str) -> None:
+        """Refuse a text of a conversation that is too long or spells out a special token."""
         self.check_words(len(text), param)
         try:
-            self.builder.conversation([("user", [text])], task)
+            self.builder.check_words(text)
         except ValueError as error:
             raise ApiError(400, f"{param}: {error}", param, "invalid_text") from error
 

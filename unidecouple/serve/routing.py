@@ -118,7 +118,7 @@ class Viewer:
         if len(words) < len(parts):
             raise ApiError(400, "a picture is drawn for words alone", "messages", "invalid_picture")
         prompt = " ".join(words)
-        self._preparer.prompt_tokens(prompt, "messages")
+        self._preparer.prompt_ids(prompt, "messages")
         return prompt
 
     def _check_drawn(self, tokens: Sequence[int]) -> None:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import models_json_schema
 
+from unidecouple.generate.sampling import MAX_GUIDANCE_SCALE, MAX_TEMPERATURE, MAX_TOP_K
+
 MOST_SEED = 2**63 - 1
 MAX_MESSAGES = 256
 MAX_PARTS = 256
@@ -33,6 +35,11 @@ def _as_parts(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_whole)]
 Name = Annotated[str, Field(max_length=256)]
 Tag = Annotated[str, Field(max_length=512)]
+GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
+Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)]
+TopK = Annotated[int, Field(ge=0, le=MAX_TOP_K), BeforeValidator(_whole)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED), BeforeValidator(_whole)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Stops = Annotated[
     list[StopString],
@@ -136,11 +143,11 @@ class ChatRequest(Body):
     messages: Messages
     max_tokens: Whole | None = Field(None, ge=1, description="longest answer; by default 256, or what the model has room for")
     max_completion_tokens: Whole | None = Field(None, ge=1, description="the same under OpenAI's newer name")
-    temperature: float = Field(0.0, ge=0, le=100, description="0, which is the default, is greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: Whole = Field(0, ge=0, le=1 << 20, description="0 is all")
+    temperature: Temperature = Field(0.0, description="0, which is the default, is greedy")
+    top_p: TopP = 1.0
+    top_k: TopK = Field(0, description="0 is all")
     n: Whole = Field(1, ge=1)
-    seed: Whole | None = Field(None, ge=0, le=MOST_SEED, description="by default another one each time; the response names it")
+    seed: Seed | None = Field(None, description="by default another one each time; the response names it")
     stop: Stops = Field([], description="a string, or up to 4; the answer ends before the first that comes")
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -167,11 +174,11 @@ class ImageRequest(Body):
     partial_images: Whole | None = Field(
         None, ge=0, le=3, description="how often each picture is shown while it grows; above 0 only with stream"
     )
-    seed: Whole | None = Field(None, ge=0, le=MOST_SEED, description="picture i depends on (seed, i) only")
-    guidance_scale: float | None = Field(None, ge=0, le=100, description="1 is no guidance; left out, the checkpoint's own, or 5")
-    temperature: float | None = Field(None, ge=0, le=100, description="left out, the checkpoint's own, or 1; as the next two")
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: Whole | None = Field(None, ge=0, le=1 << 20)
+    seed: Seed | None = Field(None, description="picture i depends on (seed, i) only")
+    guidance_scale: GuidanceScale | None = Field(None, description="1 is no guidance; left out, the checkpoint's own, or 5")
+    temperature: Temperature | None = Field(None, description="left out, the checkpoint's own, or 1; as the next two")
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     negative_prompt: str | None = None
     user: Tag | None = None
 

@@ -15,7 +15,7 @@ from unidecouple.eval.benchmark import Score
 from unidecouple.eval.geneval import Bounds, Verdict
 from unidecouple.eval.suite import TEST_SEED
 from unidecouple.files import atomic_directory, write_json_atomic
-from unidecouple.generate.image import Sampling, draw
+from unidecouple.generate.image import draw
 from unidecouple.generate.text import answer
 from unidecouple.models.base import UnifiedModel
 from unidecouple.run import Evaluation
@@ -75,9 +75,7 @@ class Scorer:
         return answer(model, self.builder, images, questions)
 
     def _paint(self, model: UnifiedModel, prompts: Sequence[str], num_images: int, seed: int) -> list[list[np.ndarray]]:
-        size = self.evaluation
-        sampling = Sampling(size.guidance_scale, size.temperature, size.top_k)
-        return draw(model, self.builder, prompts, num_images, seed, sampling)
+        return draw(model, self.builder, prompts, num_images, seed, self.evaluation.sampling)
 
 
 @functools.cache

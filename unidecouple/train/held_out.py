@@ -31,7 +31,7 @@ MAX_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class ValidationLoss:
     """Mean log-probability a token (nats; higher is better, zero is certain) on ``source``'s files, by task.
 
     It compares checkpoints of one model; it says nothing of the quality of what the model would write or draw by itself.
@@ -82,7 +82,7 @@ def held_out(
     builder: SequenceBuilder,
     vq: ImageTokenizer,
     cache: Path,
-) -> HeldOut:
+) -> ValidationLoss:
     """Scores on ``files.validation``, where no prompt is dropped, and by ``evaluation.benchmarks``.
 
     Raises:
@@ -97,7 +97,9 @@ def held_out(
         there = _tasks_in(aside.sources, cache)
         mmu, t2i = (size if task in there else 0 for task in Task)
         aside = replace(aside, mmu_batch_size=mmu, t2i_batch_size=t2i)
-    return HeldOut(FileBatches(aside, processor, builder, 0, vq, cache / "files"), evaluation.eval_batches, processor, benchmarks)
+    return ValidationLoss(
+        FileBatches(aside, processor, builder, 0, vq, cache / "files"), evaluation.eval_batches, processor, benchmarks
+    )
 
 
 def _tasks_in(sources: Sequence[Source], cache: Path) -> list[Task]:

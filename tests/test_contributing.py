@@ -39,15 +39,15 @@ import sys
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from unidecouple.eval.suite import Options, metric_named, open_benchmarks
+from unidecouple.eval.suite import BenchmarkOptions, metric_named, open_benchmarks
 folder = Path(sys.argv[1])
 Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "a.png")
 rows = [{"image": "a.png", "letter": letter} for letter in "ABCD"]
 (folder / "letters.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
-(quiz,) = open_benchmarks(["letters"], Options(folder))
+(quiz,) = open_benchmarks(["letters"], BenchmarkOptions(folder))
 report = quiz.score(dict(zip([query.id for query in quiz.queries], ["A", "b.", "D", ""], strict=True)))
 print([(row.metric, row.value, row.floor) for row in report.scores], metric_named("letters").title)
-(quiz,) = open_benchmarks(["letters"], Options(folder, limit=2))
+(quiz,) = open_benchmarks(["letters"], BenchmarkOptions(folder, limit=2))
 assert len(quiz.queries) == 2
 """
 

@@ -107,13 +107,13 @@ def test_another_art(small_base: Path, tmp_path: Path, capsys: pytest.CaptureFix
     command = ["eval", str(small_base), "--output", str(tmp_path / "out"), *QUICK, "--art", str(write_art(tmp_path))]
     assert main([*command, "--benchmarks", "vqa"]) == 0
     assert main([*command, "--benchmarks", "vqa,geneval"]) == 1
-    assert "--art draws the world's questions only" in capsys.readouterr().err
+    assert "--art draws the synthetic questions only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--benchmarks", "mmmu"], "mmmu has no drawn form"),
+        (["--benchmarks", "mmmu"], "mmmu has no synthetic form"),
         (["--benchmarks", "popes"], "unknown benchmark 'popes'"),
         (["--benchmarks", "pope", "--score-only", "--blind"], "leave one out"),
         (["--benchmarks", "pope", "--parser", "loose"], "unknown parser 'loose'"),

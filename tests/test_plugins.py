@@ -12,7 +12,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from unidecouple import plugins
-from unidecouple.eval.suite import Benchmark, Options, benchmarks, headlines, tasks_of_benchmarks
+from unidecouple.eval.suite import Benchmark, BenchmarkOptions, benchmarks, headlines, tasks_of_benchmarks
 from unidecouple.run import RunConfig
 from unidecouple.source import DataSource
 
@@ -30,9 +30,9 @@ def test_a_benchmark_is_called_as_its_line_says(name: str) -> None:
 def test_synthetic_benchmarks_have_a_published_form() -> None:
     assert set(plugins.SYNTHETIC_BENCHMARKS) < set(benchmarks())
     for name in plugins.SYNTHETIC_BENCHMARKS:
-        (options,) = inspect.signature(plugins.found(plugins.SYNTHETIC_BENCHMARKS, name)).parameters
-        assert options == "options"
-        assert plugins.found(plugins.SYNTHETIC_BENCHMARKS, name)(Options(limit=2)).name == name
+        synthetic = plugins.found(plugins.SYNTHETIC_BENCHMARKS, name)
+        assert (synthetic.name, synthetic.metrics) == (name, benchmarks()[name].metrics)
+        assert synthetic.open(BenchmarkOptions(limit=2)).name == name
 
 
 def test_headlines_are_understanding_first() -> None:

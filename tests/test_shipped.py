@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from unidecouple.cli import main
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.image import draw
+from unidecouple.eval.benchmark import evaluate
+from unidecouple.eval.geneval_files import geneval_benchmark
+from unidecouple.eval.model import EvalModel
 from unidecouple.generate.sampling import SamplingParams
-from unidecouple.generate.text import answer
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.shipped import SHIPPED
-from unidecouple.world import pope, vqa
-from unidecouple.world.geneval import generate_and_score, judge_bounds
 from unidecouple.world.judge import TemplateJudge
+from unidecouple.world.pope import pope_benchmark
 from unidecouple.world.prompts import held_out
 from unidecouple.world.scratch import tokenizer_bounds
+from unidecouple.world.vqa import vqa_benchmark
 
 DEMO = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 Loaded = tuple[UniJanusForConditionalGeneration, SequenceBuilder]
@@ -45,15 +44,9 @@ def test_a_shipped_base_is_small(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_base_understands(name: str) -> None:
     """Far above POPE's 0.5 and the 0.45 of who answers VQA by the most frequent answer; docs/experiments/ has all scores."""
-    base = loaded(name)
-
-    def understood(images: Sequence[np.ndarray], questions: Sequence[str]) -> list[str]:
-        return answer(*base, images, questions)
-
-    accuracy = [
-        next(row.value for row in rows if row.metric == "accuracy")
-        for rows in (pope.evaluate(understood, 12, 5, "official"), vqa.evaluate(understood, 40, 5))
-    ]
+    model = EvalModel(*load(name), max_new_tokens=6)
+    results = [evaluate(benchmark, model) for benchmark in (pope_benchmark(12, 5), vqa_benchmark(40, 5))]
+    accuracy = [next(row.value for row in result.scores if row.metric == "accuracy") for result in results]
     assert accuracy[0] > 0.93
     assert accuracy[1] > 0.7
 
@@ -61,13 +54,9 @@ def test_a_shipped_base_understands(name: str) -> None:
 @pytest.mark.parametrize(("name", "least", "most"), [("understanding", 0.0, 0.05), ("unified", 0.4, 1.0)])
 def test_the_unified_base_alone_draws_what_it_is_asked_for(name: str, least: float, most: float) -> None:
     """On every sixth validation prompt."""
-    base, prompts = loaded(name), held_out("val")[0][::6]
-    bounds = judge_bounds(TemplateJudge(), prompts)
-
-    def paint(texts: Sequence[str], num_images: int, seed: int) -> list[list[np.ndarray]]:
-        return draw(*base, texts, num_images, seed, SamplingParams(guidance_scale=1.5, temperature=0.7))
-
-    result = generate_and_score(paint, TemplateJudge(), prompts, 1, bounds=bounds)
+    metadata = [prompt.to_json() for prompt in held_out("val")[0][::6]]
+    model = EvalModel(*load(name), sampling=SamplingParams(guidance_scale=1.5, temperature=0.7))
+    result = evaluate(geneval_benchmark(metadata, 1, TemplateJudge()), model)
     assert least <= next(score.value for score in result.scores if score.metric == "overall") <= most
 
 

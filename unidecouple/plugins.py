@@ -19,11 +19,11 @@ BENCHMARKS: Final = {
 """Name -> ``eval.suite.Benchmark``; score pages show them in this order."""
 
 SYNTHETIC_BENCHMARKS: Final = {
-    "pope": "unidecouple.world.benchmarks:open_pope",
-    "vqa": "unidecouple.world.benchmarks:open_vqa",
-    "geneval": "unidecouple.world.benchmarks:open_geneval",
+    "pope": "unidecouple.world.pope:BENCHMARK",
+    "vqa": "unidecouple.world.vqa:BENCHMARK",
+    "geneval": "unidecouple.world.geneval:BENCHMARK",
 }
-"""Name -> function from ``eval.suite.Options`` to the benchmark where no folder of published files is given."""
+"""Name -> ``eval.suite.Benchmark`` that replaces the published one where no folder of files is given."""
 
 DATA_SOURCES: Final = {
     "files": "unidecouple.train.own_files:SOURCE",

@@ -19,10 +19,9 @@ import numpy as np
 from PIL import Image
 
 from unidecouple.convert.load import load
-from unidecouple.eval.benchmark import Query
-from unidecouple.eval.model import Judged
-from unidecouple.world.benchmarks import vqa_quiz
-from unidecouple.world.vqa import vqa_set
+from unidecouple.eval.benchmark import Query, evaluate
+from unidecouple.eval.model import EvalModel
+from unidecouple.world.vqa import vqa_benchmark, vqa_set
 
 NAME, SEED, TOKENS = "drawn_vqa", 71, 6
 TASK = """\
@@ -46,11 +45,10 @@ def main() -> int:
     parser.add_argument("--model", default="unified")
     parser.add_argument("--questions", type=int, default=40)
     arguments = parser.parse_args()
-    quiz = vqa_quiz(arguments.questions, SEED)
-    answers = Judged(*load(arguments.model), TOKENS).ask(quiz.queries)
-    ours = quiz.score({query.id: said for query, said in zip(quiz.queries, answers, strict=True)})
+    benchmark = vqa_benchmark(arguments.questions, SEED)
+    ours = evaluate(benchmark, EvalModel(*load(arguments.model), TOKENS))
     gold = [item.question.answer for item in vqa_set(arguments.questions, SEED).items]
-    write(arguments.folder, quiz.queries, gold)
+    write(arguments.folder, benchmark.queries, gold)
     theirs = run(arguments.folder, arguments.model)
     mine = {row.metric: row.value for row in ours.scores}["accuracy"]
     print(f"exact match: ours {mine:.4f}, lmms-eval's {theirs:.4f}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unidecouple.compare.budget import Budget, Cell, budget, cells, check
+from unidecouple.compare.budget import Budget, VariantPlan, budget, cells, check
 from unidecouple.compare.plan import Comparison, Job, Rate, Scenario, Variant, jobs
 from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import TaskAwareMoE
@@ -29,16 +29,16 @@ GRID = Comparison(
 
 
 @pytest.fixture(scope="module")
-def planned() -> dict[str, dict[str, Cell]]:
+def planned() -> dict[str, dict[str, VariantPlan]]:
     return cells(jobs(GRID))
 
 
 @pytest.fixture(scope="module")
-def budgets(planned: dict[str, dict[str, Cell]]) -> dict[str, Budget]:
+def budgets(planned: dict[str, dict[str, VariantPlan]]) -> dict[str, Budget]:
     return {name: cell.budget for name, cell in planned["S1-r4"].items()}
 
 
-def test_samples_are_steps_times_batch_sizes(budgets: dict[str, Budget], planned: dict[str, dict[str, Cell]]) -> None:
+def test_samples_are_steps_times_batch_sizes(budgets: dict[str, Budget], planned: dict[str, dict[str, VariantPlan]]) -> None:
     assert budgets["dense_joint"].samples == {"mmu": 800, "t2i": 3200}
     assert budgets["dense_joint"].steps == {"mmu": 100, "t2i": 100}
     assert budgets["dense_mmu"].samples == {"mmu": 800, "t2i": 0}
@@ -61,7 +61,7 @@ def test_tokens_are_samples_times_their_length(budgets: dict[str, Budget]) -> No
     assert budgets["dense_t2i"].tokens == {"mmu": 0, "t2i": tokens["t2i"]}
 
 
-def test_lessons_have_batches_of_their_own(planned: dict[str, dict[str, Cell]]) -> None:
+def test_lessons_have_batches_of_their_own(planned: dict[str, dict[str, VariantPlan]]) -> None:
     # 10 steps of 64 and 20 of 16 in place of 8, and 70 of 8
     data = Data(mmu_batch_size=8, t2i_batch_size=32, lessons=(Lesson("pointing", 10), Lesson("asking", 20, 16)))
     stages = planned["S1-r4"]["dense_joint"].stages
@@ -84,14 +84,14 @@ def test_stages_count_for_the_tasks_that_they_train(budgets: dict[str, Budget]) 
         check(grid, found)
 
 
-def test_lessons_count_where_their_stage_trains_understanding(planned: dict[str, dict[str, Cell]]) -> None:
+def test_lessons_count_where_their_stage_trains_understanding(planned: dict[str, dict[str, VariantPlan]]) -> None:
     """Of lessons in steps 0 to 9 and 10 to 94 the last stage, steps 90 to 99, has five: 5 x 16 + 5 x 8."""
     data = Data(mmu_batch_size=8, t2i_batch_size=32, lessons=(Lesson("pointing", 10), Lesson("asking", 85, 16)))
     stages = planned["S1-r4"]["dense_joint"].stages
     assert budget(RunConfig(max_steps=100, data=data, stages=PARTED), stages).samples == {"mmu": 5 * 16 + 5 * 8, "t2i": 2880}
 
 
-def test_rates_tried_are_counted(planned: dict[str, dict[str, Cell]]) -> None:
+def test_rates_tried_are_counted(planned: dict[str, dict[str, VariantPlan]]) -> None:
     found = planned["S1-r4"]
     assert (found["dense_joint"].rates, found["unidecouple"].rates) == (("", "lr=0.3"), ("",))
 
@@ -107,12 +107,12 @@ def test_a_variant_that_cannot_be_is_named() -> None:
         cells(jobs(replace(GRID, variants={"typo": Variant("a", stages=(Stage(train={"atention": 1}),))})))
 
 
-def cell(name: str, steps: int, mmu: int = 8, t2i: int = 32) -> Cell:
+def cell(name: str, steps: int, mmu: int = 8, t2i: int = 32) -> VariantPlan:
     """As planned of a run of that many steps."""
     job = Job("S1-r4", name, "", 0, GRID.run, Path())
     sizes = {"mmu": mmu, "t2i": t2i}
     samples = {task: steps * size for task, size in sizes.items()}
-    return Cell(job, Budget({task: steps if size else 0 for task, size in sizes.items()}, samples, samples, 0), (), ("",))
+    return VariantPlan(job, Budget({task: steps if size else 0 for task, size in sizes.items()}, samples, samples, 0), (), ("",))
 
 
 class TestUnequal:

@@ -9,7 +9,7 @@ import pytest
 
 from unidecouple.batch import Task
 from unidecouple.compare.budget import PAPER
-from unidecouple.compare.cost import Cost, cost
+from unidecouple.compare.cost import VariantCost, cost
 from unidecouple.convert.load import load
 from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import UPCYCLED, Dense, MoE, Structure, TaskAwareMoE, Upcycled
@@ -21,7 +21,7 @@ from unidecouple.train.build import restructure
 ALL = {"vision": 1.0, "embeddings": 1.0, "text_head": 1.0, "norms": 1.0, "attention": 1.0, "generation": 1.0}
 
 
-def cost_of(structure: Structure, base: str = "understanding", mmu: int = 2, t2i: int = 4) -> Cost:
+def cost_of(structure: Structure, base: str = "understanding", mmu: int = 2, t2i: int = 4) -> VariantCost:
     mixture = structure.configure(UniLlamaConfig()).get("ffn", "dense") != "dense"
     ffn = {"experts": 1.0, "expert_router": 1.0} if mixture else {"ffn": 1.0}
     stages = (Stage("one", 1.0, train=ALL | ffn), Stage("two", 3.0, train={"generation": 1.0}))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from small_runs import TWO_STEPS
 from unidecouple import config
 from unidecouple.cli import main
-from unidecouple.compare.budget import Cell, cells, check
+from unidecouple.compare.budget import VariantPlan, cells, check
 from unidecouple.compare.cost import cost_of
 from unidecouple.compare.merge import Merge, MergeRecord, words
 from unidecouple.compare.only import chosen, parse
@@ -83,11 +83,11 @@ def test_what_cannot_be_merged(variant: Variant, said: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def planned() -> dict[str, Cell]:
+def planned() -> dict[str, VariantPlan]:
     return cells([job for job in jobs(GRID) if job.seed == 0 and job.scenario == "S1-r4"])["S1-r4"]
 
 
-def test_a_merge_has_seen_what_its_parents_have(planned: dict[str, Cell]) -> None:
+def test_a_merge_has_seen_what_its_parents_have(planned: dict[str, VariantPlan]) -> None:
     assert planned["added"].budget == planned["dense_joint"].budget
     learned = planned["learned"].budget
     assert (learned.samples, learned.steps) == ({"mmu": 830, "t2i": 3230}, {"mmu": 110, "t2i": 110})
@@ -99,7 +99,7 @@ def test_a_merge_has_seen_what_its_parents_have(planned: dict[str, Cell]) -> Non
         check(silent, {"S1-r4": planned})
 
 
-def test_a_merge_costs_what_its_parents_do(planned: dict[str, Cell]) -> None:
+def test_a_merge_costs_what_its_parents_do(planned: dict[str, VariantPlan]) -> None:
     mmu, t2i, found = (cost_of(planned[name]) for name in ("mmu", "t2i", "added"))
     assert found.active == mmu.active | t2i.active
     assert found.trainable == [("mmu: joint", mmu.trainable[0][1]), ("t2i: joint", t2i.trainable[0][1])]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unidecouple.batch import Batch, Task
-from unidecouple.diagnose.ablation import Cost, ablations
+from unidecouple.diagnose.ablation import AblationCost, ablations
 from unidecouple.models import decoder
 from unidecouple.models.groups import token_groups
 from unidecouple.models.janus import UniJanusForConditionalGeneration
@@ -23,7 +23,7 @@ Joint = tuple[Batch, Batch]
 
 def measure(
     model: UniJanusForConditionalGeneration, joint: Joint
-) -> tuple[dict[str, float], dict[tuple[str, int | None, str], Cost]]:
+) -> tuple[dict[str, float], dict[tuple[str, int | None, str], AblationCost]]:
     intact, costs = ablations(model, {task: [(joint[task],)] * 2 for task in Task})
     return intact, {(cost.part, cost.layer, cost.task): cost for cost in costs}
 

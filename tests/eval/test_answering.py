@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unidecouple.eval.answering import Part, collect, complete, read_answers
+from unidecouple.eval.answering import WorkShare, collect, complete, read_answers
 from unidecouple.eval.benchmark import Query
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
@@ -53,12 +53,12 @@ def test_a_line_that_a_kill_cut_short_is_asked_again_and_harms_no_other(tmp_path
 @pytest.mark.parametrize("before", [1, 3])
 def test_processes_share_what_is_left(tmp_path: Path, before: int) -> None:
     for rank in range(before):
-        collect(Model(), QUERIES[:4], tmp_path, 8, Part(rank, before))
+        collect(Model(), QUERIES[:4], tmp_path, 8, WorkShare(rank, before))
     done = set(read_answers(tmp_path))
     models = [Model(), Model()]
     left = [query for query in QUERIES if query.id not in done]
     for rank, model in enumerate(models):  # each reads before any writes: here the second sees the first's answers
-        collect(model, left if rank else QUERIES, tmp_path / "apart" if rank else tmp_path, 8, Part(rank, 2))
+        collect(model, left if rank else QUERIES, tmp_path / "apart" if rank else tmp_path, 8, WorkShare(rank, 2))
     assert models[0].asked == [query.id for query in left][::2]
     assert models[1].asked == [query.id for query in left][1::2]
 
@@ -72,7 +72,7 @@ def test_kinds_lie_apart(tmp_path: Path) -> None:
 def test_what_cannot_be_scored_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks 7 answers, the first to 'q0'"):
         complete({}, QUERIES, tmp_path)
-    with pytest.raises(ValueError, match="two questions have one id"):
+    with pytest.raises(ValueError, match="two questions have the same id"):
         collect(Model(), [*QUERIES, QUERIES[0]], tmp_path, 8)
     with pytest.raises(ValueError, match="gave 1 answers to 2 questions"):
         collect(lambda queries: ["yes"], QUERIES, tmp_path, 2)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from unidecouple.eval.geneval import (
-    Verdict,
+    ImageVerdict,
     judge_image,
     read_folder,
     relative_position,
     summarize,
-    write_folder,
 )
+from unidecouple.eval.image_folder import write_prompt
 from unidecouple.eval.judges import Box, Detection
 from unidecouple.world.prompts import TAGS, Prompt, held_out
 
@@ -112,7 +112,7 @@ def test_relative_position(box: Box, other: Box, relations: set[str]) -> None:
 
 def test_summary_by_hand() -> None:
     outcomes = {0: ("colors", [True, True]), 1: ("colors", [False, True]), 2: ("counting", [False, False])}
-    verdicts = [Verdict(p, i, tag, "", ok, "") for p, (tag, right) in outcomes.items() for i, ok in enumerate(right)]
+    verdicts = [ImageVerdict(p, i, tag, "", ok, "") for p, (tag, right) in outcomes.items() for i, ok in enumerate(right)]
     assert summarize(verdicts) == pytest.approx(
         {"overall": 0.375, "colors": 0.75, "counting": 0.0, "images": 0.5, "prompts": 2 / 3}
     )
@@ -121,7 +121,8 @@ def test_summary_by_hand() -> None:
 def test_folder_round_trip(tmp_path: Path) -> None:
     lines = [prompt.to_json() for prompt in small_set(1)]
     pictures = [[np.full((4, 6, 3), 10 * p + i, dtype=np.uint8) for i in range(2)] for p in range(len(lines))]
-    write_folder(tmp_path / "images", lines, pictures)
+    for number, (line, images) in enumerate(zip(lines, pictures, strict=True)):
+        write_prompt(tmp_path / "images", number, line, images)
     assert json.loads((tmp_path / "images/00001/metadata.jsonl").read_text()) == lines[1]
     assert (tmp_path / "images/00005/samples/0001.png").is_file()
     (tmp_path / "images/00001/samples/grid.png").write_bytes(b"")  # the official layout may hold a contact sheet
@@ -129,8 +130,6 @@ def test_folder_round_trip(tmp_path: Path) -> None:
     read_lines, read_pictures = read_folder(tmp_path / "images")
     assert read_lines == lines
     np.testing.assert_array_equal(np.array(read_pictures), np.array(pictures))
-    with pytest.raises(ValueError, match="is not empty"):
-        write_folder(tmp_path / "images", lines, pictures)
 
 
 def test_folder_without_prompts_is_an_error(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from published_sets import write_mme
-from unidecouple.eval.mme import open_quiz, read_label
+from unidecouple.eval.mme import open_files, read_label
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_the_first_four_letters_decide(answer: str, label: str) -> None:
 
 
 def test_scores_by_hand(tmp_path: Path) -> None:
-    quiz = open_quiz(write_mme(tmp_path / "MME_Benchmark_release_version").parent)
+    quiz = open_files(write_mme(tmp_path / "MME_Benchmark_release_version").parent)
     assert [query.id for query in quiz.queries] == [f"{s}/{p}/{n}" for s in ("existence", "artwork") for p in "12" for n in "12"]
     answers = {query.id: "Yes" if query.id.endswith("/1") else "No" for query in quiz.queries}
     answers |= {"artwork/1/1": "maybe", "artwork/2/2": "yes"}
@@ -42,17 +42,17 @@ def test_scores_by_hand(tmp_path: Path) -> None:
 
 
 def test_always_yes_gets_what_its_row_says(tmp_path: Path) -> None:
-    quiz = open_quiz(write_mme(tmp_path))
+    quiz = open_files(write_mme(tmp_path))
     rows = {row.metric: row.value for row in quiz.score({query.id: "yes" for query in quiz.queries}).scores}
     assert rows["perception"] == rows["perception/always yes"] == 100.0
 
 
 def test_a_limit_keeps_pairs_whole(tmp_path: Path) -> None:
-    assert len(open_quiz(write_mme(tmp_path), limit=1).queries) == 4
+    assert len(open_files(write_mme(tmp_path), limit=1).queries) == 4
 
 
 def test_answers_are_written_as_calculation_py_reads_them(tmp_path: Path) -> None:
-    quiz = open_quiz(write_mme(tmp_path / "data"))
+    quiz = open_files(write_mme(tmp_path / "data"))
     assert quiz.export is not None
     quiz.export({query.id: "Yes,\n\tof course" for query in quiz.queries}, tmp_path)
     lines = (tmp_path / "artwork.txt").read_text().splitlines()
@@ -64,7 +64,7 @@ def test_what_is_no_mme_is_refused(tmp_path: Path) -> None:
     write_mme(tmp_path)
     (tmp_path / "existence" / "1.jpg").unlink()
     with pytest.raises(ValueError, match=r"existence/1\.txt: picture '1\.jpg' is missing"):
-        open_quiz(tmp_path)
+        open_files(tmp_path)
     (tmp_path / "existence" / "1.txt").write_text("Is it?\tYes\nIs it not?\tYes\n")
     with pytest.raises(ValueError, match="is not MME's"):
-        open_quiz(tmp_path)
+        open_files(tmp_path)

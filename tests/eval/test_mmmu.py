@@ -14,7 +14,7 @@ import pytest
 from own_data import png
 from published_sets import MMMU, mmmu_row
 from unidecouple.data.formats.record import ImageBytes
-from unidecouple.eval.mmmu import open_quiz
+from unidecouple.eval.mmmu import open_files
 
 
 def as_parquet(folder: Path) -> None:
@@ -32,19 +32,19 @@ def as_datasets(folder: Path) -> None:
 @pytest.mark.parametrize("write", [as_parquet, as_datasets])
 def test_rows_become_the_official_prompts(tmp_path: Path, write: Callable[[Path], None]) -> None:
     write(tmp_path / "mmmu")
-    quiz = open_quiz(tmp_path)
+    quiz = open_files(tmp_path)
     texts = {query.id: query.text for query in quiz.queries}
     assert list(texts) == ["validation_Art_1", "validation_Art_2", "validation_Public_Health_1"]
     ending = "Answer with the option's letter from the given choices directly."
     assert texts["validation_Art_1"] == f"What is <image 1>?\n\n(A) a cat\n(B) a dog\n\n{ending}"
     assert texts["validation_Public_Health_1"] == "What is <image 1>?\n\nAnswer the question using a single word or phrase."
     assert quiz.queries[0].picture == ImageBytes(png(1))
-    assert len(open_quiz(tmp_path, limit=1).queries) == 2
+    assert len(open_files(tmp_path, limit=1).queries) == 2
 
 
 def test_scores_by_hand_with_failures_wrong_and_guessed(tmp_path: Path) -> None:
     as_parquet(tmp_path)
-    quiz = open_quiz(tmp_path)
+    quiz = open_files(tmp_path)
     said = {"validation_Art_1": "(B)", "validation_Art_2": "no idea", "validation_Public_Health_1": "it is 12.50"}
     report = quiz.score(said)
     rows = {row.metric: row for row in report.scores}
@@ -58,7 +58,7 @@ def test_scores_by_hand_with_failures_wrong_and_guessed(tmp_path: Path) -> None:
 
 def test_the_official_answer_files(tmp_path: Path) -> None:
     as_parquet(tmp_path / "data")
-    quiz = open_quiz(tmp_path / "data")
+    quiz = open_files(tmp_path / "data")
     assert quiz.export is not None
     quiz.export({"validation_Art_1": "It is (B)", "validation_Art_2": "?", "validation_Public_Health_1": "12.5"}, tmp_path / "out")
     total = json.loads((tmp_path / "out" / "total_val_output.json").read_text())
@@ -78,15 +78,15 @@ def test_the_official_answer_files(tmp_path: Path) -> None:
 
 def test_files_that_are_not_mmmu_s(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no mmmu"):
-        open_quiz(tmp_path)
+        open_files(tmp_path)
     row = mmmu_row(1, "Art", "open", "[]", "x")
     pq.write_table(pa.Table.from_pylist([{**row, "image_1": {"bytes": None, "path": None}}]), tmp_path / "validation-0.parquet")
     with pytest.raises(ValueError, match="validation_Art_1 holds dict where a picture"):
-        open_quiz(tmp_path)
+        open_files(tmp_path)
     del row["options"]
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "validation-0.parquet")
     with pytest.raises(ValueError, match="no column 'options'"):
-        open_quiz(tmp_path)
+        open_files(tmp_path)
     (tmp_path / "validation-0.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="cannot be read"):
-        open_quiz(tmp_path)
+        open_files(tmp_path)

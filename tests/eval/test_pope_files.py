@@ -9,7 +9,7 @@ import pytest
 
 from published_sets import ONE_WORD, write_llava_pope, write_pope
 from unidecouple.data.formats.record import ImageFile
-from unidecouple.eval.pope_files import open_quiz
+from unidecouple.eval.pope_files import open_files
 from unidecouple.files import sha256_file
 
 CUP = "a.jpg Is there a cup in the image?"
@@ -18,7 +18,7 @@ CUP = "a.jpg Is there a cup in the image?"
 @pytest.mark.parametrize("place", ["", "pope"])
 def test_questions_are_asked_once_and_pictures_found(tmp_path: Path, place: str) -> None:
     folder = write_pope(tmp_path / place)
-    quiz = open_quiz(tmp_path, "official")
+    quiz = open_files(tmp_path, "official")
     assert [query.id for query in quiz.queries][:2] == [CUP, "b.jpg Is there a fork in the image?"]
     assert len(quiz.queries) == 4
     assert quiz.queries[0].picture == ImageFile(folder / "val2014" / "a.jpg")
@@ -27,28 +27,28 @@ def test_questions_are_asked_once_and_pictures_found(tmp_path: Path, place: str)
 
 
 def test_scores_by_hand(tmp_path: Path) -> None:
-    quiz = open_quiz(write_pope(tmp_path), "exact")
+    quiz = open_files(write_pope(tmp_path), "exact")
     answers = {query.id: "no" for query in quiz.queries} | {CUP: "Yes", "b.jpg Is there a person in the image?": "perhaps"}
     report = quiz.score(answers)
     rows = {row.metric: row.value for row in report.scores}
     assert rows["accuracy"] == pytest.approx(5 / 6)
     assert (rows["accuracy/popular"], rows["accuracy/random"], rows["recall"]) == (0.5, 1.0, 1.0)
     assert (rows["accuracy/always yes"], rows["unparsed"], report.failures) == (0.5, 1.0, {"unparsed": 1})
-    assert [sum(picture) for picture in report.shares["accuracy"].clusters] == [3.0, 2.0]
+    assert [sum(picture) for picture in report.proportions["accuracy"].clusters] == [3.0, 2.0]
 
 
 def test_llava_s_file_brings_its_words_and_the_splits_their_labels(tmp_path: Path) -> None:
-    quiz = open_quiz(write_llava_pope(write_pope(tmp_path)), "llava")
+    quiz = open_files(write_llava_pope(write_pope(tmp_path)), "llava")
     assert all(query.text.endswith(ONE_WORD) for query in quiz.queries)
     right = {query.id: "Yes" if "cup" in query.id else "No" for query in quiz.queries}
     assert {row.value for row in quiz.score(right).scores if row.metric.startswith("accuracy/r")} == {1.0}
     (tmp_path / "coco" / "coco_pope_random.json").unlink()
     with pytest.raises(ValueError, match="asks 2 questions of split 'random', but 0 labels"):
-        open_quiz(tmp_path, "llava")
+        open_files(tmp_path, "llava")
 
 
 def test_answers_are_written_as_the_official_script_reads_them(tmp_path: Path) -> None:
-    quiz = open_quiz(write_pope(tmp_path / "data"), "official", limit=1)
+    quiz = open_files(write_pope(tmp_path / "data"), "official", limit=1)
     assert len(quiz.queries) == 1
     assert quiz.export is not None
     quiz.export({CUP: "Yes, there is"}, tmp_path / "out")
@@ -59,16 +59,16 @@ def test_answers_are_written_as_the_official_script_reads_them(tmp_path: Path) -
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no pope"):
-        open_quiz(tmp_path, "official")
+        open_files(tmp_path, "official")
     folder = write_pope(tmp_path)
     with pytest.raises(ValueError, match="unknown POPE parser 'strict'"):
-        open_quiz(folder, "strict")
+        open_files(folder, "strict")
     (folder / "val2014" / "b.jpg").unlink()
     with pytest.raises(ValueError, match=r"adversarial\.json:\d: picture 'b\.jpg' is missing"):
-        open_quiz(folder, "official")
+        open_files(folder, "official")
     (folder / "coco" / "coco_pope_random.json").write_text('{"image": "a.jpg"}\n')
     with pytest.raises(ValueError, match=r"random\.json:1: 'text' is missing"):
-        open_quiz(folder, "official")
+        open_files(folder, "official")
     (folder / "coco" / "coco_pope_random.json").write_text('{"image": "a.j')
     with pytest.raises(ValueError, match=r"random\.json:1: no valid JSON"):
-        open_quiz(folder, "official")
+        open_files(folder, "official")

@@ -30,7 +30,7 @@ def write(folder: Path, name: str, *rows: object) -> Path:
 @pytest.mark.parametrize("value", ["no", "No", "NO", "no ", "\tNo.\n", "false", "False", "FALSE", False, 0, 0.0, "0"])
 def test_every_spelling_of_no_scores_as_no(tmp_path: Path, value: object) -> None:
     assert yes_no(value) == "no"
-    quiz = pope_files.open_quiz(write(tmp_path, "coco_pope_random.json", POPE | {"label": value}), "official")
+    quiz = pope_files.open_files(write(tmp_path, "coco_pope_random.json", POPE | {"label": value}), "official")
     rows = {row.metric: row.value for row in quiz.score({"a.png Is there a cow?": "No"}).scores}
     assert (rows["accuracy"], rows["accuracy/always yes"]) == (1.0, 0.0)
 
@@ -38,7 +38,7 @@ def test_every_spelling_of_no_scores_as_no(tmp_path: Path, value: object) -> Non
 @pytest.mark.parametrize("value", ["yes", "Yes.", " YES", "true", True, 1, 1.0, "1"])
 def test_every_spelling_of_yes_scores_as_yes(tmp_path: Path, value: object) -> None:
     assert yes_no(value) == "yes"
-    quiz = pope_files.open_quiz(write(tmp_path, "coco_pope_random.json", POPE | {"label": value}), "official")
+    quiz = pope_files.open_files(write(tmp_path, "coco_pope_random.json", POPE | {"label": value}), "official")
     assert {row.metric: row.value for row in quiz.score({"a.png Is there a cow?": "yes"}).scores}["recall"] == 1.0
 
 
@@ -46,13 +46,13 @@ def test_every_spelling_of_yes_scores_as_yes(tmp_path: Path, value: object) -> N
 def test_other_labels_are_refused_with_their_line(tmp_path: Path, value: object) -> None:
     write(tmp_path, "coco_pope_random.json", POPE, POPE | {"text": "Is there a pig?", "label": value})
     with pytest.raises(ValueError, match=r"coco_pope_random\.json:2: 'label' is "):
-        pope_files.open_quiz(tmp_path, "official")
+        pope_files.open_files(tmp_path, "official")
 
 
 def test_contradicting_labels_of_one_question_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "coco_pope_random.json", POPE, POPE | {"label": "yes"})
     with pytest.raises(ValueError, match=r"random\.json:2: the question of .*random\.json:1, labelled 'yes' here and 'no' there"):
-        pope_files.open_quiz(tmp_path, "official")
+        pope_files.open_files(tmp_path, "official")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_contradicting_labels_of_one_question_are_refused(tmp_path: Path) -> Non
 )
 def test_answers_in_every_usual_form(tmp_path: Path, given: dict[str, Any], gold: tuple[str, ...]) -> None:
     row = {key: value for key, value in (QUESTION | given).items() if key in given or key != "answer"}
-    quiz = vqa_files.open_quiz(write(tmp_path, "vqa.jsonl", row), "exact")
+    quiz = vqa_files.open_files(write(tmp_path, "vqa.jsonl", row), "exact")
     for answer in gold:
         assert quiz.score({"0": answer}).scores[0].value == 1.0
     assert quiz.score({"0": "seven"}).scores[0].value == 0.0
@@ -108,7 +108,7 @@ def test_what_cannot_be_used_is_refused_with_its_line(tmp_path: Path, changed: d
     write_pictures(tmp_path, "a.png")
     (tmp_path / "vqa.jsonl").write_text(json.dumps(QUESTION) + "\n\n" + json.dumps(QUESTION | changed) + "\n")
     with pytest.raises(ValueError, match=rf"vqa\.jsonl:3: .*{said}") as error:
-        vqa_files.open_quiz(tmp_path, "exact")
+        vqa_files.open_files(tmp_path, "exact")
     assert len(str(error.value)) < 600 + len(str(tmp_path)) * 5
 
 
@@ -154,7 +154,7 @@ def test_an_array_is_read_like_lines(tmp_path: Path) -> None:
 def test_letters_of_choices_in_every_usual_form(tmp_path: Path, answer: str, right: str) -> None:
     rows = [mmmu_row(1, "Art", "multiple-choice", "['a cat', 'a dog']", answer)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "validation-0.parquet")
-    assert mmmu.open_quiz(tmp_path).score({"validation_Art_1": right}).scores[0].value == 1.0
+    assert mmmu.open_files(tmp_path).score({"validation_Art_1": right}).scores[0].value == 1.0
 
 
 @pytest.mark.parametrize(
@@ -176,13 +176,13 @@ def test_rows_of_mmmu_that_cannot_be_scored(tmp_path: Path, changed: dict[str, A
     rows = [first, mmmu_row(1, "Art", "multiple-choice", "['a cat', 'a dog']", "A") | changed]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "validation-0.parquet")
     with pytest.raises(ValueError, match=rf"validation-0\.parquet, row 2: .*{said}"):
-        mmmu.open_quiz(tmp_path)
+        mmmu.open_files(tmp_path)
 
 
 def test_labels_of_mme_in_every_usual_form(tmp_path: Path) -> None:
     write_mme(tmp_path)
     (tmp_path / "existence" / "1.txt").write_bytes(b"\xef\xbb\xbfIs it\xe2\x80\xa8?\tYES.\r\nIs it not?\t no \r\n\r\n")
-    quiz = mme.open_quiz(tmp_path)
+    quiz = mme.open_files(tmp_path)
     assert quiz.queries[0].text == "Is it\u2028?"
     rows = {row.metric: row.value for row in quiz.score({query.id: "yes" for query in quiz.queries}).scores}
     assert rows["accuracy/existence"] == 0.5

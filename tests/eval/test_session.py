@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,19 @@ import numpy as np
 import pytest
 
 from published_sets import write_pope
-from unidecouple.eval.benchmark import Query, Quiz
-from unidecouple.eval.card import PACKAGES, Subject
-from unidecouple.eval.pope_files import open_quiz
-from unidecouple.eval.session import BLIND, Session
-from unidecouple.world.benchmarks import geneval_gallery, pope_quiz
+from unidecouple.eval.benchmark import AnyBenchmark, QABenchmark, Query
+from unidecouple.eval.card import PACKAGES, EvalSetup
+from unidecouple.eval.pope_files import open_files
+from unidecouple.eval.session import BLIND, EvalSession
+from unidecouple.eval.suite import BenchmarkOptions, SyntheticSizes
+from unidecouple.world import geneval
+from unidecouple.world.pope import pope_benchmark
 
-SUBJECT = Subject("runs/x", {"model.safetensors": "ab"}, {"seed": 0, "max_new_tokens": 6}, "float32", "cpu")
+SETUP = EvalSetup("runs/x", {"model.safetensors": "ab"}, {"seed": 0, "max_new_tokens": 6}, "float32", "cpu")
 
 
 class Yes:
-    """Says yes, or no when it sees grey; with no picture it has doubts about cows alone; paints white."""
+    """Says yes, or no when it sees grey; with no picture it has doubts about cows alone; generates white."""
 
     def check_queries(self, queries: Sequence[Query]) -> None:
         pass
@@ -39,31 +42,31 @@ class Yes:
     def ask_text(self, queries: Sequence[Query]) -> list[str]:
         return ["No" if "cow" in query.text else "Yes" for query in queries]
 
-    def paint(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
+    def generate(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
         return [[np.full((64, 64, 3), 255, np.uint8)] * num_images for _ in prompts]
 
 
 class Dead(Yes):
-    """Must not be asked, nor paint."""
+    """Must be asked nothing."""
 
     def ask(self, queries: Sequence[Query]) -> list[str]:
         raise AssertionError
 
-    def paint(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
+    def generate(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
         raise AssertionError
 
 
-def answered(session: Session, quiz: Quiz, model: Any) -> None:
-    session.answer(quiz, model)
+def answered(session: EvalSession, quiz: QABenchmark, model: Any) -> None:
+    session.run(quiz, model)
 
 
 @pytest.fixture
-def quiz(tmp_path: Path) -> Quiz:
-    return open_quiz(write_pope(tmp_path / "data"), "official")
+def quiz(tmp_path: Path) -> QABenchmark:
+    return open_files(write_pope(tmp_path / "data"), "official")
 
 
-def test_changed_pictures_are_not_continued(tmp_path: Path, quiz: Quiz) -> None:
-    session = Session(tmp_path / "out", SUBJECT)
+def test_changed_pictures_are_not_continued(tmp_path: Path, quiz: QABenchmark) -> None:
+    session = EvalSession(tmp_path / "out", SETUP)
     answered(session, quiz, Yes())
     picture = tmp_path / "data" / "val2014" / "a.jpg"
     before = picture.read_bytes()
@@ -75,19 +78,20 @@ def test_changed_pictures_are_not_continued(tmp_path: Path, quiz: Quiz) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"a": 1}', "null", "{"])
-def test_damaged_settings_are_named(tmp_path: Path, quiz: Quiz, content: str) -> None:
-    session = Session(tmp_path / "out", SUBJECT)
+def test_damaged_settings_are_named(tmp_path: Path, quiz: QABenchmark, content: str) -> None:
+    session = EvalSession(tmp_path / "out", SETUP)
     answered(session, quiz, Yes())
     (tmp_path / "out" / "pope" / "settings.json").write_text(content)
-    for work in (lambda: answered(session, quiz, Yes()), lambda: session.score_quiz(quiz)):
+    for work in (lambda: answered(session, quiz, Yes()), lambda: session.score(quiz)):
         with pytest.raises(ValueError, match=r"settings\.json is damaged"):
             work()
 
 
-def test_answers_cards_and_official_files(tmp_path: Path, quiz: Quiz) -> None:
-    session = Session(tmp_path / "out", SUBJECT, blind=BLIND)
+def test_answers_cards_and_official_files(tmp_path: Path, quiz: QABenchmark) -> None:
+    session = EvalSession(tmp_path / "out", SETUP, blind=BLIND)
     answered(session, quiz, Yes())
-    report = session.score_quiz(quiz)
+    report = session.score(quiz)
+    assert report is not None
     values = {row.metric: row.value for row in report.scores}
     assert (values["accuracy"], values["yes_ratio"]) == (0.5, 1.0)
     assert (values["accuracy (grey picture)"], values["accuracy/random (grey picture)"]) == (0.5, 0.5)
@@ -112,20 +116,24 @@ def test_answers_cards_and_official_files(tmp_path: Path, quiz: Quiz) -> None:
     assert card["settings"]["questions_sha256"] in page
 
 
-def test_each_way_of_asking_blindly_is_one_s_own_choice(tmp_path: Path, quiz: Quiz) -> None:
+def test_each_way_of_asking_blindly_is_one_s_own_choice(tmp_path: Path, quiz: QABenchmark) -> None:
     for way, told, silent in (("text", "(no picture)", "(grey picture)"), ("grey", "(grey picture)", "(no picture)")):
-        session = Session(tmp_path / way, SUBJECT, blind=(way,))  # type: ignore[arg-type]
+        session = EvalSession(tmp_path / way, SETUP, blind=(way,))  # type: ignore[arg-type]
         answered(session, quiz, Yes())
-        metrics = [row.metric for row in session.score_quiz(quiz).scores]
+        report = session.score(quiz)
+        assert report is not None
+        metrics = [row.metric for row in report.scores]
         assert any(told in metric for metric in metrics)
         assert not any(silent in metric for metric in metrics)
 
 
-def test_scoring_again_needs_no_model_and_may_read_otherwise(tmp_path: Path, quiz: Quiz) -> None:
-    answered(Session(tmp_path / "out", SUBJECT), quiz, Yes())
-    bare = Session(tmp_path / "out", Subject("runs/x", {}, {}, "float32", "cpu"))
-    strict = open_quiz(tmp_path / "data", "exact")
-    assert bare.score_quiz(strict).scores[0].judge == "exact"
+def test_scoring_again_needs_no_model_and_may_read_otherwise(tmp_path: Path, quiz: QABenchmark) -> None:
+    answered(EvalSession(tmp_path / "out", SETUP), quiz, Yes())
+    bare = EvalSession(tmp_path / "out", EvalSetup("runs/x", {}, {}, "float32", "cpu"))
+    strict = open_files(tmp_path / "data", "exact")
+    report = bare.score(strict)
+    assert report is not None
+    assert report.judge == "exact"
     card = json.loads((tmp_path / "out" / "pope" / "card.json").read_text())
     assert card["weights"] == {"model.safetensors": "ab"}
 
@@ -138,36 +146,40 @@ def test_scoring_again_needs_no_model_and_may_read_otherwise(tmp_path: Path, qui
         ({"dtype": "bfloat16"}, "dtype float32, not bfloat16"),
     ],
 )
-def test_another_model_or_setting_is_refused(tmp_path: Path, quiz: Quiz, change: dict[str, Any], said: str) -> None:
-    answered(Session(tmp_path / "out", SUBJECT), quiz, Yes())
+def test_another_model_or_setting_is_refused(tmp_path: Path, quiz: QABenchmark, change: dict[str, Any], said: str) -> None:
+    answered(EvalSession(tmp_path / "out", SETUP), quiz, Yes())
     with pytest.raises(ValueError, match=said):
-        answered(Session(tmp_path / "out", dataclasses.replace(SUBJECT, **change)), quiz, Dead())
-    moved = dataclasses.replace(SUBJECT, checkpoint="elsewhere", device="cuda:0")
-    answered(Session(tmp_path / "out", moved), quiz, Dead())  # nothing left to ask
+        answered(EvalSession(tmp_path / "out", dataclasses.replace(SETUP, **change)), quiz, Dead())
+    moved = dataclasses.replace(SETUP, checkpoint="elsewhere", device="cuda:0")
+    answered(EvalSession(tmp_path / "out", moved), quiz, Dead())  # nothing left to ask
 
 
-def test_other_questions_are_refused(tmp_path: Path, quiz: Quiz) -> None:
-    answered(Session(tmp_path / "out", SUBJECT), quiz, Yes())
+def test_other_questions_are_refused(tmp_path: Path, quiz: QABenchmark) -> None:
+    answered(EvalSession(tmp_path / "out", SETUP), quiz, Yes())
     with pytest.raises(ValueError, match="questions 4, not 1"):
-        Session(tmp_path / "out", SUBJECT).score_quiz(open_quiz(tmp_path / "data", "official", limit=1))
+        EvalSession(tmp_path / "out", SETUP).score(open_files(tmp_path / "data", "official", limit=1))
     with pytest.raises(ValueError, match="holds nothing to score"):
-        Session(tmp_path / "new", SUBJECT).score_quiz(quiz)
+        EvalSession(tmp_path / "new", SETUP).score(quiz)
 
 
 def test_drawn_pictures_are_part_of_what_is_asked(tmp_path: Path) -> None:
     def blank(name: str, color: str, size: int) -> np.ndarray:
         return np.zeros((size, size, 4), np.uint8)
 
-    answered(Session(tmp_path, SUBJECT), pope_quiz(12, 0, "official"), Yes())
+    answered(EvalSession(tmp_path, SETUP), pope_benchmark(12, 0, "official"), Yes())
     with pytest.raises(ValueError, match="questions_sha256"):
-        answered(Session(tmp_path, SUBJECT), pope_quiz(12, 0, "official", blank), Dead())
+        answered(EvalSession(tmp_path, SETUP), pope_benchmark(12, 0, "official", blank), Dead())
 
 
-def test_pictures_are_painted_then_judged(tmp_path: Path) -> None:
-    session, gallery = Session(tmp_path, SUBJECT), geneval_gallery(2, 1, 0)
+def white_prompts(per_tag: int) -> AnyBenchmark:
+    return geneval.BENCHMARK.open(BenchmarkOptions(limit=per_tag, sizes=SyntheticSizes(num_images=1)))
+
+
+def test_images_are_generated_then_judged(tmp_path: Path) -> None:
+    session, prompts = EvalSession(tmp_path, SETUP), white_prompts(2)
     model: Any = Yes()
-    session.paint(gallery, model)
-    report = session.score_gallery(gallery, None)
+    session.run(prompts, model)
+    report = session.score(prompts)
     assert report is not None
     assert report.scores[0].value == 0.0  # white pictures show nothing
     card = json.loads((tmp_path / "geneval" / "card.json").read_text())
@@ -175,6 +187,11 @@ def test_pictures_are_painted_then_judged(tmp_path: Path) -> None:
     assert overall["low"] == pytest.approx(0.0, abs=0.05)
     assert overall["ceiling"] == 1.0
     again: Any = Dead()
-    session.paint(gallery, again)
+    session.run(prompts, again)
     with pytest.raises(ValueError, match="prompts 12, not 18"):
-        session.paint(geneval_gallery(3, 1, 0), again)
+        session.run(white_prompts(3), again)
+    shutil.rmtree(tmp_path / "geneval" / "images" / "00003")
+    with pytest.raises(ValueError, match="images of 11 of 12 prompts"):
+        session.score(prompts)
+    with pytest.raises(ValueError, match="no file of detections"):
+        session.score(dataclasses.replace(prompts, read_detections=None), tmp_path / "results.jsonl")  # type: ignore[arg-type]

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from unidecouple.eval.statistics import (
-    Share,
+    ClusteredProportion,
+    MeanOfProportions,
     binomial_error,
     holm,
     mean_interval,
-    mean_of_shares,
     paired_difference,
     paired_t,
     seeds_to_exclude_zero,
@@ -166,14 +166,14 @@ class TestHolm:
 
 class TestShare:
     def test_independent_values_give_wilson_s_interval(self) -> None:
-        share = Share.of(enumerate([1.0] * 8 + [0.0] * 2))
+        share = ClusteredProportion.of(enumerate([1.0] * 8 + [0.0] * 2))
         expected = stats.binomtest(8, 10).proportion_ci(0.95, method="wilson")
         assert (share.count, share.mean) == (10, 0.8)
         assert share.interval() == pytest.approx((expected.low, expected.high))
 
     def test_values_that_share_all_their_luck_count_once(self) -> None:
         # ten clusters of four equal values: the interval is that of ten values
-        share = Share.of((n // 4, float(n // 4 < 8)) for n in range(40))
+        share = ClusteredProportion.of((n // 4, float(n // 4 < 8)) for n in range(40))
         expected = stats.binomtest(8, 10).proportion_ci(0.95, method="wilson")
         low, high = share.interval()
         assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-3)
@@ -181,24 +181,26 @@ class TestShare:
     def test_clusters_that_do_not_matter_leave_it_alone(self) -> None:
         rng = np.random.default_rng(0)
         values = (rng.random(4000) < 0.7).astype(float)
-        loose = Share.of(enumerate(values)).interval()
-        assert Share.of((n // 4, value) for n, value in enumerate(values)).interval() == pytest.approx(loose, abs=2e-3)
+        loose = ClusteredProportion.of(enumerate(values)).interval()
+        clustered = ClusteredProportion.of((n // 4, value) for n, value in enumerate(values)).interval()
+        assert clustered == pytest.approx(loose, abs=2e-3)
 
     def test_it_holds_its_level_where_values_cluster(self) -> None:
         rng, held = np.random.default_rng(1), 0
         for _ in range(300):
             chances = rng.beta(2, 1, 40)
-            low, high = Share.of((n, float(rng.random() < chance)) for n, chance in enumerate(chances) for _ in range(6)).interval()
+            values = ((n, float(rng.random() < chance)) for n, chance in enumerate(chances) for _ in range(6))
+            low, high = ClusteredProportion.of(values).interval()
             held += low <= 2 / 3 <= high
         assert held / 300 == pytest.approx(0.95, abs=0.03)
 
     def test_all_right_is_no_certainty(self) -> None:
-        low, high = Share.of((n // 10, 1.0) for n in range(50)).interval()
+        low, high = ClusteredProportion.of((n // 10, 1.0) for n in range(50)).interval()
         assert high == 1.0
         assert low == pytest.approx(stats.binomtest(5, 5).proportion_ci(0.95, method="wilson").low)
 
     def test_a_mean_of_two_equal_shares_is_narrower_by_the_root_of_two(self) -> None:
-        share = Share.of(enumerate([1.0, 0.0] * 50))
+        share = ClusteredProportion.of(enumerate([1.0, 0.0] * 50))
         low, high = share.interval()
-        both = mean_of_shares([share, share])
+        both = MeanOfProportions((share, share)).interval()
         assert (both[1] - both[0]) == pytest.approx((high - low) / 2**0.5)

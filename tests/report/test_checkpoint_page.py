@@ -26,7 +26,7 @@ from unidecouple.report.probes import PROBES
 from unidecouple.report.style import canvas
 from unidecouple.train.build import restructure
 from unidecouple.train.measurements import measure_ablations
-from unidecouple.train.subject import Subject
+from unidecouple.train.subject import ProbeInput
 from unidecouple.world import source as worlds
 
 
@@ -101,7 +101,9 @@ def test_what_was_not_taken_away_is_said(
     text: dict[str, Any],
     absent: list[str],
 ) -> None:
-    measured = measure_ablations(Subject(make_model(**text), _Given(joint_batch), _Given(joint_batch), batches=1), lambda *_: None)
+    measured = measure_ablations(
+        ProbeInput(make_model(**text), _Given(joint_batch), _Given(joint_batch), batches=1), lambda *_: None
+    )
     assert isinstance(measured, dict)
     assert measured["not_measured"] == absent
     about = {"name": "m", "structure": "s", "layers": 2, "parameters": 1, "step": None, "batches": 1, "data": "d"}

@@ -11,11 +11,11 @@ import pytest
 from comparison_field import AXIS_OF, VARIANTS, write_field
 from unidecouple.eval.suite import metric_named
 from unidecouple.report import write_report
-from unidecouple.report.diagnosis import fronts, scores
 from unidecouple.report.figures_forest import forest
 from unidecouple.report.fronts import area, front_areas, undominated
+from unidecouple.report.log_figures import fronts, scores
 from unidecouple.report.results import AXES, Results, load_results
-from unidecouple.report.style import Look, looks
+from unidecouple.report.style import VariantStyle, variant_styles
 from unidecouple.report.tables import area_table, headline
 from unidecouple.report.wording import MINUS
 
@@ -28,8 +28,8 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.fixture(scope="module")
-def look(field: Results) -> dict[str, Look]:
-    return looks(field.names, field.title, field.axis_rank, field.role)
+def look(field: Results) -> dict[str, VariantStyle]:
+    return variant_styles(field.names, field.title, field.axis_rank, field.role)
 
 
 def test_groups_hold_every_variant_once(field: Results) -> None:
@@ -39,16 +39,16 @@ def test_groups_hold_every_variant_once(field: Results) -> None:
     assert groups["structure"][-1] == "unidecouple"
 
 
-def test_no_two_variants_of_a_figure_look_alike(field: Results, look: dict[str, Look]) -> None:
+def test_no_two_variants_of_a_figure_look_alike(field: Results, look: dict[str, VariantStyle]) -> None:
     for _, names in field.groups("S2"):
         shown = {"dense_joint", *names}
         assert len({(look[name].color, look[name].marker) for name in shown}) == len(shown)
         assert len({look[name].color for name in shown}) == len(shown)
-    many = looks([f"v{number}" for number in range(40)], str)
+    many = variant_styles([f"v{number}" for number in range(40)], str)
     assert len({(one.color, one.marker) for one in many.values()}) == 40
 
 
-def test_the_table_has_a_line_a_variant_and_headed_groups(field: Results, look: dict[str, Look]) -> None:
+def test_the_table_has_a_line_a_variant_and_headed_groups(field: Results, look: dict[str, VariantStyle]) -> None:
     table = headline(field, "S2", look)
     assert [line.axis for line in table.lines if line.axis] == list(AXES)
     assert (len(table.lines), len(table.others)) == (1 + len(VARIANTS), 2 * len(VARIANTS))
@@ -56,7 +56,7 @@ def test_the_table_has_a_line_a_variant_and_headed_groups(field: Results, look: 
     assert all(len(line.cost) == len(table.costs) for line in table.lines[1:])
 
 
-def test_figures_come_a_group_with_the_control_in_each(field: Results, look: dict[str, Look]) -> None:
+def test_figures_come_a_group_with_the_control_in_each(field: Results, look: dict[str, VariantStyle]) -> None:
     for part in (fronts(field, "S2", look), scores(field, "S2", look)):
         assert [heading for heading, _ in part.plots] == GROUPS
         assert all("dense joint" in plot.svg for _, plot in part.plots)
@@ -69,14 +69,14 @@ def test_a_grid_says_what_its_variants_are_called(field: Results) -> None:
     titled = replace(field, meta={**field.meta, "titles": {"pcgrad": "PCGrad"}})
     assert (field.title("pcgrad"), titled.title("pcgrad")) == ("pcgrad", "PCGrad")
     assert titled.title("pcgrad@lr=0.3") == "PCGrad, rate \u00d7 0.3"
-    look = looks(titled.names, titled.title, titled.axis_rank, titled.role)
+    look = variant_styles(titled.names, titled.title, titled.axis_rank, titled.role)
     drawn = forest(titled, "S2", look)
     assert drawn is not None
     assert ">PCGrad<" in drawn.svg
     assert "PCGrad" in {line.name for line in headline(titled, "S2", look).lines}
 
 
-def test_a_forest_of_what_differs(field: Results, look: dict[str, Look]) -> None:
+def test_a_forest_of_what_differs(field: Results, look: dict[str, VariantStyle]) -> None:
     """A line a variant but the control; what lies far out is an arrow with its value."""
     drawn = forest(field, "S2", look)
     assert drawn is not None

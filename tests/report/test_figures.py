@@ -10,12 +10,12 @@ import pytest
 from matplotlib.axes import Axes
 
 from unidecouple.diagnose.gradient_conflict import Conflict
-from unidecouple.report import diagnosis
+from unidecouple.report import log_figures
 from unidecouple.report.figures import mean_curve, overview
 from unidecouple.report.figures_diagnosis import color_limit, conflict_map, mean_conflicts, routing_map
 from unidecouple.report.logs import ConflictLog, RoutingLayer, curve, stage_starts
 from unidecouple.report.results import load_results
-from unidecouple.report.style import INK, Look, canvas, looks, to_svg
+from unidecouple.report.style import INK, VariantStyle, canvas, to_svg, variant_styles
 
 
 def cell(cosine: float, floor: float, spread: float = 0.01, part: str = "down") -> Conflict:
@@ -24,15 +24,17 @@ def cell(cosine: float, floor: float, spread: float = 0.01, part: str = "down") 
 
 def test_a_variant_with_a_role_looks_the_same_whatever_comes_with_it() -> None:
     roles = {"before": "start", "drawn": "t2i", "seen": "mmu", "dense": "control", "ours": "focus"}
-    every = looks([*roles, "without stage 1", "by label"], str, role=lambda name: roles.get(name, ""))
-    assert {name: looks([name], str, role=roles.__getitem__)[name] for name in roles} == {name: every[name] for name in roles}
+    every = variant_styles([*roles, "without stage 1", "by label"], str, role=lambda name: roles.get(name, ""))
+    assert {name: variant_styles([name], str, role=roles.__getitem__)[name] for name in roles} == {
+        name: every[name] for name in roles
+    }
     assert len({look.color for look in every.values()}) == len({look.marker for look in every.values()}) == 7
 
 
 def test_every_figure_uses_the_variant_s_color(experiment: Any) -> None:
     results = load_results(experiment.write())
-    look = looks(results.names, results.title, role=results.role)
-    parts = [diagnosis.losses(results, "S1-r0", look), diagnosis.scores(results, "S1-r0", look)]
+    look = variant_styles(results.names, results.title, role=results.role)
+    parts = [log_figures.losses(results, "S1-r0", look), log_figures.scores(results, "S1-r0", look)]
     drawn = [overview(results, look), *(plot for part in parts for _, plot in part.plots)]
     assert len(drawn) == 3
     for variant in ("dense_t2i", "unidecouple"):
@@ -95,10 +97,12 @@ def test_routing_says_how_many_tokens_go_to_their_own_group() -> None:
     groups = {"mmu": [0.9, 0.1], "t2i": [0.0, 1.0]}
     experts = {"mmu": [0.5, 0.4, 0.1, 0.0], "t2i": [0.0, 0.0, 0.5, 0.5]}
     layers = [RoutingLayer(0, 0.4, groups, experts), RoutingLayer(1, 0.6, groups | {"mmu": [0.7, 0.3]}, experts)]
-    drawn = routing_map("r", "ours", layers, Look("#000000", "o", "ours"))
+    drawn = routing_map("r", "ours", layers, VariantStyle("#000000", "o", "ours"))
     assert "80.0% of understanding tokens and 100.0% of generation tokens go to their own" in drawn.caption
     assert "is 0.50 on average" in drawn.caption
-    plain = routing_map("r", "moe", [RoutingLayer(0, None, {"mmu": [1.0]}, {"mmu": [0.5, 0.5]})], Look("#000000", "o", "ours"))
+    plain = routing_map(
+        "r", "moe", [RoutingLayer(0, None, {"mmu": [1.0]}, {"mmu": [0.5, 0.5]})], VariantStyle("#000000", "o", "ours")
+    )
     assert plain.caption == "One group only: the tasks share all experts."
     assert not np.any([word in plain.svg for word in ("Alpha", "Group (")])
 
@@ -108,5 +112,5 @@ def test_routing_parts_groups_where_they_end(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Axes, "axvline", lambda self, x, **style: edges.append(x))
     shares = {"mmu": [0.5, 0.3, 0.2]}, {"mmu": [0.5, 0.2, 0.1, 0.1, 0.1]}
     for sizes in ((1, 3, 1), ()):
-        routing_map("r", "partitioned", [RoutingLayer(0, None, *shares, sizes=sizes)], Look("#000000", "o", "ours"))
+        routing_map("r", "partitioned", [RoutingLayer(0, None, *shares, sizes=sizes)], VariantStyle("#000000", "o", "ours"))
     assert edges == [1, 4], "logs that do not say the sizes draw no edges"

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from unidecouple.eval.suite import metric_named
-from unidecouple.report import diagnosis
+from unidecouple.report import log_figures
 from unidecouple.report.figures_front import front
 from unidecouple.report.fronts import front_gaps, front_names, front_sentences, height, leaders_sentence
 from unidecouple.report.results import Results, load_results
-from unidecouple.report.style import looks
+from unidecouple.report.style import variant_styles
 
 POPE = metric_named("pope")
 
@@ -82,12 +82,14 @@ def test_equal_scores_are_equal_over_any_number_of_seeds(new_experiment: Any) ->
 def test_a_figure_only_where_several_rates_were_tried(new_experiment: Any, experiment: Any) -> None:
     results = fronts(new_experiment())
     assert front_names(results, "S2") == ("dense_joint", "unidecouple")
-    (drawn,) = (plot for _, plot in diagnosis.fronts(results, "S2", looks(results.names, results.title, role=results.role)).plots)
+    (drawn,) = (
+        plot for _, plot in log_figures.fronts(results, "S2", variant_styles(results.names, results.title, role=results.role)).plots
+    )
     assert "rate \u00d7 0.1" in drawn.svg
     assert "understanding \u00d7 0.1" in drawn.svg
     assert "plain MoE" in drawn.svg, "a variant of one rate is a point"
     single = load_results(experiment.write())
-    assert diagnosis.fronts(single, "S1-r0", looks(single.names, single.title, role=single.role)).plots == ()
+    assert log_figures.fronts(single, "S1-r0", variant_styles(single.names, single.title, role=single.role)).plots == ()
     assert front_sentences(single, "S1-r0") == []
 
 
@@ -107,7 +109,7 @@ def test_what_is_far_out_is_an_arrow_at_the_edge(new_experiment: Any, lost: tupl
         made.add("S2", variant, {"pope": (0.90 - 0.01 * place,) * 2, "geneval": (0.60 + 0.01 * place,) * 2})
     made.add("S2", "lost", {"pope": (lost[0],) * 2, "geneval": (lost[1],) * 2})
     results = load_results(made.write())
-    drawn = front(results, "S2", ("dense_joint", "lost"), looks(results.names, results.title, role=results.role), "front")
+    drawn = front(results, "S2", ("dense_joint", "lost"), variant_styles(results.names, results.title, role=results.role), "front")
     assert drawn is not None
     assert re.findall(r">([\u2190\u2193\u2199][^<]*)<", drawn.svg) == ([told] if told else [])
     assert not {"20", "40"} & set(re.findall(r">(\d+)<", drawn.svg))

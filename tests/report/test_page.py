@@ -14,7 +14,7 @@ from unidecouple.report import write_report
 from unidecouple.report.page import emphasize
 from unidecouple.report.results import load_results
 from unidecouple.report.sample_grid import sample_grid
-from unidecouple.report.style import looks
+from unidecouple.report.style import variant_styles
 from unidecouple.report.tables import details, headline
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -156,7 +156,7 @@ def test_the_headline_table(experiment: Any) -> None:
     experiment.meta |= {"variants": {"unidecouple": "Ours."}}
     experiment.row("S1-r0", "start", 0, "pope", "accuracy/blind", 0.577, step=0)
     results = load_results(experiment.write())
-    table = headline(results, "S1-r0", looks(results.names, results.title, role=results.role))
+    table = headline(results, "S1-r0", variant_styles(results.names, results.title, role=results.role))
     assert table.columns[0].notes == ("judge: official", "ceiling 100.0", "floor 50.0", "blind 57.7")
     assert table.control == "dense, generation only"
     start, dense, ours = table.lines

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from unidecouple.eval.suite import metric_named
-from unidecouple.report.estimates import Estimate, difference, estimate
+from unidecouple.report.estimates import SeedEstimate, difference, estimate
 from unidecouple.report.results import load_results, split_rate
 
 POPE, VQA, GENEVAL = map(metric_named, ("pope", "vqa", "geneval"))
@@ -32,7 +32,9 @@ def test_delta_is_paired_with_dense_t2i_where_there_is_no_understanding_data(exp
     delta = results.delta("S1-r0", UNIDECOUPLE, POPE)
     # .33, .30, .33: mean .32, deviation sqrt(3) / 100, half width .01 * 4.30265
     # t = .32 / .01 = 32 with 2 degrees: p = 1 - t / sqrt(2 + t^2) = .00097513; three seeds are too few to flip signs
-    assert delta == Estimate(pytest.approx(0.32), pytest.approx(0.0430265, abs=1e-6), 3, pytest.approx(1 - 32 / 1026**0.5), None)
+    assert delta == SeedEstimate(
+        pytest.approx(0.32), pytest.approx(0.0430265, abs=1e-6), 3, pytest.approx(1 - 32 / 1026**0.5), None
+    )
     assert results.delta("S1-r0", "dense_t2i", POPE) is None
     assert results.delta("S1-r0", "start", POPE) is None
 
@@ -75,13 +77,13 @@ def test_scores_that_could_not_be_taken_are_left_out(experiment: Any) -> None:
 
 
 def test_one_seed_has_no_interval_and_shows_nothing() -> None:
-    assert estimate([0.3]) == Estimate(0.3, None, 1)
+    assert estimate([0.3]) == SeedEstimate(0.3, None, 1)
     assert not estimate([0.3]).is_shown
 
 
 def test_difference_uses_the_seeds_that_both_have() -> None:
     assert difference({0: 0.5, 1: 0.7, 7: 9.0}, {1: 0.6, 0: 0.4}).mean == pytest.approx(0.1)
-    assert difference({0: 0.5}, {0: 0.4}) == Estimate(pytest.approx(0.1), None, 1)
+    assert difference({0: 0.5}, {0: 0.4}) == SeedEstimate(pytest.approx(0.1), None, 1)
     assert difference({0: 0.5}, {1: 0.4}) is None
 
 

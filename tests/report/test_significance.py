@@ -11,7 +11,7 @@ from unidecouple.eval.statistics import holm, paired_t, sign_flip
 from unidecouple.eval.suite import metric_named
 from unidecouple.report.results import Results, load_results
 from unidecouple.report.significance import compared, found_sentence
-from unidecouple.report.style import looks
+from unidecouple.report.style import variant_styles
 from unidecouple.report.tables import headline
 
 POPE, VQA, GENEVAL = map(metric_named, ("pope", "vqa", "geneval"))
@@ -55,7 +55,9 @@ def test_noise_that_looks_like_a_finding_alone_is_none_after_the_correction(resu
 
 
 def test_the_table_marks_what_holds(results: Results) -> None:
-    lines = {line.name: line for line in headline(results, "S2", looks(results.names, results.title, role=results.role)).lines}
+    lines = {
+        line.name: line for line in headline(results, "S2", variant_styles(results.names, results.title, role=results.role)).lines
+    }
     assert [score.holds for score in lines["far"].scores] == [True] * 3
     assert {score.holds for score in lines["noise1"].scores} == {False}
     assert [score.tests for score in lines["dense joint"].scores] == [""] * 3
@@ -97,7 +99,7 @@ def test_no_star_of_two_seeds_or_without_spread(new_experiment: Any, gains: tupl
     assert (one.holds, one.told) == (False, told)
     line = next(
         line
-        for line in headline(results, "S2", looks(results.names, results.title, role=results.role)).lines
+        for line in headline(results, "S2", variant_styles(results.names, results.title, role=results.role)).lines
         if line.name == "ours"
     )
     assert [score.holds for score in line.scores if score] == [False]

@@ -9,7 +9,7 @@ import pytest
 
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import metric_named
-from unidecouple.report.estimates import Estimate
+from unidecouple.report.estimates import SeedEstimate
 from unidecouple.report.page import render
 from unidecouple.report.results import load_results
 from unidecouple.report.transfer import TransferCell, transfer_map, transfer_matrix
@@ -68,7 +68,7 @@ def test_the_map_says_what_was_lost(matrix: dict[tuple[str, Metric], TransferCel
     assert f"Forgetting that the seeds can show: POPE of {one}; VQA of {one}; GenEval of {other}." in plot.caption
     assert f"Negative transfer that the seeds can show: POPE of {one}; VQA of {one}; GenEval of {other}." in plot.caption
     assert transfer_map("t", "S2", [], str) is None
-    single = transfer_map("t", "S2", [TransferCell("dense_joint", POPE, Estimate(-0.4, None, 1), None)], str)
+    single = transfer_map("t", "S2", [TransferCell("dense_joint", POPE, SeedEstimate(-0.4, None, 1), None)], str)
     assert single is not None
     assert single.caption.endswith("may be chance. No task was trained alone for as long.")
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from unidecouple.eval.geneval import judge_pictures, read_folder
-from unidecouple.world.geneval import generate_and_score, judge_bounds
+from answering_model import Answering
+from unidecouple.eval.benchmark import BenchmarkResult, evaluate
+from unidecouple.eval.geneval_files import geneval_benchmark
+from unidecouple.eval.suite import BenchmarkOptions, SyntheticSizes
+from unidecouple.world.geneval import BENCHMARK, judge_bounds
 from unidecouple.world.judge import TemplateJudge
-from unidecouple.world.prompts import TAGS, Prompt, build, held_out, scene_of
+from unidecouple.world.prompts import TAGS, Prompt, build, held_out, scene_of, spread
 from unidecouple.world.scene import render
 
 
@@ -22,31 +25,45 @@ def small_set(per_tag: int = 3) -> list[Prompt]:
 
 
 class Oracle:
-    """Paints ground truth for the prompts it knows, or for the prompts that follow them (``shift``)."""
+    """Renders ground truth for the prompts it knows, or for the prompts that follow them (``shift``)."""
 
     def __init__(self, prompts: Sequence[Prompt], shift: int = 0) -> None:
         self.scenes = {p.text: prompts[(i + shift) % len(prompts)] for i, p in enumerate(prompts)}
+        self.rng = np.random.default_rng(1)
 
-    def __call__(self, prompts: Sequence[str], num_images: int, seed: int) -> list[list[np.ndarray]]:
-        rng = np.random.default_rng(seed)
-        return [[render(scene_of(self.scenes[text], rng)) for _ in range(num_images)] for text in prompts]
+    def __call__(self, prompt: str, number: int) -> np.ndarray:
+        return render(scene_of(self.scenes[prompt], self.rng))
 
 
-def test_oracle_reaches_the_ceiling_and_folder_gives_the_same_verdicts(tmp_path: Path) -> None:
-    prompts, judge = small_set(), TemplateJudge()
-    result = generate_and_score(Oracle(prompts), judge, prompts, num_images=2, seed=1, folder=tmp_path / "images")
+def score(prompts: Sequence[Prompt], num_images: int, shift: int = 0) -> BenchmarkResult:
+    metadata, judge = [prompt.to_json() for prompt in prompts], TemplateJudge()
+    bounds = functools.partial(judge_bounds, judge, prompts, num_images=num_images)
+    return evaluate(geneval_benchmark(metadata, num_images, judge, bounds), Answering(image_of=Oracle(prompts, shift)))
+
+
+def test_oracle_reaches_the_ceiling() -> None:
+    prompts = small_set()
+    result = score(prompts, num_images=2)
     assert [row.metric for row in result.scores] == ["overall", *TAGS, "images", "prompts"]
     assert all(row.judge == "template" and row.value == row.ceiling == 1.0 and row.floor == 0.0 for row in result.scores)
-    assert len(result.verdicts) == 2 * len(prompts)
-    assert tuple(judge_pictures(judge, *read_folder(tmp_path / "images"))) == result.verdicts
+    assert len(result.verdicts) == result.proportions["images"].count == 2 * len(prompts)
+    assert result.proportions["prompts"].count == len(prompts)
 
 
 def test_pictures_of_another_prompt_give_the_floor() -> None:
-    prompts, judge = small_set(), TemplateJudge()
-    bounds = judge_bounds(judge, prompts, num_images=1)
-    result = generate_and_score(Oracle(prompts, shift=1), judge, prompts, num_images=1, bounds=bounds)
+    result = score(small_set(), num_images=1, shift=1)
     assert all(row.value == row.floor for row in result.scores)
     assert all(verdict.reason for verdict in result.verdicts)
+
+
+def test_the_benchmark_has_test_prompts_and_bounds_of_its_judge() -> None:
+    opened = BENCHMARK.open(BenchmarkOptions(limit=2, sizes=SyntheticSizes(num_images=1)))
+    assert [line["prompt"] for line in opened.metadata] == [prompt.text for prompt in spread("test", 2)]  # type: ignore[union-attr]
+    result = evaluate(opened, Answering(image_of=Oracle(spread("test", 2))))
+    overall = result.scores[0]
+    assert (overall.judge, overall.metric, overall.value, overall.ceiling) == ("template", "overall", 1.0, 1.0)
+    assert overall.floor is not None
+    assert overall.floor < 0.5
 
 
 def test_floor_takes_a_prompt_that_asks_for_something_else() -> None:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from unidecouple.eval.benchmark import Score
-from unidecouple.eval.pope import PARSERS
+from answering_model import Answering
+from unidecouple.eval.benchmark import Score, evaluate
+from unidecouple.eval.pope import PopeQuestion
 from unidecouple.world.catalog import THEME_OF
 from unidecouple.world.pope import (
     SPLITS,
-    PopeQuestion,
     PopeSet,
     blind_answers,
-    evaluate,
-    measure,
+    pope_benchmark,
     pope_set,
     sample,
     score,
-    write_jsonl,
 )
 from unidecouple.world.scene import Scene, Thing, render
 
@@ -39,7 +35,7 @@ def values(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def negatives(items: Sequence[PopeQuestion], scene: int) -> list[str]:
-    return [item.name for item in items if item.scene == scene and item.label == "no"]
+    return [named(item) for item in items if int(item.image) == scene and item.label == "no"]
 
 
 def test_popular_negatives_by_hand() -> None:
@@ -62,19 +58,13 @@ def test_adversarial_negatives_by_hand() -> None:
 
 def test_each_positive_is_followed_by_its_negative_in_list_order() -> None:
     items = sample(OBJECTS, "random", rng())
-    assert [item.question_id for item in items] == list(range(1, 19))
     assert [item.label for item in items] == ["yes", "no"] * 9
-    assert [item.name for item in items[::2]] == ["cow", "pig", "sheep", "cow", "pig", "duck", "apple", "cup", "egg"]
+    assert [named(item) for item in items[::2]] == ["cow", "pig", "sheep", "cow", "pig", "duck", "apple", "cup", "egg"]
 
 
-def test_schema_article_and_the_word_image(tmp_path: Path) -> None:
-    items = [PopeQuestion(1, 12, "apple", "yes"), PopeQuestion(2, 12, "cow", "no")]
-    write_jsonl(items, tmp_path / "pope.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "pope.jsonl").read_text().splitlines()]
-    assert lines == [
-        {"question_id": 1, "image": "000012.png", "text": "Is there an apple in the image?", "label": "yes"},
-        {"question_id": 2, "image": "000012.png", "text": "Is there a cow in the image?", "label": "no"},
-    ]
+def test_ids_article_and_the_word_image() -> None:
+    apple = next(item for item in sample(OBJECTS, "random", rng()) if item.id == "000002/apple")
+    assert (apple.image, apple.text, apple.label) == ("000002", "Is there an apple in the image?", "yes")
 
 
 def test_sampler_says_what_is_wrong() -> None:
@@ -86,15 +76,22 @@ def test_sampler_says_what_is_wrong() -> None:
         sample([["cow", "pig", "sheep"]], "popular", rng())
 
 
+def named(item: PopeQuestion) -> str:
+    return item.id.split("/")[1]
+
+
+def of_split(asked: PopeSet, split: str) -> list[PopeQuestion]:
+    return [item for item in asked.questions if item.split == split]
+
+
 def test_set_is_balanced_absent_and_shares_its_positives() -> None:
     asked = pope_set(60, seed=1)
     assert {len(scene.names) for scene in asked.scenes} == {3, 4}
     for split in SPLITS:
-        items = asked.questions[split]
-        assert len(items) == 360
-        assert len({(item.scene, item.name) for item in items}) == 360
-        assert all((item.name in asked.scenes[item.scene].names) == (item.label == "yes") for item in items)
-    positives = [[(item.scene, item.name) for item in asked.questions[split] if item.label == "yes"] for split in SPLITS]
+        items = of_split(asked, split)
+        assert len(items) == len({item.id for item in items}) == 360
+        assert all((named(item) in asked.scenes[int(item.image)].names) == (item.label == "yes") for item in items)
+    positives = [[item.id for item in of_split(asked, split) if item.label == "yes"] for split in SPLITS]
     assert positives[0] == positives[1] == positives[2]
 
 
@@ -107,16 +104,10 @@ def test_adversarial_negatives_come_from_the_theme_of_the_image() -> None:
     asked = pope_set(100, seed=0)
 
     def themed(split: str) -> float:
-        pairs = zip(asked.questions[split][::2], asked.questions[split][1::2], strict=True)
-        return float(np.mean([THEME_OF[yes.name] == THEME_OF[no.name] for yes, no in pairs]))
+        pairs = zip(of_split(asked, split)[::2], of_split(asked, split)[1::2], strict=True)
+        return float(np.mean([THEME_OF[named(yes)] == THEME_OF[named(no)] for yes, no in pairs]))
 
     assert themed("adversarial") > themed("random") + 0.3
-
-
-def test_answers_are_matched_to_their_questions() -> None:
-    items = [PopeQuestion(1, 0, "cow", "yes"), PopeQuestion(2, 1, "cow", "yes"), PopeQuestion(3, 1, "pig", "no")]
-    metrics = measure(items, {(1, "pig"): "no", (1, "cow"): "yes", (0, "cow"): "no"}, PARSERS["official"])
-    assert (metrics["accuracy"], metrics["recall"], metrics["precision"]) == (pytest.approx(2 / 3), 0.5, 1.0)
 
 
 def test_oracle_scores_one_and_is_asked_once() -> None:
@@ -124,12 +115,12 @@ def test_oracle_scores_one_and_is_asked_once() -> None:
     by_picture: dict[bytes, Scene] = {render(scene).tobytes(): scene for scene in asked.scenes}
     seen: list[tuple[bytes, str]] = []
 
-    def oracle(images: Sequence[np.ndarray], texts: Sequence[str]) -> list[str]:
-        seen.extend((image.tobytes(), text) for image, text in zip(images, texts, strict=True))
-        names = [text.removeprefix("Is there ").split(" ", 1)[1].removesuffix(" in the image?") for text in texts]
-        return ["Yes" if name in by_picture[image.tobytes()].names else "No" for image, name in zip(images, names, strict=True)]
+    def oracle(image: np.ndarray, text: str) -> str:
+        seen.append((image.tobytes(), text))
+        name = text.removeprefix("Is there ").split(" ", 1)[1].removesuffix(" in the image?")
+        return "Yes" if name in by_picture[image.tobytes()].names else "No"
 
-    scores = evaluate(oracle, 30, 5, "lmms-eval")
+    scores = evaluate(pope_benchmark(30, 5, "lmms-eval"), Answering(oracle)).scores
     got = values(scores)
     for suffix in ("", *(f"/{split}" for split in SPLITS)):
         assert all(got[metric + suffix] == 1.0 for metric in ("accuracy", "precision", "recall", "f1"))
@@ -142,22 +133,45 @@ def test_oracle_scores_one_and_is_asked_once() -> None:
 
 def test_constant_yes_and_a_coin_are_at_chance() -> None:
     coin = np.random.default_rng(0)
-    yes = values(evaluate(lambda images, texts: ["yes"] * len(texts), 40, 0))
+    yes = values(evaluate(pope_benchmark(40, 0), Answering(lambda image, text: "yes")).scores)
     assert (yes["accuracy"], yes["precision"], yes["recall"], yes["yes_ratio"]) == (0.5, 0.5, 1.0, 1.0)
     assert yes["f1/popular"] == pytest.approx(2 / 3)
-    random = values(evaluate(lambda images, texts: coin.choice(["yes", "no"], len(texts)).tolist(), 300, 0))
+    random = values(evaluate(pope_benchmark(300, 0), Answering(lambda image, text: str(coin.choice(["yes", "no"])))).scores)
     assert random["accuracy"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_blind_baseline_by_hand() -> None:
     scenes = tuple(Scene(tuple(Thing(name, "red", cell) for cell, name in enumerate(names))) for names in OBJECTS)
-    asked = PopeSet(scenes, {split: sample(OBJECTS, "popular", rng()) for split in SPLITS})
-    answers = blind_answers(asked)
-    assert {name for (_, name), answer in answers.items() if answer == "yes"} == {"cow", "pig", "sheep"}
+    asked = PopeSet(scenes, sample(OBJECTS, "popular", rng()))
+    answers = dict(zip([item.id for item in asked.questions], blind_answers(asked), strict=True))
+    assert {name.split("/")[1] for name, answer in answers.items() if answer == "yes"} == {"cow", "pig", "sheep"}
     # right on cow, pig, sheep, cow and pig of nine positives, and on duck, apple, cup, apple, cup and duck of nine negatives
-    assert values(score(asked, answers))["accuracy/blind"] == pytest.approx(11 / 18)
+    assert values(score(asked, "official", answers).scores)["accuracy/blind"] == pytest.approx(11 / 18)
 
 
 def test_unknown_parser_is_named() -> None:
     with pytest.raises(ValueError, match="unknown POPE parser 'strict'; known: official"):
-        score(pope_set(20, 0), {}, "strict")
+        pope_benchmark(20, 0, "strict")
+
+
+def test_accuracy_has_its_interval_by_scene_and_unread_answers_are_counted() -> None:
+    benchmark = pope_benchmark(12, 5)
+    words = ["yes", "no", "red", "maybe"]
+    result = evaluate(benchmark, Answering(lambda image, text: words[(len(text) + int(image.sum())) % 4]))
+    rows = values(result.scores)
+    assert {metric: one.mean for metric, one in result.proportions.items()} == {
+        metric: pytest.approx(rows[metric]) for metric in ("accuracy", *(f"accuracy/{split}" for split in SPLITS))
+    }
+    assert len(result.proportions["accuracy"].clusters) == 12  # type: ignore[union-attr]
+    unread = sum((len(q.text) + int(q.picture.sum())) % 4 > 1 for q in benchmark.queries if isinstance(q.picture, np.ndarray))
+    assert result.failures == {"unparsed": unread}
+    assert 0 < unread < len(benchmark.queries)
+
+
+def test_another_art_changes_pictures_alone() -> None:
+    def blank(name: str, color: str, size: int) -> np.ndarray:
+        return np.zeros((size, size, 4), np.uint8)
+
+    usual, other = pope_benchmark(12, 5), pope_benchmark(12, 5, drawing=blank)
+    assert [query.text for query in usual.queries] == [query.text for query in other.queries]
+    assert all(isinstance(query.picture, np.ndarray) and (query.picture == 255).all() for query in other.queries)

@@ -65,7 +65,7 @@ def budget(run: RunConfig, stages: Sequence[StagePlan]) -> Budget:
     return Budget(steps, samples, {task: samples[task] * lengths.get(task, 0) for task in TASK_KEYS}, pictures)
 
 
-def merged_budget(merge: Merge, parents: Sequence[Cell]) -> Budget:
+def merged_budget(merge: Merge, parents: Sequence[VariantPlan]) -> Budget:
     """What the models that are merged have seen, together, and what the merge looks at itself."""
     steps, samples = merge.inputs
     seen = [cell.budget for cell in parents]
@@ -91,26 +91,26 @@ def _lessons(run: RunConfig, span: range) -> int:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A variant in a scenario: its job of the first rate and seed, its budget, its stages as planned, learning rates tried.
+class VariantPlan:
+    """A variant of a scenario as planned: its first job, budget, stages, and learning rates.
 
-    A merged variant has no stages, but the cells ``of`` what it merges.
+    A merged variant has no stages, but the plans ``of`` its parents.
     """
 
     job: Job
     budget: Budget
     stages: Sequence[StagePlan]
     rates: tuple[str, ...]
-    of: tuple[Cell, ...] = ()
+    of: tuple[VariantPlan, ...] = ()
 
 
-def cells(planned: Sequence[Job]) -> dict[str, dict[str, Cell]]:
+def cells(planned: Sequence[Job]) -> dict[str, dict[str, VariantPlan]]:
     """Scenario -> variant -> cell, of all that train.
 
     Raises:
         ValueError: a variant cannot be what its recipe says (a stage trains what its model lacks, say).
     """
-    found: dict[str, dict[str, Cell]] = {}
+    found: dict[str, dict[str, VariantPlan]] = {}
     for job in planned:
         of = found.setdefault(job.scenario, {})
         if job.name != START and job.name not in of:
@@ -121,7 +121,7 @@ def cells(planned: Sequence[Job]) -> dict[str, dict[str, Cell]]:
             for one in mine:
                 tried.setdefault(one.folder, one.rate)  # a point that changes nothing shares another's run
             seen = merged_budget(job.merge, parents) if job.merge else budget(job.config, stages)
-            of[job.name] = Cell(job, seen, stages, tuple(tried.values()), parents)
+            of[job.name] = VariantPlan(job, seen, stages, tuple(tried.values()), parents)
     return found
 
 
@@ -149,7 +149,7 @@ def _lengths(base: str, files: Files) -> Lengths:
     return Lengths(found.get(Task.MMU), found.get(Task.T2I))
 
 
-def check(grid: Comparison, found: Mapping[str, Mapping[str, Cell]]) -> None:
+def check(grid: Comparison, found: Mapping[str, Mapping[str, VariantPlan]]) -> None:
     """Refuse a grid in which variants of one scenario see other budgets than its control, without saying why.
 
     A single-task variant is held to its own task's. Without the control, the first variant takes its place.
@@ -171,7 +171,7 @@ def check(grid: Comparison, found: Mapping[str, Mapping[str, Cell]]) -> None:
         )
 
 
-def _unequal(variant: Variant, cell: Cell, measure: Cell) -> list[str]:
+def _unequal(variant: Variant, cell: VariantPlan, measure: VariantPlan) -> list[str]:
     lines = []
     for task in TASK_KEYS:
         ours, theirs = cell.budget, measure.budget

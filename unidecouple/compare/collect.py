@@ -15,7 +15,7 @@ from typing import Any
 
 from unidecouple import config as configs
 from unidecouple.batch import TASK_KEYS, Task
-from unidecouple.compare.budget import Budget, Cell
+from unidecouple.compare.budget import Budget, VariantPlan
 from unidecouple.compare.cost import cost_of
 from unidecouple.compare.elsewhere import ImportedRuns, base_hash, key_of
 from unidecouple.compare.merge import MERGED
@@ -38,7 +38,7 @@ def collect(
     planned: Sequence[Job],
     done: Sequence[Job],
     imported: ImportedRuns,
-    cells: Mapping[str, Mapping[str, Cell]],
+    cells: Mapping[str, Mapping[str, VariantPlan]],
     folder: Path,
     wall_seconds: float | None,
     command: str,
@@ -118,7 +118,7 @@ def _of_parents(job: Job, seconds: Mapping[Path, float]) -> float:
     return sum(seconds.get(parent, 0.0) for parent in job.parents)
 
 
-def _seen(job: Job, cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, int | str]:
+def _seen(job: Job, cells: Mapping[str, Mapping[str, VariantPlan]]) -> dict[str, int | str]:
     """Steps, samples and tokens of each task that the run saw, its rate's name, and how many rates its variant was tried at.
 
     All are those of the budget, so that runs imported from elsewhere have them, too. Tokens have padding in them; what runs log as

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unidecouple.batch import Task
-from unidecouple.compare.budget import Cell
+from unidecouple.compare.budget import VariantPlan
 from unidecouple.plan.load import Micro
 from unidecouple.plan.stages import StagePlan
 from unidecouple.plan.tape import Tape
@@ -19,7 +19,7 @@ _HEADS = {Task.MMU: "model.generation_head.", Task.T2I: "lm_head."}
 
 
 @dataclass(frozen=True)
-class Cost:
+class VariantCost:
     """Costs of one variant.
 
     Attributes:
@@ -44,7 +44,7 @@ class Cost:
         return asdict(self)
 
 
-def cost(stages: Sequence[StagePlan]) -> Cost:
+def cost(stages: Sequence[StagePlan]) -> VariantCost:
     """Of a variant whose run is planned as ``stages``."""
     last, whole = stages[-1], sum(stage.stage.share for stage in stages)
     steps = [(stage.stage.share / whole, stage.load.step, stage.load.trace(stage.load.step)) for stage in stages]
@@ -54,7 +54,7 @@ def cost(stages: Sequence[StagePlan]) -> Cost:
     for task, stage in itertools.product(Task, stages):  # the last stage that trains on the task says
         if parts := tuple(part for part in stage.load.step if part.task is task):
             passes[task] = (stage, parts, stage.load.trace(parts))
-    return Cost(
+    return VariantCost(
         parameters=last.load.weights.total,
         active={task.key: _active(stage, task, tape) for task, (stage, _, tape) in passes.items()},
         trainable=[(stage.stage.name, stage.load.weights.trainable) for stage in stages],
@@ -63,13 +63,13 @@ def cost(stages: Sequence[StagePlan]) -> Cost:
     )
 
 
-def cost_of(cell: Cell) -> Cost:
+def cost_of(cell: VariantPlan) -> VariantCost:
     """Of a variant; a merged one costs what its parents do, which train one after the other. What the merge takes is left out."""
     if not cell.of:
         return cost(cell.stages)
     parents = [cost_of(parent) for parent in cell.of]
     tokens = [sum(parent.budget.tokens.values()) for parent in cell.of]
-    return Cost(
+    return VariantCost(
         parameters=parents[0].parameters,
         active={task: count for parent in parents for task, count in parent.active.items()},
         trainable=[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import runpy
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -81,7 +82,6 @@ def _command(words: list[str], environment: dict[str, str], sender: Connection) 
     sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w", closefd=False), "utf-8", line_buffering=True) for n in (1, 2))
     import torch
 
-    from unidecouple.cli import main
-
     torch.set_num_threads(1)
-    sys.exit(main(words))
+    sys.argv = ["unidecouple", *words]
+    runpy.run_module("unidecouple", run_name="__main__")

@@ -7,7 +7,6 @@ true. Every misfit is told with its file, its place and the nearest known name (
 
 from __future__ import annotations
 
-import functools
 import json
 import typing
 from collections.abc import Mapping, Sequence
@@ -96,8 +95,13 @@ def _checked(schema: type[T], layers: Layers) -> T:
         raise ConfigError(explain(schema, layers, error.errors(include_url=False))) from None
 
 
-@functools.cache  # a schema of all unions takes .1 s to build, and a grid dumps hundreds of configurations
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+"""By class: a schema of all unions takes .1 s to build, and a grid dumps hundreds of configurations."""
+
+
 def _adapter(schema: type) -> TypeAdapter[Any]:
-    # A plain dataclass takes no settings of pydantic's; a union with None carries them in and changes no message.
-    settings = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
-    return TypeAdapter(typing.cast("type", Union[schema, None]), config=settings)  # noqa: UP007 - built at run time
+    if schema not in _ADAPTERS:
+        # A plain dataclass takes no settings of pydantic's; a union with None carries them in and changes no message.
+        settings = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
+        _ADAPTERS[schema] = TypeAdapter(typing.cast("type", Union[schema, None]), config=settings)  # noqa: UP007 - built at run time
+    return _ADAPTERS[schema]

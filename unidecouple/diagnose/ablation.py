@@ -32,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Cost:
+class AblationCost:
     """What a task pays for doing without a part.
 
     Attributes:
@@ -59,7 +59,7 @@ class Cost:
 @torch.no_grad()
 def ablations(
     model: UnifiedModel, held: Held, progress: Progress = lambda what, done, of: None
-) -> tuple[dict[str, float], list[Cost]]:
+) -> tuple[dict[str, float], list[AblationCost]]:
     """Loss of each task as it is (by task key), and what every part of ``model`` costs; no parts in a dense, tied model.
 
     Shared experts and groups (their experts, or their sets of untied layers and, with all layers, of the final norm) are taken away
@@ -78,7 +78,7 @@ def ablations(
                 without = _losses(model, task, batches)
                 gaps = [after - before for after, before in zip(without, intact[task], strict=True)]
                 error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
-                costs.append(Cost(part, layer, task.key, statistics.fmean(gaps), error))
+                costs.append(AblationCost(part, layer, task.key, statistics.fmean(gaps), error))
     return {task.key: statistics.fmean(losses) for task, losses in intact.items()}, costs
 
 

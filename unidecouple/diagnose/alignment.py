@@ -28,8 +28,8 @@ class TooFewPairsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """Alignment of pictures and words of one task at one depth.
+class DepthAlignment:
+    """DepthAlignment of pictures and words of one task at one depth.
 
     Attributes:
         task: key of the task; pictures are seen in "mmu", drawn in "t2i".
@@ -73,7 +73,9 @@ def chance(pairs: int, k: int) -> float:
 
 
 @torch.no_grad()
-def alignment(model: UnifiedModel, task: Task, batches: Iterable[Batch], k: int = NEIGHBOURS) -> tuple[list[Alignment], int, int]:
+def alignment(
+    model: UnifiedModel, task: Task, batches: Iterable[Batch], k: int = NEIGHBOURS
+) -> tuple[list[DepthAlignment], int, int]:
     """Alignment of ``task`` by depth over the pairs of ``batches``, mean-pooled over the tokens of each side.
 
     The words of understanding are its answers, those of generation everything before the picture. Rows without a picture or
@@ -111,7 +113,9 @@ def alignment(model: UnifiedModel, task: Task, batches: Iterable[Batch], k: int 
     k = min(k, max(1, pairs // 10))
     seen, said, seen_alone, said_alone = (torch.cat(side, dim=1) for side in sides)
     found = [
-        Alignment(task.key, layer, mutual_knn(seen_alone[layer], said_alone[layer], k), mutual_knn(seen[layer], said[layer], k))
+        DepthAlignment(
+            task.key, layer, mutual_knn(seen_alone[layer], said_alone[layer], k), mutual_knn(seen[layer], said[layer], k)
+        )
         for layer in range(len(seen))
     ]
     return found, pairs, k

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unidecouple.eval.benchmark import Query
+from unidecouple.eval.benchmark import Query, ask
 from unidecouple.eval.records import read_lines
 from unidecouple.files import append_jsonl
 from unidecouple.inputs import quoted
@@ -21,12 +21,12 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Part:
-    """This process among those that share the work.
+class WorkShare:
+    """This process among those that share an evaluation.
 
     Attributes:
-        rank, size: its number, and how many there are.
-        wait: returns once all of them are there.
+        rank, size: its number, and how many processes there are.
+        wait: a barrier.
     """
 
     rank: int = 0
@@ -34,7 +34,7 @@ class Part:
     wait: Callable[[], None] = field(default=lambda: None)
 
 
-ALONE = Part()
+ALONE = WorkShare()
 
 
 def read_answers(folder: Path, kind: str = "answers") -> dict[str, str]:
@@ -54,35 +54,32 @@ def read_answers(folder: Path, kind: str = "answers") -> dict[str, str]:
 
 
 def collect(
-    ask: AskBatch,
+    model: AskBatch,
     queries: Sequence[Query],
     folder: Path,
     batch_size: int,
-    part: Part = ALONE,
+    share: WorkShare = ALONE,
     progress: Progress = lambda what, done, of: None,
     kind: str = "answers",
 ) -> None:
-    """Ask what has no answer in ``folder`` yet; with several processes each its share, together.
+    """Ask what has no answer in ``folder`` yet; several processes share the work.
 
     Raises:
         ValueError: two queries of one id, or the model did not give one answer a query.
     """
     if len({query.id for query in queries}) < len(queries):
-        raise ValueError("two questions have one id: answers could not be told apart; look for repeated lines in the files")
+        raise ValueError("two questions have the same id, by which answers are kept: look for repeated lines in the files")
     done = read_answers(folder, kind)
-    part.wait()  # all have read before any writes, so they agree on what is left
-    mine = [query for query in queries if query.id not in done][part.rank :: part.size]
-    path = folder / f"{kind}.{part.rank}.jsonl"
+    share.wait()  # all have read before any writes, so they agree on what is left
+    mine = [query for query in queries if query.id not in done][share.rank :: share.size]
+    path = folder / f"{kind}.{share.rank}.jsonl"
     _drop_cut_line(path)
     for start in range(0, len(mine), batch_size):
         batch = mine[start : start + batch_size]
-        answers = ask(batch)
-        if len(answers) != len(batch):
-            raise ValueError(f"the model gave {len(answers)} answers to {len(batch)} questions; it must give one for each")
-        for query, answer in zip(batch, answers, strict=True):
-            append_jsonl(path, {"id": query.id, "answer": answer})
+        for name, answer in ask(model, batch).items():
+            append_jsonl(path, {"id": name, "answer": answer})
         progress(f"{folder.name}: {kind}", start + len(batch), len(mine))
-    part.wait()
+    share.wait()
 
 
 def complete(answers: dict[str, str], queries: Iterable[Query], folder: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""What a benchmark needs of a model (two callables), what it asks, and what it gives back (score rows).
+"""The interface of benchmarks: what they ask a model, and how answers or images become score rows.
 
-A benchmark never sees the model itself, so a checkpoint, a server and a test double are all scored by the same code. Every row
-carries its judge, its ceiling and its floor: a score of a home-made judge means nothing without them.
+A benchmark never sees the model, so a checkpoint, a server and a test double are scored by the same code. Every row names its
+judge, ceiling and floor: a score by a judge of one's own means nothing without them.
 """
 
 from __future__ import annotations
@@ -9,28 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from unidecouple.data.formats.record import ImageBytes, ImageFile
-from unidecouple.eval.statistics import Share
-
-
-class Answerer(Protocol):
-    """A model that understands."""
-
-    def __call__(self, images: Sequence[np.ndarray], questions: Sequence[str], /) -> list[str]:
-        """Answer ``questions[i]`` about ``images[i]`` (uint8 (H, W, 3)), in plain text, in order."""
-        ...
-
-
-class Painter(Protocol):
-    """A model that generates."""
-
-    def __call__(self, prompts: Sequence[str], num_images: int, seed: int, /) -> list[list[np.ndarray]]:
-        """Paint ``num_images`` pictures (uint8 (H, W, 3)) for each prompt, in order; equal seeds give equal pictures."""
-        ...
+from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions
 
 
 @dataclass(frozen=True)
@@ -58,9 +42,9 @@ class Query:
     """A question as it is put to a model.
 
     Attributes:
-        id: its own in the benchmark, under which answers are kept.
+        id: unique in the benchmark; answers are kept by it.
         text: the whole user turn.
-        picture: at the model's own size (uint8 (H, W, 3)), or a picture of any size that has not been opened yet.
+        picture: at the model's own size (uint8 (H, W, 3)), or a stored image of any size.
         where: file and line, for messages; empty for generated questions.
     """
 
@@ -71,70 +55,151 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What answers or pictures scored.
+class ImageVerdict:
+    """The judge's decision on image number ``image`` of prompt number ``prompt``; ``reason`` is empty if it is correct."""
 
-    Attributes:
-        scores: rows.
-        shares: what the rows of that metric are the share of, for their intervals.
-        failures: what could not be read, by kind; zeros too.
-    """
-
-    scores: tuple[Score, ...]
-    shares: Mapping[str, Share] = field(default_factory=dict)
-    failures: Mapping[str, int] = field(default_factory=dict)
-
-
-Answers = Mapping[str, str]
-"""Query's id -> what the model said."""
+    prompt: int
+    image: int
+    tag: str
+    text: str
+    correct: bool
+    reason: str
 
 
 @dataclass(frozen=True)
-class Quiz:
-    """A benchmark of questions.
+class BenchmarkResult:
+    """Scores of one model on one benchmark.
+
+    Attributes:
+        scores: rows.
+        proportions: metric -> the values that the row is the mean of, for its interval.
+        failures: number of answers that could not be read, by kind; zeros too.
+        verdicts: one per image, in order of prompt and image; empty for questions.
+    """
+
+    scores: tuple[Score, ...]
+    proportions: Mapping[str, ClusteredProportion | MeanOfProportions] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
+    verdicts: tuple[ImageVerdict, ...] = ()
+
+    @property
+    def judge(self) -> str:
+        """The parser or detector that decided."""
+        return self.scores[0].judge or ""
+
+
+Answers = Mapping[str, str]
+"""Query's id -> the model's answer."""
+Images = Sequence[Sequence[np.ndarray]]
+"""Images (uint8 (H, W, 3)) of every prompt, in order."""
+Metadata = Mapping[str, Any]
+"""A prompt with what it asks for: a line of GenEval's ``evaluation_metadata.jsonl``. "prompt" is the text."""
+
+
+@dataclass(frozen=True)
+class QABenchmark:
+    """A benchmark of questions about images.
 
     Attributes:
         name: of the benchmark.
         queries: in the order of the files.
-        score: from answers to all queries to the report.
-        parser: how answers are read.
-        files: what was read: name -> SHA-256; empty for what is drawn.
+        score: from answers to all queries to the result.
+        files: what was read: name -> SHA-256; empty for generated questions.
         export: writes answers in the benchmark's official form to a folder; None where there is none.
     """
 
     name: str
     queries: tuple[Query, ...]
-    score: Callable[[Answers], Report]
-    parser: str
+    score: Callable[[Answers], BenchmarkResult]
     files: Mapping[str, str] = field(default_factory=dict)
     export: Callable[[Answers, Path], None] | None = None
 
 
-def ask(answerer: Answerer, images: Sequence[np.ndarray], questions: Sequence[str]) -> list[str]:
-    """Put the questions to ``answerer``.
+@dataclass(frozen=True)
+class GenerationBenchmark:
+    """A benchmark of prompts to generate images for.
+
+    Attributes:
+        name: of the benchmark.
+        metadata: one JSON object per prompt; it is written beside the prompt's images.
+        num_images: images per prompt.
+        score: from the images of all prompts to the result; None where no judge comes with the benchmark.
+        read_detections: the result from a file that says what another detector saw in the images.
+        files: what was read: name -> SHA-256; empty for generated prompts.
+    """
+
+    name: str
+    metadata: Sequence[Metadata]
+    num_images: int
+    score: Callable[[Images], BenchmarkResult] | None
+    read_detections: Callable[[Path], BenchmarkResult] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def judged(self, images: Images) -> BenchmarkResult:
+        """The result of ``images``.
+
+        Raises:
+            ValueError: no judge comes with the benchmark.
+        """
+        if self.score is None:
+            raise ValueError(f"no judge of images comes with {self.name}: detect what they show, and give the file of detections")
+        return self.score(images)
+
+
+AnyBenchmark = QABenchmark | GenerationBenchmark
+
+
+class ScoredModel(Protocol):
+    """A model to be scored; ``eval.model.EvalModel`` wraps a checkpoint."""
+
+    def ask(self, queries: Sequence[Query], /) -> list[str]:
+        """Answer every query, in order."""
+
+    def generate(self, prompts: Sequence[str], num_images: int, first: int, /) -> list[list[np.ndarray]]:
+        """Generate ``num_images`` images (uint8 (H, W, 3)) per prompt; ``first`` is the number of the first prompt.
+
+        Image j of prompt i depends on the model's seed, i and j alone, so that neither processes nor restarts change any.
+        """
+
+
+def evaluate(benchmark: AnyBenchmark, model: ScoredModel, batch_size: int = 256) -> BenchmarkResult:
+    """Score ``model`` on ``benchmark`` in memory; nothing is written.
 
     Raises:
-        ValueError: it did not give exactly one answer a question (pairs would silently shift otherwise).
+        ValueError: no judge comes with the benchmark.
     """
-    answers = answerer(images, questions)
-    if len(answers) != len(questions):
-        raise ValueError(f"the answerer gave {len(answers)} answers to {len(questions)} questions; it must give one for each")
-    return answers
+    if isinstance(benchmark, GenerationBenchmark):
+        return benchmark.judged(generate(model, benchmark))
+    answers: dict[str, str] = {}
+    for start in range(0, len(benchmark.queries), batch_size):
+        answers |= ask(model.ask, benchmark.queries[start : start + batch_size])
+    return benchmark.score(answers)
 
 
-def paint(painter: Painter, prompts: Sequence[str], num_images: int, seed: int) -> list[list[np.ndarray]]:
-    """Have ``painter`` paint ``num_images`` pictures a prompt.
+def ask(model: Callable[[Sequence[Query]], list[str]], queries: Sequence[Query]) -> dict[str, str]:
+    """Return query's id -> answer.
 
     Raises:
-        ValueError: ``num_images`` is below 1, or the painter gave other numbers of prompts or of pictures.
+        ValueError: the model did not give exactly one answer per question (pairs would silently shift otherwise).
     """
-    if num_images < 1:
-        raise ValueError(f"num_images is {num_images}; it must be at least 1")
-    pictures = painter(prompts, num_images, seed)
-    counts = [len(of_prompt) for of_prompt in pictures]
-    if counts != [num_images] * len(prompts):
-        raise ValueError(f"the painter gave {counts} pictures for {len(prompts)} prompts; it must give {num_images} for each")
-    return pictures
+    answers = model(queries)
+    if len(answers) != len(queries):
+        raise ValueError(f"the model gave {len(answers)} answers to {len(queries)} questions; it must give one for each")
+    return {query.id: answer for query, answer in zip(queries, answers, strict=True)}
+
+
+def generate(model: ScoredModel, benchmark: GenerationBenchmark) -> list[list[np.ndarray]]:
+    """Generate the images of every prompt of ``benchmark``.
+
+    Raises:
+        ValueError: the model gave another number of prompts or of images.
+    """
+    images = model.generate([line["prompt"] for line in benchmark.metadata], benchmark.num_images, 0)
+    counts = [len(of_prompt) for of_prompt in images]
+    if counts != [benchmark.num_images] * len(benchmark.metadata):
+        wanted = f"{benchmark.num_images} for each of {len(benchmark.metadata)} prompts"
+        raise ValueError(f"the model gave {counts} images; it must give {wanted}")
+    return images
 
 
 Unit = Literal["share", "points", "nats", "number"]

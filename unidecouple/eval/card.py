@@ -13,8 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from unidecouple.eval.benchmark import Report
-from unidecouple.eval.statistics import mean_of_shares
+from unidecouple.eval.benchmark import BenchmarkResult
 from unidecouple.files import sha256_file, write_json_atomic, write_text_atomic
 
 PACKAGES: Final = ("unidecouple", "torch", "transformers", "numpy", "pillow")
@@ -24,7 +23,7 @@ _WEIGHED = ("*.safetensors", "*.json", "*.jinja")
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalSetup:
     """What was scored, and how: whatever answers or pictures depend on.
 
     Attributes:
@@ -46,35 +45,31 @@ def weights_of(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in sorted({p for pattern in _WEIGHED for p in folder.glob(pattern)})}
 
 
-def intervals(report: Report) -> dict[str, tuple[float, float]]:
-    """95% interval of each row that is a share; GenEval's "overall" is the mean of its tags' shares."""
-    found = {metric: share.interval(LEVEL) for metric, share in report.shares.items()}
-    tags = [share for metric, share in report.shares.items() if metric not in ("images", "prompts")]
-    if any(row.metric == "overall" and row.benchmark == "geneval" for row in report.scores):
-        found["overall"] = mean_of_shares(tags, LEVEL)
-    return found
+def intervals(result: BenchmarkResult) -> dict[str, tuple[float, float]]:
+    """95% interval of each row that is a proportion."""
+    return {metric: proportion.interval(LEVEL) for metric, proportion in result.proportions.items()}
 
 
-def write_card(folder: Path, name: str, report: Report, subject: Subject, judge: str, files: Mapping[str, str]) -> Path:
+def write_card(folder: Path, name: str, result: BenchmarkResult, setup: EvalSetup, files: Mapping[str, str]) -> Path:
     """Write ``card.json`` and ``card.md`` of one benchmark to ``folder``, and return the first."""
-    ends = intervals(report)
+    ends = intervals(result)
     rows = []
-    for row in report.scores:
+    for row in result.scores:
         low, high = ends.get(row.metric, (None, None))
-        share = report.shares.get(row.metric)
-        rows.append({**row.to_json(), "low": low, "high": high, "count": share.count if share else None})
+        proportion = result.proportions.get(row.metric)
+        rows.append({**row.to_json(), "low": low, "high": high, "count": proportion.count if proportion else None})
     content = {
         "benchmark": name,
-        "judge": judge,
+        "judge": result.judge,
         "scores": rows,
         "level": LEVEL,
-        "failures": dict(report.failures),
-        "checkpoint": subject.checkpoint,
-        "weights": dict(subject.weights),
+        "failures": dict(result.failures),
+        "checkpoint": setup.checkpoint,
+        "weights": dict(setup.weights),
         "files": dict(files),
-        "settings": dict(subject.settings),
-        "dtype": subject.dtype,
-        "device": subject.device,
+        "settings": dict(setup.settings),
+        "dtype": setup.dtype,
+        "device": setup.device,
         "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         "scored_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

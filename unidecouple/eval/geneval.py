@@ -8,19 +8,18 @@ pictures) and floor (the same pictures, another prompt of the tag).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from unidecouple.eval.benchmark import Images, ImageVerdict, Metadata
 from unidecouple.eval.judges import Box, Detection, Judge
-from unidecouple.eval.records import Row, read_records
+from unidecouple.eval.records import BenchmarkRecord, read_records
 from unidecouple.inputs import quoted
 
 THRESHOLD = 0.3
@@ -31,31 +30,16 @@ RELATIONS = ("left of", "right of", "above", "below")
 _RELATION_SHARE = 0.5
 _NO_OFFSET = 1e-3
 
-Metadata = Mapping[str, Any]
-"""A line of ``evaluation_metadata.jsonl``: tag, prompt, include and perhaps exclude clauses."""
-
 
 @dataclass(frozen=True)
-class Verdict:
-    """The judge's word on picture number ``image`` of prompt number ``prompt``; ``reason`` is empty if it is correct."""
-
-    prompt: int
-    image: int
-    tag: str
-    text: str
-    correct: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Bounds:
+class JudgeBounds:
     """What the judge gives to perfect pictures and to pictures of another prompt, by metric (see ``summarize``)."""
 
     ceiling: Mapping[str, float]
     floor: Mapping[str, float]
 
 
-def bounds_of(judge: Judge, metadata: Sequence[Metadata], pictures: Sequence[Sequence[np.ndarray]]) -> Bounds:
+def bounds_of(judge: Judge, metadata: Sequence[Metadata], pictures: Images) -> JudgeBounds:
     """Ceiling and floor of ``judge``: ``pictures`` that show what is asked for, judged against their prompt and against another.
 
     Raises:
@@ -64,15 +48,15 @@ def bounds_of(judge: Judge, metadata: Sequence[Metadata], pictures: Sequence[Seq
     found = _detect_all(judge, pictures)
     ceiling = _verdicts(judge, metadata, pictures, found)
     floor = _verdicts(judge, [_another(index, metadata) for index in range(len(metadata))], pictures, found)
-    return Bounds(summarize(ceiling), summarize(floor))
+    return JudgeBounds(summarize(ceiling), summarize(floor))
 
 
-def judge_pictures(judge: Judge, metadata: Sequence[Metadata], pictures: Sequence[Sequence[np.ndarray]]) -> list[Verdict]:
-    """Verdict on each picture (uint8 (H, W, 3)) of ``pictures[i]`` against ``metadata[i]``, as ``read_folder`` returns them."""
+def judge_pictures(judge: Judge, metadata: Sequence[Metadata], pictures: Images) -> list[ImageVerdict]:
+    """Verdict on each picture of ``pictures[i]`` against ``metadata[i]``, as ``read_folder`` returns them."""
     return _verdicts(judge, metadata, pictures, _detect_all(judge, pictures))
 
 
-def summarize(verdicts: Sequence[Verdict]) -> dict[str, float]:
+def summarize(verdicts: Sequence[ImageVerdict]) -> dict[str, float]:
     """The official summary: "overall" (mean of the tags), each tag's share of correct images, "images" and "prompts".
 
     "images" is the share of correct images, "prompts" the share of prompts with at least one.
@@ -133,23 +117,7 @@ def relative_position(box: Box, other: Box) -> set[str]:
     return {relation for relation, true in holds.items() if true}
 
 
-def write_folder(folder: Path, metadata: Sequence[Metadata], pictures: Sequence[Sequence[np.ndarray]]) -> None:
-    """Write GenEval's layout: ``00000/metadata.jsonl`` and ``00000/samples/0000.png``...
-
-    Raises:
-        ValueError: ``folder`` holds something already, which the official scripts would score too.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; give a new folder, or old pictures would be scored with the new ones")
-    for index, (line, images) in enumerate(zip(metadata, pictures, strict=True)):
-        samples = folder / f"{index:05d}" / "samples"
-        samples.mkdir(parents=True)
-        (samples.parent / "metadata.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-        for number, image in enumerate(images):
-            Image.fromarray(image).save(samples / f"{number:04d}.png")
-
-
-def metadata_of(row: Row) -> Metadata:
+def metadata_of(row: BenchmarkRecord) -> Metadata:
     """Check a line of ``evaluation_metadata.jsonl`` and return it.
 
     Raises:
@@ -161,12 +129,12 @@ def metadata_of(row: Row) -> Metadata:
         for number, clause in enumerate(row.listed(key) if row.values.get(key) else []):
             if not isinstance(clause, dict):
                 row.fail(f"{key}[{number}] is {quoted(clause)} where an object is due")
-            _check_clause(Row(f"{row.where}, {key}[{number}]", clause), number)
+            _check_clause(BenchmarkRecord(f"{row.where}, {key}[{number}]", clause), number)
     row.listed("include")
     return row.values
 
 
-def _check_clause(clause: Row, number: int) -> None:
+def _check_clause(clause: BenchmarkRecord, number: int) -> None:
     clause.text("class")
     if clause.count("count") < 1:
         clause.fail("'count' is 0; give a whole number from 1 on")
@@ -233,7 +201,7 @@ def _unmet(clause: Metadata, boxes: list[Box], groups: list[list[Box] | None], c
     return ""
 
 
-def _detect_all(judge: Judge, pictures: Sequence[Sequence[np.ndarray]]) -> list[list[list[Detection]]]:
+def _detect_all(judge: Judge, pictures: Images) -> list[list[list[Detection]]]:
     """Detections of each picture of each prompt, found in one batch."""
     found = iter(judge.detect_batch([image for images in pictures for image in images]))
     return [[next(found) for _ in images] for images in pictures]
@@ -242,14 +210,14 @@ def _detect_all(judge: Judge, pictures: Sequence[Sequence[np.ndarray]]) -> list[
 def _verdicts(
     judge: Judge,
     metadata: Sequence[Metadata],
-    pictures: Sequence[Sequence[np.ndarray]],
+    pictures: Images,
     found: Sequence[Sequence[Sequence[Detection]]],
-) -> list[Verdict]:
-    out: list[Verdict] = []
+) -> list[ImageVerdict]:
+    out: list[ImageVerdict] = []
     for index, (line, images, of_prompt) in enumerate(zip(metadata, pictures, found, strict=True)):
         for number, (image, detections) in enumerate(zip(images, of_prompt, strict=True)):
             correct, reason = judge_image(detections, line, partial(judge.color, image))
-            out.append(Verdict(index, number, line["tag"], line["prompt"], correct, reason))
+            out.append(ImageVerdict(index, number, line["tag"], line["prompt"], correct, reason))
     return out
 
 

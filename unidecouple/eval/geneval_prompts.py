@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from unidecouple.eval.geneval import RELATIONS, Metadata, metadata_of
+from unidecouple.eval.benchmark import Metadata
+from unidecouple.eval.geneval import RELATIONS, metadata_of
 from unidecouple.eval.records import read_records
 from unidecouple.files import write_text_atomic
 from unidecouple.ownership import check_file

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unidecouple.eval.benchmark import Answers, Metric, Query, Quiz, Report, Score
+from unidecouple.eval.benchmark import Answers, BenchmarkResult, Metric, QABenchmark, Query, Score
 from unidecouple.eval.records import read_text_lines, yes_no
 from unidecouple.eval.sources import Pictures, find, hashes
-from unidecouple.eval.statistics import Share
-from unidecouple.eval.suite import Benchmark, Options
+from unidecouple.eval.statistics import ClusteredProportion
+from unidecouple.eval.suite import Benchmark, BenchmarkOptions
 from unidecouple.files import write_text_atomic
 
 JUDGE: Final = "official"
@@ -32,7 +32,7 @@ _READ: Final = 4
 
 
 @dataclass(frozen=True)
-class Line:
+class MmeQuestion:
     """One question; ``image`` is the picture's name without ending."""
 
     subtask: str
@@ -53,15 +53,15 @@ def read_label(answer: str) -> str:
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
-def open_quiz(data: Path, limit: int | None = None) -> Quiz:
-    """The quiz of the subtasks found in ``data``; with ``limit`` the first so many pictures of each.
+def open_files(data: Path, limit: int | None = None) -> QABenchmark:
+    """The benchmark of the subtasks found in ``data``; with ``limit`` the first so many pictures of each.
 
     Raises:
         ValueError: none are found, a text file is not MME's, or a picture is missing.
     """
     known = [name for names in GROUPS.values() for name in names]
     folders = find(data, "mme", [*known, *(f"MME_Benchmark_release_version/{name}" for name in known)])
-    lines: list[Line] = []
+    lines: list[MmeQuestion] = []
     queries: list[Query] = []
     files: list[Path] = []
     for folder in sorted(folders, key=lambda path: known.index(path.name)):
@@ -74,24 +74,24 @@ def open_quiz(data: Path, limit: int | None = None) -> Quiz:
             lines += asked
             queries += [Query(line.id, line.text, shown, f"{path}:{line.number}") for line in asked]
             files.append(path)
-    return Quiz(
-        "mme", tuple(queries), functools.partial(report, lines), JUDGE, hashes(files, data), functools.partial(_export, lines)
+    return QABenchmark(
+        "mme", tuple(queries), functools.partial(report, lines), hashes(files, data), functools.partial(_export, lines)
     )
 
 
-def report(lines: Sequence[Line], answers: Answers) -> Report:
+def report(lines: Sequence[MmeQuestion], answers: Answers) -> BenchmarkResult:
     """Sums by group, each subtask's score, accuracy and accuracy+, and what "yes" alone scores."""
     scores: list[Score] = []
-    shares: dict[str, Share] = {}
+    proportions: dict[str, ClusteredProportion] = {}
     for group, names in GROUPS.items():
         total, there = 0.0, 0
         for subtask in names:
             mine = [line for line in lines if line.subtask == subtask]
             if not mine:
                 continue
-            right = Share.of((line.image, float(read_label(answers[line.id]) == line.label)) for line in mine)
-            both = Share(tuple((float(all(pair)),) for pair in right.clusters))
-            shares |= {f"accuracy/{subtask}": right, f"accuracy+/{subtask}": both}
+            right = ClusteredProportion.of((line.image, float(read_label(answers[line.id]) == line.label)) for line in mine)
+            both = ClusteredProportion(tuple((float(all(pair)),) for pair in right.clusters))
+            proportions |= {f"accuracy/{subtask}": right, f"accuracy+/{subtask}": both}
             value = 100 * (right.mean + both.mean)
             scores.append(Score("mme", f"score/{subtask}", value, JUDGE, 200.0, _CHANCE))
             total, there = total + value, there + 1
@@ -99,18 +99,20 @@ def report(lines: Sequence[Line], answers: Answers) -> Report:
             scores.append(Score("mme", group, total, JUDGE, 200.0 * there, _CHANCE * there))
             yes = sum(50.0 for name in names if any(line.subtask == name for line in lines))
             scores.append(Score("mme", f"{group}/always yes", yes, JUDGE, 200.0 * there, _CHANCE * there))
-    scores += [Score("mme", metric, share.mean, JUDGE, 1.0, 0.25 if "+" in metric else 0.5) for metric, share in shares.items()]
+    scores += [Score("mme", metric, one.mean, JUDGE, 1.0, 0.25 if "+" in metric else 0.5) for metric, one in proportions.items()]
     other = sum(read_label(answers[line.id]) == "other" for line in lines)
-    return Report(tuple(scores), shares, {"neither yes nor no": other})
+    return BenchmarkResult(tuple(scores), proportions, {"neither yes nor no": other})
 
 
-def _read(path: Path, subtask: str) -> list[Line]:
+def _read(path: Path, subtask: str) -> list[MmeQuestion]:
     rows = [(number, line.split("\t")) for number, line in read_text_lines(path)]
     labels = [yes_no(row[-1]) for _, row in rows]
     if any(len(row) != 2 or not row[0].strip() for _, row in rows) or {*labels} != {"yes", "no"} or len(rows) != 2:
         raise ValueError(f"{path} is not MME's: it needs two lines, question, tab and Yes or No, one of each")
     asked = zip(rows, labels, strict=True)
-    return [Line(subtask, path.stem, number, row[0].strip(), str(label)) for number, ((_, row), label) in enumerate(asked, 1)]
+    return [
+        MmeQuestion(subtask, path.stem, number, row[0].strip(), str(label)) for number, ((_, row), label) in enumerate(asked, 1)
+    ]
 
 
 def _one_line(answer: str) -> str:
@@ -122,7 +124,7 @@ def _there(folder: Path, name: str) -> bool:
     return (folder / "images" / name).is_file() or (folder / name).is_file()
 
 
-def _export(lines: Sequence[Line], answers: Answers, folder: Path) -> None:
+def _export(lines: Sequence[MmeQuestion], answers: Answers, folder: Path) -> None:
     """A file a subtask as ``calculation.py`` reads them: picture, question, gold, answer; answers on one line."""
     for subtask in dict.fromkeys(line.subtask for line in lines):
         rows = [
@@ -133,8 +135,8 @@ def _export(lines: Sequence[Line], answers: Answers, folder: Path) -> None:
         write_text_atomic(folder / f"{subtask}.txt", "".join(f"{row}\n" for row in rows))
 
 
-def _open(data: Path, options: Options) -> Quiz:
-    return open_quiz(data, options.limit)
+def _open(options: BenchmarkOptions) -> QABenchmark:
+    return open_files(options.folder("mme"), options.limit)
 
 
 _METRICS: Final = (

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from unidecouple.data.formats.record import ImageBytes, ImageFile
-from unidecouple.eval.benchmark import Answers, Metric, Query, Quiz, Report, Score
+from unidecouple.eval.benchmark import Answers, BenchmarkResult, Metric, QABenchmark, Query, Score
 from unidecouple.eval.mmmu_parser import open_is_right, read_choice, read_open
-from unidecouple.eval.records import Row, unique
+from unidecouple.eval.records import BenchmarkRecord, unique
 from unidecouple.eval.sources import find, hashes, stored_picture, table_rows
-from unidecouple.eval.statistics import Share
-from unidecouple.eval.suite import Benchmark, Options
+from unidecouple.eval.statistics import ClusteredProportion
+from unidecouple.eval.suite import Benchmark, BenchmarkOptions
 from unidecouple.files import write_json_atomic
 from unidecouple.inputs import quoted
 
@@ -39,7 +39,7 @@ _ASK = {
 
 
 @dataclass(frozen=True)
-class Item:
+class MmmuQuestion:
     """A question: its id (``validation_Art_1``), options by letter (none if open), gold answers, and how many pictures it has."""
 
     id: str
@@ -53,14 +53,16 @@ class Item:
         return "_".join(self.id.split("_")[1:-1])
 
 
-def open_quiz(data: Path, limit: int | None = None) -> Quiz:
-    """The quiz of the rows in ``data``; with ``limit`` the first so many of each subject.
+def open_files(data: Path, limit: int | None = None) -> QABenchmark:
+    """The benchmark of the rows in ``data``; with ``limit`` the first so many of each subject.
 
     Raises:
         ValueError: no files, rows without a column, two rows of one id, or a row without picture, options or a gold answer.
     """
     paths = [path.parent if path.name == "dataset_info.json" else path for path in find(data, "mmmu", _PATTERNS)]
-    rows = [(Row(f"{path}, row {number}", row), path) for path in paths for number, row in enumerate(table_rows(path), 1)]
+    rows = [
+        (BenchmarkRecord(f"{path}, row {number}", row), path) for path in paths for number, row in enumerate(table_rows(path), 1)
+    ]
     if not rows:
         raise ValueError(f"{paths[0]} has no rows: is the download whole?")
     read = [_read(row, path) for row, path in rows]
@@ -71,12 +73,12 @@ def open_quiz(data: Path, limit: int | None = None) -> Quiz:
         if limit is None or seen[item.subject] <= limit:
             items.append(item)
             queries.append(query)
-    return Quiz(
-        "mmmu", tuple(queries), functools.partial(report, items), JUDGE, hashes(paths, data), functools.partial(_export, items)
+    return QABenchmark(
+        "mmmu", tuple(queries), functools.partial(report, items), hashes(paths, data), functools.partial(_export, items)
     )
 
 
-def report(items: Sequence[Item], answers: Answers) -> Report:
+def report(items: Sequence[MmmuQuestion], answers: Answers) -> BenchmarkResult:
     """Accuracy with failures wrong, and with guesses in their place, over all and by subject."""
     guess = random.Random(_GUESS_SEED)
     right, official, unparsed = [], [], 0
@@ -91,17 +93,24 @@ def report(items: Sequence[Item], answers: Answers) -> Report:
             official.append(right[-1])
     chance = sum(1 / len(item.options) for item in items if item.options) / len(items)
     subjects = sorted({item.subject for item in items})
-    shares = {"accuracy": Share.of(enumerate(right)), "accuracy/official": Share.of(enumerate(official))}
+    proportions = {
+        "accuracy": ClusteredProportion.of(enumerate(right)),
+        "accuracy/official": ClusteredProportion.of(enumerate(official)),
+    }
     for subject in subjects:
-        shares[f"accuracy/{subject}"] = Share.of((n, right[n]) for n, item in enumerate(items) if item.subject == subject)
+        proportions[f"accuracy/{subject}"] = ClusteredProportion.of(
+            (n, right[n]) for n, item in enumerate(items) if item.subject == subject
+        )
     floors = {"accuracy": chance, "accuracy/official": chance}
-    scores = [Score("mmmu", metric, share.mean, JUDGE, 1.0, floors.get(metric)) for metric, share in shares.items()]
+    scores = [Score("mmmu", metric, one.mean, JUDGE, 1.0, floors.get(metric)) for metric, one in proportions.items()]
     scores.append(Score("mmmu", "accuracy/most frequent answer", _most_frequent(items), JUDGE, 1.0, chance))
     several = sum(item.pictures > 1 for item in items)
-    return Report(tuple(scores), shares, {"no option named": unparsed, "questions shown one of several pictures": several})
+    return BenchmarkResult(
+        tuple(scores), proportions, {"no option named": unparsed, "questions shown one of several pictures": several}
+    )
 
 
-def _read(row: Row, path: Path) -> tuple[Item, Query]:
+def _read(row: BenchmarkRecord, path: Path) -> tuple[MmmuQuestion, Query]:
     for column in ("id", "question", "options", "answer", "question_type", _PICTURES[0]):
         if column not in row.values:
             raise ValueError(f"{path} has no column {column!r}: give MMMU's own files, unchanged")
@@ -115,17 +124,17 @@ def _read(row: Row, path: Path) -> tuple[Item, Query]:
     picture: ImageBytes | ImageFile = stored_picture(shown[0], f"{row.where}: {name}", path.parent)
     listed = "\n".join(f"({letter}) {text}" for letter, text in options.items())
     text = _ASK[_CHOICE].format(question, listed) if options else _ASK[_OPEN].format(question)
-    return Item(name, options, _gold(row, options), len(shown)), Query(name, text, picture, row.where)
+    return MmmuQuestion(name, options, _gold(row, options), len(shown)), Query(name, text, picture, row.where)
 
 
-def _options(row: Row) -> dict[str, str]:
+def _options(row: BenchmarkRecord) -> dict[str, str]:
     texts = _listed(row["options"])
     if not 2 <= len(texts) <= _LETTERS:
         row.fail(f"'options' is {quoted(row['options'])}; give a list of 2 to {_LETTERS}")
     return {chr(ord("A") + number): str(text) for number, text in enumerate(texts)}
 
 
-def _gold(row: Row, options: Mapping[str, str]) -> tuple[str, ...]:
+def _gold(row: BenchmarkRecord, options: Mapping[str, str]) -> tuple[str, ...]:
     """An open question's answers; of a choice the letter, which may be written "(B)", "b" or "B."; numbers are no letters."""
     given = _listed(row["answer"]) or [row["answer"]]
     if not options:
@@ -149,13 +158,13 @@ def _listed(value: Any) -> list[Any]:
         return []
 
 
-def _most_frequent(items: Sequence[Item]) -> float:
+def _most_frequent(items: Sequence[MmmuQuestion]) -> float:
     """What always giving the most frequent letter reaches, open questions wrong: MMMU's own "frequent choice" baseline."""
     letters = Counter(item.gold[0] for item in items if item.options)
     return (letters.most_common(1)[0][1] if letters else 0) / len(items)
 
 
-def _export(items: Sequence[Item], answers: Answers, folder: Path) -> None:
+def _export(items: Sequence[MmmuQuestion], answers: Answers, folder: Path) -> None:
     """``total_val_output.json`` for ``main_eval_only.py``, and ``<Subject>/output.json`` for ``main_parse_and_eval.py``.
 
     The first holds letters; an answer that names none stays as the model gave it, which the official script counts as wrong.
@@ -174,8 +183,8 @@ def _export(items: Sequence[Item], answers: Answers, folder: Path) -> None:
         write_json_atomic(folder / subject / "output.json", rows)
 
 
-def _open(data: Path, options: Options) -> Quiz:
-    return open_quiz(data, options.limit)
+def _open(options: BenchmarkOptions) -> QABenchmark:
+    return open_files(options.folder("mmmu"), options.limit)
 
 
 BENCHMARK: Final = Benchmark("mmmu", (Metric("mmmu", "accuracy", "MMMU", "mmu"),), _open)

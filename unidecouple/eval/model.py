@@ -1,4 +1,4 @@
-"""A checkpoint as benchmarks see it: it answers queries and paints prompts."""
+"""A checkpoint to be scored: it answers queries and generates images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.eval.benchmark import Query
-from unidecouple.eval.geneval import Metadata
+from unidecouple.eval.benchmark import Metadata, Query
 from unidecouple.generate.image import decode_pictures, draw_tokens
 from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.padding import check_length
@@ -27,15 +26,15 @@ GREY: Final = 127
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A model to be scored.
+class EvalModel:
+    """A model to be scored (``benchmark.ScoredModel``).
 
     Attributes:
         model: in eval mode, on its device.
-        processor: its.
+        processor: of the model.
         max_new_tokens: longest answer.
-        sampling: of its images.
-        seed: of its pictures.
+        sampling: of image tokens.
+        seed: of generated images.
     """
 
     model: UnifiedModel
@@ -87,8 +86,8 @@ class Judged:
         """The same words with no picture in the conversation, which training may never have had: a floor of another kind."""
         return self._answer(None, queries)
 
-    def paint(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
-        """Pictures of consecutive prompts; see ``painting.PaintFrom``."""
+    def generate(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
+        """Images of consecutive prompts; see ``benchmark.ScoredModel``."""
         jobs = [
             ImageJob.of(self._builder, prompt, (self.seed, number, copy), self.sampling)
             for number, prompt in enumerate(prompts, first)
@@ -106,7 +105,7 @@ class Judged:
         if isinstance(query.picture, np.ndarray):
             if query.picture.shape != (side, side, 3):
                 raise ValueError(
-                    f"the drawn world's pictures are {query.picture.shape[0]} pixels a side, the model's {side}: "
+                    f"the synthetic benchmark's images are {query.picture.shape[0]} pixels a side, the model's {side}: "
                     "give published files with --data"
                 )
             return query.picture

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from unidecouple.eval.benchmark import Score
+from unidecouple.eval.benchmark import Answers, BenchmarkResult, Score
+from unidecouple.eval.statistics import ClusteredProportion
 
 CHANCE = 0.5
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -86,25 +87,58 @@ def measure_answers(gold: Sequence[str], answers: Sequence[str], parser: Parser)
     pairs = Counter(zip(settled, gold, strict=True))
     hits = pairs["yes", "yes"]
     missed = pairs["no", "yes"] + (pairs["unknown", "yes"] if parser.unknown == "miss" else 0)
-    precision, recall = _share(hits, hits + pairs["yes", "no"]), _share(hits, hits + missed)
+    precision, recall = _ratio(hits, hits + pairs["yes", "no"]), _ratio(hits, hits + missed)
     return {
-        "accuracy": _share(hits + pairs["no", "no"], len(gold)),
+        "accuracy": _ratio(hits + pairs["no", "no"], len(gold)),
         "precision": precision,
         "recall": recall,
-        "f1": 2 * _share(precision * recall, precision + recall),
-        "yes_ratio": _share(settled.count("yes"), len(gold)),
+        "f1": 2 * _ratio(precision * recall, precision + recall),
+        "yes_ratio": _ratio(settled.count("yes"), len(gold)),
         "unparsed": float(sum(parser.read(answer) == "unknown" for answer in answers)),
     }
 
 
-def rows(metrics: Mapping[str, float], suffix: str, parser: str) -> list[Score]:
-    """Score rows of ``measure``'s result; chance is one half, except for what is only counted."""
-    counted = ("yes_ratio", "unparsed")
-    return [
-        Score("pope", name + suffix, value, parser, *((None, None) if name in counted else (1.0, CHANCE)))
-        for name, value in metrics.items()
-    ]
+@dataclass(frozen=True)
+class PopeQuestion:
+    """A question of a split.
+
+    Attributes:
+        id: the same in several splits where they ask the same question.
+        split: random, popular or adversarial.
+        image: its name.
+        text: of the question.
+        label: "yes" or "no".
+        where: file and line; empty for generated questions.
+    """
+
+    id: str
+    split: str
+    image: str
+    text: str
+    label: str
+    where: str = ""
 
 
-def _share(part: float, whole: float) -> float:
+def score_pope(questions: Sequence[PopeQuestion], parser: str, answers: Answers, baseline: Score) -> BenchmarkResult:
+    """Score ``answers`` (by id): every metric over all questions and per split ("accuracy/random"), and ``baseline``.
+
+    Chance is one half, except for what is only counted. Images are the clusters of the intervals.
+    """
+    rules = PARSERS[parser]
+    splits = dict.fromkeys(question.split for question in questions)
+    groups = {"": list(questions)} | {f"/{split}": [one for one in questions if one.split == split] for split in splits}
+    scores: list[Score] = []
+    proportions = {}
+    for suffix, group in groups.items():
+        given = [answers[question.id] for question in group]
+        for name, value in measure_answers([question.label for question in group], given, rules).items():
+            bounds = (None, None) if name in ("yes_ratio", "unparsed") else (1.0, CHANCE)
+            scores.append(Score("pope", name + suffix, value, parser, *bounds))
+        right = ((one.image, float(settle(answer, rules) == one.label)) for one, answer in zip(group, given, strict=True))
+        proportions[f"accuracy{suffix}"] = ClusteredProportion.of(right)
+    unparsed = sum(rules.read(answer) == "unknown" for answer in answers.values())
+    return BenchmarkResult((*scores, baseline), proportions, {"unparsed": unparsed})
+
+
+def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0

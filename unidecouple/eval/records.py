@@ -21,7 +21,7 @@ _YES_NO: Final[dict[str, YesNo]] = {"yes": "yes", "true": "yes", "1": "yes", "no
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRecord:
     """One record.
 
     Attributes:
@@ -114,7 +114,7 @@ def yes_no(value: object) -> YesNo | None:
     return _YES_NO.get(value.strip().casefold().removesuffix(".").strip()) if isinstance(value, str) else None
 
 
-def read_records(path: Path, needed: Sequence[str] = ()) -> list[Row]:
+def read_records(path: Path, needed: Sequence[str] = ()) -> list[BenchmarkRecord]:
     """Return the objects of ``path``: one a line, blank lines skipped, or the items of one JSON array.
 
     Raises:
@@ -131,7 +131,7 @@ def read_records(path: Path, needed: Sequence[str] = ()) -> list[Row]:
     return rows
 
 
-def read_lines(content: bytes, path: Path) -> Iterator[Row]:
+def read_lines(content: bytes, path: Path) -> Iterator[BenchmarkRecord]:
     """Give the objects of the lines of ``content``; raises as ``read_records``."""
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
@@ -148,13 +148,13 @@ def read_text_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def read_listed(path: Path, key: str) -> list[Row]:
+def read_listed(path: Path, key: str) -> list[BenchmarkRecord]:
     """Return the objects listed under ``key`` of the one object in ``path``; raises as ``read_records``."""
     whole = _row(_parsed(path.read_bytes().removeprefix(_BOM), str(path)), str(path))
     return [_row(item, f"{path}: {key}[{number}]") for number, item in enumerate(whole.listed(key))]
 
 
-def unique(rows: Sequence[Row], names: Sequence[str], what: str) -> None:
+def unique(rows: Sequence[BenchmarkRecord], names: Sequence[str], what: str) -> None:
     """Make sure that no two of ``rows`` have one name.
 
     Raises:
@@ -167,7 +167,7 @@ def unique(rows: Sequence[Row], names: Sequence[str], what: str) -> None:
         first[name] = row.where
 
 
-def _array(content: bytes, path: Path) -> Iterator[Row]:
+def _array(content: bytes, path: Path) -> Iterator[BenchmarkRecord]:
     for number, item in enumerate(_parsed(content, str(path)), 1):
         yield _row(item, f"{path}, item {number}")
 
@@ -181,10 +181,10 @@ def _parsed(content: bytes, where: str) -> Any:
         raise ValueError(f"{where}: no valid JSON: {error}; is the file whole?") from error
 
 
-def _row(value: object, where: str) -> Row:
+def _row(value: object, where: str) -> BenchmarkRecord:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: {quoted(value)} where an object is due")  # noqa: TRY004 -- a user's mistake
-    return Row(where, value)
+    return BenchmarkRecord(where, value)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

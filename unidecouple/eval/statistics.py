@@ -146,7 +146,7 @@ def binomial_error(share: float, count: int) -> float:
 
 
 @dataclass(frozen=True)
-class Share:
+class ClusteredProportion:
     """A mean of values in [0, 1], some of which share their luck: questions about one picture, pictures of one prompt.
 
     Attributes:
@@ -156,7 +156,7 @@ class Share:
     clusters: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def of(cls, values: Iterable[tuple[Hashable, float]]) -> Share:
+    def of(cls, values: Iterable[tuple[Hashable, float]]) -> ClusteredProportion:
         """From pairs (what a value shares its luck with, the value)."""
         by: dict[Hashable, list[float]] = {}
         for key, value in values:
@@ -188,13 +188,28 @@ class Share:
         return _wilson(mean, count / effect, float(stats.norm.ppf((1 + level) / 2)))
 
 
-def mean_of_shares(shares: Sequence[Share], level: float = 0.95) -> tuple[float, float]:
-    """Interval of the plain mean of independent shares, as GenEval's mean of six tags: half widths add in squares."""
-    middle = sum(share.mean for share in shares) / len(shares)
-    ends = [(share.mean, *share.interval(level)) for share in shares]
-    down = math.sqrt(sum((mean - low) ** 2 for mean, low, _ in ends)) / len(shares)
-    up = math.sqrt(sum((high - mean) ** 2 for mean, _, high in ends)) / len(shares)
-    return middle - down, middle + up
+@dataclass(frozen=True)
+class MeanOfProportions:
+    """The plain mean of independent proportions, such as GenEval's mean of six tags."""
+
+    parts: tuple[ClusteredProportion, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return sum(part.count for part in self.parts)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the parts' means."""
+        return sum(part.mean for part in self.parts) / len(self.parts)
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Interval whose half widths are those of the parts, added in squares."""
+        ends = [(part.mean, *part.interval(level)) for part in self.parts]
+        down = math.sqrt(sum((mean - low) ** 2 for mean, low, _ in ends)) / len(ends)
+        up = math.sqrt(sum((high - mean) ** 2 for mean, _, high in ends)) / len(ends)
+        return self.mean - down, self.mean + up
 
 
 def _wilson(mean: float, count: float, z: float) -> tuple[float, float]:

@@ -10,28 +10,27 @@ from typing import Final
 
 from unidecouple import plugins
 from unidecouple.batch import Task
-from unidecouple.eval.benchmark import Metric, Quiz
-from unidecouple.eval.gallery import Gallery
+from unidecouple.eval.benchmark import AnyBenchmark, Metric
 
 TEST_SEED: Final = 71
-"""Of synthetic test sets and of pictures, as runs are scored."""
+"""Of synthetic test sets and generated images, as runs are scored."""
 
 _LOSSES: Final = (
     Metric("answers", "log_probability", "Held-out answers", "mmu", "nats"),
     Metric("image_tokens", "log_probability", "Held-out image tokens", "t2i", "nats"),
 )
-"""Of runs on files; no benchmarks."""
+"""Validation losses of runs on files; not benchmarks."""
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much a synthetic benchmark asks for.
+class SyntheticSizes:
+    """Sizes of the synthetic benchmarks.
 
     Attributes:
         pope_images: scenes of POPE.
-        vqa_questions: of each kind.
-        prompts_per_tag: of GenEval (102 exist).
-        num_images: pictures a prompt, of published prompts too.
+        vqa_questions: questions of each kind.
+        prompts_per_tag: prompts of each GenEval tag (102 exist).
+        num_images: images per prompt, of published prompts too.
     """
 
     pope_images: int = 100
@@ -41,28 +40,38 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to open.
+class BenchmarkOptions:
+    """Which questions and prompts a benchmark has.
 
     Attributes:
         data: folder of published files; None opens synthetic benchmarks.
-        limit: the first so many of each part (a POPE split, an MMMU subject, an MME subtask's pictures, a GenEval tag, all of
-            VQA); of a synthetic benchmark so many scenes, questions a kind, prompts a tag.
+        limit: number of items of each part (POPE split, MMMU subject, MME subtask, GenEval tag, all of VQA; of a synthetic
+            benchmark: scenes, questions per kind, prompts per tag).
         seed: of synthetic scenes.
-        parsers: names of parsers, each for the benchmark that knows it.
-        sizes: see there.
-        art: folder of other drawings for synthetic pictures that are asked about.
+        parsers: names of parsers, each of one benchmark.
+        sizes: of synthetic benchmarks.
+        art: folder of other drawings for synthetic images.
     """
 
     data: Path | None = None
     limit: int | None = None
     seed: int = 0
     parsers: tuple[str, ...] = ()
-    sizes: Sizes = Sizes()
+    sizes: SyntheticSizes = SyntheticSizes()
     art: Path | None = None
 
+    def folder(self, name: str) -> Path:
+        """Return ``data``.
+
+        Raises:
+            ValueError: it is None, and the benchmark called ``name`` needs files.
+        """
+        if self.data is None:
+            raise ValueError(f"{name} has no synthetic form: give the folder of its published files with --data")
+        return self.data
+
     def limited(self, size: int) -> int:
-        """Return ``size``, or ``limit`` where that is less."""
+        """Return the smaller of ``size`` and ``limit``."""
         return size if self.limit is None else min(size, self.limit)
 
     def parser(self, known: Iterable[str], default: str) -> str:
@@ -71,8 +80,7 @@ class Options:
         Raises:
             ValueError: several are.
         """
-        there = set(known)
-        mine = [name for name in self.parsers if name in there]
+        mine = [name for name in self.parsers if name in set(known)]
         if len(mine) > 1:
             raise ValueError(f"--parser names {' and '.join(mine)}, which are of one benchmark: choose one")
         return mine[0] if mine else default
@@ -80,18 +88,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark; its module's line in ``plugins.BENCHMARKS`` makes it known to evaluation, comparison and reports.
+    """A benchmark by name; its line in ``plugins.BENCHMARKS`` makes it known to evaluation, comparison and reports.
 
     Attributes:
         name: in score rows and on the command line.
-        metrics: that reports show unless a recipe names others, the headline metric first.
-        open: from the folder of published files.
-        parsers: names of ways to read answers, of which ``Options.parsers`` may choose.
+        metrics: shown by reports unless a recipe names others, the headline metric first.
+        open: its questions or prompts.
+        parsers: names of ways to read answers; ``BenchmarkOptions.parsers`` chooses.
     """
 
     name: str
     metrics: tuple[Metric, ...]
-    open: Callable[[Path, Options], Quiz | Gallery]
+    open: Callable[[BenchmarkOptions], AnyBenchmark]
     parsers: tuple[str, ...] = ()
 
 
@@ -101,8 +109,8 @@ def benchmarks() -> dict[str, Benchmark]:
     return {name: plugins.found(plugins.BENCHMARKS, name) for name in plugins.BENCHMARKS}
 
 
-def open_benchmarks(names: Sequence[str], options: Options) -> list[Quiz | Gallery]:
-    """The benchmarks called ``names``, in order.
+def open_benchmarks(names: Sequence[str], options: BenchmarkOptions) -> list[AnyBenchmark]:
+    """Open the benchmarks called ``names``, in order; without ``options.data`` their synthetic forms.
 
     Raises:
         ValueError: an unknown name or parser, a limit below 1, or files that are missing or broken.
@@ -113,21 +121,14 @@ def open_benchmarks(names: Sequence[str], options: Options) -> list[Quiz | Galle
     for name in names:
         if name not in known:
             raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(known)}")
-        if options.data is None and name not in plugins.SYNTHETIC_BENCHMARKS:
-            raise ValueError(f"{name} has no drawn form: give the folder of its published files with --data")
     parsers = {one.metrics[0].title: one.parsers for one in known.values() if one.parsers}
     for parser in options.parsers:
         if not any(parser in some for some in parsers.values()):
             there = "; ".join(f"{title} has {', '.join(some)}" for title, some in parsers.items())
             raise ValueError(f"unknown parser {parser!r}; {there}")
-    return [_opened(name, options) for name in names]
-
-
-def _opened(name: str, options: Options) -> Quiz | Gallery:
-    if options.data is not None:
-        return benchmarks()[name].open(options.data, options)
-    opened: Quiz | Gallery = plugins.found(plugins.SYNTHETIC_BENCHMARKS, name)(options)
-    return opened
+    synthetic = plugins.SYNTHETIC_BENCHMARKS if options.data is None else {}
+    opened = [plugins.found(synthetic, name) if name in synthetic else known[name] for name in names]
+    return [benchmark.open(options) for benchmark in opened]
 
 
 @functools.cache

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unidecouple.eval.benchmark import Answers, Metric, Query, Quiz, Report, Score
-from unidecouple.eval.records import Row, read_listed, read_records, unique
+from unidecouple.eval.benchmark import Answers, BenchmarkResult, Metric, QABenchmark, Query, Score
+from unidecouple.eval.records import BenchmarkRecord, read_listed, read_records, unique
 from unidecouple.eval.sources import Pictures, find, hashes
-from unidecouple.eval.statistics import Share
-from unidecouple.eval.suite import Benchmark, Options
+from unidecouple.eval.statistics import ClusteredProportion
+from unidecouple.eval.suite import Benchmark, BenchmarkOptions
 from unidecouple.eval.vqa_rules import EXACT, normalize, soft_accuracy
 from unidecouple.files import write_json_atomic
 
@@ -36,7 +36,7 @@ MATCHES: Final[dict[str, Callable[[str, Sequence[str]], float]]] = {EXACT: _exac
 
 
 @dataclass(frozen=True)
-class Item:
+class VqaQuestion:
     """A question's id, its kind, its picture's name, the gold answers (VQAv2 has ten people's), and file and line."""
 
     id: str
@@ -46,8 +46,8 @@ class Item:
     where: str = ""
 
 
-def open_quiz(data: Path, match: str, limit: int | None = None) -> Quiz:
-    """The quiz of the files in ``data``; with ``limit`` the first so many questions.
+def open_files(data: Path, match: str, limit: int | None = None) -> QABenchmark:
+    """The benchmark of the files in ``data``; with ``limit`` the first so many questions.
 
     Raises:
         ValueError: unknown ``match``; no files, a broken line, a question without answers or picture.
@@ -63,41 +63,41 @@ def open_quiz(data: Path, match: str, limit: int | None = None) -> Quiz:
     queries = tuple(Query(item.id, text, pictures(item.image, item.where), item.where) for item, text in pairs)
     items = [item for item, _ in pairs]
     used = [path] if path.name == _PLAIN else [path, _annotations(path)]
-    return Quiz(
-        "vqa", queries, functools.partial(report, items, match), match, hashes(used, data), functools.partial(_export, items)
+    return QABenchmark(
+        "vqa", queries, functools.partial(report, items, match), hashes(used, data), functools.partial(_export, items)
     )
 
 
-def report(items: Sequence[Item], match: str, answers: Answers) -> Report:
+def report(items: Sequence[VqaQuestion], match: str, answers: Answers) -> BenchmarkResult:
     """Accuracy over all and by kind; the floor is what the most frequent gold answer of the kind gets."""
     rules = MATCHES[match]
     kinds = sorted({item.kind for item in items})
     groups = {"accuracy": list(items)} | {f"accuracy/{kind}": [item for item in items if item.kind == kind] for kind in kinds}
-    shares = {
-        metric: Share.of((item.image, rules(answers[item.id], item.gold)) for item in group)
+    proportions = {
+        metric: ClusteredProportion.of((item.image, rules(answers[item.id], item.gold)) for item in group)
         for metric, group in groups.items()
         if metric == "accuracy" or len(kinds) > 1
     }
     scores = []
-    for metric, share in shares.items():
+    for metric, proportion in proportions.items():
         group = groups[metric]
         mode = Counter(answer for item in group for answer in item.gold).most_common(1)[0][0]
-        scores.append(Score("vqa", metric, share.mean, match, 1.0, sum(rules(mode, item.gold) for item in group) / len(group)))
-    return Report(tuple(scores), shares, {"empty": sum(not answer.strip() for answer in answers.values())})
+        scores.append(Score("vqa", metric, proportion.mean, match, 1.0, sum(rules(mode, item.gold) for item in group) / len(group)))
+    return BenchmarkResult(tuple(scores), proportions, {"empty": sum(not answer.strip() for answer in answers.values())})
 
 
-def _plain(path: Path) -> list[tuple[Item, str]]:
+def _plain(path: Path) -> list[tuple[VqaQuestion, str]]:
     rows = read_records(path, ("image", "question"))
     names = [row.name("question_id") if row.has("question_id") else str(number) for number, row in enumerate(rows)]
     unique(rows, names, "question_id")
     pairs = []
     for row, name in zip(rows, names, strict=True):
         kind = row.name("kind") if row.has("kind") else "all"
-        pairs.append((Item(name, kind, row.text("image"), _gold(row), row.where), row.text("question")))
+        pairs.append((VqaQuestion(name, kind, row.text("image"), _gold(row), row.where), row.text("question")))
     return pairs
 
 
-def _gold(row: Row) -> tuple[str, ...]:
+def _gold(row: BenchmarkRecord) -> tuple[str, ...]:
     key = next((name for name in ("answers", "answer") if row.has(name)), None)
     if key is None:
         row.fail("neither 'answer' nor 'answers' is given")
@@ -105,7 +105,7 @@ def _gold(row: Row) -> tuple[str, ...]:
     return tuple(row.plain(key, one.get("answer") if isinstance(one, dict) else one) for one in given)
 
 
-def _vqav2(path: Path) -> list[tuple[Item, str]]:
+def _vqav2(path: Path) -> list[tuple[VqaQuestion, str]]:
     annotations = read_listed(_annotations(path), "annotations")
     unique(annotations, [row.name("question_id") for row in annotations], "question_id")
     gold = {row.name("question_id"): row for row in annotations}
@@ -118,12 +118,12 @@ def _vqav2(path: Path) -> list[tuple[Item, str]]:
         if name not in gold:
             row.fail(f"question {name} has no annotation in {_annotations(path).name}")
         image = f"COCO_{split}_{row.count('image_id'):012d}.jpg"
-        item = Item(name, gold[name].text("answer_type"), image, _people(gold[name]), row.where)
+        item = VqaQuestion(name, gold[name].text("answer_type"), image, _people(gold[name]), row.where)
         pairs.append((item, row.text("question") + _ONE_WORD))
     return pairs
 
 
-def _people(row: Row) -> tuple[str, ...]:
+def _people(row: BenchmarkRecord) -> tuple[str, ...]:
     """What each of VQAv2's people said; nothing is an answer there."""
     said = [one.get("answer") if isinstance(one, dict) else None for one in row.listed("answers")]
     if not all(isinstance(one, str) for one in said):
@@ -138,14 +138,14 @@ def _annotations(path: Path) -> Path:
     return beside
 
 
-def _export(items: Sequence[Item], answers: Answers, folder: Path) -> None:
+def _export(items: Sequence[VqaQuestion], answers: Answers, folder: Path) -> None:
     """The results file of VQA's evaluation server: [{"question_id", "answer"}]."""
     rows = [{"question_id": int(item.id) if item.id.isdigit() else item.id, "answer": answers[item.id]} for item in items]
     write_json_atomic(folder / "vqa_results.json", rows)
 
 
-def _open(data: Path, options: Options) -> Quiz:
-    return open_quiz(data, options.parser(MATCHES, EXACT), options.limit)
+def _open(options: BenchmarkOptions) -> QABenchmark:
+    return open_files(options.folder("vqa"), options.parser(MATCHES, EXACT), options.limit)
 
 
 BENCHMARK: Final = Benchmark("vqa", (Metric("vqa", "accuracy", "VQA", "mmu"),), _open, tuple(MATCHES))

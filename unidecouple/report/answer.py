@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unidecouple.batch import Task
 from unidecouple.eval.benchmark import Metric
-from unidecouple.report.estimates import Estimate
+from unidecouple.report.estimates import SeedEstimate
 from unidecouple.report.fronts import front_sentences, leaders_sentence
 from unidecouple.report.results import Results
 from unidecouple.report.significance import found_sentence
@@ -45,7 +45,7 @@ def _kept(results: Results, scenario: str, control: str | None, focus: str | Non
     return f"In {scenario}, {listed(clauses)}{_reached(results, scenario, control, focus)}."
 
 
-def _size(metric: Metric, change: Estimate) -> str:
+def _size(metric: Metric, change: SeedEstimate) -> str:
     return size(change.mean, metric.unit) + spread(change, metric.unit)
 
 
@@ -77,7 +77,7 @@ def _reached(results: Results, scenario: str, control: str | None, focus: str | 
     return f", while {our_name} reached {reached} ({ours_text} of {theirs_text})"
 
 
-def _verb(metric: Metric, change: Estimate) -> str:
+def _verb(metric: Metric, change: SeedEstimate) -> str:
     return "gained" if signed(metric.gain(change.mean), metric.unit).startswith("+") else "lost"
 
 
@@ -97,7 +97,7 @@ def _compared(results: Results, scenario: str, control: str | None, focus: str |
     return f"{lead}, paired by seed: {numbers} (95% intervals, {counted(pairs, 'seed')}): {_verdict(deltas)}."
 
 
-def _verdict(deltas: dict[Metric, Estimate]) -> str:
+def _verdict(deltas: dict[Metric, SeedEstimate]) -> str:
     ahead = [metric.title for metric, delta in deltas.items() if delta.is_shown and metric.gain(delta.mean) > 0]
     behind = [metric.title for metric, delta in deltas.items() if delta.is_shown and metric.gain(delta.mean) < 0]
     open_ = [metric.title for metric in deltas if metric.title not in ahead + behind]

@@ -16,7 +16,7 @@ from unidecouple.files import write_json_atomic, write_text_atomic
 from unidecouple.ownership import check_file
 from unidecouple.report.probes import PROBES, Probe
 from unidecouple.report.style import GRID, INK, MUTED, PAPER, Plot
-from unidecouple.train.measurements import LeftOut
+from unidecouple.train.measurements import Skipped
 from unidecouple.train.subject import Opened
 
 DIAGNOSIS, PAGE = "diagnosis.json", "diagnosis.html"
@@ -25,7 +25,7 @@ _TEMPLATE = "diagnosis.html.j2"
 
 
 @dataclass(frozen=True)
-class Section:
+class ProbeSection:
     """What the page shows of one probe: its figures with headings, and what is missing; or why it was left out."""
 
     probe: Probe
@@ -51,7 +51,7 @@ def write_diagnosis(opened: Opened, output: Path, say: Say) -> Path:
     for number, probe in enumerate(PROBES, start=1):
         say(f"{number}/{len(PROBES)} {probe.name}: {probe.title}")
         found = probe.measure(opened.subject, _progress(say))
-        if isinstance(found, LeftOut):
+        if isinstance(found, Skipped):
             say(f"  left out: {found.reason}")
             left_out[probe.name] = found.reason
         else:
@@ -77,15 +77,15 @@ def render(content: dict[str, Any]) -> str:
     )
 
 
-def _section(probe: Probe, content: dict[str, Any]) -> Section:
+def _section(probe: Probe, content: dict[str, Any]) -> ProbeSection:
     if probe.name in content["left_out"]:
         reason = content["left_out"][probe.name]
-        return Section(probe, (), (f"{reason[:1].upper()}{reason[1:]}.",))
+        return ProbeSection(probe, (), (f"{reason[:1].upper()}{reason[1:]}.",))
     measured = content["measured"][probe.name]
     plots = tuple((heading, plot) for heading, plot in probe.draw(measured) if plot)
     if not plots:
-        return Section(probe, (), ("Too little was measured to draw it.",))
-    return Section(probe, plots, tuple(f"Not measured: {what}." for what in measured.get("not_measured", ())))
+        return ProbeSection(probe, (), ("Too little was measured to draw it.",))
+    return ProbeSection(probe, plots, tuple(f"Not measured: {what}." for what in measured.get("not_measured", ())))
 
 
 def _about(opened: Opened) -> dict[str, Any]:

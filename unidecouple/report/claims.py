@@ -8,9 +8,9 @@ from typing import Any
 
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import headlines
-from unidecouple.report.estimates import Estimate, difference, estimate
+from unidecouple.report.estimates import SeedEstimate, difference, estimate
 from unidecouple.report.results import START, Results
-from unidecouple.report.significance import FEWEST_SEEDS, Compared, Key, corrected
+from unidecouple.report.significance import FEWEST_SEEDS, CorrectedDifference, Key, corrected
 from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread
 
 HOLDS, PARTLY, NOT_SHOWN, MIXED, AGAINST, OPPOSITE, UNTESTED, OPEN, MISSING = (
@@ -47,7 +47,7 @@ class Finding:
 
     metric: Metric
     wanted: int
-    delta: Estimate
+    delta: SeedEstimate
     holds: bool
 
     @property
@@ -69,7 +69,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimResult:
     """What became of a claim in one scenario ("" where the grid cannot test it): ``verdict`` is one of the words above.
 
     ``settle`` is the claim's own text, or, where it has none and is not shown, how many seeds would do.
@@ -85,14 +85,14 @@ class Verdict:
     settle: str
 
 
-def verdicts(results: Results) -> tuple[Verdict, ...]:
+def verdicts(results: Results) -> tuple[ClaimResult, ...]:
     """Every claim of the grid in every scenario that it names, in the grid's order; none where the grid makes no claims."""
     claims = results.meta.get("config", {}).get("claims") or ()
     tested = {scenario: corrected(_deltas(results, scenario, claims)) for scenario in results.scenarios}
-    found: list[Verdict] = []
+    found: list[ClaimResult] = []
     for number, claim in enumerate(claims):
         if claim.get("of") is None:
-            found.append(Verdict(claim["says"], claim["source"], "", "", (), "", UNTESTED, claim.get("settle", "")))
+            found.append(ClaimResult(claim["says"], claim["source"], "", "", (), "", UNTESTED, claim.get("settle", "")))
             continue
         found += [_verdict(results, claim, tested[scenario], str(number), scenario) for scenario in _scenarios(results, claim)]
     return tuple(found)
@@ -102,7 +102,9 @@ def _scenarios(results: Results, claim: Mapping[str, Any]) -> list[str]:
     return [scenario for scenario in results.scenarios if not claim.get("scenarios") or scenario in claim["scenarios"]]
 
 
-def _verdict(results: Results, claim: Mapping[str, Any], tested: Mapping[Key, Compared], key: str, scenario: str) -> Verdict:
+def _verdict(
+    results: Results, claim: Mapping[str, Any], tested: Mapping[Key, CorrectedDifference], key: str, scenario: str
+) -> ClaimResult:
     findings = tuple(
         Finding(metric, wanted, one.delta, one.holds)
         for metric, wanted in _wanted(claim)
@@ -116,7 +118,7 @@ def _verdict(results: Results, claim: Mapping[str, Any], tested: Mapping[Key, Co
     whole = len(findings) == len(_wanted(claim))
     verdict = judged(findings) if whole else MISSING
     settle = claim.get("settle") or (_seeds_to_settle(findings) if verdict == NOT_SHOWN else "")
-    return Verdict(claim["says"], claim["source"], scenario, compared, findings, seeds, verdict, settle)
+    return ClaimResult(claim["says"], claim["source"], scenario, compared, findings, seeds, verdict, settle)
 
 
 def judged(findings: Sequence[Finding]) -> str:
@@ -142,9 +144,9 @@ def _seeds_to_settle(findings: Sequence[Finding]) -> str:
     return f"{told}, if the difference in {label} stays."
 
 
-def _deltas(results: Results, scenario: str, claims: Sequence[Mapping[str, Any]]) -> dict[tuple[str, Metric], Estimate]:
+def _deltas(results: Results, scenario: str, claims: Sequence[Mapping[str, Any]]) -> dict[tuple[str, Metric], SeedEstimate]:
     """(number of the claim, metric) -> difference, of all claims made of ``scenario``: one family of tests."""
-    found: dict[tuple[str, Metric], Estimate] = {}
+    found: dict[tuple[str, Metric], SeedEstimate] = {}
     for number, claim in enumerate(claims):
         if claim.get("of") is None or scenario not in _scenarios(results, claim):
             continue
@@ -155,7 +157,7 @@ def _deltas(results: Results, scenario: str, claims: Sequence[Mapping[str, Any]]
     return found
 
 
-def _delta(results: Results, scenario: str, claim: Mapping[str, Any], metric: Metric) -> Estimate | None:
+def _delta(results: Results, scenario: str, claim: Mapping[str, Any], metric: Metric) -> SeedEstimate | None:
     ours = results.at(scenario, claim["of"], metric, claim.get("step"))
     if not ours:
         return None

@@ -12,7 +12,7 @@ FEWEST_FLIPPED = 5
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SeedEstimate:
     """Mean over ``count`` seeds and half the width of its 95% interval; None of one seed, which has no interval.
 
     Of a paired difference, ``p`` is Student's (None where all seeds differ by the same, which leaves no spread to judge by) and
@@ -38,15 +38,15 @@ class Estimate:
         return seeds_to_exclude_zero(Interval(self.mean, low, high, 0.95, self.count), most)
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float]) -> SeedEstimate:
     """Mean of ``values``, one a seed (at least one), with Student's t interval where there are two or more."""
     if len(values) == 1:
-        return Estimate(values[0], None, 1)
+        return SeedEstimate(values[0], None, 1)
     interval = mean_interval(values)
-    return Estimate(interval.mean, interval.half_width, interval.count)
+    return SeedEstimate(interval.mean, interval.half_width, interval.count)
 
 
-def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
+def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> SeedEstimate | None:
     """``ours - theirs``, paired over the seeds that both have; None if they share none."""
     seeds = sorted(ours.keys() & theirs.keys())
     if len(seeds) < 2:
@@ -54,4 +54,4 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estima
     interval = paired_difference({seed: ours[seed] for seed in seeds}, {seed: theirs[seed] for seed in seeds})
     gaps = [ours[seed] - theirs[seed] for seed in seeds]
     flipped = sign_flip(gaps) if len(gaps) >= FEWEST_FLIPPED else None
-    return Estimate(interval.mean, interval.half_width, interval.count, paired_t(gaps), flipped)
+    return SeedEstimate(interval.mean, interval.half_width, interval.count, paired_t(gaps), flipped)

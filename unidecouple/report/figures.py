@@ -15,7 +15,7 @@ from unidecouple.eval.suite import headlines
 from unidecouple.report import logs
 from unidecouple.report.estimates import estimate
 from unidecouple.report.results import START, Results
-from unidecouple.report.style import INK, MUTED, PAPER, Look, Plot, canvas, legend, name_panel, to_svg
+from unidecouple.report.style import INK, MUTED, PAPER, Plot, VariantStyle, canvas, legend, name_panel, to_svg
 from unidecouple.report.wording import TASK_NAMES, axis_name, listed, scale_of
 
 WIDTH = 11.6
@@ -40,7 +40,7 @@ def mean_curve(curves: Sequence[logs.Curve]) -> MeanCurve:
     return MeanCurve(steps, list(values.mean(0)), list(values.min(0)), list(values.max(0)))
 
 
-def overview(results: Results, look: Mapping[str, Look]) -> Plot | None:
+def overview(results: Results, look: Mapping[str, VariantStyle]) -> Plot | None:
     """Final scores of every variant in every scenario, with intervals, the start, the floor and the ceiling."""
     lines = [(scenario, variant) for scenario in results.scenarios for variant in (*results.trained(scenario), "")][:-1]
     if not results.metrics or not any(variant for _, variant in lines):
@@ -78,7 +78,7 @@ def overview(results: Results, look: Mapping[str, Look]) -> Plot | None:
     return Plot(to_svg(figure, "overview"), alt, caption)
 
 
-def _rows(lines: Sequence[tuple[str, str]], look: Mapping[str, Look]) -> tuple[list[int], dict[int, str]]:
+def _rows(lines: Sequence[tuple[str, str]], look: Mapping[str, VariantStyle]) -> tuple[list[int], dict[int, str]]:
     """Height of each line, one left free above each scenario for its name; and the text at each height."""
     heights: list[int] = []
     ticks: dict[int, str] = {}
@@ -103,11 +103,11 @@ def _marks(axis: Axes, results: Results, scenario: str, metric: Metric, span: tu
             axis.plot([scale_of(metric.unit) * value] * 2, span, color=color, ls=dash, lw=1.4, label=label, zorder=1)
 
 
-def _named(variants: Iterable[str], look: Mapping[str, Look]) -> str:
+def _named(variants: Iterable[str], look: Mapping[str, VariantStyle]) -> str:
     return listed([look[variant].title for variant in variants])
 
 
-def loss_curves(name: str, scenario: str, records: Records, look: Mapping[str, Look]) -> Plot | None:
+def loss_curves(name: str, scenario: str, records: Records, look: Mapping[str, VariantStyle]) -> Plot | None:
     """Training loss of each task against steps, and how often the task router is right where there is one."""
     panels = [(f"loss/{task}", f"{TASK_NAMES[task].capitalize()} loss") for task in TASK_KEYS]
     router = [f"router_accuracy/{task}" for task in TASK_KEYS]
@@ -132,7 +132,7 @@ def loss_curves(name: str, scenario: str, records: Records, look: Mapping[str, L
     return Plot(to_svg(figure, f"loss-{name}"), alt, caption)
 
 
-def _mark_stages(axes: Sequence[Axes], records: Records, look: Mapping[str, Look]) -> str:
+def _mark_stages(axes: Sequence[Axes], records: Records, look: Mapping[str, VariantStyle]) -> str:
     """Mark where the next stages of the focus begin; what the caption says of it."""
     focus = next((variant for variant in records if look[variant].role == "focus"), None)
     if focus is None:
@@ -144,14 +144,23 @@ def _mark_stages(axes: Sequence[Axes], records: Records, look: Mapping[str, Look
 
 
 def _lines_of(
-    axis: Axes, key: str, records: Records, look: Mapping[str, Look], dash: Any = "-", scale: float = 1, *, named: bool = True
+    axis: Axes,
+    key: str,
+    records: Records,
+    look: Mapping[str, VariantStyle],
+    dash: Any = "-",
+    scale: float = 1,
+    *,
+    named: bool = True,
 ) -> None:
     """A line per variant of the values that its runs logged under ``key``."""
     for variant, runs in records.items():
         _line(axis, [curve for run in runs if (curve := logs.curve(run, key))], look[variant], dash, scale, named=named)
 
 
-def _line(axis: Axes, curves: Sequence[logs.Curve], shape: Look, dash: Any = "-", scale: float = 1, *, named: bool = True) -> None:
+def _line(
+    axis: Axes, curves: Sequence[logs.Curve], shape: VariantStyle, dash: Any = "-", scale: float = 1, *, named: bool = True
+) -> None:
     if not curves:
         return
     drawn = mean_curve(curves)
@@ -160,7 +169,7 @@ def _line(axis: Axes, curves: Sequence[logs.Curve], shape: Look, dash: Any = "-"
     axis.fill_between(drawn.steps, low, high, color=shape.color, alpha=0.16, lw=0)
 
 
-def forgetting(name: str, scenario: str, records: Records, look: Mapping[str, Look]) -> Plot | None:
+def forgetting(name: str, scenario: str, records: Records, look: Mapping[str, VariantStyle]) -> Plot | None:
     """Validation scores during training, from step 0."""
     curves = {
         metric: {

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
 from unidecouple.diagnose.gradient_conflict import Conflict
-from unidecouple.report.estimates import Estimate, estimate
+from unidecouple.report.estimates import SeedEstimate, estimate
 from unidecouple.report.logs import ConflictLog, RoutingLayer
-from unidecouple.report.style import INK, MUTED, PAPER, TASK_COLORS, Look, Plot, canvas, name_panel, to_svg
+from unidecouple.report.style import INK, MUTED, PAPER, TASK_COLORS, Plot, VariantStyle, canvas, name_panel, to_svg
 from unidecouple.report.wording import TASK_NAMES, decimal, listed
 
 WIDTH = 11.6
@@ -41,7 +41,7 @@ def mean_conflicts(seeds: Sequence[ConflictLog]) -> list[tuple[Conflict, bool]]:
         gap = estimate([matrix.cosine - matrix.floor for matrix in found])
         if gap.count == 1:
             error = float(np.hypot(found[0].cosine_std, found[0].floor_std)) / math.sqrt(seeds[0].pairs)
-            gap = Estimate(gap.mean, 2 * error, 1)
+            gap = SeedEstimate(gap.mean, 2 * error, 1)
         means = (float(np.mean([getattr(matrix, name) for matrix in found])) for name in MEASURED)
         out.append((Conflict(*place, *means), gap.is_shown))
     return out
@@ -114,7 +114,7 @@ def ratio_map(name: str, title: str, log: ConflictLog) -> Plot | None:
     return Plot(to_svg(figure, name), f"{title}: {caption}", caption)
 
 
-def routing_map(name: str, title: str, layers: Sequence[RoutingLayer], look: Look) -> Plot | None:
+def routing_map(name: str, title: str, layers: Sequence[RoutingLayer], look: VariantStyle) -> Plot | None:
     """Shares of groups and experts by task and layer, and alpha. None if there are no layers."""
     if not layers:
         return None
@@ -223,7 +223,7 @@ def _group_bars(axis: Axes, layers: Sequence[RoutingLayer]) -> None:
     _bare(axis)
 
 
-def _alpha_bars(axis: Axes, layers: Sequence[RoutingLayer], alphas: Sequence[tuple[int, float]], look: Look) -> None:
+def _alpha_bars(axis: Axes, layers: Sequence[RoutingLayer], alphas: Sequence[tuple[int, float]], look: VariantStyle) -> None:
     bars: Any = axis.barh([position for position, _ in alphas], [alpha for _, alpha in alphas], 0.55, color=look.color)
     axis.bar_label(bars, [decimal(alpha, 2) for _, alpha in alphas], padding=4, color=INK, fontsize=9)
     axis.axvline(0, color=MUTED, lw=0.8)

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 
 from unidecouple.eval.benchmark import Metric
 from unidecouple.report.results import Results, split_rate
-from unidecouple.report.significance import Compared, compared
-from unidecouple.report.style import INK, MUTED, PAPER, Look, Plot, canvas, name_panel, to_svg
+from unidecouple.report.significance import CorrectedDifference, compared
+from unidecouple.report.style import INK, MUTED, PAPER, Plot, VariantStyle, canvas, name_panel, to_svg
 from unidecouple.report.wording import column_name, scale_of, signed, unit_words
 
 FEWEST = 6
@@ -19,7 +19,7 @@ FAR = 4.0
 """What reaches further than so many times the median is cut off at the edge, with its value."""
 
 
-def forest(results: Results, scenario: str, look: Mapping[str, Look]) -> Plot | None:
+def forest(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> Plot | None:
     """Differences to the control, paired by seed, with 95% intervals; None for fewer than ``FEWEST`` variants.
 
     Each variant is drawn at its own rate. What the seeds do not tell from zero is hollow and grey.
@@ -44,7 +44,7 @@ def forest(results: Results, scenario: str, look: Mapping[str, Look]) -> Plot | 
     return Plot(to_svg(figure, f"forest-{scenario}"), alt, caption)
 
 
-def _panel(axis: Axes, metric: Metric, cells: Sequence[Compared | None], looks: Sequence[Look]) -> None:
+def _panel(axis: Axes, metric: Metric, cells: Sequence[CorrectedDifference | None], looks: Sequence[VariantStyle]) -> None:
     scale = scale_of(metric.unit)
     limit = _limit([cell for cell in cells if cell is not None], scale)
     axis.axvline(0, color=INK, lw=1)
@@ -72,14 +72,14 @@ def _panel(axis: Axes, metric: Metric, cells: Sequence[Compared | None], looks: 
     axis.spines["left"].set_visible(False)
 
 
-def _limit(cells: Sequence[Compared], scale: float) -> float:
+def _limit(cells: Sequence[CorrectedDifference], scale: float) -> float:
     """Half the width of a panel, in the unit shown: the furthest end of an interval that is not ``FAR`` from what is usual."""
     reach = [scale * (abs(cell.delta.mean) + (cell.delta.half_width or 0.0)) for cell in cells]
     near = [one for one in reach if one <= FAR * float(np.median(reach))]
     return max([*near, 0.001 * scale])
 
 
-def _in_words(found: Mapping[tuple[str, Metric], Compared], variants: Sequence[str], metrics: Sequence[Metric]) -> str:
+def _in_words(found: Mapping[tuple[str, Metric], CorrectedDifference], variants: Sequence[str], metrics: Sequence[Metric]) -> str:
     """In numbers, for those who cannot see the figure: how many lie above and below."""
     words = []
     for metric in metrics:

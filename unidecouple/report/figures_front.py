@@ -13,7 +13,7 @@ from unidecouple.eval.benchmark import Metric
 from unidecouple.report.figures import WIDTH
 from unidecouple.report.fronts import at_rate, front_axes, mean_point, rates, undominated
 from unidecouple.report.results import START, Results, rate_name
-from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, canvas, legend, name_panel, to_svg
+from unidecouple.report.style import GRID, INK, MUTED, PAPER, Plot, VariantStyle, canvas, legend, name_panel, to_svg
 from unidecouple.report.wording import column_name, level, listed, scale_of
 
 NAMED = 2
@@ -26,7 +26,7 @@ LEAST_MARGIN = 0.005
 """Around points that all lie together, as a share."""
 
 
-def front(results: Results, scenario: str, names: Sequence[str], look: Mapping[str, Look], ids: str) -> Plot | None:
+def front(results: Results, scenario: str, names: Sequence[str], look: Mapping[str, VariantStyle], ids: str) -> Plot | None:
     """Fronts of the variants ``names``, before the points of all others and the common front; ``ids`` names the figure."""
     along, kept = front_axes(results)
     if along is None:
@@ -80,7 +80,7 @@ class _Panel:
     along: Metric
     up: Metric
 
-    def draw(self, names: Sequence[str], look: Mapping[str, Look]) -> bool:
+    def draw(self, names: Sequence[str], look: Mapping[str, VariantStyle]) -> bool:
         """Draw it; whether there was anything to draw."""
         axis, results = self.axis, self.results
         every = [dot for variant in results.variants(self.scenario) if variant != START if (dot := self._dot(variant))]
@@ -142,7 +142,7 @@ class _Panel:
                 style: Any = {"textcoords": "offset points", "fontsize": 8.5, "color": color}
                 self.axis.annotate(f"{sign} {', '.join(texts)}", where, (3, 3), **style)
 
-    def _line(self, name: str, found: Mapping[str, _Dot], shape: Look, *, annotate: bool) -> None:
+    def _line(self, name: str, found: Mapping[str, _Dot], shape: VariantStyle, *, annotate: bool) -> None:
         """The variant's points, joined, each with the interval of both scores."""
         axis, leading = self.axis, self.results.leading(self.scenario)
         dots = list(found.values())

@@ -9,7 +9,7 @@ import numpy as np
 
 from unidecouple.batch import TASK_KEYS, Task
 from unidecouple.eval.benchmark import Metric
-from unidecouple.report.estimates import Estimate, estimate
+from unidecouple.report.estimates import SeedEstimate, estimate
 from unidecouple.report.results import START, Results, rate_name, split_rate
 from unidecouple.report.wording import counted, level, listed, signed, spread, unit_words
 
@@ -21,14 +21,14 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Gap:
+class FrontGap:
     """Understanding of ours at point ``rate`` of the learning-rate grid minus that of their front at equal generation, by seed.
 
     ``gap`` is None where no seed can be compared; ``beyond`` counts the seeds in which their front never comes as far.
     """
 
     rate: str
-    gap: Estimate | None
+    gap: SeedEstimate | None
     beyond: int
 
 
@@ -96,8 +96,8 @@ def front_areas(results: Results, scenario: str, name: str, metric: Metric) -> d
     return {seed: area([(x[seed], y[seed]) for x, y in zip(far, kept, strict=True)]) for seed in sorted(seeds)}
 
 
-def front_gaps(results: Results, scenario: str, ours: str, theirs: str, metric: Metric) -> tuple[Gap, ...]:
-    """One ``Gap`` for each learning rate of ``ours``, against the front of ``theirs`` in ``metric`` over generation's."""
+def front_gaps(results: Results, scenario: str, ours: str, theirs: str, metric: Metric) -> tuple[FrontGap, ...]:
+    """One ``FrontGap`` for each learning rate of ``ours``, against the front of ``theirs`` in ``metric`` over generation's."""
     drawn = front_axes(results)[0]
     if drawn is None:
         return ()
@@ -118,7 +118,7 @@ def front_gaps(results: Results, scenario: str, ours: str, theirs: str, metric: 
     for rate, by_seed in reached(ours).items():
         paired = [(point, height(fronts[seed], point[0])) for seed, point in by_seed.items() if seed in fronts]
         found = [point[1] - level for point, level in paired if level is not None]
-        gaps.append(Gap(rate, estimate(found) if found else None, len(paired) - len(found)))
+        gaps.append(FrontGap(rate, estimate(found) if found else None, len(paired) - len(found)))
     return tuple(gaps)
 
 
@@ -159,7 +159,7 @@ def leaders_sentence(results: Results, scenario: str) -> str:
     return f"{lead} is better in both {kept[0].title} and {drawn.title} than {listed(leaders)}."
 
 
-def mean_point(results: Results, scenario: str, variant: str, metric: Metric) -> tuple[Estimate, Estimate] | None:
+def mean_point(results: Results, scenario: str, variant: str, metric: Metric) -> tuple[SeedEstimate, SeedEstimate] | None:
     """(generation, ``metric``) of ``variant`` over its seeds; None if either is missing."""
     drawn = front_axes(results)[0]
     far = results.final(scenario, variant, drawn) if drawn is not None else {}

@@ -67,7 +67,7 @@ class Interaction:
 
 
 @dataclass(frozen=True)
-class Sample:
+class JudgedSample:
     """A generated picture (the bytes of a PNG file) and the judge's verdict."""
 
     prompt: str
@@ -142,13 +142,13 @@ def interaction_of(content: Mapping[str, Any]) -> Interaction:
     return Interaction(content["step"], curves, content["correlation"])
 
 
-def read_samples(path: Path) -> tuple[Sample, ...] | None:
+def read_samples(path: Path) -> tuple[JudgedSample, ...] | None:
     """``samples.json`` with its pictures (those whose file is there); None if there is none."""
     content = _object(path)
     if content is None:
         return None
     return tuple(
-        Sample(row["prompt"], row["tag"], (path.parent / row["file"]).read_bytes(), row["correct"], row["reason"])
+        JudgedSample(row["prompt"], row["tag"], (path.parent / row["file"]).read_bytes(), row["correct"], row["reason"])
         for row in content
         if (path.parent / row["file"]).is_file()
     )

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from unidecouple.eval.benchmark import Unit
-from unidecouple.report.claims import Verdict
+from unidecouple.report.claims import ClaimResult
 from unidecouple.report.results import Results
 from unidecouple.report.wording import DASH, level
 
@@ -35,7 +35,7 @@ def _number(value: float, unit: Unit) -> str:
     return f"{value:.3f}".removeprefix("0") if unit == "share" else level(value, unit)
 
 
-def claims_table(found: Sequence[Verdict]) -> str:
+def claims_table(found: Sequence[ClaimResult]) -> str:
     """The verdicts, a line a claim and scenario."""
     lines = ["| claim | source | where | difference | seeds | here |", "|---|---|---|---|---|---|"]
     for one in found:

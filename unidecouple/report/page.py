@@ -14,18 +14,18 @@ from markupsafe import Markup, escape
 
 from unidecouple.files import write_text_atomic
 from unidecouple.ownership import check_file
-from unidecouple.report import diagnosis
+from unidecouple.report import log_figures
 from unidecouple.report.answer import answer
-from unidecouple.report.claims import Verdict, verdicts
+from unidecouple.report.claims import ClaimResult, verdicts
 from unidecouple.report.costs import budget_sentences, missing_sentence
-from unidecouple.report.diagnosis import Part
 from unidecouple.report.figures import overview
 from unidecouple.report.figures_forest import forest
+from unidecouple.report.log_figures import FigureGroup
 from unidecouple.report.markdown import claims_table, scores_table
 from unidecouple.report.results import Results, load_results
 from unidecouple.report.sample_grid import SampleGrid, sample_grid
-from unidecouple.report.style import GRID, INK, MUTED, PAPER, Look, Plot, looks
-from unidecouple.report.tables import AreaTable, Detail, Headline, area_table, details, headline
+from unidecouple.report.style import GRID, INK, MUTED, PAPER, Plot, VariantStyle, variant_styles
+from unidecouple.report.tables import AreaTable, DetailTable, HeadlineTable, area_table, details, headline
 from unidecouple.report.wording import MINUS, counted, duration
 
 REPORT, SCORES, CLAIMS = "report.html", "scores.md", "claims.md"
@@ -40,18 +40,18 @@ class ScenarioView:
     name: str
     description: str
     sentences: tuple[Markup, ...]
-    table: Headline
+    table: HeadlineTable
     forest: Plot | None
-    details: tuple[Detail, ...]
+    details: tuple[DetailTable, ...]
     samples: SampleGrid
-    fronts: Part
+    fronts: FigureGroup
     areas: AreaTable | None
     budgets: tuple[str, ...]
-    scores: Part
-    transfer: Part
-    losses: Part
-    conflicts: Part
-    routings: Part
+    scores: FigureGroup
+    transfer: FigureGroup
+    losses: FigureGroup
+    conflicts: FigureGroup
+    routings: FigureGroup
 
 
 def write_report(folder: Path) -> Path:
@@ -78,9 +78,9 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def render(results: Results, claims: Sequence[Verdict]) -> str:
+def render(results: Results, claims: Sequence[ClaimResult]) -> str:
     """The page as text; ``claims`` are what became of the grid's, none for a grid that makes none."""
-    look = looks(results.names, results.title, results.axis_rank, results.role)
+    look = variant_styles(results.names, results.title, results.axis_rank, results.role)
     here = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["svg"] = Markup
@@ -105,7 +105,7 @@ def emphasize(sentence: str) -> Markup:
     return Markup(_NUMBERS.sub(lambda match: f"<strong>{match.group()}</strong>", str(escape(sentence))))  # noqa: S704 -- escaped above
 
 
-def _view(results: Results, scenario: str, look: Mapping[str, Look]) -> ScenarioView:
+def _view(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> ScenarioView:
     return ScenarioView(
         name=scenario,
         description=results.meta.get("scenarios", {}).get(scenario, ""),
@@ -114,14 +114,14 @@ def _view(results: Results, scenario: str, look: Mapping[str, Look]) -> Scenario
         forest=forest(results, scenario, look),
         details=details(results, scenario),
         samples=sample_grid(results, scenario),
-        fronts=diagnosis.fronts(results, scenario, look),
+        fronts=log_figures.fronts(results, scenario, look),
         areas=area_table(results, scenario),
         budgets=tuple(budget_sentences(results, scenario)),
-        scores=diagnosis.scores(results, scenario, look),
-        transfer=diagnosis.transfers(results, scenario),
-        losses=diagnosis.losses(results, scenario, look),
-        conflicts=diagnosis.conflicts(results, scenario),
-        routings=diagnosis.routings(results, scenario, look),
+        scores=log_figures.scores(results, scenario, look),
+        transfer=log_figures.transfers(results, scenario),
+        losses=log_figures.losses(results, scenario, look),
+        conflicts=log_figures.conflicts(results, scenario),
+        routings=log_figures.routings(results, scenario, look),
     )
 
 

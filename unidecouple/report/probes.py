@@ -11,7 +11,7 @@ from unidecouple.report.figures_diagnosis import color_limit, conflict_map, rati
 from unidecouple.report.figures_interaction import interaction_figure
 from unidecouple.report.figures_routing import routing_history
 from unidecouple.report.logs import conflict_of, interaction_of, routing_of
-from unidecouple.report.style import Plot, looks
+from unidecouple.report.style import Plot, variant_styles
 from unidecouple.train.measurements import (
     Measured,
     Progress,
@@ -22,7 +22,7 @@ from unidecouple.train.measurements import (
     measure_routing,
     measure_routing_history,
 )
-from unidecouple.train.subject import Subject
+from unidecouple.train.subject import ProbeInput
 
 Drawn = list[tuple[str, Plot | None]]
 """(heading, figure) pairs; a figure that needs more than was measured is None."""
@@ -44,7 +44,7 @@ class Probe:
 
     name: str
     title: str
-    measure: Callable[[Subject, Progress], Measured]
+    measure: Callable[[ProbeInput, Progress], Measured]
     draw: Callable[[Any], Drawn]
     read: str
     worry: str
@@ -61,7 +61,7 @@ def _conflict(measured: Any) -> Drawn:
 
 
 def _routing(measured: Any) -> Drawn:
-    look = looks(["checkpoint"], str, role=lambda _: "focus")["checkpoint"]
+    look = variant_styles(["checkpoint"], str, role=lambda _: "focus")["checkpoint"]
     return [("", routing_map("routing", "Routing", routing_of(measured), look))]
 
 

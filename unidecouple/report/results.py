@@ -13,7 +13,7 @@ from unidecouple.batch import TASK_KEYS
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import headlines
 from unidecouple.files import read_text
-from unidecouple.report.estimates import Estimate, difference, estimate
+from unidecouple.report.estimates import SeedEstimate, difference, estimate
 
 RESULTS, COMPRESSED = "results.json", "results.json.gz"
 START = "start"
@@ -30,7 +30,7 @@ _RATES = {"lr": "rate", "und": "understanding"}
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One score; ``value``, ``ceiling`` and ``floor`` as the benchmark gives them (shares in [0, 1], or counts)."""
 
     scenario: str
@@ -73,7 +73,7 @@ class Results:
 
     folder: Path
     meta: Mapping[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[ScoreRow, ...]
     runs: tuple[RunRef, ...]
 
     @cached_property
@@ -190,13 +190,13 @@ class Results:
         return tuple(dict.fromkeys(split_rate(name)[0] for scenario in self.scenarios for name in self.variants(scenario)))
 
     @cached_property
-    def _final(self) -> dict[tuple[str, str, str, str], dict[int, Row]]:
-        found: dict[tuple[str, str, str, str], dict[int, Row]] = {}
+    def _final(self) -> dict[tuple[str, str, str, str], dict[int, ScoreRow]]:
+        found: dict[tuple[str, str, str, str], dict[int, ScoreRow]] = {}
         for row in sorted(self.rows, key=lambda row: row.step):
             found.setdefault((row.scenario, row.variant, row.benchmark, row.metric), {})[row.seed] = row
         return found
 
-    def final_rows(self, scenario: str, variant: str, metric: Metric) -> dict[int, Row]:
+    def final_rows(self, scenario: str, variant: str, metric: Metric) -> dict[int, ScoreRow]:
         """Seed -> row of its last step."""
         return self._final.get((scenario, variant, metric.benchmark, metric.metric), {})
 
@@ -216,7 +216,7 @@ class Results:
         values = list(self.final(scenario, START, metric).values())
         return values[0] if values else None
 
-    def change(self, scenario: str, variant: str, metric: Metric) -> Estimate | None:
+    def change(self, scenario: str, variant: str, metric: Metric) -> SeedEstimate | None:
         """Score after training minus the base's; None where either is missing. All seeds share one base."""
         begin, end = self.start(scenario, metric), self.final(scenario, variant, metric)
         return estimate([value - begin for value in end.values()]) if end and begin is not None else None
@@ -232,7 +232,7 @@ class Results:
         known = self.variants(scenario)
         return next((name + suffix for name in controls if name is not None and name + suffix in known), None)
 
-    def delta(self, scenario: str, variant: str, metric: Metric) -> Estimate | None:
+    def delta(self, scenario: str, variant: str, metric: Metric) -> SeedEstimate | None:
         """``variant`` minus its control, paired by seed; None without a control, of the start, and of what is the control's run."""
         control = self.reference(scenario, variant)
         if control is None or variant in (control, START) or self._folders(scenario, variant) == self._folders(scenario, control):
@@ -273,5 +273,5 @@ def load_results(folder: Path) -> Results:
     return Results(folder, content["meta"], rows, runs)
 
 
-def _row(row: Mapping[str, Any]) -> Row:
-    return Row(**{field.name: row[field.name] for field in fields(Row)})
+def _row(row: Mapping[str, Any]) -> ScoreRow:
+    return ScoreRow(**{field.name: row[field.name] for field in fields(ScoreRow)})

@@ -11,7 +11,7 @@ from unidecouple.report.results import START, Results
 
 
 @dataclass(frozen=True)
-class Shown:
+class SampleImage:
     """One picture: ``source`` is a data URI, ``reason`` what the judge missed ("" if it is correct)."""
 
     label: str
@@ -21,19 +21,19 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Prompted:
+class PromptSamples:
     """A prompt and each variant's picture for it."""
 
     prompt: str
     tag: str
-    pictures: tuple[Shown, ...]
+    pictures: tuple[SampleImage, ...]
 
 
 @dataclass(frozen=True)
 class SampleGrid:
     """Pictures of a scenario, ``tallies`` of what is shown, and sentences on what is missing."""
 
-    prompts: tuple[Prompted, ...]
+    prompts: tuple[PromptSamples, ...]
     tallies: tuple[str, ...]
     missing: tuple[str, ...]
 
@@ -51,22 +51,22 @@ def sample_grid(results: Results, scenario: str) -> SampleGrid:
     drawn = {prompt: tuple(_shown(results.title(name), samples[prompt]) for name, samples in found.items()) for prompt in shared}
     right = {name: sum(samples[prompt].correct for prompt in shared) for name, samples in found.items()}
     tallies = tuple(f"{results.title(name)}: {number} of {len(shared)} right" for name, number in right.items())
-    return SampleGrid(tuple(Prompted(prompt, first[prompt].tag, drawn[prompt]) for prompt in shared), tallies, missing)
+    return SampleGrid(tuple(PromptSamples(prompt, first[prompt].tag, drawn[prompt]) for prompt in shared), tallies, missing)
 
 
-def _samples(results: Results, scenario: str, variant: str) -> Mapping[str, logs.Sample] | None:
+def _samples(results: Results, scenario: str, variant: str) -> Mapping[str, logs.JudgedSample] | None:
     """Prompt -> its first picture."""
     for run in results.runs:
         if (run.scenario, run.variant) == (scenario, variant):
             samples = logs.read_samples(run.folder / logs.SAMPLES)
             if samples:
-                first: dict[str, logs.Sample] = {}
+                first: dict[str, logs.JudgedSample] = {}
                 for sample in samples:
                     first.setdefault(sample.prompt, sample)
                 return first
     return None
 
 
-def _shown(label: str, sample: logs.Sample) -> Shown:
+def _shown(label: str, sample: logs.JudgedSample) -> SampleImage:
     source = "data:image/png;base64," + base64.b64encode(sample.png).decode("ascii")
-    return Shown(label, source, sample.correct, sample.reason)
+    return SampleImage(label, source, sample.correct, sample.reason)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.statistics import holm
-from unidecouple.report.estimates import Estimate
+from unidecouple.report.estimates import SeedEstimate
 from unidecouple.report.results import Results
 from unidecouple.report.wording import counted, listed
 
@@ -21,10 +21,10 @@ Key = tuple[str, Metric]
 
 
 @dataclass(frozen=True)
-class Compared:
+class CorrectedDifference:
     """A difference to the control and its p after Holm's correction over the table; None with one seed, or without any spread."""
 
-    delta: Estimate
+    delta: SeedEstimate
     corrected: float | None
 
     @property
@@ -44,17 +44,17 @@ class Compared:
         return f"{', '.join(words)}, {counted(self.delta.count, 'seed')}"
 
 
-def compared(results: Results, scenario: str, variants: Sequence[str]) -> dict[Key, Compared]:
+def compared(results: Results, scenario: str, variants: Sequence[str]) -> dict[Key, CorrectedDifference]:
     """(variant, metric) -> its difference to the control, corrected over all that ``variants`` have in the metrics shown."""
     deltas = {(v, m): results.delta(scenario, v, m) for v in variants for m in results.metrics}
     return corrected({key: delta for key, delta in deltas.items() if delta is not None})
 
 
-def corrected(deltas: Mapping[Key, Estimate]) -> dict[Key, Compared]:
+def corrected(deltas: Mapping[Key, SeedEstimate]) -> dict[Key, CorrectedDifference]:
     """``deltas`` as one family of tests: the p of each is corrected for all of them."""
     tested = {key: delta.p for key, delta in deltas.items() if delta.p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return {key: Compared(delta, adjusted.get(key)) for key, delta in deltas.items()}
+    return {key: CorrectedDifference(delta, adjusted.get(key)) for key, delta in deltas.items()}
 
 
 def found_sentence(results: Results, scenario: str) -> str:

@@ -73,7 +73,7 @@ _RC: Any = _SIZES | {
 
 
 @dataclass(frozen=True)
-class Look:
+class VariantStyle:
     """Colour (hex), matplotlib marker, title and role of a variant; markers tell variants apart without colour."""
 
     color: str
@@ -91,25 +91,25 @@ class Plot:
     caption: str
 
 
-def looks(
+def variant_styles(
     names: Sequence[str],
     title: Callable[[str], str],
     group: Callable[[str], int] = lambda name: 0,
     role: Callable[[str], str] = lambda name: "",
-) -> dict[str, Look]:
-    """Look of every variant in ``names``: by its ``role`` where it has one, else by its place within its ``group``.
+) -> dict[str, VariantStyle]:
+    """VariantStyle of every variant in ``names``: by its ``role`` where it has one, else by its place within its ``group``.
 
     Groups are drawn apart, so each begins with the first colour. After eight, colours come again with other markers.
     """
     seen: Counter[int] = Counter()
-    found: dict[str, Look] = {}
+    found: dict[str, VariantStyle] = {}
     for name in names:
         if role(name):
-            found[name] = Look(*_BY_ROLE[role(name)], title(name), role(name))
+            found[name] = VariantStyle(*_BY_ROLE[role(name)], title(name), role(name))
             continue
         turn, place = divmod(seen[group(name)], len(_OTHERS))
         seen[group(name)] += 1
-        found[name] = Look(_OTHERS[place][0], _OTHERS[(place + turn + group(name)) % len(_OTHERS)][1], title(name))
+        found[name] = VariantStyle(_OTHERS[place][0], _OTHERS[(place + turn + group(name)) % len(_OTHERS)][1], title(name))
     return found
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from unidecouple.eval.benchmark import Metric, Unit
 from unidecouple.eval.suite import headlines
 from unidecouple.report.costs import COST_COLUMNS, CostCell, cost_cells, has_costs
-from unidecouple.report.estimates import Estimate, difference, estimate
+from unidecouple.report.estimates import SeedEstimate, difference, estimate
 from unidecouple.report.fronts import front_areas, front_axes, front_names
-from unidecouple.report.results import AXES, START, Results, Row, split_rate
-from unidecouple.report.significance import Compared, compared, corrected
-from unidecouple.report.style import Look
+from unidecouple.report.results import AXES, START, Results, ScoreRow, split_rate
+from unidecouple.report.significance import CorrectedDifference, compared, corrected
+from unidecouple.report.style import VariantStyle
 from unidecouple.report.wording import DASH, column_name, counted, level, listed, signed, spread
 
 _COUNTS = ("unparsed",)
@@ -30,7 +30,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreCell:
     """A cell of the headline table.
 
     ``verdict`` of the difference: "ahead", "behind", "open" or "" where there is none; ``percent`` is None for what is no share;
@@ -48,7 +48,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Line:
+class VariantRow:
     """A variant of the headline table; ``scores`` in the order of the columns, None where not measured.
 
     ``axis`` heads the group that begins with this line, "" elsewhere; ``cost`` are its cells of costs, none where unknown.
@@ -58,37 +58,37 @@ class Line:
     description: str
     color: str
     seeds: str
-    scores: tuple[Score | None, ...]
+    scores: tuple[ScoreCell | None, ...]
     is_ours: bool
     axis: str = ""
     cost: tuple[CostCell, ...] = ()
 
 
 @dataclass(frozen=True)
-class Headline:
+class HeadlineTable:
     """The table of one scenario; ``control`` is what differences are taken against, "" without one.
 
     ``others`` are the variants' lines at the further points of the learning-rate grid, each held against the control there.
     """
 
     columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
-    others: tuple[Line, ...]
+    lines: tuple[VariantRow, ...]
+    others: tuple[VariantRow, ...]
     control: str
     costs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class AreaTable:
-    """Fronts as one number: ``lines`` of (variant, points of its front, a cell a column); ``control`` as in ``Headline``."""
+    """Fronts as one number: ``lines`` of (variant, points of its front, a cell a column); ``control`` as in ``HeadlineTable``."""
 
     columns: tuple[str, ...]
-    lines: tuple[tuple[str, str, tuple[Score | None, ...]], ...]
+    lines: tuple[tuple[str, str, tuple[ScoreCell | None, ...]], ...]
     control: str
 
 
 @dataclass(frozen=True)
-class Detail:
+class DetailTable:
     """All metrics of a benchmark: (metric, cells) down, ``columns`` across: the variants, then ceiling and floor."""
 
     title: str
@@ -96,11 +96,11 @@ class Detail:
     lines: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def headline(results: Results, scenario: str, look: Mapping[str, Look]) -> Headline:
+def headline(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> HeadlineTable:
     """Means with 95% intervals over seeds, differences to the control paired by seed, and costs."""
     control, leading = results.reference(scenario), results.leading(scenario)
     columns = tuple(Column(column_name(metric), _notes(results, scenario, metric)) for metric in results.metrics)
-    return Headline(
+    return HeadlineTable(
         columns,
         _lines(results, scenario, leading, look),
         _lines(results, scenario, [variant for variant in results.variants(scenario) if variant not in leading], look),
@@ -109,9 +109,9 @@ def headline(results: Results, scenario: str, look: Mapping[str, Look]) -> Headl
     )
 
 
-def _lines(results: Results, scenario: str, variants: Sequence[str], look: Mapping[str, Look]) -> tuple[Line, ...]:
+def _lines(results: Results, scenario: str, variants: Sequence[str], look: Mapping[str, VariantStyle]) -> tuple[VariantRow, ...]:
     described, found = results.meta.get("variants", {}), compared(results, scenario, variants)
-    lines: list[Line] = []
+    lines: list[VariantRow] = []
     rank = 0
     for variant in variants:
         name, _ = split_rate(variant)
@@ -121,7 +121,7 @@ def _lines(results: Results, scenario: str, variants: Sequence[str], look: Mappi
         told = "the base" if variant == START else counted(seeds, "seed")
         tried = results.rates_tried(scenario, name)
         lines.append(
-            Line(
+            VariantRow(
                 results.title(variant),
                 described.get(name) or described.get(variant, ""),
                 look[name].color,
@@ -135,23 +135,23 @@ def _lines(results: Results, scenario: str, variants: Sequence[str], look: Mappi
     return tuple(lines)
 
 
-def _score(results: Results, scenario: str, variant: str, metric: Metric, one: Compared | None) -> Score | None:
+def _score(results: Results, scenario: str, variant: str, metric: Metric, one: CorrectedDifference | None) -> ScoreCell | None:
     values = results.final(scenario, variant, metric)
     return _cell_of(metric, list(values.values()), one) if values else None
 
 
-def _cell_of(metric: Metric, values: Sequence[float], one: Compared | None) -> Score:
+def _cell_of(metric: Metric, values: Sequence[float], one: CorrectedDifference | None) -> ScoreCell:
     own = estimate(values)
     percent = 100 * own.mean if metric.unit == "share" else None
     text = (level(own.mean, metric.unit), spread(own, metric.unit))
     if one is None:
-        return Score(*text, "", "", "", percent)
+        return ScoreCell(*text, "", "", "", percent)
     delta = one.delta
     gap = (signed(delta.mean, metric.unit), spread(delta, metric.unit), _verdict(metric, delta))
-    return Score(*text, *gap, percent, one.holds, one.told)
+    return ScoreCell(*text, *gap, percent, one.holds, one.told)
 
 
-def _verdict(metric: Metric, delta: Estimate) -> str:
+def _verdict(metric: Metric, delta: SeedEstimate) -> str:
     if not delta.is_shown:
         return "open"
     return "ahead" if metric.gain(delta.mean) > 0 else "behind"
@@ -168,7 +168,7 @@ def _notes(results: Results, scenario: str, metric: Metric) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _rows(results: Results, scenario: str, metric: Metric) -> list[Row]:
+def _rows(results: Results, scenario: str, metric: Metric) -> list[ScoreRow]:
     return [row for variant in results.variants(scenario) for row in results.final_rows(scenario, variant, metric).values()]
 
 
@@ -178,7 +178,7 @@ def _range(metric: Metric, values: Sequence[float | None]) -> str:
     return f"{texts[0]}{DASH}{texts[-1]}" if len(texts) > 1 else "".join(texts)
 
 
-def details(results: Results, scenario: str) -> tuple[Detail, ...]:
+def details(results: Results, scenario: str) -> tuple[DetailTable, ...]:
     """One table a benchmark with every metric in it, as means and intervals over seeds."""
     variants = results.variants(scenario)
     columns = (*map(results.title, variants), "ceiling", "floor")
@@ -191,7 +191,7 @@ def details(results: Results, scenario: str) -> tuple[Detail, ...]:
         bounds = (_range(shown, [row.ceiling for row in rows]) or DASH, _range(shown, [row.floor for row in rows]) or DASH)
         cells = tuple(_cell(results, scenario, variant, shown) for variant in variants)
         lines.setdefault(benchmark, []).append((shown.title, cells + bounds))
-    return tuple(Detail(_heading(benchmark), columns, tuple(of)) for benchmark, of in lines.items())
+    return tuple(DetailTable(_heading(benchmark), columns, tuple(of)) for benchmark, of in lines.items())
 
 
 def _heading(benchmark: str) -> str:
@@ -199,7 +199,7 @@ def _heading(benchmark: str) -> str:
     return titles[0] if len(titles) == 1 else benchmark.upper() if titles else benchmark
 
 
-def _unit(metric: Metric, rows: Sequence[Row]) -> Unit:
+def _unit(metric: Metric, rows: Sequence[ScoreRow]) -> Unit:
     """Of any metric: what may exceed 1 is points, log-probabilities are nats, all others shares."""
     if any(row.ceiling is not None and row.ceiling > 1 for row in rows):
         return "points"
@@ -244,5 +244,5 @@ def area_table(results: Results, scenario: str) -> AreaTable | None:
     return AreaTable(titles, tuple(lines), results.title(control) if control in names else "")
 
 
-def _area(metric: Metric, values: Mapping[int, float], one: Compared | None) -> Score | None:
+def _area(metric: Metric, values: Mapping[int, float], one: CorrectedDifference | None) -> ScoreCell | None:
     return _cell_of(metric, list(values.values()), one) if values else None

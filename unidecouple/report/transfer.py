@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
 from unidecouple.eval.benchmark import Metric
-from unidecouple.report.estimates import Estimate, difference
+from unidecouple.report.estimates import SeedEstimate, difference
 from unidecouple.report.results import START, Results
 from unidecouple.report.style import MUTED, Plot, canvas, name_panel, to_svg
 from unidecouple.report.wording import DASH, listed, signed, spread, unit_words
@@ -33,8 +33,8 @@ class TransferCell:
 
     variant: str
     metric: Metric
-    change: Estimate | None
-    transfer: Estimate | None
+    change: SeedEstimate | None
+    transfer: SeedEstimate | None
 
 
 def transfer_matrix(results: Results, scenario: str) -> list[TransferCell]:
@@ -86,7 +86,7 @@ def transfer_map(name: str, scenario: str, cells: list[TransferCell], title: Cal
     return Plot(to_svg(figure, name), f"Transfer and forgetting in {scenario}. {caption}", caption)
 
 
-def _write(axis: Axes, place: tuple[int, int], gap: Estimate | None, metric: Metric, *, strong: bool) -> None:
+def _write(axis: Axes, place: tuple[int, int], gap: SeedEstimate | None, metric: Metric, *, strong: bool) -> None:
     text = DASH if gap is None else signed(gap.mean, metric.unit) + spread(gap, metric.unit)
     color = MUTED if gap is None else _LIGHT if strong else _DARK
     axis.text(place[1] + 0.5, place[0] + 0.5, text, ha="center", va="center", fontsize=8.5, color=color)
@@ -111,7 +111,7 @@ def _caption(cells: list[TransferCell], title: Callable[[str], str]) -> str:
     return " ".join(sentences)
 
 
-def _falls(metric: Metric, gap: Estimate) -> bool:
+def _falls(metric: Metric, gap: SeedEstimate) -> bool:
     return gap.is_shown and metric.gain(gap.mean) < 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from unidecouple.batch import Task
 from unidecouple.eval.benchmark import Metric, Unit
-from unidecouple.report.estimates import Estimate
+from unidecouple.report.estimates import SeedEstimate
 
 MINUS, DASH = "\u2212", "\u2013"
 """Signs as printed; by code point, since in source they are easily taken for -."""
@@ -64,7 +64,7 @@ def decimal(value: float, places: int, plus: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def spread(value: Estimate, unit: Unit = "share") -> str:
+def spread(value: SeedEstimate, unit: Unit = "share") -> str:
     """As " ± 2.0", or nothing where there is no interval."""
     return "" if value.half_width is None else f" ± {size(value.half_width, unit)}"
 

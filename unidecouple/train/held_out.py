@@ -13,11 +13,11 @@ from unidecouple.data.file_batches import KINDS_OF, FileBatches
 from unidecouple.data.formats import Shelf, open_readers
 from unidecouple.data.mixture import Files, Source
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.eval.benchmark import Quiz, Score
-from unidecouple.eval.card import Subject
-from unidecouple.eval.model import Judged
-from unidecouple.eval.session import Session
-from unidecouple.eval.suite import Options, open_benchmarks
+from unidecouple.eval.benchmark import AnyBenchmark, Score
+from unidecouple.eval.card import EvalSetup
+from unidecouple.eval.model import EvalModel
+from unidecouple.eval.session import EvalSession
+from unidecouple.eval.suite import BenchmarkOptions, open_benchmarks
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.vq import ImageTokenizer
@@ -31,7 +31,7 @@ MAX_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class ValidationLoss:
     """Mean log-probability a token (nats; higher is better, zero is certain) on ``source``'s files, by task.
 
     It compares checkpoints of one model; it says nothing of the quality of what the model would write or draw by itself.
@@ -39,13 +39,13 @@ class HeldOut:
     Attributes:
         source: held-out batches, with the batch size of each task.
         batches: how many per task.
-        quizzes: published benchmarks that ``test`` asks, too.
+        benchmarks: published ones that ``test`` scores, too.
     """
 
     source: FileBatches
     batches: int
     processor: UnifiedProcessor
-    quizzes: tuple[Quiz, ...] = ()
+    benchmarks: tuple[AnyBenchmark, ...] = ()
 
     def validate(self, model: UnifiedModel) -> list[Score]:
         """One score a task, always over the same samples."""
@@ -54,13 +54,13 @@ class HeldOut:
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
         """As ``validate``, then the published benchmarks, with answers and cards in ``folder/eval``."""
         scores = self.validate(model)
-        judged = Judged(model, self.processor, MAX_NEW_TOKENS)
+        scored = EvalModel(model, self.processor, MAX_NEW_TOKENS)
         settings = {"max_new_tokens": MAX_NEW_TOKENS}
-        subject = Subject(str(folder), {}, settings, str(model.dtype).removeprefix("torch."), str(model.device))
-        session = Session(folder / "eval", subject)
-        for quiz in self.quizzes:
-            session.answer(quiz, judged)
-            scores += session.score_quiz(quiz).scores
+        setup = EvalSetup(str(folder), {}, settings, str(model.dtype).removeprefix("torch."), str(model.device))
+        session = EvalSession(folder / "eval", setup)
+        for benchmark in self.benchmarks:
+            session.run(benchmark, scored)
+            scores += result.scores if (result := session.score(benchmark)) else ()
         return scores
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ def held_out(
     builder: SequenceBuilder,
     vq: ImageTokenizer,
     cache: Path,
-) -> HeldOut:
+) -> ValidationLoss:
     """Scores on ``files.validation``, where no prompt is dropped, and by ``evaluation.benchmarks``.
 
     Raises:
@@ -90,14 +90,16 @@ def held_out(
     """
     if not files.validation:
         raise ValueError("files.validation is empty: name held-out sources, so that scores are not of what was trained on")
-    quizzes = [open_benchmarks([name], Options(data=data)) for name, data in evaluation.benchmarks.items()]
-    asked = tuple(quiz for of in quizzes for quiz in of if isinstance(quiz, Quiz))
+    opened = [open_benchmarks([name], BenchmarkOptions(data=data)) for name, data in evaluation.benchmarks.items()]
+    benchmarks = tuple(benchmark for (benchmark,) in opened)
     aside = replace(files, sources=files.validation, validation=(), cond_dropout_prob=0.0, pack=False)
     if size := evaluation.eval_batch_size:
         there = _tasks_in(aside.sources, cache)
         mmu, t2i = (size if task in there else 0 for task in Task)
         aside = replace(aside, mmu_batch_size=mmu, t2i_batch_size=t2i)
-    return HeldOut(FileBatches(aside, processor, builder, 0, vq, cache / "files"), evaluation.eval_batches, processor, asked)
+    return ValidationLoss(
+        FileBatches(aside, processor, builder, 0, vq, cache / "files"), evaluation.eval_batches, processor, benchmarks
+    )
 
 
 def _tasks_in(sources: Sequence[Source], cache: Path) -> list[Task]:

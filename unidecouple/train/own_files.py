@@ -13,7 +13,7 @@ from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import DataSource, ProbeData, Progress
-from unidecouple.train.held_out import HeldOut, held_out
+from unidecouple.train.held_out import ValidationLoss, held_out
 
 
 class FileSource:
@@ -41,7 +41,7 @@ class FileSource:
 
     def scorer(
         self, run: RunConfig, model: UnifiedModel, processor: UnifiedProcessor, builder: SequenceBuilder, cache: Path
-    ) -> HeldOut:
+    ) -> ValidationLoss:
         """Score on held-out files and published benchmarks; raises as ``held_out``."""
         return held_out(_files(run), run.evaluation, processor, builder, model.model.vqmodel, cache)
 

@@ -24,7 +24,7 @@ _CHECKPOINT = "checkpoint-"
 
 
 @dataclass(frozen=True)
-class Subject:
+class ProbeInput:
     """A model and data to measure it on.
 
     Attributes:
@@ -62,7 +62,7 @@ class Subject:
 class Opened:
     """A subject, and in words what was opened."""
 
-    subject: Subject
+    subject: ProbeInput
     checkpoint: Path
     data: str
 
@@ -104,7 +104,7 @@ def open_subject(
     source = opened(probed.run)
     described = source if probed.described is probed.run else opened(probed.described)
     said = f"the files given: {named(files)}" if data and files else probed.text
-    return Opened(Subject(model, source, described, step, home, batches), folder, said)
+    return Opened(ProbeInput(model, source, described, step, home, batches), folder, said)
 
 
 def _files(data: Sequence[Path], cache: Path) -> Files:

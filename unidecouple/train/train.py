@@ -26,7 +26,7 @@ from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import reading
 from unidecouple.train.launch import processes
 from unidecouple.train.lock import held
-from unidecouple.train.measurements import LeftOut, Measured, measure_conflict, measure_interaction, measure_routing
+from unidecouple.train.measurements import Measured, Skipped, measure_conflict, measure_interaction, measure_routing
 from unidecouple.train.meter import Meter, Spent
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.run_folder import RESULT, claim, scored
@@ -34,7 +34,7 @@ from unidecouple.train.run_logs import METRICS, SCORES, forget_after, read_log
 from unidecouple.train.stages import Say, Trainer, Watch
 from unidecouple.train.step import train_step
 from unidecouple.train.stop_request import InterruptedRunError, deferred
-from unidecouple.train.subject import Subject
+from unidecouple.train.subject import ProbeInput
 from unidecouple.train.trackers import Tracker, tracking
 
 
@@ -75,7 +75,7 @@ def train(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.E
         if parallel.first:
             model = trainer.model.eval().to(parallel.device)
             if run.diagnose:
-                _probe(Subject(model, job.source, job.source, run.max_steps, folder), folder)
+                _probe(ProbeInput(model, job.source, job.source, run.max_steps, folder), folder)
             say("scoring on the test sets")
             _score(run, job, model, folder, say)
         parallel.wait()
@@ -152,7 +152,7 @@ def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: Say, validate: Wat
     if run.evaluation.eval_steps:
         validate(0, job.model)
     if run.diagnose and len(job.source.tasks) == len(Task):
-        subject = Subject(job.model, job.source, job.source, 0)
+        subject = ProbeInput(job.model, job.source, job.source, 0)
         _write_measured(measure_conflict(subject, _no_progress), folder / "conflict-start.json")
 
 
@@ -198,14 +198,14 @@ def _validate(
         say(f"step {step}: {warning}")
 
 
-def _probe(subject: Subject, folder: Path) -> None:
+def _probe(subject: ProbeInput, folder: Path) -> None:
     _write_measured(measure_routing(subject, _no_progress), folder / "routing.json")
     _write_measured(measure_interaction(subject, _no_progress), folder / "interaction.json")
     _write_measured(measure_conflict(subject, _no_progress), folder / "conflict.json")
 
 
 def _write_measured(measured: Measured, path: Path) -> None:
-    if not isinstance(measured, LeftOut):
+    if not isinstance(measured, Skipped):
         write_json_atomic(path, measured)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from unidecouple.world.catalog import CLASSES, CODE_POINTS, COLOR_RAMPS, COLORS, require
-from unidecouple.world.sprites import cropped, fitted, tone_at
+from unidecouple.world.scene import Sprites
+from unidecouple.world.sprites import cropped, fitted, sprite, tone_at
 
 _LEVELS = np.array([-1 if tone_at(level / 255) is None else tone_at(level / 255) for level in range(256)])
 """Lightness 0..255 -> tone; -1 stays."""
@@ -44,6 +45,11 @@ class Art:
             assert file is not None
             self._masters[key] = cropped(Image.fromarray(tint(np.asarray(Image.open(file).convert("RGBA")), color)))
         return fitted(self._masters[key], size)
+
+
+def drawings(folder: Path | None) -> Sprites:
+    """The drawings in ``folder``; None: the synthetic benchmark's own."""
+    return sprite if folder is None else Art(folder)
 
 
 def tint(drawing: np.ndarray, color: str) -> np.ndarray:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
-from unidecouple.eval.benchmark import Painter, Score, paint
-from unidecouple.eval.geneval import Bounds, Verdict, bounds_of, judge_pictures, summarize, write_folder
+from unidecouple.eval import geneval_files
+from unidecouple.eval.benchmark import GenerationBenchmark
+from unidecouple.eval.geneval import JudgeBounds, bounds_of
+from unidecouple.eval.geneval_files import geneval_benchmark
 from unidecouple.eval.judges import Judge
-from unidecouple.world.prompts import Prompt, scene_of
+from unidecouple.eval.suite import BenchmarkOptions
+from unidecouple.world.judge import TemplateJudge
+from unidecouple.world.prompts import Prompt, scene_of, spread
 from unidecouple.world.scene import render
 
 _BOUNDS_STREAM = 3
@@ -21,53 +26,23 @@ Transform = Callable[[np.ndarray], np.ndarray]
 """uint8 pictures (N, H, W, 3) -> the same shape and type, for example through an image tokenizer and back."""
 
 
-@dataclass(frozen=True)
-class GenEvalResult:
-    """Scores, and the verdict on each picture in order of prompt and picture."""
+def synthetic_geneval(
+    split: str, per_tag: int, num_images: int, bounds: Callable[[], JudgeBounds] | None = None
+) -> GenerationBenchmark:
+    """``per_tag`` held-out prompts of each tag ("val" or "test"), judged by ``TemplateJudge``."""
+    metadata = [prompt.to_json() for prompt in spread(split, per_tag)]
+    return geneval_benchmark(metadata, num_images, TemplateJudge(), bounds)
 
-    scores: tuple[Score, ...]
-    verdicts: tuple[Verdict, ...]
 
-
-def generate_and_score(
-    painter: Painter,
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    num_images: int = 4,
-    seed: int = 0,
-    folder: Path | None = None,
-    bounds: Bounds | None = None,
-) -> GenEvalResult:
-    """Paint every prompt and score the pictures.
-
-    Args:
-        painter: the model.
-        judge: detector and colour classifier.
-        prompts: of ``world.prompts.held_out``.
-        num_images: pictures a prompt (the protocol has 4).
-        seed: seed of the painter, and of the ground-truth scenes of the bounds.
-        folder: where to write the pictures in GenEval's layout; nowhere if None.
-        bounds: the result of ``judge_bounds`` if it is known; measured here if None.
-
-    Raises:
-        ValueError: see ``paint``, ``write_folder`` and ``judge_bounds``.
-    """
-    metadata = [prompt.to_json() for prompt in prompts]
-    pictures = paint(painter, [prompt.text for prompt in prompts], num_images, seed)
-    if folder is not None:
-        write_folder(folder, metadata, pictures)
-    verdicts = judge_pictures(judge, metadata, pictures)
-    known = bounds or judge_bounds(judge, prompts, seed, num_images)
-    rows = (
-        Score("geneval", metric, value, judge.name, known.ceiling[metric], known.floor[metric])
-        for metric, value in summarize(verdicts).items()
-    )
-    return GenEvalResult(tuple(rows), tuple(verdicts))
+@functools.cache
+def template_bounds(per_tag: int, seed: int) -> JudgeBounds:
+    """Ceiling and floor of ``TemplateJudge`` on the test prompts; ``seed`` is of the ground-truth renders, one per prompt."""
+    return judge_bounds(TemplateJudge(), spread("test", per_tag), seed, 1)
 
 
 def judge_bounds(
     judge: Judge, prompts: Sequence[Prompt], seed: int = 0, num_images: int = 4, transform: Transform | None = None
-) -> Bounds:
+) -> JudgeBounds:
     """Ceiling and floor of ``judge``: ``num_images`` ground-truth renders a prompt, judged against it and against another.
 
     With ``transform`` (an image tokenizer and back) the ceiling is the most that any model with this tokenizer can reach.
@@ -81,3 +56,11 @@ def judge_bounds(
         renders = np.concatenate([transform(renders[at : at + _BATCH]) for at in range(0, len(renders), _BATCH)])
     pictures = [list(renders[at : at + num_images]) for at in range(0, len(renders), num_images)]
     return bounds_of(judge, [prompt.to_json() for prompt in prompts], pictures)
+
+
+def _open(options: BenchmarkOptions) -> GenerationBenchmark:
+    per_tag = options.limited(options.sizes.prompts_per_tag)
+    return synthetic_geneval("test", per_tag, options.sizes.num_images, functools.partial(template_bounds, per_tag, options.seed))
+
+
+BENCHMARK: Final = replace(geneval_files.BENCHMARK, open=_open)

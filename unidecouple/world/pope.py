@@ -6,52 +6,34 @@ Deviations: negatives are drawn with a numpy generator, not Python's ``random``;
 
 from __future__ import annotations
 
-import json
+import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
-from unidecouple.eval.benchmark import Answerer, Score, ask
-from unidecouple.eval.pope import CHANCE, PARSERS, Parser, known_parser, measure_answers, rows
+from unidecouple.eval import pope_files
+from unidecouple.eval.benchmark import Answers, BenchmarkResult, QABenchmark, Query, Score
+from unidecouple.eval.pope import CHANCE, PARSERS, PopeQuestion, known_parser, measure_answers, score_pope
+from unidecouple.eval.suite import BenchmarkOptions
 from unidecouple.world import questions
-from unidecouple.world.scene import Scene, random_distinct_scene, render
+from unidecouple.world.art import drawings
+from unidecouple.world.scene import Scene, Sprites, random_distinct_scene, render
+from unidecouple.world.sprites import sprite
 
 SPLITS: tuple[str, ...] = ("random", "popular", "adversarial")
 POSITIVES = 3
 _SET_STREAM = 1
 
-Answers = Mapping[tuple[int, str], str]
-"""(scene index, class asked for) -> the model's answer."""
-
-
-@dataclass(frozen=True)
-class PopeQuestion:
-    """One question: is a ``name`` in scene number ``scene``? ``label`` is "yes" or "no"."""
-
-    question_id: int
-    scene: int
-    name: str
-    label: str
-
-    @property
-    def text(self) -> str:
-        """The question as it is put."""
-        return questions.pope(self.name, self.label == "yes").text
-
-    def to_json(self) -> dict[str, object]:
-        """A line of POPE's JSONL files."""
-        return {"question_id": self.question_id, "image": f"{self.scene:06d}.png", "text": self.text, "label": self.label}
-
 
 @dataclass(frozen=True)
 class PopeSet:
-    """Scenes and, for each of ``SPLITS``, six questions a scene; the splits share their positives."""
+    """Scenes and, split by split, six questions about each; ``image`` is a scene's number, and the splits share their positives."""
 
     scenes: tuple[Scene, ...]
-    questions: Mapping[str, tuple[PopeQuestion, ...]]
+    questions: tuple[PopeQuestion, ...]
 
 
 def pope_set(num_images: int, seed: int) -> PopeSet:
@@ -63,7 +45,7 @@ def pope_set(num_images: int, seed: int) -> PopeSet:
     rng = np.random.default_rng([_SET_STREAM, seed])
     scenes = tuple(random_distinct_scene(rng, int(rng.integers(POSITIVES, POSITIVES + 2))) for _ in range(num_images))
     objects = [scene.names for scene in scenes]
-    return PopeSet(scenes, {split: sample(objects, split, rng) for split in SPLITS})
+    return PopeSet(scenes, tuple(question for split in SPLITS for question in sample(objects, split, rng)))
 
 
 def sample(objects: Sequence[Sequence[str]], split: str, rng: np.random.Generator) -> tuple[PopeQuestion, ...]:
@@ -98,62 +80,39 @@ def sample(objects: Sequence[Sequence[str]], split: str, rng: np.random.Generato
                     raise ValueError(f"no class is left to ask image {scene} a negative for; use more images than {len(objects)}")
                 negative = str(rng.choice(pool))
             asked.add(negative)
-            out.append(PopeQuestion(len(out) + 1, scene, positive, "yes"))
-            out.append(PopeQuestion(len(out) + 1, scene, negative, "no"))
+            out += [_question(split, scene, positive, "yes"), _question(split, scene, negative, "no")]
     return tuple(out)
 
 
-def write_jsonl(items: Iterable[PopeQuestion], path: Path) -> None:
-    """Write questions in POPE's schema, one a line."""
-    path.write_text("".join(json.dumps(item.to_json()) + "\n" for item in items), encoding="utf-8")
-
-
-def evaluate(answerer: Answerer, num_images: int = 500, seed: int = 0, parser: str = "official") -> list[Score]:
-    """POPE scores of ``answerer``: every metric pooled and per split ("accuracy/random"), and the blind baseline.
-
-    Each different (image, question) is asked once, since the splits share their positives.
-    """
-    asked = pope_set(num_images, seed)
-    images = [render(scene) for scene in asked.scenes]
-    wanted = {(item.scene, item.name): item.text for split in SPLITS for item in asked.questions[split]}
-    answers = ask(answerer, [images[scene] for scene, _ in wanted], list(wanted.values()))
-    return score(asked, dict(zip(wanted, answers, strict=True)), parser)
-
-
-def score(asked: PopeSet, answers: Answers, parser: str = "official") -> list[Score]:
-    """Scores of ``answers``.
-
-    Pooled metrics are over the questions of all three splits. "accuracy/blind" is the pooled accuracy of ``blind_answers``.
+def pope_benchmark(num_images: int, seed: int, parser: str = "official", drawing: Sprites = sprite) -> QABenchmark:
+    """The benchmark of ``pope_set``; the splits share their positives, which are asked once.
 
     Raises:
-        ValueError: unknown parser.
+        ValueError: unknown parser, or too few images (see ``sample``).
     """
     known_parser(parser)
-    pooled = [item for split in SPLITS for item in asked.questions[split]]
-    groups = {"": pooled} | {f"/{split}": list(asked.questions[split]) for split in SPLITS}
-    scores: list[Score] = []
-    for suffix, items in groups.items():
-        scores += rows(measure(items, answers, PARSERS[parser]), suffix, parser)
-    blind = measure(pooled, blind_answers(asked), PARSERS[parser])["accuracy"]
-    return [*scores, Score("pope", "accuracy/blind", blind, parser, 1.0, CHANCE)]
+    asked = pope_set(num_images, seed)
+    images = [render(scene, drawing) for scene in asked.scenes]
+    queries = {item.id: Query(item.id, item.text, images[int(item.image)]) for item in asked.questions}
+    return QABenchmark("pope", tuple(queries.values()), functools.partial(score, asked, parser))
 
 
-def measure(items: Sequence[PopeQuestion], answers: Answers, parser: Parser) -> dict[str, float]:
-    """``measure_answers`` of ``items``."""
-    return measure_answers([item.label for item in items], [answers[item.scene, item.name] for item in items], parser)
+def score(asked: PopeSet, parser: str, answers: Answers) -> BenchmarkResult:
+    """Scores of ``answers``, and "accuracy/blind", the pooled accuracy of ``blind_answers``."""
+    blind = measure_answers([item.label for item in asked.questions], blind_answers(asked), PARSERS[parser])["accuracy"]
+    return score_pope(asked.questions, parser, answers, Score("pope", "accuracy/blind", blind, parser, 1.0, CHANCE))
 
 
-def blind_answers(asked: PopeSet) -> dict[tuple[int, str], str]:
+def blind_answers(asked: PopeSet) -> list[str]:
     """Answers of a model that never looks: "yes" for the more frequent half of the scenes' classes, else "no"."""
     ranked = _by_count(Counter(name for scene in asked.scenes for name in scene.names))
     common = set(ranked[: len(ranked) // 2])
-    items = [item for split in SPLITS for item in asked.questions[split]]
-    return {(item.scene, item.name): "yes" if item.name in common else "no" for item in items}
+    return ["yes" if item.id.split("/", 1)[1] in common else "no" for item in asked.questions]
 
 
-def _by_count(counts: Counter[str]) -> list[str]:
-    """Most frequent first; ties in the order of first appearance, as the official stable sort leaves them."""
-    return [name for name, _ in counts.most_common()]
+def _question(split: str, scene: int, name: str, label: str) -> PopeQuestion:
+    """Is a ``name`` in scene number ``scene``?"""
+    return PopeQuestion(f"{scene:06d}/{name}", split, f"{scene:06d}", questions.pope(name, label == "yes").text, label)
 
 
 def _co_occurrence(objects: Sequence[Sequence[str]]) -> dict[str, Counter[str]]:
@@ -162,3 +121,16 @@ def _co_occurrence(objects: Sequence[Sequence[str]]) -> dict[str, Counter[str]]:
         for name in names:
             together.setdefault(name, Counter()).update(other for other in names if other != name)
     return together
+
+
+def _by_count(counts: Counter[str]) -> list[str]:
+    """Most frequent first; ties in the order of first appearance, as the official stable sort leaves them."""
+    return [name for name, _ in counts.most_common()]
+
+
+def _open(options: BenchmarkOptions) -> QABenchmark:
+    parser = options.parser(PARSERS, "official")
+    return pope_benchmark(options.limited(options.sizes.pope_images), options.seed, parser, drawings(options.art))
+
+
+BENCHMARK: Final = replace(pope_files.BENCHMARK, open=_open)

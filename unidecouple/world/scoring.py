@@ -7,94 +7,69 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.eval.benchmark import Score
-from unidecouple.eval.geneval import Bounds, Verdict
+from unidecouple.eval.benchmark import Images, ImageVerdict, Score, evaluate, generate
+from unidecouple.eval.model import EvalModel
 from unidecouple.eval.suite import TEST_SEED
 from unidecouple.files import atomic_directory, write_json_atomic
-from unidecouple.generate.image import draw
-from unidecouple.generate.text import answer
 from unidecouple.models.base import UnifiedModel
+from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import Evaluation
-from unidecouple.world import geneval, pope, vqa
-from unidecouple.world.judge import TemplateJudge
-from unidecouple.world.prompts import TAGS, spread
+from unidecouple.world.geneval import synthetic_geneval, template_bounds
+from unidecouple.world.pope import pope_benchmark
+from unidecouple.world.prompts import TAGS
+from unidecouple.world.vqa import vqa_benchmark
 
+MAX_NEW_TOKENS = 6
+"""Longest answer on the synthetic benchmarks, as ``unidecouple eval`` has it."""
 VALIDATION_SEED = 72
 SAMPLES_SHOWN = 3
-"""Prompts a tag whose first picture is kept for the report."""
+"""Prompts per tag whose first image is kept for the report."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores models by ``evaluation``; ``builder`` is the models' sequence builder."""
+    """Scores models by ``evaluation``; ``processor`` is the models'."""
 
     evaluation: Evaluation
-    builder: SequenceBuilder
+    processor: UnifiedProcessor
 
     def validate(self, model: UnifiedModel) -> list[Score]:
-        """Few questions and validation prompts, one picture each: for curves during training. Test sets are not touched."""
+        """Headline metrics on few questions and validation prompts, one image each: for curves during training."""
         size = self.evaluation
-        understood = functools.partial(self._answer, model)
-        scores = [
-            row for row in pope.evaluate(understood, size.eval_images, VALIDATION_SEED, size.parser) if row.metric == "accuracy"
+        scored = self._scored(model, VALIDATION_SEED)
+        drawn = synthetic_geneval("val", size.eval_prompts, 1)
+        results = [
+            evaluate(pope_benchmark(size.eval_images, VALIDATION_SEED, size.parser), scored),
+            evaluate(vqa_benchmark(2 * size.eval_images, VALIDATION_SEED), scored),
+            evaluate(drawn, scored),
         ]
-        scores += [row for row in vqa.evaluate(understood, 2 * size.eval_images, VALIDATION_SEED) if row.metric == "accuracy"]
-        result = geneval.generate_and_score(
-            functools.partial(self._paint, model),
-            TemplateJudge(),
-            spread("val", size.eval_prompts),
-            1,
-            VALIDATION_SEED,
-            bounds=_NO_BOUNDS,
-        )
-        return scores + [row for row in result.scores if row.metric == "overall"]
+        return [row for result in results for row in result.scores if row.metric in ("accuracy", "overall")]
 
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
-        """The whole test sets; also writes ``samples.json`` and pictures for the report into ``folder``."""
+        """Scores on the whole test sets; writes ``samples.json`` and images for the report into ``folder``."""
         size = self.evaluation
-        understood = functools.partial(self._answer, model)
-        scores = pope.evaluate(understood, size.pope_images, TEST_SEED, size.parser)
-        scores += vqa.evaluate(understood, size.vqa_questions, TEST_SEED)
-        prompts = spread("test", size.prompts_per_tag)
-        kept: list[list[np.ndarray]] = []
+        scored = self._scored(model, TEST_SEED)
+        bounds = functools.partial(template_bounds, size.prompts_per_tag, TEST_SEED)
+        prompts = synthetic_geneval("test", size.prompts_per_tag, size.num_images, bounds)
+        asked = evaluate(pope_benchmark(size.pope_images, TEST_SEED, size.parser), scored).scores
+        asked += evaluate(vqa_benchmark(size.vqa_questions, TEST_SEED), scored).scores
+        images = generate(scored, prompts)
+        result = prompts.judged(images)
+        _keep_samples(folder, result.verdicts, images)
+        return [*asked, *result.scores]
 
-        def paint(texts: Sequence[str], num_images: int, seed: int) -> list[list[np.ndarray]]:
-            kept.extend(self._paint(model, texts, num_images, seed))
-            return kept
-
-        bounds = test_bounds(size.prompts_per_tag)
-        result = geneval.generate_and_score(paint, TemplateJudge(), prompts, size.num_images, TEST_SEED, bounds=bounds)
-        _keep_samples(folder, result.verdicts, kept)
-        return scores + list(result.scores)
-
-    def _answer(self, model: UnifiedModel, images: Sequence[np.ndarray], questions: Sequence[str]) -> list[str]:
-        return answer(model, self.builder, images, questions)
-
-    def _paint(self, model: UnifiedModel, prompts: Sequence[str], num_images: int, seed: int) -> list[list[np.ndarray]]:
-        return draw(model, self.builder, prompts, num_images, seed, self.evaluation.sampling)
+    def _scored(self, model: UnifiedModel, seed: int) -> EvalModel:
+        return EvalModel(model, self.processor, MAX_NEW_TOKENS, self.evaluation.sampling, seed)
 
 
-@functools.cache
-def test_bounds(prompts_per_tag: int) -> Bounds:
-    """Ceiling and floor of the judge on the test prompts (ground-truth renders)."""
-    return geneval.judge_bounds(TemplateJudge(), spread("test", prompts_per_tag), TEST_SEED, 1)
-
-
-_NO_BOUNDS = Bounds(
-    dict.fromkeys([*TAGS, "overall", "images", "prompts"], 1.0), dict.fromkeys([*TAGS, "overall", "images", "prompts"], 0.0)
-)
-
-
-def _keep_samples(folder: Path, verdicts: Sequence[Verdict], pictures: Sequence[Sequence[np.ndarray]]) -> None:
-    """First pictures of the first prompts of each tag, with what the judge says of them."""
+def _keep_samples(folder: Path, verdicts: Sequence[ImageVerdict], images: Images) -> None:
+    """The first images of the first prompts of each tag, with their verdicts."""
     shown = [v for tag in TAGS for v in [v for v in verdicts if v.tag == tag and v.image == 0][:SAMPLES_SHOWN]]
     with atomic_directory(folder / "samples", internal=True) as staging:
         for number, verdict in enumerate(shown):
-            Image.fromarray(pictures[verdict.prompt][verdict.image]).save(staging / f"{number:02d}.png")
+            Image.fromarray(images[verdict.prompt][verdict.image]).save(staging / f"{number:02d}.png")
     rows = [
         {"prompt": v.text, "tag": v.tag, "file": f"samples/{number:02d}.png", "correct": v.correct, "reason": v.reason}
         for number, v in enumerate(shown)

@@ -44,7 +44,7 @@ class WorldSource:
         """
         if run.evaluation.benchmarks:
             raise ValueError("evaluation.benchmarks is for runs on files, and files is not given: leave it out")
-        return Scorer(run.evaluation, builder)
+        return Scorer(run.evaluation, processor)
 
     def probe_data(self, run: RunConfig, processor: UnifiedProcessor) -> ProbeData:
         """Scenes and pairs of a seed that no recipe trains on; captions alone describe.
@@ -55,10 +55,10 @@ class WorldSource:
         side = processor.image_processor.size["height"]
         if side != IMAGE_SIZE:
             raise ValueError(
-                f"the drawn world has pictures of {IMAGE_SIZE} pixels, but this model looks at {side}: give your own data with "
+                f"the synthetic benchmark has images of {IMAGE_SIZE} pixels, but this model takes {side}: give your own data with "
                 "--data, or a recipe with files"
             )
-        text = f"{UNSEEN.pairs} pairs and {UNSEEN.scenes} scenes of the drawn world that no recipe trains on"
+        text = f"{UNSEEN.pairs} pairs and {UNSEEN.scenes} scenes of the synthetic benchmark that no recipe trains on"
         return ProbeData(RunConfig(data=UNSEEN), RunConfig(data=replace(UNSEEN, turns=0)), text)
 
 

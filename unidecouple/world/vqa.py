@@ -6,17 +6,24 @@ zero and is printed as the floor.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
 from unidecouple.data.sequences import Question
-from unidecouple.eval.benchmark import Answerer, Score, ask
+from unidecouple.eval import vqa_files
+from unidecouple.eval.benchmark import Answers, BenchmarkResult, QABenchmark, Query, Score
+from unidecouple.eval.statistics import ClusteredProportion
+from unidecouple.eval.suite import BenchmarkOptions
 from unidecouple.eval.vqa_rules import EXACT, normalize
+from unidecouple.world.art import drawings
 from unidecouple.world.questions import vqa
-from unidecouple.world.scene import Scene, random_scene, render
+from unidecouple.world.scene import Scene, Sprites, random_scene, render
+from unidecouple.world.sprites import sprite
 
 KINDS: tuple[str, ...] = ("count", "color", "position")
 _SET_STREAM = 2
@@ -60,32 +67,45 @@ def vqa_set(questions_per_kind: int, seed: int) -> VqaSet:
     return VqaSet(tuple(scenes), tuple(item for kind in KINDS for item in found[kind]))
 
 
-def evaluate(answerer: Answerer, questions_per_kind: int = 500, seed: int = 0) -> list[Score]:
-    """Accuracy of ``answerer`` per kind and their mean (see ``score``)."""
-    asked = vqa_set(questions_per_kind, seed)
-    images = [render(scene) for scene in asked.scenes]
-    answers = ask(answerer, [images[item.scene] for item in asked.items], [item.question.text for item in asked.items])
-    return score(asked.items, answers)
-
-
-def score(items: Sequence[VqaItem], answers: Sequence[str]) -> list[Score]:
-    """Rows "accuracy/<kind>" with the mode baseline of the kind as floor, then "accuracy", the mean of the kinds.
+def vqa_benchmark(questions_per_kind: int, seed: int, drawing: Sprites = sprite) -> QABenchmark:
+    """The benchmark of ``vqa_set``.
 
     Raises:
-        ValueError: not one answer an item, or a kind without items.
+        ValueError: ``questions_per_kind`` is below 1.
     """
+    asked = vqa_set(questions_per_kind, seed)
+    images = [render(scene, drawing) for scene in asked.scenes]
+    queries = [Query(str(number), item.question.text, images[item.scene]) for number, item in enumerate(asked.items)]
+    return QABenchmark("vqa", tuple(queries), functools.partial(score, asked.items))
+
+
+def score(items: Sequence[VqaItem], answers: Answers) -> BenchmarkResult:
+    """Rows "accuracy/<kind>" with the mode baseline of the kind as floor, then "accuracy", the mean of the kinds.
+
+    Scenes are the clusters of the intervals; ``answers`` are by the items' numbers.
+
+    Raises:
+        ValueError: a kind without items.
+    """
+    right = [(item, float(normalize(answers[str(number)]) == item.question.answer)) for number, item in enumerate(items)]
     rows: list[Score] = []
+    proportions: dict[str, ClusteredProportion] = {}
     for kind in KINDS:
-        pairs = [
-            (normalize(answer), item.question.answer)
-            for item, answer in zip(items, answers, strict=True)
-            if item.question.kind == kind
-        ]
-        if not pairs:
+        mine = [(item, value) for item, value in right if item.question.kind == kind]
+        if not mine:
             raise ValueError(f"there is no {kind} question; use a set of vqa_set, which has all of {', '.join(KINDS)}")
-        right = sum(given == gold for given, gold in pairs) / len(pairs)
-        mode = Counter(gold for _, gold in pairs).most_common(1)[0][1] / len(pairs)
-        rows.append(Score("vqa", f"accuracy/{kind}", right, EXACT, 1.0, mode))
+        mode = Counter(item.question.answer for item, _ in mine).most_common(1)[0][1] / len(mine)
+        mean = sum(value for _, value in mine) / len(mine)
+        rows.append(Score("vqa", f"accuracy/{kind}", mean, EXACT, 1.0, mode))
+        proportions[f"accuracy/{kind}"] = ClusteredProportion.of((item.scene, value) for item, value in mine)
     mean = float(np.mean([row.value for row in rows]))
     floor = float(np.mean([row.floor for row in rows if row.floor is not None]))
-    return [*rows, Score("vqa", "accuracy", mean, EXACT, 1.0, floor)]
+    proportions["accuracy"] = ClusteredProportion.of((item.scene, value) for item, value in right)
+    return BenchmarkResult((*rows, Score("vqa", "accuracy", mean, EXACT, 1.0, floor)), proportions)
+
+
+def _open(options: BenchmarkOptions) -> QABenchmark:
+    return vqa_benchmark(options.limited(options.sizes.vqa_questions), options.seed, drawings(options.art))
+
+
+BENCHMARK: Final = replace(vqa_files.BENCHMARK, open=_open)

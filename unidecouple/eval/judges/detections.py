@@ -16,38 +16,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unidecouple.eval.geneval import Metadata, Verdict, judge_image
+from unidecouple.eval.benchmark import ImageVerdict, Metadata
+from unidecouple.eval.geneval import judge_image
 from unidecouple.eval.judges import Box, Detection
-from unidecouple.eval.records import Row, read_records
+from unidecouple.eval.records import BenchmarkRecord, read_records
 from unidecouple.inputs import quoted
 
+OFFICIAL: Final = "official results"
 _SIDES: Final = ("left", "top", "right", "bottom")
 _PLACE = re.compile(r"(?P<prompt>\d+)/samples/(?P<image>\d+)\.png$")
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedImages:
     """Verdicts of a file, in order of prompt and picture.
 
     Attributes:
         verdicts: one a picture.
-        judge: "official results" or "detections".
+        judge: ``OFFICIAL`` or "detections".
         disagree: official verdicts that our rules, given the same boxes, do not share.
     """
 
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[ImageVerdict, ...]
     judge: str
     disagree: int = 0
 
 
-def read_verdicts(path: Path, metadata: Sequence[Metadata], num_images: int) -> Judged:
+def read_verdicts(path: Path, metadata: Sequence[Metadata], num_images: int) -> JudgedImages:
     """The verdicts that ``path`` gives on ``num_images`` pictures of each prompt.
 
     Raises:
         ValueError: a line is broken, has a value that cannot be used, or is of other prompts; a picture is missing,
             judged twice, or too many.
     """
-    found: dict[tuple[int, int], Row] = {}
+    found: dict[tuple[int, int], BenchmarkRecord] = {}
     for row in read_records(path, ("filename",)):
         match = _PLACE.search(row.text("filename").replace("\\", "/"))
         if match is None:
@@ -68,15 +70,15 @@ def read_verdicts(path: Path, metadata: Sequence[Metadata], num_images: int) -> 
             disagree += _judged_again(row, line) not in (correct, None)
         else:
             correct, reason = _judged(row, line)
-        verdicts.append(Verdict(prompt, image, line["tag"], line["prompt"], correct, reason))
-    return Judged(tuple(verdicts), "official results" if official else "detections", disagree)
+        verdicts.append(ImageVerdict(prompt, image, line["tag"], line["prompt"], correct, reason))
+    return JudgedImages(tuple(verdicts), OFFICIAL if official else "detections", disagree)
 
 
-def _judged(row: Row, line: Metadata) -> tuple[bool, str]:
+def _judged(row: BenchmarkRecord, line: Metadata) -> tuple[bool, str]:
     boxes: list[Detection] = []
     colors: dict[Box, str] = {}
     for number, given in enumerate(row.listed("detections", least=0)):
-        entry = Row(f"{row.where}, detections[{number}]", given if isinstance(given, dict) else {})
+        entry = BenchmarkRecord(f"{row.where}, detections[{number}]", given if isinstance(given, dict) else {})
         box = _box(entry, entry["box"])
         boxes.append(Detection(entry.text("class"), _finite(entry, "score", entry["score"]), box))
         if entry.has("color"):
@@ -90,20 +92,20 @@ def _judged(row: Row, line: Metadata) -> tuple[bool, str]:
     return judge_image(boxes, line, color)
 
 
-def _box(row: Row, given: object) -> Box:
+def _box(row: BenchmarkRecord, given: object) -> Box:
     if not isinstance(given, list) or len(given) < len(_SIDES):
         row.fail(f"the box {quoted(given)} is no list of {', '.join(_SIDES)}")
     left, top, right, bottom = (_finite(row, side, value) for side, value in zip(_SIDES, given, strict=False))
     return left, top, right, bottom
 
 
-def _finite(row: Row, key: str, value: object) -> float:
+def _finite(row: BenchmarkRecord, key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         row.fail(f"{key!r} is {quoted(value)}; give a number")
     return float(value)
 
 
-def _judged_again(row: Row, line: Metadata) -> bool | None:
+def _judged_again(row: BenchmarkRecord, line: Metadata) -> bool | None:
     """Our rules on an official line's boxes; None where a colour would have to be known, or no boxes were kept."""
     if not row.has("details") or any("color" in clause for clause in line["include"]):
         return None
@@ -117,7 +119,7 @@ def _judged_again(row: Row, line: Metadata) -> bool | None:
     return judge_image(boxes, line, lambda box: "")[0]
 
 
-def _same_prompt(row: Row, line: Metadata) -> None:
+def _same_prompt(row: BenchmarkRecord, line: Metadata) -> None:
     if row.values.get("prompt", line["prompt"]) != line["prompt"]:
         row.fail(
             f"{row['filename']} was judged for {row['prompt']!r}, but that prompt here is {line['prompt']!r}: "

@@ -14,36 +14,40 @@ from unidecouple.report.figures_front import front
 from unidecouple.report.figures_routing import routing_history
 from unidecouple.report.fronts import front_names
 from unidecouple.report.results import Results, RunRef, split_rate
-from unidecouple.report.style import Look, Plot
+from unidecouple.report.style import Plot, VariantStyle
 from unidecouple.report.transfer import transfer_map, transfer_matrix
 from unidecouple.report.wording import counted, listed
 
 
 @dataclass(frozen=True)
-class Part:
+class FigureGroup:
     """Figures of one kind in one scenario, as (heading or "", figure), and sentences on what is missing."""
 
     plots: tuple[tuple[str, Plot], ...]
     missing: tuple[str, ...]
 
 
-def losses(results: Results, scenario: str, look: Mapping[str, Look]) -> Part:
+def losses(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> FigureGroup:
     """Loss curves."""
     return _curves(results, scenario, look, logs.METRICS, loss_curves, "loss curve")
 
 
-def scores(results: Results, scenario: str, look: Mapping[str, Look]) -> Part:
+def scores(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> FigureGroup:
     """Validation scores over steps."""
     return _curves(results, scenario, look, logs.SCORES, forgetting, "curve of scores")
 
 
-def transfers(results: Results, scenario: str) -> Part:
+def transfers(results: Results, scenario: str) -> FigureGroup:
     """Transfer and forgetting matrix."""
     plot = transfer_map(_name("transfer", scenario), scenario, transfer_matrix(results, scenario), results.title)
-    return Part((("", plot),), ()) if plot else Part((), (f"{scenario} has neither a start nor a run on one task alone.",))
+    return (
+        FigureGroup((("", plot),), ())
+        if plot
+        else FigureGroup((), (f"{scenario} has neither a start nor a run on one task alone.",))
+    )
 
 
-def conflicts(results: Results, scenario: str) -> Part:
+def conflicts(results: Results, scenario: str) -> FigureGroup:
     """Conflict maps at the start of training and at its end, of every variant that measured them."""
     measured = {
         (variant, file): found
@@ -59,10 +63,10 @@ def conflicts(results: Results, scenario: str) -> Part:
         plot = conflict_map(_name("conflict", scenario, variant, str(same[0].step)), heading, same, limit)
         plots += [(heading, plot)] if plot else []
     missing = () if plots else (f"No run of {scenario} has {logs.CONFLICT}, so there is no map of it.",)
-    return Part(tuple(plots), missing)
+    return FigureGroup(tuple(plots), missing)
 
 
-def routings(results: Results, scenario: str, look: Mapping[str, Look]) -> Part:
+def routings(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> FigureGroup:
     """Routing maps; of one seed each, since experts of different seeds have nothing to do with each other."""
     plots = []
     for variant in results.trained(scenario):
@@ -77,21 +81,21 @@ def routings(results: Results, scenario: str, look: Mapping[str, Look]) -> Part:
                 plots += [(f"{heading}, over steps", over_steps)] if over_steps else []
                 break
     missing = () if plots else (f"No run of {scenario} has {logs.ROUTING}: only models with experts write it.",)
-    return Part(tuple(plots), missing)
+    return FigureGroup(tuple(plots), missing)
 
 
-def fronts(results: Results, scenario: str, look: Mapping[str, Look]) -> Part:
+def fronts(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> FigureGroup:
     """Understanding against generation, a figure a group of variants; none without several rates or several groups."""
     groups = results.groups(scenario)
     if len(groups) == 1 and not front_names(results, scenario):
-        return Part((), ())
+        return FigureGroup((), ())
     plots = []
     for axis, names in groups:
         beside = split_rate(results.reference(scenario) or "")[0]
         shown = [name for name in dict.fromkeys((beside, *names)) if name in results.names]
         plot = front(results, scenario, shown, look, _name("front", scenario, *([axis] if axis else [])))
         plots += [(_heading(axis, results, scenario), plot)] if plot else []
-    return Part(tuple(plots), ())
+    return FigureGroup(tuple(plots), ())
 
 
 def _heading(axis: str, results: Results, scenario: str) -> str:
@@ -111,11 +115,11 @@ def _runs(results: Results, scenario: str, variant: str) -> list[RunRef]:
 def _curves(
     results: Results,
     scenario: str,
-    look: Mapping[str, Look],
+    look: Mapping[str, VariantStyle],
     file: str,
-    draw: Callable[[str, str, Records, Mapping[str, Look]], Plot | None],
+    draw: Callable[[str, str, Records, Mapping[str, VariantStyle]], Plot | None],
     noun: str,
-) -> Part:
+) -> FigureGroup:
     records: dict[str, Sequence[Sequence[Mapping[str, Any]]]] = {}
     absent = []
     for variant in results.trained(scenario):
@@ -130,5 +134,5 @@ def _curves(
         plot = draw(_name(scenario, axis) if axis else scenario, scenario, drawn, look) if set(names) & set(drawn) else None
         plots += [(_heading(axis, results, scenario), plot)] if plot else []
     if not plots:
-        return Part((), (f"No {noun}: no run of {scenario} has {file} with such a value.",))
-    return Part(tuple(plots), (f"Without {listed(absent)}: {file} is missing there.",) if absent else ())
+        return FigureGroup((), (f"No {noun}: no run of {scenario} has {file} with such a value.",))
+    return FigureGroup(tuple(plots), (f"Without {listed(absent)}: {file} is missing there.",) if absent else ())

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unidecouple.eval.answering import Part
+from unidecouple.eval.answering import WorkShare
 from unidecouple.eval.geneval import read_folder
-from unidecouple.eval.painting import paint_folder
+from unidecouple.eval.image_folder import generate_folder
 from unidecouple.world.prompts import spread
 
 LINES = [prompt.to_json() for prompt in spread("val", 1)]
 
 
-class Painter:
+class Generator:
     """Paints the number of prompt and picture, and dies at prompt ``until``."""
 
     def __init__(self, until: int = 99) -> None:
@@ -33,12 +33,12 @@ class Painter:
 
 
 def test_a_stopped_one_goes_on_and_paints_nothing_twice(tmp_path: Path) -> None:
-    first, second = Painter(until=4), Painter()
+    first, second = Generator(until=4), Generator()
     with pytest.raises(KeyboardInterrupt):
-        paint_folder(first, LINES, 2, tmp_path, prompts_at_once=2)
+        generate_folder(first, LINES, 2, tmp_path, prompts_at_once=2)
     assert first.painted == [0, 1, 2, 3]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000", "00001", "00002", "00003"]
-    paint_folder(second, LINES, 2, tmp_path, prompts_at_once=3)
+    generate_folder(second, LINES, 2, tmp_path, prompts_at_once=3)
     assert second.painted == [4, 5]
     metadata, pictures = read_folder(tmp_path)
     assert metadata == LINES
@@ -46,21 +46,21 @@ def test_a_stopped_one_goes_on_and_paints_nothing_twice(tmp_path: Path) -> None:
 
 
 def test_gaps_are_filled_and_processes_share_them(tmp_path: Path) -> None:
-    paint_folder(Painter(), LINES, 1, tmp_path)
+    generate_folder(Generator(), LINES, 1, tmp_path)
     for number in (1, 2, 4):
         (tmp_path / f"{number:05d}" / "metadata.jsonl").unlink()
         (tmp_path / f"{number:05d}" / "samples" / "0000.png").unlink()
         (tmp_path / f"{number:05d}" / "samples").rmdir()
         (tmp_path / f"{number:05d}").rmdir()
-    second = Painter()
-    paint_folder(second, LINES, 1, tmp_path, part=Part(1, 2))
+    second = Generator()
+    generate_folder(second, LINES, 1, tmp_path, share=WorkShare(1, 2))
     assert second.painted == [4]  # blocks [1, 2] and [4], of which the second process takes the second
-    first = Painter()
-    paint_folder(first, LINES, 1, tmp_path)
+    first = Generator()
+    generate_folder(first, LINES, 1, tmp_path)
     assert first.painted == [1, 2]
 
 
 def test_pictures_of_more_prompts_are_refused(tmp_path: Path) -> None:
-    paint_folder(Painter(), LINES, 1, tmp_path)
-    with pytest.raises(ValueError, match="pictures of prompt 5, but 3 are asked for"):
-        paint_folder(Painter(), LINES[:3], 1, tmp_path)
+    generate_folder(Generator(), LINES, 1, tmp_path)
+    with pytest.raises(ValueError, match="images of prompt 5, but 3 are asked for"):
+        generate_folder(Generator(), LINES[:3], 1, tmp_path)

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.hooked_step import APART, Sent, batches, make_model, worker
 from benchmarks.record import Result, Row
@@ -83,7 +83,7 @@ def run(processes: int = 4) -> Result:
     if processes < 4 or processes % 2:
         raise ValueError(f"processes={processes} must be even and at least 4, two a task")
     with tempfile.TemporaryDirectory() as folder:
-        spawn(worker, (processes, folder), nprocs=processes)
+        start_processes(worker, (processes, folder), nprocs=processes, start_method="fork")  # torch is loaded already
         plain, apart = (Sent(**each) for each in torch.load(Path(folder) / "sent.pt"))
     return result(plain, apart, processes)
 

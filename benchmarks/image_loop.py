@@ -103,7 +103,7 @@ class Sides:
 
 def sides(
     pictures: int,
-    size: TinySize = SMALL,
+    size: TinySize | None = None,
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
     recorder: Recorder | None = None,
@@ -113,13 +113,14 @@ def sides(
 
     Args:
         pictures: at a time.
-        size: of the model.
+        size: of the model; None: ``SMALL``.
         device: where its weights are made.
         dtype: of the weights.
         recorder: of the engine's steps.
         text: fields of its decoder; a mixture (``ffn="moe"``) is no model of transformers, so the library's side is then ours with
             the library's eager experts.
     """
+    size = size or SMALL
     processor = processor_of(size)
     model, mine = (random_model(processor, size, device, dtype, **text) for _ in range(2))
     plain = with_eager_experts(model) if text else as_library(model)

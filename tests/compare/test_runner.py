@@ -99,7 +99,7 @@ def check_rows(content: dict[str, Any], base: str, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_command_is_taken_up_again(small_base: Path, tmp_path: Path) -> None:
     """kill -9 on the command alone, while runs go: what it leaves running does not get in the way of the next attempt."""
-    longer = replace(TWO_STEPS, max_steps=300, save_steps=20)
+    longer = replace(TWO_STEPS, max_steps=120, save_steps=20)
     grid = replace(small_grid(small_base, moe=Variant("a", stages=DRAW, rates=("",))), run=longer)
     (tmp_path / "grid.yaml").write_text(config.dump(grid))
     folder = tmp_path / "grid"

@@ -7,7 +7,6 @@ that a page links to becomes a page of the site.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -27,8 +26,10 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "PAPERS.
 API = "reference/api"
 LANGUAGES = {".yaml": "yaml", ".py": "python", ".toml": "toml"}
 """Files that are shown as code; others but Markdown are copied as they are."""
+TERMS = {"lora": "LoRA", "aia": "AIA", "unix": "Uni-X", "Unix": "Uni-X", "Aia": "AIA", "Lora": "LoRA", "Unidecouple": "UniDecouple"}
+"""How words of file names are spelt in the navigation."""
 _LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=[)#])")
-_LOG = logging.getLogger("mkdocs.hooks")
+_COMMAND = re.compile(r"<pre>(?=<span></span><code>(?:unidecouple|torchrun|make|pip) )")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -68,6 +69,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return os.path.relpath(_site_path(target), here)
 
     return _LINK.sub(moved, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Mark commands, which are wrapped where they are longer than a line."""
+    return _COMMAND.sub('<pre class="command">', html)
 
 
 def command_line() -> str:
@@ -133,8 +139,12 @@ def _experiments() -> list[Any]:
     index = (DOCS / "experiments/README.md").read_text(encoding="utf-8")
     for heading, body in re.findall(r"^## (.+)\n\n((?:- .*\n)+)", index, re.MULTILINE):
         stems = re.findall(r"\]\(([\w-]+)\.md\)$", body, re.MULTILINE)
-        groups.append({heading: [{stem.replace("-", " ").capitalize(): f"experiments/{stem}.md"} for stem in stems]})
+        groups.append({heading: [{_short(stem): f"experiments/{stem}.md"} for stem in stems]})
     return groups
+
+
+def _short(stem: str) -> str:
+    return " ".join(TERMS.get(word, word) for word in stem.replace("-", " ").capitalize().split())
 
 
 def _source(site: str) -> Path:

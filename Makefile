@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper big-smoke bench bench-gpu lmms test test-oldest test-newest install-check e2e lint format clean
+.PHONY: help setup docs demo paper big-smoke bench bench-gpu lmms test test-oldest test-newest install-check e2e lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -59,6 +59,10 @@ $(LMMS)/.installed: $(STAMP)
 
 lmms: $(LMMS)/.installed ## lmms-eval itself scores a shipped base by our plug-in, offline, and agrees with our own score
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LMMS)/bin/python tests/big/lmms.py runs/lmms
+
+docs: $(STAMP) ## the documentation site, into build/site; warnings are errors, links and anchors are checked
+	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) install -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 test: lint ## linters, import contract, types, then the tests, on two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2

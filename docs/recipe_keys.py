@@ -54,18 +54,18 @@ def section(kind: type) -> str:
 
 
 def meanings(kind: type) -> dict[tuple[str, ...], str]:
-    """What the docstring's "Attributes:" says, by the names that it says it of.
+    """The texts of the docstring's "Attributes:", by the keys that each describes.
 
     Raises:
-        ValueError: a key is missing there, or is none of ``kind``.
+        ValueError: a key has no text there, or a text no key.
     """
     part = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", part, re.MULTILINE)
-    told = {tuple(names.split(", ")): _markdown(text) for names, text in entries}
-    known, named = list(_keys(kind)), [name for names in told for name in names]
+    described = {tuple(names.split(", ")): _markdown(text) for names, text in entries}
+    known, named = list(_keys(kind)), [name for names in described for name in names]
     if set(known) != set(named):
-        raise ValueError(f"{kind.__name__}: its keys are {sorted(known)}, 'Attributes:' tells of {sorted(named)}")
-    return told
+        raise ValueError(f"{kind.__name__}: its keys are {sorted(known)}, 'Attributes:' describes {sorted(named)}")
+    return described
 
 
 def _rows(kind: type) -> Iterator[str]:

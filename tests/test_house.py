@@ -19,7 +19,7 @@ SOURCES = [
     *sorted((ROOT / "tests").rglob("*.py")),
     *sorted((ROOT / "benchmarks").rglob("*.py")),
     ROOT / "results" / "refresh.py",
-    ROOT / "docs" / "recipe_keys.py",
+    *sorted((ROOT / "docs").glob("*.py")),
 ]
 
 TEXT_ENDINGS = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".jsonl", ".html", ".j2", ".css", ".js", ".cfg", ""}

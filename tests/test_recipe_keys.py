@@ -1,4 +1,4 @@
-"""docs/recipes.md tells every key that a recipe may have, as the code has it today."""
+"""docs/recipes.md describes every key that a recipe may have, as the code has it today."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Forgotten:
     """One key has no line.
 
     Attributes:
-        told: is told.
+        listed: has its line.
     """
 
-    told: bool = True
-    untold: list[int] = field(default_factory=list)
+    listed: bool = True
+    unlisted: list[int] = field(default_factory=list)
 
 
 def test_the_page_is_that_of_today_s_code() -> None:
@@ -67,5 +67,5 @@ def test_a_table_worked_out_by_hand() -> None:
 
 
 def test_a_key_without_its_line_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Forgotten: its keys are \['told', 'untold'\], 'Attributes:' tells of \['told'\]"):
+    with pytest.raises(ValueError, match=r"Forgotten: its keys are \['listed', 'unlisted'\], 'Attributes:' describes \['listed'\]"):
         meanings(Forgotten)

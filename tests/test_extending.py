@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING.md, carried out in a copy of the package: files written, lines added, and what is new run."""
+"""The examples of docs/own-*.md, carried out in a copy of the package: files written, lines added, and what is new run."""
 
 from __future__ import annotations
 
@@ -28,9 +28,26 @@ assert step_of_each_stage(planned[-1].config, base, cache, out) == 1
 """
 
 
+PAGES = [ROOT / "docs" / f"own-{what}.md" for what in ("method", "benchmark", "data-format")]
+CAPTIONS = """
+import sys
+from pathlib import Path
+from unidecouple.data.formats import BadRecordError, open_readers
+path = Path(sys.argv[1]) / "captions.tsv"
+path.write_bytes(b"a.png\\ta red cat\\nno tab here\\nb.png\\ttwo dogs\\n")
+(reader,) = open_readers(path)
+record = reader.record(2)
+print(reader.format, reader.kinds.tolist(), record.kind, record.turns[0].parts, record.drawn[0].path.name)
+try:
+    reader.record(1)
+except BadRecordError as error:
+    print(error)
+"""
+
+
 def blocks() -> dict[str, str]:
-    """The example's blocks of code, by the file that each names in its first line."""
-    return dict(BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text()))
+    """The examples' blocks of code, by the file that each names in its first line."""
+    return dict(BLOCK.findall("".join(page.read_text() for page in PAGES)))
 
 
 LETTERS = """
@@ -103,7 +120,7 @@ def call(copy: Path, *words: str) -> str:
 
 def test_the_examples_are_a_file_and_its_lines_and_a_recipe() -> None:
     kinds = [name.rsplit("/", 1)[-1] for name in blocks()]
-    assert kinds == ["tail.py", "__init__.py", "tail.yaml", "letters.py", "plugins.py"]
+    assert kinds == ["tail.py", "__init__.py", "tail.yaml", "letters.py", "plugins.py", "captions.py", "detect.py"]
     assert added_to('A = {\n    "a": 1,\n}\n', '    "a": 1,\n    "b": 2,\n') == 'A = {\n    "a": 1,\n    "b": 2,\n}\n'
     assert added_to(
         "from unidecouple.a import A\n\nB = A | C\nT: x = (A, C)\n", "from unidecouple.t import T\nB = … | T\nT: x = (…, T)"
@@ -141,7 +158,15 @@ def test_the_example_of_a_benchmark_is_scored_and_known_to_reports(copy: Path, t
     assert "letters" in call(copy, "-m", "unidecouple", "eval", "--help")
 
 
-@pytest.mark.parametrize("name", ["methods/structure/tail.py", "eval/letters.py"])
+def test_the_example_of_a_format_is_found_and_read(copy: Path, tmp_path: Path) -> None:
+    """Kinds are 1 for generation and 3 for a bad record."""
+    (copy / "captions.py").write_text(CAPTIONS)
+    printed = call(copy, "captions.py", str(tmp_path)).splitlines()
+    assert printed[0] == "captions [1, 3, 1] t2i ('two dogs',) b.png"
+    assert printed[1] == f"{tmp_path / 'captions.tsv'}:2: no tab between the image's name and its caption"
+
+
+@pytest.mark.parametrize("name", ["methods/structure/tail.py", "eval/letters.py", "data/formats/captions.py"])
 def test_the_examples_are_as_the_house_wants_them(copy: Path, name: str) -> None:
     """In the standard form, and no longer than they say."""
     path = copy / "unidecouple" / name

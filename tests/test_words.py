@@ -1,0 +1,93 @@
+"""Documents, recipes' comments and the site use the field's words: words that only this code base gave a meaning stay out.
+
+Code becomes part of the check by adding its folder to ``CHECKED`` once it is clean. Results and old keys keep their words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CHECKED = ("README.md", "CONTRIBUTING.md", "PAPERS.md", "docs", "recipes", "mkdocs.yml")
+"""Files, and folders of which each file is checked."""
+
+ENDINGS = {".md", ".yaml", ".yml", ".py", ".svg", ".css", ".j2", ".html"}
+WORDS = {
+    r"told": "labelled, given as input, reported",
+    r"untold": "not labelled",
+    r"shelf|shelves": "RecordIndex, index",
+    r"tally": "BadRecordCounter, count",
+    r"lanes?": "TaskQueue, queue",
+    r"quiz|quizzes": "QABenchmark, benchmark",
+    r"gallery": "GenerationBenchmark, SampleGrid",
+    r"judged pictures?": "judged images",
+    r"drawn world|the world's|our world": "synthetic benchmark",
+    r"outlives?": "not significant after Holm correction",
+    r"by processor": "per processor",
+    r"is said|was said|as said": "reported, stated, printed",
+    r"a group's own|a task's own|no task's own": "of one group, of one task",
+    r"(?:of|for) (?:its|their) own (?:group|task)": "of its group, of its task",
+    r"none is none|None is none": "None: nothing was …",
+    r"to the bit": "bit for bit",
+    r"pictures? seen|pictures? drawn": "images to be understood, images to be generated",
+    r"teach(?:es)? (?:the )?(?:shared expert|router) nothing": "gives no gradient",
+    r"looks? across": "attends across",
+    r"an? (?:update|pair|set|expert|model|branch|row|line|figure|column) a (?:task|token|group|layer|prompt|sample)": "… per …",
+}
+"""Pattern of whole words, any case -> what to write."""
+_FOUND = {re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.IGNORECASE): better for words, better in WORDS.items()}
+_NOT_PROSE = re.compile(
+    r"<!-- results/[^>]*-->\n\n(?:\|.*\n)+"  # a table that results/refresh.py writes
+    r"|<!-- keys, written by docs/recipe_keys.py -->\n(?s:.*)"  # docstrings of the package
+    r"|^```\w+\n(?s:.*?)^```"  # code, whose names are the package's
+    r"|\]\([^)]*\)|`[^`\n]*`",  # links and names
+    re.MULTILINE,
+)
+
+
+def files(checked: tuple[str, ...] = CHECKED) -> Iterator[Path]:
+    """Every file to check."""
+    for name in checked:
+        path = ROOT / name
+        yield from (one for one in sorted(path.rglob("*")) if one.suffix in ENDINGS) if path.is_dir() else (path,)
+
+
+def prose(path: Path, text: str) -> str:
+    """``text`` without tables from results, generated tables, code and names; lines stay where they are."""
+    if path.suffix != ".md":
+        return text
+    return _NOT_PROSE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
+
+
+def old_words(path: Path, text: str) -> list[str]:
+    """Lines of ``text`` with an old word, each with what to write."""
+    return [
+        f"{number}: {found[0]!r}: {better}"
+        for number, line in enumerate(prose(path, text).splitlines(), start=1)
+        for pattern, better in _FOUND.items()
+        for found in pattern.finditer(line)
+    ]
+
+
+@pytest.mark.parametrize("path", list(files()), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_old_word(path: Path) -> None:
+    assert old_words(path, path.read_text(encoding="utf-8")) == []
+
+
+def test_what_is_found_and_what_is_not() -> None:
+    page = Path("page.md")
+    table = "<!-- results/field: claims -->\n\n| told |\n\n"
+    text = f"The task is told.\n{table}`told` and [page](told.md): one LoRA pair per task.\n"
+    assert old_words(page, text) == ["1: 'told': labelled, given as input, reported"]
+    assert old_words(page, "An update a task.") == ["1: 'An update a task': … per …"]
+    assert old_words(Path("code.py"), "told = 1\nretold, told_updates") == ["1: 'told': labelled, given as input, reported"]
+    assert old_words(page, "```python\ntold = 1\n```\nthe Drawn World") == ["4: 'Drawn World': synthetic benchmark"]
+
+
+def test_everything_is_found() -> None:
+    names = {path.relative_to(ROOT).as_posix() for path in files()}
+    assert {"README.md", "docs/methods/lora.md", "docs/site_hooks.py", "recipes/janus_pro/data.yaml"} <= names

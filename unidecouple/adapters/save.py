@@ -20,13 +20,12 @@ from unidecouple.adapters.fingerprint import fingerprint_of, same
 from unidecouple.adapters.peft_form import is_large, lora_config, modules_of, obstacles, to_peft
 from unidecouple.adapters.record import CONFIG, WEIGHTS, Record
 from unidecouple.convert.json_files import read_json
-from unidecouple.convert.layouts import UNIDECOUPLE, detect
+from unidecouple.convert.layouts import UNIDECOUPLE, config_of, detect
 from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.convert.weights import Weights
 from unidecouple.files import atomic_directory, write_json_atomic
 from unidecouple.methods.selection import part_of
-from unidecouple.models.families import configuration
 from unidecouple.models.shipped import located
 from unidecouple.ownership import check_directory
 
@@ -53,8 +52,8 @@ def save(name_or_path: str, target: Path, base: str | None, seed: int | None, wi
     base, seed = origin(folder, base, seed)
     sources = [located(name_or_path), folder, located(base)]
     check_directory(target, sources)
-    raw, weights = read_json(folder / "config.json"), Weights(folder)
-    config, types = configuration(raw), dtypes(weights.shapes)
+    config, weights = config_of(folder, None), Weights(folder)
+    raw, types = read_json(folder / "config.json"), dtypes(weights.shapes)
     model, _ = load(base)
     before = model.config.text_config
     begun = typed(structured(model, config, seed), types)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from transformers import JanusConfig, LlamaConfig
 
-from unidecouple.convert.emu3 import PUBLISHED_SIZE, config_of_emu3, emu3_json
+from unidecouple.convert.emu3 import PUBLISHED_SIZE, config_of_emu3, emu3_json, llama_fields
 from unidecouple.convert.json_files import check_configs, check_depths, read_json
 from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig, configuration, model_class
 from unidecouple.models.processing import UnifiedProcessor
+from unidecouple.models.schema import own_fields
 
 UNIDECOUPLE, TRANSFORMERS, DEEPSEEK = LAYOUTS = ("unidecouple", "transformers", "deepseek")
 _MODEL_TYPES = {
@@ -135,7 +135,8 @@ def config_json(config: UnifiedConfig, layout: str) -> dict[str, Any]:
         return emu3_json(config)
     plain = _llama(raw["text_config"])
     if layout == TRANSFORMERS:
-        kept = {name: value for name, value in raw.items() if name not in ("architectures", "model_type", "text_config")}
+        dropped = {"architectures", "model_type", "text_config", *own_fields(UniJanusConfig)}
+        kept = {name: value for name, value in raw.items() if name not in dropped}
         vq = {k: v for k, v in raw["vq_config"].items() if v or k != "encode_window"}
         return {
             "architectures": ["JanusForConditionalGeneration"],
@@ -149,13 +150,11 @@ def config_json(config: UnifiedConfig, layout: str) -> dict[str, Any]:
 
 def _ours(raw: dict[str, Any]) -> UniJanusConfig:
     parts = {name: raw[name] for name in ("vision_config", "vq_config", "image_token_id")}
-    text = UniLlamaConfig(**{name: value for name, value in raw["text_config"].items() if name != "model_type"})
-    return UniJanusConfig(text_config=text, tie_word_embeddings=False, dtype=raw.get("dtype"), **parts)
+    return UniJanusConfig(text_config=llama_fields(raw["text_config"]), tie_word_embeddings=False, dtype=raw.get("dtype"), **parts)
 
 
 def _llama(text: dict[str, Any]) -> dict[str, Any]:
-    ours = {field.name for field in fields(UniLlamaConfig)} - {field.name for field in fields(LlamaConfig)}
-    return {name: value for name, value in text.items() if name not in ours} | {"model_type": "llama"}
+    return {name: value for name, value in text.items() if name not in own_fields(UniLlamaConfig)} | {"model_type": "llama"}
 
 
 def _janus(raw: dict[str, Any], processor: UnifiedProcessor) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
 from unidecouple.models.groups import GROUP_NAMES
+from unidecouple.models.schema import SCHEMA_VERSION, versioned
 
 FFN_KINDS = ("dense", "moe", "ta_moe", "typed_moe")
 ROUTINGS = ("learned", "label")
@@ -20,6 +21,7 @@ EXPERT_BACKENDS = ("grouped_mm", "loop")
 LORA_TARGETS = ("attention", "experts", "shared_expert", "mlp", "router")
 
 
+@versioned({}, dict)
 @strict
 class UniLlamaConfig(LlamaConfig):
     """Llama plus where the tasks part.
@@ -52,6 +54,7 @@ class UniLlamaConfig(LlamaConfig):
         lora_targets: of "attention", "experts", "shared_expert", "mlp" (a dense FFN), "router" (W_task and W_e of each mixture,
             which are small and usually trained in full; a context router always is).
         lora_per_task: targets whose update is routed by task, one A, B pair a task. Ours, not the paper's.
+        schema_version: of these fields, see ``schema.versioned``.
     """
 
     model_type = "unidecouple_llama"
@@ -76,6 +79,7 @@ class UniLlamaConfig(LlamaConfig):
     lora_alpha: float = 16.0
     lora_targets: list[str] = field(default_factory=list)
     lora_per_task: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -225,6 +229,7 @@ class UniLlamaConfig(LlamaConfig):
         return 2 if target in self.lora_per_task else 1
 
 
+@versioned({}, dict)
 @strict
 class UniVQConfig(JanusVQVAEConfig):
     """The image tokenizer's configuration.
@@ -238,6 +243,7 @@ class UniVQConfig(JanusVQVAEConfig):
     encode_window: int = 0
 
 
+@versioned({}, dict)
 @strict
 class UniJanusConfig(JanusConfig):
     """Janus with our decoder: ``text_config`` is a ``UniLlamaConfig``, the rest is transformers' own."""
@@ -248,6 +254,8 @@ class UniJanusConfig(JanusConfig):
         "vision_config": JanusVisionConfig,
         "vq_config": UniVQConfig,
     }
+
+    schema_version: int = SCHEMA_VERSION
 
 
 AutoConfig.register("unidecouple_llama", UniLlamaConfig)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from unidecouple.convert.emu3 import PUBLISHED_SIZE, config_of_emu3
-from unidecouple.convert.json_files import check_depths, read_json
+from unidecouple.convert.emu3 import PUBLISHED_SIZE
+from unidecouple.convert.json_files import read_json
+from unidecouple.convert.layouts import config_of
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure
 from unidecouple.models.base import UnifiedModel
@@ -84,11 +85,10 @@ def configuration(name_or_path: str) -> dict[str, Any]:
             f"no configuration at {name_or_path!r}: {path} is missing. Give a checkpoint's folder, a shipped base, or one of "
             f"{', '.join(SIZES)} (model_name_or_path=...)"
         )
-    raw = read_json(path)
-    check_depths(path, raw)
-    if raw.get("model_type") not in PLANNED:
-        raise ValueError(f"{path} describes a {raw.get('model_type')!r}; plans are made for {' and '.join(map(repr, PLANNED))}")
-    return config_of_emu3(raw, PUBLISHED_SIZE).to_dict() if raw["model_type"] == "emu3" else raw
+    kind = read_json(path).get("model_type")
+    if kind not in PLANNED:
+        raise ValueError(f"{path} describes a {kind!r}; plans are made for {' and '.join(map(repr, PLANNED))}")
+    return config_of(path.parent, None).to_dict()
 
 
 def build(raw: dict[str, Any], structure: Structure, lora: Lora | None, later: Sequence[Structure] = ()) -> UnifiedModel:

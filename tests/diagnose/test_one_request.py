@@ -79,12 +79,12 @@ def test_labels_and_modalities(make_model: MakeModel, builder: SequenceBuilder, 
     assert view.groups == ("mmu", "t2i")
     assert view.label is not None
     assert view.label.tolist() == [0] + [1] * (len(view.label) - 1), "the BOS says nothing of the task yet"
-    assert (view.modality == Modality.DRAWN).sum() == builder.num_image_tokens
+    assert (view.modality == Modality.IMAGE_OUT).sum() == builder.num_image_tokens
     typed = view_request(make_model(ffn="typed_moe", split="type", experts_per_task=3), asked(builder, pictures[0]))
     assert typed.groups == ("text", "seen", "drawn")
     assert typed.label is not None
     assert torch.equal(typed.label, typed.modality)
-    assert (typed.modality == Modality.SEEN).sum() == builder.seen_tokens
+    assert (typed.modality == Modality.IMAGE_IN).sum() == builder.seen_tokens
     dense = view_request(make_model(), drawn(builder))
     assert (dense.groups, dense.label, dense.learned, dense.told) == (("all",), None, (), None)
 

@@ -31,7 +31,7 @@ def test_steps_equal_one_forward_pass(make_model: MakeModel, kind: dict[str, Any
     """Three tokens after prompts of 2, 5 and 63: the last crosses a bucket's end."""
     slim = one_task(make_model(**kind), task)
     decoder = slim.decoder
-    new = Modality.DRAWN if task is Task.T2I else Modality.TEXT
+    new = Modality.IMAGE_OUT if task is Task.T2I else Modality.TEXT
     lengths, tokens, width = (2, 5, BUCKET - 1), 3, decoder.config.hidden_size
     x = torch.randn(3, max(lengths) + tokens, width, generator=torch.Generator().manual_seed(0))
     states, cached = [], []

@@ -60,7 +60,7 @@ def test_no_weight_is_new_and_none_is_lost(mixture: UniJanusForConditionalGenera
 
 def outputs(model: UniJanusForConditionalGeneration, x: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
     """What layer 0's mixture makes of ``x``, and the experts chosen."""
-    y, routing = model.decoder.layers[0].mlp(x, (kinds == Modality.DRAWN).long(), "learned")
+    y, routing = model.decoder.layers[0].mlp(x, (kinds == Modality.IMAGE_OUT).long(), "learned")
     return y[0], routing.expert
 
 
@@ -70,13 +70,13 @@ def test_tokens_whose_experts_are_all_their_groups_come_out_as_before(make_model
     """For k = 1 the weight is one either way; for k = 2 it is the ratio of the two, which leaving others out does not change."""
     model = make_model(ffn="moe", experts_per_task=4, num_experts_per_tok=k)
     x = torch.randn(1, 400, 32, generator=torch.Generator().manual_seed(0))
-    kinds = torch.tensor([Modality.TEXT, Modality.SEEN, Modality.DRAWN, Modality.DRAWN]).repeat(100).unsqueeze(0)
+    kinds = torch.tensor([Modality.TEXT, Modality.IMAGE_IN, Modality.IMAGE_OUT, Modality.IMAGE_OUT]).repeat(100).unsqueeze(0)
     old, chosen = outputs(model, x, kinds)
-    used = torch.bincount(chosen[(kinds != Modality.DRAWN).flatten()].flatten(), minlength=8)
+    used = torch.bincount(chosen[(kinds != Modality.IMAGE_OUT).flatten()].flatten(), minlength=8)
     parted = restructure(model, Symbiotic(understanding_share=0.5), 0, [used, used])
     new, _ = outputs(parted, x, kinds)
     understanding = used.argsort(descending=True, stable=True)[:4]
-    mine = torch.isin(chosen, understanding) == (kinds.flatten() != Modality.DRAWN).unsqueeze(-1)
+    mine = torch.isin(chosen, understanding) == (kinds.flatten() != Modality.IMAGE_OUT).unsqueeze(-1)
     kept = mine.all(-1)
     assert 40 < int(kept.sum()) < 360
     torch.testing.assert_close(new[kept], old[kept], atol=1e-5, rtol=1e-5)

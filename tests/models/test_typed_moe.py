@@ -114,7 +114,7 @@ def test_groups_are_told_whatever_the_routing(make: Make, text: dict[str, Any]) 
 
 
 def test_three_groups_by_hand() -> None:
-    kinds = torch.tensor([[Modality.TEXT, Modality.SEEN, Modality.DRAWN]])
+    kinds = torch.tensor([[Modality.TEXT, Modality.IMAGE_IN, Modality.IMAGE_OUT]])
     assert token_groups("type", None, kinds).tolist() == [[0, 1, 2]]
     assert token_groups("type", torch.zeros(1, 3), None) is None
 

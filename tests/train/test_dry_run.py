@@ -11,7 +11,7 @@ import pytest
 
 from small_runs import APART_THEN_JOINT
 from unidecouple import config as configs
-from unidecouple.methods.stage import Shield, Stage
+from unidecouple.methods.stage import GradientShielding, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
 from unidecouple.train.dry_run import describe
@@ -36,7 +36,7 @@ def test_it_fails_as_the_run_would(small_run: RunConfig, small_cache: Path) -> N
     run = replace(small_run, stages=(Stage(train={"experts": 1}),))
     with pytest.raises(ValueError, match="'experts' matches no weight"):
         describe(run, small_cache, lambda line: None)
-    shielded = replace(small_run, stages=(replace(small_run.stages[0], shield=Shield()),))
+    shielded = replace(small_run, stages=(replace(small_run.stages[0], shield=GradientShielding()),))
     with pytest.raises(ValueError, match="shields the shared expert, of which nothing trains"):
         describe(shielded, small_cache, lambda line: None)
 

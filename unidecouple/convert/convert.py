@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from unidecouple.convert.check_weights import check_weights
 from unidecouple.convert.emu3 import published_name, resized
-from unidecouple.convert.fit import check_fit
 from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, config_json, config_of, detect
 from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.names import to_deepseek, unused
@@ -68,7 +68,7 @@ def _plan(weights: Weights, parts: list[tuple[str, ...]], steps: list[Step], lay
         except (RuntimeError, IndexError) as error:  # a shape that no layout has
             raise ValueError(f"{weights.start} holds weights of shapes that do not fit ({step.says}): {error}") from error
         if step.check:
-            check_fit(_union(planned), step.config, weights.start, partial(_called, layout=layout, config=step.config))
+            check_weights(_union(planned), step.config, weights.start, partial(_called, layout=layout, config=step.config))
         say(_summary(step.says, _union(before), _union(planned)))
     dropped = [name for name in weights.shapes if layout == DEEPSEEK and unused(name)]
     if dropped:

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from unidecouple.convert.fit import check_fit
+from unidecouple.convert.check_weights import check_weights
 from unidecouple.convert.json_files import read_json
 from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, config_of, detect, loadable
 from unidecouple.convert.parts import Part
@@ -75,7 +75,7 @@ def load(name_or_path: str, dtype: torch.dtype | Literal["auto"] = torch.float32
     folder = checkpoint_folder(name_or_path)
     processor = load_processor(name_or_path)
     config, weights = config_of(folder, processor), Weights(folder)
-    check_fit(weights.shapes, config, weights.start)
+    check_weights(weights.shapes, config, weights.start)
     return assemble(config, weights.read(list(weights.shapes)), folder, dtype), processor
 
 
@@ -118,7 +118,7 @@ def load_shapes(name_or_path: str) -> tuple[UnifiedModel, UnifiedProcessor]:
     folder = checkpoint_folder(name_or_path)
     processor = load_processor(name_or_path)
     config, weights = config_of(folder, processor), Weights(folder)
-    check_fit(weights.shapes, config, weights.start)
+    check_weights(weights.shapes, config, weights.start)
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         part.dtype = torch.float32  # as `load` sets it; parts of a model are built in their configuration's
     with torch.device("meta"):

@@ -7,8 +7,8 @@ from functools import partial
 
 from unidecouple.batch import Task
 from unidecouple.convert import structure as structures
+from unidecouple.convert.bos_kv import BosKeyValues, drop_bos_kv
 from unidecouple.convert.emu3 import read_names, write_names
-from unidecouple.convert.first_token import FirstToken, drop_first_token
 from unidecouple.convert.json_files import read_json
 from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_emu3
 from unidecouple.convert.names import to_deepseek
@@ -88,7 +88,7 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
     if wanted.task is not None:
         whole, config = config.text_config, structures.slim_config(config, wanted.task)
         drawing = wanted.task is Task.T2I
-        take: Transform = FirstToken(whole) if drawing else partial(structures.slim, task=wanted.task)
+        take: Transform = BosKeyValues(whole) if drawing else partial(structures.slim, task=wanted.task)
         steps.append(Step(f"kept what serves {wanted.task.key}, routed by label", take, config))
     apart = config.text_config.ffn != "dense" or config.text_config.untied_layers is not None
     folds = isinstance(wanted.structure, Dense) and apart
@@ -102,7 +102,7 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
     if config.text_config.first_token and wanted.to != UNIDECOUPLE:
         config = structures.with_text(config, first_token=False)
         says = f"the BOS's keys and values left out, for which the {wanted.to} layout has no place: pictures will differ a little"
-        steps.append(Step(says, drop_first_token, config))
+        steps.append(Step(says, drop_bos_kv, config))
     if mixture is not None and isinstance(mixture, Measured):
         raise ValueError(f"{mixture.kind!r} needs to know how experts are used: give it to a stage of a run")
     if not folds and mixture is not None:

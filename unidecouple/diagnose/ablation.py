@@ -90,7 +90,7 @@ def _parts(model: UnifiedModel) -> Iterator[tuple[str, int | None, list[Change]]
     """(part, layer, changes) of everything that can be taken away."""
     text, layers = model.config.text_config, list(model.decoder.layers)
     mixtures = {index: layer.mlp for index, layer in enumerate(layers) if isinstance(layer.mlp, MixtureOfExperts)}
-    untied = {index: layer for index, layer in enumerate(layers) if text.sets(index) > 1}
+    untied = {index: layer for index, layer in enumerate(layers) if text.num_weight_sets(index) > 1}
     if text.shared_expert:
         yield from _everywhere("shared expert", {index: _without_shared_expert(mixture) for index, mixture in mixtures.items()})
     names = GROUP_NAMES[text.split]

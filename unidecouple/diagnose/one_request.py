@@ -95,7 +95,7 @@ def _routes(model: UnifiedModel, decided: tuple[Routing, ...], label: Tensor | N
     for number in range(config.num_hidden_layers):
         if number in config.mixture_layers:
             found.append(_of_mixture(number, next(mixtures)))
-        elif label is not None and config.sets(number) > 1:
+        elif label is not None and config.num_weight_sets(number) > 1:
             found.append(LayerRoute(number, label))
     return tuple(found)
 

@@ -179,7 +179,7 @@ def group_of(config: UniLlamaConfig, task: Task) -> int:
     """The group that generated tokens of ``task`` are of, where groups are told; 0 in a model of one group."""
     if config.untied_layers is None and config.num_groups == 1:
         return 0
-    modality = Modality.DRAWN if task is Task.T2I else Modality.TEXT
+    modality = Modality.IMAGE_OUT if task is Task.T2I else Modality.TEXT
     told = token_groups(config.split, torch.tensor(int(task)), torch.tensor(int(modality)))
     assert told is not None
     return int(told)

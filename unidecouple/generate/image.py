@@ -138,10 +138,10 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: list[_Job],
         token = sample(logits, uniform[:, step])
         chosen.append(token)
         embeds = model.embed_image_tokens((torch.cat([token, token]) if guided else token).unsqueeze(1))
-        modality = torch.full((1, 1), int(Modality.DRAWN), device=model.device)
+        modality = torch.full((1, 1), int(Modality.IMAGE_OUT), device=model.device)
         if (step + 1) % builder.picture.columns == 0:
             embeds = torch.cat([embeds, row_end], 1)  # what ends a row is not the model's to choose
-            modality = torch.tensor([[Modality.DRAWN, Modality.TEXT]], device=model.device).expand(len(rows), -1)
+            modality = torch.tensor([[Modality.IMAGE_OUT, Modality.TEXT]], device=model.device).expand(len(rows), -1)
         new = embeds.shape[1]
         mask = torch.cat([mask, mask.new_ones(len(rows), new)], 1)
         position, task = positions(mask)[:, -new:], task[:, -1:]

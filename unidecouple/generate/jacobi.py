@@ -95,7 +95,7 @@ class JacobiDrawing:
             position_ids=positions(mask)[:, -fed.shape[1] :],
             cache=cache,
             task_ids=told * int(Task.T2I),
-            modality_ids=told * int(Modality.DRAWN),
+            modality_ids=told * int(Modality.IMAGE_OUT),
         )
         return out.last_hidden_state
 

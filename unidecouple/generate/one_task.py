@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from unidecouple.batch import Task
-from unidecouple.convert.fit import check_fit
+from unidecouple.convert.check_weights import check_weights
 from unidecouple.convert.layouts import config_of
 from unidecouple.convert.load import assemble, checkpoint_folder, fill_buffers, load_processor
 from unidecouple.convert.parts import Part, split_into_parts
@@ -43,7 +43,7 @@ def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.floa
     """``one_task`` of a checkpoint, without ever holding the whole of it: one layer at a time is read and made smaller.
 
     Files are mapped, and understanding reads of them what it keeps. Generation reads understanding's experts too, and does not
-    keep them: the BOS, which counts as understanding, is carried through them once (``FirstToken``).
+    keep them: the BOS, which counts as understanding, is carried through them once (``BosKeyValues``).
 
     Raises:
         ValueError: as ``load``; a weight is missing or of another shape than config.json says.
@@ -51,7 +51,7 @@ def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.floa
     folder = checkpoint_folder(name_or_path)
     processor = load_processor(name_or_path)
     config, weights = config_of(folder, processor), Weights(folder)
-    check_fit(weights.shapes, config, weights.start)
+    check_weights(weights.shapes, config, weights.start)
     steps = _steps(config, task)
 
     def read(names: Sequence[str]) -> Part:

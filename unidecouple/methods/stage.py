@@ -10,7 +10,7 @@ from unidecouple import bounds
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch, Task
 from unidecouple.methods.gradient import Gradient, Sum
 from unidecouple.methods.structure import Structure
-from unidecouple.models.shield import SharedShield
+from unidecouple.models.shield import SharedExpertGradScale
 
 PARTS: dict[str, tuple[str, ...]] = {
     "vision": ("model.vision_model.*", "model.aligner.*"),
@@ -52,7 +52,7 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Shield:
+class GradientShielding:
     """Early gradient shielding (Symbiotic-MoE, arXiv 2604.07753, section 3.3; Rosetta, arXiv 2607.00293: 5000 steps).
 
     Generation's tokens go forward through the shared expert, but what they teach it is scaled: by 0 for ``steps`` steps of the
@@ -73,10 +73,10 @@ class Shield:
     def __post_init__(self) -> None:
         bounds.at_least(0, self, "steps", "scale_after")
 
-    def on(self, batch: Batch, step: int) -> SharedShield:
+    def on(self, batch: Batch, step: int) -> SharedExpertGradScale:
         """What the tokens of ``batch`` teach a shared expert at ``step`` of the stage, counted from 0."""
         tokens = batch.image_tokens != NO_IMAGE_TOKEN if self.tokens == "drawn" else batch.task_ids == Task.T2I
-        return SharedShield(tokens, 0.0 if step < self.steps else self.scale_after)
+        return SharedExpertGradScale(tokens, 0.0 if step < self.steps else self.scale_after)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Stage:
     lora: Lora | None = None
     tasks: Literal["both", "mmu", "t2i"] = "both"
     gradient: Gradient = field(default_factory=Sum)
-    shield: Shield | None = None
+    shield: GradientShielding | None = None
     lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 20
     min_lr_ratio: float = 0.05

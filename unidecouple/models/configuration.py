@@ -183,7 +183,7 @@ class UniLlamaConfig(LlamaConfig):
         return f"{self.ffn}: {group}{shared} in {len(self.mixture_layers)} of {self.num_hidden_layers} layers{low}"
 
     @property
-    def told_updates(self) -> bool:
+    def labelled_lora(self) -> bool:
         """Whether low-rank updates are routed by task where nothing learns to route, so that a token must be told its task."""
         return self.ffn == "dense" and any(self.lora_groups(target) > 1 for target in self.lora_targets)
 
@@ -194,7 +194,7 @@ class UniLlamaConfig(LlamaConfig):
             return ()
         return tuple(range(self.num_hidden_layers)) if self.moe_layers is None else tuple(sorted(self.moe_layers))
 
-    def sets(self, layer: int) -> int:
+    def num_weight_sets(self, layer: int) -> int:
         """Sets of weights that ``layer`` has: one, or one a group where it is untied."""
         return self.num_tasks if self.untied_layers is not None and layer in self.untied_layers else 1
 

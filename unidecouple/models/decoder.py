@@ -28,7 +28,7 @@ from unidecouple.models.interaction import attend_and_measure
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
 from unidecouple.models.router import ContextRouter, ExpertRouter, Routing, TaskAwareRouter
-from unidecouple.models.shield import SharedShield
+from unidecouple.models.shield import SharedExpertGradScale
 from unidecouple.models.untied import UniRMSNorm, UntiedFeedForward, UntiedLinear, project, within_group
 
 
@@ -62,7 +62,7 @@ class UniLlamaAttention(LlamaAttention):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             plain: nn.Linear = getattr(self, name)
             shape = (plain.in_features, plain.out_features, plain.bias is not None)
-            sets = config.sets(layer_idx)
+            sets = config.num_weight_sets(layer_idx)
             setattr(self, name, LoraLinear(*shape, *lora) if sets == 1 else UntiedLinear(sets, *shape, config.experts_backend))
         if config.first_token:
             self.first_key = nn.Parameter(torch.zeros(self.k_proj.out_features))
@@ -112,7 +112,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = UniLlamaAttention(config, layer_idx)
-        self.sets, mixtures = config.sets(layer_idx), config.mixture_layers
+        self.sets, mixtures = config.num_weight_sets(layer_idx), config.mixture_layers
         told = config.context_router and layer_idx == mixtures[0]
         self.mlp: FeedForward | MixtureOfExperts | UntiedFeedForward
         if self.sets > 1:
@@ -129,7 +129,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         told: Tensor | None = None,
         routing: str = "learned",
         task_logits: Tensor | None = None,
-        shield: SharedShield | None = None,
+        shield: SharedExpertGradScale | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Routing | None, Tensor | None]:
         """Transform one layer's tokens.
@@ -204,7 +204,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         task_ids: Tensor | None = None,
         modality_ids: Tensor | None = None,
         routing: str | None = None,
-        shield: SharedShield | None = None,
+        shield: SharedExpertGradScale | None = None,
         output_hidden_states: bool = False,
         key_sets: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -245,7 +245,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
         route_by = routing or self.config.task_routing
-        group = told if route_by == "label" or self.config.told_updates else _chosen(task_logits)
+        group = told if route_by == "label" or self.config.labelled_lora else _chosen(task_logits)
         states, decisions, measured = [], [], []
         for layer in self.layers:
             states.append(hidden)
@@ -296,7 +296,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
     def _told(self, task_ids: Tensor | None, modality_ids: Tensor | None, shape: torch.Size) -> Tensor | None:
         """(B, T) group of each token, or None where it is not told and need not be."""
         told = token_groups(self.config.split, task_ids, modality_ids)
-        if told is None and (self.config.untied_layers is not None or self.config.told_updates):
+        if told is None and (self.config.untied_layers is not None or self.config.labelled_lora):
             needed = "task_ids" if self.config.split == "task" else "modality_ids"
             raise ValueError(f"weights of their own by {self.config.split!r} need {needed} of every token: pass them")
         return None if told is None else told.expand(shape)

@@ -20,7 +20,7 @@ from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping, Emu3Model, Emu3PreTrainedModel, Emu3VQVAE
 
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch
-from unidecouple.models.base import JointOutput, TaskSum, UnifiedModel, cross_entropy
+from unidecouple.models.base import JointOutput, SummedLoss, UnifiedModel, cross_entropy
 from unidecouple.models.decoder import UniLlamaModel, one_cache
 from unidecouple.models.schema import SCHEMA_VERSION, versioned
 from unidecouple.models.vq import encode_image_tokens
@@ -217,7 +217,7 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         first = self.config.first_code_id
         return F.linear(hidden, self.lm_head.weight[first : first + self.num_codes])
 
-    def image_loss(self, hidden: Tensor, tokens: Tensor) -> TaskSum:
+    def image_loss(self, hidden: Tensor, tokens: Tensor) -> SummedLoss:
         """See ``UnifiedModel``: over the whole vocabulary, at image tokens only (baaivision/Emu3, train/datasets.py).
 
         Ends of rows bear no loss there, either: generation is forced to them.

@@ -42,5 +42,5 @@ def token_groups(split: str, task_ids: Tensor | None, modality_ids: Tensor | Non
         return None
     if split == "type":
         return modality_ids
-    drawn = modality_ids == Modality.DRAWN
-    return (drawn if split == "drawn" else drawn | (modality_ids == Modality.SEEN)).long()
+    drawn = modality_ids == Modality.IMAGE_OUT
+    return (drawn if split == "drawn" else drawn | (modality_ids == Modality.IMAGE_IN)).long()

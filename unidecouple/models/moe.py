@@ -10,7 +10,7 @@ from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.experts import Experts
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter, spans
-from unidecouple.models.shield import SharedShield, shielded
+from unidecouple.models.shield import SharedExpertGradScale, shielded
 
 
 class FeedForward(nn.Module):
@@ -65,7 +65,7 @@ class MixtureOfExperts(nn.Module):
         told: Tensor | None,
         routing: str,
         task_logits: Tensor | None = None,
-        shield: SharedShield | None = None,
+        shield: SharedExpertGradScale | None = None,
     ) -> tuple[Tensor, Routing]:
         """Route and transform.
 

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 2
 
 VERSION_FIELD = "schema_version"
 
-_TRANSFORMERS = frozenset(
+_TRANSFORMERS = (
     # Fields of Llama's, Janus's and Emu3's configurations in transformers 5.21 to 5.24; a later release may drop one.
     "architectures attention_bias attention_dropout bos_token_id chunk_size_feed_forward dtype eos_token_id head_dim hidden_act "
     "hidden_size id2label image_token_id initializer_range intermediate_size is_encoder_decoder label2id max_position_embeddings "
@@ -28,7 +28,7 @@ _TRANSFORMERS = frozenset(
     "add_cross_attention attn_implementation auto_map cross_attention_hidden_size custom_pipelines decoder_start_token_id "
     "experts_implementation finetuning_task is_decoder name_or_path partial_rotary_factor prefix pruned_heads quantization_config "
     "rope_scaling rope_theta sep_token_id task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torch_dtype "
-    "torchscript use_bfloat16".split()  # noqa: SIM905 - sixty lines otherwise
+    "torchscript use_bfloat16"
 )
 
 Fields = dict[str, Any]
@@ -90,7 +90,8 @@ def _current(cls: type[PreTrainedConfig], given: Fields, former: Mapping[str, st
             if old in given and new in given:
                 raise _misfit(f"has {old!r} and {new!r}, the former and the present name of one field", given)
         given = migrate(given)
-    known = {field.name for field in fields(cls)} | _TRANSFORMERS | GenerationConfig._get_default_generation_params().keys()
+    known = {field.name for field in fields(cls)} | GenerationConfig._get_default_generation_params().keys()
+    known |= {*_TRANSFORMERS.split()}
     for name in given.keys() - known:
         if not (name.startswith("_") or hasattr(cls.__mro__[1], name)):
             _check_unknown(name, given, ours | former.keys(), checked=VERSION_FIELD in ours)

@@ -110,7 +110,7 @@ def _sets(name: str, text: UniLlamaConfig) -> int:
     match = _LAYER.match(name)
     if match is None:
         return text.num_tasks if text.untied_norm and name == _FINAL_NORM else 1
-    return text.sets(int(match[1]))
+    return text.num_weight_sets(int(match[1]))
 
 
 def _updates(name: str, shape: Shape) -> int:

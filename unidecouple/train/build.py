@@ -37,7 +37,7 @@ def restructure(model: UnifiedModel, structure: Structure, seed: int, usage: Seq
     return _rebuild(model, structure.configure(text), changed, seed)
 
 
-def fit(model: UnifiedModel, structure: Structure, seed: int, source: BatchSource) -> UnifiedModel:
+def apply_structure(model: UnifiedModel, structure: Structure, seed: int, source: BatchSource) -> UnifiedModel:
     """``restructure``, with what the structure needs measured on understanding samples of ``source``.
 
     Raises:

@@ -34,8 +34,8 @@ from unidecouple.train.stop_request import InterruptedRunError
 STEPS, STOP = 3, 2
 
 STRUCTURED: dict[str, Structure] = {kind().kind: kind() for kind in STRUCTURES} | {
-    "mot drawn": MoT(split="drawn"),
-    "mot task": MoT(split="task"),
+    "mot drawn": MoT(group_by="image_out"),
+    "mot task": MoT(group_by="task"),
     "ta_moe learned": TaskAwareMoE(context_router=True),
     "ta_moe": TaskAwareMoE(task_routing="label"),
     "unix across": UniX(across=True),

@@ -25,8 +25,8 @@ from unidecouple.models.schema import SCHEMA_VERSION, own_fields
 
 OLD = sorted((Path(__file__).parent / "version_1").glob("*.json"))
 FIELDS = {
-    UniLlamaConfig: "ffn experts_per_task group_sizes num_experts_per_tok shared_expert alpha_init task_routing split moe_layers "
-    "untied_layers untied_norm untied_attention num_tasks first_token context_router experts_backend lora_rank lora_alpha "
+    UniLlamaConfig: "ffn num_experts group_sizes num_experts_per_tok shared_expert alpha_init task_routing group_by moe_layers "
+    "per_group_layers per_group_norm per_group_attention num_tasks bos_kv context_router experts_backend lora_rank lora_alpha "
     "lora_targets lora_per_task schema_version",
     UniJanusConfig: "schema_version",
     UniEmu3Config: "schema_version image_size",
@@ -61,7 +61,7 @@ def batch_for(config: UnifiedConfig) -> Batch:
 
 def today() -> dict[str, Any]:
     """A file of this version."""
-    text = UniLlamaConfig(num_hidden_layers=2, untied_layers=[1], split="modality")
+    text = UniLlamaConfig(num_hidden_layers=2, per_group_layers=[1], group_by="modality")
     raw: dict[str, Any] = json.loads(UniJanusConfig(text_config=text).to_json_string())
     return raw
 
@@ -92,11 +92,12 @@ def test_a_change_of_fields_needs_a_new_version(kind: type[Any]) -> None:
 @pytest.mark.parametrize(
     ("part", "change", "said"),
     [
-        ("text_config", {"splt": "task"}, "version 2) has an unknown field 'splt' (is 'split' meant?)"),
+        ("text_config", {"groupby": "task"}, "version 2) has an unknown field 'groupby' (is 'group_by' meant?)"),
+        ("text_config", {"split": "task"}, "version 2) has an unknown field 'split', which is now 'group_by'"),
         ("text_config", {"number_of_tasks": 2}, "unknown field 'number_of_tasks'"),
-        ("text_config", {"split": None}, "lacks 'split', which every file of its version has"),
-        ("text_config", {"split": None, "spilt": "task", "transformers_version": "99.0"}, "lacks 'split'"),
-        ("text_config", {"schema_version": None, "spilt": "task", "transformers_version": "99.0"}, "lacks"),
+        ("text_config", {"group_by": None}, "lacks 'group_by', which every file of its version has"),
+        ("text_config", {"group_by": None, "gruop_by": "task", "transformers_version": "99.0"}, "lacks 'group_by'"),
+        ("text_config", {"schema_version": None, "gruop_by": "task", "transformers_version": "99.0"}, "lacks"),
         ("vq_config", {"encode_windw": 8}, "version 1) has an unknown field 'encode_windw' (is 'encode_window' meant?)"),
         (None, {"image_tokn_id": 4}, "unknown field 'image_tokn_id'"),
         (None, {"schema_version": SCHEMA_VERSION + 1}, "schema_version=3, and this unidecouple reads versions 1 to 2: update"),
@@ -111,8 +112,8 @@ def test_unknown_fields_are_refused(part: str | None, change: dict[str, Any], sa
     inner.update({name: value for name, value in change.items() if value is not None})
     for name in (name for name, value in change.items() if value is None):
         del inner[name]
-    if "spilt" in change and "schema_version" in change:
-        del inner["split"]
+    if "gruop_by" in change and "schema_version" in change:
+        del inner["group_by"]
     with pytest.raises(ValueError, match=re.escape(said)):
         configuration(raw)
     (tmp_path / "config.json").write_text(json.dumps(raw))
@@ -125,12 +126,12 @@ def test_fields_of_transformers_are_no_fault() -> None:
     raw = today()
     raw["text_config"] |= {"rope_theta": 1e6, "torch_dtype": "float32", "tokenizer_class": "x", "_private": 1, "temperature": 0.5}
     raw |= {"tie_encoder_decoder": False, "quantization_config": None}
-    assert configuration(raw).text_config.split == "modality"
+    assert configuration(raw).text_config.group_by == "modality"
     raw["text_config"]["attention_sinks"] = 4
     with pytest.raises(ValueError, match="unknown field 'attention_sinks'"):
         configuration(raw)
     raw["transformers_version"] = "99.0.0"
-    assert configuration(raw).text_config.split == "modality"
+    assert configuration(raw).text_config.group_by == "modality"
 
 
 def test_a_misspelt_field_of_an_old_file_is_found_by_its_nearness() -> None:

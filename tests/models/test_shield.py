@@ -74,7 +74,7 @@ def gradients(
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("tokens", ["drawn", "task"])
+@pytest.mark.parametrize("tokens", ["image_out", "task"])
 def test_a_whole_model_by_its_schedule(tokens: str, make_model: MakeModel, joint_batch: Joint) -> None:
     """At first the shared experts learn what the free tokens teach, then a tenth of the rest; no other weight sees a change."""
     shield = GradientShielding(2, 0.1, tokens)
@@ -102,7 +102,7 @@ def test_task_shields_the_whole_generation_sample(make_model: MakeModel, joint_b
 
 def test_which_tokens(joint_batch: Joint) -> None:
     mmu, t2i = joint_batch
-    drawn, task = (GradientShielding(0, 0.5, tokens).on(t2i, 0) for tokens in ("drawn", "task"))
+    drawn, task = (GradientShielding(0, 0.5, tokens).on(t2i, 0) for tokens in ("image_out", "task"))
     assert torch.equal(drawn.tokens, t2i.image_tokens != NO_IMAGE_TOKEN)
     assert (task.tokens.sum() > drawn.tokens.sum()) & (task.factor == drawn.factor == 0.5)
     assert not GradientShielding().on(mmu, 0).tokens.any()

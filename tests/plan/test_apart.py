@@ -45,7 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], Stage, Objective]] = {
     ),
     "LoRA": ({"ffn": "ta_moe", **LORA}, Stage(train={"lora": 1, "task_router": 1}), Objective()),
     "one task": ({}, Stage(train=ALL, tasks="t2i"), Objective()),
-    "untied": ({"untied_layers": [0, 1], "untied_norm": True, "split": "task"}, Stage(train=ALL), Objective()),
+    "untied": ({"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "task"}, Stage(train=ALL), Objective()),
 }
 
 

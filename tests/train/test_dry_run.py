@@ -22,7 +22,7 @@ def test_all_that_a_run_is(small_run: RunConfig, small_cache: Path) -> None:
     said: list[str] = []
     describe(run, small_cache, said.append)
     text = "\n".join(said)
-    assert "experts_per_task: 2" in text
+    assert "experts_per_group: 2" in text
     assert "stage 2/2 'joint'" in text
     assert "lora" not in said[1]
     assert "lora" in said[2]

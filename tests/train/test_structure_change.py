@@ -114,7 +114,7 @@ def test_a_dry_run_says_what_becomes_of_the_groups(chain: RunConfig, small_cache
 
 @pytest.mark.parametrize(
     ("structure", "active"),
-    [(MoE(num_experts_per_tok=2), 2), (Rosetta(), 2), (Rosetta(text_experts=1, drawn_experts=2, num_experts_per_tok=1), 1)],
+    [(MoE(num_experts_per_tok=2), 2), (Rosetta(), 2), (Rosetta(text_experts=1, image_out_experts=2, num_experts_per_tok=1), 1)],
     ids=repr,
 )
 def test_plans_count_every_group(structure: Any, active: int) -> None:

@@ -119,10 +119,10 @@ def config_json(config: UnifiedConfig, layout: str) -> dict[str, Any]:
     text, raw = config.text_config, config.to_diff_dict()
     if layout == UNIDECOUPLE:
         return {**raw, "architectures": [model_class(config).__name__]}
-    if text.untied_layers is not None:
+    if text.per_group_layers is not None:
         raise ValueError(
-            f"untied_layers={text.untied_layers} have no place in the {layout} layout, which has one set of weights: keep our own "
-            "layout (--to unidecouple)"
+            f"per_group_layers={text.per_group_layers} have no place in the {layout} layout, which has one set of weights: keep "
+            "our own layout (--to unidecouple)"
         )
     if text.ffn != "dense" or text.lora_rank:
         raise ValueError(

@@ -90,7 +90,7 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
         drawing = wanted.task is Task.T2I
         take: Transform = BosKeyValues(whole) if drawing else partial(structures.slim, task=wanted.task)
         steps.append(Step(f"kept what serves {wanted.task.key}, routed by label", take, config))
-    apart = config.text_config.ffn != "dense" or config.text_config.untied_layers is not None
+    apart = config.text_config.ffn != "dense" or config.text_config.per_group_layers is not None
     folds = isinstance(wanted.structure, Dense) and apart
     if config.text_config.lora_rank and (wanted.merge or folds or wanted.to != UNIDECOUPLE):
         text, rank = config.text_config, config.text_config.lora_rank
@@ -99,8 +99,8 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
     if folds:
         config = structures.fold_config(config)
         steps.append(Step("folded the only expert to a dense FFN", structures.fold, config))
-    if config.text_config.first_token and wanted.to != UNIDECOUPLE:
-        config = structures.with_text(config, first_token=False)
+    if config.text_config.bos_kv and wanted.to != UNIDECOUPLE:
+        config = structures.with_text(config, bos_kv=False)
         says = f"the BOS's keys and values left out, for which the {wanted.to} layout has no place: pictures will differ a little"
         steps.append(Step(says, drop_bos_kv, config))
     if mixture is not None and isinstance(mixture, Measured):
@@ -114,8 +114,8 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
 
 def _upcycled(config: UnifiedConfig, structure: Upcycled) -> UnifiedConfig:
     text = config.text_config
-    if text.ffn != "dense" or text.untied_layers is not None:
-        now = f"ffn={text.ffn!r}" if text.untied_layers is None else f"layers {text.untied_layers} untied"
+    if text.ffn != "dense" or text.per_group_layers is not None:
+        now = f"ffn={text.ffn!r}" if text.per_group_layers is None else f"layers {text.per_group_layers} untied"
         raise ValueError(f"{now} already: --structure {structure.kind} starts from a dense checkpoint")
     if text.lora_rank:
         raise ValueError(f"low-rank updates (r={text.lora_rank}) fit no upcycled FFN: merge them first (--merge-lora)")

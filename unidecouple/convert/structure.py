@@ -72,17 +72,18 @@ def slim_config(config: UnifiedConfig, task: Task) -> UnifiedConfig:
     text = config.text_config
     if text.ffn == "typed_moe":
         raise ValueError(
-            f"ffn='typed_moe', split={text.split!r}: a group serves a kind of token, and a task uses several; keep the model whole"
+            f"ffn='typed_moe', group_by={text.group_by!r}: a group serves a kind of token, and a task uses several; keep "
+            "the model whole"
         )
-    if text.untied_layers is not None:
+    if text.per_group_layers is not None:
         raise ValueError(
-            f"layers {text.untied_layers} are untied by {text.split!r}: a task cannot be taken out of untied layers, only out of "
-            "ffn='ta_moe' or updates routed by task"
+            f"layers {text.per_group_layers} are untied by {text.group_by!r}: a task cannot be taken out of untied layers, only "
+            "out of ffn='ta_moe' or updates routed by task"
         )
     if text.ffn != "ta_moe" and not text.lora_per_task:
         raise ValueError(f"ffn={text.ffn!r} without lora_per_task: no weight belongs to one task, so there is none to choose")
-    mixture = {"ffn": "moe", "num_tasks": 1} if text.ffn == "ta_moe" else {}
-    rest = {"context_router": False, "task_routing": "learned", "lora_per_task": [], "first_token": task is Task.T2I}
+    mixture = {"ffn": "moe", "num_tasks": 1, "num_experts": text.experts_per_group} if text.ffn == "ta_moe" else {}
+    rest = {"context_router": False, "task_routing": "learned", "lora_per_task": [], "bos_kv": task is Task.T2I}
     return with_text(config, **mixture, **rest)
 
 
@@ -113,12 +114,14 @@ def fold_config(config: UnifiedConfig) -> UnifiedConfig:
         ValueError: there is more than one expert or set to choose from, or only some layers are mixtures.
     """
     text = config.text_config
-    if text.untied_layers is not None:
-        raise ValueError(f"layers {text.untied_layers} are untied by {text.split!r}: they have more than one set to become dense")
+    if text.per_group_layers is not None:
+        raise ValueError(
+            f"layers {text.per_group_layers} are untied by {text.group_by!r}: they have more than one set to become dense"
+        )
     if text.num_experts > 1 or text.moe_layers is not None:
         raise ValueError(
             f"ffn={text.ffn!r} with {text.num_experts} experts in layers {list(text.mixture_layers)} cannot become dense: "
-            "that takes one expert in every layer (--task of a model with experts_per_task=1)"
+            "that takes one expert in every layer (--task of a model with one expert per task)"
         )
     width = text.intermediate_size * (2 if text.shared_expert else 1)
     return with_text(config, ffn="dense", intermediate_size=width, num_tasks=2)
@@ -133,7 +136,7 @@ def upcycle(part: Part, structure: Upcycled, text: UniLlamaConfig, seed: int) ->
         text: the resulting text configuration.
         seed: of the routers; a layer's depend on it and the layer alone.
     """
-    if text.untied_layers is not None:
+    if text.per_group_layers is not None:
         return structure.upcycle(part, text)
     match = next((found for name in part if name.endswith("gate_proj.weight") and (found := _FFN.match(name))), None)
     if match and int(match["layer"]) in text.mixture_layers:

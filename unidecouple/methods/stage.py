@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from unidecouple import bounds
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch, Task
@@ -63,19 +63,21 @@ class GradientShielding:
     Attributes:
         steps: how long; counted from the start of the stage.
         scale_after: factor from then on.
-        tokens: "drawn" shields image tokens to be generated, the paper's generation group; "task" their prompts, too.
+        tokens: "image_out" shields image tokens to be generated, the paper's generation group; "task" their prompts, too.
     """
+
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"tokens": {"drawn": "image_out"}}
 
     steps: int = 500
     scale_after: float = 0.1
-    tokens: Literal["drawn", "task"] = "drawn"
+    tokens: Literal["image_out", "task"] = "image_out"
 
     def __post_init__(self) -> None:
         bounds.at_least(0, self, "steps", "scale_after")
 
     def on(self, batch: Batch, step: int) -> SharedExpertGradScale:
         """What the tokens of ``batch`` teach a shared expert at ``step`` of the stage, counted from 0."""
-        tokens = batch.image_tokens != NO_IMAGE_TOKEN if self.tokens == "drawn" else batch.task_ids == Task.T2I
+        tokens = batch.image_tokens != NO_IMAGE_TOKEN if self.tokens == "image_out" else batch.task_ids == Task.T2I
         return SharedExpertGradScale(tokens, 0.0 if step < self.steps else self.scale_after)
 
 
@@ -100,6 +102,8 @@ class Stage:
         group_rates: factors on the learning rate of what a group of tokens has for itself (its experts and their router, its set of
             untied layers, its low-rank updates), by the group's name (``GROUP_NAMES``), beside those of ``train``; 0 holds it.
     """
+
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"group_rates": {"seen": "image_in", "drawn": "image_out"}}
 
     name: str = "joint"
     share: float = 1.0

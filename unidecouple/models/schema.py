@@ -94,14 +94,17 @@ def _current(cls: type[PreTrainedConfig], given: Fields, former: Mapping[str, st
     known |= {*_TRANSFORMERS.split()}
     for name in given.keys() - known:
         if not (name.startswith("_") or hasattr(cls.__mro__[1], name)):
-            _check_unknown(name, given, ours | former.keys(), checked=VERSION_FIELD in ours)
+            _check_unknown(name, given, ours, former, checked=VERSION_FIELD in ours)
     return _with_versions(cls, {name: value for name, value in given.items() if name != VERSION_FIELD}, stated)
 
 
-def _check_unknown(name: str, given: Fields, candidates: set[str], checked: bool) -> None:
-    newer = _newer(given.get("transformers_version"))
-    close = difflib.get_close_matches(name, candidates, 1, 0.8)
-    if (checked and not newer) or (close and given.get(VERSION_FIELD) != SCHEMA_VERSION) or name in candidates:
+def _check_unknown(name: str, given: Fields, ours: set[str], former: Mapping[str, str], checked: bool) -> None:
+    if name in former:
+        raise _misfit(f"has an unknown field {name!r}, which is now {former[name]!r}", given)
+    old = given.get(VERSION_FIELD) != SCHEMA_VERSION
+    candidates = ours | former.keys() if old else ours
+    close = old and difflib.get_close_matches(name, candidates, 1, 0.8)
+    if close or (checked and not _newer(given.get("transformers_version"))):
         raise _misfit(f"has an unknown field {name!r}", given, candidates, name)
 
 

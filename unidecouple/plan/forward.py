@@ -129,7 +129,7 @@ def _attention(tape: Tape, config: UnifiedConfig, part: Micro, name: str, x: Val
     query, key = (tape.pointwise("attention", (v, v), v.elements, v.grad) for v in (query, key))  # rotated
     mixed = tape.attention(part.samples, text.num_attention_heads, part.length, text.head_dim, (query, key, value))
     if untied:
-        if text.untied_attention == "group":
+        if text.per_group_attention == "group":
             tape.kept += part.samples * part.length**2 * tape.width * mixed.grad  # the mask, as the kernel adds it to the scores
         sorted_rows = _by_group(tape, "attention", rows, mixed)
         return _by_group(tape, "attention", rows, _set(tape, f"{name}.o_proj", rows, sorted_rows))

@@ -31,8 +31,10 @@ def restructure(model: UnifiedModel, structure: Structure, seed: int, usage: Seq
         ValueError: it has another structure already.
     """
     text, state = model.config.text_config, model.state_dict()
-    if text.untied_layers is not None:
-        raise ValueError(f"layers {text.untied_layers} of the model are untied by {text.split!r}: start from a dense checkpoint")
+    if text.per_group_layers is not None:
+        raise ValueError(
+            f"layers {text.per_group_layers} of the model are untied by {text.group_by!r}: start from a dense checkpoint"
+        )
     changed = structure.partition(state, text, usage) if isinstance(structure, Measured) else structure.upcycle(state, text)
     return _rebuild(model, structure.configure(text), changed, seed)
 

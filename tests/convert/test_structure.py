@@ -200,7 +200,7 @@ def test_merging_by_hand() -> None:
     [
         ({"ffn": "ta_moe"}, {"to": "deepseek"}, "ffn='ta_moe', lora_rank=0 has no place in the deepseek layout"),
         ({"ffn": "ta_moe", **LORA}, {"merge": True}, "lora_A is one update a task.*choose one with --task"),
-        ({"ffn": "ta_moe"}, {"structure": MoE()}, "ffn='ta_moe' already: --structure moe starts from a dense checkpoint"),
+        ({"ffn": "ta_moe"}, {"structure": MoE()}, "ffn='ta_moe' already: structure 'moe' must start from a dense checkpoint"),
         ({"lora_rank": 4, "lora_alpha": 4.0, "lora_targets": ["mlp"]}, {"structure": MoE()}, "merge them first"),
         ({}, {"task": Task.MMU}, "no weight belongs to one task"),
         ({"ffn": "moe"}, {"task": Task.MMU}, "no weight belongs to one task"),
@@ -224,8 +224,8 @@ def test_what_cannot_be_is_said(
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ({"structure": MoT()}, r"layers \[1\] untied already: --structure mot starts from a dense checkpoint"),
-        ({"structure": TaskAwareMoE()}, r"layers \[1\] untied already: --structure ta_moe"),
+        ({"structure": MoT()}, r"layers \[1\] untied by 'task' already: structure 'mot' must start"),
+        ({"structure": TaskAwareMoE()}, r"layers \[1\] untied by 'task' already: structure 'ta_moe'"),
         ({"structure": Dense()}, "untied by 'task': they have more than one set to become dense"),
         ({"task": Task.T2I}, "untied by 'task': a task cannot be taken out of untied layers"),
         ({"to": "transformers"}, r"per_group_layers=\[1\] have no place in the transformers layout"),

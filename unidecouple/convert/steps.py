@@ -14,7 +14,7 @@ from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_
 from unidecouple.convert.names import to_deepseek
 from unidecouple.convert.parts import Transform, read_deepseek, untie, write_deepseek
 from unidecouple.convert.weights import Weights
-from unidecouple.methods.structure import Dense, Measured, Structure, Upcycled
+from unidecouple.methods.structure import Dense, Measured, Structure
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 
@@ -106,17 +106,10 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
     if mixture is not None and isinstance(mixture, Measured):
         raise ValueError(f"{mixture.kind!r} needs to know how experts are used: give it to a stage of a run")
     if not folds and mixture is not None:
-        config = _upcycled(config, mixture)
+        if config.text_config.lora_rank:
+            low = f"low-rank updates (r={config.text_config.lora_rank})"
+            raise ValueError(f"{low} fit no upcycled FFN: merge them first (--merge-lora)")
+        config = structures.with_structure(config, mixture)
         grow = partial(structures.upcycle, structure=mixture, text=config.text_config, seed=wanted.seed)
         steps.append(Step(f"upcycled to {mixture.kind}", grow, config))
     return steps
-
-
-def _upcycled(config: UnifiedConfig, structure: Upcycled) -> UnifiedConfig:
-    text = config.text_config
-    if text.ffn != "dense" or text.per_group_layers is not None:
-        now = f"ffn={text.ffn!r}" if text.per_group_layers is None else f"layers {text.per_group_layers} untied"
-        raise ValueError(f"{now} already: --structure {structure.kind} starts from a dense checkpoint")
-    if text.lora_rank:
-        raise ValueError(f"low-rank updates (r={text.lora_rank}) fit no upcycled FFN: merge them first (--merge-lora)")
-    return structures.with_text(config, **structure.configure(text))

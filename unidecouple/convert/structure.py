@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unidecouple.batch import Task
 from unidecouple.convert.parts import Part
-from unidecouple.methods.structure import Upcycled
+from unidecouple.methods.structure import Structure, Upcycled
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.router import ContextRouter, ExpertRouter, TaskAwareRouter
@@ -27,6 +27,21 @@ def with_text(config: UnifiedConfig, **fields: Any) -> UnifiedConfig:
     raw = config.to_dict()
     raw["text_config"] = {**raw["text_config"], **fields}
     return type(config)(**raw)
+
+
+def with_structure(config: UnifiedConfig, structure: Structure) -> UnifiedConfig:
+    """``config`` with ``structure``, as conversion, training, planning and adapters apply it.
+
+    Raises:
+        ValueError: the model has another structure already.
+    """
+    text = config.text_config
+    if isinstance(structure, Upcycled) and (text.per_group_layers is not None or text.ffn != "dense" != structure.kind):
+        now = (
+            f"ffn={text.ffn!r}" if text.per_group_layers is None else f"layers {text.per_group_layers} untied by {text.group_by!r}"
+        )
+        raise ValueError(f"{now} already: structure {structure.kind!r} must start from a dense checkpoint")
+    return with_text(config, **structure.configure(text))
 
 
 def merge_lora(part: Part, text: UniLlamaConfig) -> Part:

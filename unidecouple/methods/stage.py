@@ -50,6 +50,11 @@ class Lora:
         bounds.at_least(1, self, "r")
         bounds.above(0, self, "lora_alpha")
 
+    def configure(self) -> dict[str, Any]:
+        """Fields of the text configuration that the updates set."""
+        targets = {"lora_targets": list(self.targets), "lora_per_task": list(self.per_task)}
+        return {"lora_rank": self.r, "lora_alpha": self.lora_alpha, **targets}
+
 
 @dataclass(frozen=True)
 class GradientShielding:

@@ -10,12 +10,13 @@ import torch
 from unidecouple.convert.emu3 import PUBLISHED_SIZE
 from unidecouple.convert.json_files import read_json
 from unidecouple.convert.layouts import config_of
+from unidecouple.convert.structure import with_structure, with_text
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure
 from unidecouple.models.base import UnifiedModel
-from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
+from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.emu3 import CODE_NAME, ROW_END, UniEmu3Config
-from unidecouple.models.families import model_class
+from unidecouple.models.families import UnifiedConfig, model_class
 from unidecouple.models.shipped import located
 
 PLANNED = ("janus", "unidecouple_janus", "emu3", "unidecouple_emu3")
@@ -96,18 +97,11 @@ def build(raw: dict[str, Any], structure: Structure, lora: Lora | None, later: S
 
     ``later`` are the structures that stages changed it to, in order.
     """
-    fields = {**raw["text_config"], "model_type": "unidecouple_llama"}
-    for one in (structure, *later):
-        fields |= one.configure(UniLlamaConfig(**fields))
-    if lora is not None:
-        fields |= {
-            "lora_rank": lora.r,
-            "lora_alpha": lora.lora_alpha,
-            "lora_targets": list(lora.targets),
-            "lora_per_task": list(lora.per_task),
-        }
-    whole = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
     family = UniEmu3Config if raw.get("model_type") == UniEmu3Config.model_type else UniJanusConfig
-    config = family(**{**whole, "text_config": fields})
+    config: UnifiedConfig = family(**{key: value for key, value in raw.items() if key not in ("model_type", "architectures")})
+    for one in (structure, *later):
+        config = with_structure(config, one)
+    if lora is not None:
+        config = with_text(config, **lora.configure())
     with torch.device("meta"):
         return model_class(config)(config)

@@ -9,8 +9,7 @@ from unidecouple.batch import Task
 from unidecouple.convert import structure as structures
 from unidecouple.convert.bos_kv import BosKeyValues, drop_bos_kv
 from unidecouple.convert.emu3 import read_names, write_names
-from unidecouple.convert.json_files import read_json
-from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_emu3
+from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, CheckpointConfig
 from unidecouple.convert.names import to_deepseek
 from unidecouple.convert.parts import Transform, read_deepseek, untie, write_deepseek
 from unidecouple.convert.weights import Weights
@@ -55,19 +54,17 @@ class Step:
     check: bool = True
 
 
-def reading(layout: str, config: UnifiedConfig, weights: Weights) -> list[Step]:
+def reading(described: CheckpointConfig, config: UnifiedConfig, weights: Weights) -> list[Step]:
     """From the layout's names to ours."""
     steps = []
-    tied = _HEAD not in weights.shapes and to_deepseek(_HEAD) not in weights.shapes
-    raw = read_json(weights.start.parent / "config.json")
-    said = raw.get("tie_word_embeddings", raw.get("language_config", {}).get("tie_word_embeddings", layout != DEEPSEEK))
-    if is_emu3(weights.start.parent) and layout == TRANSFORMERS:
-        steps.append(Step("read under transformers' names", read_names, config, check=not (tied and said)))
-    elif layout == DEEPSEEK:
-        steps.append(Step("read under deepseek-ai's names", read_deepseek, config, check=not (tied and said)))
-    elif not (tied and said):
+    tied = described.ties_head and _HEAD not in weights.shapes and to_deepseek(_HEAD) not in weights.shapes
+    if described.is_emu3 and described.layout == TRANSFORMERS:
+        steps.append(Step("read under transformers' names", read_names, config, check=not tied))
+    elif described.layout == DEEPSEEK:
+        steps.append(Step("read under deepseek-ai's names", read_deepseek, config, check=not tied))
+    elif not tied:
         steps.append(Step("read", dict, config))
-    if tied and said:
+    if tied:
         steps.append(Step("text head, tied to the word embeddings, written out", untie, config))
     return steps
 

@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from unidecouple.batch import Task
-from unidecouple.convert.check_weights import check_weights
-from unidecouple.convert.layouts import config_of
-from unidecouple.convert.load import assemble, checkpoint_folder, fill_buffers, load_processor
+from unidecouple.convert.load import assemble, fill_buffers, open_checkpoint
 from unidecouple.convert.parts import Part, split_into_parts
 from unidecouple.convert.steps import Conversion, Step, changes
-from unidecouple.convert.weights import Weights
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.processing import UnifiedProcessor
@@ -48,10 +45,7 @@ def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.floa
     Raises:
         ValueError: as ``load``; a weight is missing or of another shape than config.json says.
     """
-    folder = checkpoint_folder(name_or_path)
-    processor = load_processor(name_or_path)
-    config, weights = config_of(folder, processor), Weights(folder)
-    check_weights(weights.shapes, config, weights.start)
+    config, weights, processor = open_checkpoint(name_or_path)
     steps = _steps(config, task)
 
     def read(names: Sequence[str]) -> Part:
@@ -60,7 +54,7 @@ def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.floa
     state = _changed(weights.shapes, read, steps)
     slim = steps[-1].config if steps else config
     slim.dtype = dtype
-    return assemble(slim, state, folder, dtype).requires_grad_(requires_grad=False), processor
+    return assemble(slim, state, weights.start.parent, dtype).requires_grad_(requires_grad=False), processor
 
 
 def _steps(config: UnifiedConfig, task: Task) -> list[Step]:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from unidecouple.convert.emu3 import PUBLISHED_SIZE
-from unidecouple.convert.json_files import read_json
-from unidecouple.convert.layouts import config_of
+from unidecouple.convert.layouts import DEEPSEEK, read_config
 from unidecouple.convert.structure import with_structure, with_text
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure
@@ -86,10 +85,10 @@ def configuration(name_or_path: str) -> dict[str, Any]:
             f"no configuration at {name_or_path!r}: {path} is missing. Give a checkpoint's folder, a shipped base, or one of "
             f"{', '.join(SIZES)} (model_name_or_path=...)"
         )
-    kind = read_json(path).get("model_type")
-    if kind not in PLANNED:
-        raise ValueError(f"{path} describes a {kind!r}; plans are made for {' and '.join(map(repr, PLANNED))}")
-    return config_of(path.parent, None).to_dict()
+    described = read_config(path.parent)
+    if described.layout == DEEPSEEK:
+        raise ValueError(f"{path} describes a 'multi_modality'; plans are made for {' and '.join(map(repr, PLANNED))}")
+    return described.build(None).to_dict()
 
 
 def build(raw: dict[str, Any], structure: Structure, lora: Lora | None, later: Sequence[Structure] = ()) -> UnifiedModel:

@@ -37,7 +37,7 @@ TINY = replace(
     SMALL, image_size=32, hidden_size=32, num_hidden_layers=2, intermediate_size=64, codes=32, vision_hidden_size=16,
     vq_channel_multiplier=(1, 1, 1, 1),
 )  # fmt: skip
-MIXTURE = {"ffn": "moe", "num_tasks": 1, "experts_per_task": 2}
+MIXTURE = {"ffn": "moe", "num_tasks": 1, "num_experts": 2}
 """Of one task: two experts and the shared one, each as wide as the FFN."""
 
 REPLAYED, EAGER, LIBRARY, DEEPSEEK = "engine, replayed", "engine, from Python", "transformers generate", "deepseek's loop"

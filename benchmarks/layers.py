@@ -25,7 +25,7 @@ from unidecouple.models.moe import FeedForward, MixtureOfExperts
 def text_config(shape: Shape, **fields: object) -> UniLlamaConfig:
     """The configuration of a layer of ``shape``."""
     sizes = {"hidden_size": shape.hidden, "intermediate_size": shape.inner, "num_attention_heads": 1}
-    return UniLlamaConfig(**{**sizes, "experts_per_task": shape.experts_per_task, "ffn": "ta_moe", **fields})
+    return UniLlamaConfig(**{**sizes, "num_experts": 2 * shape.experts_per_group, "ffn": "ta_moe", **fields})
 
 
 def upcycled(shape: Shape) -> MixtureOfExperts:
@@ -35,7 +35,7 @@ def upcycled(shape: Shape) -> MixtureOfExperts:
     name = "model.layers.0.mlp."
     dense = {f"{name}{part}": weight for part, weight in FeedForward(config, "mlp").state_dict().items()}
     moe = MixtureOfExperts(config)
-    state = copy_into_experts(dense, 2 * shape.experts_per_task, shared_expert=True, alpha=config.alpha_init)
+    state = copy_into_experts(dense, 2 * shape.experts_per_group, shared_expert=True, alpha=config.alpha_init)
     moe.load_state_dict({key.removeprefix(name): tensor for key, tensor in state.items()}, strict=False)
     return moe
 

@@ -22,13 +22,13 @@ class Shape:
     Attributes:
         tokens: N, in all.
         hidden, inner: H and I.
-        experts_per_task: e.
+        experts_per_group: e.
     """
 
     tokens: int
     hidden: int = 512
     inner: int = 1408
-    experts_per_task: int = 2
+    experts_per_group: int = 2
 
     def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Tokens, and a random projection of the output: (N, H) each."""

@@ -33,7 +33,7 @@ def computed(text: UniLlamaConfig, task: Task | None, merged: bool) -> int:
     """Numbers in the layers of a two-task mixture (multi-head attention) or of what serves one task of it, by hand."""
     wide, inner, rank = text.hidden_size, text.intermediate_size, 0 if merged else text.lora_rank
     sides = 2 if task is None else 1
-    experts, pairs = sides * text.experts_per_task, sides if "attention" in text.lora_per_task else 1
+    experts, pairs = sides * text.experts_per_group, sides if "attention" in text.lora_per_task else 1
     attention = 4 * (wide * wide + pairs * rank * 2 * wide)
     one_ffn = 3 * wide * inner + rank * ((wide + 2 * inner) + (inner + wide))
     shared = 3 * wide * inner + rank * 3 * (wide + inner) + 1
@@ -59,7 +59,7 @@ def run() -> Result:
             details[task.key] = {"share": share, "by hand": by_hand}
             rows.append(Row(f"decoder layers, {task.key} / all", share, "of all", goal="by hand, ± 1%", met=abs(off) <= 0.01))
     for experts in (2, 4):
-        big = UniLlamaConfig(**PRO_1B, ffn="ta_moe", experts_per_task=experts)
+        big = UniLlamaConfig(**PRO_1B, ffn="ta_moe", num_experts=2 * experts)
         share = computed(big, Task.T2I, merged=True) / computed(big, None, merged=True)
         rows.append(Row(f"Janus-Pro-1B's decoder layers, {experts} experts a task, computed", share, "of all"))
     title = "C6: bytes of a model loaded for one task (less is better)"

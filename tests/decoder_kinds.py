@@ -14,11 +14,11 @@ KINDS: list[dict[str, Any]] = [
     {"ffn": "ta_moe", "task_routing": "label"},
     {"ffn": "ta_moe", **LORA},
     {"ffn": "ta_moe", "context_router": True, **LORA},
-    {"untied_layers": [0, 1], "untied_norm": True, "split": "modality"},
-    {"untied_layers": [0, 1], "untied_norm": True, "split": "drawn"},
-    {"untied_layers": [1], "untied_norm": True, "split": "task"},
-    {"untied_layers": [0], "untied_attention": "group", "split": "modality"},
-    {"ffn": "typed_moe", "split": "drawn", "group_sizes": [3, 1]},
-    {"ffn": "typed_moe", "split": "type", "experts_per_task": 4, "group_sizes": [2, 3, 3], "num_experts_per_tok": 2},
+    {"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "modality"},
+    {"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "image_out"},
+    {"per_group_layers": [1], "per_group_norm": True, "group_by": "task"},
+    {"per_group_layers": [0], "per_group_attention": "group", "group_by": "modality"},
+    {"ffn": "typed_moe", "group_by": "image_out", "group_sizes": [3, 1]},
+    {"ffn": "typed_moe", "group_by": "type", "num_experts": 8, "group_sizes": [2, 3, 3], "num_experts_per_tok": 2},
 ]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -17,13 +17,13 @@ from torch import Tensor
 from step_settings import run_stages
 from unidecouple.convert.load import load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.methods.gradient import GRADIENTS, MAOP, Aggregated, Gradient
+from unidecouple.methods.gradient import GRADIENTS, MAOP, Gradient, TorchJDAggregator
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import STRUCTURES, Measured, MoE, MoT, Structure, TaskAwareMoE, UniX
 from unidecouple.models.base import UnifiedModel
 from unidecouple.run import Data, RunConfig
 from unidecouple.source import data_source
-from unidecouple.train.build import add_lora, fit, restructure
+from unidecouple.train.build import add_lora, apply_structure, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.launch import processes
 from unidecouple.train.parallel import Parallel
@@ -34,8 +34,8 @@ from unidecouple.train.stop_request import InterruptedRunError
 STEPS, STOP = 3, 2
 
 STRUCTURED: dict[str, Structure] = {kind().kind: kind() for kind in STRUCTURES} | {
-    "mot drawn": MoT(split="drawn"),
-    "mot task": MoT(split="task"),
+    "mot drawn": MoT(group_by="image_out"),
+    "mot task": MoT(group_by="task"),
     "ta_moe learned": TaskAwareMoE(context_router=True),
     "ta_moe": TaskAwareMoE(task_routing="label"),
     "unix across": UniX(across=True),
@@ -44,7 +44,7 @@ STRUCTURED: dict[str, Structure] = {kind().kind: kind() for kind in STRUCTURES} 
 
 COMBINED: dict[str, Gradient] = {kind().kind: kind() for kind in GRADIENTS} | {
     "maop": MAOP(parameters=("*",)),  # in so few steps the shared expert alone need not turn against its moment
-    "torchjd GradDrop": Aggregated(name="GradDrop"),
+    "torchjd GradDrop": TorchJDAggregator(name="GradDrop"),
 }
 """Every gradient method of the union, and one that draws."""
 
@@ -121,7 +121,7 @@ def trained(run: RunConfig, folder: Path, cache: Path, stop_after: int | None = 
     with parallel.first_alone():
         source = data_source(run).open(run, model, processor, builder, cache, lambda what, done, of: None)
     if resume is None:
-        model = fit(model, run.structure, run.seed, source)
+        model = apply_structure(model, run.structure, run.seed, source)
 
     def say(line: str) -> None:
         if stop_after is not None and line.startswith(f"step {stop_after}/"):

@@ -12,6 +12,8 @@ import pytest
 from unidecouple import config
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.methods.objective import AttentionAlignment, GroupRouterLoss, LoadBalance, Objective
+from unidecouple.methods.stage import GradientShielding, Stage
+from unidecouple.methods.structure import MoE, MoT, Rosetta, TaskAwareMoE
 from unidecouple.run import RunConfig
 
 
@@ -91,6 +93,35 @@ def test_flat_coefficients_are_read_as_auxiliary_losses(old: str, new: Objective
     path = tmp_path / "run.yaml"
     path.write_text(f"objective: {old}")
     assert config.load(RunConfig, [path]).objective == new
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("structure: {kind: mot, split: drawn}", RunConfig(structure=MoT(group_by="image_out")), ["structure.split"]),
+        ("structure: {kind: ta_moe, experts_per_task: 3}", RunConfig(structure=TaskAwareMoE(experts_per_group=3)), None),
+        ("structure: {kind: moe, experts_per_task: 3}", RunConfig(structure=MoE(num_experts=6)), ["structure.experts_per_task"]),
+        (
+            "structure: {kind: rosetta, seen_experts: 2, drawn_experts: 4}",
+            RunConfig(structure=Rosetta(image_in_experts=2, image_out_experts=4)),
+            ["structure.drawn_experts", "structure.seen_experts"],
+        ),
+        (
+            "stages: [{shield: {tokens: drawn}, group_rates: {text: 1, seen: 0.5, drawn: 0}}]",
+            RunConfig(stages=(Stage(shield=GradientShielding(), group_rates={"text": 1, "image_in": 0.5, "image_out": 0}),)),
+            ["stages.0.group_rates", "stages.0.shield.tokens"],
+        ),
+    ],
+)
+def test_structures_of_version_0_1(
+    old: str, new: RunConfig, said: list[str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(old)
+    with caplog.at_level(logging.WARNING, "unidecouple"):
+        assert config.load(RunConfig, [path]) == new
+    named = sorted(record.getMessage().split("'")[1] for record in caplog.records)
+    assert named == (said or ["structure.experts_per_task"])
 
 
 def test_an_old_override_changes_a_new_recipe(tmp_path: Path) -> None:

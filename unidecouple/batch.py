@@ -41,9 +41,9 @@ class Modality(enum.IntEnum):
 
     TEXT = 0
     """A word or a sign, the markers around pictures too."""
-    SEEN = 1
+    IMAGE_IN = 1
     """A piece of a picture to be understood."""
-    DRAWN = 2
+    IMAGE_OUT = 2
     """A discrete image token to be generated."""
 
 

@@ -216,6 +216,6 @@ def test_nothing_else_is_overwritten(make_model: MakeModel, write: Any, train: A
 
 
 def test_untied_layers_have_no_small_adapter(make_model: MakeModel, write: Any, saved: Any) -> None:
-    base, untied = write("base", make_model()), write("untied", make_model(untied_layers=[1]))
+    base, untied = write("base", make_model()), write("untied", make_model(per_group_layers=[1]))
     with pytest.raises(ValueError, match=r"layers \[1\] are untied by 'task'.*keep the checkpoint itself"):
         saved(untied, base)

@@ -70,7 +70,7 @@ def test_all_loops_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bytes_by_hand() -> None:
     text = UniLlamaConfig(
-        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, ffn="ta_moe", experts_per_task=2
+        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, ffn="ta_moe", num_experts=4
     )
     ffn, attention, norms = 3 * 8 * 16, 4 * 64, 16
     assert slim_bytes.computed(text, None, merged=True) == attention + 5 * ffn + 1 + 8 * 4 + 8 * 2 + norms

@@ -64,7 +64,7 @@ def test_ratios_point_the_right_way(benchmark: SideBySide, monkeypatch: pytest.M
 
 
 def test_the_dense_side_has_the_mixtures_active_flops() -> None:
-    shape = replace(TINY, experts_per_task=3)
+    shape = replace(TINY, experts_per_group=3)
     ours, _, dense, *_ = layers.sides(shape)
     stacks = ours.module.get_parameter("experts.gate_up_proj"), ours.module.get_parameter("experts.down_proj")
     shared = sum(weight.numel() for name, weight in ours.module.named_parameters() if name.startswith("shared_expert."))

@@ -3,7 +3,7 @@
 Writes the published layout, converts it to a task-aware mixture, takes two joint training steps of a small part, answers a
 question and draws a few image tokens; prints the time and memory of each. ``--size tiny`` does the same in seconds.
 
-    python tests/big/smoke.py FOLDER [--size 1B] [--experts-per-task 2] [--threads 2]
+    python tests/big/smoke.py FOLDER [--size 1B] [--experts-per-group 2] [--threads 2]
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the checkpoints go; they are deleted at the end")
     parser.add_argument("--size", choices=SIZES, default="1B", help="1B is Janus-Pro-1B")
-    parser.add_argument("--experts-per-task", type=int, default=2, help="2 makes 5.4 billion parameters of it, 1 makes 3.7")
+    parser.add_argument("--experts-per-group", type=int, default=2, help="2 makes 5.4 billion parameters of it, 1 makes 3.7")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     size, original, mixture = SIZES[arguments.size], arguments.folder / "original", arguments.folder / "mixture"
-    wanted = Conversion(structure=TaskAwareMoE(experts_per_task=arguments.experts_per_task), max_shard_bytes=2 * 10**9)
+    wanted = Conversion(structure=TaskAwareMoE(experts_per_group=arguments.experts_per_group), max_shard_bytes=2 * 10**9)
     try:
         stage("written in deepseek-ai's layout", lambda: write_published(original, size=size))
         stage("converted to a mixture", lambda: convert(original, mixture, wanted, print))

@@ -214,7 +214,7 @@ def test_the_command(published: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     options = [
         "--structure",
         "ta_moe",
-        "--experts-per-task",
+        "--experts-per-group",
         "1",
         "--moe-layers",
         "1",

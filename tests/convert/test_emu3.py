@@ -13,7 +13,7 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
 
 from tiny_emu3 import SIDE, SIZE, emu3_processor, plain_emu3, write_emu3
 from unidecouple.batch import Task
-from unidecouple.convert.layouts import config_of, detect, is_emu3
+from unidecouple.convert.layouts import read_config
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.generate.image import draw
@@ -41,7 +41,8 @@ def test_there_and_back_is_the_same_to_the_last_bit(
     assert all(torch.equal(tensor, after[name]) and tensor.dtype == after[name].dtype for name, tensor in before.items())
     assert "text_model.model.layers.1.mlp.up_proj.weight" in before
     assert {name.split(".")[1] for name in between if name.startswith("model.")} == {"language_model", "vqmodel"}
-    assert (detect(ours), is_emu3(ours), detect(back), is_emu3(back)) == ("unidecouple", True, "transformers", True)
+    found = [read_config(folder) for folder in (ours, back)]
+    assert (found[0].layout, found[0].is_emu3, found[1].layout, found[1].is_emu3) == ("unidecouple", True, "transformers", True)
     assert (back / "LICENSE").read_text() == "Apache-2.0\n"
 
 
@@ -50,7 +51,7 @@ def test_the_configuration_comes_back(downloaded: Path, emu3_base: Path, convert
     first, last = (Emu3Config(**json.loads((folder / "config.json").read_text())) for folder in (downloaded, back))
     assert first.to_dict() == last.to_dict()
     assert first.text_config.attention_dropout == 0.1
-    ours = config_of(emu3_base, None)
+    ours = read_config(emu3_base).build(None)
     assert ours.text_config.attention_dropout == 0.0
     assert (ours.text_config.rope_parameters["rope_theta"], ours.text_config.num_key_value_heads) == (1e6, 2)
     assert (ours.image_size, ours.side) == (SIZE, SIDE)

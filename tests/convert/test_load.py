@@ -125,3 +125,17 @@ def test_licences_travel(broken: Any, tmp_path: Path) -> None:
         (folder / name).write_text(name)
     out = export(folder, tmp_path / "out")
     assert {file.name for file in out.iterdir() if file.read_bytes() == file.name.encode()} == names
+
+
+def test_config_json_is_read_once(small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    text = Path.read_text
+
+    def counted(path: Path, *given: Any, **named: Any) -> str:
+        read.append(path)
+        return text(path, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    load(str(small_base))
+    convert(small_base, tmp_path / "out", Conversion(to="transformers"), lambda line: None)
+    assert read.count(small_base / "config.json") == 2  # one for each

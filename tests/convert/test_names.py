@@ -9,7 +9,7 @@ import torch
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from published import PRO_1B, PRO_7B, Published, config, shapes, write_json
-from unidecouple.convert.layouts import config_json, config_of
+from unidecouple.convert.layouts import config_json, read_config
 from unidecouple.convert.names import from_deepseek, to_deepseek, unused
 from unidecouple.convert.parts import Part, read_deepseek, split_into_parts, write_deepseek
 from unidecouple.convert.processors import read_processor
@@ -76,7 +76,7 @@ def test_every_published_name_and_shape(published: Path, tmp_path: Path, size: P
     listed = on_meta(size)
     assert round(sum(tensor.numel() for tensor in listed.values()) / 1e9, 2) == billions
     write_json(tmp_path / "config.json", config(size, shortened=size is PRO_7B))
-    ours = config_of(tmp_path, read_processor(published, "deepseek"))
+    ours = read_config(tmp_path).build(read_processor(read_config(published)))
     with torch.device("meta"):
         expected = JanusForConditionalGeneration(JanusConfig(**config_json(ours, "transformers"))).state_dict()
     found = through(listed, read_deepseek)
@@ -88,7 +88,7 @@ def test_every_published_name_and_shape(published: Path, tmp_path: Path, size: P
 @pytest.mark.parametrize("size", [PRO_1B, PRO_7B], ids=["1B", "7B"])
 def test_published_configurations_come_back(published: Path, tmp_path: Path, size: Published) -> None:
     write_json(tmp_path / "config.json", config(size, shortened=size is PRO_7B))
-    ours = config_of(tmp_path, read_processor(published, "deepseek"))
+    ours = read_config(tmp_path).build(read_processor(read_config(published)))
     text = ours.text_config
     heads = (text.num_attention_heads, text.num_key_value_heads, text.head_dim)
     assert heads == ((16, 16, 128) if size is PRO_1B else (32, 32, 128))

@@ -12,8 +12,17 @@ from unidecouple.methods.structure import Dense, MoE, MoT, Rosetta, TaskAwareMoE
 
 NOTHING = dict.fromkeys(
     [
-        *("structure", "experts_per_task", "num_experts_per_tok", "shared_expert", "alpha_init", "moe_layers", "context_router"),
-        *("split", "fork", "first", "last", "across"),
+        *(
+            "structure",
+            "experts_per_group",
+            "num_experts",
+            "num_experts_per_tok",
+            "shared_expert",
+            "alpha_init",
+            "moe_layers",
+            "context_router",
+        ),
+        *("group_by", "fork", "first", "last", "across"),
     ]
 )
 
@@ -25,13 +34,13 @@ NOTHING = dict.fromkeys(
         ({"structure": "dense"}, Dense()),
         ({"structure": "moe", "alpha_init": 0.25, "shared_expert": False}, MoE(alpha_init=0.25, shared_expert=False)),
         (
-            {"structure": "ta_moe", "moe_layers": "0,2-3", "experts_per_task": 4},
-            TaskAwareMoE(experts_per_task=4, moe_layers=(0, 2, 3)),
+            {"structure": "ta_moe", "moe_layers": "0,2-3", "experts_per_group": 4},
+            TaskAwareMoE(experts_per_group=4, moe_layers=(0, 2, 3)),
         ),
         ({"structure": "ta_moe", "context_router": True}, TaskAwareMoE(context_router=True)),
         ({"structure": "rosetta", "num_experts_per_tok": 1}, Rosetta(num_experts_per_tok=1)),
         ({"structure": "mot"}, MoT()),
-        ({"structure": "mot", "split": "drawn"}, MoT(split="drawn")),
+        ({"structure": "mot", "group_by": "image_out"}, MoT(group_by="image_out")),
         ({"structure": "unifork", "fork": "3"}, UniFork(fork=3)),
         ({"structure": "unix", "first": "0.25", "last": ".5", "across": True}, UniX(first=0.25, last=0.5, across=True)),
     ],
@@ -55,7 +64,7 @@ def test_layers_and_sizes() -> None:
             shard_bytes(wrong)
 
 
-@pytest.mark.parametrize(("given", "said"), [({"structure": "moe", "split": "task"}, "--split"), ({"fork": "2"}, "--fork")])
+@pytest.mark.parametrize(("given", "said"), [({"structure": "moe", "group_by": "task"}, "--group-by"), ({"fork": "2"}, "--fork")])
 def test_options_without_use_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"{said} does nothing with --structure"):
         structure(argparse.Namespace(**NOTHING | given))

@@ -17,6 +17,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from published import BOS, EOS, PAD, write_json
 from unidecouple.batch import IGNORE, Task
+from unidecouple.convert.layouts import read_config
 from unidecouple.convert.load import load
 from unidecouple.convert.processors import read_processor
 from unidecouple.data.sequences import Question, SequenceBuilder, pixels
@@ -194,7 +195,7 @@ def test_the_rule_of_pictures_and_role_tokens_survive_every_layout(
     write_json(here / "special_tokens_map.json", {"additional_special_tokens": ["<|User|>", {"content": "<|Assistant|>"}]})
     for layout in ("unidecouple", "transformers", "deepseek", "unidecouple"):
         here = converted(here, tmp_path / f"{layout}-{here.name}", to=layout)
-        processor = read_processor(here, layout)
+        processor = read_processor(read_config(here))
         builder = SequenceBuilder(processor)
         assert processor.short_side == "floor"
         for text in ("hi <|User|> there", "<|Assistant|>"):
@@ -210,7 +211,7 @@ def test_the_rule_of_pictures_and_role_tokens_survive_every_layout(
     foreign = shutil.copytree(plain, tmp_path / "foreign")
     write_json(foreign / "processor_config.json", theirs)
     for layout in ("unidecouple", "deepseek"):  # a checkpoint of transformers' keeps transformers' rule
-        assert read_processor(converted(foreign, tmp_path / f"foreign-{layout}", to=layout), layout).short_side == "round"
+        assert read_processor(read_config(converted(foreign, tmp_path / f"foreign-{layout}", to=layout))).short_side == "round"
 
 
 def test_a_tokenizer_class_of_the_hub(plain: Path, pro_builder: SequenceBuilder, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_a_tokenizer_class_of_the_hub(plain: Path, pro_builder: SequenceBuilder,
     shutil.copytree(plain, tmp_path / "hub")
     path = tmp_path / "hub" / "tokenizer_config.json"
     write_json(path, json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizerFast", "backend": None})
-    theirs = SequenceBuilder(read_processor(tmp_path / "hub", "transformers"))
+    theirs = SequenceBuilder(read_processor(read_config(tmp_path / "hub")))
     for prompt in ("a photo of a blue pig", "two red cows, 3 buses"):
         assert theirs.generation_prompt(prompt) == pro_builder.generation_prompt(prompt)
 
@@ -266,7 +267,7 @@ def test_janus_before_pro_has_no_role_tokens(published: Path, tmp_path: Path) ->
     shutil.copytree(published, tmp_path / "old")
     path = tmp_path / "old" / "tokenizer.json"
     path.write_text(path.read_text().replace("<|User|>", "<|other|>").replace("<|Assistant|>", "<|another|>"))
-    old = read_processor(tmp_path / "old", "deepseek")
+    old = read_processor(read_config(tmp_path / "old"))
     assert text(old, ("user", "hello")) == "User: hello\n\nAssistant:"
     assert (
         old.tokenizer.decode(SequenceBuilder(old).generation_prompt("a pig")) == f"{BOS}User: a pig\n\nAssistant:<begin_of_image>"
@@ -278,13 +279,13 @@ def test_a_tokenizer_without_janus_tokens(published: Path, tmp_path: Path) -> No
     path = tmp_path / "other" / "tokenizer.json"
     path.write_text(path.read_text().replace("<image_placeholder>", "<x>"))
     with pytest.raises(ValueError, match=r"has no token '<image_placeholder>': it is not Janus's"):
-        read_processor(tmp_path / "other", "deepseek")
+        read_processor(read_config(tmp_path / "other"))
     path.unlink()
-    assert read_processor(tmp_path / "other", "deepseek") is None
+    assert read_processor(read_config(tmp_path / "other")) is None
     shutil.copy(published / "tokenizer.json", path)
     (tmp_path / "other" / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
-        read_processor(tmp_path / "other", "deepseek")
+        read_processor(read_config(tmp_path / "other"))
 
 
 def test_a_prompt_of_our_own_survives_other_layouts(

@@ -56,12 +56,12 @@ def difference(left: list[Tensor], right: list[Tensor]) -> float:
 @pytest.mark.parametrize(
     "structure",
     [
-        MoE(experts_per_task=3, num_experts_per_tok=2),
-        TaskAwareMoE(experts_per_task=1, alpha_init=0.3),
-        TaskAwareMoE(experts_per_task=3, num_experts_per_tok=3, shared_expert=False),
+        MoE(num_experts=6, num_experts_per_tok=2),
+        TaskAwareMoE(experts_per_group=1, alpha_init=0.3),
+        TaskAwareMoE(experts_per_group=3, num_experts_per_tok=3, shared_expert=False),
         TaskAwareMoE(moe_layers=(1,), context_router=True),
-        Rosetta(text_experts=1, seen_experts=2, drawn_experts=3, num_experts_per_tok=1),
-        MoT(split="drawn"),
+        Rosetta(text_experts=1, image_in_experts=2, image_out_experts=3, num_experts_per_tok=1),
+        MoT(group_by="image_out"),
         UniFork(fork=1),
         UniX(across=True),
     ],
@@ -76,7 +76,7 @@ def test_upcycling_computes_the_same(
     assert difference(logits(upcycled, joint_batch), logits(dense, joint_batch)) <= 1e-5
     fields = structure.configure(dense.config.text_config)
     assert {name: getattr(upcycled.config.text_config, name) for name in fields} == fields
-    if fields.get("untied_layers"):
+    if fields.get("per_group_layers"):
         return
     gate = upcycled.decoder.layers[1].mlp.gate.weight
     assert 0.01 < float(gate.detach().std()) < 0.03  # experts are copies: the router tells them apart
@@ -90,8 +90,8 @@ def test_upcycling_computes_the_same(
 @pytest.mark.parametrize(
     "text",
     [
-        {"experts_per_task": 3, "num_experts_per_tok": 2},
-        {"experts_per_task": 1, "shared_expert": False},
+        {"num_experts": 6, "num_experts_per_tok": 2},
+        {"num_experts": 2, "shared_expert": False},
         {"context_router": True, **LORA},
         SOME,
         ROUTERS,
@@ -117,10 +117,10 @@ def test_slimmed_to_one_task(
     slim = load(str(converted(save(whole), tmp_path / "slim", task=task, merge=merge)))[0]
     assert difference(logits(slim, joint_batch), expected) <= 3e-5
     kept = slim.config.text_config
-    assert (kept.ffn, kept.num_tasks, kept.experts_per_group) == ("moe", 1, whole.config.text_config.experts_per_task)
+    assert (kept.ffn, kept.num_tasks, kept.experts_per_group) == ("moe", 1, whole.config.text_config.experts_per_group)
     assert kept.lora_rank == (0 if merge else whole.config.text_config.lora_rank)
     assert slim.num_parameters() < whole.num_parameters()
-    assert kept.first_token == (task is Task.T2I)
+    assert kept.bos_kv == (task is Task.T2I)
     if task is Task.T2I:
         jobs = image_jobs(builder, PROMPTS, 1, 0, SamplingParams(guidance_scale=3.0, temperature=0))
         pictures = draw_tokens(whole, builder, jobs, routing="label")
@@ -134,7 +134,7 @@ def test_one_expert_folds_to_a_dense_janus(
 ) -> None:
     targets = ["attention", "experts", *(["shared_expert"] if shared else [])]
     low = {"lora_rank": 4, "lora_alpha": 4.0, "lora_targets": targets, "lora_per_task": ["attention"]}
-    whole = make_model(ffn="ta_moe", experts_per_task=1, shared_expert=shared, **low)
+    whole = make_model(ffn="ta_moe", num_experts=2, shared_expert=shared, **low)
     source = save(whole)
     for task in Task:
         dense = load(str(converted(source, tmp_path / task.key, task=task, structure=Dense())))[0]
@@ -148,9 +148,9 @@ def test_one_expert_folds_to_a_dense_janus(
 def test_pictures_of_other_layouts_differ_and_it_is_said(make_model: MakeModel, save: Save, tmp_path: Path) -> None:
     said: list[str] = []
     wanted = Conversion("transformers", Dense(), Task.T2I)
-    convert(save(make_model(ffn="ta_moe", experts_per_task=1)), tmp_path / "out", wanted, said.append)
+    convert(save(make_model(ffn="ta_moe", num_experts=2)), tmp_path / "out", wanted, said.append)
     assert [line for line in said if "4 names gone, 0 new" in line and "the BOS's keys and values left out" in line]
-    assert not load(str(tmp_path / "out"))[0].config.text_config.first_token
+    assert not load(str(tmp_path / "out"))[0].config.text_config.bos_kv
 
 
 @pytest.mark.parametrize("ffn", ["moe", "ta_moe"])
@@ -202,14 +202,14 @@ def test_merging_by_hand() -> None:
     [
         ({"ffn": "ta_moe"}, {"to": "deepseek"}, "ffn='ta_moe', lora_rank=0 has no place in the deepseek layout"),
         ({"ffn": "ta_moe", **LORA}, {"merge": True}, "lora_A is one update a task.*choose one with --task"),
-        ({"ffn": "ta_moe"}, {"structure": MoE()}, "ffn='ta_moe' already: --structure moe starts from a dense checkpoint"),
+        ({"ffn": "ta_moe"}, {"structure": MoE()}, "ffn='ta_moe' already: structure 'moe' must start from a dense checkpoint"),
         ({"lora_rank": 4, "lora_alpha": 4.0, "lora_targets": ["mlp"]}, {"structure": MoE()}, "merge them first"),
         ({}, {"task": Task.MMU}, "no weight belongs to one task"),
         ({"ffn": "moe"}, {"task": Task.MMU}, "no weight belongs to one task"),
         ({"ffn": "ta_moe"}, {"task": Task.MMU, "structure": Dense()}, "with 2 experts in layers .* cannot become dense"),
         ({"ffn": "ta_moe"}, {"structure": Dense()}, "with 4 experts in layers .* cannot become dense"),
-        ({"ffn": "typed_moe", "split": "drawn"}, {"task": Task.T2I}, "split='drawn': a group serves a kind of token"),
-        ({"ffn": "typed_moe", "split": "drawn", "group_sizes": [3, 1]}, {"structure": Dense()}, "with 4 experts in layers"),
+        ({"ffn": "typed_moe", "group_by": "image_out"}, {"task": Task.T2I}, "group_by='image_out': a group serves a kind of token"),
+        ({"ffn": "typed_moe", "group_by": "image_out", "group_sizes": [3, 1]}, {"structure": Dense()}, "with 4 experts in layers"),
         ({"ffn": "moe"}, {"structure": Symbiotic()}, "'symbiotic' needs to know how experts are used"),
         ({}, {"structure": MoE(num_experts_per_tok=9)}, "num_experts_per_tok=9 must be from 1 to"),
     ],
@@ -226,11 +226,11 @@ def test_what_cannot_be_is_said(
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ({"structure": MoT()}, r"layers \[1\] untied already: --structure mot starts from a dense checkpoint"),
-        ({"structure": TaskAwareMoE()}, r"layers \[1\] untied already: --structure ta_moe"),
+        ({"structure": MoT()}, r"layers \[1\] untied by 'task' already: structure 'mot' must start"),
+        ({"structure": TaskAwareMoE()}, r"layers \[1\] untied by 'task' already: structure 'ta_moe'"),
         ({"structure": Dense()}, "untied by 'task': they have more than one set to become dense"),
         ({"task": Task.T2I}, "untied by 'task': a task cannot be taken out of untied layers"),
-        ({"to": "transformers"}, r"untied_layers=\[1\] have no place in the transformers layout"),
+        ({"to": "transformers"}, r"per_group_layers=\[1\] have no place in the transformers layout"),
         ({"to": "deepseek"}, "keep our own layout"),
     ],
     ids=str,
@@ -238,7 +238,7 @@ def test_what_cannot_be_is_said(
 def test_untied_layers_stay_as_they_are(
     make_model: MakeModel, save: Save, tmp_path: Path, wanted: dict[str, Any], said: str
 ) -> None:
-    source = save(make_model(untied_layers=[1], untied_norm=True, split="task"))
+    source = save(make_model(per_group_layers=[1], per_group_norm=True, group_by="task"))
     with pytest.raises(ValueError, match=said):
         convert(source, tmp_path / "out", Conversion(**wanted), lambda line: None)
     assert not (tmp_path / "out").exists()

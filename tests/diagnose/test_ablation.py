@@ -66,13 +66,13 @@ def test_the_shared_expert_by_hand(make_model: MakeModel, joint_batch: Joint) ->
         ({"ffn": "ta_moe", "task_routing": "label"}, ("mmu", "t2i")),
         ({"ffn": "ta_moe", "task_routing": "label", "lora_rank": 4, "lora_targets": ["experts", "router"]}, ("mmu", "t2i")),
         ({"ffn": "ta_moe", "task_routing": "label", "lora_rank": 4, "lora_targets": ["router"]}, ("mmu", "t2i")),
-        ({"ffn": "typed_moe", "split": "drawn", "group_sizes": [3, 1]}, ("und", "gen")),
+        ({"ffn": "typed_moe", "group_by": "image_out", "group_sizes": [3, 1]}, ("und", "gen")),
         (
-            {"ffn": "typed_moe", "split": "type", "experts_per_task": 4, "group_sizes": [2, 4, 2], "num_experts_per_tok": 2},
-            ("text", "seen", "drawn"),
+            {"ffn": "typed_moe", "group_by": "type", "num_experts": 8, "group_sizes": [2, 4, 2], "num_experts_per_tok": 2},
+            ("text", "image_in", "image_out"),
         ),
-        ({"untied_layers": [0, 1], "untied_norm": True, "split": "modality"}, ("text", "image")),
-        ({"untied_layers": [1], "split": "drawn"}, ("und", "gen")),
+        ({"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "modality"}, ("text", "image")),
+        ({"per_group_layers": [1], "group_by": "image_out"}, ("und", "gen")),
     ],
     ids=str,
 )
@@ -102,7 +102,7 @@ def _as_if(told: Tensor | None, group: int, other: int) -> Tensor | None:
 def test_a_group_without_tokens_of_a_task_costs_it_nothing(make_model: MakeModel, joint_batch: Joint) -> None:
     _, costs = measure(make_model(ffn="ta_moe", task_routing="label"), joint_batch)
     assert costs["t2i group", None, "mmu"].cost == 0.0
-    _, untied = measure(make_model(untied_layers=[1], untied_norm=True, split="task"), joint_batch)
+    _, untied = measure(make_model(per_group_layers=[1], per_group_norm=True, group_by="task"), joint_batch)
     assert {(part, layer) for part, layer, _ in untied} == {(f"{task.key} group", layer) for task in Task for layer in (None, 1)}
     assert untied["t2i group", 1, "mmu"].cost == 0.0
     assert abs(untied["mmu group", 1, "mmu"].cost) > 1e-3
@@ -140,7 +140,7 @@ def test_an_expert_nobody_is_sent_to_costs_nothing_and_the_only_one_all(make_mod
     [
         {"ffn": "ta_moe", "lora_rank": 4, "lora_targets": ["experts"]},
         {"ffn": "ta_moe", "shared_expert": False},
-        {"untied_layers": [0, 1], "untied_norm": True},
+        {"per_group_layers": [0, 1], "per_group_norm": True},
     ],
     ids=["shared expert", "group", "set"],
 )

@@ -106,11 +106,11 @@ EXPERTS = {"experts in", "experts out", "expert router"}
         ({"ffn": "ta_moe", "shared_expert": False}, [ATTENTION] * 2),
         ({"ffn": "moe"}, [ATTENTION | FFN | EXPERTS] * 2),
         ({"ffn": "moe", "shared_expert": False, "moe_layers": [1]}, [ATTENTION | FFN, ATTENTION | EXPERTS]),
-        ({"ffn": "typed_moe", "split": "task", "shared_expert": False}, [ATTENTION] * 2),
-        ({"ffn": "typed_moe", "split": "drawn", "shared_expert": False, "group_sizes": [3, 1]}, [ATTENTION | EXPERTS] * 2),
-        ({"untied_layers": [1], "untied_norm": True, "split": "task"}, [ATTENTION | FFN, set()]),
-        ({"untied_layers": [0, 1], "untied_norm": True, "split": "task"}, [set()] * 2),
-        ({"untied_layers": [0, 1], "split": "drawn"}, [ATTENTION | FFN] * 2),
+        ({"ffn": "typed_moe", "group_by": "task", "shared_expert": False}, [ATTENTION] * 2),
+        ({"ffn": "typed_moe", "group_by": "image_out", "shared_expert": False, "group_sizes": [3, 1]}, [ATTENTION | EXPERTS] * 2),
+        ({"per_group_layers": [1], "per_group_norm": True, "group_by": "task"}, [ATTENTION | FFN, set()]),
+        ({"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "task"}, [set()] * 2),
+        ({"per_group_layers": [0, 1], "group_by": "image_out"}, [ATTENTION | FFN] * 2),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",  # sets have no order that two processes share
 )
@@ -127,10 +127,10 @@ def test_only_weights_that_both_tasks_use_are_measured(
     ("kind", "part", "name", "rows"),
     [
         ({"ffn": "moe"}, "experts in", "mlp.experts.gate_up_proj", slice(None)),
-        ({"ffn": "typed_moe", "split": "drawn", "group_sizes": [3, 1]}, "experts out", "mlp.experts.down_proj", slice(3)),
-        ({"ffn": "typed_moe", "split": "drawn", "group_sizes": [3, 1]}, "expert router", "mlp.gate.weight", slice(3)),
-        ({"untied_layers": [0, 1], "split": "drawn"}, "k_proj", "self_attn.k_proj.weight", slice(1)),
-        ({"untied_layers": [0, 1], "split": "modality"}, "k_proj", "self_attn.k_proj.weight", slice(None)),
+        ({"ffn": "typed_moe", "group_by": "image_out", "group_sizes": [3, 1]}, "experts out", "mlp.experts.down_proj", slice(3)),
+        ({"ffn": "typed_moe", "group_by": "image_out", "group_sizes": [3, 1]}, "expert router", "mlp.gate.weight", slice(3)),
+        ({"per_group_layers": [0, 1], "group_by": "image_out"}, "k_proj", "self_attn.k_proj.weight", slice(1)),
+        ({"per_group_layers": [0, 1], "group_by": "modality"}, "k_proj", "self_attn.k_proj.weight", slice(None)),
     ],
     ids=str,
 )

@@ -37,7 +37,7 @@ def test_what_every_decoder_shows(
     for batch in (asked(builder, pictures[0]), drawn(builder)):
         view = view_request(model, batch)
         length = batch.input_ids.shape[1]
-        layers = sorted({*config.mixture_layers, *(config.untied_layers or ())})
+        layers = sorted({*config.mixture_layers, *(config.per_group_layers or ())})
         assert [route.layer for route in view.learned] == layers
         assert (view.told is not None) == (config.ffn == "ta_moe")
         assert view.modality.shape == (length,)
@@ -57,7 +57,7 @@ def test_what_every_decoder_shows(
 
 def test_probabilities_are_the_routers(make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray) -> None:
     """Layer 0's two routers, asked by hand about its own input."""
-    model = make_model(ffn="ta_moe", experts_per_task=3)
+    model = make_model(ffn="ta_moe", num_experts=6)
     batch = asked(builder, pictures[0])
     kept = []
     handle = model.decoder.layers[0].mlp.register_forward_hook(lambda module, args, out: kept.append(args[0][0]))
@@ -79,12 +79,12 @@ def test_labels_and_modalities(make_model: MakeModel, builder: SequenceBuilder, 
     assert view.groups == ("mmu", "t2i")
     assert view.label is not None
     assert view.label.tolist() == [0] + [1] * (len(view.label) - 1), "the BOS says nothing of the task yet"
-    assert (view.modality == Modality.DRAWN).sum() == builder.num_image_tokens
-    typed = view_request(make_model(ffn="typed_moe", split="type", experts_per_task=3), asked(builder, pictures[0]))
-    assert typed.groups == ("text", "seen", "drawn")
+    assert (view.modality == Modality.IMAGE_OUT).sum() == builder.num_image_tokens
+    typed = view_request(make_model(ffn="typed_moe", group_by="type", num_experts=6), asked(builder, pictures[0]))
+    assert typed.groups == ("text", "image_in", "image_out")
     assert typed.label is not None
     assert torch.equal(typed.label, typed.modality)
-    assert (typed.modality == Modality.SEEN).sum() == builder.seen_tokens
+    assert (typed.modality == Modality.IMAGE_IN).sum() == builder.seen_tokens
     dense = view_request(make_model(), drawn(builder))
     assert (dense.groups, dense.label, dense.learned, dense.told) == (("all",), None, (), None)
 

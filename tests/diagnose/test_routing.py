@@ -17,7 +17,7 @@ Joint = tuple[Batch, Batch]
 
 
 def test_shares_are_those_of_the_real_tokens(make_model: MakeModel, joint_batch: Joint) -> None:
-    model = make_model(ffn="ta_moe", experts_per_task=3, num_experts_per_tok=2)
+    model = make_model(ffn="ta_moe", num_experts=6, num_experts_per_tok=2)
     rows = routing_map(model, joint_batch)
     assert [row["layer"] for row in rows] == [0, 1]
     for index, row in enumerate(rows):
@@ -98,7 +98,7 @@ def test_a_group_without_tokens_has_no_dead_experts_and_single_experts_no_entrop
 
 
 def test_counts_add_up_over_batches(make_model: MakeModel, joint_batch: Joint) -> None:
-    model = make_model(ffn="ta_moe", experts_per_task=3, num_experts_per_tok=2)
+    model = make_model(ffn="ta_moe", num_experts=6, num_experts_per_tok=2)
     sizes = model.config.text_config.expert_groups
     routings = model(batch=joint_batch).routing
     whole = count_routing(joint_batch, routings, sizes)

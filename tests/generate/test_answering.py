@@ -38,7 +38,7 @@ def test_greedy_answers_are_the_plain_loops(
 ) -> None:
     model = make_model(**kind)
     expected = answer(model, builder, list(pictures), QUESTIONS, 8, routing="label")
-    if "untied_attention" in kind:
+    if "per_group_attention" in kind:
         with pytest.raises(ValueError, match="plain loops"):
             Answering(model, builder)
         return

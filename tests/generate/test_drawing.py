@@ -33,7 +33,7 @@ CHOICES = [
     SamplingParams(temperature=0.7, top_k=5),
     SamplingParams(temperature=1.0, top_p=0.6),
 ]
-APART = "untied_attention"
+APART = "per_group_attention"
 
 
 def plainly(model: Any, builder: SequenceBuilder, order: ImageJob) -> Tensor:
@@ -63,7 +63,7 @@ def test_whole_pictures_are_the_plain_loops(make_model: MakeModel, builder: Sequ
     model, orders = make_model(**kind), mixed_orders(builder)
     expected = torch.stack([plainly(model, builder, order) for order in orders])
     if APART in kind:
-        with pytest.raises(ValueError, match=r"untied_attention='group'.*plain loops"):
+        with pytest.raises(ValueError, match=r"per_group_attention='group'.*plain loops"):
             Drawing(model, builder)
         return
     found = draw_orders(Drawing(model, builder, most=3, prompt_length=40), orders)  # fewer at a time than there are
@@ -117,7 +117,9 @@ def test_neighbours_do_not_notice_who_comes_and_goes(make_model: MakeModel, buil
         drawing.remove(cancelled)
 
 
-@pytest.mark.parametrize("kind", [{}, {"ffn": "ta_moe"}, {"untied_layers": [1], "untied_norm": True, "split": "task"}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [{}, {"ffn": "ta_moe"}, {"per_group_layers": [1], "per_group_norm": True, "group_by": "task"}], ids=str
+)
 def test_rows_that_end(emu3_base: Path, enliven: Any, kind: dict[str, Any]) -> None:
     """Emu3: pictures that stand at different places of their rows, some at an end, some not."""
     dense, processor = load(str(emu3_base))
@@ -146,9 +148,9 @@ def test_rows_that_end(emu3_base: Path, enliven: Any, kind: dict[str, Any]) -> N
 def test_two_groups_in_one_drawing_are_refused(emu3_base: Path) -> None:
     dense, processor = load(str(emu3_base))
     raw = dense.config.to_dict()
-    text = raw["text_config"] | {"untied_layers": [0], "untied_norm": True, "split": "drawn"}
+    text = raw["text_config"] | {"per_group_layers": [0], "per_group_norm": True, "group_by": "image_out"}
     model = type(dense)(type(dense.config)(**raw | {"text_config": text}))
-    with pytest.raises(ValueError, match=r"split='drawn'.*plain loop"):
+    with pytest.raises(ValueError, match=r"group_by='image_out'.*plain loop"):
         Drawing(model, SequenceBuilder(processor))
 
 

@@ -19,7 +19,7 @@ from unidecouple.generate.one_task import one_task
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
-SERVED = [kind for kind in KINDS if "untied_attention" not in kind]
+SERVED = [kind for kind in KINDS if "per_group_attention" not in kind]
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -31,7 +31,7 @@ def test_steps_equal_one_forward_pass(make_model: MakeModel, kind: dict[str, Any
     """Three tokens after prompts of 2, 5 and 63: the last crosses a bucket's end."""
     slim = one_task(make_model(**kind), task)
     decoder = slim.decoder
-    new = Modality.DRAWN if task is Task.T2I else Modality.TEXT
+    new = Modality.IMAGE_OUT if task is Task.T2I else Modality.TEXT
     lengths, tokens, width = (2, 5, BUCKET - 1), 3, decoder.config.hidden_size
     x = torch.randn(3, max(lengths) + tokens, width, generator=torch.Generator().manual_seed(0))
     states, cached = [], []
@@ -116,7 +116,7 @@ def test_what_is_refused(make_model: MakeModel) -> None:
     for kind, says in (
         ({"ffn": "ta_moe"}, "take one task's model first"),
         (KINDS[4], "lora_rank=4"),
-        (KINDS[9], "untied_attention='group'"),
+        (KINDS[9], "per_group_attention='group'"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"mlp_bias": True}, "mlp_bias=True"),
     ):

@@ -13,17 +13,24 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from unidecouple import config as configs
-from unidecouple.methods.gradient import GRADIENTS, MAOP, MGDA, Aggregated, CAGrad, Gradient, PCGrad, Sum
+from unidecouple.methods.gradient import GRADIENTS, MAOP, MGDA, CAGrad, Gradient, PCGrad, Sum, TorchJDAggregator
 from unidecouple.methods.gradient.aggregation import draws, gramian
 from unidecouple.run import RunConfig
 
-UPGRAD = Aggregated(name="UPGrad")
+UPGRAD = TorchJDAggregator(name="UPGrad")
 SURGERY = (PCGrad(), MGDA(), CAGrad(), UPGRAD)
-ALL = (Sum(), *SURGERY, MAOP(), MAOP(of="t2i"), Aggregated(name="GradDrop"), Aggregated(name="FairGrad", settings={"alpha": 1.0}))
+ALL = (
+    Sum(),
+    *SURGERY,
+    MAOP(),
+    MAOP(of="t2i"),
+    TorchJDAggregator(name="GradDrop"),
+    TorchJDAggregator(name="FairGrad", settings={"alpha": 1.0}),
+)
 
 
 def name(strategy: Gradient) -> str:
-    return strategy.name if isinstance(strategy, Aggregated) else strategy.kind
+    return strategy.name if isinstance(strategy, TorchJDAggregator) else strategy.kind
 
 
 def combined(
@@ -135,7 +142,7 @@ def test_equals_torchjd_on_its_matrix(other: str) -> None:
     for seed in range(3):
         one, two = pair(seed, conflict=seed % 2 == 0)
         expected = getattr(torchjd, other)()(torch.stack([one, two]))
-        torch.testing.assert_close(combined(Aggregated(name=other, scale=1.0), one, two), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(combined(TorchJDAggregator(name=other, scale=1.0), one, two), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_cagrad_and_mgda_equal_torchjd_times_the_tasks() -> None:
@@ -149,7 +156,7 @@ def test_cagrad_and_mgda_equal_torchjd_times_the_tasks() -> None:
 def test_draws_are_a_function_of_seed_and_step(other: str) -> None:
     """A resumed run draws what the unbroken one drew, whatever was drawn in between and however sums were rounded."""
     torch.manual_seed(0)
-    drawn, (one, two) = Aggregated(name=other), pair(0, conflict=True, size=101)
+    drawn, (one, two) = TorchJDAggregator(name=other), pair(0, conflict=True, size=101)
     first, left = combined(drawn, one, two), torch.rand(1)
     torch.manual_seed(0)
     assert torch.equal(torch.rand(1), left), "the run's own generator is not moved"
@@ -183,7 +190,7 @@ def test_settings_of_every_type(other: str, settings: dict[str, typing.Any], tmp
     chosen = f"{{kind: torchjd, name: {other}, settings: {settings}, scale: 1.0}}"
     (tmp_path / "run.yaml").write_text(f"stages: [{{gradient: {chosen}}}]")
     strategy = configs.load(RunConfig, [tmp_path / "run.yaml"]).stages[0].gradient
-    assert isinstance(strategy, Aggregated)
+    assert isinstance(strategy, TorchJDAggregator)
     assert repr(strategy.settings) == repr(settings)
     tensors = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in settings.items()}
     one, two = (vector.float() for vector in pair(0, conflict=True))
@@ -205,8 +212,8 @@ def test_settings_that_cannot_combine_two_tasks(other: str, settings: dict[str, 
     """Refused where they are given, not in the first step; and the run's own generator is not moved."""
     before = torch.get_rng_state()
     with pytest.raises(ValueError, match=rf"{other} with the settings .* two tasks \(.*{told}.*: give the settings as TorchJD"):
-        Aggregated(name=other, settings=settings)
-    Aggregated(name="GradDrop")
+        TorchJDAggregator(name=other, settings=settings)
+    TorchJDAggregator(name="GradDrop")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -235,11 +242,11 @@ def test_maop_of_generation_leaves_understanding_alone() -> None:
 
 def test_unknown_and_unfit_names() -> None:
     with pytest.raises(ValueError, match=r"'UpGrad' is none of TorchJD's; choose from its stateless aggregators: .*UPGrad"):
-        Aggregated(name="UpGrad")
+        TorchJDAggregator(name="UpGrad")
     with pytest.raises(ValueError, match=r"'NashMTL' keeps a memory between steps"):
-        Aggregated(name="NashMTL")
+        TorchJDAggregator(name="NashMTL")
     with pytest.raises(ValueError, match=r"FairGrad does not take the settings \{\}.*alpha"):
-        Aggregated(name="FairGrad")
+        TorchJDAggregator(name="FairGrad")
     with pytest.raises(ValueError, match=r"c=-1\.0 must be at least 0"):
         CAGrad(c=-1.0)
 

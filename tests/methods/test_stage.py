@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unidecouple.methods.objective import LoadBalance, Objective
-from unidecouple.methods.stage import PARTS, Lora, Shield, Stage
+from unidecouple.methods.stage import PARTS, GradientShielding, Lora, Stage
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "mlp"]}
@@ -37,8 +37,8 @@ def test_every_weight_is_in_one_part(make_model: Callable[..., UniJanusForCondit
         (lambda: Stage(min_lr_ratio=1.5), "min_lr_ratio=1.5 must be from 0 to 1"),
         (lambda: Lora(r=0), "r=0 must be at least 1"),
         (lambda: Lora(lora_alpha=0), "lora_alpha=0 must be above 0"),
-        (lambda: Shield(steps=-1), "steps=-1"),
-        (lambda: Shield(scale_after=-0.1), "scale_after=-0.1"),
+        (lambda: GradientShielding(steps=-1), "steps=-1"),
+        (lambda: GradientShielding(scale_after=-0.1), "scale_after=-0.1"),
         (lambda: Objective(mmu_coeff=-1), "mmu_coeff=-1"),
         (lambda: LoadBalance(coeff=float("nan")), "coeff=nan"),
     ],
@@ -50,5 +50,5 @@ def test_numbers_of_a_stage_have_bounds(part: Callable[[], object], said: str) -
 
 def test_zeroes_that_mean_off_are_legal() -> None:
     Stage(share=0, learning_rate=0, train={"vision": 0}, warmup_steps=0, min_lr_ratio=0, group_rates={"mmu": 0})
-    Shield(steps=0, scale_after=0)
+    GradientShielding(steps=0, scale_after=0)
     Objective(mmu_coeff=0, t2i_coeff=0, auxiliary=())

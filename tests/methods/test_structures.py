@@ -22,21 +22,27 @@ from unidecouple.methods.structure.upcycling import copy_into_experts
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.moe import MixtureOfExperts
-from unidecouple.models.sharing import split_of, task_rows
+from unidecouple.models.sharing import group_by_of, task_rows
 from unidecouple.train.build import add_lora, restructure
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 Joint = tuple[Batch, Batch]
 
 SETTINGS: list[dict[str, Any]] = [
-    {"experts_per_task": experts, "num_experts_per_tok": k, "shared_expert": shared, "alpha_init": alpha}
+    {
+        "experts_per_group": experts,
+        "num_experts": 2 * experts,
+        "num_experts_per_tok": k,
+        "shared_expert": shared,
+        "alpha_init": alpha,
+    }
     for experts, k in ((1, 1), (2, 1), (3, 2))
     for shared, alpha in ((False, 0.5), (True, 0.0), (True, 0.3), (True, 1.0))
-] + [{"moe_layers": (1,)}, {"moe_layers": (0,), "experts_per_task": 3}]
-TYPED: list[dict[str, Any]] = [{"text_experts": 1, "seen_experts": 2, "drawn_experts": 3, "num_experts_per_tok": 1}]
+] + [{"moe_layers": (1,)}, {"moe_layers": (0,), "experts_per_group": 3, "num_experts": 6}]
+TYPED: list[dict[str, Any]] = [{"text_experts": 1, "image_in_experts": 2, "image_out_experts": 3, "num_experts_per_tok": 1}]
 UNTIED: list[dict[str, Any]] = [
-    {"split": "task"},
-    {"split": "drawn"},
+    {"group_by": "task"},
+    {"group_by": "image_out"},
     {"fork": 1},
     {"across": True},
     {"first": 0, "last": 1, "across": True},
@@ -90,7 +96,7 @@ def test_upcycling_is_exact(make_model: MakeModel, joint_batch: Joint, structure
 @torch.no_grad()
 def test_upcycled_weights(make_model: MakeModel) -> None:
     dense = make_model()
-    model = restructure(dense, TaskAwareMoE(experts_per_task=3, alpha_init=0.25), seed=3)
+    model = restructure(dense, TaskAwareMoE(experts_per_group=3, alpha_init=0.25), seed=3)
     old, new = dense.decoder.layers[1].mlp, model.decoder.layers[1].mlp
     assert new.experts.gate_up_proj.shape == (6, 128, 32)
     for expert in range(6):
@@ -190,7 +196,7 @@ def swap_tasks(model: UniJanusForConditionalGeneration) -> None:
 
 def by_task(model: UniJanusForConditionalGeneration) -> bool:
     """Whether some weights are met by the task of a token; other splits do not read it."""
-    return split_of(model) == "task" and any(True for _ in task_rows(model))
+    return group_by_of(model) == "task" and any(True for _ in task_rows(model))
 
 
 @pytest.mark.parametrize("name", [*STRUCTURED, UPDATES])
@@ -211,7 +217,7 @@ def test_the_tasks_names_do_not_matter(make_model: MakeModel, joint_batch: Joint
 @torch.no_grad()
 def test_the_tasks_names_do_not_matter_to_what_is_routed(make_model: MakeModel, joint_batch: Joint, routing: str) -> None:
     targets = ["attention", "shared_expert"]
-    kind = {"ffn": "ta_moe", "experts_per_task": 3, "lora_rank": 4, "lora_targets": ["experts", *targets], "lora_per_task": targets}
+    kind = {"ffn": "ta_moe", "num_experts": 6, "lora_rank": 4, "lora_targets": ["experts", *targets], "lora_per_task": targets}
     model = make_model(**kind)
     before = logits(model, joint_batch, routing)
     groups = [layer.group for layers in model(batch=joint_batch, routing=routing).routing for layer in layers]
@@ -288,7 +294,7 @@ def test_saved_and_loaded(
     ids=repr,
 )
 def test_which_layers_part(structure: Upcycled, layers: list[int]) -> None:
-    assert structure.configure(UniLlamaConfig(num_hidden_layers=6))["untied_layers"] == layers
+    assert structure.configure(UniLlamaConfig(num_hidden_layers=6))["per_group_layers"] == layers
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_the_ranking_by_hand() -> None:
     rows = torch.arange(6.0).view(6, 1)
     name = "m.layers.3.mlp"
     state = {f"{name}.gate.weight": rows.unsqueeze(0), f"{name}.experts.down_proj": 10 * rows.view(6, 1, 1), "lm_head.weight": rows}
-    text = UniLlamaConfig(ffn="moe", experts_per_task=3)
+    text = UniLlamaConfig(ffn="moe", num_experts=6)
     out = Symbiotic(understanding_share=2 / 3).partition(state, text, [torch.tensor([5, 2, 2, 9, 0, 7])])
     assert out[f"{name}.gate.weight"].flatten().tolist() == [0, 1, 3, 5, 2, 4]
     assert out[f"{name}.gate.weight"].shape == (6, 1)
@@ -60,7 +60,7 @@ def test_no_weight_is_new_and_none_is_lost(mixture: UniJanusForConditionalGenera
 
 def outputs(model: UniJanusForConditionalGeneration, x: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
     """What layer 0's mixture makes of ``x``, and the experts chosen."""
-    y, routing = model.decoder.layers[0].mlp(x, (kinds == Modality.DRAWN).long(), "learned")
+    y, routing = model.decoder.layers[0].mlp(x, (kinds == Modality.IMAGE_OUT).long(), "learned")
     return y[0], routing.expert
 
 
@@ -68,15 +68,15 @@ def outputs(model: UniJanusForConditionalGeneration, x: Tensor, kinds: Tensor) -
 @torch.no_grad()
 def test_tokens_whose_experts_are_all_their_groups_come_out_as_before(make_model: MakeModel, k: int) -> None:
     """For k = 1 the weight is one either way; for k = 2 it is the ratio of the two, which leaving others out does not change."""
-    model = make_model(ffn="moe", experts_per_task=4, num_experts_per_tok=k)
+    model = make_model(ffn="moe", num_experts=8, num_experts_per_tok=k)
     x = torch.randn(1, 400, 32, generator=torch.Generator().manual_seed(0))
-    kinds = torch.tensor([Modality.TEXT, Modality.SEEN, Modality.DRAWN, Modality.DRAWN]).repeat(100).unsqueeze(0)
+    kinds = torch.tensor([Modality.TEXT, Modality.IMAGE_IN, Modality.IMAGE_OUT, Modality.IMAGE_OUT]).repeat(100).unsqueeze(0)
     old, chosen = outputs(model, x, kinds)
-    used = torch.bincount(chosen[(kinds != Modality.DRAWN).flatten()].flatten(), minlength=8)
+    used = torch.bincount(chosen[(kinds != Modality.IMAGE_OUT).flatten()].flatten(), minlength=8)
     parted = restructure(model, Symbiotic(understanding_share=0.5), 0, [used, used])
     new, _ = outputs(parted, x, kinds)
     understanding = used.argsort(descending=True, stable=True)[:4]
-    mine = torch.isin(chosen, understanding) == (kinds.flatten() != Modality.DRAWN).unsqueeze(-1)
+    mine = torch.isin(chosen, understanding) == (kinds.flatten() != Modality.IMAGE_OUT).unsqueeze(-1)
     kept = mine.all(-1)
     assert 40 < int(kept.sum()) < 360
     torch.testing.assert_close(new[kept], old[kept], atol=1e-5, rtol=1e-5)
@@ -85,7 +85,7 @@ def test_tokens_whose_experts_are_all_their_groups_come_out_as_before(make_model
 
 @torch.no_grad()
 def test_use_is_counted_over_real_tokens(make_model: MakeModel, joint_batch: Joint) -> None:
-    model = make_model(ffn="moe", experts_per_task=3, num_experts_per_tok=2)
+    model = make_model(ffn="moe", num_experts=6, num_experts_per_tok=2)
     counts = expert_usage(model, [joint_batch, joint_batch[:1]])
     expected = torch.zeros(2, 6, dtype=torch.long)
     for batch, times in zip(joint_batch, (2, 1), strict=True):
@@ -99,12 +99,12 @@ def test_use_is_counted_over_real_tokens(make_model: MakeModel, joint_batch: Joi
 
 @pytest.mark.parametrize("start", ["dense", "ta_moe", "typed_moe"])
 def test_only_a_plain_mixture_can_be_parted(make_model: MakeModel, start: str) -> None:
-    text = {"split": "drawn"} if start == "typed_moe" else {}
+    text = {"group_by": "image_out"} if start == "typed_moe" else {}
     with pytest.raises(ValueError, match=f"ffn='{start}': symbiotic parts a plain mixture"):
         restructure(make_model(ffn=start, **text), Symbiotic(), 0, USED)
     for other in (MoE(), TaskAwareMoE()):
         with pytest.raises(ValueError, match="start from a dense checkpoint"):
-            restructure(make_model(ffn="typed_moe", split="drawn"), other, 0)
+            restructure(make_model(ffn="typed_moe", group_by="image_out"), other, 0)
 
 
 @pytest.mark.parametrize(("share", "k"), [(1.0, 1), (0.1, 1), (0.75, 2)])

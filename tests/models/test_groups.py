@@ -21,23 +21,23 @@ TASKS = torch.tensor([[MMU, MMU, MMU, MMU, MMU], [MMU, T2I, T2I, T2I, T2I]])
 
 
 @pytest.mark.parametrize(
-    ("split", "groups"),
+    ("group_by", "groups"),
     [
         ("task", [[0, 0, 0, 0, 0], [0, 1, 1, 1, 1]]),
         ("modality", [[0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]),
-        ("drawn", [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]),
+        ("image_out", [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]),
     ],
 )
-def test_groups_by_hand(split: str, groups: list[list[int]]) -> None:
-    assert token_groups(split, TASKS, MODALITIES).tolist() == groups
-    one = token_groups(split, TASKS[:1, :1], MODALITIES[:1, :1])
+def test_groups_by_hand(group_by: str, groups: list[list[int]]) -> None:
+    assert token_groups(group_by, TASKS, MODALITIES).tolist() == groups
+    one = token_groups(group_by, TASKS[:1, :1], MODALITIES[:1, :1])
     assert one.tolist() == [[0]]
 
 
 def test_what_is_not_given_tells_nothing() -> None:
     assert token_groups("task", None, MODALITIES) is None
     assert token_groups("modality", TASKS, None) is None
-    assert token_groups("drawn", TASKS, None) is None
+    assert token_groups("image_out", TASKS, None) is None
 
 
 def test_modalities_of_a_joint_batch(make_model: MakeModel, joint_batch: tuple[Batch, Batch]) -> None:

@@ -16,7 +16,7 @@ from decoder_kinds import every_kind
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
 from unidecouple.data.packing import pack
 from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate
-from unidecouple.models.interaction import Interaction, find_spans
+from unidecouple.models.interaction import Interaction, cross_modal_mask
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
@@ -34,7 +34,7 @@ def spans_of(texts: list[str], row: int | None = None) -> list[tuple[Task, str, 
     """Task, queries and keys of each sample found in ``texts``, each marked by x; in packed rows of ``row`` tokens."""
     samples = [sample(text) for text in texts]
     batch = collate(samples, PAD) if row is None else pack(samples, row, PAD)
-    spans = find_spans(batch, batch.input_ids == PICTURE)
+    spans = cross_modal_mask(batch, batch.input_ids == PICTURE)
     out = []
     for task, weights in zip(spans.task.tolist(), spans.queries, strict=True):
         assert float(weights.sum()) == pytest.approx(1)

@@ -65,7 +65,7 @@ def by_hand(moe: MixtureOfExperts, x: Tensor, groups: Tensor, per_group: int, k:
     "text", [{}, {"num_experts_per_tok": 2}, {"shared_expert": False}, LORA, {"ffn": "moe", "num_experts_per_tok": 3}]
 )
 def test_equals_a_loop_over_tokens(make: Make, backend: str, text: dict[str, Any]) -> None:
-    moe = make(experts_per_task=3, experts_backend=backend, **text)
+    moe = make(num_experts=6, experts_backend=backend, **text)
     groups = MIXED if text.get("ffn") != "moe" else torch.zeros_like(MIXED)
     y, routing = moe(tokens(2, 7), MIXED, "label")
     per_group, k = routing.expert_probs.shape[1], routing.expert.shape[1]
@@ -86,7 +86,7 @@ def run(moe: MixtureOfExperts, x: Tensor, task_ids: Tensor | None, routing: str)
 @pytest.mark.parametrize("task_ids", [MIXED, torch.zeros_like(MIXED), MIXED[:1, :2]], ids=["mixed", "one task", "two tokens"])
 @pytest.mark.parametrize("routing", ["learned", "label"])
 def test_backends_agree(make: Make, lora: dict[str, Any], k: int, task_ids: Tensor, routing: str) -> None:
-    of = [make(experts_per_task=3, num_experts_per_tok=k, experts_backend=backend, **lora) for backend in ("grouped_mm", "loop")]
+    of = [make(num_experts=6, num_experts_per_tok=k, experts_backend=backend, **lora) for backend in ("grouped_mm", "loop")]
     grouped, loop = (run(moe, tokens(*task_ids.shape), task_ids, routing) for moe in of)
     assert grouped.pop("router.weight") is loop.pop("router.weight") is None  # the argmax passes no gradient
     for name, value in grouped.items():
@@ -95,7 +95,7 @@ def test_backends_agree(make: Make, lora: dict[str, Any], k: int, task_ids: Tens
 
 @pytest.mark.parametrize("backend", ["grouped_mm", "loop"])
 def test_experts_without_tokens_have_zero_gradients(make: Make, backend: str) -> None:
-    moe = make(experts_per_task=3, experts_backend=backend, **LORA)
+    moe = make(num_experts=6, experts_backend=backend, **LORA)
     x, task_ids = tokens(1, 2), torch.zeros(1, 2, dtype=torch.long)
     used = set(moe(x, task_ids, "label")[1].expert.flatten().tolist())
     run(moe, x, task_ids, "label")
@@ -126,7 +126,7 @@ def test_the_other_groups_gradient_is_exactly_zero(make: Make, backend: str, rou
 
 
 def test_one_expert_is_a_plain_ffn_for_each_task(make: Make) -> None:
-    moe = make(experts_per_task=1)
+    moe = make(num_experts=2)
     x = tokens(2, 7)
     y, _ = moe(x, MIXED, "label")
     shared = moe.alpha * moe.shared_expert(x)
@@ -139,7 +139,7 @@ def test_one_expert_is_a_plain_ffn_for_each_task(make: Make) -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_weights_sum_to_one_and_teach_the_expert_router(make: Make, k: int) -> None:
-    moe = make(experts_per_task=3, num_experts_per_tok=k)
+    moe = make(num_experts=6, num_experts_per_tok=k)
     probs, weight, expert = moe.gate(tokens(7), MIXED[0])
     torch.testing.assert_close(weight.sum(-1), torch.ones(7))
     torch.testing.assert_close(probs.sum(-1), torch.ones(7))
@@ -151,7 +151,7 @@ def test_weights_sum_to_one_and_teach_the_expert_router(make: Make, k: int) -> N
 
 def test_gradient_of_the_expert_router_by_hand(make: Make) -> None:
     """For k = 1 the gradient is that of p / stopgrad(p): (d loss / d output . expert output) * d log p."""
-    moe = make(experts_per_task=2, shared_expert=False)
+    moe = make(num_experts=4, shared_expert=False)
     x, seen = tokens(1, 1), torch.zeros(1, 1, dtype=torch.long)
     run(moe, x, seen, "label")
     token = x.flatten()

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from conftest import MakeModel
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, Task
-from unidecouple.methods.stage import Shield
+from unidecouple.methods.stage import GradientShielding
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.moe import FeedForward
-from unidecouple.models.shield import SharedShield, shielded
+from unidecouple.models.shield import SharedExpertGradScale, shielded
 
 TA_MOE = {"ffn": "ta_moe", "shared_expert": True, "task_routing": "label"}
 LORA = {"lora_rank": 4, "lora_alpha": 8.0, "lora_targets": ["attention", "shared_expert"]}
@@ -49,7 +49,7 @@ def test_weights_learn_a_part_and_inputs_all(kind: str, factor: float, drawn: st
     x = torch.randn(9, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     mask = {"some": torch.arange(9) % 3 == 1, "all": torch.ones(9), "none": torch.zeros(9)}[drawn].bool()
     group = mask.long()
-    y = shielded(expert, x, group, SharedShield(mask.view(3, 3), factor))
+    y = shielded(expert, x, group, SharedExpertGradScale(mask.view(3, 3), factor))
     plain = expert(x, group)
     torch.testing.assert_close(y, plain)
     found, into = learned(expert, y, x)
@@ -64,7 +64,7 @@ def test_weights_learn_a_part_and_inputs_all(kind: str, factor: float, drawn: st
 
 
 def gradients(
-    model: UniJanusForConditionalGeneration, joint: Joint, shield: Shield | None, step: int = 0, bf16: bool = False
+    model: UniJanusForConditionalGeneration, joint: Joint, shield: GradientShielding | None, step: int = 0, bf16: bool = False
 ) -> dict[str, Tensor]:
     model.zero_grad()
     told = None if shield is None else [shield.on(batch, step) for batch in joint]
@@ -74,10 +74,10 @@ def gradients(
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("tokens", ["drawn", "task"])
+@pytest.mark.parametrize("tokens", ["image_out", "task"])
 def test_a_whole_model_by_its_schedule(tokens: str, make_model: MakeModel, joint_batch: Joint) -> None:
     """At first the shared experts learn what the free tokens teach, then a tenth of the rest; no other weight sees a change."""
-    shield = Shield(2, 0.1, tokens)
+    shield = GradientShielding(2, 0.1, tokens)
     off, early, late = (
         gradients(make_model(**TA_MOE), joint_batch, shield, step) for shield, step in ((None, 0), (shield, 1), (shield, 2))
     )
@@ -92,7 +92,9 @@ def test_a_whole_model_by_its_schedule(tokens: str, make_model: MakeModel, joint
 def test_task_shields_the_whole_generation_sample(make_model: MakeModel, joint_batch: Joint) -> None:
     """What is left is understanding's gradient: one micro-batch holds one task. (BOS counts as understanding's, else.)"""
     mmu, t2i = joint_batch
-    kept = gradients(make_model(**TA_MOE), (mmu, replace(t2i, task_ids=torch.ones_like(t2i.task_ids))), Shield(9, tokens="task"))
+    kept = gradients(
+        make_model(**TA_MOE), (mmu, replace(t2i, task_ids=torch.ones_like(t2i.task_ids))), GradientShielding(9, tokens="task")
+    )
     alone = gradients(make_model(**TA_MOE), (mmu,), None)
     for name in (name for name in kept if ".shared_expert." in name):
         torch.testing.assert_close(kept[name], alone[name], rtol=1e-4, atol=1e-6)
@@ -100,19 +102,19 @@ def test_task_shields_the_whole_generation_sample(make_model: MakeModel, joint_b
 
 def test_which_tokens(joint_batch: Joint) -> None:
     mmu, t2i = joint_batch
-    drawn, task = (Shield(0, 0.5, tokens).on(t2i, 0) for tokens in ("drawn", "task"))
+    drawn, task = (GradientShielding(0, 0.5, tokens).on(t2i, 0) for tokens in ("image_out", "task"))
     assert torch.equal(drawn.tokens, t2i.image_tokens != NO_IMAGE_TOKEN)
     assert (task.tokens.sum() > drawn.tokens.sum()) & (task.factor == drawn.factor == 0.5)
-    assert not Shield().on(mmu, 0).tokens.any()
+    assert not GradientShielding().on(mmu, 0).tokens.any()
 
 
 def test_recomputed_layers_change_nothing(make_model: MakeModel, joint_batch: Joint) -> None:
     model = make_model(**TA_MOE, **LORA)
-    expected = gradients(copy.deepcopy(model), joint_batch, Shield(0, 0.1))
+    expected = gradients(copy.deepcopy(model), joint_batch, GradientShielding(0, 0.1))
     model.train()
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.21
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    found = gradients(model, joint_batch, Shield(0, 0.1))
+    found = gradients(model, joint_batch, GradientShielding(0, 0.1))
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
@@ -120,15 +122,15 @@ def test_recomputed_layers_change_nothing(make_model: MakeModel, joint_batch: Jo
 def test_bf16_rounds_no_worse_than_without(make_model: MakeModel, joint_batch: Joint) -> None:
     model = make_model(**TA_MOE, **LORA)
 
-    def likeness(shield: Shield | None) -> dict[str, float]:
+    def likeness(shield: GradientShielding | None) -> dict[str, float]:
         exact, rounded = (gradients(model, joint_batch, shield, bf16=bf16) for bf16 in (False, True))
         both = {name: (exact[name].flatten(), rounded[name].flatten()) for name in exact if "shared_expert" in name}
         return {name: torch.cosine_similarity(*pair, dim=0).item() for name, pair in both.items()}
 
-    plain, kept = likeness(None), likeness(Shield(0, 0.1))
+    plain, kept = likeness(None), likeness(GradientShielding(0, 0.1))
     assert min(kept[name] - plain[name] for name in plain) > -0.03
 
 
 def test_shield_counts_from_the_start_of_its_stage(joint_batch: Joint) -> None:
-    shield = replace(Shield(), steps=3)
+    shield = replace(GradientShielding(), steps=3)
     assert [shield.on(joint_batch[1], step).factor for step in range(5)] == [0, 0, 0, 0.1, 0.1]

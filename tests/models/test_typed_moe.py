@@ -21,10 +21,10 @@ from unidecouple.models.router import ExpertRouter
 from unidecouple.train.trainable import hold_absent_tasks
 
 HIDDEN = 16
-DRAWN = {"split": "drawn", "experts_per_task": 2, "group_sizes": [3, 1]}
-TYPES = {"split": "type", "experts_per_task": 4, "group_sizes": [2, 1, 5]}
-PAIRS = {"split": "type", "experts_per_task": 5, "group_sizes": [3, 2, 5], "num_experts_per_tok": 2}
-ONE_SIZE = {"split": "type", "experts_per_task": 3}
+DRAWN = {"group_by": "image_out", "num_experts": 4, "group_sizes": [3, 1]}
+TYPES = {"group_by": "type", "num_experts": 8, "group_sizes": [2, 1, 5]}
+PAIRS = {"group_by": "type", "num_experts": 10, "group_sizes": [3, 2, 5], "num_experts_per_tok": 2}
+ONE_SIZE = {"group_by": "type", "num_experts": 6}
 every_shape = pytest.mark.parametrize("text", [DRAWN, TYPES, PAIRS, ONE_SIZE], ids=str)
 
 Make = Callable[..., MixtureOfExperts]
@@ -114,7 +114,7 @@ def test_groups_are_told_whatever_the_routing(make: Make, text: dict[str, Any]) 
 
 
 def test_three_groups_by_hand() -> None:
-    kinds = torch.tensor([[Modality.TEXT, Modality.SEEN, Modality.DRAWN]])
+    kinds = torch.tensor([[Modality.TEXT, Modality.IMAGE_IN, Modality.IMAGE_OUT]])
     assert token_groups("type", None, kinds).tolist() == [[0, 1, 2]]
     assert token_groups("type", torch.zeros(1, 3), None) is None
 
@@ -122,12 +122,12 @@ def test_three_groups_by_hand() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ({"split": "drawn", "group_sizes": [3, 2]}, r"group_sizes=\[3, 2\] must part the 4 experts .* und, gen"),
-        ({"split": "type", "group_sizes": [3, 1]}, "text, seen, drawn"),
-        ({"split": "type"}, "must part the 4 experts"),
-        ({"split": "drawn", "group_sizes": [4, 0]}, "must part"),
+        ({"group_by": "image_out", "group_sizes": [3, 2]}, r"group_sizes=\[3, 2\] must part the 4 experts .* und, gen"),
+        ({"group_by": "type", "group_sizes": [3, 1]}, "text, image_in, image_out"),
+        ({"group_by": "type"}, "must part the 4 experts"),
+        ({"group_by": "image_out", "group_sizes": [4, 0]}, "must part"),
         ({**DRAWN, "num_experts_per_tok": 2}, "from 1 to the 1 experts"),
-        ({**DRAWN, "num_tasks": 1, "experts_per_task": 4}, "only 2 tasks can part"),
+        ({**DRAWN, "num_tasks": 1, "num_experts": 8}, "only 2 tasks can part"),
         ({**DRAWN, "lora_rank": 4, "lora_targets": ["attention"], "lora_per_task": ["attention"]}, "a 'typed_moe' knows no task"),
         ({**DRAWN, "context_router": True}, "context_router=True with ffn='typed_moe'"),
     ],
@@ -162,7 +162,7 @@ def test_absent_tasks_hold_the_groups_that_are_theirs_alone(
     (output.loss(Task.MMU) + output.loss(Task.T2I)).backward()
     before = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     hold_absent_tasks(model, [absent])
-    held = PRIVATE[text["split"]].get(absent)
+    held = PRIVATE[text["group_by"]].get(absent)
     for number, layer in enumerate(model.decoder.layers):
         for weight, spans in layer.mlp.group_rows():
             name = next(name for name, other in model.named_parameters() if other is weight)

@@ -27,7 +27,7 @@ every_backend = pytest.mark.parametrize("backend", ["loop", "grouped_mm"])
 
 def config(backend: str = "loop", **fields: Any) -> UniLlamaConfig:
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 16}
-    return UniLlamaConfig(**sizes, untied_layers=[0, 1], experts_backend=backend, mlp_bias=True, **fields)
+    return UniLlamaConfig(**sizes, per_group_layers=[0, 1], experts_backend=backend, mlp_bias=True, **fields)
 
 
 def enliven(module: torch.nn.Module) -> None:
@@ -110,13 +110,17 @@ def states(model: UniJanusForConditionalGeneration, batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("split", "meets"),  # whether the rows of (understanding, generation) meet set 0, and set 1
-    [("task", ((True, True), (False, True))), ("modality", ((True, True), (True, True))), ("drawn", ((True, True), (False, True)))],
+    ("group_by", "meets"),  # whether the rows of (understanding, generation) meet set 0, and set 1
+    [
+        ("task", ((True, True), (False, True))),
+        ("modality", ((True, True), (True, True))),
+        ("image_out", ((True, True), (False, True))),
+    ],
 )
-def test_which_rows_meet_which_set(make_model: MakeModel, joint_batch: Joint, split: str, meets: Any) -> None:
+def test_which_rows_meet_which_set(make_model: MakeModel, joint_batch: Joint, group_by: str, meets: Any) -> None:
     """Generation's rows meet set 0 by task, too: their first token counts as understanding."""
     for number in (0, 1):
-        model = make_model(untied_layers=[0, 1], untied_norm=True, split=split)
+        model = make_model(per_group_layers=[0, 1], per_group_norm=True, group_by=group_by)
         before = [states(model, batch) for batch in joint_batch]
         for name, weight in model.decoder.named_parameters():
             if "layers." in name or name == "norm.weight":
@@ -130,7 +134,7 @@ def test_what_a_picture_sees_of_its_prompt(
     make_model: MakeModel, joint_batch: Joint, layers: list[int], attention: str, seen: bool
 ) -> None:
     """Attention within the group keeps prompts from pictures, but for layers that are shared."""
-    model, batch = make_model(untied_layers=layers, split="modality", untied_attention=attention), joint_batch[Task.T2I]
+    model, batch = make_model(per_group_layers=layers, group_by="modality", per_group_attention=attention), joint_batch[Task.T2I]
     drawn = batch.image_tokens != NO_IMAGE_TOKEN
     other = replace(batch, input_ids=torch.where(drawn, batch.input_ids, batch.input_ids.flip(0)))
     with torch.no_grad():
@@ -139,40 +143,42 @@ def test_what_a_picture_sees_of_its_prompt(
 
 
 def test_parts_of_recipes_match_every_set(make_model: MakeModel) -> None:
-    names = [name for name, _ in make_model(untied_layers=[0, 1], untied_norm=True, attention_bias=True).named_parameters()]
+    names = [name for name, _ in make_model(per_group_layers=[0, 1], per_group_norm=True, attention_bias=True).named_parameters()]
     parts = select(names, {"norms": 1, "attention": 1, "ffn": 1})
     assert set(parts) == {name for name in names if "language_model.layers." in name or name.endswith("language_model.norm.weight")}
 
 
-@pytest.mark.parametrize(("split", "needed"), [("task", "task_ids"), ("modality", "modality_ids"), ("drawn", "modality_ids")])
-def test_what_unties_must_be_told(make_model: MakeModel, split: str, needed: str) -> None:
-    model, ids = make_model(untied_layers=[1], split=split), torch.ones(1, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match=f"of their own by '{split}' need {needed}"):
+@pytest.mark.parametrize(
+    ("group_by", "needed"), [("task", "task_ids"), ("modality", "modality_ids"), ("image_out", "modality_ids")]
+)
+def test_what_unties_must_be_told(make_model: MakeModel, group_by: str, needed: str) -> None:
+    model, ids = make_model(per_group_layers=[1], group_by=group_by), torch.ones(1, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match=f"of their own by '{group_by}' need {needed}"):
         model.decoder(input_ids=ids)
-    if split != "task":
+    if group_by != "task":
         model(input_ids=ids)  # from text alone Janus knows what is a picture, but not the task
 
 
 def test_flash_attention_cannot_part_modalities(make_model: MakeModel, joint_batch: Joint) -> None:
-    model = make_model(untied_layers=[0], untied_attention="group")
+    model = make_model(per_group_layers=[0], per_group_attention="group")
     model.config.text_config._attn_implementation_internal = "flash_attention_2"
-    with pytest.raises(ValueError, match=r"untied_attention='group'.*use attn_implementation='sdpa'"):
+    with pytest.raises(ValueError, match=r"per_group_attention='group'.*use attn_implementation='sdpa'"):
         model.decoder(input_ids=torch.ones(1, 3, dtype=torch.long), task_ids=torch.zeros(1, 1, dtype=torch.long))
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"untied_layers": [2]}, r"untied_layers=\[2\].*layers 0 to 1"),
-        ({"untied_layers": []}, "name some"),
-        ({"untied_layers": [0, 0]}, "each once"),
-        ({"untied_layers": [0], "ffn": "moe"}, "with ffn='moe'"),
-        ({"untied_layers": [0], "lora_rank": 4, "lora_targets": ["attention"]}, "lora_rank=4.*take no low-rank updates"),
-        ({"untied_layers": [0], "num_tasks": 1}, "num_tasks=1"),
-        ({"untied_norm": True}, "without untied_layers"),
-        ({"untied_attention": "group"}, "without untied_layers"),
-        ({"untied_layers": [0], "untied_attention": "none"}, "untied_attention='none' is not one of all, group"),
-        ({"split": "none"}, "split='none' is not one of task, modality, drawn"),
+        ({"per_group_layers": [2]}, r"per_group_layers=\[2\].*layers 0 to 1"),
+        ({"per_group_layers": []}, "name some"),
+        ({"per_group_layers": [0, 0]}, "each once"),
+        ({"per_group_layers": [0], "ffn": "moe"}, "with ffn='moe'"),
+        ({"per_group_layers": [0], "lora_rank": 4, "lora_targets": ["attention"]}, "lora_rank=4.*take no low-rank updates"),
+        ({"per_group_layers": [0], "num_tasks": 1}, "num_tasks=1"),
+        ({"per_group_norm": True}, "without per_group_layers"),
+        ({"per_group_attention": "group"}, "without per_group_layers"),
+        ({"per_group_layers": [0], "per_group_attention": "none"}, "per_group_attention='none' is not one of all, group"),
+        ({"group_by": "none"}, "group_by='none' is not one of task, modality, image_out"),
     ],
 )
 def test_configurations_that_cannot_be(fields: dict[str, Any], said: str) -> None:

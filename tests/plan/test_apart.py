@@ -10,7 +10,7 @@ import pytest
 
 from measured_step import micro_batches
 from unidecouple.batch import Batch, JointBatch, Task
-from unidecouple.methods.gradient import MAOP, Aggregated, Gradient, PCGrad, Sum
+from unidecouple.methods.gradient import MAOP, Gradient, PCGrad, Sum, TorchJDAggregator
 from unidecouple.methods.objective import GroupRouterLoss, LoadBalance, Microbatch, Objective
 from unidecouple.methods.stage import Stage
 from unidecouple.models.janus import UniJanusForConditionalGeneration
@@ -45,7 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], Stage, Objective]] = {
     ),
     "LoRA": ({"ffn": "ta_moe", **LORA}, Stage(train={"lora": 1, "task_router": 1}), Objective()),
     "one task": ({}, Stage(train=ALL, tasks="t2i"), Objective()),
-    "untied": ({"untied_layers": [0, 1], "untied_norm": True, "split": "task"}, Stage(train=ALL), Objective()),
+    "untied": ({"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "task"}, Stage(train=ALL), Objective()),
 }
 
 
@@ -69,7 +69,7 @@ def on(stage: Stage, joint: Joint) -> JointBatch:
 @pytest.mark.parametrize("case", list(CASES))
 def test_gradients_apart_are_what_training_keeps(case: str, make_model: MakeModel, joint_batch: Joint) -> None:
     text, stage, objective = CASES[case]
-    stage = replace(stage, gradient=Aggregated(name="Sum", scale=1.0))
+    stage = replace(stage, gradient=TorchJDAggregator(name="Sum", scale=1.0))
     model = make_model(experts_backend="loop", **text)
     joint = on(stage, joint_batch)
     load = stage_load(model, stage, micro_batches(joint), 4, objective=objective)

@@ -32,7 +32,7 @@ def test_published_sizes(name: str, billions: float) -> None:
 def test_meta_models_are_those_that_training_builds(structure: type, small_base: Path) -> None:
     real = restructure(load(str(small_base))[0], structure(), 0)
     lora = None
-    if real.config.text_config.untied_layers is None:  # which take no low-rank updates
+    if real.config.text_config.per_group_layers is None:  # which take no low-rank updates
         lora = Lora(r=4, targets=("attention", "mlp") if structure is Dense else ("attention", "experts", "shared_expert"))
         real = add_lora(real, lora, 0)
     planned = build(configuration(str(small_base)), structure(), lora)
@@ -40,7 +40,7 @@ def test_meta_models_are_those_that_training_builds(structure: type, small_base:
 
 
 def test_a_structure_after_another_keeps_every_parameter(small_base: Path) -> None:
-    raw, mixture = configuration(str(small_base)), MoE(experts_per_task=4)
+    raw, mixture = configuration(str(small_base)), MoE(num_experts=8)
     before, after = (build(raw, mixture, None, later) for later in ((), (Symbiotic(),)))
     assert after.config.text_config.expert_groups == (6, 2)
     assert sum(p.numel() for p in before.parameters()) == sum(p.numel() for p in after.parameters())
@@ -50,7 +50,7 @@ def test_a_structure_after_another_keeps_every_parameter(small_base: Path) -> No
 
 def test_a_configuration_of_transformers_own_janus(tmp_path: Path, small_base: Path) -> None:
     raw = json.loads((small_base / "config.json").read_text())
-    ours = {"ffn", "experts_per_task", "shared_expert", "alpha_init", "task_routing", "lora_rank", "experts_backend"}
+    ours = {"ffn", "num_experts", "shared_expert", "alpha_init", "task_routing", "lora_rank", "experts_backend"}
     text = {key: value for key, value in raw["text_config"].items() if key not in ours} | {"model_type": "llama"}
     (tmp_path / "config.json").write_text(json.dumps(raw | {"model_type": "janus", "text_config": text}))
     found = build(configuration(str(tmp_path)), TaskAwareMoE(), None)

@@ -16,8 +16,8 @@ TakeStep = Callable[..., Step]
 LAYERS = [f"model.language_model.layers.{index}" for index in range(2)] + ["model.vision_model.encoder.layers.0"]
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
 
-UNTIED = [{"untied_layers": [0, 1], "untied_norm": True, "split": "task"}, {"untied_layers": [1], "split": "task"}]
-UNTIED += [{"untied_layers": [0, 1], "split": split} for split in ("modality", "drawn")]
+UNTIED = [{"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "task"}, {"per_group_layers": [1], "group_by": "task"}]
+UNTIED += [{"per_group_layers": [0, 1], "group_by": group_by} for group_by in ("modality", "image_out")]
 
 
 def counted(done: Step) -> Weights:

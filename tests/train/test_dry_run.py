@@ -11,7 +11,7 @@ import pytest
 
 from small_runs import APART_THEN_JOINT
 from unidecouple import config as configs
-from unidecouple.methods.stage import Shield, Stage
+from unidecouple.methods.stage import GradientShielding, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
 from unidecouple.train.dry_run import describe
@@ -22,7 +22,7 @@ def test_all_that_a_run_is(small_run: RunConfig, small_cache: Path) -> None:
     said: list[str] = []
     describe(run, small_cache, said.append)
     text = "\n".join(said)
-    assert "experts_per_task: 2" in text
+    assert "experts_per_group: 2" in text
     assert "stage 2/2 'joint'" in text
     assert "lora" not in said[1]
     assert "lora" in said[2]
@@ -36,7 +36,7 @@ def test_it_fails_as_the_run_would(small_run: RunConfig, small_cache: Path) -> N
     run = replace(small_run, stages=(Stage(train={"experts": 1}),))
     with pytest.raises(ValueError, match="'experts' matches no weight"):
         describe(run, small_cache, lambda line: None)
-    shielded = replace(small_run, stages=(replace(small_run.stages[0], shield=Shield()),))
+    shielded = replace(small_run, stages=(replace(small_run.stages[0], shield=GradientShielding()),))
     with pytest.raises(ValueError, match="shields the shared expert, of which nothing trains"):
         describe(shielded, small_cache, lambda line: None)
 

@@ -18,9 +18,9 @@ from small_runs import APART_THEN_JOINT, Run
 from step_settings import step_settings
 from train.test_parallel import torchrun
 from unidecouple.batch import Batch, Task
-from unidecouple.methods.gradient import MAOP, Aggregated, Gradient, PCGrad, Sum
+from unidecouple.methods.gradient import MAOP, Gradient, PCGrad, Sum, TorchJDAggregator
 from unidecouple.methods.objective import GroupRouterLoss, LoadBalance, Losses, Objective
-from unidecouple.methods.stage import Lora, Shield
+from unidecouple.methods.stage import GradientShielding, Lora
 from unidecouple.methods.structure import MoE, TaskAwareMoE
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.run import RunConfig
@@ -31,7 +31,7 @@ from unidecouple.train.sharded import Sharded
 from unidecouple.train.step import train_step
 from unidecouple.train.trainable import apply
 
-BY_TASK_SUM = Aggregated(name="Sum", scale=1.0)
+BY_TASK_SUM = TorchJDAggregator(name="Sum", scale=1.0)
 TA_MOE = {"ffn": "ta_moe", "shared_expert": True, "task_routing": "label"}
 BALANCED = Objective(auxiliary=(GroupRouterLoss(), LoadBalance(coeff=0.1)))
 EVERYTHING = {"attention": 1, "norms": 1, "generation": 1, "text_head": 1, "vision": 1, "embeddings": 1}
@@ -121,7 +121,7 @@ def test_only_where_asked(make_model: MakeModel, joint_batch: Joint) -> None:
         stepped(make_model(), MAOP(), [joint_batch])
 
 
-@pytest.mark.parametrize("strategy", [PCGrad(), Aggregated(name="UPGrad")], ids=["pcgrad", "upgrad"])
+@pytest.mark.parametrize("strategy", [PCGrad(), TorchJDAggregator(name="UPGrad")], ids=["pcgrad", "upgrad"])
 def test_parts_and_recomputed_layers_change_nothing(strategy: Gradient, make_model: MakeModel, joint_batch: Joint) -> None:
     """Signs are decided on the whole step's gradients, not on a part's."""
     objective = against(0.5)
@@ -161,7 +161,7 @@ def conflicting(small_run: RunConfig) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("gradient", [PCGrad(), Aggregated(name="Random")], ids=["pcgrad", "random"])
+@pytest.mark.parametrize("gradient", [PCGrad(), TorchJDAggregator(name="Random")], ids=["pcgrad", "random"])
 def test_a_run_resumes_exactly_and_in_parts(gradient: Gradient, conflicting: RunConfig, run: Run, tmp_path: Path) -> None:
     """One that draws draws alike in parts, though sums are rounded otherwise there."""
     conflicting = replace(conflicting, stages=(replace(conflicting.stages[0], gradient=gradient),))
@@ -181,7 +181,7 @@ def test_a_run_resumes_exactly_and_in_parts(gradient: Gradient, conflicting: Run
 @pytest.fixture
 def shielded(small_run: RunConfig) -> RunConfig:
     """MAOP and a shield on the shared expert of UniDecouple, which trains by LoRA."""
-    stage = replace(APART_THEN_JOINT[1], learning_rate=1e-3, lora=Lora(4, 8.0), gradient=MAOP(), shield=Shield(2))
+    stage = replace(APART_THEN_JOINT[1], learning_rate=1e-3, lora=Lora(4, 8.0), gradient=MAOP(), shield=GradientShielding(2))
     data = replace(small_run.data, router_pairs=2)
     return replace(small_run, structure=TaskAwareMoE(), data=data, stages=(stage,), max_steps=4, save_total_limit=9)
 

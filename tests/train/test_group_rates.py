@@ -25,11 +25,11 @@ from unidecouple.train.trainable import apply, table
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
 KINDS: list[dict[str, Any]] = [
-    {"ffn": "typed_moe", "split": "drawn", "group_sizes": [3, 1]},
-    {"ffn": "typed_moe", "split": "type", "experts_per_task": 3},
+    {"ffn": "typed_moe", "group_by": "image_out", "group_sizes": [3, 1]},
+    {"ffn": "typed_moe", "group_by": "type", "num_experts": 6},
     {"ffn": "ta_moe", "lora_rank": 4, "lora_targets": ["experts", "attention"], "lora_per_task": ["attention"]},
-    {"untied_layers": [0, 1], "untied_norm": True, "split": "drawn"},
-    {"untied_layers": [1], "split": "modality"},
+    {"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "image_out"},
+    {"per_group_layers": [1], "group_by": "modality"},
 ]
 FIRST = ("und", "text", "mmu", "und", "text")
 
@@ -82,7 +82,7 @@ def test_every_group_has_its_own(make_model: MakeModel) -> None:
     model = make_model(**KINDS[1])
     name = "model.language_model.layers.1.mlp.experts.down_proj"
     start = model.get_parameter(name)
-    moved = (stepped(model, {"text": 0.5, "seen": 0.0, "drawn": 2.0})[name] - start).detach().flatten(1).norm(dim=1)
+    moved = (stepped(model, {"text": 0.5, "image_in": 0.0, "image_out": 2.0})[name] - start).detach().flatten(1).norm(dim=1)
     full = (stepped(model, {})[name] - start).detach().flatten(1).norm(dim=1)
     torch.testing.assert_close(moved / full, torch.tensor([0.5, 0.5, 0, 0, 2, 2]), rtol=1e-4, atol=0)
 

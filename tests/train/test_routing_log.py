@@ -38,7 +38,7 @@ def test_a_step_counts_every_token_once_however_it_is_cut(small_run: RunConfig, 
     base, processor = load(small_run.model_name_or_path)
     source = world_batches(small_run.data, base, SequenceBuilder(processor), 0, small_cache, lambda *told: None)
     parts = [source.batch(0, part, pieces) for part in range(pieces)] if pieces == 1 else [source.batch(0), source.batch(1)]
-    model = restructure(base, TaskAwareMoE(experts_per_task=3), 0)
+    model = restructure(base, TaskAwareMoE(experts_per_group=3), 0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     step = train_step(model, optimizer, parts, step_settings(Objective(), tuple(Task), "label", 1.0), expert_groups=(3, 3))
     assert step.routing is not None
@@ -77,7 +77,7 @@ def test_an_interrupted_run_has_the_log_of_an_unbroken_one(unidecouple_run: RunC
     assert read_routing_log(tmp_path / "broken") == read_routing_log(tmp_path / "whole")
 
 
-CONFIG = UniLlamaConfig(num_hidden_layers=1, ffn="moe", experts_per_task=2)
+CONFIG = UniLlamaConfig(num_hidden_layers=1, ffn="moe", num_experts=4)
 
 
 @pytest.fixture

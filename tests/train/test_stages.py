@@ -20,7 +20,7 @@ from unidecouple.compare.budget import cells, check
 from unidecouple.compare.plan import Comparison, jobs
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.methods.gradient import Aggregated, Gradient, PCGrad, Sum
+from unidecouple.methods.gradient import Gradient, PCGrad, Sum, TorchJDAggregator
 from unidecouple.methods.objective import Objective
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Dense, Structure, TaskAwareMoE
@@ -166,7 +166,7 @@ def test_nan_loss_stops_before_any_update(small_run: RunConfig, source: WorldBat
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters() if name in before)
 
 
-@pytest.mark.parametrize("gradient", [Sum(), PCGrad(), Aggregated(name="IMTLG")], ids=lambda g: g.kind)
+@pytest.mark.parametrize("gradient", [Sum(), PCGrad(), TorchJDAggregator(name="IMTLG")], ids=lambda g: g.kind)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_stops_before_any_update(
     gradient: Gradient, bad: float, small_run: RunConfig, source: WorldBatches

@@ -24,7 +24,7 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.plan.stages import Question, plan
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource
-from unidecouple.train.build import USAGE_BATCH, USAGE_BATCHES, fit, restructure
+from unidecouple.train.build import USAGE_BATCH, USAGE_BATCHES, apply_structure, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.dry_run import describe
 from unidecouple.world.batches import WorldBatches, world_batches
@@ -93,13 +93,13 @@ def moe(config: RunConfig) -> UniJanusForConditionalGeneration:
 def test_without_understanding_data_there_is_nothing_to_rank_by(small_run: RunConfig) -> None:
     drawing = cast(BatchSource, SimpleNamespace(measurable=(Task.T2I,)))
     with pytest.raises(ValueError, match="no understanding data"):
-        fit(moe(small_run), Symbiotic(), 0, drawing)
+        apply_structure(moe(small_run), Symbiotic(), 0, drawing)
 
 
 def test_a_process_without_weights_gets_the_same_shapes(small_run: RunConfig, source: WorldBatches) -> None:
     model = moe(small_run)
-    shapes = {name: p.shape for name, p in fit(model, Symbiotic(), 0, source).named_parameters()}
-    empty = fit(model.to("meta"), Symbiotic(), 0, source)
+    shapes = {name: p.shape for name, p in apply_structure(model, Symbiotic(), 0, source).named_parameters()}
+    empty = apply_structure(model.to("meta"), Symbiotic(), 0, source)
     assert {name: p.shape for name, p in empty.named_parameters()} == shapes
 
 
@@ -114,7 +114,7 @@ def test_a_dry_run_says_what_becomes_of_the_groups(chain: RunConfig, small_cache
 
 @pytest.mark.parametrize(
     ("structure", "active"),
-    [(MoE(num_experts_per_tok=2), 2), (Rosetta(), 2), (Rosetta(text_experts=1, drawn_experts=2, num_experts_per_tok=1), 1)],
+    [(MoE(num_experts_per_tok=2), 2), (Rosetta(), 2), (Rosetta(text_experts=1, image_out_experts=2, num_experts_per_tok=1), 1)],
     ids=repr,
 )
 def test_plans_count_every_group(structure: Any, active: int) -> None:

@@ -31,20 +31,20 @@ def moved_sets(model: UniJanusForConditionalGeneration, batch: Batch, task: Task
 
 
 @pytest.mark.parametrize(
-    ("split", "task", "moves"),
+    ("group_by", "task", "moves"),
     [
         ("task", Task.MMU, (True, False)),
         ("task", Task.T2I, (False, True)),  # though its first token goes through the other set
-        ("drawn", Task.MMU, (True, False)),
-        ("drawn", Task.T2I, (True, True)),  # prompts use the base set: nothing of understanding's own to hold
+        ("image_out", Task.MMU, (True, False)),
+        ("image_out", Task.T2I, (True, True)),  # prompts use the base set: nothing of understanding's own to hold
         ("modality", Task.MMU, (True, True)),
         ("modality", Task.T2I, (True, True)),
     ],
 )
 def test_sets_of_absent_tasks_rest(
-    make_model: MakeModel, joint_batch: tuple[Batch, Batch], split: str, task: Task, moves: tuple[bool, bool]
+    make_model: MakeModel, joint_batch: tuple[Batch, Batch], group_by: str, task: Task, moves: tuple[bool, bool]
 ) -> None:
-    model = make_model(untied_layers=[0, 1], untied_norm=True, split=split)
+    model = make_model(per_group_layers=[0, 1], per_group_norm=True, group_by=group_by)
     moved = moved_sets(model, joint_batch[task], task)
     assert len(moved) == 2 * 9 + 1
     assert {sets for name, sets in moved.items() if name.startswith("layers.0.")} == {moves}

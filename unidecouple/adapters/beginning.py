@@ -36,13 +36,14 @@ def structured(model: UnifiedModel, config: UnifiedConfig, seed: int) -> dict[st
     Raises:
         ValueError: layers were untied on the way; their sets train whole, so an adapter would be no smaller.
     """
-    if config.text_config.untied_layers != model.config.text_config.untied_layers:
+    text = config.text_config
+    if text.per_group_layers != model.config.text_config.per_group_layers:
         raise ValueError(
-            f"layers {config.text_config.untied_layers} are untied by {config.text_config.split!r} and take no low-rank updates: "
-            "keep the checkpoint itself, there is no small adapter of it"
+            f"layers {text.per_group_layers} are untied by {text.group_by!r} and take no low-rank updates: keep"
+            " the checkpoint itself, there is no small adapter of it"
         )
-    if model.config.text_config.ffn == "dense" != config.text_config.ffn:
-        model = restructure(model, _structure(config.text_config), seed)
+    if model.config.text_config.ffn == "dense" != text.ffn:
+        model = restructure(model, _structure(text), seed)
     return model.state_dict()
 
 

@@ -126,7 +126,7 @@ def unmerged(adapter: PeftAdapter, text: UniLlamaConfig) -> tuple[dict[str, Any]
     found: dict[str, str] = {}
     for name in adapter.updates:
         target = next((target for target, pattern in _TARGETS.items() if pattern.match(name)), None)
-        if target is None or target not in text.adaptable or text.untied_layers is not None:
+        if target is None or target not in text.adaptable or text.per_group_layers is not None:
             raise ValueError(f"{name} takes no low-rank update in this structure: leave out --unmerged, and it is merged")
         found[name] = target
     rank = -(-max((update.a.shape[-2] for update in adapter.updates.values()), default=1) // 8) * 8

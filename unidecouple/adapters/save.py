@@ -19,14 +19,12 @@ from unidecouple.adapters.beginning import dtypes, origin, structured, typed
 from unidecouple.adapters.fingerprint import fingerprint_of, same
 from unidecouple.adapters.peft_form import is_large, lora_config, modules_of, obstacles, to_peft
 from unidecouple.adapters.record import CONFIG, WEIGHTS, Record
-from unidecouple.convert.json_files import read_json
-from unidecouple.convert.layouts import UNIDECOUPLE, detect
+from unidecouple.convert.layouts import UNIDECOUPLE, read_config
 from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.convert.weights import Weights
 from unidecouple.files import atomic_directory, write_json_atomic
 from unidecouple.methods.selection import part_of
-from unidecouple.models.families import configuration
 from unidecouple.models.shipped import located
 from unidecouple.ownership import check_directory
 
@@ -48,13 +46,14 @@ def save(name_or_path: str, target: Path, base: str | None, seed: int | None, wi
         ValueError: the base is unknown or another model's, or a part changed that is not small.
     """
     folder = checkpoint_folder(name_or_path)
-    if detect(folder) != UNIDECOUPLE:
+    described = read_config(folder)
+    if described.layout != UNIDECOUPLE:
         raise ValueError(f"{folder} is not in our layout, so nothing of ours trained it: give a checkpoint of a run")
     base, seed = origin(folder, base, seed)
     sources = [located(name_or_path), folder, located(base)]
     check_directory(target, sources)
-    raw, weights = read_json(folder / "config.json"), Weights(folder)
-    config, types = configuration(raw), dtypes(weights.shapes)
+    config, weights = described.build(None), Weights(folder)
+    types = dtypes(weights.shapes)
     model, _ = load(base)
     before = model.config.text_config
     begun = typed(structured(model, config, seed), types)
@@ -64,7 +63,7 @@ def save(name_or_path: str, target: Path, base: str | None, seed: int | None, wi
     modules = [] if why else modules_of(changed)
     whole = [name for name in weights.shapes if name in changed or name.startswith(tuple(f"{module}." for module in modules))]
     tensors = weights.read(whole)
-    record = Record(fingerprint_of(checkpoint_folder(base)), fingerprint_of(folder), seed, types, raw, why)
+    record = Record(fingerprint_of(checkpoint_folder(base)), fingerprint_of(folder), seed, types, described.raw, why)
     with atomic_directory(target, sources) as staging:
         save_file(tensors if why else to_peft(tensors), staging / WEIGHTS, {"format": "pt"})
         write_json_atomic(staging / CONFIG, record.to_json(base, {} if why else lora_config(config.text_config, modules)))

@@ -85,7 +85,10 @@ def add_commands(commands: Commands) -> None:
     )
     command.add_argument("--to", choices=layouts, default=layouts[0], help="layout of the result (default: unidecouple)")
     command.add_argument("--structure", choices=structures, help="structure of the result (default: as it is)")
-    command.add_argument("--experts-per-task", type=whole(1), help="experts in a task's group of a new mixture (default: 2)")
+    command.add_argument(
+        "--experts-per-group", "--experts-per-task", type=whole(1), help="experts per task of a new ta_moe (default: 2)"
+    )
+    command.add_argument("--num-experts", type=whole(1), help="experts of a new moe (default: 4)")
     command.add_argument("--num-experts-per-tok", type=whole(1), help="experts a token is sent to (default: 1, of rosetta 2)")
     command.add_argument(
         "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="a new mixture without a shared expert"
@@ -95,7 +98,9 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--context-router", action="store_const", const=True, help="the first mixture's task router looks at the tokens before"
     )
-    command.add_argument("--split", choices=("modality", "task", "drawn"), help="what unties the layers of mot (default: modality)")
+    command.add_argument(
+        "--group-by", "--split", choices=("modality", "task", "image_out"), help="groups of mot's sets (default: modality)"
+    )
     command.add_argument("--fork", help="first layer of unifork's branches, or the share of the depth before it (default: 0.5)")
     for end, share in (("first", "a third"), ("last", "a sixth")):
         command.add_argument(f"--{end}", help=f"{end} layers that unix unties, or their share of the depth (default: {share})")

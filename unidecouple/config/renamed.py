@@ -1,6 +1,7 @@
 """Recipe keys of earlier versions: read under their new names, with a line that says so.
 
-A configuration class that renamed keys has ``RENAMED_KEYS`` (old name -> new name), or ``migrate_keys`` where a value moves.
+A configuration class that renamed keys has ``RENAMED_KEYS`` (old name -> new name), or ``migrate_keys`` where a value moves. One
+that renamed words has ``RENAMED_VALUES``: by key, old word -> new word, of the value or of a mapping's keys.
 """
 
 from __future__ import annotations
@@ -60,10 +61,18 @@ def _renamed(member: type, value: Mapping[str, Any]) -> tuple[Mapping[str, Any],
     if hasattr(member, "migrate_keys"):
         return member.migrate_keys(value)
     names: Mapping[str, str] = getattr(member, "RENAMED_KEYS", {})
-    old = {key: new for key, new in names.items() if key in value}
-    if not old:
-        return value, {}
+    words: Mapping[str, Mapping[str, str]] = getattr(member, "RENAMED_VALUES", {})
     out: dict[str, Any] = {}
+    old: dict[str, str] = {}
     for key, one in value.items():  # merged in the order of the layers, so the later of an old and a new name wins
-        out[names.get(key, key)] = one
-    return out, old
+        new = names.get(key, key)
+        out[new] = _reworded(one, words.get(new, {}))
+        if new != key or out[new] != one:
+            old[key] = new if out[new] == one else f"{new}: {out[new]}"
+    return (out, old) if old else (value, {})
+
+
+def _reworded(value: Any, words: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {words.get(key, key): one for key, one in value.items()}
+    return words.get(value, value) if isinstance(value, str) else value

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from unidecouple.convert.check_weights import check_weights
 from unidecouple.convert.emu3 import published_name, resized
-from unidecouple.convert.fit import check_fit
-from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, config_json, config_of, detect
+from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, config_json, read_config
 from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.names import to_deepseek, unused
 from unidecouple.convert.parts import Part, split_into_parts
@@ -33,13 +33,13 @@ def convert(source: Path, target: Path, wanted: Conversion, say: Callable[[str],
             wanted. Nothing was written.
     """
     check_directory(target, [source])
-    layout = detect(source)
-    processor = read_processor(source, layout)
-    config, weights = config_of(source, processor), Weights(source)
+    described = read_config(source)
+    layout, processor = described.layout, read_processor(described)
+    config, weights = described.build(processor), Weights(source)
     if wanted.image_size is not None:
         config = resized(config, processor, wanted.image_size)
     config.dtype = config.dtype or _most_bytes(weights.shapes)
-    steps = [*reading(layout, config, weights), *changes(config, wanted)]
+    steps = [*reading(described, config, weights), *changes(config, wanted)]
     final = steps[-1].config
     raw = config_json(final, wanted.to)
     steps += writing(wanted.to, final)
@@ -68,7 +68,7 @@ def _plan(weights: Weights, parts: list[tuple[str, ...]], steps: list[Step], lay
         except (RuntimeError, IndexError) as error:  # a shape that no layout has
             raise ValueError(f"{weights.start} holds weights of shapes that do not fit ({step.says}): {error}") from error
         if step.check:
-            check_fit(_union(planned), step.config, weights.start, partial(_called, layout=layout, config=step.config))
+            check_weights(_union(planned), step.config, weights.start, partial(_called, layout=layout, config=step.config))
         say(_summary(step.says, _union(before), _union(planned)))
     dropped = [name for name in weights.shapes if layout == DEEPSEEK and unused(name)]
     if dropped:

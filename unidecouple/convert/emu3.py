@@ -5,18 +5,19 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from transformers import Emu3Config, Emu3Processor
+from transformers import Emu3Config, Emu3Processor, LlamaConfig
 from transformers.models.emu3.configuration_emu3 import Emu3TextConfig, Emu3VQVAEConfig
 
 from unidecouple.convert.parts import Part
-from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.emu3_processing import UniEmu3Processor
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.processing import UnifiedProcessor
+from unidecouple.models.schema import own_fields
 
 PUBLISHED_SIZE = 720
 """Pixels a side of Emu3-Gen's square pictures (image_area 518,400)."""
@@ -57,15 +58,21 @@ def _renamed(name: str, beginnings: Mapping[str, str]) -> str:
 def config_of_emu3(raw: dict[str, Any], image_size: int) -> UniEmu3Config:
     """Our configuration of what transformers' config.json says; dropout is off (see ``models/emu3.py``)."""
     plain = Emu3Config(**raw).to_dict()
-    text = {name: value for name, value in plain["text_config"].items() if name not in ("model_type", "attention_dropout")}
+    text = {name: value for name, value in llama_fields(plain["text_config"]).items() if name != "attention_dropout"}
     return UniEmu3Config(
-        text_config=UniLlamaConfig(**text),
+        text_config=text,
         vq_config=plain["vq_config"],
         vocabulary_map=plain["vocabulary_map"],
         tie_word_embeddings=False,
         dtype=raw.get("dtype"),
         image_size=image_size,
     )
+
+
+def llama_fields(text: Mapping[str, Any]) -> dict[str, Any]:
+    """What our decoder shares with transformers' Llama; other fields that a published file may have mean nothing to it."""
+    known = {field.name for field in fields(LlamaConfig)}
+    return {name: value for name, value in text.items() if name in known}
 
 
 def emu3_json(config: UniEmu3Config) -> dict[str, Any]:
@@ -76,7 +83,11 @@ def emu3_json(config: UniEmu3Config) -> dict[str, Any]:
     biased = {"mlp_bias"} if text["mlp_bias"] else set()
     kept = {name: value for name, value in text.items() if name in known | odd | biased}
     vq = {name: value for name, value in config.vq_config.to_dict().items() if name in inspect.get_annotations(Emu3VQVAEConfig)}
-    rest = {name: value for name, value in raw.items() if name not in ("image_size", "model_type", "text_config", "vq_config")}
+    rest = {
+        name: value
+        for name, value in raw.items()
+        if name not in own_fields(UniEmu3Config) | {"model_type", "text_config", "vq_config"}
+    }
     return {
         **rest,
         "architectures": ["Emu3ForConditionalGeneration"],

@@ -49,10 +49,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_configs(folder: Path) -> None:
+def check_configs(folder: Path, config: dict[str, Any] | None = None) -> None:
     """Refuse a checkpoint whose configurations, nested ones included, name code to run or quantised weights.
 
     Nothing in a checkpoint is executed, and transformers would ask whether to. Quantised weights fit no layout here.
+    ``config`` is its config.json where that was read before.
 
     Raises:
         ValueError: one does; with its file and key.
@@ -60,7 +61,8 @@ def check_configs(folder: Path) -> None:
     for path in (folder / name for name in _CONFIGS):
         if not path.is_file():
             continue
-        for place, key, value in _keys(read_json(path)):
+        raw = config if config is not None and path.name == "config.json" else read_json(path)
+        for place, key, value in _keys(raw):
             if key in _CODE and value:
                 raise ValueError(
                     f"{path}: {place} names code to run, and nothing in a checkpoint is ever executed. If a class of transformers "

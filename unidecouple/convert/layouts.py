@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import JanusConfig, LlamaConfig
 
-from unidecouple.convert.emu3 import PUBLISHED_SIZE, config_of_emu3, emu3_json
+from unidecouple.convert.emu3 import PUBLISHED_SIZE, config_of_emu3, emu3_json, llama_fields
 from unidecouple.convert.json_files import check_configs, check_depths, read_json
 from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig, configuration, model_class
 from unidecouple.models.processing import UnifiedProcessor
+from unidecouple.models.schema import own_fields
 
 UNIDECOUPLE, TRANSFORMERS, DEEPSEEK = LAYOUTS = ("unidecouple", "transformers", "deepseek")
 _MODEL_TYPES = {
@@ -37,66 +38,87 @@ _VQ_SHAPE = {"latent_channels": 256, "base_channels": 128, "channel_multiplier":
 # The original fixes both shapes in code. A smaller model (in tests) gives its own as further ``params``, which it ignores.
 
 
-def detect(folder: Path) -> str:
-    """Which of ``LAYOUTS`` a checkpoint folder has.
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """config.json of a checkpoint folder, read once for all that a command asks of it.
+
+    Attributes:
+        folder: the checkpoint.
+        raw: what the file holds.
+        layout: one of ``LAYOUTS``.
+    """
+
+    folder: Path
+    raw: dict[str, Any]
+    layout: str
+
+    @property
+    def is_emu3(self) -> bool:
+        """Whether the checkpoint is an Emu3, and not a Janus."""
+        return str(self.raw["model_type"]).endswith("emu3")
+
+    @property
+    def loadable(self) -> bool:
+        """Whether the weights have our names; those of transformers' Janus do."""
+        return self.layout == UNIDECOUPLE or (self.layout == TRANSFORMERS and not self.is_emu3)
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the text head may be tied to the word embeddings; deepseek-ai's layout is untied unless it states otherwise."""
+        inner = self.raw.get("language_config", {}).get("tie_word_embeddings", self.layout != DEEPSEEK)
+        return bool(self.raw.get("tie_word_embeddings", inner))
+
+    def build(self, processor: UnifiedProcessor | None) -> UnifiedConfig:
+        """Our configuration of the checkpoint; its decoder is dense unless the layout is ours.
+
+        Args:
+            processor: its processor; deepseek-ai's layout keeps the ids of special tokens only there.
+
+        Raises:
+            ValueError: a field is missing, unknown or of a value that this model cannot have; or the tokenizer has more tokens than
+                the model has word embeddings.
+        """
+        path = self.folder / "config.json"
+        if self.layout == DEEPSEEK and processor is None:
+            raise ValueError(
+                f"{self.folder} has no tokenizer.json: the ids of pictures and padding are read from it; copy it there"
+            )
+        check_depths(path, self.raw)
+        try:
+            config = self._read(processor)
+        except KeyError as error:
+            raise ValueError(f"{path} lacks {error}, which its model has") from error
+        except Exception as error:  # the libraries check fields with errors of many types
+            raise ValueError(f"{path} describes no model: {error}") from error
+        if processor is not None:
+            _check_vocabulary(self.folder, config, processor)
+        return config
+
+    def _read(self, processor: UnifiedProcessor | None) -> UnifiedConfig:
+        if self.layout == UNIDECOUPLE:
+            return configuration(self.raw)
+        if self.is_emu3:
+            return config_of_emu3(self.raw, PUBLISHED_SIZE if processor is None else processor.picture_size)
+        if self.layout == TRANSFORMERS or processor is None:
+            return _ours(JanusConfig(**self.raw).to_dict())
+        return _ours(_janus(self.raw, processor))
+
+
+def read_config(folder: Path) -> CheckpointConfig:
+    """config.json of a checkpoint folder, with the layout that its ``model_type`` names.
 
     Raises:
-        ValueError: its config.json is missing, or of another model; or see ``check_configs``.
+        ValueError: it is missing, or of another model; or see ``check_configs``.
     """
-    check_configs(folder)
-    kind = read_json(folder / "config.json").get("model_type")
+    raw = read_json(folder / "config.json")
+    check_configs(folder, raw)
+    kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in _MODEL_TYPES:
         raise ValueError(
             f"{folder / 'config.json'} is of model_type {kind!r}: Janus and Emu3 have one of {', '.join(_MODEL_TYPES)} "
             "(deepseek-ai's original is multi_modality; BAAI's original of Emu3 is not read)"
         )
-    return _MODEL_TYPES[kind]
-
-
-def is_emu3(folder: Path) -> bool:
-    """Whether a checkpoint folder holds an Emu3, and not a Janus."""
-    return str(read_json(folder / "config.json").get("model_type")).endswith("emu3")
-
-
-def loadable(folder: Path) -> bool:
-    """Whether a checkpoint folder has our names of weights; transformers' Janus does."""
-    return detect(folder) == UNIDECOUPLE or (detect(folder) == TRANSFORMERS and not is_emu3(folder))
-
-
-def config_of(folder: Path, processor: UnifiedProcessor | None) -> UnifiedConfig:
-    """Our configuration of a checkpoint in any layout; its decoder is dense unless the layout is ours.
-
-    Args:
-        folder: the checkpoint.
-        processor: its processor; deepseek-ai's layout keeps the ids of special tokens only there.
-
-    Raises:
-        ValueError: a field is missing, or its value is one that this model cannot have; or the tokenizer has more tokens than the
-            model has word embeddings.
-    """
-    raw, layout = read_json(folder / "config.json"), detect(folder)
-    if layout == DEEPSEEK and processor is None:
-        raise ValueError(f"{folder} has no tokenizer.json: the ids of pictures and padding are read from it; copy it there")
-    check_depths(folder / "config.json", raw)
-    try:
-        config = _read(raw, layout, processor)
-    except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} lacks {error}, which its model has") from error
-    except Exception as error:  # the libraries check fields with errors of many types
-        raise ValueError(f"{folder / 'config.json'} describes no model: {error}") from error
-    if processor is not None:
-        _check_vocabulary(folder, config, processor)
-    return config
-
-
-def _read(raw: dict[str, Any], layout: str, processor: UnifiedProcessor | None) -> UnifiedConfig:
-    if layout == UNIDECOUPLE:
-        return configuration(raw)
-    if str(raw["model_type"]).endswith("emu3"):
-        return config_of_emu3(raw, PUBLISHED_SIZE if processor is None else processor.picture_size)
-    if layout == TRANSFORMERS or processor is None:
-        return _ours(JanusConfig(**raw).to_dict())
-    return _ours(_janus(raw, processor))
+    return CheckpointConfig(folder, raw, _MODEL_TYPES[kind])
 
 
 def _check_vocabulary(folder: Path, config: UnifiedConfig, processor: UnifiedProcessor) -> None:
@@ -119,10 +141,10 @@ def config_json(config: UnifiedConfig, layout: str) -> dict[str, Any]:
     text, raw = config.text_config, config.to_diff_dict()
     if layout == UNIDECOUPLE:
         return {**raw, "architectures": [model_class(config).__name__]}
-    if text.untied_layers is not None:
+    if text.per_group_layers is not None:
         raise ValueError(
-            f"untied_layers={text.untied_layers} have no place in the {layout} layout, which has one set of weights: keep our own "
-            "layout (--to unidecouple)"
+            f"per_group_layers={text.per_group_layers} have no place in the {layout} layout, which has one set of weights: keep "
+            "our own layout (--to unidecouple)"
         )
     if text.ffn != "dense" or text.lora_rank:
         raise ValueError(
@@ -135,7 +157,8 @@ def config_json(config: UnifiedConfig, layout: str) -> dict[str, Any]:
         return emu3_json(config)
     plain = _llama(raw["text_config"])
     if layout == TRANSFORMERS:
-        kept = {name: value for name, value in raw.items() if name not in ("architectures", "model_type", "text_config")}
+        dropped = {"architectures", "model_type", "text_config", *own_fields(UniJanusConfig)}
+        kept = {name: value for name, value in raw.items() if name not in dropped}
         vq = {k: v for k, v in raw["vq_config"].items() if v or k != "encode_window"}
         return {
             "architectures": ["JanusForConditionalGeneration"],
@@ -149,13 +172,11 @@ def config_json(config: UnifiedConfig, layout: str) -> dict[str, Any]:
 
 def _ours(raw: dict[str, Any]) -> UniJanusConfig:
     parts = {name: raw[name] for name in ("vision_config", "vq_config", "image_token_id")}
-    text = UniLlamaConfig(**{name: value for name, value in raw["text_config"].items() if name != "model_type"})
-    return UniJanusConfig(text_config=text, tie_word_embeddings=False, dtype=raw.get("dtype"), **parts)
+    return UniJanusConfig(text_config=llama_fields(raw["text_config"]), tie_word_embeddings=False, dtype=raw.get("dtype"), **parts)
 
 
 def _llama(text: dict[str, Any]) -> dict[str, Any]:
-    ours = {field.name for field in fields(UniLlamaConfig)} - {field.name for field in fields(LlamaConfig)}
-    return {name: value for name, value in text.items() if name not in ours} | {"model_type": "llama"}
+    return {name: value for name, value in text.items() if name not in own_fields(UniLlamaConfig)} | {"model_type": "llama"}
 
 
 def _janus(raw: dict[str, Any], processor: UnifiedProcessor) -> dict[str, Any]:

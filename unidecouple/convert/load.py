@@ -10,9 +10,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from unidecouple.convert.fit import check_fit
+from unidecouple.convert.check_weights import check_weights
 from unidecouple.convert.json_files import read_json
-from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, config_of, detect, loadable
+from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, read_config
 from unidecouple.convert.parts import Part
 from unidecouple.convert.processors import read_processor
 from unidecouple.convert.weights import WEIGHTS, Weights
@@ -72,11 +72,17 @@ def load(name_or_path: str, dtype: torch.dtype | Literal["auto"] = torch.float32
     Raises:
         ValueError: the folder is missing or in a layout to be converted first; its weights are broken, or not its config.json's.
     """
+    config, weights, processor = open_checkpoint(name_or_path)
+    return assemble(config, weights.read(list(weights.shapes)), weights.start.parent, dtype), processor
+
+
+def open_checkpoint(name_or_path: str) -> tuple[UnifiedConfig, Weights, UnifiedProcessor]:
+    """Configuration, weights that were found to fit it by names and shapes, and processor; raises as ``load``."""
     folder = checkpoint_folder(name_or_path)
-    processor = load_processor(name_or_path)
-    config, weights = config_of(folder, processor), Weights(folder)
-    check_fit(weights.shapes, config, weights.start)
-    return assemble(config, weights.read(list(weights.shapes)), folder, dtype), processor
+    config, processor = _described(folder)
+    weights = Weights(folder)
+    check_weights(weights.shapes, config, weights.start)
+    return config, weights, processor
 
 
 @torch.no_grad()
@@ -115,10 +121,7 @@ def fill_buffers(made: UnifiedModel, like: UnifiedModel) -> None:
 
 def load_shapes(name_or_path: str) -> tuple[UnifiedModel, UnifiedProcessor]:
     """As ``load``, for a process that needs no weights: shapes on the meta device; only the image tokenizer is read."""
-    folder = checkpoint_folder(name_or_path)
-    processor = load_processor(name_or_path)
-    config, weights = config_of(folder, processor), Weights(folder)
-    check_fit(weights.shapes, config, weights.start)
+    config, weights, processor = open_checkpoint(name_or_path)
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         part.dtype = torch.float32  # as `load` sets it; parts of a model are built in their configuration's
     with torch.device("meta"):
@@ -136,21 +139,22 @@ def load_processor(name_or_path: str) -> UnifiedProcessor:
     Raises:
         ValueError: the folder is missing or in a layout to be converted first, or its processor is missing or cannot be read.
     """
-    folder = checkpoint_folder(name_or_path)
-    layout = detect(folder)
-    if not loadable(folder):
-        raise ValueError(
-            f"{folder} is in {_LAYOUTS[layout]} layout: convert it once with `unidecouple convert {folder} --output FOLDER`, "
-            "and give that folder"
-        )
-    processor = read_processor(folder, layout)
-    if processor is None:
-        raise ValueError(f"{folder} has no tokenizer.json: copy the tokenizer's and processor's files to it")
-    config_of(folder, processor)  # refuses tokens without word embeddings
-    return processor
+    return _described(checkpoint_folder(name_or_path))[1]
 
 
 def longest_sequence(name_or_path: str) -> int:
     """Most tokens of a sequence that a checkpoint takes, without its weights; raises as ``load_processor``."""
-    config = config_of(checkpoint_folder(name_or_path), load_processor(name_or_path))
-    return int(config.text_config.max_position_embeddings)
+    return int(_described(checkpoint_folder(name_or_path))[0].text_config.max_position_embeddings)
+
+
+def _described(folder: Path) -> tuple[UnifiedConfig, UnifiedProcessor]:
+    described = read_config(folder)
+    if not described.loadable:
+        raise ValueError(
+            f"{folder} is in {_LAYOUTS[described.layout]} layout: convert it once with `unidecouple convert {folder} --output "
+            "FOLDER`, and give that folder"
+        )
+    processor = read_processor(described)
+    if processor is None:
+        raise ValueError(f"{folder} has no tokenizer.json: copy the tokenizer's and processor's files to it")
+    return described.build(processor), processor

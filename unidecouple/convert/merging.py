@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unidecouple.convert.layouts import DEEPSEEK, config_of, detect
+from unidecouple.convert.layouts import DEEPSEEK, read_config
 from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.parts import split_into_parts
 from unidecouple.convert.processors import read_processor, write_processor
@@ -38,9 +38,9 @@ def write_merged(
     """
     check_directory(target, (base, *tuned))
     check_alike(base, tuned)
-    layout = detect(base)
+    described = read_config(base)
     start, models = Weights(base), [Weights(folder) for folder in tuned]
-    processor = read_processor(base, layout)
+    processor = read_processor(described)
     parts = split_into_parts(start.shapes)
     shapes = {name: start.shapes[name] for names in parts for name in names}
     made = (merged(start.read(names), [model.read(names) for model in models], coefficients) for names in parts)
@@ -50,7 +50,7 @@ def write_merged(
             if (base / name).is_file():
                 shutil.copyfile(base / name, staging / name)
         if processor is not None:
-            write_processor(staging, processor, layout)
+            write_processor(staging, processor, described.layout)
         carried = carry_licences(base, staging, readme=True)
         finish(staging)
     say(f"{target}: {len(shapes)} tensors of {len(tuned)} models merged onto {base}, in {len(files)} file(s)")
@@ -63,7 +63,7 @@ def check_alike(base: Path, tuned: Sequence[Path]) -> None:
     Raises:
         ValueError: something differs, so that the models cannot have started from ``base``.
     """
-    if detect(base) == DEEPSEEK:
+    if read_config(base).layout == DEEPSEEK:
         raise ValueError(f"{base} is in deepseek-ai's original layout: convert it first with `unidecouple convert`")
     ours, described = Weights(base).shapes, _described(base)
     for folder in tuned:
@@ -94,4 +94,5 @@ def _described(folder: Path) -> dict[str, Any]:
                 out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         return out
 
-    return flat(config_of(folder, read_processor(folder, detect(folder))).to_dict(), "")
+    described = read_config(folder)
+    return flat(described.build(read_processor(described)).to_dict(), "")

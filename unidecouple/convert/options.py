@@ -9,8 +9,16 @@ from dataclasses import fields
 from unidecouple.batch import Task
 from unidecouple.methods.structure import STRUCTURES, Structure
 
-_MIXTURE = ("experts_per_task", "num_experts_per_tok", "shared_expert", "alpha_init", "moe_layers", "context_router")
-_UNTIED = ("split", "fork", "first", "last", "across")
+_MIXTURE = (
+    "experts_per_group",
+    "num_experts",
+    "num_experts_per_tok",
+    "shared_expert",
+    "alpha_init",
+    "moe_layers",
+    "context_router",
+)
+_UNTIED = ("group_by", "fork", "first", "last", "across")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 

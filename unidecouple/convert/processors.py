@@ -11,7 +11,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from unidecouple.convert.emu3 import emu3_generation_config, read_emu3_processor, write_emu3_processor
 from unidecouple.convert.json_files import read_json
-from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_emu3
+from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, CheckpointConfig
 from unidecouple.files import write_json_atomic
 from unidecouple.models.emu3_processing import UniEmu3Processor
 from unidecouple.models.processing import JANUS_SYSTEM_PROMPT, UnifiedProcessor, UniJanusProcessor
@@ -57,16 +57,17 @@ TEMPLATE = """
 """Chats as Janus-Pro was trained with them (deepseek-ai/Janus, conversation.py, "deepseek"); names stand for its special tokens."""
 
 
-def read_processor(folder: Path, layout: str) -> UnifiedProcessor | None:
+def read_processor(described: CheckpointConfig) -> UnifiedProcessor | None:
     """The processor of a checkpoint; None if it has no tokenizer.json.
 
     Raises:
         ValueError: its files do not hold what its model needs.
     """
+    folder, layout = described.folder, described.layout
     if not (folder / "tokenizer.json").is_file():
         return None
     try:
-        if is_emu3(folder):
+        if described.is_emu3:
             return read_emu3_processor(folder, layout == UNIDECOUPLE)
         if layout == UNIDECOUPLE:
             return UniJanusProcessor.from_pretrained(folder, trust_remote_code=False)

@@ -7,14 +7,13 @@ from functools import partial
 
 from unidecouple.batch import Task
 from unidecouple.convert import structure as structures
+from unidecouple.convert.bos_kv import BosKeyValues, drop_bos_kv
 from unidecouple.convert.emu3 import read_names, write_names
-from unidecouple.convert.first_token import FirstToken, drop_first_token
-from unidecouple.convert.json_files import read_json
-from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, is_emu3
+from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, CheckpointConfig
 from unidecouple.convert.names import to_deepseek
 from unidecouple.convert.parts import Transform, read_deepseek, untie, write_deepseek
 from unidecouple.convert.weights import Weights
-from unidecouple.methods.structure import Dense, Measured, Structure, Upcycled
+from unidecouple.methods.structure import Dense, Measured, Structure
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 
@@ -55,19 +54,17 @@ class Step:
     check: bool = True
 
 
-def reading(layout: str, config: UnifiedConfig, weights: Weights) -> list[Step]:
+def reading(described: CheckpointConfig, config: UnifiedConfig, weights: Weights) -> list[Step]:
     """From the layout's names to ours."""
     steps = []
-    tied = _HEAD not in weights.shapes and to_deepseek(_HEAD) not in weights.shapes
-    raw = read_json(weights.start.parent / "config.json")
-    said = raw.get("tie_word_embeddings", raw.get("language_config", {}).get("tie_word_embeddings", layout != DEEPSEEK))
-    if is_emu3(weights.start.parent) and layout == TRANSFORMERS:
-        steps.append(Step("read under transformers' names", read_names, config, check=not (tied and said)))
-    elif layout == DEEPSEEK:
-        steps.append(Step("read under deepseek-ai's names", read_deepseek, config, check=not (tied and said)))
-    elif not (tied and said):
+    tied = described.ties_head and _HEAD not in weights.shapes and to_deepseek(_HEAD) not in weights.shapes
+    if described.is_emu3 and described.layout == TRANSFORMERS:
+        steps.append(Step("read under transformers' names", read_names, config, check=not tied))
+    elif described.layout == DEEPSEEK:
+        steps.append(Step("read under deepseek-ai's names", read_deepseek, config, check=not tied))
+    elif not tied:
         steps.append(Step("read", dict, config))
-    if tied and said:
+    if tied:
         steps.append(Step("text head, tied to the word embeddings, written out", untie, config))
     return steps
 
@@ -88,9 +85,9 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
     if wanted.task is not None:
         whole, config = config.text_config, structures.slim_config(config, wanted.task)
         drawing = wanted.task is Task.T2I
-        take: Transform = FirstToken(whole) if drawing else partial(structures.slim, task=wanted.task)
+        take: Transform = BosKeyValues(whole) if drawing else partial(structures.slim, task=wanted.task)
         steps.append(Step(f"kept what serves {wanted.task.key}, routed by label", take, config))
-    apart = config.text_config.ffn != "dense" or config.text_config.untied_layers is not None
+    apart = config.text_config.ffn != "dense" or config.text_config.per_group_layers is not None
     folds = isinstance(wanted.structure, Dense) and apart
     if config.text_config.lora_rank and (wanted.merge or folds or wanted.to != UNIDECOUPLE):
         text, rank = config.text_config, config.text_config.lora_rank
@@ -99,24 +96,17 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
     if folds:
         config = structures.fold_config(config)
         steps.append(Step("folded the only expert to a dense FFN", structures.fold, config))
-    if config.text_config.first_token and wanted.to != UNIDECOUPLE:
-        config = structures.with_text(config, first_token=False)
+    if config.text_config.bos_kv and wanted.to != UNIDECOUPLE:
+        config = structures.with_text(config, bos_kv=False)
         says = f"the BOS's keys and values left out, for which the {wanted.to} layout has no place: pictures will differ a little"
-        steps.append(Step(says, drop_first_token, config))
+        steps.append(Step(says, drop_bos_kv, config))
     if mixture is not None and isinstance(mixture, Measured):
         raise ValueError(f"{mixture.kind!r} needs to know how experts are used: give it to a stage of a run")
     if not folds and mixture is not None:
-        config = _upcycled(config, mixture)
+        if config.text_config.lora_rank:
+            low = f"low-rank updates (r={config.text_config.lora_rank})"
+            raise ValueError(f"{low} fit no upcycled FFN: merge them first (--merge-lora)")
+        config = structures.with_structure(config, mixture)
         grow = partial(structures.upcycle, structure=mixture, text=config.text_config, seed=wanted.seed)
         steps.append(Step(f"upcycled to {mixture.kind}", grow, config))
     return steps
-
-
-def _upcycled(config: UnifiedConfig, structure: Upcycled) -> UnifiedConfig:
-    text = config.text_config
-    if text.ffn != "dense" or text.untied_layers is not None:
-        now = f"ffn={text.ffn!r}" if text.untied_layers is None else f"layers {text.untied_layers} untied"
-        raise ValueError(f"{now} already: --structure {structure.kind} starts from a dense checkpoint")
-    if text.lora_rank:
-        raise ValueError(f"low-rank updates (r={text.lora_rank}) fit no upcycled FFN: merge them first (--merge-lora)")
-    return structures.with_text(config, **structure.configure(text))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unidecouple.batch import Task
 from unidecouple.convert.parts import Part
-from unidecouple.methods.structure import Upcycled
+from unidecouple.methods.structure import Structure, Upcycled
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.router import ContextRouter, ExpertRouter, TaskAwareRouter
@@ -27,6 +27,21 @@ def with_text(config: UnifiedConfig, **fields: Any) -> UnifiedConfig:
     raw = config.to_dict()
     raw["text_config"] = {**raw["text_config"], **fields}
     return type(config)(**raw)
+
+
+def with_structure(config: UnifiedConfig, structure: Structure) -> UnifiedConfig:
+    """``config`` with ``structure``, as conversion, training, planning and adapters apply it.
+
+    Raises:
+        ValueError: the model has another structure already.
+    """
+    text = config.text_config
+    if isinstance(structure, Upcycled) and (text.per_group_layers is not None or text.ffn != "dense" != structure.kind):
+        now = (
+            f"ffn={text.ffn!r}" if text.per_group_layers is None else f"layers {text.per_group_layers} untied by {text.group_by!r}"
+        )
+        raise ValueError(f"{now} already: structure {structure.kind!r} must start from a dense checkpoint")
+    return with_text(config, **structure.configure(text))
 
 
 def merge_lora(part: Part, text: UniLlamaConfig) -> Part:
@@ -72,17 +87,18 @@ def slim_config(config: UnifiedConfig, task: Task) -> UnifiedConfig:
     text = config.text_config
     if text.ffn == "typed_moe":
         raise ValueError(
-            f"ffn='typed_moe', split={text.split!r}: a group serves a kind of token, and a task uses several; keep the model whole"
+            f"ffn='typed_moe', group_by={text.group_by!r}: a group serves a kind of token, and a task uses several; keep "
+            "the model whole"
         )
-    if text.untied_layers is not None:
+    if text.per_group_layers is not None:
         raise ValueError(
-            f"layers {text.untied_layers} are untied by {text.split!r}: a task cannot be taken out of untied layers, only out of "
-            "ffn='ta_moe' or updates routed by task"
+            f"layers {text.per_group_layers} are untied by {text.group_by!r}: a task cannot be taken out of untied layers, only "
+            "out of ffn='ta_moe' or updates routed by task"
         )
     if text.ffn != "ta_moe" and not text.lora_per_task:
         raise ValueError(f"ffn={text.ffn!r} without lora_per_task: no weight belongs to one task, so there is none to choose")
-    mixture = {"ffn": "moe", "num_tasks": 1} if text.ffn == "ta_moe" else {}
-    rest = {"context_router": False, "task_routing": "learned", "lora_per_task": [], "first_token": task is Task.T2I}
+    mixture = {"ffn": "moe", "num_tasks": 1, "num_experts": text.experts_per_group} if text.ffn == "ta_moe" else {}
+    rest = {"context_router": False, "task_routing": "learned", "lora_per_task": [], "bos_kv": task is Task.T2I}
     return with_text(config, **mixture, **rest)
 
 
@@ -113,12 +129,14 @@ def fold_config(config: UnifiedConfig) -> UnifiedConfig:
         ValueError: there is more than one expert or set to choose from, or only some layers are mixtures.
     """
     text = config.text_config
-    if text.untied_layers is not None:
-        raise ValueError(f"layers {text.untied_layers} are untied by {text.split!r}: they have more than one set to become dense")
+    if text.per_group_layers is not None:
+        raise ValueError(
+            f"layers {text.per_group_layers} are untied by {text.group_by!r}: they have more than one set to become dense"
+        )
     if text.num_experts > 1 or text.moe_layers is not None:
         raise ValueError(
             f"ffn={text.ffn!r} with {text.num_experts} experts in layers {list(text.mixture_layers)} cannot become dense: "
-            "that takes one expert in every layer (--task of a model with experts_per_task=1)"
+            "that takes one expert in every layer (--task of a model with one expert per task)"
         )
     width = text.intermediate_size * (2 if text.shared_expert else 1)
     return with_text(config, ffn="dense", intermediate_size=width, num_tasks=2)
@@ -133,7 +151,7 @@ def upcycle(part: Part, structure: Upcycled, text: UniLlamaConfig, seed: int) ->
         text: the resulting text configuration.
         seed: of the routers; a layer's depend on it and the layer alone.
     """
-    if text.untied_layers is not None:
+    if text.per_group_layers is not None:
         return structure.upcycle(part, text)
     match = next((found for name in part if name.endswith("gate_proj.weight") and (found := _FFN.match(name))), None)
     if match and int(match["layer"]) in text.mixture_layers:

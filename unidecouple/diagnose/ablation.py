@@ -90,10 +90,10 @@ def _parts(model: UnifiedModel) -> Iterator[tuple[str, int | None, list[Change]]
     """(part, layer, changes) of everything that can be taken away."""
     text, layers = model.config.text_config, list(model.decoder.layers)
     mixtures = {index: layer.mlp for index, layer in enumerate(layers) if isinstance(layer.mlp, MixtureOfExperts)}
-    untied = {index: layer for index, layer in enumerate(layers) if text.sets(index) > 1}
+    untied = {index: layer for index, layer in enumerate(layers) if text.num_weight_sets(index) > 1}
     if text.shared_expert:
         yield from _everywhere("shared expert", {index: _without_shared_expert(mixture) for index, mixture in mixtures.items()})
-    names = GROUP_NAMES[text.split]
+    names = GROUP_NAMES[text.group_by]
     for group, other in itertools.permutations(range(len(names)), 2):
         part = f"{names[group]} group" + (f" by {names[other]}" if len(names) > 2 else "")
         several = [(index, mixture) for index, mixture in mixtures.items() if mixture.num_groups > 1]

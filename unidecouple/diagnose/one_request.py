@@ -68,8 +68,8 @@ def view_request(model: UnifiedModel, batch: Batch) -> RequestView:
     if len(batch.input_ids) != 1:
         raise ValueError(f"{len(batch.input_ids)} rows: a request is one")
     config, modality = model.config.text_config, model.modality_ids(batch.input_ids, batch.image_tokens)
-    parted = config.num_groups > 1 or config.untied_layers is not None
-    label = token_groups(config.split, batch.task_ids[0], modality[0]) if parted else None
+    parted = config.num_groups > 1 or config.per_group_layers is not None
+    label = token_groups(config.group_by, batch.task_ids[0], modality[0]) if parted else None
     spans = model.spans(batch)
     mine = spans.task == batch.task_ids[0, -1]  # a picture asked for by a picture counts as both tasks' sample
     ways = ("learned", "label") if config.ffn == "ta_moe" else (config.task_routing,)  # others have one way to go
@@ -80,7 +80,7 @@ def view_request(model: UnifiedModel, batch: Batch) -> RequestView:
         if way == config.task_routing:
             given = intensities(decoded.given or (), spans).intensity[:, mine]
     return RequestView(
-        groups=GROUP_NAMES[config.split] if parted else ("all",),
+        groups=GROUP_NAMES[config.group_by] if parted else ("all",),
         label=label,
         modality=modality[0],
         learned=routes[ways[0]],
@@ -95,7 +95,7 @@ def _routes(model: UnifiedModel, decided: tuple[Routing, ...], label: Tensor | N
     for number in range(config.num_hidden_layers):
         if number in config.mixture_layers:
             found.append(_of_mixture(number, next(mixtures)))
-        elif label is not None and config.sets(number) > 1:
+        elif label is not None and config.num_weight_sets(number) > 1:
             found.append(LayerRoute(number, label))
     return tuple(found)
 

@@ -207,9 +207,9 @@ class Drawing:
         text = self.model.config.text_config
         if len(self.builder.row_end) > 1:
             raise ValueError(f"rows of tokens that end in {len(self.builder.row_end)} tokens: no base family has more than one")
-        if self.builder.row_end and text.split != "task" and group_of(text, Task.T2I) != group_of(text, Task.MMU):
+        if self.builder.row_end and text.group_by != "task" and group_of(text, Task.T2I) != group_of(text, Task.MMU):
             raise ValueError(
-                f"split={text.split!r} with rows of tokens that end in text: a drawing of two groups is for the plain loop "
+                f"group_by={text.group_by!r} with rows of tokens that end in text: a drawing of two groups is for the plain loop "
                 "(unidecouple.generate.image.draw)"
             )
 

@@ -177,10 +177,10 @@ class FixedDecoder:
 
 def group_of(config: UniLlamaConfig, task: Task) -> int:
     """The group that generated tokens of ``task`` are of, where groups are told; 0 in a model of one group."""
-    if config.untied_layers is None and config.num_groups == 1:
+    if config.per_group_layers is None and config.num_groups == 1:
         return 0
-    modality = Modality.DRAWN if task is Task.T2I else Modality.TEXT
-    told = token_groups(config.split, torch.tensor(int(task)), torch.tensor(int(modality)))
+    modality = Modality.IMAGE_OUT if task is Task.T2I else Modality.TEXT
+    told = token_groups(config.group_by, torch.tensor(int(task)), torch.tensor(int(modality)))
     assert told is not None
     return int(told)
 
@@ -192,7 +192,7 @@ def _check(config: UniLlamaConfig) -> None:
             f"ffn={config.ffn!r}, lora_rank={config.lora_rank}: take one task's model first, with its low-rank updates merged "
             f"(`one_task`, or `unidecouple convert --task … --merge-lora`){plain}"
         )
-    if config.untied_attention == "group":
-        raise ValueError(f"untied_attention='group' keeps keys apart by group, which fixed places do not{plain}")
+    if config.per_group_attention == "group":
+        raise ValueError(f"per_group_attention='group' keeps keys apart by group, which fixed places do not{plain}")
     if config.attention_bias or config.mlp_bias:
         raise ValueError(f"attention_bias={config.attention_bias}, mlp_bias={config.mlp_bias}: no model served here has any")

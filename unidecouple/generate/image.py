@@ -101,10 +101,10 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: Sequence[Im
         token = sample(sample.guide(logits[: len(jobs)], logits[uncond]), uniform[:, step])
         chosen.append(token)
         embeds = model.embed_image_tokens(torch.cat([token, token[guided]]).unsqueeze(1))
-        modality = torch.full((1, 1), int(Modality.DRAWN), device=model.device)
+        modality = torch.full((1, 1), int(Modality.IMAGE_OUT), device=model.device)
         if (step + 1) % builder.picture.columns == 0:
             embeds = torch.cat([embeds, row_end], 1)  # what ends a row is not the model's to choose
-            modality = torch.tensor([[Modality.DRAWN, Modality.TEXT]], device=model.device).expand(len(rows), -1)
+            modality = torch.tensor([[Modality.IMAGE_OUT, Modality.TEXT]], device=model.device).expand(len(rows), -1)
         new = embeds.shape[1]
         mask = torch.cat([mask, mask.new_ones(len(rows), new)], 1)
         position, task = positions(mask)[:, -new:], task[:, -1:]

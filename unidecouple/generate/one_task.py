@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from unidecouple.batch import Task
-from unidecouple.convert.fit import check_fit
-from unidecouple.convert.layouts import config_of
-from unidecouple.convert.load import assemble, checkpoint_folder, fill_buffers, load_processor
+from unidecouple.convert.load import assemble, fill_buffers, open_checkpoint
 from unidecouple.convert.parts import Part, split_into_parts
 from unidecouple.convert.steps import Conversion, Step, changes
-from unidecouple.convert.weights import Weights
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.processing import UnifiedProcessor
@@ -43,15 +40,12 @@ def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.floa
     """``one_task`` of a checkpoint, without ever holding the whole of it: one layer at a time is read and made smaller.
 
     Files are mapped, and understanding reads of them what it keeps. Generation reads understanding's experts too, and does not
-    keep them: the BOS, which counts as understanding, is carried through them once (``FirstToken``).
+    keep them: the BOS, which counts as understanding, is carried through them once (``BosKeyValues``).
 
     Raises:
         ValueError: as ``load``; a weight is missing or of another shape than config.json says.
     """
-    folder = checkpoint_folder(name_or_path)
-    processor = load_processor(name_or_path)
-    config, weights = config_of(folder, processor), Weights(folder)
-    check_fit(weights.shapes, config, weights.start)
+    config, weights, processor = open_checkpoint(name_or_path)
     steps = _steps(config, task)
 
     def read(names: Sequence[str]) -> Part:
@@ -60,7 +54,7 @@ def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.floa
     state = _changed(weights.shapes, read, steps)
     slim = steps[-1].config if steps else config
     slim.dtype = dtype
-    return assemble(slim, state, folder, dtype).requires_grad_(requires_grad=False), processor
+    return assemble(slim, state, weights.start.parent, dtype).requires_grad_(requires_grad=False), processor
 
 
 def _steps(config: UnifiedConfig, task: Task) -> list[Step]:

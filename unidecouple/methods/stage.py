@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from unidecouple import bounds
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch, Task
 from unidecouple.methods.gradient import Gradient, Sum
 from unidecouple.methods.structure import Structure
-from unidecouple.models.shield import SharedShield
+from unidecouple.models.shield import SharedExpertGradScale
 
 PARTS: dict[str, tuple[str, ...]] = {
     "vision": ("model.vision_model.*", "model.aligner.*"),
@@ -50,9 +50,14 @@ class Lora:
         bounds.at_least(1, self, "r")
         bounds.above(0, self, "lora_alpha")
 
+    def configure(self) -> dict[str, Any]:
+        """Fields of the text configuration that the updates set."""
+        targets = {"lora_targets": list(self.targets), "lora_per_task": list(self.per_task)}
+        return {"lora_rank": self.r, "lora_alpha": self.lora_alpha, **targets}
+
 
 @dataclass(frozen=True)
-class Shield:
+class GradientShielding:
     """Early gradient shielding (Symbiotic-MoE, arXiv 2604.07753, section 3.3; Rosetta, arXiv 2607.00293: 5000 steps).
 
     Generation's tokens go forward through the shared expert, but what they teach it is scaled: by 0 for ``steps`` steps of the
@@ -63,20 +68,22 @@ class Shield:
     Attributes:
         steps: how long; counted from the start of the stage.
         scale_after: factor from then on.
-        tokens: "drawn" shields image tokens to be generated, the paper's generation group; "task" their prompts, too.
+        tokens: "image_out" shields image tokens to be generated, the paper's generation group; "task" their prompts, too.
     """
+
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"tokens": {"drawn": "image_out"}}
 
     steps: int = 500
     scale_after: float = 0.1
-    tokens: Literal["drawn", "task"] = "drawn"
+    tokens: Literal["image_out", "task"] = "image_out"
 
     def __post_init__(self) -> None:
         bounds.at_least(0, self, "steps", "scale_after")
 
-    def on(self, batch: Batch, step: int) -> SharedShield:
+    def on(self, batch: Batch, step: int) -> SharedExpertGradScale:
         """What the tokens of ``batch`` teach a shared expert at ``step`` of the stage, counted from 0."""
-        tokens = batch.image_tokens != NO_IMAGE_TOKEN if self.tokens == "drawn" else batch.task_ids == Task.T2I
-        return SharedShield(tokens, 0.0 if step < self.steps else self.scale_after)
+        tokens = batch.image_tokens != NO_IMAGE_TOKEN if self.tokens == "image_out" else batch.task_ids == Task.T2I
+        return SharedExpertGradScale(tokens, 0.0 if step < self.steps else self.scale_after)
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,8 @@ class Stage:
             untied layers, its low-rank updates), by the group's name (``GROUP_NAMES``), beside those of ``train``; 0 holds it.
     """
 
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"group_rates": {"seen": "image_in", "drawn": "image_out"}}
+
     name: str = "joint"
     share: float = 1.0
     learning_rate: float = 1e-3
@@ -109,7 +118,7 @@ class Stage:
     lora: Lora | None = None
     tasks: Literal["both", "mmu", "t2i"] = "both"
     gradient: Gradient = field(default_factory=Sum)
-    shield: Shield | None = None
+    shield: GradientShielding | None = None
     lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 20
     min_lr_ratio: float = 0.05

@@ -19,13 +19,13 @@ from transformers.utils.generic import ModelOutput
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Modality, Task
 from unidecouple.models.decoder import DecoderOutput, UniLlamaModel
-from unidecouple.models.interaction import Interaction, Spans, find_spans, intensities
+from unidecouple.models.interaction import CrossModalMask, Interaction, cross_modal_mask, intensities
 from unidecouple.models.router import Routing
-from unidecouple.models.shield import SharedShield
+from unidecouple.models.shield import SharedExpertGradScale
 
 
 @dataclass
-class TaskSum(ModelOutput):
+class SummedLoss(ModelOutput):
     """Cross-entropy of one task over a joint batch: its sum and its number of targets, both scalar tensors."""
 
     total: Tensor
@@ -48,8 +48,8 @@ class JointOutput(ModelOutput):
         interaction: for each micro-batch, how much its samples look at the other modality; None where it was not asked for.
     """
 
-    mmu: TaskSum
-    t2i: TaskSum = None  # type: ignore[assignment]  # ModelOutput wants these defaults; both are always given
+    mmu: SummedLoss
+    t2i: SummedLoss = None  # type: ignore[assignment]  # ModelOutput wants these defaults; both are always given
     routing: tuple[tuple[Routing, ...], ...] = None  # type: ignore[assignment]
     interaction: tuple[Interaction, ...] | None = None
 
@@ -95,7 +95,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         """Logits (..., codes) of the next image token from the decoder's states (..., H)."""
 
     @abstractmethod
-    def image_loss(self, hidden: Tensor, tokens: Tensor) -> TaskSum:
+    def image_loss(self, hidden: Tensor, tokens: Tensor) -> SummedLoss:
         """Cross-entropy of ``tokens`` (B, T), where they are not ``NO_IMAGE_TOKEN``, given the states before them (B, T, H)."""
 
     @abstractmethod
@@ -119,11 +119,11 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
     def modality_ids(self, input_ids: Tensor, image_tokens: Tensor | None = None) -> Tensor:
         """``Modality`` of each token, int64, from text tokens with placeholders and, where there are any, image tokens to draw."""
-        seen = torch.where(input_ids == self.config.image_token_id, int(Modality.SEEN), int(Modality.TEXT))
-        return seen if image_tokens is None else seen.masked_fill(image_tokens != NO_IMAGE_TOKEN, int(Modality.DRAWN))
+        seen = torch.where(input_ids == self.config.image_token_id, int(Modality.IMAGE_IN), int(Modality.TEXT))
+        return seen if image_tokens is None else seen.masked_fill(image_tokens != NO_IMAGE_TOKEN, int(Modality.IMAGE_OUT))
 
-    def spans(self, batch: Batch) -> Spans:
-        """Which tokens of ``batch`` look at which of the other modality; see ``find_spans``.
+    def spans(self, batch: Batch) -> CrossModalMask:
+        """Which tokens of ``batch`` look at which of the other modality; see ``cross_modal_mask``.
 
         Raises:
             ValueError: rows are packed, and the attention in use keeps their sequences apart by other means than a mask.
@@ -135,10 +135,14 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
                 "use 'sdpa', or do not pack"
             )
         seen = (batch.input_ids == self.config.image_token_id) & (batch.image_tokens == NO_IMAGE_TOKEN)
-        return find_spans(batch, seen)
+        return cross_modal_mask(batch, seen)
 
     def joint(
-        self, joint: JointBatch, routing: str | None, interaction: bool = False, shield: Sequence[SharedShield] | None = None
+        self,
+        joint: JointBatch,
+        routing: str | None,
+        interaction: bool = False,
+        shield: Sequence[SharedExpertGradScale] | None = None,
     ) -> JointOutput:
         """Both tasks' losses over a joint batch, and where its tokens were routed.
 
@@ -168,7 +172,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         )
 
 
-def cross_entropy(head: torch.nn.Module, hidden: Tensor, targets: Tensor, ignore: int, most: int | None = None) -> TaskSum:
+def cross_entropy(head: torch.nn.Module, hidden: Tensor, targets: Tensor, ignore: int, most: int | None = None) -> SummedLoss:
     """Summed cross-entropy of ``head`` at the positions that have a target; (B, T, H) and (B, T).
 
     Without any, the head alone stays in the graph: zeros need not travel back through the decoder. Where there are more than
@@ -178,15 +182,15 @@ def cross_entropy(head: torch.nn.Module, hidden: Tensor, targets: Tensor, ignore
     count = chosen.sum()
     rows, wanted = hidden[chosen] if count else hidden.detach()[chosen], targets[chosen]
     if most is None or len(rows) <= most:
-        return TaskSum(total=_summed(head, rows, wanted), count=count)
+        return SummedLoss(total=_summed(head, rows, wanted), count=count)
     pieces = zip(rows.split(most), wanted.split(most), strict=True)
     total = torch.stack([checkpoint(_summed, head, *piece, use_reentrant=False) for piece in pieces]).sum()
-    return TaskSum(total=total, count=count)
+    return SummedLoss(total=total, count=count)
 
 
 def _summed(head: torch.nn.Module, rows: Tensor, wanted: Tensor) -> Tensor:
     return F.cross_entropy(head(rows).float(), wanted, reduction="sum")
 
 
-def _add(parts: list[TaskSum]) -> TaskSum:
-    return TaskSum(total=torch.stack([p.total for p in parts]).sum(), count=torch.stack([p.count for p in parts]).sum())
+def _add(parts: list[SummedLoss]) -> SummedLoss:
+    return SummedLoss(total=torch.stack([p.total for p in parts]).sum(), count=torch.stack([p.count for p in parts]).sum())

@@ -11,75 +11,95 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
 from unidecouple.models.groups import GROUP_NAMES
+from unidecouple.models.schema import SCHEMA_VERSION, Fields, versioned
 
 FFN_KINDS = ("dense", "moe", "ta_moe", "typed_moe")
 ROUTINGS = ("learned", "label")
-SPLITS = tuple(GROUP_NAMES)
+GROUP_BYS = tuple(GROUP_NAMES)
 ATTENDED = ("all", "group")
 EXPERT_BACKENDS = ("grouped_mm", "loop")
+_FORMER = {
+    "experts_per_task": "num_experts",
+    "first_token": "bos_kv",
+    "split": "group_by",
+    "untied_attention": "per_group_attention",
+    "untied_layers": "per_group_layers",
+    "untied_norm": "per_group_norm",
+}
 LORA_TARGETS = ("attention", "experts", "shared_expert", "mlp", "router")
 
 
+def _from_version_1(given: Fields) -> Fields:
+    out = {_FORMER.get(name, name): value for name, value in given.items()}
+    if "experts_per_task" in given:  # it counted experts per task of a plain mixture, too
+        out["num_experts"] = given["experts_per_task"] * given.get("num_tasks", 2)
+    if given.get("split") == "drawn":
+        out["group_by"] = "image_out"
+    return out
+
+
+@versioned(_FORMER, _from_version_1)
 @strict
 class UniLlamaConfig(LlamaConfig):
     """Llama plus where the tasks part.
 
     Attributes:
         ffn: "dense", "moe" (experts without task knowledge, the control), "ta_moe" (UniDecouple's task-aware mixture) or
-            "typed_moe" (a mixture whose groups are always told, by ``split``, and need no router of their own).
-        experts_per_task: e, experts in each task's group; every other mixture has num_tasks e experts in all, too.
-        group_sizes: experts of each group of a "typed_moe", in the order of the split's groups; None is equal groups.
+            "typed_moe" (groups of experts chosen by ``group_by``, without a task router).
+        num_experts: E, routed experts of a layer over all groups.
+        group_sizes: experts per group of a "typed_moe", in the order of ``GROUP_NAMES``. None: equal groups.
         num_experts_per_tok: k, experts a token is sent to inside its group.
         shared_expert: whether ``alpha * SharedExpert(x)`` is added (arXiv 2506.03591, eq. 1).
         alpha_init: alpha before training. Unpublished; ours is 0.5, since from 0 it never grows.
-        task_routing: "learned" (the task-aware router decides) or "label" (``split`` decides).
-        split: who belongs to group 1 where the group of a token is told: "task" (tokens of generation, by ``task_ids``),
-            "modality" (image tokens, seen or drawn) or "drawn" (image tokens to be generated); all else is group 0. "type" has
-            three groups: text, image tokens seen, image tokens drawn.
-        moe_layers: layers that are mixtures, counted from 0; the others keep a dense FFN. None is all.
-        untied_layers: layers with one set of all weights (attention, FFN, norms) a group, told by ``split``, counted from 0.
-            None is none.
-        untied_norm: whether the final norm has one set a group, too.
-        untied_attention: what tokens of untied layers attend to: "all" before them, or those of their own "group".
-        num_tasks: 2, or 1 for a model slimmed to one task (``unidecouple convert --task``): one group of e experts.
-        first_token: whether every layer holds the keys and values of the first token (the BOS). Of a model slimmed to
-            generation: there the BOS still counts as understanding (see ``Task``), whose weights are gone.
-        context_router: whether a task-aware router before the layers looks at what stands before a token; the first mixture is
-            routed by it alone, later ones add to its logits. Ours, not the paper's.
+        task_routing: "learned" (the task-aware router decides) or "label" (``group_by`` decides).
+        group_by: which tokens form group 1 where groups come from labels: "task" (generation, by ``task_ids``), "modality" (all
+            image tokens) or "image_out" (image tokens to be generated); all others form group 0. "type" has three groups: text,
+            image tokens to be understood, image tokens to be generated.
+        moe_layers: layers that are mixtures, counted from 0; the others keep a dense FFN. None: all layers.
+        per_group_layers: layers with one set of all weights (attention, FFN, norms) per group of ``group_by``, counted from 0.
+        per_group_norm: whether the final norm has one set per group, too.
+        per_group_attention: what tokens of these layers attend to: "all" before them, or those of their own "group".
+        num_tasks: 2, or 1 for a model slimmed to one task (``unidecouple convert --task``), which has one group of experts.
+        bos_kv: whether every layer stores the keys and values of the BOS. A model slimmed to generation needs them: the BOS counts
+            as understanding (see ``Task``), whose weights it lacks.
+        context_router: whether a task-aware router before the layers attends to the tokens before. It alone routes the first
+            mixture; later ones add to its logits. Ours, not the paper's.
         experts_backend: "grouped_mm", or "loop" where that kernel is missing; both give the same numbers.
         lora_rank: r of low-rank updates, 0 for none.
         lora_alpha: LoRA's scale is lora_alpha / r.
         lora_targets: of "attention", "experts", "shared_expert", "mlp" (a dense FFN), "router" (W_task and W_e of each mixture,
             which are small and usually trained in full; a context router always is).
-        lora_per_task: targets whose update is routed by task, one A, B pair a task. Ours, not the paper's.
+        lora_per_task: targets with one (A, B) pair per task. Ours, not the paper's.
+        schema_version: of these fields, see ``schema.versioned``.
     """
 
     model_type = "unidecouple_llama"
 
     ffn: str = "dense"
-    experts_per_task: int = 2
+    num_experts: int = 4
     group_sizes: list[int] | None = None
     num_experts_per_tok: int = 1
     shared_expert: bool = True
     alpha_init: float = 0.5
     task_routing: str = "learned"
-    split: str = "task"
+    group_by: str = "task"
     moe_layers: list[int] | None = None
-    untied_layers: list[int] | None = None
-    untied_norm: bool = False
-    untied_attention: str = "all"
+    per_group_layers: list[int] | None = None
+    per_group_norm: bool = False
+    per_group_attention: str = "all"
     num_tasks: int = 2
-    first_token: bool = False
+    bos_kv: bool = False
     context_router: bool = False
     experts_backend: str = "grouped_mm"
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: list[str] = field(default_factory=list)
     lora_per_task: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        choices = {"ffn": FFN_KINDS, "task_routing": ROUTINGS, "split": SPLITS, "untied_attention": ATTENDED}
+        choices = {"ffn": FFN_KINDS, "task_routing": ROUTINGS, "group_by": GROUP_BYS, "per_group_attention": ATTENDED}
         choices["experts_backend"] = EXPERT_BACKENDS
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -96,13 +116,15 @@ class UniLlamaConfig(LlamaConfig):
         self._check_lora()
 
     def _check_groups(self) -> None:
-        if self.ffn != "typed_moe" and (self.group_sizes is not None or self.split == "type"):
-            raise ValueError(f"group_sizes={self.group_sizes}, split={self.split!r} with ffn={self.ffn!r}: use ffn='typed_moe'")
+        if self.ffn != "typed_moe" and (self.group_sizes is not None or self.group_by == "type"):
+            raise ValueError(
+                f"group_sizes={self.group_sizes}, group_by={self.group_by!r} with ffn={self.ffn!r}: use ffn='typed_moe'"
+            )
         sizes = self.expert_groups
         if len(sizes) != self.num_groups or sum(sizes) != self.num_experts or min(sizes) < 1:
             raise ValueError(
                 f"group_sizes={self.group_sizes} must part the {self.num_experts} experts of a layer among the groups "
-                f"{', '.join(GROUP_NAMES[self.split])}"
+                f"{', '.join(GROUP_NAMES[self.group_by])}"
             )
         if not 1 <= self.num_experts_per_tok <= self.experts_per_group:
             raise ValueError(
@@ -120,22 +142,23 @@ class UniLlamaConfig(LlamaConfig):
             )
 
     def _check_untied_layers(self) -> None:
-        if self.untied_layers is None:
-            if self.untied_norm or self.untied_attention != "all":
+        if self.per_group_layers is None:
+            if self.per_group_norm or self.per_group_attention != "all":
                 raise ValueError(
-                    f"untied_norm={self.untied_norm}, untied_attention={self.untied_attention!r} without untied_layers: name them"
+                    f"per_group_norm={self.per_group_norm}, per_group_attention={self.per_group_attention!r} without "
+                    "per_group_layers: name them"
                 )
             return
-        wrong = [layer for layer in self.untied_layers if not 0 <= layer < self.num_hidden_layers]
-        if wrong or not self.untied_layers or len(set(self.untied_layers)) < len(self.untied_layers):
+        wrong = [layer for layer in self.per_group_layers if not 0 <= layer < self.num_hidden_layers]
+        if wrong or not self.per_group_layers or len(set(self.per_group_layers)) < len(self.per_group_layers):
             raise ValueError(
-                f"untied_layers={self.untied_layers}: name some of the layers 0 to {self.num_hidden_layers - 1}, each once, or "
-                "leave it out for none"
+                f"per_group_layers={self.per_group_layers}: name some of the layers 0 to {self.num_hidden_layers - 1}, each once, "
+                "or leave it out for none"
             )
         if self.ffn != "dense" or self.lora_rank or self.num_tasks != 2:
             raise ValueError(
-                f"untied_layers={self.untied_layers} with ffn={self.ffn!r}, lora_rank={self.lora_rank}, num_tasks={self.num_tasks}:"
-                " untied layers go with dense FFNs and two tasks, and take no low-rank updates"
+                f"per_group_layers={self.per_group_layers} with ffn={self.ffn!r}, lora_rank={self.lora_rank}, "
+                f"num_tasks={self.num_tasks}: untied layers go with dense FFNs and two tasks, and take no low-rank updates"
             )
 
     def _check_lora(self) -> None:
@@ -170,8 +193,8 @@ class UniLlamaConfig(LlamaConfig):
     def described(self) -> str:
         """The structure in a few words: "dense", "4 of 24 layers untied by task", or a mixture's kind, groups and layers."""
         low = f", LoRA r={self.lora_rank}" if self.lora_rank else ""
-        if self.untied_layers is not None:
-            return f"{len(self.untied_layers)} of {self.num_hidden_layers} layers untied by {self.split}"
+        if self.per_group_layers is not None:
+            return f"{len(self.per_group_layers)} of {self.num_hidden_layers} layers with weights per {self.group_by}"
         if self.ffn == "dense":
             return f"dense{low}"
         group = f"{self.num_groups} group(s) of {'/'.join(map(str, self.expert_groups))} experts, top {self.num_experts_per_tok}"
@@ -179,8 +202,8 @@ class UniLlamaConfig(LlamaConfig):
         return f"{self.ffn}: {group}{shared} in {len(self.mixture_layers)} of {self.num_hidden_layers} layers{low}"
 
     @property
-    def told_updates(self) -> bool:
-        """Whether low-rank updates are routed by task where nothing learns to route, so that a token must be told its task."""
+    def labelled_lora(self) -> bool:
+        """Whether low-rank updates per task need task labels: nothing in a dense model learns to route."""
         return self.ffn == "dense" and any(self.lora_groups(target) > 1 for target in self.lora_targets)
 
     @property
@@ -190,21 +213,16 @@ class UniLlamaConfig(LlamaConfig):
             return ()
         return tuple(range(self.num_hidden_layers)) if self.moe_layers is None else tuple(sorted(self.moe_layers))
 
-    def sets(self, layer: int) -> int:
-        """Sets of weights that ``layer`` has: one, or one a group where it is untied."""
-        return self.num_tasks if self.untied_layers is not None and layer in self.untied_layers else 1
+    def num_weight_sets(self, layer: int) -> int:
+        """Sets of weights in ``layer``: one, or one per group."""
+        return self.num_tasks if self.per_group_layers is not None and layer in self.per_group_layers else 1
 
     @property
     def num_groups(self) -> int:
-        """Expert groups: one a task, those of ``split``, or a single one without any such knowledge."""
+        """Expert groups: one per task, those of ``group_by``, or a single one for a plain mixture."""
         if self.ffn == "typed_moe":
-            return len(GROUP_NAMES[self.split])
+            return len(GROUP_NAMES[self.group_by])
         return self.num_tasks if self.ffn == "ta_moe" else 1
-
-    @property
-    def num_experts(self) -> int:
-        """Routed experts of a layer, over all groups; all kinds of mixture have the same number."""
-        return self.experts_per_task * self.num_tasks
 
     @property
     def expert_groups(self) -> tuple[int, ...]:
@@ -215,16 +233,17 @@ class UniLlamaConfig(LlamaConfig):
 
     @property
     def experts_per_group(self) -> int:
-        """Experts in the smallest group, the most that a token can be sent to."""
+        """Experts per group; where groups differ in size, of the smallest, which bounds ``num_experts_per_tok``."""
         return min(self.expert_groups)
 
     def lora_groups(self, target: str) -> int:
-        """How many low-rank pairs ``target`` has: 0 (not adapted), 1, or one a task."""
+        """Number of (A, B) pairs of ``target``: 0 (not adapted), 1, or one per task."""
         if not self.lora_rank or target not in self.lora_targets:
             return 0
         return 2 if target in self.lora_per_task else 1
 
 
+@versioned({}, dict)
 @strict
 class UniVQConfig(JanusVQVAEConfig):
     """The image tokenizer's configuration.
@@ -238,6 +257,7 @@ class UniVQConfig(JanusVQVAEConfig):
     encode_window: int = 0
 
 
+@versioned({}, dict)
 @strict
 class UniJanusConfig(JanusConfig):
     """Janus with our decoder: ``text_config`` is a ``UniLlamaConfig``, the rest is transformers' own."""
@@ -248,6 +268,8 @@ class UniJanusConfig(JanusConfig):
         "vision_config": JanusVisionConfig,
         "vq_config": UniVQConfig,
     }
+
+    schema_version: int = SCHEMA_VERSION
 
 
 AutoConfig.register("unidecouple_llama", UniLlamaConfig)

@@ -28,7 +28,7 @@ from unidecouple.models.interaction import attend_and_measure
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
 from unidecouple.models.router import ContextRouter, ExpertRouter, Routing, TaskAwareRouter
-from unidecouple.models.shield import SharedShield
+from unidecouple.models.shield import SharedExpertGradScale
 from unidecouple.models.untied import UniRMSNorm, UntiedFeedForward, UntiedLinear, project, within_group
 
 
@@ -62,9 +62,9 @@ class UniLlamaAttention(LlamaAttention):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             plain: nn.Linear = getattr(self, name)
             shape = (plain.in_features, plain.out_features, plain.bias is not None)
-            sets = config.sets(layer_idx)
+            sets = config.num_weight_sets(layer_idx)
             setattr(self, name, LoraLinear(*shape, *lora) if sets == 1 else UntiedLinear(sets, *shape, config.experts_backend))
-        if config.first_token:
+        if config.bos_kv:
             self.first_key = nn.Parameter(torch.zeros(self.k_proj.out_features))
             self.first_value = nn.Parameter(torch.zeros(self.v_proj.out_features))
 
@@ -112,7 +112,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = UniLlamaAttention(config, layer_idx)
-        self.sets, mixtures = config.sets(layer_idx), config.mixture_layers
+        self.sets, mixtures = config.num_weight_sets(layer_idx), config.mixture_layers
         told = config.context_router and layer_idx == mixtures[0]
         self.mlp: FeedForward | MixtureOfExperts | UntiedFeedForward
         if self.sets > 1:
@@ -129,7 +129,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         told: Tensor | None = None,
         routing: str = "learned",
         task_logits: Tensor | None = None,
-        shield: SharedShield | None = None,
+        shield: SharedExpertGradScale | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Routing | None, Tensor | None]:
         """Transform one layer's tokens.
@@ -188,7 +188,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.context_router = ContextRouter(config) if config.context_router else None
         self.layers = nn.ModuleList([UniLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
-        self.norm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, config.num_tasks if config.untied_norm else 1)
+        self.norm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, config.num_tasks if config.per_group_norm else 1)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -204,7 +204,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         task_ids: Tensor | None = None,
         modality_ids: Tensor | None = None,
         routing: str | None = None,
-        shield: SharedShield | None = None,
+        shield: SharedExpertGradScale | None = None,
         output_hidden_states: bool = False,
         key_sets: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -241,11 +241,11 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         told = self._told(task_ids, modality_ids, hidden.shape[:2])
         mask, apart = self._masks(hidden, attention_mask, cache, position_ids, told)
         attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids), "cache": cache, **kwargs}
-        if self.config.first_token:
+        if self.config.bos_kv:
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
         route_by = routing or self.config.task_routing
-        group = told if route_by == "label" or self.config.told_updates else _chosen(task_logits)
+        group = told if route_by == "label" or self.config.labelled_lora else _chosen(task_logits)
         states, decisions, measured = [], [], []
         for layer in self.layers:
             states.append(hidden)
@@ -288,17 +288,17 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         """What attention may see, in the form that its kernel takes: in shared layers, and in untied ones."""
         given = (self.config, hidden, mask, cache, position_ids)  # by place: the cache's name is not the same in all releases
         shared = create_causal_mask(*given)
-        if self.config.untied_attention == "all":
+        if self.config.per_group_attention == "all":
             return shared, shared
         whole = create_causal_mask(*given, allow_is_causal_skip=False)
         return shared, within_group(whole, told, cache, self.config)
 
     def _told(self, task_ids: Tensor | None, modality_ids: Tensor | None, shape: torch.Size) -> Tensor | None:
         """(B, T) group of each token, or None where it is not told and need not be."""
-        told = token_groups(self.config.split, task_ids, modality_ids)
-        if told is None and (self.config.untied_layers is not None or self.config.told_updates):
-            needed = "task_ids" if self.config.split == "task" else "modality_ids"
-            raise ValueError(f"weights of their own by {self.config.split!r} need {needed} of every token: pass them")
+        told = token_groups(self.config.group_by, task_ids, modality_ids)
+        if told is None and (self.config.per_group_layers is not None or self.config.labelled_lora):
+            needed = "task_ids" if self.config.group_by == "task" else "modality_ids"
+            raise ValueError(f"weights of their own by {self.config.group_by!r} need {needed} of every token: pass them")
         return None if told is None else told.expand(shape)
 
 

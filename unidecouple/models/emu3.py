@@ -20,8 +20,9 @@ from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping, Emu3Model, Emu3PreTrainedModel, Emu3VQVAE
 
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch
-from unidecouple.models.base import JointOutput, TaskSum, UnifiedModel, cross_entropy
+from unidecouple.models.base import JointOutput, SummedLoss, UnifiedModel, cross_entropy
 from unidecouple.models.decoder import UniLlamaModel, one_cache
+from unidecouple.models.schema import SCHEMA_VERSION, versioned
 from unidecouple.models.vq import encode_image_tokens
 
 CODE_NAME = "<|visual token {code:06d}|>"
@@ -34,6 +35,7 @@ LOGITS_AT_ONCE = 2048
 """Image tokens whose logits exist together: 1.5 GB over the published vocabulary, where a picture's 8,100 would take 6 GB."""
 
 
+@versioned({}, dict)
 @strict
 class UniEmu3Config(Emu3Config):
     """Emu3 with our decoder: ``text_config`` is a ``UniLlamaConfig``, the rest is transformers' own.
@@ -51,6 +53,7 @@ class UniEmu3Config(Emu3Config):
 
     text_config: Any = None  # transformers' own would have its decoder's only
     image_size: int = 720
+    schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -214,7 +217,7 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         first = self.config.first_code_id
         return F.linear(hidden, self.lm_head.weight[first : first + self.num_codes])
 
-    def image_loss(self, hidden: Tensor, tokens: Tensor) -> TaskSum:
+    def image_loss(self, hidden: Tensor, tokens: Tensor) -> SummedLoss:
         """See ``UnifiedModel``: over the whole vocabulary, at image tokens only (baaivision/Emu3, train/datasets.py).
 
         Ends of rows bear no loss there, either: generation is forced to them.

@@ -26,7 +26,7 @@ CHANNELS = 8
 
 
 @dataclass(frozen=True)
-class Spans:
+class CrossModalMask:
     """Who looks at whom in one batch of B rows of T tokens, N samples in all.
 
     Attributes:
@@ -52,7 +52,7 @@ class Interaction(NamedTuple):
     task: Tensor
 
 
-def find_spans(batch: Batch, seen: Tensor) -> Spans:
+def cross_modal_mask(batch: Batch, seen: Tensor) -> CrossModalMask:
     """The spans of ``batch``; ``seen`` (B, T) bool tells the tokens of pictures to be understood.
 
     A query is the row *of the token itself*, as in the paper's figure 2, where the rows averaged over are the image tokens', and
@@ -84,7 +84,7 @@ def find_spans(batch: Batch, seen: Tensor) -> Spans:
         picked.append(rows)
         tasks.append(torch.full((len(rows),), int(task), device=seen.device))
     queries = torch.cat(picked).float()
-    return Spans(keys, queries / queries.sum(1, keepdim=True), torch.cat(tasks))
+    return CrossModalMask(keys, queries / queries.sum(1, keepdim=True), torch.cat(tasks))
 
 
 def attend_and_measure(
@@ -129,7 +129,7 @@ def attend_and_measure(
     return mixed[..., :width], weights, mixed[..., width : width + sets].float().mean(2)
 
 
-def intensities(given: Sequence[Tensor], spans: Spans) -> Interaction:
+def intensities(given: Sequence[Tensor], spans: CrossModalMask) -> Interaction:
     """Mean over each sample's queries of what ``given``, (B, T, tasks) a layer, says of its task's keys."""
     with torch.autocast(spans.keys.device.type, enabled=False):  # a mean of many, in full precision
         means = spans.queries @ torch.stack([*given]).flatten(1, 2)  # (layers, N, tasks)

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, Cache, JanusForConditional
 from transformers.models.janus.modeling_janus import JanusCausalLMOutputWithPast
 
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch, Modality
-from unidecouple.models.base import JointOutput, TaskSum, UnifiedModel, cross_entropy
+from unidecouple.models.base import JointOutput, SummedLoss, UnifiedModel, cross_entropy
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.decoder import one_cache
 
@@ -93,7 +93,7 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         """Input embeddings (B, T, H): text, pictures to be understood, and image tokens to be generated, each in its place."""
         embeds = self.get_input_embeddings()(batch.input_ids)
         modality = self.modality_ids(batch.input_ids, batch.image_tokens)
-        drawn, place = modality == Modality.DRAWN, modality == Modality.SEEN
+        drawn, place = modality == Modality.IMAGE_OUT, modality == Modality.IMAGE_IN
         pictures = 0 if batch.pixel_values is None else len(batch.pixel_values)
         if int(place.sum()) != pictures * self.config.vision_config.num_image_tokens:
             raise ValueError(
@@ -114,7 +114,7 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         """See ``UnifiedModel``: a head of its own, apart from the text's."""
         return self.model.generation_head(hidden)
 
-    def image_loss(self, hidden: Tensor, tokens: Tensor) -> TaskSum:
+    def image_loss(self, hidden: Tensor, tokens: Tensor) -> SummedLoss:
         """See ``UnifiedModel``: over the codes alone."""
         return cross_entropy(self.model.generation_head, hidden, tokens, NO_IMAGE_TOKEN)
 

@@ -10,7 +10,7 @@ from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.experts import Experts
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter, spans
-from unidecouple.models.shield import SharedShield, shielded
+from unidecouple.models.shield import SharedExpertGradScale, shielded
 
 
 class FeedForward(nn.Module):
@@ -33,16 +33,15 @@ class FeedForward(nn.Module):
 class MixtureOfExperts(nn.Module):
     """``y = sum_i w_i Expert_i(x) + alpha * SharedExpert(x)`` (eq. 1), experts chosen inside the token's task group.
 
-    "ta_moe" has a group of ``experts_per_task`` experts for each task and a task-aware router before it. "moe" has one
-    group with as many experts in all and no task knowledge. "typed_moe" has the groups of ``split``, of equal size or not, which
-    a token is always told, not routed to.
+    "ta_moe" has one group of experts per task and a task-aware router before it. "moe" has one group and no task knowledge.
+    "typed_moe" has the groups of ``group_by``, of equal size or not; labels choose a token's group.
     """
 
     def __init__(self, config: UniLlamaConfig, routed: bool = True) -> None:
         """``routed`` is whether a mixture with task groups has its own task-aware router, or is told its logits."""
         super().__init__()
         self.num_groups, self.group_sizes = config.num_groups, config.expert_groups
-        self.split = config.split
+        self.group_by = config.group_by
         hidden, learned = config.hidden_size, routed and config.ffn == "ta_moe"
         lora = (config.lora_rank if config.lora_groups("router") else 0, config.lora_alpha / max(1, config.lora_rank))
         self.router = TaskAwareRouter(hidden, config.num_groups, *lora) if learned else None
@@ -65,7 +64,7 @@ class MixtureOfExperts(nn.Module):
         told: Tensor | None,
         routing: str,
         task_logits: Tensor | None = None,
-        shield: SharedShield | None = None,
+        shield: SharedExpertGradScale | None = None,
     ) -> tuple[Tensor, Routing]:
         """Route and transform.
 
@@ -106,7 +105,7 @@ class MixtureOfExperts(nn.Module):
             return task_logits.argmax(-1)
         if told is None:
             raise ValueError(
-                "routing by label needs task_ids (modality_ids where split is not 'task'): pass them, or use routing='learned' to "
-                "let the router decide"
+                "routing by label needs task_ids (modality_ids where group_by is not 'task'): pass them, or use "
+                "routing='learned' to let the router decide"
             )
         return told.flatten()

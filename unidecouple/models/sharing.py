@@ -26,9 +26,9 @@ def group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[range, ..
             yield from ((weight, spans([1] * module.sets)) for weight in module.parameters())
 
 
-def split_of(model: nn.Module) -> str:
+def group_by_of(model: nn.Module) -> str:
     """What ``model`` puts tokens into groups by, see ``GROUP_NAMES``."""
-    return next(module.config.split for module in model.modules() if isinstance(module, UniLlamaModel))
+    return next(module.config.group_by for module in model.modules() if isinstance(module, UniLlamaModel))
 
 
 def task_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[Task, range]]]:
@@ -36,7 +36,7 @@ def task_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[Task, range
 
     A group's rows are a task's own only if the way that tokens are split gives it a group (``PRIVATE``).
     """
-    private = PRIVATE[split_of(model)]
+    private = PRIVATE[group_by_of(model)]
     for weight, rows in group_rows(model):
         yield weight, {task: rows[group] for task, group in private.items()}
 

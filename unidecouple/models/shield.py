@@ -13,7 +13,7 @@ from unidecouple.models.lora import LoraLinear
 
 
 @dataclass(frozen=True)
-class SharedShield:
+class SharedExpertGradScale:
     """What tokens teach a shared expert.
 
     Attributes:
@@ -25,7 +25,7 @@ class SharedShield:
     factor: float
 
 
-def shielded(expert: nn.Module, x: Tensor, group: Tensor, shield: SharedShield) -> Tensor:
+def shielded(expert: nn.Module, x: Tensor, group: Tensor, shield: SharedExpertGradScale) -> Tensor:
     """``expert(x, group)``, where the weights' gradient of shielded tokens is scaled; that of ``x`` is as without a shield.
 
     Shielded tokens go through the same weights behind an identity that scales gradients, so that nothing is computed twice and

@@ -146,7 +146,7 @@ def within_group(mask: Tensor, told: Tensor | None, cache: Cache | None, config:
     assert told is not None
     if "flash" in (config._attn_implementation or ""):
         raise ValueError(
-            "untied_attention='group' needs a mask, which flash attention does not take: use attn_implementation='sdpa'"
+            "per_group_attention='group' needs a mask, which flash attention does not take: use attn_implementation='sdpa'"
         )
     groups, slot = told, config.num_hidden_layers
     if cache is not None:

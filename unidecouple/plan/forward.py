@@ -103,7 +103,7 @@ def _decoder(tape: Tape, config: UnifiedConfig, part: Micro, x: Value, routing: 
     turn = tape.new(2 * part.length * text.head_dim, False)  # cosines and sines of the positions, one tensor for all layers
     if text.context_router:
         _context_router(tape, config, part, turn)
-    known = routing == "label" or text.context_router or text.told_updates  # whether the first layer's attention is told the group
+    known = routing == "label" or text.context_router or text.labelled_lora  # whether the first layer's attention is told the group
     for index in range(text.num_hidden_layers):
         layer = f"{DECODER}.layers.{index}"
         with tape.block(layer, x):
@@ -129,7 +129,7 @@ def _attention(tape: Tape, config: UnifiedConfig, part: Micro, name: str, x: Val
     query, key = (tape.pointwise("attention", (v, v), v.elements, v.grad) for v in (query, key))  # rotated
     mixed = tape.attention(part.samples, text.num_attention_heads, part.length, text.head_dim, (query, key, value))
     if untied:
-        if text.untied_attention == "group":
+        if text.per_group_attention == "group":
             tape.kept += part.samples * part.length**2 * tape.width * mixed.grad  # the mask, as the kernel adds it to the scores
         sorted_rows = _by_group(tape, "attention", rows, mixed)
         return _by_group(tape, "attention", rows, _set(tape, f"{name}.o_proj", rows, sorted_rows))

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from unidecouple.convert.emu3 import PUBLISHED_SIZE, config_of_emu3
-from unidecouple.convert.json_files import check_depths, read_json
+from unidecouple.convert.emu3 import PUBLISHED_SIZE
+from unidecouple.convert.layouts import DEEPSEEK, read_config
+from unidecouple.convert.structure import with_structure, with_text
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure
 from unidecouple.models.base import UnifiedModel
-from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
+from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.emu3 import CODE_NAME, ROW_END, UniEmu3Config
-from unidecouple.models.families import model_class
+from unidecouple.models.families import UnifiedConfig, model_class
 from unidecouple.models.shipped import located
 
 PLANNED = ("janus", "unidecouple_janus", "emu3", "unidecouple_emu3")
@@ -84,11 +85,10 @@ def configuration(name_or_path: str) -> dict[str, Any]:
             f"no configuration at {name_or_path!r}: {path} is missing. Give a checkpoint's folder, a shipped base, or one of "
             f"{', '.join(SIZES)} (model_name_or_path=...)"
         )
-    raw = read_json(path)
-    check_depths(path, raw)
-    if raw.get("model_type") not in PLANNED:
-        raise ValueError(f"{path} describes a {raw.get('model_type')!r}; plans are made for {' and '.join(map(repr, PLANNED))}")
-    return config_of_emu3(raw, PUBLISHED_SIZE).to_dict() if raw["model_type"] == "emu3" else raw
+    described = read_config(path.parent)
+    if described.layout == DEEPSEEK:
+        raise ValueError(f"{path} describes a 'multi_modality'; plans are made for {' and '.join(map(repr, PLANNED))}")
+    return described.build(None).to_dict()
 
 
 def build(raw: dict[str, Any], structure: Structure, lora: Lora | None, later: Sequence[Structure] = ()) -> UnifiedModel:
@@ -96,18 +96,11 @@ def build(raw: dict[str, Any], structure: Structure, lora: Lora | None, later: S
 
     ``later`` are the structures that stages changed it to, in order.
     """
-    fields = {**raw["text_config"], "model_type": "unidecouple_llama"}
-    for one in (structure, *later):
-        fields |= one.configure(UniLlamaConfig(**fields))
-    if lora is not None:
-        fields |= {
-            "lora_rank": lora.r,
-            "lora_alpha": lora.lora_alpha,
-            "lora_targets": list(lora.targets),
-            "lora_per_task": list(lora.per_task),
-        }
-    whole = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
     family = UniEmu3Config if raw.get("model_type") == UniEmu3Config.model_type else UniJanusConfig
-    config = family(**{**whole, "text_config": fields})
+    config: UnifiedConfig = family(**{key: value for key, value in raw.items() if key not in ("model_type", "architectures")})
+    for one in (structure, *later):
+        config = with_structure(config, one)
+    if lora is not None:
+        config = with_text(config, **lora.configure())
     with torch.device("meta"):
         return model_class(config)(config)

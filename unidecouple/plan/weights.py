@@ -109,8 +109,8 @@ def _sets(name: str, text: UniLlamaConfig) -> int:
     """How many sets of weights are stacked in a tensor: those of an untied layer, and the final norm's."""
     match = _LAYER.match(name)
     if match is None:
-        return text.num_tasks if text.untied_norm and name == _FINAL_NORM else 1
-    return text.sets(int(match[1]))
+        return text.num_tasks if text.per_group_norm and name == _FINAL_NORM else 1
+    return text.num_weight_sets(int(match[1]))
 
 
 def _updates(name: str, shape: Shape) -> int:
@@ -124,7 +124,7 @@ def _private(name: str, shape: Shape, text: UniLlamaConfig) -> bool:
     Groups of a "typed_moe" are none a task's halves: text of both tasks meets the same experts.
     """
     if _sets(name, text) == 2:
-        return text.split == "task"
+        return text.group_by == "task"
     if text.ffn == "ta_moe" and (".mlp.experts." in name or ".mlp.gate." in name):
         return True
     return _updates(name, shape) == 2

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from unidecouple.batch import Task
+from unidecouple.convert.structure import with_structure, with_text
 from unidecouple.diagnose.routing import expert_usage
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Measured, Structure
 from unidecouple.models.base import UnifiedModel
+from unidecouple.models.families import UnifiedConfig
 from unidecouple.source import BatchSource
 
 USAGE_BATCH, USAGE_BATCHES = 64, 4
@@ -31,13 +33,12 @@ def restructure(model: UnifiedModel, structure: Structure, seed: int, usage: Seq
         ValueError: it has another structure already.
     """
     text, state = model.config.text_config, model.state_dict()
-    if text.untied_layers is not None:
-        raise ValueError(f"layers {text.untied_layers} of the model are untied by {text.split!r}: start from a dense checkpoint")
+    config = with_structure(model.config, structure)
     changed = structure.partition(state, text, usage) if isinstance(structure, Measured) else structure.upcycle(state, text)
-    return _rebuild(model, structure.configure(text), changed, seed)
+    return _rebuild(model, config, changed, seed)
 
 
-def fit(model: UnifiedModel, structure: Structure, seed: int, source: BatchSource) -> UnifiedModel:
+def apply_structure(model: UnifiedModel, structure: Structure, seed: int, source: BatchSource) -> UnifiedModel:
     """``restructure``, with what the structure needs measured on understanding samples of ``source``.
 
     Raises:
@@ -65,23 +66,15 @@ def add_lora(model: UnifiedModel, lora: Lora, seed: int) -> UnifiedModel:
     """
     if model.config.text_config.lora_rank:
         raise ValueError("the model has LoRA already: merge it before adding more")
-    fields = {
-        "lora_rank": lora.r,
-        "lora_alpha": lora.lora_alpha,
-        "lora_targets": list(lora.targets),
-        "lora_per_task": list(lora.per_task),
-    }
-    return _rebuild(model, fields, model.state_dict(), seed)
+    return _rebuild(model, with_text(model.config, **lora.configure()), model.state_dict(), seed)
 
 
-def _rebuild(model: UnifiedModel, fields: dict[str, object], state: dict[str, torch.Tensor], seed: int) -> UnifiedModel:
-    """``model`` with ``fields`` of its text configuration changed and ``state`` loaded; new weights keep their start."""
-    raw = model.config.to_dict()
-    raw["text_config"] = {**raw["text_config"], **fields}
+def _rebuild(model: UnifiedModel, config: UnifiedConfig, state: dict[str, torch.Tensor], seed: int) -> UnifiedModel:
+    """A model of ``config`` with the weights ``state``; new weights keep their initial values, which ``seed`` decides."""
     torch.manual_seed(seed)
     shapes_only = model.device.type == "meta"
     with torch.device("meta") if shapes_only else contextlib.nullcontext():
-        rebuilt = type(model)(type(model.config)(**raw))
+        rebuilt = type(model)(config)
     if shapes_only:
         rebuilt.model.vqmodel = model.model.vqmodel
         return rebuilt.eval()

@@ -11,7 +11,7 @@ from unidecouple.data.preview import stretches
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
-from unidecouple.train.build import add_lora, fit
+from unidecouple.train.build import add_lora, apply_structure
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.group_rates import slowed
 from unidecouple.train.parallel import Parallel
@@ -31,10 +31,10 @@ def describe(run: RunConfig, cache: Path, say: Say) -> None:
     model, processor = load(run.model_name_or_path)
     builder = SequenceBuilder(processor)
     source = data_source(run).open(run, model, processor, builder, cache, lambda what, done, of: None)
-    model = fit(model, run.structure, run.seed, source)
+    model = apply_structure(model, run.structure, run.seed, source)
     for number, stage in enumerate(run.stages, 1):
         if stage.structure is not None:
-            model = fit(model, stage.structure, run.seed, source)
+            model = apply_structure(model, stage.structure, run.seed, source)
         if stage.lora is not None:
             model = add_lora(model, stage.lora, run.seed)
         groups = apply(model, stage.train, stage.learning_rate)

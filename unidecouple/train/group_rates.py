@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unidecouple.models.groups import GROUP_NAMES
-from unidecouple.models.sharing import group_rows, split_of
+from unidecouple.models.sharing import group_by_of, group_rows
 from unidecouple.train.trainable import local
 
 
@@ -45,7 +45,7 @@ def slowed(model: nn.Module, rates: Mapping[str, float]) -> list[Slowed]:
         ValueError: no layer has such a group, or nothing of it trains.
     """
     stacked = list(group_rows(model))
-    known = GROUP_NAMES[split_of(model)] if stacked else ()
+    known = GROUP_NAMES[group_by_of(model)] if stacked else ()
     found: list[Slowed] = []
     for name, factor in rates.items():
         if name not in known:

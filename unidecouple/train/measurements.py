@@ -117,7 +117,7 @@ def measure_ablations(subject: ProbeInput, progress: Progress) -> Measured:
 
 
 def _no_router(text: UniLlamaConfig) -> str:
-    if text.untied_layers is None:
+    if text.per_group_layers is None:
         return "the model is dense: it has no router"
     return f"no router: {text.described}, and each token is told which set of weights serves it"
 

@@ -24,7 +24,7 @@ from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource
 from unidecouple.train import checkpoint as checkpoints
-from unidecouple.train.build import add_lora, fit
+from unidecouple.train.build import add_lora, apply_structure
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.ema import Averages
 from unidecouple.train.gradients import Gradients
@@ -109,7 +109,7 @@ class Trainer:
                 continue
             start = state.stage_step if index == state.stage else 0
             if stage.structure is not None and start == 0:
-                self.model = fit(self.model, stage.structure, self.config.seed + index, self.source)
+                self.model = apply_structure(self.model, stage.structure, self.config.seed + index, self.source)
             if stage.lora is not None and start == 0:
                 self.model = add_lora(self.model, stage.lora, self.config.seed + index)
             running = self._begin(index, steps, start, resume if start else None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unidecouple.batch import TASK_KEYS, Batch, JointBatch, Task, count_targets, count_tokens
 from unidecouple.diagnose.routing import count_routing, router_hits
 from unidecouple.methods.objective import Microbatch, Objective, StepTotals
-from unidecouple.models.interaction import Spans
+from unidecouple.models.interaction import CrossModalMask
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.trainable import hold_absent_tasks
@@ -76,7 +76,9 @@ class StepSettings:
     seed: int = 0
 
 
-def count_totals(parts: Sequence[JointBatch], parallel: Parallel, spans: Callable[[Batch], Spans] | None = None) -> StepTotals:
+def count_totals(
+    parts: Sequence[JointBatch], parallel: Parallel, spans: Callable[[Batch], CrossModalMask] | None = None
+) -> StepTotals:
     """Denominators of the step, counted in this process's ``parts`` and summed over processes; ``spans`` finds ``samples``."""
     batches: list[Batch] = [batch for part in parts for batch in part]
     targets, tokens = count_targets(batches), count_tokens(batches)

@@ -21,7 +21,7 @@ from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource, Progress, RunScorer, data_source
 from unidecouple.train import checkpoint as checkpoints
-from unidecouple.train.build import fit
+from unidecouple.train.build import apply_structure
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import reading
 from unidecouple.train.launch import processes
@@ -135,7 +135,7 @@ def _build(run: RunConfig, folder: Path, cache: Path, say: Say, parallel: Parall
         source = kind.open(run, model, processor, builder, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
         scorer = kind.scorer(run, model, processor, builder, cache)
     if resume is None:
-        model = fit(model, run.structure, run.seed, source)
+        model = apply_structure(model, run.structure, run.seed, source)
     else:
         say(f"resuming from {resume}")
     return _Job(model, processor, source, scorer, resume, state.step, meter, parallel)

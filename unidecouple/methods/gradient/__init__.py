@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from typing import get_args
 
-from unidecouple.methods.gradient.aggregated import Aggregated
 from unidecouple.methods.gradient.cagrad import CAGrad
 from unidecouple.methods.gradient.maop import MAOP
 from unidecouple.methods.gradient.mgda import MGDA
 from unidecouple.methods.gradient.pcgrad import PCGrad
 from unidecouple.methods.gradient.sum import Sum
+from unidecouple.methods.gradient.torchjd_aggregator import TorchJDAggregator
 
-Gradient = Sum | PCGrad | MGDA | CAGrad | MAOP | Aggregated
+Gradient = Sum | PCGrad | MGDA | CAGrad | MAOP | TorchJDAggregator
 """The typed union that recipes choose from by ``kind``, and that property tests run over."""
 
 GRADIENTS: tuple[type[Gradient], ...] = get_args(Gradient)
 
-__all__ = ["GRADIENTS", "MAOP", "MGDA", "Aggregated", "CAGrad", "Gradient", "PCGrad", "Sum"]
+__all__ = ["GRADIENTS", "MAOP", "MGDA", "CAGrad", "Gradient", "PCGrad", "Sum", "TorchJDAggregator"]

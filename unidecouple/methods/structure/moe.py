@@ -15,12 +15,12 @@ from unidecouple.models.configuration import UniLlamaConfig
 
 @dataclass(frozen=True)
 class MoE:
-    """One group of 2 e experts, top-k, and a shared expert: the parameters of ``TaskAwareMoE`` less its task router.
+    """One group of experts, top-k, and a shared expert: by default the parameters of ``TaskAwareMoE`` less its task router.
 
     Without this control a gain of UniDecouple may be a gain of size (the paper has none; see method notes).
 
     Attributes:
-        experts_per_task: e; a layer has 2 e experts.
+        num_experts: routed experts of a layer.
         num_experts_per_tok: k.
         shared_expert: whether each layer has one beside them.
         alpha_init: the shared expert's weight at the start.
@@ -28,7 +28,7 @@ class MoE:
     """
 
     kind: Literal["moe"] = "moe"
-    experts_per_task: int = 2
+    num_experts: int = 4
     num_experts_per_tok: int = 1
     shared_expert: bool = True
     alpha_init: float = 0.5
@@ -41,7 +41,7 @@ class MoE:
         """Fields of the text configuration that this structure sets."""
         return {
             "ffn": "moe",
-            "experts_per_task": self.experts_per_task,
+            "num_experts": self.num_experts,
             "num_experts_per_tok": self.num_experts_per_tok,
             "shared_expert": self.shared_expert,
             "alpha_init": self.alpha_init,
@@ -50,4 +50,13 @@ class MoE:
 
     def upcycle(self, state: Mapping[str, Tensor], text: UniLlamaConfig) -> dict[str, Tensor]:
         """Exact start from dense weights."""
-        return copy_into_experts(state, 2 * self.experts_per_task, self.shared_expert, self.alpha_init, self.moe_layers)
+        return copy_into_experts(state, self.num_experts, self.shared_expert, self.alpha_init, self.moe_layers)
+
+    @classmethod
+    def migrate_keys(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """``values`` of a recipe of version 0.1, which counted half of the experts as ``experts_per_task``."""
+        kept = {key: value for key, value in values.items() if key != "experts_per_task"}
+        half = values.get("experts_per_task")
+        if not isinstance(half, int):
+            return dict(values), {}
+        return kept | {"num_experts": 2 * half}, {"experts_per_task": f"num_experts: {2 * half}"}

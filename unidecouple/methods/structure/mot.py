@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -14,24 +14,27 @@ from unidecouple.models.configuration import UniLlamaConfig
 
 @dataclass(frozen=True)
 class MoT:
-    """Q, K, V, O, FFN and norms, the final one too, have one set a group; one causal attention runs over all tokens.
+    """Q, K, V, O, FFN and norms, the final one too, have one set per group; one causal attention runs over all tokens.
 
     Embeddings and heads stay as in Janus, which has a text side and an image side of each.
 
     Attributes:
-        split: "modality" is Mixture-of-Transformers (arXiv 2411.04996, section 3: text against image tokens), "drawn" is BAGEL
-            (arXiv 2505.14683: a second set for tokens to be generated; text and pictures to be understood share the base set;
-            its generated tokens are a diffusion model's, ours are Janus's discrete ones), "task" is task-decoupled MoT (arXiv
-            2609.01607: the prompt of a picture goes with the picture). LMFusion (arXiv 2412.15188) is "drawn" with the base set
-            held, see ``Stage.group_rates``.
+        group_by: "modality" is Mixture-of-Transformers (arXiv 2411.04996, section 3: text against image tokens), "image_out" is
+            BAGEL (arXiv 2505.14683: a second set for tokens to be generated; text and pictures to be understood share the base
+            set; its generated tokens are a diffusion model's, ours are Janus's discrete ones), "task" is task-decoupled MoT (arXiv
+            2609.01607: the prompt of a picture goes with the picture). LMFusion (arXiv 2412.15188) is "image_out" with the base set
+            frozen, see ``Stage.group_rates``.
     """
 
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"split": "group_by"}
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"group_by": {"drawn": "image_out"}}
+
     kind: Literal["mot"] = "mot"
-    split: Literal["modality", "task", "drawn"] = "modality"
+    group_by: Literal["modality", "task", "image_out"] = "modality"
 
     def configure(self, text: UniLlamaConfig) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets."""
-        return untied(range(text.num_hidden_layers), self.split, norm=True)
+        return untied(range(text.num_hidden_layers), self.group_by, norm=True)
 
     def upcycle(self, state: Mapping[str, Tensor], text: UniLlamaConfig) -> dict[str, Tensor]:
         """Exact start from dense weights: every set is a copy."""

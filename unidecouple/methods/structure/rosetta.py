@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -22,35 +22,33 @@ class Rosetta:
     has one, which starts at 1 and stays there if no stage trains it.
 
     Attributes:
-        text_experts, seen_experts, drawn_experts: experts of each kind of token; 3, 3 and 6 in the paper. An even number in all.
+        text_experts, image_in_experts, image_out_experts: experts per kind of token; 3, 3 and 6 in the paper.
         num_experts_per_tok: k = 2 in the paper.
         shared_expert: the paper's ablation switches it off; the others' ``W_down`` is then whole.
         moe_layers: which layers, counted from 0; the others stay dense. None is all, as in the paper.
     """
 
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"seen_experts": "image_in_experts", "drawn_experts": "image_out_experts"}
+
     kind: Literal["rosetta"] = "rosetta"
     text_experts: int = 3
-    seen_experts: int = 3
-    drawn_experts: int = 6
+    image_in_experts: int = 3
+    image_out_experts: int = 6
     num_experts_per_tok: int = 2
     shared_expert: bool = True
     moe_layers: tuple[int, ...] | None = None
 
-    def __post_init__(self) -> None:
-        if sum(self._sizes) % 2:
-            raise ValueError(f"{' + '.join(map(str, self._sizes))} experts are an odd number: add or leave out one")
-
     @property
     def _sizes(self) -> tuple[int, int, int]:
-        return self.text_experts, self.seen_experts, self.drawn_experts
+        return self.text_experts, self.image_in_experts, self.image_out_experts
 
     def configure(self, text: UniLlamaConfig) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets."""
         return {
             "ffn": "typed_moe",
-            "split": "type",
+            "group_by": "type",
             "group_sizes": list(self._sizes),
-            "experts_per_task": sum(self._sizes) // 2,
+            "num_experts": sum(self._sizes),
             "num_experts_per_tok": self.num_experts_per_tok,
             "shared_expert": self.shared_expert,
             "alpha_init": 1.0,

@@ -41,7 +41,7 @@ class Symbiotic:
 
     def configure(self, text: UniLlamaConfig) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets; number of experts, k and shared expert stay as they are."""
-        return {"ffn": "typed_moe", "split": "drawn", "group_sizes": list(self._sizes(text))}
+        return {"ffn": "typed_moe", "group_by": "image_out", "group_sizes": list(self._sizes(text))}
 
     def _sizes(self, text: UniLlamaConfig) -> tuple[int, int]:
         if text.ffn != "moe":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from unidecouple import bounds
+from unidecouple.batch import Task
 from unidecouple.methods.structure.upcycling import copy_into_experts
 from unidecouple.models.configuration import UniLlamaConfig
 
@@ -18,18 +19,20 @@ class TaskAwareMoE:
     """Task-aware router -> the task's group of experts -> top-k of them, plus alpha * a shared expert (eq. 1).
 
     Attributes:
-        experts_per_task: e. The paper found two group-specific experts to one shared best; 2 is our reading of that.
+        experts_per_group: e, per task. The paper found two group-specific experts to one shared best; 2 is our reading of that.
         num_experts_per_tok: k = 1 in the paper.
         shared_expert: the ablation switches it off.
         alpha_init: unpublished; see ``UniLlamaConfig``.
         moe_layers: which layers, counted from 0; the others stay dense. None is all, as in the paper.
-        task_routing: "learned", or "label" for the ablation that is told the true task (also at inference).
+        task_routing: "learned", or "label" for the ablation that routes by the task label (also at inference).
         context_router: a router before the layers looks at the tokens before; the layers' own start from what it knows (ours,
             beyond the paper; see ``ContextRouter``).
     """
 
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"experts_per_task": "experts_per_group"}
+
     kind: Literal["ta_moe"] = "ta_moe"
-    experts_per_task: int = 2
+    experts_per_group: int = 2
     num_experts_per_tok: int = 1
     shared_expert: bool = True
     alpha_init: float = 0.5
@@ -44,7 +47,7 @@ class TaskAwareMoE:
         """Fields of the text configuration that this structure sets."""
         return {
             "ffn": "ta_moe",
-            "experts_per_task": self.experts_per_task,
+            "num_experts": len(Task) * self.experts_per_group,
             "num_experts_per_tok": self.num_experts_per_tok,
             "shared_expert": self.shared_expert,
             "alpha_init": self.alpha_init,
@@ -55,4 +58,4 @@ class TaskAwareMoE:
 
     def upcycle(self, state: Mapping[str, Tensor], text: UniLlamaConfig) -> dict[str, Tensor]:
         """Exact start from dense weights."""
-        return copy_into_experts(state, 2 * self.experts_per_task, self.shared_expert, self.alpha_init, self.moe_layers)
+        return copy_into_experts(state, len(Task) * self.experts_per_group, self.shared_expert, self.alpha_init, self.moe_layers)

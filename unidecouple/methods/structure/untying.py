@@ -17,10 +17,10 @@ _LAYER = re.compile(
 _FINAL_NORM = "model.language_model.norm.weight"
 
 
-def untied(layers: Collection[int], split: str, norm: bool, attention: str = "all") -> dict[str, Any]:
+def untied(layers: Collection[int], group_by: str, norm: bool, attention: str = "all") -> dict[str, Any]:
     """Fields of the text configuration that untie ``layers`` and, if ``norm``, the final norm; see ``UniLlamaConfig``."""
-    fields = {"ffn": "dense", "moe_layers": None, "untied_layers": sorted(layers), "split": split}
-    return {**fields, "untied_norm": norm, "untied_attention": attention}
+    fields = {"ffn": "dense", "moe_layers": None, "per_group_layers": sorted(layers), "group_by": group_by}
+    return {**fields, "per_group_norm": norm, "per_group_attention": attention}
 
 
 def depth_of(share: float, layers: int) -> int:

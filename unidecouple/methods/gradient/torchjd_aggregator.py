@@ -12,7 +12,7 @@ from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Setting
 
 
 @dataclass(frozen=True)
-class Aggregated:
+class TorchJDAggregator:
     """TorchJD's stateless aggregator ``name``: UPGrad (arXiv 2406.16232), AlignedMTL, IMTLG, FairGrad, GradDrop, ConFIG and more.
 
     Not those that keep a memory from step to step (NashMTL, GradVac, ExcessMTL, PCD): checkpoints do not hold it. GradDrop,

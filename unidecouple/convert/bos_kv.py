@@ -18,7 +18,7 @@ _LAYER = re.compile(r"^model\.language_model\.layers\.(?P<layer>\d+)\.")
 _EMBEDDINGS = "model.language_model.embed_tokens.weight"
 
 
-class FirstToken:
+class BosKeyValues:
     """Gives every layer of a model slimmed to generation the keys and values of the BOS, as its whole model has them.
 
     In the whole model the BOS goes through understanding's weights, and sees nothing but itself: one token, carried through the
@@ -68,6 +68,6 @@ class FirstToken:
         return key, value
 
 
-def drop_first_token(part: Part) -> Part:
+def drop_bos_kv(part: Part) -> Part:
     """A part without keys and values of the BOS, which other layouts have no place for."""
     return {name: tensor for name, tensor in part.items() if ".self_attn.first_" not in name}

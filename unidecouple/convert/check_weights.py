@@ -11,7 +11,7 @@ from torch import Tensor
 from unidecouple.models.families import UnifiedConfig, model_class
 
 
-def check_fit(found: Mapping[str, Tensor], config: UnifiedConfig, start: Path, called: Callable[[str], str] = str) -> None:
+def check_weights(found: Mapping[str, Tensor], config: UnifiedConfig, start: Path, called: Callable[[str], str] = str) -> None:
     """Compare names and shapes with those of the model that ``config`` describes; nothing of its size is allocated.
 
     Args:

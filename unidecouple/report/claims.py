@@ -11,7 +11,7 @@ from unidecouple.eval.suite import headlines
 from unidecouple.report.estimates import SeedEstimate, difference, estimate
 from unidecouple.report.results import START, Results
 from unidecouple.report.significance import FEWEST_SEEDS, CorrectedDifference, Key, corrected
-from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread
+from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread, unit_of, unit_words
 
 HOLDS, PARTLY, NOT_SHOWN, MIXED, AGAINST, OPPOSITE, UNTESTED, OPEN, MISSING = (
     "reproduced",
@@ -37,8 +37,6 @@ _NAMED = {
     "loss/t2i": f"loss, {TASK_NAMES['t2i']}",
     "routing/token_entropy/mmu": f"routing entropy, {TASK_NAMES['mmu']}",
 }
-_PLAIN = ("interaction", "conflict", "loss", "routing")
-"""Names in place of a benchmark's whose values are no scores: shown as they are, not in points."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,8 @@ class Finding:
         """As "POPE +1.2 ± 0.9", with a star if it is significant after the correction."""
         mean, unit = self.delta.mean, self.metric.unit
         number = decimal(mean, 3, plus=True) if unit == "number" else signed(mean, unit)
-        return f"{self.metric.title} {number}{spread(self.delta, unit)}{' *' * self.holds}"
+        words = f" {unit_words(unit)}" if unit == "nats" else ""
+        return f"{self.metric.title} {number}{spread(self.delta, unit)}{words}{' *' * self.holds}"
 
 
 @dataclass(frozen=True)
@@ -182,4 +181,4 @@ def _metric(name: str) -> Metric:
     if headline:
         return headline
     title = _NAMED.get(name, name.replace("_", " "))
-    return Metric(benchmark, metric, title, unit="number" if benchmark in _PLAIN else "share")
+    return Metric(benchmark, metric, title, unit=unit_of(benchmark))

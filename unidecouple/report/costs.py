@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unidecouple.batch import TASK_KEYS
-from unidecouple.report.results import Results, split_rate
+from unidecouple.report.results import START, Results, split_rate
 from unidecouple.report.wording import TASK_NAMES, counted, duration, listed, scaled
 
 COST_COLUMNS = (
@@ -108,8 +108,10 @@ def missing_sentence(results: Results) -> str:
     if len(named) > MOST_NAMED:
         counts = Counter((run["scenario"], run["seed"]) for run in missing)
         named = [f"{counted(count, 'run')} of seed {seed} in {scenario}" for (scenario, seed), count in sorted(counts.items())]
-    whole = len(missing) + len(results.runs)
-    told = f"Partial results: {len(missing)} of {whole} runs are not finished: {listed(named)}. The same command runs them."
+    training = sum(run["variant"] != START for run in missing)
+    whole = training + results.num_runs
+    what = f"{training} of {whole} runs are not finished" if training else "the start is not scored"
+    told = f"Partial results: {what}: {listed(named)}. The same command runs them."
     failed = [run for run in missing if "error" in run]
     if failed:
         first = failed[0]

@@ -30,6 +30,8 @@ from unidecouple.report.wording import MINUS, counted, duration
 
 REPORT, SCORES, CLAIMS = "report.html", "scores.md", "claims.md"
 _TEMPLATE = "template.html.j2"
+_OURS = "<!-- unidecouple -->\n"
+"""First line of Markdown files, by which a later report knows that it may replace them; see ``ownership``."""
 _NUMBERS = re.compile(rf"[+{MINUS}]?\d+\.\d+(?: ± \d+\.\d+)?|\d+%(?! interval)")
 
 
@@ -39,7 +41,7 @@ class ScenarioView:
 
     name: str
     description: str
-    sentences: tuple[Markup, ...]
+    answers: tuple[tuple[str, Markup], ...]
     table: HeadlineTable
     forest: Plot | None
     details: tuple[DetailTable, ...]
@@ -64,18 +66,19 @@ def write_report(folder: Path) -> Path:
 
     Raises:
         ValueError: ``results.json`` is missing or broken, or a log that is there cannot be read (missing logs are no error); or
-            ``report.html`` is a file that this package did not write.
+            a file of one of these names is there that this package did not write. Then nothing is written.
         StorageError: the page could not be written; an earlier one is as it was.
     """
-    path, results = folder / REPORT, load_results(folder)
-    check_file(path)
+    results = load_results(folder)
     found = verdicts(results)
-    write_text_atomic(path, render(results, found))
+    names = (REPORT, SCORES, CLAIMS) if found else (REPORT, SCORES)
+    for name in names:
+        check_file(folder / name)
     tables = [f"## {scenario}\n\n{scores_table(results, scenario)}" for scenario in results.scenarios]
-    write_text_atomic(folder / SCORES, "\n".join(tables))
-    if found:
-        write_text_atomic(folder / CLAIMS, claims_table(found))
-    return path
+    texts = (render(results, found), _OURS + "\n".join(tables), _OURS + claims_table(found))
+    for name, text in zip(names, texts, strict=False):
+        write_text_atomic(folder / name, text)
+    return folder / REPORT
 
 
 def render(results: Results, claims: Sequence[ClaimResult]) -> str:
@@ -109,7 +112,7 @@ def _view(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> 
     return ScenarioView(
         name=scenario,
         description=results.meta.get("scenarios", {}).get(scenario, ""),
-        sentences=tuple(map(emphasize, answer(results, scenario))),
+        answers=tuple((question, emphasize(sentence)) for question, sentence in answer(results, scenario)),
         table=headline(results, scenario, look),
         forest=forest(results, scenario, look),
         details=details(results, scenario),
@@ -128,11 +131,10 @@ def _view(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> 
 def _facts(results: Results) -> list[str]:
     """The line under the title."""
     meta = results.meta
-    runs = sum(run.variant != "start" for run in results.runs)
     facts = [str(meta["created"])[:10]] if meta.get("created") else []
     taken = sum("source" in run for run in meta["runs"] if run["variant"] != "start")
     facts += [
-        counted(runs, "run") + (f" ({taken} taken from elsewhere)" if taken else ""),
+        counted(results.num_runs, "run") + (f" ({taken} taken from elsewhere)" if taken else ""),
         counted(len({row.seed for row in results.rows}), "seed"),
     ]
     times = (("wall_seconds", "wall time"), ("cpu_seconds", "CPU time"))

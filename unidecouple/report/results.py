@@ -170,6 +170,11 @@ class Results:
         runs = [run for run in self.runs if run.scenario == scenario and split_rate(run.variant)[0] == name]
         return len({run.folder for run in runs if run.seed == runs[0].seed})
 
+    @cached_property
+    def num_runs(self) -> int:
+        """Finished training runs, of all scenarios; scoring the start is none."""
+        return sum(run.variant != START for run in self.runs)
+
     def groups(self, scenario: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """(axis, names of its variants without rates), the start left out; one group "" where no variant has an axis."""
         names = dict.fromkeys(split_rate(variant)[0] for variant in self.variants(scenario) if variant != START)

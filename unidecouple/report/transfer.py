@@ -79,11 +79,17 @@ def transfer_map(name: str, scenario: str, cells: list[TransferCell], title: Cal
         for row, variant in enumerate(variants):
             for column, metric in enumerate(metrics):
                 _write(axis, (row, column), found.get((variant, metric)), metric, strong=abs(grid[row, column]) > 0.6)
-        _label(axis, panel, [metric.title for metric in metrics])
+        _label(
+            axis, panel, [_column(metric) for metric in metrics]
+        )
     axes[0].set_yticks(np.arange(len(variants)) + 0.5, [title(variant) for variant in variants])
     axes[0].invert_yaxis()
     caption = _caption(cells, title)
     return Plot(to_svg(figure, name), f"Transfer and forgetting in {scenario}. {caption}", caption)
+
+
+def _column(metric: Metric) -> str:
+    return f"{metric.title},\n{unit_words(metric.unit)}" if metric.unit == "nats" else metric.title
 
 
 def _write(axis: Axes, place: tuple[int, int], gap: SeedEstimate | None, metric: Metric, *, strong: bool) -> None:

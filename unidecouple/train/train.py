@@ -160,8 +160,9 @@ def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, say: Sa
     scores = job.scorer.test(model, folder)
     rows = [score.to_json() for score in scores]
     write_json_atomic(folder / RESULT, {"step": run.max_steps, **vars(job.meter.read()), "scores": rows})
-    shown = [score for score in scores if score.metric in ("accuracy", "overall", "log_probability")]
-    say("done: " + "  ".join(f"{score.benchmark} {score.value:.3f}" for score in shown))
+    units = {"accuracy": "", "overall": "", "log_probability": " nats per token"}
+    shown = [f"{score.benchmark} {score.value:.3f}{units[score.metric]}" for score in scores if score.metric in units]
+    say("done: " + "  ".join(shown))
 
 
 def _say_nothing(line: str) -> None:

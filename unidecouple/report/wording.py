@@ -25,7 +25,7 @@ _MEASURED: dict[str, Unit] = {"loss": "nats", "interaction": "number", "conflict
 
 def unit_of(benchmark: str) -> Unit:
     """Unit of a benchmark's metrics, or of what a run measured: losses and log-probabilities in nats, cosines as they are."""
-    known = next((metric.unit for metric in headlines() if metric.benchmark == benchmark), "share")
+    known: Unit = next((metric.unit for metric in headlines() if metric.benchmark == benchmark), "share")
     return _MEASURED.get(benchmark, known)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from unidecouple.figures.style import variant_styles
 from unidecouple.report import write_report
 from unidecouple.report.page import emphasize
 from unidecouple.report.results import load_results
 from unidecouple.report.sample_grid import sample_grid
-from unidecouple.report.style import variant_styles
 from unidecouple.report.tables import details, headline
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from unidecouple.batch import Task
 from unidecouple.eval.benchmark import Metric
-from unidecouple.report.estimates import SeedEstimate
+from unidecouple.figures.estimates import SeedEstimate
+from unidecouple.figures.wording import TASK_NAMES, counted, level, listed, signed, size, spread, unit_words
 from unidecouple.report.fronts import front_names, front_sentences, leaders_sentence
 from unidecouple.report.results import START, Results
 from unidecouple.report.significance import FEWEST_SEEDS, found_sentence
-from unidecouple.report.wording import TASK_NAMES, counted, level, listed, signed, size, spread, unit_words
 
 FOLLOWS_PROMPTS = 0.1
 """A generation score below this share is no base for a ratio."""
@@ -135,7 +135,7 @@ def _verb(metric: Metric, change: SeedEstimate) -> str:
 
 
 def _compared(results: Results, scenario: str, control: str | None, focus: str | None) -> str:
-    """The focus minus its control in every metric shown, and which of these the seeds tell from chance."""
+    """The focus minus its control in every metric shown, and which of these are significant."""
     if control is None or focus is None:
         return ""
     deltas = {metric: delta for metric in results.metrics if (delta := results.delta(scenario, focus, metric))}

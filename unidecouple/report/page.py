@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from unidecouple.figures.style import GRID, INK, MUTED, PAPER, Plot, VariantStyle, variant_styles
+from unidecouple.figures.wording import MINUS, counted, duration
 from unidecouple.files import write_text_atomic
 from unidecouple.ownership import check_file
 from unidecouple.report import log_figures
@@ -24,9 +26,7 @@ from unidecouple.report.log_figures import FigureGroup
 from unidecouple.report.markdown import claims_table, scores_table
 from unidecouple.report.results import Results, load_results
 from unidecouple.report.sample_grid import SampleGrid, sample_grid
-from unidecouple.report.style import GRID, INK, MUTED, PAPER, Plot, VariantStyle, variant_styles
 from unidecouple.report.tables import AreaTable, DetailTable, HeadlineTable, area_table, details, headline
-from unidecouple.report.wording import MINUS, counted, duration
 
 REPORT, SCORES, CLAIMS = "report.html", "scores.md", "claims.md"
 _TEMPLATE = "template.html.j2"

@@ -12,8 +12,8 @@ from typing import Any
 from unidecouple.batch import TASK_KEYS
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import headlines
+from unidecouple.figures.estimates import SeedEstimate, difference, estimate
 from unidecouple.files import read_text
-from unidecouple.report.estimates import SeedEstimate, difference, estimate
 
 RESULTS, COMPRESSED = "results.json", "results.json.gz"
 START = "start"

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import headlines
+from unidecouple.figures.estimates import SeedEstimate, difference, estimate
+from unidecouple.figures.style import VariantStyle
+from unidecouple.figures.wording import DASH, axis_name, counted, level, listed, signed, spread, unit_of, unit_words
 from unidecouple.report.costs import COST_COLUMNS, CostCell, cost_cells, has_costs
-from unidecouple.report.estimates import SeedEstimate, difference, estimate
 from unidecouple.report.fronts import front_areas, front_axes, front_names
 from unidecouple.report.results import AXES, START, Results, ScoreRow, split_rate
 from unidecouple.report.significance import CorrectedDifference, compared, corrected
-from unidecouple.report.style import VariantStyle
-from unidecouple.report.wording import DASH, axis_name, counted, level, listed, signed, spread, unit_of, unit_words
 
 _COUNTS = ("unparsed",)
 """Metrics that are numbers of answers; all others are shares."""
@@ -118,14 +118,14 @@ def _lines(results: Results, scenario: str, variants: Sequence[str], look: Mappi
         begins = results.axis_rank(name) > rank
         rank = results.axis_rank(name)
         seeds = max((len(results.final(scenario, variant, metric)) for metric in results.metrics), default=0)
-        told = "the base" if variant == START else counted(seeds, "seed")
+        over = "the base" if variant == START else counted(seeds, "seed")
         tried = results.rates_tried(scenario, name)
         lines.append(
             VariantRow(
                 results.title(variant),
                 described.get(name) or described.get(variant, ""),
                 look[name].color,
-                f"{told}, {counted(tried, 'rate')}" if tried > 1 else told,
+                f"{over}, {counted(tried, 'rate')}" if tried > 1 else over,
                 tuple(_score(results, scenario, variant, m, found.get((variant, m))) for m in results.metrics),
                 name == results.focus,
                 AXES[rank - 1] if begins else "",
@@ -148,7 +148,7 @@ def _cell_of(metric: Metric, values: Sequence[float], one: CorrectedDifference |
         return ScoreCell(*text, "", "", "", percent)
     delta = one.delta
     gap = (signed(delta.mean, metric.unit), spread(delta, metric.unit), _verdict(metric, delta))
-    return ScoreCell(*text, *gap, percent, one.holds, one.told)
+    return ScoreCell(*text, *gap, percent, one.holds, one.tests)
 
 
 def _verdict(metric: Metric, delta: SeedEstimate) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from unidecouple.batch import Task
 from unidecouple.eval.benchmark import Metric, Unit
 from unidecouple.eval.suite import headlines
-from unidecouple.report.estimates import SeedEstimate
+from unidecouple.figures.estimates import SeedEstimate
 
 MINUS, DASH = "\u2212", "\u2013"
 """Signs as printed; by code point, since in source they are easily taken for -."""

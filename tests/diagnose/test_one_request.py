@@ -39,16 +39,16 @@ def test_what_every_decoder_shows(
         length = batch.input_ids.shape[1]
         layers = sorted({*config.mixture_layers, *(config.per_group_layers or ())})
         assert [route.layer for route in view.learned] == layers
-        assert (view.told is not None) == (config.ffn == "ta_moe")
+        assert (view.labelled is not None) == (config.ffn == "ta_moe")
         assert view.modality.shape == (length,)
-        for route in (*view.learned, *(view.told or ())):
+        for route in (*view.learned, *(view.labelled or ())):
             assert route.group.shape == (length,)
             assert int(route.group.max()) < len(view.groups)
             if route.expert is not None and route.probability is not None:
                 starts = torch.tensor([0, *config.expert_groups]).cumsum(0)
                 assert ((route.expert >= starts[route.group]) & (route.expert < starts[route.group + 1])).all()
                 assert ((route.probability > 0) & (route.probability <= 1)).all()
-        for route in view.told or ():
+        for route in view.labelled or ():
             assert torch.equal(route.group, batch.task_ids[0])
         expected = model(batch=(batch,), interaction=True).interaction[0].intensity[:, 0]
         assert view.interaction is not None
@@ -86,7 +86,7 @@ def test_labels_and_modalities(make_model: MakeModel, builder: SequenceBuilder, 
     assert torch.equal(typed.label, typed.modality)
     assert (typed.modality == Modality.IMAGE_IN).sum() == builder.seen_tokens
     dense = view_request(make_model(), drawn(builder))
-    assert (dense.groups, dense.label, dense.learned, dense.told) == (("all",), None, (), None)
+    assert (dense.groups, dense.label, dense.learned, dense.labelled) == (("all",), None, (), None)
 
 
 def test_without_an_answer_nothing_is_looked_at(make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray) -> None:

@@ -1,26 +1,39 @@
-"""The sentences hold the numbers worked out by hand, with their signs and their doubts."""
+"""The answers hold the numbers worked out by hand, with their signs, their doubts, and what to do about them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from unidecouple.report.answer import answer
 from unidecouple.report.results import load_results
 
 
+def answers(made: Any, scenario: str) -> dict[str, str]:
+    """Question -> its sentences."""
+    found: dict[str, str] = {}
+    for question, sentence in answer(load_results(made.write()), scenario):
+        found[question] = f"{found[question]} {sentence}" if question in found else sentence
+    return found
+
+
 def test_generation_only(experiment: Any) -> None:
-    kept, compared = answer(load_results(experiment.write()), "S1-r0")
+    found = answers(experiment, "S1-r0")
+    assert list(found) == ["Compared", "Understanding", "Generation", "Significant?", "Next"]
+    assert found["Compared"] == "UniDecouple against dense, generation only, 3 seeds."
     # UniDecouple: -.01, 0, .01 against .94: 0.0 ± 2.5. GenEval: .47 of .50.
-    assert kept == (
-        "In S1-r0, dense, generation only lost 32.0 ± 5.0 points of POPE and UniDecouple 0.0 ± 2.5, "
-        "while UniDecouple reached 94% of the GenEval score of dense, generation only (47.0 of 50.0)."
+    assert (
+        found["Understanding"] == "From the start, dense, generation only lost 32.0 ± 5.0 points of POPE and UniDecouple 0.0 ± 2.5."
     )
+    assert found["Generation"] == "UniDecouple reached 94% of the GenEval score of dense, generation only (47.0 of 50.0)."
     # VQA .50, .49, .51: ± 2.5; GenEval -.02, -.04, -.03: ± 2.5
-    assert compared == (
+    assert found["Significant?"] == (
         "UniDecouple minus dense, generation only, in points, paired by seed: "
         "POPE +32.0 ± 4.3, VQA +50.0 ± 2.5 and GenEval \u22123.0 ± 2.5"
         " (95% intervals, 3 seeds): ahead in POPE and VQA; behind in GenEval."
     )
+    assert found["Next"].startswith("UniDecouple is behind in generation: see the losses")
 
 
 def test_gains_are_called_gains_and_doubt_is_said(new_experiment: Any) -> None:
@@ -28,11 +41,32 @@ def test_gains_are_called_gains_and_doubt_is_said(new_experiment: Any) -> None:
     made.add("S2", "start", {"pope": (0.80,)})
     made.add("S2", "dense_joint", {"pope": (0.78, 0.80), "geneval": (0.0, 0.0)})
     made.add("S2", "unidecouple", {"pope": (0.81, 0.83), "geneval": (0.1, 0.3)})
-    kept, compared = answer(load_results(made.write()), "S2")
+    made.add("S2", "moe", {"pope": (0.81, 0.83)})
+    found = answers(made, "S2")
     # two seeds: t(.975, 1) = 12.7062, deviation .0141421, half width .01 * 12.7062
-    assert "dense joint lost 1.0 ± 12.7 points of POPE and UniDecouple gained 2.0 ± 12.7 points of POPE" in kept
-    assert "while dense joint scored 0.0 and UniDecouple 20.0 in GenEval." in kept
-    assert "ahead in POPE; no significant difference in GenEval" in compared  # POPE: +3.0 in both seeds
+    assert "dense joint lost 1.0 ± 12.7 points of POPE and UniDecouple gained 2.0 ± 12.7 points of POPE" in found["Understanding"]
+    assert found["Generation"] == "dense joint scored 0.0 and UniDecouple 20.0 in GenEval."
+    assert "ahead in POPE; no significant difference in GenEval" in found["Significant?"]  # POPE: +3.0 in both seeds
+    assert found["Compared"] == "UniDecouple against dense joint, beside 1 other variant, 2 seeds."
+    assert found["Next"] == "Run at least 3 seeds: fewer give no verdict."
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        # differences .02, .03, .01: mean .02, deviation .01, half width .01 * 4.30265 / sqrt(3) = .0248;
+        # of four seeds .01 * 3.18245 / 2 = .0159
+        ((0.52, 0.53, 0.51), "Run about 4 seeds: the difference in POPE would then be shown"),
+        ((0.70, 0.71, 0.69), "Repeat it at several learning rates"),
+    ],
+)
+def test_what_next(new_experiment: Any, ours: tuple[float, ...], said: str) -> None:
+    made = new_experiment()
+    made.add("S2", "dense_joint", {"pope": (0.50, 0.50, 0.50)})
+    made.add("S2", "unidecouple", {"pope": ours})
+    assert answers(made, "S2")["Next"].startswith(said)
+    made.meta["missing"] = [{"scenario": "S2", "variant": "moe", "seed": 0}]
+    assert answers(made, "S2")["Next"].startswith("Run the same command again")
 
 
 def test_scores_near_zero_make_no_ratio(new_experiment: Any) -> None:
@@ -40,9 +74,8 @@ def test_scores_near_zero_make_no_ratio(new_experiment: Any) -> None:
     made.add("S1-r0", "start", {"pope": (0.9,)})
     made.add("S1-r0", "dense_joint", {"pope": (0.5,), "geneval": (0.005,)})
     made.add("S1-r0", "unidecouple", {"pope": (0.9,), "geneval": (0.007,)})
-    kept = answer(load_results(made.write()), "S1-r0")[0]
-    assert kept.endswith("while dense joint scored 0.5 and UniDecouple 0.7 in GenEval; neither follows prompts yet.")
-    assert "%" not in kept
+    kept = answers(made, "S1-r0")["Generation"]
+    assert kept == "dense joint scored 0.5 and UniDecouple 0.7 in GenEval; neither follows prompts yet."
 
 
 def test_one_seed_says_that_there_is_no_interval(new_experiment: Any) -> None:
@@ -50,7 +83,8 @@ def test_one_seed_says_that_there_is_no_interval(new_experiment: Any) -> None:
     made.add("S1-r16", "start", {"pope": (0.9,)})
     made.add("S1-r16", "dense_joint", {"pope": (0.7,)})
     made.add("S1-r16", "unidecouple", {"pope": (0.85,)})
-    kept, compared = answer(load_results(made.write()), "S1-r16")
+    found = answers(made, "S1-r16")
+    kept, compared = found["Understanding"], found["Significant?"]
     assert kept.endswith("dense joint lost 20.0 points of POPE and UniDecouple 5.0.")
     assert "POPE +15.0. There is one seed only, so no interval exists" in compared
     assert "±" not in kept + compared
@@ -60,21 +94,24 @@ def test_what_is_missing_is_not_made_up(new_experiment: Any) -> None:
     made = new_experiment()
     made.add("S9", "unidecouple", {"pope": (0.85, 0.95)})
     made.add("S8", "moe", {"pope": (0.85,)})
-    results = load_results(made.write())
-    assert answer(results, "S9") == ["In S9, UniDecouple scores 90.0 of POPE; the start was not measured."]
-    assert answer(results, "S8") == ["In S8: no run of UniDecouple or of dense joint has a score yet."]
+    found = answers(made, "S9")
+    assert found["Understanding"] == "UniDecouple scores 90.0 of POPE; the start was not measured."
+    assert found["Next"].startswith("Add a control")
+    assert answers(made, "S8") == {"Compared": "In S8: no run of UniDecouple or of dense joint has a score yet."}
 
 
 def test_held_out_log_probabilities_are_in_nats(new_experiment: Any) -> None:
     """Higher is better: −2.5 after −2.0 is a loss of 0.5 nats, and no ratio is made of log-probabilities."""
     made = new_experiment()
-    for variant, answers, images in (("start", -2.0, -6.0), ("dense_joint", -2.5, -5.0), ("unidecouple", -2.1, -5.25)):
-        made.add("own", variant, {"answers": (answers,), "image_tokens": (images,)})
-    kept, compared = answer(load_results(made.write()), "own")
-    assert kept == (
-        "In own, dense joint lost 0.500 nats per token of Held-out answers and UniDecouple 0.100, while dense joint scored "
-        "\u22125.000 and UniDecouple \u22125.250 in Held-out image tokens."
+    for variant, text, images in (("start", -2.0, -6.0), ("dense_joint", -2.5, -5.0), ("unidecouple", -2.1, -5.25)):
+        made.add("own", variant, {"answers": (text,), "image_tokens": (images,)})
+    found = answers(made, "own")
+    assert (
+        found["Understanding"] == "From the start, dense joint lost 0.500 nats per token of Held-out answers and UniDecouple 0.100."
     )
-    assert compared.startswith(
+    assert found["Generation"] == (
+        "dense joint scored \u22125.000 and UniDecouple \u22125.250 nats per token in Held-out image tokens."
+    )
+    assert found["Significant?"].startswith(
         "UniDecouple minus dense joint, in nats per token: Held-out answers +0.400 and Held-out image tokens \u22120.250."
     )

@@ -14,18 +14,18 @@ import pytest
 from unidecouple.batch import Batch, Task
 from unidecouple.cli import main
 from unidecouple.convert.load import load
-from unidecouple.diagnose.gradient_conflict import Conflict
+from unidecouple.diagnose import ablation
+from unidecouple.diagnose.ablation import ablation_map
+from unidecouple.diagnose.alignment import alignment_curves
+from unidecouple.diagnose.gradient_conflict import Conflict, ConflictLog, mean_conflicts, ratio_map
+from unidecouple.diagnose.probes import PROBES
+from unidecouple.diagnose.routing_history import routing_history
+from unidecouple.figures.grids import name_columns, name_room
+from unidecouple.figures.style import canvas
 from unidecouple.methods.structure import TaskAwareMoE, UniFork
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.report.checkpoint_page import DIAGNOSIS, PAGE, render
-from unidecouple.report.figures_checkpoint import ablation_map, alignment_curves
-from unidecouple.report.figures_diagnosis import mean_conflicts, name_columns, name_room, ratio_map
-from unidecouple.report.figures_routing import routing_history
-from unidecouple.report.logs import ConflictLog
-from unidecouple.report.probes import PROBES
-from unidecouple.report.style import canvas
 from unidecouple.train.build import restructure
-from unidecouple.train.measurements import measure_ablations
 from unidecouple.train.subject import ProbeInput
 from unidecouple.world import source as worlds
 
@@ -46,6 +46,7 @@ def test_a_dense_base(small_base: Path, small_cache: Path, tmp_path: Path, capsy
     assert set(content["measured"]) == {"conflict", "interaction", "alignment"}
     assert set(content["left_out"]) == {"routing", "routing_history", "ablation"}
     assert "it has no router" in page
+    assert "24 records of mmu are few, so the cosines are noisy: give 32 or more with --data." in page
     assert str(tmp_path / "out" / PAGE) in capsys.readouterr().out
     assert page.count("<svg") == 4
     assert not re.search(r"<script|src=\"http|<link", page), "one file, no network"
@@ -101,7 +102,7 @@ def test_what_was_not_taken_away_is_said(
     text: dict[str, Any],
     absent: list[str],
 ) -> None:
-    measured = measure_ablations(
+    measured = ablation.measure(
         ProbeInput(make_model(**text), _Given(joint_batch), _Given(joint_batch), batches=1), lambda *_: None
     )
     assert isinstance(measured, dict)
@@ -202,10 +203,10 @@ def test_ablations_name_what_is_dearest() -> None:
         )
     ]
     caption = ablation_map("a", costs).caption
-    assert "Understanding loses 0.50 ± 0.01 nats a token without the mmu group in all layers" in caption
-    assert "generation loses 0.20 ± 0.01 nats a token without the shared expert in all layers" in caption
+    assert "Understanding loses 0.50 ± 0.01 nats per token without the mmu group in all layers" in caption
+    assert "generation loses 0.20 ± 0.01 nats per token without the shared expert in all layers" in caption
     lone = ablation_map("a", [cost | {"error": None} for cost in costs if cost["layer"] == 0]).caption
-    assert "0.90 nats a token without the e0 in layer 0" in lone
+    assert "0.90 nats per token without the e0 in layer 0" in lone
 
 
 def test_alignment_says_where_it_is_highest() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from unidecouple.figures.wording import DASH, MINUS
 from unidecouple.report.claims import AGAINST, HOLDS, MISSING, MIXED, NOT_SHOWN, OPEN, OPPOSITE, PARTLY, UNTESTED, verdicts
 from unidecouple.report.markdown import claims_table
 from unidecouple.report.page import CLAIMS, write_report
 from unidecouple.report.results import load_results
-from unidecouple.report.wording import DASH, MINUS
 
 BETTER = {"of": "ours", "against": "dense_joint", "higher": ["pope", "vqa"]}
 
@@ -68,7 +68,7 @@ def test_a_lower_score_can_be_what_is_claimed(new_experiment: Any) -> None:
     experiment = made(new_experiment, less | {"against": "dense_joint"}, less)
     experiment.add("S2", "ours", {"pope": (0.59, 0.69, 0.79)})
     against, zero = verdicts(load_results(experiment.write()))
-    assert (against.verdict, against.findings[0].told) == (HOLDS, f"POPE {MINUS}1.0 ± 0.0"), "no spread, no star"
+    assert (against.verdict, against.findings[0].text) == (HOLDS, f"POPE {MINUS}1.0 ± 0.0"), "no spread, no star"
     assert (zero.verdict, zero.compared) == (OPPOSITE, "ours")
     assert zero.findings[0].delta.mean == pytest.approx(0.69)
 
@@ -88,7 +88,7 @@ def test_a_step_and_other_measures(new_experiment: Any) -> None:
             experiment.row("S2", variant, seed, "pope", "accuracy/val", 0.5 - gain, step=200)
     (one,) = verdicts(load_results(experiment.write()))
     assert (one.verdict, one.compared) == (HOLDS, f"ours {DASH} dense joint, at step 100")
-    assert one.findings[0].told.startswith("POPE on validation samples +10.1")
+    assert one.findings[0].text.startswith("POPE on validation samples +10.1")
 
 
 def test_what_was_not_run_and_what_cannot_be(new_experiment: Any) -> None:
@@ -130,7 +130,7 @@ def test_page_and_table_tell_the_same(new_experiment: Any) -> None:
     assert 'id="claims"' in page
     assert "VQA +3.0 ± 1.4 *" in page
     table = (folder / CLAIMS).read_text()
-    assert table == claims_table(verdicts(load_results(folder)))
+    assert table == "<!-- unidecouple -->\n" + claims_table(verdicts(load_results(folder)))
     assert f"| claim 0 | a paper | S2 | ours {DASH} dense joint: POPE +1.0 ± 0.0, VQA +3.0 ± 1.4 * | 3 | reproduced |" in table
     assert "| claim 1 | a paper |  | A GPU. |  | cannot be tested here |" in table
 

@@ -63,7 +63,7 @@ def test_missing_runs_are_counted_and_named(experiment: Any) -> None:
     assert missing_sentence(load_results(experiment.write())) == ""
     experiment.meta["missing"] = [{"scenario": "S2", "variant": "moe@lr=0.3", "seed": seed} for seed in (3, 4)]
     assert missing_sentence(load_results(experiment.write())) == (
-        "Partial results: 2 of 9 runs are not finished: plain MoE, rate \u00d7 0.3 in S2 (seed 3, 4). The same command runs them."
+        "Partial results: 2 of 8 runs are not finished: plain MoE, rate \u00d7 0.3 in S2 (seed 3, 4). The same command runs them."
     )
     experiment.meta["missing"][1]["error"] = "the loss is not finite"
     assert missing_sentence(load_results(experiment.write())).endswith(
@@ -71,4 +71,4 @@ def test_missing_runs_are_counted_and_named(experiment: Any) -> None:
     )
     experiment.meta["missing"] = [{"scenario": "S2", "variant": f"v{i}", "seed": i % 2} for i in range(15)]
     told = missing_sentence(load_results(experiment.write()))
-    assert "15 of 22 runs are not finished: 8 runs of seed 0 in S2 and 7 runs of seed 1 in S2. The" in told
+    assert "15 of 21 runs are not finished: 8 runs of seed 0 in S2 and 7 runs of seed 1 in S2. The" in told

@@ -10,14 +10,14 @@ import pytest
 
 from comparison_field import AXIS_OF, VARIANTS, write_field
 from unidecouple.eval.suite import metric_named
+from unidecouple.figures.style import VariantStyle, variant_styles
+from unidecouple.figures.wording import MINUS
 from unidecouple.report import write_report
 from unidecouple.report.figures_forest import forest
 from unidecouple.report.fronts import area, front_areas, undominated
 from unidecouple.report.log_figures import fronts, scores
 from unidecouple.report.results import AXES, Results, load_results
-from unidecouple.report.style import VariantStyle, variant_styles
 from unidecouple.report.tables import area_table, headline
-from unidecouple.report.wording import MINUS
 
 GROUPS = ["Controls", "Structure", "Objective", "Gradient", "Schedule", "Merging"]
 

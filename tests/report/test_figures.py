@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from unidecouple.diagnose.gradient_conflict import Conflict
+from unidecouple.diagnose.gradient_conflict import Conflict, ConflictLog, color_limit, conflict_map, mean_conflicts
+from unidecouple.diagnose.routing import RoutingLayer, draw_routing
+from unidecouple.figures.style import INK, VariantStyle, canvas, to_svg, variant_styles
 from unidecouple.report import log_figures
 from unidecouple.report.figures import mean_curve, overview
-from unidecouple.report.figures_diagnosis import color_limit, conflict_map, mean_conflicts, routing_map
-from unidecouple.report.logs import ConflictLog, RoutingLayer, curve, stage_starts
+from unidecouple.report.logs import curve, stage_starts
 from unidecouple.report.results import load_results
-from unidecouple.report.style import INK, VariantStyle, canvas, to_svg, variant_styles
 
 
 def cell(cosine: float, floor: float, spread: float = 0.01, part: str = "down") -> Conflict:
@@ -97,10 +97,10 @@ def test_routing_says_how_many_tokens_go_to_their_own_group() -> None:
     groups = {"mmu": [0.9, 0.1], "t2i": [0.0, 1.0]}
     experts = {"mmu": [0.5, 0.4, 0.1, 0.0], "t2i": [0.0, 0.0, 0.5, 0.5]}
     layers = [RoutingLayer(0, 0.4, groups, experts), RoutingLayer(1, 0.6, groups | {"mmu": [0.7, 0.3]}, experts)]
-    drawn = routing_map("r", "ours", layers, VariantStyle("#000000", "o", "ours"))
+    drawn = draw_routing("r", "ours", layers, VariantStyle("#000000", "o", "ours"))
     assert "80.0% of understanding tokens and 100.0% of generation tokens go to their own" in drawn.caption
     assert "is 0.50 on average" in drawn.caption
-    plain = routing_map(
+    plain = draw_routing(
         "r", "moe", [RoutingLayer(0, None, {"mmu": [1.0]}, {"mmu": [0.5, 0.5]})], VariantStyle("#000000", "o", "ours")
     )
     assert plain.caption == "One group only: the tasks share all experts."
@@ -112,5 +112,5 @@ def test_routing_parts_groups_where_they_end(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Axes, "axvline", lambda self, x, **style: edges.append(x))
     shares = {"mmu": [0.5, 0.3, 0.2]}, {"mmu": [0.5, 0.2, 0.1, 0.1, 0.1]}
     for sizes in ((1, 3, 1), ()):
-        routing_map("r", "partitioned", [RoutingLayer(0, None, *shares, sizes=sizes)], VariantStyle("#000000", "o", "ours"))
+        draw_routing("r", "partitioned", [RoutingLayer(0, None, *shares, sizes=sizes)], VariantStyle("#000000", "o", "ours"))
     assert edges == [1, 4], "logs that do not say the sizes draw no edges"

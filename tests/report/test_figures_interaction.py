@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unidecouple.report.figures_interaction import _half_widths, interaction_figure
-from unidecouple.report.logs import Interaction, InteractionPoint, read_interaction
+from unidecouple.diagnose.attention_interaction import InteractionCurves, LayerInteraction, _half_widths, interaction_figure
+from unidecouple.report.logs import read_interaction
 
 
 def written(folder: Path, correlation: float | None = -0.5, tasks: tuple[str, ...] = ("mmu", "t2i")) -> Path:
@@ -23,7 +23,7 @@ def test_what_a_run_wrote_is_read(tmp_path: Path) -> None:
     found = read_interaction(written(tmp_path))
     assert found is not None
     assert (found.step, found.correlation, [*found.curves]) == (400, -0.5, ["mmu", "t2i"])
-    assert found.curves["t2i"][2] == InteractionPoint(2, pytest.approx(0.3), 0.01)
+    assert found.curves["t2i"][2] == LayerInteraction(2, "t2i", pytest.approx(0.3), 0.01)
 
 
 def test_both_tasks_are_drawn_and_their_correlation_said(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_both_tasks_are_drawn_and_their_correlation_said(tmp_path: Path) -> None
     plot = interaction_figure("a", "dense joint", [found])
     assert "correlation of the two tasks' curves over layers is \u22120.50;" in plot.caption
     assert plot.alt.startswith("dense joint: share of attention")
-    for words in ("answers at the picture", "drawn tokens at the prompt"):
+    for words in ("answers at the image", "generated tokens at the prompt"):
         assert words in plot.svg
     two = interaction_figure("a", "dense joint", [found, found])
     assert "\u22120.50 (mean of 2 seeds)" in two.caption
@@ -40,8 +40,8 @@ def test_both_tasks_are_drawn_and_their_correlation_said(tmp_path: Path) -> None
 def test_of_one_task_there_is_one_curve(tmp_path: Path) -> None:
     plot = interaction_figure("a", "x", [read_interaction(written(tmp_path, None, ("t2i",)))])
     assert plot.caption == "There are not two curves to compare."
-    assert "answers at the picture" not in plot.svg
-    assert interaction_figure("a", "x", [Interaction(0, {}, None)]) is None
+    assert "answers at the image" not in plot.svg
+    assert interaction_figure("a", "x", [InteractionCurves(0, {}, None)]) is None
     assert interaction_figure("a", "x", []) is None
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from unidecouple.eval.suite import metric_named
+from unidecouple.figures.style import variant_styles
 from unidecouple.report import log_figures
 from unidecouple.report.figures_front import front
 from unidecouple.report.fronts import front_gaps, front_names, front_sentences, height, leaders_sentence
 from unidecouple.report.results import Results, load_results
-from unidecouple.report.style import variant_styles
 
 POPE = metric_named("pope")
 

@@ -21,7 +21,7 @@ def test_a_line_a_variant(new_experiment: Any) -> None:
         "| `moe@lr=0.3` | 2 | .850 ± .071 | \u2013 | .250 ± .000 |\n"
     )
     write_report(folder)
-    assert (folder / SCORES).read_text() == f"## S2\n\n{table}"
+    assert (folder / SCORES).read_text() == f"<!-- unidecouple -->\n## S2\n\n{table}"
 
 
 def test_one_value_has_no_deviation() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from unidecouple.figures.style import variant_styles
 from unidecouple.report import write_report
 from unidecouple.report.page import emphasize
 from unidecouple.report.results import load_results
 from unidecouple.report.sample_grid import sample_grid
-from unidecouple.report.style import variant_styles
 from unidecouple.report.tables import details, headline
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -66,6 +66,35 @@ def test_the_page_is_well_formed_and_loads_nothing(experiment: Any) -> None:
     assert {target[1:] for target in page.loads if target.startswith("#")} <= set(page.ids)
     text = (experiment.folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"url\((?!#)|@import|<script|<link", text)
+
+
+@pytest.mark.parametrize("name", ["report.html", "scores.md", "claims.md"])
+def test_a_file_of_the_user_s_own_stays(experiment: Any, name: str) -> None:
+    experiment.meta["config"] |= {"claims": [{"says": "s", "source": "p", "of": None}]}
+    folder = experiment.write()
+    (folder / name).write_text("my own notes")
+    with pytest.raises(ValueError, match=f"{re.escape(name)} exists, and unidecouple did not write it"):
+        write_report(folder)
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {"results.json", name}
+    (folder / name).unlink()
+    write_report(folder)
+    write_report(folder)  # what this package wrote is replaced
+    (folder / "scores.md").write_text("## S1-r0\n\n| | seeds | POPE |\n|---|---|---|\n")  # as 0.2.0 wrote it
+    (folder / "claims.md").write_text("| claim | source | where | difference | seeds | here |\n")
+    write_report(folder)
+    assert (folder / "scores.md").read_text().startswith("<!-- unidecouple -->")
+
+
+def test_counts_of_runs_agree(experiment: Any) -> None:
+    """Scoring the start is no run: not in the line under the title, nor among those that are missing."""
+    runs = sum(run["variant"] != "start" for run in experiment.runs)
+    missing = [{"scenario": "S1-r0", "variant": "moe", "seed": 0}, {"scenario": "S2", "variant": "start", "seed": 0}]
+    experiment.meta["missing"] = missing
+    text = write_report(experiment.write()).read_text()
+    assert f"<span>{runs} runs</span>" in text
+    assert f"1 of {runs + 1} runs are not finished: plain MoE in S1-r0 (seed 0) and start in S2 (seed 0)." in text
+    experiment.meta["missing"] = missing[1:]
+    assert "Partial results: the start is not scored: start in S2 (seed 0)." in write_report(experiment.write()).read_text()
 
 
 def test_runs_are_counted_without_the_starts(experiment: Any) -> None:
@@ -172,7 +201,13 @@ def test_the_headline_table(experiment: Any) -> None:
 def test_detail_tables_hold_every_metric_and_counts_stay_counts(experiment: Any) -> None:
     experiment.row("S1-r0", "unidecouple", 0, "pope", "unparsed/random", 3.0)
     experiment.row("S1-r0", "unidecouple", 0, "pope", "correlation", -0.25)
+    experiment.row("S1-r0", "unidecouple", 0, "loss", "t2i", 5.125)
+    experiment.row("S1-r0", "unidecouple", 0, "conflict", "cosine", -0.25)
+    experiment.row("S1-r0", "unidecouple", 0, "routing", "token_entropy/mmu", 0.5)
     results = load_results(experiment.write())
+    tables = {table.title: dict(table.lines) for table in details(results, "S1-r0")}
+    assert tables["loss"]["t2i, nats per token"][2] == "5.125"
+    assert (tables["conflict"]["cosine"][2], tables["routing"]["token entropy/mmu"][2]) == ("\u22120.250", "0.500")
     pope = details(results, "S1-r0")[0]
     assert pope.columns == ("start", "dense, generation only", "UniDecouple", "ceiling", "floor")
     assert dict(pope.lines) == {

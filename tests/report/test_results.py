@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from unidecouple.eval.suite import metric_named
-from unidecouple.report.estimates import SeedEstimate, difference, estimate
+from unidecouple.figures.estimates import SeedEstimate, difference, estimate
 from unidecouple.report.results import load_results, split_rate
 
 POPE, VQA, GENEVAL = map(metric_named, ("pope", "vqa", "geneval"))

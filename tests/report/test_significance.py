@@ -9,9 +9,9 @@ import pytest
 
 from unidecouple.eval.statistics import holm, paired_t, sign_flip
 from unidecouple.eval.suite import metric_named
+from unidecouple.figures.style import variant_styles
 from unidecouple.report.results import Results, load_results
 from unidecouple.report.significance import compared, found_sentence
-from unidecouple.report.style import variant_styles
 from unidecouple.report.tables import headline
 
 POPE, VQA, GENEVAL = map(metric_named, ("pope", "vqa", "geneval"))
@@ -44,7 +44,7 @@ def test_every_p_is_corrected_for_all_of_the_table(results: Results) -> None:
     one = found["far", POPE]
     assert (one.delta.p, one.delta.flipped) == (paired_t(gaps), sign_flip(gaps))
     assert one.holds
-    assert one.told.endswith("sign flips: p = 0.062, 5 seeds")
+    assert one.tests.endswith("sign flips: p = 0.062, 5 seeds")
 
 
 def test_noise_that_looks_like_a_finding_alone_is_none_after_the_correction(results: Results) -> None:
@@ -76,7 +76,7 @@ def test_one_seed_is_no_test(new_experiment: Any) -> None:
         made.add("S2", name, {"pope": (0.5 + number / 10,), "vqa": (0.5,), "geneval": (0.5,)})
     results = load_results(made.write())
     one = compared(results, "S2", results.leading("S2"))["a", POPE]
-    assert (one.delta.half_width, one.corrected, one.holds, one.told) == (None, None, False, "one seed: no test")
+    assert (one.delta.half_width, one.corrected, one.holds, one.tests) == (None, None, False, "one seed: no test")
     assert found_sentence(results, "S2") == ""
     assert (VQA in {m for _, m in compared(results, "S2", ["a"])}, GENEVAL.title) == (True, "GenEval")
 
@@ -96,7 +96,7 @@ def test_no_star_of_two_seeds_or_without_spread(new_experiment: Any, gains: tupl
     made.add("S2", "ours", {"pope": tuple(a + b for a, b in zip((0.6, 0.7, 0.8, 0.5, 0.4), gains, strict=False))})
     results = load_results(made.write())
     one = compared(results, "S2", ["ours"])["ours", POPE]
-    assert (one.holds, one.told) == (False, told)
+    assert (one.holds, one.tests) == (False, told)
     line = next(
         line
         for line in headline(results, "S2", variant_styles(results.names, results.title, role=results.role)).lines

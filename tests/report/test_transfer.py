@@ -9,11 +9,11 @@ import pytest
 
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import metric_named
-from unidecouple.report.estimates import SeedEstimate
+from unidecouple.figures.estimates import SeedEstimate
+from unidecouple.figures.wording import MINUS
 from unidecouple.report.page import render
 from unidecouple.report.results import load_results
 from unidecouple.report.transfer import TransferCell, transfer_map, transfer_matrix
-from unidecouple.report.wording import MINUS
 
 POPE, VQA, GENEVAL = map(metric_named, ("pope", "vqa", "geneval"))
 START = {"pope": (0.90,), "vqa": (0.80,), "geneval": (0.10,)}

@@ -12,10 +12,10 @@ from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.diagnose.attention_interaction import attention_interaction
+from unidecouple.diagnose.probe import BATCH
 from unidecouple.report.logs import read_interaction
 from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
-from unidecouple.train.measurements import BATCH
 from unidecouple.world.batches import world_batches
 
 

@@ -20,6 +20,7 @@ from unidecouple.cli import main
 from unidecouple.cli.command import OK
 from unidecouple.convert.load import load
 from unidecouple.data.mixture import Files, Source
+from unidecouple.diagnose import attention_interaction, gradient_conflict, routing
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Dense, MoE, TaskAwareMoE
 from unidecouple.run import Evaluation, RunConfig
@@ -68,8 +69,9 @@ def test_both_losses_fall_and_a_resumed_run_is_the_unbroken_one(
 ) -> None:
     decoupled = structure.kind != "dense"
     wanted = replace(own, structure=structure, stages=APART_THEN_JOINT if decoupled else WHOLE)
-    for limit in ("BATCH", "LEAST_BATCH"):
-        monkeypatch.setattr(f"unidecouple.train.measurements.{limit}", 1)
+    monkeypatch.setattr(gradient_conflict, "LEAST_BATCH", 1)
+    for probe in (attention_interaction, gradient_conflict, routing):
+        monkeypatch.setattr(probe, "BATCH", 1)
     assert run(replace(wanted, diagnose=decoupled), tmp_path / "whole")
     for task in ("mmu", "t2i"):
         found = losses(tmp_path / "whole", task)

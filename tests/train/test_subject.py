@@ -13,8 +13,9 @@ from small_runs import Run
 from unidecouple.batch import Task
 from unidecouple.convert.load import load_processor
 from unidecouple.data.mixture import Files, Source
+from unidecouple.diagnose import alignment, gradient_conflict, routing, routing_history
+from unidecouple.diagnose.probe import Skipped
 from unidecouple.run import RunConfig
-from unidecouple.train.measurements import Skipped, measure_alignment, measure_conflict, measure_routing, measure_routing_history
 from unidecouple.train.subject import Opened, open_subject
 from unidecouple.world import source as worlds
 
@@ -44,7 +45,7 @@ def quiet(what: str, done: int, of: int) -> None:
 def test_the_drawn_world_by_default_with_captions_that_describe(small_base: Path, small_cache: Path) -> None:
     subject = opened(small_base, small_cache).subject
     assert subject.tasks == tuple(Task)
-    assert (subject.step, subject.folder) == (None, None)
+    assert (subject.step, [*subject.routing_log]) == (None, [])
     (talk,), (caption,) = (subject.batch(Task.MMU, 4, 0, described=described) for described in (False, True))
     assert len(caption.input_ids) == len(talk.input_ids) == 4
     assert caption.input_ids.shape[1] < talk.input_ids.shape[1], "the caption alone, no questions before it"
@@ -59,9 +60,10 @@ def test_a_run_is_known_by_its_folder(small_run: RunConfig, run: Run, small_cach
         small_run, data=RunConfig().data, files=files, max_steps=2, evaluation=replace(small_run.evaluation, eval_batches=1)
     )
     assert run(trained, tmp_path / "run")
+    (tmp_path / "run" / "routing.jsonl").write_text('{"step": 1, "stage": "all", "layers": []}\n')
     for name in (tmp_path / "run", tmp_path / "run" / "checkpoint-2"):
         found = opened(name, small_cache)
-        assert (found.subject.step, found.subject.folder) == (2, tmp_path / "run")
+        assert (found.subject.step, [record["step"] for record in found.subject.routing_log]) == (2, [1])
         assert found.data == f"held-out files: {own}"
 
 
@@ -69,12 +71,13 @@ def test_data_given_goes_before_everything(small_base: Path, small_cache: Path, 
     found = opened(small_base, small_cache, data=(own,))
     assert found.data == f"the files given: {own}"
     assert found.subject.tasks == tuple(Task)
-    conflict = measure_conflict(found.subject, quiet)
+    conflict = gradient_conflict.measure(found.subject, quiet)
     assert isinstance(conflict, Skipped)
-    assert conflict.reason == "16 different records of each task are needed, and there are 3 of mmu"
-    few = measure_alignment(found.subject, quiet)
+    assert conflict.reason == "16 different records of each task are needed, and there are 3 of mmu; give more with --data"
+    few = alignment.measure(found.subject, quiet)
     assert isinstance(few, Skipped)
     assert "fewer than 8" in few.reason
+    assert "--data" in few.reason
 
 
 def test_files_of_one_task_have_no_conflict(small_base: Path, small_cache: Path, tmp_path: Path) -> None:
@@ -82,11 +85,11 @@ def test_files_of_one_task_have_no_conflict(small_base: Path, small_cache: Path,
     alone = write_jsonl(tmp_path / "alone.jsonl", [flat("b.png", "a red cow")])
     subject = opened(small_base, small_cache, data=(alone,)).subject
     assert subject.tasks == (Task.T2I,)
-    found = measure_conflict(subject, quiet)
+    found = gradient_conflict.measure(subject, quiet)
     assert isinstance(found, Skipped)
     assert "t2i only" in found.reason
-    assert isinstance(measure_routing(subject, quiet), Skipped)
-    assert isinstance(measure_routing_history(subject, quiet), Skipped)
+    assert isinstance(routing.measure(subject, quiet), Skipped)
+    assert isinstance(routing_history.measure(subject, quiet), Skipped)
 
 
 def test_training_files_are_said_to_be_that(small_base: Path, small_cache: Path, own: Path) -> None:
@@ -118,10 +121,11 @@ def test_batches_of_a_conflict_share_no_record(small_base: Path, small_cache: Pa
         batches = [subject.distinct_batch(task, 10, number)[0] for number in range(2)]
         shown = [tuple(row.tolist()) for batch in batches for row in batch.input_ids]
         assert len({tuple(token for token in row if token) for row in shown}) == 20
-    found = measure_conflict(subject, quiet)
+    found = gradient_conflict.measure(subject, quiet)
     assert not isinstance(found, Skipped)
     assert found["pairs"] == 2
     assert all(row["floor"] < 0.999 for row in found["rows"])
+    assert found["few"] == "20 records of mmu are few, so the cosines are noisy: give 256 or more with --data"
 
 
 def test_scenes_and_pairs_of_a_conflict_are_not_drawn_twice(small_base: Path, small_cache: Path) -> None:
@@ -131,7 +135,7 @@ def test_scenes_and_pairs_of_a_conflict_are_not_drawn_twice(small_base: Path, sm
     tokens = [tuple(value for value in row.tolist() if value >= 0) for part in pictures for row in part]
     assert len(tokens) == 24
     assert len(set(tokens)) == 24
-    found = measure_conflict(subject, quiet)
+    found = gradient_conflict.measure(subject, quiet)
     assert not isinstance(found, Skipped)
     assert found["pairs"] == 2
 

@@ -157,14 +157,14 @@ def check(grid: Comparison, found: Mapping[str, Mapping[str, VariantPlan]]) -> N
     Raises:
         ValueError: with every variant, task and number that differs.
     """
-    told = []
+    unequal = []
     for scenario, of in found.items():
         measure = of.get(grid.control_name) or next(iter(of.values()), None)
         for name, cell in of.items():
             if measure is not None and not grid.variants[name].other_budget:
-                told += [f"in {scenario}, {line}" for line in _unequal(grid.variants[name], cell, measure)]
-    if told:
-        lines = "\n  ".join(told)
+                unequal += [f"in {scenario}, {line}" for line in _unequal(grid.variants[name], cell, measure)]
+    if unequal:
+        lines = "\n  ".join(unequal)
         raise ValueError(
             f"variants that are compared must see equal budgets, but\n  {lines}\ngive them the same steps and stages, or say "
             "why they differ in the variant's other_budget, which the report prints"

@@ -29,7 +29,7 @@ PACKAGES = ("unidecouple", "torch", "transformers", "numpy", "safetensors", "ope
 LOG = "log.txt"
 """What the commands of a run printed, in its folder."""
 ERROR = "error.txt"
-"""What a run said last that ended with an error, in its folder until it runs again, for later commands to tell, too."""
+"""The error that a run ended with, in its folder until it runs again."""
 _NONE = dict.fromkeys(TASK_KEYS, 0)
 
 
@@ -50,7 +50,7 @@ def collect(
         planned: all its jobs.
         done: those whose scores are in ``folder``.
         imported: runs of others that were finished elsewhere; what is not here either is listed in ``meta["missing"]``,
-            with what it said if it ended with an error.
+            with the error that it ended with.
         cells: see ``budget.cells``.
         folder: of the comparison.
         wall_seconds: that all runs together took; None where it is not known.

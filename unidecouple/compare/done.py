@@ -11,7 +11,7 @@ from unidecouple.compare.plan import Job
 from unidecouple.train.run_folder import RESULT, RUN, begun, scored
 
 SHOWN = 5
-"""Differences that are told of a folder, and folders that are told of."""
+"""Differences shown per folder, and folders shown."""
 
 
 def finished(planned: Sequence[Job], folder: Path) -> list[Job]:
@@ -20,9 +20,9 @@ def finished(planned: Sequence[Job], folder: Path) -> list[Job]:
     Raises:
         ValueError: a job's place holds another run, begun or finished; with what differs.
     """
-    told = [line for job in {job.folder: job for job in planned}.values() if (line := _foreign(job, folder))]
-    if told:
-        lines, more = "\n  ".join(told[:SHOWN]), f"\n  and {len(told) - SHOWN} more" * (len(told) > SHOWN)
+    foreign = [line for job in {job.folder: job for job in planned}.values() if (line := _foreign(job, folder))]
+    if foreign:
+        lines, more = "\n  ".join(foreign[:SHOWN]), f"\n  and {len(foreign) - SHOWN} more" * (len(foreign) > SHOWN)
         raise ValueError(
             f"{folder} holds runs of another grid:\n  {lines}{more}\ngive another folder (--output), remove those runs, or "
             "change the recipe back"
@@ -32,15 +32,15 @@ def finished(planned: Sequence[Job], folder: Path) -> list[Job]:
 
 def _foreign(job: Job, folder: Path) -> str:
     """What is wrong with the place of ``job``; "" if it is empty or holds the job's own run."""
-    mine, said = folder / job.folder, RECORD if job.merge else RUN
+    mine, record = folder / job.folder, RECORD if job.merge else RUN
     if not job.merge and not begun(mine):
         return ""
-    if not (mine / said).is_file():
-        return f"{mine} has {RESULT} but no {said} that says of which run" if (mine / RESULT).is_file() else ""
-    found = configs.differences(configs.load(type(job.record), [mine / said]), job.record)
-    return f"{mine / said} has {some(found)}" if found else ""
+    if not (mine / record).is_file():
+        return f"{mine} has {RESULT} but no {record} of the run" if (mine / RESULT).is_file() else ""
+    found = configs.differences(configs.load(type(job.record), [mine / record]), job.record)
+    return f"{mine / record} has {some(found)}" if found else ""
 
 
-def some(told: Sequence[str]) -> str:
-    """The first of ``told``, and how many more there are."""
-    return ", ".join(told[:SHOWN]) + (f", and {len(told) - SHOWN} more" if len(told) > SHOWN else "")
+def some(differences: Sequence[str]) -> str:
+    """The first of ``differences``, and how many more there are."""
+    return ", ".join(differences[:SHOWN]) + (f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else "")

@@ -19,7 +19,7 @@ Key = tuple[str, str, int]
 
 SOURCE = "source"
 """Key of a run in ``results.json`` that was imported: names an entry of ``meta["sources"]``."""
-_TOLD = ("command", "commit", "platform", "versions")
+_SOURCE = ("command", "commit", "platform", "versions")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def key_of(job: Job) -> Key:
 
 
 def import_runs(paths: Sequence[Path], planned: Sequence[Job]) -> ImportedRuns:
-    """The runs of ``planned`` that the files ``paths`` tell of; of a run that two have, the later file's. Others are left out.
+    """The runs of ``planned`` in the files ``paths``; of a run that two have, the later file's. Others are left out.
 
     Raises:
         ValueError: a file is missing or not what ``compare`` writes, or a run has another configuration than the grid asks for, or
@@ -67,14 +67,14 @@ def import_runs(paths: Sequence[Path], planned: Sequence[Job]) -> ImportedRuns:
         for row in content["rows"]:
             if (key := _key(row)) in asked:
                 rows[key].append(row)
-        sources |= {meta["created"]: {name: meta[name] for name in _TOLD}} | meta.get("sources", {})
+        sources |= {meta["created"]: {name: meta[name] for name in _SOURCE}} | meta.get("sources", {})
     return ImportedRuns(runs, rows, {name: sources[name] for name in dict.fromkeys(run[SOURCE] for run in runs.values())})
 
 
 def _read(path: Path) -> Any:
     try:
         content = json.loads(read_text(path))
-        lacking = {"meta", "rows"} - content.keys() or {"created", "config", "hashes", "runs", *_TOLD} - content["meta"].keys()
+        lacking = {"meta", "rows"} - content.keys() or {"created", "config", "hashes", "runs", *_SOURCE} - content["meta"].keys()
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read as results ({error}); give a results.json that `unidecouple compare` wrote"

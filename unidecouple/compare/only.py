@@ -46,8 +46,8 @@ def chosen(only: Only, planned: Sequence[Job]) -> list[Job]:
 
     scenarios = {job.scenario for job in planned if asked(job)}
     if not scenarios:
-        told = ", ".join(f"{key}={value}" for key, values in only.items() for value in sorted(values))
-        raise ValueError(f"--only {told} asks for no run of this grid: no variant has all of it")
+        asked_for = ", ".join(f"{key}={value}" for key, values in only.items() for value in sorted(values))
+        raise ValueError(f"--only {asked_for} asks for no run of this grid: no variant has all of it")
     merged = {(job.scenario, parent) for job in planned if asked(job) for parent in job.parents}
 
     def needed(job: Job) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unidecouple.batch import TASK_KEYS
+from unidecouple.diagnose.routing import RoutingLayer, routing_of
 from unidecouple.report import logs
 
 VALIDATION = "/val"
@@ -89,7 +90,7 @@ def _interaction(folder: Path) -> Iterator[tuple[int, str, str, float]]:
 def _routing(folder: Path) -> Iterator[tuple[int, str, str, float]]:
     records = logs.read_lines(folder / logs.ROUTING_LOG) or []
     for record in records[:1] + records[1:][-1:]:
-        layers = logs.routing_of(record)
+        layers = routing_of(record)
         for task in TASK_KEYS:
             for name in ("token_entropy", "load_entropy"):
                 value = _mean([of[task] for layer in layers if (of := _entropies(layer, name)).get(task) is not None])
@@ -97,7 +98,7 @@ def _routing(folder: Path) -> Iterator[tuple[int, str, str, float]]:
                     yield record["step"], "routing", f"{name}/{task}", value
 
 
-def _entropies(layer: logs.RoutingLayer, name: str) -> Mapping[str, Any]:
+def _entropies(layer: RoutingLayer, name: str) -> Mapping[str, Any]:
     return layer.token_entropy if name == "token_entropy" else layer.load_entropy
 
 

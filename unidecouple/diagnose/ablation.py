@@ -14,21 +14,29 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unidecouple.batch import JointBatch, Task
+from unidecouple.batch import TASK_KEYS, JointBatch, Task
+from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped
+from unidecouple.figures.grids import draw_grid, label_grid, name_room
+from unidecouple.figures.style import INK, WIDTH, Plot, canvas, to_svg
+from unidecouple.figures.wording import TASK_NAMES, decimal, listed
 from unidecouple.models.base import UnifiedModel
+from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.groups import GROUP_NAMES
 from unidecouple.models.moe import MixtureOfExperts
 from unidecouple.models.untied import UniRMSNorm, UntiedLinear
+from unidecouple.source import Progress
 
 Change = Callable[[], contextlib.AbstractContextManager[None]]
 """Changes a model on entry, and puts it back on exit."""
 Held = Mapping[Task, Sequence[JointBatch]]
 """Held-out batches of each task."""
-Progress = Callable[[str, int, int], None]
+_LEAST_COST = 0.02  # nats per token; smaller costs are not blown up to full colour
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ def _filled(place: Tensor, value: Tensor) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sent(mixture: MixtureOfExperts, group: int, other: int) -> Iterator[None]:
-    """Tokens of ``group``, told or found, are routed by the gate as tokens of ``other``, whatever the two groups' sizes."""
+    """Tokens of ``group``, labelled or routed, are routed by the gate as tokens of ``other``, whatever the two groups' sizes."""
     gate = mixture.gate
     mixture.register_module("gate", _Sender(gate, group, other))
     try:
@@ -163,3 +171,76 @@ class _Sender(nn.Module):
     def forward(self, x: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As ``ExpertRouter``."""
         return self.gate(x, group.masked_fill(group == self.group, self.other))
+
+
+def measure(subject: ProbeInput, progress: Progress) -> Measured:
+    """``ablations``: {"batches", "intact", "costs", "not_measured"}; the last says which parts of the model were not taken away."""
+    held = {task: [subject.batch(task, BATCH, number) for number in range(subject.batches)] for task in subject.tasks}
+    intact, costs = ablations(subject.model, held, progress)
+    if not costs:
+        return Skipped("the model is dense and no layer is untied: it has no experts and no sets of weights to take away")
+    absent = _not_taken_away(subject.model.config.text_config)
+    return {"batches": subject.batches, "intact": intact, "costs": [cost.to_json() for cost in costs], "not_measured": absent}
+
+
+def _not_taken_away(text: UniLlamaConfig) -> list[str]:
+    """What ``ablations`` passes over in a model in which it finds parts, and why."""
+    routed = [target for target in text.lora_targets if text.lora_groups(target) > 1]
+    absent = ["groups of experts (there is one, which serves both tasks)"] if text.mixture_layers and text.num_groups == 1 else []
+    return absent + ([f"low-rank updates routed by task ({', '.join(routed)})"] if routed else [])
+
+
+def draw(measured: Any) -> Drawn:
+    """A map of costs."""
+    return [("", ablation_map("ablation", measured["costs"]))]
+
+
+def ablation_map(name: str, costs: Sequence[Mapping[str, Any]]) -> Plot:
+    """Cost of every part by layer, one panel a task; ``costs`` as ``measure`` gives them."""
+    parts = list(dict.fromkeys(cost["part"] for cost in costs))
+    layers = sorted({cost["layer"] for cost in costs if cost["layer"] is not None})
+    tasks = [task for task in TASK_KEYS if any(cost["task"] == task for cost in costs)]
+    some = any(cost["layer"] is None for cost in costs)
+    rows = ["all"] * some + [f"layer {layer}" for layer in layers]
+    limit = max([_LEAST_COST, *(abs(cost["cost"]) for cost in costs if cost["layer"] is not None)])
+    figure, axes = canvas(WIDTH, 1.2 + 0.36 * len(rows) + name_room(parts, len(tasks)), 1, len(tasks))
+    for axis, task in zip(axes, tasks, strict=True):
+        grid = np.full((len(rows), len(parts)), np.nan)
+        shown = [cost for cost in costs if cost["task"] == task]
+        for cost in shown:
+            row = 0 if cost["layer"] is None else some + layers.index(cost["layer"])
+            grid[row, parts.index(cost["part"])] = cost["cost"]
+        draw_grid(axis, grid, limit, "RdBu_r")
+        label_grid(axis, f"Loss of {TASK_NAMES[task]}, + nats per token", parts, rows, len(tasks))
+        if some:
+            axis.axhline(1, color=INK, lw=1.2)
+    caption = f"{_dearest(costs, tasks)} Red costs, blue gains; the colours are scaled to single layers."
+    return Plot(to_svg(figure, name), f"What taking parts away costs. {caption}", caption)
+
+
+def _dearest(costs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
+    """What is dearest to each task, in all layers if that was measured."""
+    words = []
+    for task in tasks:
+        mine = [cost for cost in costs if cost["task"] == task]
+        whole = [cost for cost in mine if cost["layer"] is None] or mine
+        most = max(whole, key=lambda cost: cost["cost"])
+        place = "in all layers" if most["layer"] is None else f"in layer {most['layer']}"
+        error = "" if most["error"] is None else f" ± {decimal(most['error'], 2)}"
+        lost = f"{decimal(most['cost'], 2)}{error} nats per token"
+        words.append(f"{TASK_NAMES[task]} loses {lost} without the {most['part']} {place}")
+    return f"{listed(words)} (± standard error over batches).".capitalize()
+
+
+PROBE: Final = Probe(
+    "ablation",
+    "What is each part worth?",
+    measure,
+    draw,
+    "How much the held-out loss of each task rises when a part is taken away from the trained model: the shared expert; a "
+    "group's experts, or its set of untied layers, whose tokens another group's then serve (of three, the one named after "
+    "'by'); a single expert.",
+    "A task's own group that costs it nothing to lose: the groups have not parted. A shared expert that is worth nothing. A "
+    "part that costs the other task much: it is not as private as its name says.",
+    "ours; what is removed is UniDecouple's, arXiv 2506.03591",
+)

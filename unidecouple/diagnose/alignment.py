@@ -1,4 +1,4 @@
-"""Do a picture and its words come to mean the same on their way through the layers? Mutual nearest neighbours by depth.
+"""Are an image and its words aligned? Mutual nearest neighbours of their representations by depth.
 
 The measure is mutual kNN of the Platonic Representation Hypothesis (arXiv 2405.07987); UniFork (arXiv 2506.17202, section on
 modality alignment) reads it by layer for the two tasks: in understanding alignment grows with depth, in generation it rises and
@@ -7,16 +7,22 @@ falls again, and one shared decoder must do both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
+from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped
+from unidecouple.figures.style import TASK_COLORS, WIDTH, Plot, canvas, legend, name_panel, to_svg
+from unidecouple.figures.wording import TASK_NAMES, decimal
 from unidecouple.models.base import UnifiedModel
+from unidecouple.source import Progress
 
 NEIGHBOURS = 10
 """k where there are pairs enough, as in the Platonic paper."""
@@ -171,3 +177,75 @@ def _alone(model: UnifiedModel, batch: Batch, keep: Tensor, places: Tensor) -> T
         position_ids=None,
     )
     return _pool(_states(model, less), move(places, 0))
+
+
+def measure(subject: ProbeInput, progress: Progress) -> Measured:
+    """``alignment``: {"tasks": task key -> {"pairs", "neighbours", "chance", "depths"}}."""
+    found = {}
+    for task in subject.tasks:
+        joint = [subject.batch(task, BATCH, number, described=True) for number in range(2 * subject.batches)]
+        try:
+            depths, pairs, k = alignment(subject.model, task, [batch for part in joint for batch in part])
+        except TooFewPairsError:
+            continue
+        found[task.key] = {
+            "pairs": pairs,
+            "neighbours": k,
+            "chance": chance(pairs, k),
+            "depths": [depth.to_json() for depth in depths],
+        }
+    return (
+        {"tasks": found}
+        if found
+        else Skipped(
+            f"fewer than {LEAST_PAIRS} images with words of their own were seen; give more records with --data, or more --batches"
+        )
+    )
+
+
+def draw(measured: Any) -> Drawn:
+    """Curves over depth."""
+    return [("", alignment_curves("alignment", measured["tasks"]))]
+
+
+def alignment_curves(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> Plot:
+    """Mutual kNN over depth, each side alone and both in one sequence; ``tasks`` as ``measure`` gives it."""
+    figure, axes = canvas(WIDTH, 3.4, 1, 2, sharey=True)
+    panels = {"apart": "Picture and words each alone", "together": "In one sequence, as the task runs"}
+    for axis, (key, panel) in zip(axes, panels.items(), strict=True):
+        for task, found in tasks.items():
+            x = [depth["layer"] for depth in found["depths"]]
+            values = [depth[key] for depth in found["depths"]]
+            axis.plot(x, values, "o-", ms=4.5, color=TASK_COLORS[task], label=TASK_NAMES[task])
+            axis.axhline(found["chance"], color=TASK_COLORS[task], lw=1.5, ls=":", label=f"chance, {TASK_NAMES[task]}")
+            axis.set_xticks(x)
+        name_panel(axis, panel)
+        axis.set_xlabel("depth (0: input of the first layer)")
+    axes[0].set_ylabel("shared neighbours")
+    axes[0].set_ylim(bottom=0)
+    legend(figure, axes)
+    caption = " ".join(_course(task, found) for task, found in tasks.items())
+    return Plot(to_svg(figure, name), f"Alignment of pictures and words by depth. {caption}", caption)
+
+
+def _course(task: str, found: Mapping[str, Any]) -> str:
+    values = [depth["apart"] for depth in found["depths"]]
+    top = int(np.argmax(values))
+    return (
+        f"{TASK_NAMES[task].capitalize()}, each alone: {decimal(values[0], 2)} at the input, {decimal(values[top], 2)} at its most "
+        f"(depth {top}), {decimal(values[-1], 2)} at the output; chance is {decimal(found['chance'], 2)} "
+        f"({found['pairs']} pairs, {found['neighbours']} neighbours)."
+    )
+
+
+PROBE: Final = Probe(
+    "alignment",
+    "Are images and text aligned?",
+    measure,
+    draw,
+    "The share of nearest neighbours that a picture and its words have in common, by depth: pictures as seen in understanding, "
+    "as drawn in generation. At the dotted line the two sides know nothing of each other.",
+    "Curves that want different things of the same layers: understanding's rising to the output while generation's falls, in "
+    "layers that both tasks share. A curve at chance all the way: words and pictures never meet.",
+    "Platonic representation, arXiv 2405.07987; UniFork, arXiv 2506.17202",
+)

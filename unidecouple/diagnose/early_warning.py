@@ -8,7 +8,7 @@ from unidecouple.batch import Task
 
 
 def early_warning(history: Sequence[Mapping[str, float]], tasks: Mapping[str, str], fall: float = 0.05) -> str | None:
-    """What to tell about the newest validation scores, if anything.
+    """Return a warning about the newest validation scores, or None.
 
     A task falls when a benchmark of it is at least ``fall`` below its best so far, and rises when one is as much above
     its first. (Few validation samples scatter by .02 to .03: ``fall`` is about twice that.)

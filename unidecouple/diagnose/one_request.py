@@ -23,7 +23,7 @@ class LayerRoute:
         group: (T,) int64 group that served each token.
         expert: (T,) int64, the likeliest expert inside it, numbered over all groups; None where a group has one set of weights.
         probability: (T,) float32 from 0 to 1, the router's of that expert among its group's; None where ``expert`` is.
-        sure: (T,) float32, the task router's probability of the group it was asked to choose; None where groups are told.
+        sure: (T,) float32, the task router's probability of the group it was asked to choose; None where group ids are given.
     """
 
     layer: int
@@ -39,10 +39,10 @@ class RequestView:
 
     Attributes:
         groups: their names, in order; ("all",) where there is one.
-        label: (T,) int64 group that each token's label tells; None where there is one group.
+        label: (T,) int64 group by each token's label; None where there is one group.
         modality: (T,) int64 ``Modality`` of each token.
         learned: one entry a layer with routing, as the model decides; empty for a dense model.
-        told: the same by label; None where the model has no task router, so that there is only one way to go.
+        labelled: the same by label; None where the model has no task router, so that there is only one way to go.
         interaction: (layers,) float32 of the decoder, the share of attention given to the other modality; None where the
             request shows only one.
     """
@@ -51,7 +51,7 @@ class RequestView:
     label: Tensor | None
     modality: Tensor
     learned: tuple[LayerRoute, ...]
-    told: tuple[LayerRoute, ...] | None
+    labelled: tuple[LayerRoute, ...] | None
     interaction: Tensor | None
 
 
@@ -84,7 +84,7 @@ def view_request(model: UnifiedModel, batch: Batch) -> RequestView:
         label=label,
         modality=modality[0],
         learned=routes[ways[0]],
-        told=routes["label"] if len(ways) > 1 else None,
+        labelled=routes["label"] if len(ways) > 1 else None,
         interaction=given[:, 0] if given.shape[1] else None,
     )
 

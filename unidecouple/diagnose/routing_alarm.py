@@ -43,18 +43,18 @@ class RoutingAlarm:
         self._in_a_row: Counter[tuple[str, int, str]] = Counter()
 
     def observe(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
-        """What to tell about the newest ``rows``, if anything."""
+        """Return a warning about the newest ``rows``, or None."""
         troubles = [trouble for row in rows for trouble in self._troubles(row) if trouble not in self._said]
         self._said.update(troubles)
         for row in rows:
             self._remember(row)
         if not troubles:
             return None
-        told = []
+        problems = []
         for kind, meaning in _MEANS.items():
             places = [f"layer {layer} {what}" for found, layer, what in troubles if found == kind]
-            told += [f"{meaning}: {', '.join(places)}"] if places else []
-        return f"warning: {'; '.join(told)}. Lower the rate of expert_router, or raise the coeff of the load_balance loss"
+            problems += [f"{meaning}: {', '.join(places)}"] if places else []
+        return f"warning: {'; '.join(problems)}. Lower the rate of expert_router, or raise the coeff of the load_balance loss"
 
     def _troubles(self, row: Mapping[str, Any]) -> list[tuple[str, int, str]]:
         layer = row["layer"]

@@ -1,4 +1,4 @@
-"""MMMU's official reading of answers (MMMU-Benchmark/MMMU ``mmmu/utils/eval_utils.py``, Apache-2.0), failures told, not hidden.
+"""MMMU's official reading of answers (MMMU-Benchmark/MMMU ``mmmu/utils/eval_utils.py``, Apache-2.0), failures reported.
 
 The official multiple-choice parser draws a letter at random where it finds none. ``read_choice`` says None instead, so that the
 score can be given both ways; all else is the official behaviour, odd corners included.

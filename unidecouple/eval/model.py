@@ -78,7 +78,7 @@ class EvalModel:
         return self._answer([self._see(query) for query in queries], queries)
 
     def ask_grey(self, queries: Sequence[Query]) -> list[str]:
-        """The same with a grey picture in place of each: what the words tell a model that is shown nothing."""
+        """The same with a grey image in place of each: what the words alone are worth."""
         side = self._shaper.size
         return self._answer([np.full((side, side, 3), GREY, np.uint8)] * len(queries), queries)
 

@@ -12,11 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from unidecouple import __version__
+from unidecouple.diagnose.probe import Probe, Skipped
+from unidecouple.diagnose.probes import PROBES
+from unidecouple.figures.style import GRID, INK, MUTED, PAPER, Plot
 from unidecouple.files import write_json_atomic, write_text_atomic
 from unidecouple.ownership import check_file
-from unidecouple.report.probes import PROBES, Probe
-from unidecouple.report.style import GRID, INK, MUTED, PAPER, Plot
-from unidecouple.train.measurements import Skipped
 from unidecouple.train.subject import Opened
 
 DIAGNOSIS, PAGE = "diagnosis.json", "diagnosis.html"
@@ -85,7 +85,8 @@ def _section(probe: Probe, content: dict[str, Any]) -> ProbeSection:
     plots = tuple((heading, plot) for heading, plot in probe.draw(measured) if plot)
     if not plots:
         return ProbeSection(probe, (), ("Too little was measured to draw it.",))
-    return ProbeSection(probe, plots, tuple(f"Not measured: {what}." for what in measured.get("not_measured", ())))
+    few = (f"{measured['few']}.",) if "few" in measured else ()
+    return ProbeSection(probe, plots, (*few, *(f"Not measured: {what}." for what in measured.get("not_measured", ()))))
 
 
 def _about(opened: Opened) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import headlines
-from unidecouple.report.estimates import SeedEstimate, difference, estimate
+from unidecouple.figures.estimates import SeedEstimate, difference, estimate
+from unidecouple.figures.wording import DASH, TASK_NAMES, counted, decimal, signed, spread, unit_of, unit_words
 from unidecouple.report.results import START, Results
 from unidecouple.report.significance import FEWEST_SEEDS, CorrectedDifference, Key, corrected
-from unidecouple.report.wording import DASH, TASK_NAMES, counted, decimal, signed, spread
 
 HOLDS, PARTLY, NOT_SHOWN, MIXED, AGAINST, OPPOSITE, UNTESTED, OPEN, MISSING = (
     "reproduced",
@@ -26,7 +26,7 @@ HOLDS, PARTLY, NOT_SHOWN, MIXED, AGAINST, OPPOSITE, UNTESTED, OPEN, MISSING = (
 )
 
 MOST_SEEDS = 100
-"""Beyond so many nobody is told how many seeds would settle it."""
+"""More seeds than these are not suggested."""
 
 _NAMED = {
     "interaction/correlation": "correlation of the curves",
@@ -37,8 +37,6 @@ _NAMED = {
     "loss/t2i": f"loss, {TASK_NAMES['t2i']}",
     "routing/token_entropy/mmu": f"routing entropy, {TASK_NAMES['mmu']}",
 }
-_PLAIN = ("interaction", "conflict", "loss", "routing")
-"""Names in place of a benchmark's whose values are no scores: shown as they are, not in points."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,12 @@ class Finding:
         return self.delta.is_shown and self.delta.mean * self.wanted < 0
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """As "POPE +1.2 ± 0.9", with a star if it is significant after the correction."""
         mean, unit = self.delta.mean, self.metric.unit
         number = decimal(mean, 3, plus=True) if unit == "number" else signed(mean, unit)
-        return f"{self.metric.title} {number}{spread(self.delta, unit)}{' *' * self.holds}"
+        words = f" {unit_words(unit)}" if unit == "nats" else ""
+        return f"{self.metric.title} {number}{spread(self.delta, unit)}{words}{' *' * self.holds}"
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,8 @@ def _seeds_to_settle(findings: Sequence[Finding]) -> str:
     """How many seeds the difference that is nearest to it would take to exclude zero, mean and spread as they are."""
     needed = {finding.metric.title: finding.delta.seeds_to_show(MOST_SEEDS) for finding in findings}
     label, seeds = min(needed.items(), key=lambda item: MOST_SEEDS + 1 if item[1] is None else item[1])
-    told = f"more than {MOST_SEEDS} seeds" if seeds is None else f"about {seeds} seeds"
-    return f"{told}, if the difference in {label} stays."
+    number = f"more than {MOST_SEEDS} seeds" if seeds is None else f"about {seeds} seeds"
+    return f"{number}, if the difference in {label} stays."
 
 
 def _deltas(results: Results, scenario: str, claims: Sequence[Mapping[str, Any]]) -> dict[tuple[str, Metric], SeedEstimate]:
@@ -182,4 +181,4 @@ def _metric(name: str) -> Metric:
     if headline:
         return headline
     title = _NAMED.get(name, name.replace("_", " "))
-    return Metric(benchmark, metric, title, unit="number" if benchmark in _PLAIN else "share")
+    return Metric(benchmark, metric, title, unit=unit_of(benchmark))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from unidecouple.batch import TASK_KEYS
-from unidecouple.report.results import Results, split_rate
-from unidecouple.report.wording import TASK_NAMES, counted, duration, listed, scaled
+from unidecouple.figures.wording import TASK_NAMES, counted, duration, listed, scaled
+from unidecouple.report.results import START, Results, split_rate
 
 COST_COLUMNS = (
     ("Parameters", "active: understanding / generation"),
@@ -64,20 +64,20 @@ def budget_sentences(results: Results, scenario: str) -> list[str]:
         return []
     control = split_rate(results.reference(scenario) or next(iter(budgets)))[0]
     common = budgets.get(control) or next(iter(budgets.values()))
-    said = [f"Equal budgets: {_sees(common)}."]
+    sentences = [f"Equal budgets: {_sees(common)}."]
     for name, budget in budgets.items():
         words = [f"{budget['router_pictures']:,} further pictures for its task router"] if budget["router_pictures"] else []
         task = results.meta.get("tasks", {}).get(name)
         words += [f"the {TASK_NAMES[task]} samples only, by design"] if task and _differs(budget, common) else []
         reason = results.meta.get("other_budgets", {}).get(name, "").rstrip(".")
         words += [f"another budget ({_sees(budget)}): {reason}"] if reason else []
-        said += [f"{results.title(name)} sees {listed(words)}."] if words else []
+        sentences += [f"{results.title(name)} sees {listed(words)}."] if words else []
     tried = {name: len(budget["rates"]) for name, budget in budgets.items()}
     if len(set(tried.values())) > 1:
         most = max(tried.values())
         fewer = listed([f"{results.title(name)} ({count})" for name, count in tried.items() if count < most])
-        said.append(f"Tuned at {counted(most, 'learning rate')}, but for {fewer}.")
-    return [sentence[0].upper() + sentence[1:] for sentence in said]
+        sentences.append(f"Tuned at {counted(most, 'learning rate')}, but for {fewer}.")
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
 
 def _differs(budget: Mapping[str, Any], common: Mapping[str, Any]) -> bool:
@@ -92,12 +92,12 @@ def _sees(budget: Mapping[str, Any]) -> str:
     }
     steps = budget["steps"]
     if len({steps[task] for task in seen}) > 1:  # some stages train one task alone
-        return listed([f"{told} in {steps[task]:,} steps" for task, told in seen.items()])
+        return listed([f"{words} in {steps[task]:,} steps" for task, words in seen.items()])
     return f"{max(steps.values()):,} steps with {listed(list(seen.values()))}"
 
 
 def missing_sentence(results: Results) -> str:
-    """Which runs of the grid are not in the results, and what those said that failed; "" if all are there."""
+    """Which runs of the grid are not in the results, and the errors of those that failed; "" if all are there."""
     missing = results.meta.get("missing", [])
     seeds: dict[tuple[str, str], list[str]] = {}
     for run in missing:
@@ -108,11 +108,13 @@ def missing_sentence(results: Results) -> str:
     if len(named) > MOST_NAMED:
         counts = Counter((run["scenario"], run["seed"]) for run in missing)
         named = [f"{counted(count, 'run')} of seed {seed} in {scenario}" for (scenario, seed), count in sorted(counts.items())]
-    whole = len(missing) + len(results.runs)
-    told = f"Partial results: {len(missing)} of {whole} runs are not finished: {listed(named)}. The same command runs them."
+    training = sum(run["variant"] != START for run in missing)
+    whole = training + results.num_runs
+    what = f"{training} of {whole} runs are not finished" if training else "the start is not scored"
+    sentence = f"Partial results: {what}: {listed(named)}. The same command runs them."
     failed = [run for run in missing if "error" in run]
     if failed:
         first = failed[0]
         where = f"{results.title(first['variant'])} in {first['scenario']} (seed {first['seed']})"
-        told += f" Of them {len(failed)} ended with an error; {where} said: {first['error']}"
-    return told
+        sentence += f" Of them {len(failed)} ended with an error; {where} said: {first['error']}"
+    return sentence

@@ -12,13 +12,12 @@ from matplotlib.axes import Axes
 from unidecouple.batch import TASK_KEYS
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import headlines
+from unidecouple.figures.estimates import estimate
+from unidecouple.figures.style import INK, MUTED, PAPER, WIDTH, Plot, VariantStyle, canvas, legend, name_panel, to_svg
+from unidecouple.figures.wording import TASK_NAMES, axis_name, listed, scale_of
 from unidecouple.report import logs
-from unidecouple.report.estimates import estimate
 from unidecouple.report.results import START, Results
-from unidecouple.report.style import INK, MUTED, PAPER, Plot, VariantStyle, canvas, legend, name_panel, to_svg
-from unidecouple.report.wording import TASK_NAMES, axis_name, listed, scale_of
 
-WIDTH = 11.6
 Records = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 """Variant -> records of each of its runs."""
 

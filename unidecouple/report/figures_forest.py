@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from unidecouple.eval.benchmark import Metric
+from unidecouple.figures.style import INK, MUTED, PAPER, WIDTH, Plot, VariantStyle, canvas, name_panel, to_svg
+from unidecouple.figures.wording import column_name, scale_of, signed, unit_words
 from unidecouple.report.results import Results, split_rate
 from unidecouple.report.significance import CorrectedDifference, compared
-from unidecouple.report.style import INK, MUTED, PAPER, Plot, VariantStyle, canvas, name_panel, to_svg
-from unidecouple.report.wording import column_name, scale_of, signed, unit_words
 
 FEWEST = 6
 """Variants from which on the figure is drawn."""
@@ -22,13 +22,13 @@ FAR = 4.0
 def forest(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> Plot | None:
     """Differences to the control, paired by seed, with 95% intervals; None for fewer than ``FEWEST`` variants.
 
-    Each variant is drawn at its own rate. What the seeds do not tell from zero is hollow and grey.
+    Each variant is drawn at its own rate. A difference whose interval includes zero is hollow and grey.
     """
     control, found = results.reference(scenario), compared(results, scenario, results.leading(scenario))
     variants = [variant for variant in results.leading(scenario) if any(key[0] == variant for key in found)]
     if control is None or len(variants) < FEWEST:
         return None
-    figure, axes = canvas(11.6, 0.8 + 0.25 * len(variants), 1, len(results.metrics), sharey=True)
+    figure, axes = canvas(WIDTH, 0.8 + 0.25 * len(variants), 1, len(results.metrics), sharey=True)
     for axis, metric in zip(axes, results.metrics, strict=True):
         cells = [found.get((variant, metric)) for variant in variants]
         _panel(axis, metric, cells, [look[split_rate(variant)[0]] for variant in variants])

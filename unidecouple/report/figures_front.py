@@ -10,11 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from unidecouple.eval.benchmark import Metric
-from unidecouple.report.figures import WIDTH
+from unidecouple.figures.style import GRID, INK, MUTED, PAPER, WIDTH, Plot, VariantStyle, canvas, legend, name_panel, to_svg
+from unidecouple.figures.wording import column_name, level, listed, scale_of
 from unidecouple.report.fronts import at_rate, front_axes, mean_point, rates, undominated
 from unidecouple.report.results import START, Results, rate_name
-from unidecouple.report.style import GRID, INK, MUTED, PAPER, Plot, VariantStyle, canvas, legend, name_panel, to_svg
-from unidecouple.report.wording import column_name, level, listed, scale_of
 
 NAMED = 2
 """Fronts up to which each point says its learning rates; with more there is no room."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from unidecouple.batch import TASK_KEYS, Task
 from unidecouple.eval.benchmark import Metric
-from unidecouple.report.estimates import SeedEstimate, estimate
+from unidecouple.figures.estimates import SeedEstimate, estimate
+from unidecouple.figures.wording import counted, level, listed, signed, spread, unit_words
 from unidecouple.report.results import START, Results, rate_name, split_rate
-from unidecouple.report.wording import counted, level, listed, signed, spread, unit_words
 
 CHOICE = 4
 """Points from which on it is worth telling which are best."""

@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unidecouple.diagnose.gradient_conflict import color_limit, conflict_map
+from unidecouple.diagnose.routing import draw_routing
+from unidecouple.diagnose.routing_history import routing_history
+from unidecouple.figures.style import Plot, VariantStyle
+from unidecouple.figures.wording import counted, listed
 from unidecouple.report import logs
 from unidecouple.report.figures import Records, forgetting, loss_curves
-from unidecouple.report.figures_diagnosis import color_limit, conflict_map, routing_map
 from unidecouple.report.figures_front import front
-from unidecouple.report.figures_routing import routing_history
 from unidecouple.report.fronts import front_names
 from unidecouple.report.results import Results, RunRef, split_rate
-from unidecouple.report.style import Plot, VariantStyle
 from unidecouple.report.transfer import transfer_map, transfer_matrix
-from unidecouple.report.wording import counted, listed
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def routings(results: Results, scenario: str, look: Mapping[str, VariantStyle]) 
         for run in _runs(results, scenario, variant):
             layers = logs.read_routing(run.folder / logs.ROUTING)
             heading = f"{results.title(variant)}, seed {run.seed}"
-            plot = routing_map(_name("routing", scenario, variant), heading, layers, look[variant]) if layers else None
+            plot = draw_routing(_name("routing", scenario, variant), heading, layers, look[variant]) if layers else None
             if plot:
                 plots.append((heading, plot))
                 records = logs.read_lines(run.folder / logs.ROUTING_LOG) or []

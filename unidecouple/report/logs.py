@@ -4,66 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from unidecouple.diagnose.gradient_conflict import Conflict
+from unidecouple.diagnose.attention_interaction import InteractionCurves, interaction_of
+from unidecouple.diagnose.gradient_conflict import ConflictLog, conflict_of
+from unidecouple.diagnose.routing import RoutingLayer, routing_of
 
 METRICS, SCORES, CONFLICT, ROUTING, SAMPLES = "metrics.jsonl", "scores.jsonl", "conflict.json", "routing.json", "samples.json"
 CONFLICT_START, ROUTING_LOG, INTERACTION = "conflict-start.json", "routing.jsonl", "interaction.json"
 
 Curve = dict[int, float]
 """Step -> value."""
-
-
-@dataclass(frozen=True)
-class ConflictLog:
-    """``Conflict`` of every weight matrix that both tasks use, after ``step`` steps (None where unknown).
-
-    Cosines and floors are means over ``pairs`` pairs of batches each; 1 where the log does not say.
-    """
-
-    step: int | None
-    matrices: tuple[Conflict, ...]
-    pairs: int = 1
-
-
-@dataclass(frozen=True)
-class RoutingLayer:
-    """Shares of each task's tokens by group and by expert (over all groups), by task key; each sums to one.
-
-    The entropies, dead experts and ``sizes`` (experts in each group) are those of ``diagnose.routing.routing_rows``; logs of
-    earlier versions lack them.
-    """
-
-    layer: int
-    alpha: float | None
-    group_share: Mapping[str, Sequence[float]]
-    expert_share: Mapping[str, Sequence[float]]
-    load_entropy: Mapping[str, float | None] = field(default_factory=dict)
-    token_entropy: Mapping[str, float | None] = field(default_factory=dict)
-    dead: Sequence[int] = ()
-    sizes: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class InteractionPoint:
-    """Share of attention given to the other modality in one layer, and its standard error over batches."""
-
-    layer: int
-    intensity: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Interaction:
-    """A curve over layers for each task key measured, after ``step`` steps; how the two correlate, None if that says nothing."""
-
-    step: int
-    curves: Mapping[str, tuple[InteractionPoint, ...]]
-    correlation: float | None
 
 
 @dataclass(frozen=True)
@@ -110,36 +64,16 @@ def read_conflict(path: Path) -> ConflictLog | None:
     return None if content is None else conflict_of(content)
 
 
-def conflict_of(content: Mapping[str, Any]) -> ConflictLog:
-    """The content of ``conflict.json`` as typed values."""
-    measured = (row for row in content["rows"] if row["cosine"] is not None)
-    return ConflictLog(content["step"], tuple(Conflict(**row) for row in measured), content.get("pairs", 1))
-
-
 def read_routing(path: Path) -> tuple[RoutingLayer, ...] | None:
     """``routing.json``; None if there is none."""
     content = _object(path)
     return None if content is None else routing_of(content)
 
 
-def routing_of(content: Mapping[str, Any]) -> tuple[RoutingLayer, ...]:
-    """The content of ``routing.json``, or of a record of ``routing.jsonl`` (which knows no alpha), as typed values."""
-    return tuple(RoutingLayer(**{"alpha": None} | layer) for layer in content["layers"])
-
-
-def read_interaction(path: Path) -> Interaction | None:
+def read_interaction(path: Path) -> InteractionCurves | None:
     """``interaction.json``; None if there is none."""
     content = _object(path)
     return None if content is None else interaction_of(content)
-
-
-def interaction_of(content: Mapping[str, Any]) -> Interaction:
-    """The content of ``interaction.json`` as typed values."""
-    curves: dict[str, tuple[InteractionPoint, ...]] = {}
-    for row in content["rows"]:
-        point = InteractionPoint(row["layer"], row["intensity"], row["error"])
-        curves[row["task"]] = (*curves.get(row["task"], ()), point)
-    return Interaction(content["step"], curves, content["correlation"])
 
 
 def read_samples(path: Path) -> tuple[JudgedSample, ...] | None:

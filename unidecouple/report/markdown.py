@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 
 from unidecouple.eval.benchmark import Unit
+from unidecouple.figures.wording import DASH, level
 from unidecouple.report.claims import ClaimResult
 from unidecouple.report.results import Results
-from unidecouple.report.wording import DASH, level
 
 
 def scores_table(results: Results, scenario: str) -> str:
@@ -39,8 +39,8 @@ def claims_table(found: Sequence[ClaimResult]) -> str:
     """The verdicts, a line a claim and scenario."""
     lines = ["| claim | source | where | difference | seeds | here |", "|---|---|---|---|---|---|"]
     for one in found:
-        told = f"{one.compared}: {', '.join(finding.told for finding in one.findings)}" if one.findings else ""
-        told += (" To settle it: " if told else "") + one.settle if one.settle else ""
+        words = f"{one.compared}: {', '.join(finding.text for finding in one.findings)}" if one.findings else ""
+        words += (" To settle it: " if words else "") + one.settle if one.settle else ""
         seeds = one.seeds.split(" ")[0]
-        lines.append(f"| {one.says} | {one.source} | {one.scenario} | {told} | {seeds} | {one.verdict} |")
+        lines.append(f"| {one.says} | {one.source} | {one.scenario} | {words} | {seeds} | {one.verdict} |")
     return "\n".join(lines) + "\n"

@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from unidecouple.figures.style import GRID, INK, MUTED, PAPER, Plot, VariantStyle, variant_styles
+from unidecouple.figures.wording import MINUS, counted, duration
 from unidecouple.files import write_text_atomic
 from unidecouple.ownership import check_file
 from unidecouple.report import log_figures
@@ -24,12 +26,12 @@ from unidecouple.report.log_figures import FigureGroup
 from unidecouple.report.markdown import claims_table, scores_table
 from unidecouple.report.results import Results, load_results
 from unidecouple.report.sample_grid import SampleGrid, sample_grid
-from unidecouple.report.style import GRID, INK, MUTED, PAPER, Plot, VariantStyle, variant_styles
 from unidecouple.report.tables import AreaTable, DetailTable, HeadlineTable, area_table, details, headline
-from unidecouple.report.wording import MINUS, counted, duration
 
 REPORT, SCORES, CLAIMS = "report.html", "scores.md", "claims.md"
 _TEMPLATE = "template.html.j2"
+_OURS = "<!-- unidecouple -->\n"
+"""First line of Markdown files, by which a later report knows that it may replace them; see ``ownership``."""
 _NUMBERS = re.compile(rf"[+{MINUS}]?\d+\.\d+(?: ± \d+\.\d+)?|\d+%(?! interval)")
 
 
@@ -39,7 +41,7 @@ class ScenarioView:
 
     name: str
     description: str
-    sentences: tuple[Markup, ...]
+    answers: tuple[tuple[str, Markup], ...]
     table: HeadlineTable
     forest: Plot | None
     details: tuple[DetailTable, ...]
@@ -64,18 +66,19 @@ def write_report(folder: Path) -> Path:
 
     Raises:
         ValueError: ``results.json`` is missing or broken, or a log that is there cannot be read (missing logs are no error); or
-            ``report.html`` is a file that this package did not write.
+            a file of one of these names is there that this package did not write. Then nothing is written.
         StorageError: the page could not be written; an earlier one is as it was.
     """
-    path, results = folder / REPORT, load_results(folder)
-    check_file(path)
+    results = load_results(folder)
     found = verdicts(results)
-    write_text_atomic(path, render(results, found))
+    names = (REPORT, SCORES, CLAIMS) if found else (REPORT, SCORES)
+    for name in names:
+        check_file(folder / name)
     tables = [f"## {scenario}\n\n{scores_table(results, scenario)}" for scenario in results.scenarios]
-    write_text_atomic(folder / SCORES, "\n".join(tables))
-    if found:
-        write_text_atomic(folder / CLAIMS, claims_table(found))
-    return path
+    texts = (render(results, found), _OURS + "\n".join(tables), _OURS + claims_table(found))
+    for name, text in zip(names, texts, strict=False):
+        write_text_atomic(folder / name, text)
+    return folder / REPORT
 
 
 def render(results: Results, claims: Sequence[ClaimResult]) -> str:
@@ -109,7 +112,7 @@ def _view(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> 
     return ScenarioView(
         name=scenario,
         description=results.meta.get("scenarios", {}).get(scenario, ""),
-        sentences=tuple(map(emphasize, answer(results, scenario))),
+        answers=tuple((question, emphasize(sentence)) for question, sentence in answer(results, scenario)),
         table=headline(results, scenario, look),
         forest=forest(results, scenario, look),
         details=details(results, scenario),
@@ -128,11 +131,10 @@ def _view(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> 
 def _facts(results: Results) -> list[str]:
     """The line under the title."""
     meta = results.meta
-    runs = sum(run.variant != "start" for run in results.runs)
     facts = [str(meta["created"])[:10]] if meta.get("created") else []
     taken = sum("source" in run for run in meta["runs"] if run["variant"] != "start")
     facts += [
-        counted(runs, "run") + (f" ({taken} taken from elsewhere)" if taken else ""),
+        counted(results.num_runs, "run") + (f" ({taken} taken from elsewhere)" if taken else ""),
         counted(len({row.seed for row in results.rows}), "seed"),
     ]
     times = (("wall_seconds", "wall time"), ("cpu_seconds", "CPU time"))

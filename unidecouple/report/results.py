@@ -12,8 +12,8 @@ from typing import Any
 from unidecouple.batch import TASK_KEYS
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import headlines
+from unidecouple.figures.estimates import SeedEstimate, difference, estimate
 from unidecouple.files import read_text
-from unidecouple.report.estimates import SeedEstimate, difference, estimate
 
 RESULTS, COMPRESSED = "results.json", "results.json.gz"
 START = "start"
@@ -169,6 +169,11 @@ class Results:
         """Learning rates that variant ``name`` was run at; points of the grid that come to one run count once."""
         runs = [run for run in self.runs if run.scenario == scenario and split_rate(run.variant)[0] == name]
         return len({run.folder for run in runs if run.seed == runs[0].seed})
+
+    @cached_property
+    def num_runs(self) -> int:
+        """Finished training runs, of all scenarios; scoring the start is none."""
+        return sum(run.variant != START for run in self.runs)
 
     def groups(self, scenario: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """(axis, names of its variants without rates), the start left out; one group "" where no variant has an axis."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.statistics import holm
-from unidecouple.report.estimates import SeedEstimate
+from unidecouple.figures.estimates import SeedEstimate
+from unidecouple.figures.wording import counted, listed
 from unidecouple.report.results import Results
-from unidecouple.report.wording import counted, listed
 
 LEVEL = 0.05
 FEWEST_SEEDS = 3
@@ -33,7 +33,7 @@ class CorrectedDifference:
         return self.delta.count >= FEWEST_SEEDS and self.corrected is not None and self.corrected < LEVEL
 
     @property
-    def told(self) -> str:
+    def tests(self) -> str:
         """The tests in words, for a tooltip."""
         if self.delta.count == 1:
             return "one seed: no test"

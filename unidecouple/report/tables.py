@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unidecouple.eval.benchmark import Metric, Unit
+from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import headlines
+from unidecouple.figures.estimates import SeedEstimate, difference, estimate
+from unidecouple.figures.style import VariantStyle
+from unidecouple.figures.wording import DASH, axis_name, counted, level, listed, signed, spread, unit_of, unit_words
 from unidecouple.report.costs import COST_COLUMNS, CostCell, cost_cells, has_costs
-from unidecouple.report.estimates import SeedEstimate, difference, estimate
 from unidecouple.report.fronts import front_areas, front_axes, front_names
 from unidecouple.report.results import AXES, START, Results, ScoreRow, split_rate
 from unidecouple.report.significance import CorrectedDifference, compared, corrected
-from unidecouple.report.style import VariantStyle
-from unidecouple.report.wording import DASH, column_name, counted, level, listed, signed, spread
 
 _COUNTS = ("unparsed",)
 """Metrics that are numbers of answers; all others are shares."""
@@ -99,7 +99,7 @@ class DetailTable:
 def headline(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> HeadlineTable:
     """Means with 95% intervals over seeds, differences to the control paired by seed, and costs."""
     control, leading = results.reference(scenario), results.leading(scenario)
-    columns = tuple(Column(column_name(metric), _notes(results, scenario, metric)) for metric in results.metrics)
+    columns = tuple(Column(axis_name(metric), _notes(results, scenario, metric)) for metric in results.metrics)
     return HeadlineTable(
         columns,
         _lines(results, scenario, leading, look),
@@ -118,14 +118,14 @@ def _lines(results: Results, scenario: str, variants: Sequence[str], look: Mappi
         begins = results.axis_rank(name) > rank
         rank = results.axis_rank(name)
         seeds = max((len(results.final(scenario, variant, metric)) for metric in results.metrics), default=0)
-        told = "the base" if variant == START else counted(seeds, "seed")
+        over = "the base" if variant == START else counted(seeds, "seed")
         tried = results.rates_tried(scenario, name)
         lines.append(
             VariantRow(
                 results.title(variant),
                 described.get(name) or described.get(variant, ""),
                 look[name].color,
-                f"{told}, {counted(tried, 'rate')}" if tried > 1 else told,
+                f"{over}, {counted(tried, 'rate')}" if tried > 1 else over,
                 tuple(_score(results, scenario, variant, m, found.get((variant, m))) for m in results.metrics),
                 name == results.focus,
                 AXES[rank - 1] if begins else "",
@@ -148,7 +148,7 @@ def _cell_of(metric: Metric, values: Sequence[float], one: CorrectedDifference |
         return ScoreCell(*text, "", "", "", percent)
     delta = one.delta
     gap = (signed(delta.mean, metric.unit), spread(delta, metric.unit), _verdict(metric, delta))
-    return ScoreCell(*text, *gap, percent, one.holds, one.told)
+    return ScoreCell(*text, *gap, percent, one.holds, one.tests)
 
 
 def _verdict(metric: Metric, delta: SeedEstimate) -> str:
@@ -185,25 +185,20 @@ def details(results: Results, scenario: str) -> tuple[DetailTable, ...]:
     found = dict.fromkeys((row.benchmark, row.metric) for row in results.rows if row.scenario == scenario)
     lines: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for benchmark, metric in found:
-        shown = Metric(benchmark, metric, metric.replace("_", " "))
+        shown = Metric(benchmark, metric, metric.replace("_", " "), unit=unit_of(benchmark))
         rows = _rows(results, scenario, shown)
-        shown = replace(shown, unit=_unit(shown, rows))
+        if any(row.ceiling is not None and row.ceiling > 1 for row in rows):
+            shown = replace(shown, unit="points")
         bounds = (_range(shown, [row.ceiling for row in rows]) or DASH, _range(shown, [row.floor for row in rows]) or DASH)
         cells = tuple(_cell(results, scenario, variant, shown) for variant in variants)
-        lines.setdefault(benchmark, []).append((shown.title, cells + bounds))
+        unit = f", {unit_words(shown.unit)}" if shown.unit == "nats" else ""
+        lines.setdefault(benchmark, []).append((shown.title + unit, cells + bounds))
     return tuple(DetailTable(_heading(benchmark), columns, tuple(of)) for benchmark, of in lines.items())
 
 
 def _heading(benchmark: str) -> str:
     titles = [metric.title for metric in headlines() if metric.benchmark == benchmark]
     return titles[0] if len(titles) == 1 else benchmark.upper() if titles else benchmark
-
-
-def _unit(metric: Metric, rows: Sequence[ScoreRow]) -> Unit:
-    """Of any metric: what may exceed 1 is points, log-probabilities are nats, all others shares."""
-    if any(row.ceiling is not None and row.ceiling > 1 for row in rows):
-        return "points"
-    return "nats" if any(one.unit == "nats" and one.benchmark == metric.benchmark for one in headlines()) else "share"
 
 
 def _cell(results: Results, scenario: str, variant: str, metric: Metric) -> str:

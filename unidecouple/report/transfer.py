@@ -10,13 +10,12 @@ from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
 from unidecouple.eval.benchmark import Metric
-from unidecouple.report.estimates import SeedEstimate, difference
+from unidecouple.figures.estimates import SeedEstimate, difference
+from unidecouple.figures.grids import bare
+from unidecouple.figures.style import DARK, LIGHT, MUTED, WIDTH, Plot, canvas, name_panel, to_svg
+from unidecouple.figures.wording import DASH, listed, signed, spread, unit_words
 from unidecouple.report.results import START, Results
-from unidecouple.report.style import MUTED, Plot, canvas, name_panel, to_svg
-from unidecouple.report.wording import DASH, listed, signed, spread, unit_words
 
-WIDTH = 11.6
-_DARK, _LIGHT = "#16181c", "#ffffff"
 _LEAST_SCALE = 0.05  # differences of scores below it are not blown up to full colour
 
 
@@ -79,16 +78,20 @@ def transfer_map(name: str, scenario: str, cells: list[TransferCell], title: Cal
         for row, variant in enumerate(variants):
             for column, metric in enumerate(metrics):
                 _write(axis, (row, column), found.get((variant, metric)), metric, strong=abs(grid[row, column]) > 0.6)
-        _label(axis, panel, [metric.title for metric in metrics])
+        _label(axis, panel, [_column(metric) for metric in metrics])
     axes[0].set_yticks(np.arange(len(variants)) + 0.5, [title(variant) for variant in variants])
     axes[0].invert_yaxis()
     caption = _caption(cells, title)
     return Plot(to_svg(figure, name), f"Transfer and forgetting in {scenario}. {caption}", caption)
 
 
+def _column(metric: Metric) -> str:
+    return f"{metric.title},\n{unit_words(metric.unit)}" if metric.unit == "nats" else metric.title
+
+
 def _write(axis: Axes, place: tuple[int, int], gap: SeedEstimate | None, metric: Metric, *, strong: bool) -> None:
     text = DASH if gap is None else signed(gap.mean, metric.unit) + spread(gap, metric.unit)
-    color = MUTED if gap is None else _LIGHT if strong else _DARK
+    color = MUTED if gap is None else LIGHT if strong else DARK
     axis.text(place[1] + 0.5, place[0] + 0.5, text, ha="center", va="center", fontsize=8.5, color=color)
 
 
@@ -118,7 +121,4 @@ def _falls(metric: Metric, gap: SeedEstimate) -> bool:
 def _label(axis: Axes, title: str, columns: list[str]) -> None:
     name_panel(axis, title)
     axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
-    axis.grid(visible=False)
-    axis.tick_params(length=0)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    bare(axis)

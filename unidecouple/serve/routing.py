@@ -106,10 +106,10 @@ class Viewer:
             "groups": list(view.groups),
             "experts": list(text.expert_groups) if text.mixture_layers else [1] * len(view.groups),
             "layers": text.num_hidden_layers,
-            "served": "learned" if view.told is None else "label",
+            "served": "learned" if view.labelled is None else "label",
             "tokens": [{"text": word, "kind": kind, "label": group} for word, kind, group in zip(words, kinds, label, strict=True)],
             "learned": _rows(view.learned),
-            "label": None if view.told is None else _rows(view.told),
+            "label": None if view.labelled is None else _rows(view.labelled),
             "interaction": None if view.interaction is None else [round(one, 4) for one in view.interaction.tolist()],
         }
 

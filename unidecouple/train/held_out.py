@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +33,10 @@ MAX_NEW_TOKENS = 32
 
 @dataclass(frozen=True)
 class ValidationLoss:
-    """Mean log-probability a token (nats; higher is better, zero is certain) on ``source``'s files, by task.
+    """Mean log-probability per token (nats; higher is better) on ``source``'s files, by task.
 
-    It compares checkpoints of one model; it says nothing of the quality of what the model would write or draw by itself.
+    The ceiling is 0 (certain), the floor a uniform guess: minus the logarithm of the number of tokens to choose from. It compares
+    checkpoints of one model; it does not measure the quality of what the model writes or draws by itself.
 
     Attributes:
         source: held-out batches, with the batch size of each task.
@@ -72,7 +74,8 @@ class ValidationLoss:
             batch = tuple(part.to(model.device) for part in self.source.task_batch(task, size, key))
             part = getattr(model(batch=batch), task.key)
             total, count = total + float(part.total), count + int(part.count)
-        return Score(BENCHMARKS[task.key], "log_probability", -total / max(1, count))
+        choices = model.num_codes if task is Task.T2I else model.config.text_config.vocab_size
+        return Score(BENCHMARKS[task.key], "log_probability", -total / max(1, count), ceiling=0.0, floor=-math.log(choices))
 
 
 def held_out(

@@ -9,53 +9,18 @@ from pathlib import Path
 import torch
 
 from unidecouple import config as configs
-from unidecouple.batch import JointBatch, Task
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.data.file_batches import KINDS_OF
 from unidecouple.data.formats import Shelf, open_readers
 from unidecouple.data.mixture import Files, Source
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.models.base import UnifiedModel
+from unidecouple.diagnose.probe import ProbeInput
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource, Progress, data_source
 from unidecouple.train.own_files import named
+from unidecouple.train.routing_log import read_routing_log
 
 _CHECKPOINT = "checkpoint-"
-
-
-@dataclass(frozen=True)
-class ProbeInput:
-    """A model and data to measure it on.
-
-    Attributes:
-        model: in eval mode, on its device.
-        source: batches of a task for measurements.
-        described: batches whose words describe their picture; ``source`` where nothing better is known.
-        step: of training, None where unknown.
-        folder: of the run, where it left its logs; None if it is of none.
-        batches: how many batches of a task a measurement looks at.
-    """
-
-    model: UnifiedModel
-    source: BatchSource
-    described: BatchSource
-    step: int | None = None
-    folder: Path | None = None
-    batches: int = 8
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """Tasks that there is data of."""
-        return self.source.measurable
-
-    def batch(self, task: Task, size: int, number: int, described: bool = False) -> JointBatch:
-        """Batch ``number`` of ``task`` on the model's device."""
-        source = self.described if described else self.source
-        return tuple(batch.to(self.model.device) for batch in source.task_batch(task, size, number))
-
-    def distinct_batch(self, task: Task, size: int, number: int) -> JointBatch:
-        """Batch ``number`` of ``task`` without the records of other numbers, on the model's device."""
-        return tuple(batch.to(self.model.device) for batch in self.source.distinct_batch(task, size, number))
 
 
 @dataclass(frozen=True)
@@ -104,7 +69,7 @@ def open_subject(
     source = opened(probed.run)
     described = source if probed.described is probed.run else opened(probed.described)
     said = f"the files given: {named(files)}" if data and files else probed.text
-    return Opened(ProbeInput(model, source, described, step, home, batches), folder, said)
+    return Opened(ProbeInput(model, source, described, step, batches, read_routing_log(home) if home else ()), folder, said)
 
 
 def _files(data: Sequence[Path], cache: Path) -> Files:

@@ -13,7 +13,9 @@ from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.convert.load import all_checkpoints, load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.diagnose import attention_interaction, gradient_conflict, routing
 from unidecouple.diagnose.early_warning import early_warning
+from unidecouple.diagnose.probe import Measured, ProbeInput, Skipped
 from unidecouple.eval.suite import tasks_of_benchmarks
 from unidecouple.files import append_jsonl, write_json_atomic
 from unidecouple.models.base import UnifiedModel
@@ -26,7 +28,6 @@ from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import reading
 from unidecouple.train.launch import processes
 from unidecouple.train.lock import held
-from unidecouple.train.measurements import Measured, Skipped, measure_conflict, measure_interaction, measure_routing
 from unidecouple.train.meter import Meter, Spent
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.run_folder import RESULT, claim, scored
@@ -34,7 +35,6 @@ from unidecouple.train.run_logs import METRICS, SCORES, forget_after, read_log
 from unidecouple.train.stages import Say, Trainer, Watch
 from unidecouple.train.step import train_step
 from unidecouple.train.stop_request import InterruptedRunError, deferred
-from unidecouple.train.subject import ProbeInput
 from unidecouple.train.trackers import Tracker, tracking
 
 
@@ -75,7 +75,7 @@ def train(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.E
         if parallel.first:
             model = trainer.model.eval().to(parallel.device)
             if run.diagnose:
-                _probe(ProbeInput(model, job.source, job.source, run.max_steps, folder), folder)
+                _probe(ProbeInput(model, job.source, job.source, run.max_steps), folder)
             say("scoring on the test sets")
             _score(run, job, model, folder, say)
         parallel.wait()
@@ -153,15 +153,16 @@ def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: Say, validate: Wat
         validate(0, job.model)
     if run.diagnose and len(job.source.tasks) == len(Task):
         subject = ProbeInput(job.model, job.source, job.source, 0)
-        _write_measured(measure_conflict(subject, _no_progress), folder / "conflict-start.json")
+        _write_measured(gradient_conflict.measure(subject, _no_progress), folder / "conflict-start.json")
 
 
 def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, say: Say) -> None:
     scores = job.scorer.test(model, folder)
     rows = [score.to_json() for score in scores]
     write_json_atomic(folder / RESULT, {"step": run.max_steps, **vars(job.meter.read()), "scores": rows})
-    shown = [score for score in scores if score.metric in ("accuracy", "overall", "log_probability")]
-    say("done: " + "  ".join(f"{score.benchmark} {score.value:.3f}" for score in shown))
+    units = {"accuracy": "", "overall": "", "log_probability": " nats per token"}
+    shown = [f"{score.benchmark} {score.value:.3f}{units[score.metric]}" for score in scores if score.metric in units]
+    say("done: " + "  ".join(shown))
 
 
 def _say_nothing(line: str) -> None:
@@ -199,9 +200,9 @@ def _validate(
 
 
 def _probe(subject: ProbeInput, folder: Path) -> None:
-    _write_measured(measure_routing(subject, _no_progress), folder / "routing.json")
-    _write_measured(measure_interaction(subject, _no_progress), folder / "interaction.json")
-    _write_measured(measure_conflict(subject, _no_progress), folder / "conflict.json")
+    _write_measured(routing.measure(subject, _no_progress), folder / "routing.json")
+    _write_measured(attention_interaction.measure(subject, _no_progress), folder / "interaction.json")
+    _write_measured(gradient_conflict.measure(subject, _no_progress), folder / "conflict.json")
 
 
 def _write_measured(measured: Measured, path: Path) -> None:

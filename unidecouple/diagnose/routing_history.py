@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from unidecouple.batch import TASK_KEYS
+from unidecouple.diagnose.probe import Drawn, Measured, Probe, ProbeInput, Skipped
+from unidecouple.diagnose.routing import RoutingLayer, routing_of
 from unidecouple.diagnose.routing_alarm import GATHERED, UNIFORM
-from unidecouple.report.logs import Curve, RoutingLayer, routing_of
-from unidecouple.report.style import MUTED, TASK_COLORS, Plot, canvas, legend, name_panel, to_svg
-from unidecouple.report.wording import TASK_NAMES, counted
+from unidecouple.figures.style import MUTED, TASK_COLORS, WIDTH, Plot, canvas, legend, name_panel, to_svg
+from unidecouple.figures.wording import TASK_NAMES, counted
+from unidecouple.source import Progress
 
-WIDTH = 11.6
+Curve = dict[int, float]
+"""Step -> value."""
 Value = Callable[[RoutingLayer, str], float | None]
+
+
+def measure(subject: ProbeInput, progress: Progress) -> Measured:
+    """What training logged: {"records"}."""
+    records = list(subject.routing_log)
+    return (
+        {"records": records}
+        if records
+        else Skipped("there is no routing.jsonl beside it: only runs of models with experts write one")
+    )
+
+
+def draw(measured: Any) -> Drawn:
+    """Curves over steps."""
+    return [("", routing_history("history", "Training", measured["records"]))]
 
 
 def routing_history(name: str, title: str, records: Sequence[Mapping[str, Any]]) -> Plot | None:
@@ -25,8 +42,8 @@ def routing_history(name: str, title: str, records: Sequence[Mapping[str, Any]])
     found = [(int(record["step"]), routing_of(record)) for record in records]
     groups = max(len(share) for layer in found[-1][1] for share in layer.group_share.values())
     panels: dict[str, tuple[Value, float | None]] = {
-        "Doubt on a token": (lambda layer, task: layer.token_entropy.get(task), UNIFORM),
-        "Spread of the load": (lambda layer, task: layer.load_entropy.get(task), GATHERED),
+        "Router entropy per token": (lambda layer, task: layer.token_entropy.get(task), UNIFORM),
+        "Load-balance entropy": (lambda layer, task: layer.load_entropy.get(task), GATHERED),
     }
     if groups > 1:
         panels["Tokens in their own task's group"] = (_own_group, None)
@@ -47,14 +64,14 @@ def routing_history(name: str, title: str, records: Sequence[Mapping[str, Any]])
     dead = [sum(len(layer.dead) for layer in layers) for _, layers in found]
     axes[-1].step([step for step, _ in found], dead, where="post", color=MUTED)
     axes[-1].set_ylim(-0.1, max(1, *dead) + 0.2)
-    axes[-1].yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].locator_params(axis="y", integer=True)
     name_panel(axes[-1], "Dead experts, all layers")
     axes[-1].set_xlabel("step")
     legend(figure, axes)
     caption = (
         f"From step {found[0][0]} to {found[-1][0]}; at the end {counted(dead[-1], 'dead expert')}. Entropies are shares of their "
-        "maximum; dotted are the marks that the alarm goes by: doubt rising past the upper one after it was low, spread falling "
-        "below the lower one."
+        "maximum. The dotted lines are the alarm's limits: router entropy that rises above the upper one after it was low, "
+        "load-balance entropy that falls below the lower one."
     )
     return Plot(to_svg(figure, name), f"{title}: routing over steps. {caption}", caption)
 
@@ -78,3 +95,17 @@ def _curves(found: Sequence[tuple[int, Sequence[RoutingLayer]]], value: Value, t
 def _mean(curves: Sequence[Curve]) -> Curve:
     steps = sorted({step for curve in curves for step in curve})
     return {step: float(np.mean([curve[step] for curve in curves if step in curve])) for step in steps}
+
+
+PROBE: Final = Probe(
+    "routing_history",
+    "How did routing change during training?",
+    measure,
+    draw,
+    "Thin lines are layers. Router entropy is that of a router's probabilities on one token, load-balance entropy that of its "
+    "choices over a task's tokens; 1 is the maximum.",
+    "Router entropy that was low and rises towards 1: the routers lose what the experts had specialised in. "
+    "Load-balance entropy that falls to 0: one "
+    "expert takes all. Dead experts that grow in number.",
+    "Symbiotic-MoE, arXiv 2604.07753",
+)

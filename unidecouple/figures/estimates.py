@@ -27,7 +27,7 @@ class SeedEstimate:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the interval lies on one side of zero: what the seeds can tell from chance."""
+        """Whether the interval excludes zero."""
         return self.half_width is not None and abs(self.mean) > self.half_width
 
     def seeds_to_show(self, most: int) -> int | None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from unidecouple.batch import Task
 from unidecouple.eval.benchmark import Metric, Unit
-from unidecouple.report.estimates import SeedEstimate
+from unidecouple.eval.suite import headlines
+from unidecouple.figures.estimates import SeedEstimate
 
 MINUS, DASH = "\u2212", "\u2013"
 """Signs as printed; by code point, since in source they are easily taken for -."""
@@ -16,6 +17,16 @@ TASK_NAMES = {Task.MMU.key: "understanding", Task.T2I.key: "generation"}
 _FORMATS: dict[Unit, tuple[float, int]] = {"share": (100.0, 1), "points": (1.0, 1), "nats": (1.0, 3), "number": (1.0, 3)}
 """Unit -> factor and decimals of what is printed."""
 _UNITS: dict[Unit, str] = {"share": "points", "points": "points", "nats": "nats per token", "number": "units"}
+
+
+_MEASURED: dict[str, Unit] = {"loss": "nats", "interaction": "number", "conflict": "number", "routing": "number"}
+"""Names in place of a benchmark's in rows of what runs measured beside their scores; see ``compare.readings``."""
+
+
+def unit_of(benchmark: str) -> Unit:
+    """Unit of a benchmark's metrics, or of what a run measured: losses and log-probabilities in nats, cosines as they are."""
+    known: Unit = next((metric.unit for metric in headlines() if metric.benchmark == benchmark), "share")
+    return _MEASURED.get(benchmark, known)
 
 
 def scale_of(unit: Unit) -> float:

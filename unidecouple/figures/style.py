@@ -1,4 +1,7 @@
-"""How figures look: one colour and marker a variant on the whole page, and SVG that follows the page's light or dark theme."""
+"""How figures look: one colour and marker per variant, and SVG that follows the page's light or dark theme.
+
+matplotlib is imported where a figure is drawn: what is measured here is measured in training, too, which draws nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,24 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from unidecouple.batch import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#1f2329", "#69707a", "#dfe3e8", "#fdfefe"
 """Colours of text, axes, grid and page. In the SVG they become CSS variables, so the theme of the page sets them."""
 
 TASK_COLORS = {Task.MMU.key: "#4477aa", Task.T2I.key: "#e0903c"}
 """Where lines or bars are of tasks, not of variants: understanding blue, generation orange."""
+
+WIDTH = 11.6
+"""Of a figure across the page, in inches."""
+DARK, LIGHT = "#16181c", "#ffffff"
+"""Text on coloured cells, whatever the page's theme."""
 
 _THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
 _BY_ROLE = {
@@ -115,6 +123,9 @@ def variant_styles(
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **subplots: Any) -> tuple[Figure, list[Axes]]:
     """A figure of ``width`` x ``height`` inches and its axes, row by row."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **subplots)
@@ -128,6 +139,8 @@ def name_panel(axis: Axes, text: str) -> None:
 
 def to_svg(figure: Figure, name: str) -> str:
     """``figure`` as SVG to stand in HTML: themed, sized by the page, its ids made the page's own by ``name``."""
+    import matplotlib as mpl
+
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with mpl.rc_context(_RC):
@@ -153,6 +166,8 @@ def legend(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(str(label), handle)
     if handles:
+        import matplotlib as mpl
+
         with mpl.rc_context(_RC):
             figure.legend(
                 handles.values(), handles.keys(), loc="outside upper left", ncols=columns, handlelength=1.8, columnspacing=1.6

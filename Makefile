@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup docs demo paper big-smoke bench bench-gpu lmms test test-oldest test-newest install-check e2e lint format clean
+.PHONY: help setup docs demo paper big-smoke bench bench-gpu lmms test test-slow test-oldest test-newest install-check e2e lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -64,8 +64,11 @@ docs: $(STAMP) ## the documentation site, into build/site; warnings are errors, 
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) install -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-test: lint ## linters, import contract, types, then the tests, on two processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2
+test: lint ## linters, import contract, types, then the tests that take seconds, on two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2 --dist worksteal -m 'not slow'
+
+test-slow: $(STAMP) ## the tests marked slow: every kill, every combination, the documents' commands, the demo in small
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2 --dist worksteal -m slow
 
 # What touches other libraries most. Both ends of the ranges in pyproject.toml run it, each in an environment of its own.
 CORE := tests/models/test_decoder.py tests/models/test_janus.py tests/models/test_emu3.py tests/models/test_interaction.py \

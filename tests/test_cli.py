@@ -46,6 +46,7 @@ def test_report_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
     assert "results.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     base = save_small_base(tmp_path / "base")
     recipe = tmp_path / "run.yaml"

@@ -150,6 +150,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
         assert (ROOT / link).exists(), link
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,7 @@ def test_base_recipes_take_a_step_and_are_scored(recipe: Path, small_base: Path,
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(run.stages)
 
 
+@pytest.mark.slow
 def test_comparison_recipes_take_a_step(small_base: Path, small_cache: Path, tmp_path: Path) -> None:
     """Each distinct structure, schedule and task mix of all comparisons, once; what others merge is among them."""
     seen: set[str] = set()

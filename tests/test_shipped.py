@@ -60,12 +60,14 @@ def test_the_unified_base_alone_draws_what_it_is_asked_for(name: str, least: flo
     assert least <= next(score.value for score in result.scores if score.metric == "overall") <= most
 
 
+@pytest.mark.slow
 def test_the_image_tokenizer_keeps_what_the_judge_sees(understanding: Loaded) -> None:
     """At least 95% of the judge's ceiling on validation prompts."""
     bounds = tokenizer_bounds(understanding[0])
     assert bounds["through_tokenizer"] >= 0.95 * bounds["ceiling"]
 
 
+@pytest.mark.slow
 def test_demo_in_small(tmp_path: Path) -> None:
     """The recipe of `make demo`, each run two steps long and scored on little."""
     small = "pairs=24 scenes=24 t2i_batch_size=2 mmu_batch_size=2"

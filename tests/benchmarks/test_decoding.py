@@ -52,6 +52,7 @@ def test_operators_are_counted() -> None:
     assert found["operators, transformers eager"].value > found["operators, laid out, as on a CPU"].value
 
 
+@pytest.mark.slow
 def test_all_loops_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedily; and a wrong weight is found before anything is timed."""
     small = replace(image_loop.SMALL, image_size=32, hidden_size=32, num_hidden_layers=2, intermediate_size=64, codes=32)

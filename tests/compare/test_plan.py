@@ -140,7 +140,13 @@ def test_two_variants_of_one_title_are_refused() -> None:
         replace(GRID, variants={"first": one, "second": replace(one, description="b")})
 
 
-@pytest.mark.parametrize("recipe", sorted((RECIPES / "compare").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == "field" else [])
+        for path in sorted((RECIPES / "compare").glob("*.yaml"))
+    ],
+)
 def test_recipes_of_comparisons_see_equal_budgets(recipe: Path, tmp_path: Path) -> None:
     """And every variant but the controls has its place on an axis."""
     grid = config.load(Comparison, [recipe])

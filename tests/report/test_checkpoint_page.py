@@ -52,6 +52,7 @@ def test_a_dense_base(small_base: Path, small_cache: Path, tmp_path: Path, capsy
     assert not re.search(r"<script|src=\"http|<link", page), "one file, no network"
 
 
+@pytest.mark.slow
 def test_a_mixture_beside_its_log(small_base: Path, small_cache: Path, tmp_path: Path) -> None:
     """A run's folder: everything applies."""
     base, processor = load(str(small_base))

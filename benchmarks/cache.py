@@ -22,9 +22,9 @@ from unidecouple.data.encode import encode
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import open_readers
 from unidecouple.data.formats.token_cache import read_manifest, shard_files
-from unidecouple.data.mixture import Files, Source
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import Files, Source
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import TinySize
 

@@ -29,9 +29,11 @@ from unidecouple.world import source
 ROOT = Path(__file__).parents[1]
 APART = ("scale", "web")  # what they show has tests of its own
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in APART)
-SMALL = ["files.mmu_batch_size=2", "files.t2i_batch_size=2", "files.max_length=256", "gradient_accumulation_steps=1"]
-WORLD = ["data.pairs=8", "data.scenes=8", "data.simple_steps=0", "max_steps=2", "evaluation.eval_steps=0", "diagnose=false"]
-WORLD += [f"evaluation.{name}=2" for name in ("pope_images", "vqa_questions", "prompts_per_tag")] + ["evaluation.num_images=1"]
+SMALL = ["data.mmu_batch_size=2", "data.t2i_batch_size=2", "data.max_length=256", "gradient_accumulation_steps=1"]
+WORLD = ["data.pairs=8", "data.scenes=8", "data.single_object_steps=0", "max_steps=2", "evaluation.eval_steps=0", "diagnose=false"]
+WORLD += [f"data.evaluation.{name}=2" for name in ("pope_images", "vqa_questions", "prompts_per_tag")] + [
+    "data.evaluation.num_images=1"
+]
 SIZES = ["t2i_batch_size=2", "mmu_batch_size=2"]
 SMALL += ["max_steps=2", "evaluation.eval_steps=0", "evaluation.eval_batches=1", "diagnose=false", "device=cpu"]
 OWN = [entry for entry in SMALL if "batch_size" not in entry] + ["evaluation.eval_batch_size=2"]

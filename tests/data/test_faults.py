@@ -13,9 +13,9 @@ from own_data import flat, png, write_jsonl, write_pictures, write_tar
 from unidecouple.data.encode import encode
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import open_readers
-from unidecouple.data.mixture import Files, Source
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import Files, Source
 from unidecouple.data.tally import BadDataError
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor

@@ -19,9 +19,9 @@ from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import reader as reader_module
 from unidecouple.data.formats.record import ImageFile
-from unidecouple.data.mixture import Files, Source
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import SequenceBuilder, pixels
+from unidecouple.data.settings import Files, Source
 from unidecouple.data.tally import BadDataError
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor

@@ -32,8 +32,9 @@ from unidecouple.plan.stages import Question as Asked
 from unidecouple.plan.stages import plan
 from unidecouple.plan.ways import memory
 from unidecouple.plan.weights import count
-from unidecouple.run import Data, RunConfig
+from unidecouple.run import RunConfig
 from unidecouple.train.build import add_lora, restructure
+from unidecouple.world.settings import SyntheticData
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "emu3"
 ALL = {"*": 1.0}
@@ -162,7 +163,7 @@ def test_lengths_are_those_of_real_sequences(emu3_base: Path, builder: SequenceB
     empty = len(builder.generation_prompt(""))
     assert tokens.seen == len(builder.understanding_prompt("?")) - len(builder.understanding_prompt("?", shown=False))
     assert (tokens.drawn, tokens.learned) == (len(builder.generation("", [0] * SIDE**2).input_ids) - empty, SIDE**2)
-    mmu, t2i = joint(Data(mmu_batch_size=3, t2i_batch_size=2), str(emu3_base), model.config, Lengths())
+    mmu, t2i = joint(SyntheticData(mmu_batch_size=3, t2i_batch_size=2), str(emu3_base), model.config, Lengths())
     real = micro_batches(batch)
     assert (mmu.samples, mmu.pictures, t2i.samples, t2i.drawn) == (3, 3, 2, real[1].drawn)
     assert mmu.length > tokens.seen

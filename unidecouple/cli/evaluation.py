@@ -77,12 +77,10 @@ def _blind(asked: Sequence[Blind] | None) -> tuple[Blind, ...]:
 
 def _options(arguments: argparse.Namespace) -> Options:
     from unidecouple.eval.suite import TEST_SEED, Options, Sizes
-    from unidecouple.run import Evaluation
 
     if arguments.art is not None and (arguments.data is not None or "geneval" in arguments.benchmarks):
         raise ValueError("--art draws the world's questions only: leave out --data, and geneval among the benchmarks")
-    usual = Evaluation()
-    sizes = Sizes(usual.pope_images, usual.vqa_questions, usual.prompts_per_tag, arguments.num_images)
+    sizes = Sizes(num_images=arguments.num_images)
     seed = TEST_SEED if arguments.seed is None else arguments.seed
     return Options(arguments.data, arguments.limit, seed, tuple(arguments.parser), sizes, arguments.art)
 

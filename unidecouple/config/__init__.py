@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from unidecouple.config.differ import differences as _differences
 from unidecouple.config.explain import explain
 from unidecouple.config.layers import Layers
-from unidecouple.config.renamed import migrate
+from unidecouple.config.renamed import migrate, moved_keys
 from unidecouple.config.yaml12 import ConfigError, write
 
 __all__ = ["ConfigError", "differences", "dump", "load", "plain", "restore", "top_keys"]
@@ -37,7 +37,7 @@ def load(schema: type[T], paths: Sequence[Path], overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: a file is missing or broken, or the whole does not fit the schema; every misfit is listed.
     """
-    layers = Layers()
+    layers = Layers(moved_keys(schema))
     for path in paths:
         layers.add_file(Path(path))
     for override in overrides:
@@ -56,7 +56,7 @@ def restore(schema: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         ConfigError: the values do not fit the schema; every misfit is listed.
     """
-    layers = Layers()
+    layers = Layers(moved_keys(schema))
     layers.add_values(values, source)
     return _checked(schema, layers)
 

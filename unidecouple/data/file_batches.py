@@ -11,10 +11,11 @@ import numpy as np
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.building import Built, build
 from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, Shelf, open_readers
-from unidecouple.data.mixture import Files, Pool, Stream
+from unidecouple.data.mixture import Pool, Stream
 from unidecouple.data.packing import pack
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
+from unidecouple.data.settings import Files
 from unidecouple.data.tally import BadDataError, Tally
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.vq import ImageTokenizer, encode_image_tokens, tokenizer_hash
@@ -69,7 +70,7 @@ class FileBatches:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """Tasks that this run has data of."""
-        return tuple(task for task in Task if self._batch_size(task))
+        return tuple(task for task in Task if self.files.batch_size(task))
 
     @property
     def measurable(self) -> tuple[Task, ...]:
@@ -89,7 +90,7 @@ class FileBatches:
             task: range(step * size + part, (step + 1) * size, of)
             for task in self.tasks
             if task in tasks
-            for size in [self._batch_size(task)]
+            for size in [self.files.batch_size(task)]
         }
         parts = [self._samples(self._training[task], task, numbers) for task, numbers in drawn.items()]
         if self.files.pack:
@@ -119,9 +120,6 @@ class FileBatches:
         """Tokens of the first ``count`` training samples of ``task``, pictures included; none is encoded."""
         return [len(self._built(self._training[task], task, number, False).sample.input_ids) for number in range(count)]
 
-    def _batch_size(self, task: Task) -> int:
-        return self.files.mmu_batch_size if task is Task.MMU else self.files.t2i_batch_size
-
     def _pools(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[list[Pool], list[Shelf]]:
         pools, shelves = [], []
         for number, (source, readers) in enumerate(zip(self.files.sources, opened, strict=True)):
@@ -134,7 +132,7 @@ class FileBatches:
         if not pools:
             name = "mmu_batch_size" if task is Task.MMU else "t2i_batch_size"
             raise ValueError(
-                f"{name}={self._batch_size(task)}, but no source has {' or '.join(KINDS_OF[task])} records: set it to 0, "
+                f"{name}={self.files.batch_size(task)}, but no source has {' or '.join(KINDS_OF[task])} records: set it to 0, "
                 "or see with `unidecouple data check` what the sources hold"
             )
         return pools, shelves

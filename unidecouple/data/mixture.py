@@ -1,4 +1,4 @@
-"""Sources of data and their mixture: which record a draw is, as a function of the seed and the draw's number alone.
+"""The mixture of sources: which record a draw is, as a function of the seed and the draw's number alone.
 
 Nothing is read or remembered on the way there, so a resumed run goes on exactly, without reading again what it has seen.
 """
@@ -6,91 +6,16 @@ Nothing is read or remembered on the way there, so a resumed run goes on exactly
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from unidecouple.bounds import at_least, between
 from unidecouple.data.permutation import permute
 
 CYCLE: Final = 1 << 14
 """Draws in which every source has its exact share: shares hold to one in 16,384."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One source of data.
-
-    Attributes:
-        path: a file, a folder, or a pattern with ``*`` (see ``formats/detect.py``).
-        weight: its share of the draws, among all sources that have the task; None (for all or for none) makes the share its
-            number of samples times ``repeats``.
-        max_samples: use that many at most, chosen by the seed; the same ones every epoch.
-        repeats: how often it comes in one pass over all sources.
-        data_type: forces a format.
-        root: where relative names of pictures start; by default the file's own folder.
-    """
-
-    path: Path
-    weight: float | None = None
-    max_samples: int | None = None
-    repeats: float = 1.0
-    data_type: str | None = None
-    root: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("weight", self.weight), ("max_samples", self.max_samples), ("repeats", self.repeats)):
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}={value} of {self.path} must be above 0 and finite; leave the source out instead")
-        if self.weight is not None and self.repeats != 1.0:
-            raise ValueError(f"{self.path} has weight={self.weight} and repeats={self.repeats}: give one of them")
-
-
-@dataclass(frozen=True)
-class Files:
-    """Users' own data of a run.
-
-    Attributes:
-        sources: where it lies.
-        validation: held-out sources that a run is scored on.
-        mmu_batch_size: samples a step that are understood, texts among them, by the sources' shares; 0 is generation only.
-        t2i_batch_size: pictures with prompts a step; 0 is understanding only.
-        max_length: tokens of the longest sequence, or of a row if ``pack``; longer samples count as bad, and so do those that are
-            longer than the model takes, without ``pack``. Nothing is truncated.
-        pack: several sequences a row, all tasks together, instead of one padded batch a task.
-        cond_dropout_prob: share of prompts hidden, for classifier-free guidance.
-        max_bad_ratio: share of bad records (unreadable, missing, too long) above which the run fails.
-    """
-
-    sources: tuple[Source, ...]
-    validation: tuple[Source, ...] = ()
-    mmu_batch_size: int = 32
-    t2i_batch_size: int = 32
-    max_length: int = 2048
-    pack: bool = False
-    cond_dropout_prob: float = 0.1
-    max_bad_ratio: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("sources is empty: name at least one path")
-        if self.mmu_batch_size < 0 or self.t2i_batch_size < 0 or not self.mmu_batch_size + self.t2i_batch_size:
-            raise ValueError(f"mmu_batch_size={self.mmu_batch_size}, t2i_batch_size={self.t2i_batch_size}: one must be above 0")
-        at_least(1, self, "max_length")
-        between(0, 1, self, "cond_dropout_prob", "max_bad_ratio")
-        given = [source.weight is not None for source in self.sources]
-        if any(given) and not all(given):
-            missing = next(source.path for source in self.sources if source.weight is None)
-            raise ValueError(f"{missing} has no weight, but other sources have: give all of them one, or none")
-
-    @property
-    def most_parts(self) -> int:
-        """Into how many parts a step can be cut such that each holds every task."""
-        return min(size for size in (self.mmu_batch_size, self.t2i_batch_size) if size)
 
 
 @dataclass(frozen=True)

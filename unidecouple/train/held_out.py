@@ -11,8 +11,8 @@ import torch
 from unidecouple.batch import Task
 from unidecouple.data.file_batches import KINDS_OF, FileBatches
 from unidecouple.data.formats import Shelf, open_readers
-from unidecouple.data.mixture import Files, Source
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import Files, Source
 from unidecouple.eval.benchmark import Quiz, Score
 from unidecouple.eval.card import Subject
 from unidecouple.eval.model import Judged
@@ -66,7 +66,7 @@ class HeldOut:
     @torch.no_grad()
     def _score(self, model: UnifiedModel, number: int) -> Score:
         task = self.source.tasks[number]
-        size = self.source.files.mmu_batch_size if task.key == "mmu" else self.source.files.t2i_batch_size
+        size = self.source.files.batch_size(task)
         total, count = 0.0, 0
         for key in range(self.batches):
             batch = tuple(part.to(model.device) for part in self.source.task_batch(task, size, key))
@@ -89,7 +89,7 @@ def held_out(
         ValueError: there are no such files, or they lack a task that ``files`` trains, or a benchmark's files are missing.
     """
     if not files.validation:
-        raise ValueError("files.validation is empty: name held-out sources, so that scores are not of what was trained on")
+        raise ValueError("data.validation is empty: name held-out sources, so that scores are not of what was trained on")
     quizzes = [open_benchmarks([name], Options(data=data)) for name, data in evaluation.benchmarks.items()]
     asked = tuple(quiz for of in quizzes for quiz in of if isinstance(quiz, Quiz))
     aside = replace(files, sources=files.validation, validation=(), cond_dropout_prob=0.0, pack=False)

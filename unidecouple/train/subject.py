@@ -13,8 +13,8 @@ from unidecouple.batch import JointBatch, Task
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.data.file_batches import KINDS_OF
 from unidecouple.data.formats import Shelf, open_readers
-from unidecouple.data.mixture import Files, Source
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import Files, Source
 from unidecouple.models.base import UnifiedModel
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource, Progress, data_source
@@ -90,8 +90,8 @@ def open_subject(
     home = next((place for place in (folder, folder.parent) if (place / "run.yaml").is_file()), None)
     if recipe is None and home is not None:
         recipe = configs.load(RunConfig, [home / "run.yaml"])
-    files = _files(data, cache) if data else recipe.files if recipe else None
-    run = RunConfig(files=files)
+    files = _files(data, cache) if data else None
+    run = RunConfig(data=files) if files else RunConfig(data=recipe.data) if recipe else RunConfig()
     model, processor = load(checkpoint)
     model.to(device)
     builder = SequenceBuilder(processor)
@@ -103,7 +103,7 @@ def open_subject(
     probed = data_source(run).probe_data(run, processor)
     source = opened(probed.run)
     described = source if probed.described is probed.run else opened(probed.described)
-    said = f"the files given: {named(files)}" if data and files else probed.text
+    said = f"the files given: {named(files)}" if files else probed.text
     return Opened(Subject(model, source, described, step, home, batches), folder, said)
 
 

@@ -16,11 +16,11 @@ from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collat
 from unidecouple.files import write_array_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
-from unidecouple.run import Data, Lesson
 from unidecouple.source import Progress
 from unidecouple.world.dataset import World, WorldData, load_world
 from unidecouple.world.questions import conversation, poll, tell_apart
 from unidecouple.world.scene import CELL_NAMES
+from unidecouple.world.settings import CurriculumPhase, SyntheticData
 
 CONVERSATION: Final = "conversation"
 POINTING: Final = ("pointing", "describing", "asking", "placing")
@@ -38,7 +38,7 @@ class WorldBatches:
         seed: of the order.
     """
 
-    data: Data
+    data: SyntheticData
     world: World
     tokens: np.ndarray
     builder: SequenceBuilder
@@ -56,10 +56,10 @@ class WorldBatches:
         return tuple(task for task in Task if task is Task.MMU or len(self.tokens))
 
     def batch(self, step: int, part: int = 0, of: int = 1, tasks: Sequence[Task] = tuple(Task)) -> JointBatch:
-        """The joint batch of ``step``, or one ``part`` ``of`` several: one micro-batch a task, plus router pairs if any.
+        """The joint batch of ``step``, or one ``part`` ``of`` several: one micro-batch a task, plus router samples if any.
 
         Each task draws from its own stream, so that variants with other mixtures see the same samples of the task they share.
-        With one of ``tasks`` alone, the other's are left out; router pairs are understanding's.
+        With one of ``tasks`` alone, the other's are left out; router samples are understanding's.
         """
         pad = self.builder.tokenizer.pad_token_id
         return tuple(collate(samples[part::of], pad) for samples in self._drawn(step, tuple(tasks)))
@@ -74,15 +74,15 @@ class WorldBatches:
         drawn: list[list[Sample]] = []
         if self.data.mmu_batch_size and Task.MMU in tasks:
             rng = np.random.default_rng([self.seed, step, Task.MMU])
-            lesson = self._lesson(step)
-            drawn.append([self._understanding(rng, lesson.kind) for _ in range(lesson.batch_size)])
+            phase = self._phase(step)
+            drawn.append([self._understanding(rng, phase.kind) for _ in range(phase.batch_size)])
         if self.data.t2i_batch_size and Task.T2I in tasks:
             rng = np.random.default_rng([self.seed, step, Task.T2I])
-            chosen = self.world.simple_pairs if step < self.data.simple_steps else None
+            chosen = self.world.single_object_pairs if step < self.data.single_object_steps else None
             drawn.append([self._pair(rng, chosen) for _ in range(self.data.t2i_batch_size)])
-        if self.data.router_pairs and Task.MMU in tasks:
+        if self.data.router_aux_samples and Task.MMU in tasks:
             rng = np.random.default_rng([self.seed, step, len(Task)])
-            drawn.append([self._router_sample(rng) for _ in range(self.data.router_pairs)])
+            drawn.append([self._router_sample(rng) for _ in range(self.data.router_aux_samples)])
         return drawn
 
     def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
@@ -105,12 +105,12 @@ class WorldBatches:
         ]
         return (collate(samples, self.builder.tokenizer.pad_token_id),)
 
-    def _lesson(self, step: int) -> Lesson:
-        for lesson in self.data.lessons:
-            if step < lesson.steps:
-                return lesson
-            step -= lesson.steps
-        return Lesson(CONVERSATION, 0, self.data.mmu_batch_size)
+    def _phase(self, step: int) -> CurriculumPhase:
+        for phase in self.data.curriculum:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        return CurriculumPhase(CONVERSATION, 0, self.data.mmu_batch_size)
 
     def _understanding(self, rng: np.random.Generator, kind: str) -> Sample:
         if kind in POINTING:
@@ -139,7 +139,7 @@ class WorldBatches:
         found = [index for index, scene in enumerate(self.world.scenes) if tell_apart(scene)]
         if not found:
             raise ValueError(
-                f"none of {len(self.world.scenes)} scenes can be pointed at: raise data.scenes, or leave out data.lessons"
+                f"none of {len(self.world.scenes)} scenes can be pointed at: raise data.scenes, or leave out data.curriculum"
             )
         return found
 
@@ -170,7 +170,7 @@ class WorldBatches:
 
 
 def world_batches(
-    data: Data, model: UnifiedModel, builder: SequenceBuilder, seed: int, cache: Path, progress: Progress
+    data: SyntheticData, model: UnifiedModel, builder: SequenceBuilder, seed: int, cache: Path, progress: Progress
 ) -> WorldBatches:
     """The world's data for ``model``: drawn if need be, and encoded by its tokenizer once (2 bytes a token, kept by its hash)."""
     world = load_world(WorldData(data.pairs, data.scenes, data.seed), cache, progress)

@@ -44,7 +44,7 @@ class World:
     Attributes:
         prompts: one prompt a pair.
         pair_images: uint8 (pairs, 64, 64, 3).
-        simple_pairs: numbers of the pairs that show one object whose colour the prompt names.
+        single_object_pairs: numbers of the pairs that show one object whose colour the prompt names.
         scenes: one scene a picture to be understood.
         scene_images: uint8 (scenes, 64, 64, 3).
         folder: where it lies.
@@ -52,7 +52,7 @@ class World:
 
     prompts: list[str]
     pair_images: np.ndarray
-    simple_pairs: np.ndarray
+    single_object_pairs: np.ndarray
     scenes: list[Scene]
     scene_images: np.ndarray
     folder: Path

@@ -22,6 +22,7 @@ from unidecouple.run import Evaluation
 from unidecouple.world import geneval, pope, vqa
 from unidecouple.world.judge import TemplateJudge
 from unidecouple.world.prompts import TAGS, spread
+from unidecouple.world.settings import SyntheticEvaluation
 
 VALIDATION_SEED = 72
 SAMPLES_SHOWN = 3
@@ -30,18 +31,17 @@ SAMPLES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores models by ``evaluation``; ``builder`` is the models' sequence builder."""
+    """Scores models by ``evaluation`` on sets of ``sizes``; ``builder`` is the models' sequence builder."""
 
     evaluation: Evaluation
+    sizes: SyntheticEvaluation
     builder: SequenceBuilder
 
     def validate(self, model: UnifiedModel) -> list[Score]:
         """Few questions and validation prompts, one picture each: for curves during training. Test sets are not touched."""
-        size = self.evaluation
+        size, parser = self.sizes, self.evaluation.parser
         understood = functools.partial(self._answer, model)
-        scores = [
-            row for row in pope.evaluate(understood, size.eval_images, VALIDATION_SEED, size.parser) if row.metric == "accuracy"
-        ]
+        scores = [row for row in pope.evaluate(understood, size.eval_images, VALIDATION_SEED, parser) if row.metric == "accuracy"]
         scores += [row for row in vqa.evaluate(understood, 2 * size.eval_images, VALIDATION_SEED) if row.metric == "accuracy"]
         result = geneval.generate_and_score(
             functools.partial(self._paint, model),
@@ -55,9 +55,9 @@ class Scorer:
 
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
         """The whole test sets; also writes ``samples.json`` and pictures for the report into ``folder``."""
-        size = self.evaluation
+        size, parser = self.sizes, self.evaluation.parser
         understood = functools.partial(self._answer, model)
-        scores = pope.evaluate(understood, size.pope_images, TEST_SEED, size.parser)
+        scores = pope.evaluate(understood, size.pope_images, TEST_SEED, parser)
         scores += vqa.evaluate(understood, size.vqa_questions, TEST_SEED)
         prompts = spread("test", size.prompts_per_tag)
         kept: list[list[np.ndarray]] = []
@@ -75,8 +75,8 @@ class Scorer:
         return answer(model, self.builder, images, questions)
 
     def _paint(self, model: UnifiedModel, prompts: Sequence[str], num_images: int, seed: int) -> list[list[np.ndarray]]:
-        size = self.evaluation
-        sampling = Sampling(size.guidance_scale, size.temperature, size.top_k)
+        chosen = self.evaluation
+        sampling = Sampling(chosen.guidance_scale, chosen.temperature, chosen.top_k)
         return draw(model, self.builder, prompts, num_images, seed, sampling)
 
 

@@ -19,9 +19,9 @@ from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import open_readers
 from unidecouple.data.formats.record import ImageTokens
 from unidecouple.data.formats.token_cache import MANIFEST, PLAN, read_manifest
-from unidecouple.data.mixture import Files, Source
 from unidecouple.data.pictures import Shaper, decode
 from unidecouple.data.sequences import SequenceBuilder, pixels
+from unidecouple.data.settings import Files, Source
 from unidecouple.data.tally import BadDataError
 from unidecouple.files import sha256_file
 from unidecouple.models.janus import UniJanusForConditionalGeneration

@@ -61,7 +61,8 @@ class Batch:
         pixel_values: (N, 3, H, W) float pictures to be understood, in the order of their placeholders, or None.
         position_ids: (B, T) int64 position of each token in its sequence, where rows hold several sequences one after the
             other (``data/packing.py``); None where each row is one.
-        hidden: (B, T) bool text tokens that the pad stands in for, in prompts dropped for classifier-free guidance; None is none.
+        prompt_dropped: (B, T) bool, True where a pad replaces a token of a prompt dropped for classifier-free guidance. None: no
+            prompt was dropped.
     """
 
     input_ids: Tensor
@@ -71,7 +72,7 @@ class Batch:
     image_tokens: Tensor
     pixel_values: Tensor | None = None
     position_ids: Tensor | None = None
-    hidden: Tensor | None = None
+    prompt_dropped: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = {name: tuple(part.shape) for name, part in self._parts().items() if name != "pixel_values"}

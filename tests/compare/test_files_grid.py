@@ -148,6 +148,5 @@ def test_single_tasks_keep_the_held_out_batches_of_both(small_base: Path, tmp_pa
     sizes = {job.config.evaluation.eval_batch_size for job in jobs(grid)}
     assert sizes == {3}
     drawn = next(job for job in jobs(grid_of(small_base, tmp_path, eval_batch_size=5)) if job.name == "drawn")
-    assert drawn.config.files is not None
-    assert (drawn.config.files.mmu_batch_size, drawn.config.files.t2i_batch_size) == (0, 3)
+    assert (drawn.config.data.mmu_batch_size, drawn.config.data.t2i_batch_size) == (0, 3)
     assert drawn.config.evaluation.eval_batch_size == 5

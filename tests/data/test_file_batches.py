@@ -219,7 +219,7 @@ def test_without_a_tokenizer_pictures_cannot_be_drawn(make: Make) -> None:
 def test_a_tokenizer_of_another_grid_is_told(make: Make, builder: SequenceBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make()
     monkeypatch.setattr(builder, "num_image_tokens", 25)
-    with pytest.raises(ValueError, match="makes 16 tokens of a picture, but the processor has 25"):
+    with pytest.raises(ValueError, match="makes 16 tokens of an image, but the processor has 25"):
         source.batch(0)
 
 

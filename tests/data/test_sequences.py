@@ -138,7 +138,7 @@ def test_collate_pads_on_the_right(builder: SequenceBuilder, pictures: np.ndarra
     assert collate([drawn], 0).pixel_values is None
 
 
-def test_a_batch_knows_which_words_are_hidden(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+def test_a_batch_marks_words_of_dropped_prompts(builder: SequenceBuilder, pictures: np.ndarray) -> None:
     """Those between the BOS and the image-start token of a dropped prompt; neither padding nor tokens to be drawn, pads too."""
     asked, told, hidden = (
         builder.understanding(pictures[0], TURNS[:1]),
@@ -146,9 +146,9 @@ def test_a_batch_knows_which_words_are_hidden(builder: SequenceBuilder, pictures
         builder.generation("a photo of a cow", [1, 2], dropped=True),
     )
     batch = collate([asked, told, hidden], builder.tokenizer.pad_token_id)
-    assert batch.hidden is not None
-    assert batch.hidden.any(1).tolist() == [False, False, True]
-    assert batch.hidden[2].nonzero().flatten().tolist() == list(range(1, len(hidden.input_ids) - 3))
+    assert batch.prompt_dropped is not None
+    assert batch.prompt_dropped.any(1).tolist() == [False, False, True]
+    assert batch.prompt_dropped[2].nonzero().flatten().tolist() == list(range(1, len(hidden.input_ids) - 3))
 
 
 def test_pixels_are_the_processors(processor: UniJanusProcessor, pictures: np.ndarray) -> None:
@@ -271,3 +271,27 @@ def test_unknown_words(builder: SequenceBuilder) -> None:
     assert builder.unknown_words("a photo of a Zebra and a cow and a quagga") == (11, ["Zebra", "quagga"])
     assert builder.known_words == len(set(builder.tokenizer.get_vocab())) - len(SPECIAL_TOKENS) - len(ROLE_TOKENS)
     assert builder.generation_prompt("<unk>")  # means what an unknown word means
+
+
+def test_images_of_the_assistant_are_understood_or_generated_by_the_task(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+    turns: list[tuple[str, list[Part]]] = [("user", ["Which one?", pictures[0]]), ("assistant", [pictures[1], "a cow"])]
+    understood = builder.conversation(turns, Task.MMU)
+    assert np.array_equal(np.stack(understood.pictures), pictures[:2])
+    placeholder = builder.tokenizer.convert_tokens_to_ids(builder.tokenizer.image_token)
+    assert understood.input_ids.count(placeholder) == 2 * builder.seen_tokens
+    assert (understood.images, any(understood.image_mask)) == ((), False)
+    generated = builder.conversation(turns, Task.T2I)
+    assert [len(images) for images in (generated.pictures, generated.images)] == [1, 1]
+    with pytest.raises(ValueError, match="an image of the sample has no tokens yet"):
+        collate([generated], builder.tokenizer.pad_token_id)
+    codes = tuple(range(16))
+    encoded = builder.conversation([turns[0], ("assistant", [codes, "a cow"])], Task.T2I)
+    assert replace(generated, images=(codes,), pictures=()) == replace(encoded, pictures=())
+
+
+def test_a_pad_that_ends_answers_is_no_dropped_prompt(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+    """Tokenizers whose pad is their EOS: nothing is dropped but what was."""
+    answered = builder.understanding(pictures[0], [Question("pope", "Is there a cow in the image?", "yes")])
+    batch = collate([answered], builder.tokenizer.eos_token_id)
+    assert batch.prompt_dropped is not None
+    assert not batch.prompt_dropped.any()

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from decoder_kinds import every_kind
-from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
+from unidecouple.batch import IGNORE, Batch, JointBatch, Task
 from unidecouple.data.packing import pack
 from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate
 from unidecouple.models.interaction import Interaction, find_spans
@@ -24,10 +24,11 @@ PAD, BOS, PICTURE = 0, 1, 9
 
 
 def sample(text: str) -> Sample:
-    """``text`` spells a sequence: ^ BOS, w a word, _ a hidden word, S a picture seen, D a token drawn, A an answer learned."""
+    """``text`` spells a sequence: ^ BOS, w a word, _ a dropped word, S a picture seen, D a token drawn, A an answer learned."""
     ids = [{"^": BOS, "w": 2, "A": 3, "S": PICTURE}.get(token, PAD) for token in text]
     labels = [3 if token == "A" else IGNORE for token in text]
-    return Sample(ids, [Task.MMU] * len(ids), labels, [7 if token == "D" else NO_IMAGE_TOKEN for token in text])
+    mask, dropped = [token == "D" for token in text], [token == "_" for token in text]
+    return Sample(ids, [Task.MMU] * len(ids), labels, mask, dropped, images=((7,) * sum(mask),))
 
 
 def spans_of(texts: list[str], row: int | None = None) -> list[tuple[Task, str, str]]:

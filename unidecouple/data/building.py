@@ -1,69 +1,46 @@
-"""From a record to a sample: its pictures decoded at the model's size, its turns as the model's own token ids."""
+"""From a record to a sample: its images decoded at the model's size, its turns as the model's own token ids."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
-
-from unidecouple.batch import NO_IMAGE_TOKEN, Task
+from unidecouple.batch import Task
 from unidecouple.data.formats.record import BadRecordError, ImageTokens, Picture, Record
 from unidecouple.data.pictures import Shaper
 from unidecouple.data.sequences import Part, Sample, SequenceBuilder
 
 
-@dataclass(frozen=True)
-class Built:
-    """A sample, and the pictures to be drawn, uint8 (H, W, 3) in order, for whose tokens zeros still stand in it."""
-
-    sample: Sample
-    waiting: tuple[np.ndarray, ...]
-
-    def with_tokens(self, tokens: Sequence[Sequence[int]]) -> Sample:
-        """The sample with ``tokens`` of the waiting pictures."""
-        values = iter([token for picture in tokens for token in picture])
-        image = [token if token == NO_IMAGE_TOKEN else next(values) for token in self.sample.image_tokens]
-        return replace(self.sample, image_tokens=image)
-
-
-def build(record: Record, shaper: Shaper, builder: SequenceBuilder, dropped: bool = False, max_length: int | None = None) -> Built:
-    """Decode and tokenize ``record``.
+def build(record: Record, shaper: Shaper, builder: SequenceBuilder, dropped: bool = False, max_length: int | None = None) -> Sample:
+    """Decode and tokenize ``record``. Images to be generated keep their pixels where the record has no tokens of them.
 
     Args:
         record: from a reader.
         shaper, builder: of the model.
-        dropped: hides the prompt of a picture to be drawn.
+        dropped: whether the prompt of an image to be generated is dropped.
         max_length: most tokens.
 
     Raises:
-        BadRecordError: a picture cannot be read, a text cannot be tokenized, or the sample is too long.
+        BadRecordError: an image cannot be read, a text cannot be tokenized, or the sample is too long.
     """
-    waiting: list[np.ndarray] = []
+    is_t2i = record.kind == "t2i"
 
-    def part(value: str | Picture, draws: bool) -> Part:
+    def part(value: str | Picture, generated: bool) -> Part:
         if isinstance(value, str):
             return value
-        if not draws:
+        if not generated:
             return shaper.understood(value)
-        if isinstance(value, ImageTokens):
-            return _cached(value, builder.num_image_tokens)
-        waiting.append(shaper.drawn(value))
-        return (0,) * builder.num_image_tokens
+        return _cached(value, builder.num_image_tokens) if isinstance(value, ImageTokens) else shaper.drawn(value)
 
-    draws = record.kind == "t2i"
     try:
-        turns = [(turn.role, [part(p, draws and turn.role == "assistant") for p in turn.parts]) for turn in record.turns]
-        sample = builder.conversation(turns, Task.T2I if draws else Task.MMU, dropped)
+        turns = [(turn.role, [part(p, is_t2i and turn.role == "assistant") for p in turn.parts]) for turn in record.turns]
+        sample = builder.conversation(turns, Task.T2I if is_t2i else Task.MMU, dropped)
     except (ValueError, OSError) as error:
         raise BadRecordError(record.where, str(error)) from error
     if max_length is not None and len(sample.input_ids) > max_length:
         raise BadRecordError(record.where, f"{len(sample.input_ids)} tokens are more than max_length={max_length}")
-    return Built(sample, tuple(waiting))
+    return sample
 
 
 def _cached(picture: ImageTokens, count: int) -> tuple[int, ...]:
     tokens = tuple(picture.read().tolist())
     if len(tokens) != count:
-        raise ValueError(f"{len(tokens)} tokens a picture in {picture.shard}, where the model has {count}: encode it again")
+        raise ValueError(f"{len(tokens)} tokens per image in {picture.shard}, where the model has {count}: encode it again")
     return tokens

@@ -141,7 +141,7 @@ def check(
             progress(done, total)
             try:
                 record = reader.record(number)
-                sample = build(record, shaper, builder, max_length=max_length).sample
+                sample = build(record, shaper, builder, max_length=max_length)
                 digests.append(digest(record))
             except (BadRecordError, OSError) as error:
                 problems.append(str(error))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from unidecouple.batch import JointBatch, Task
-from unidecouple.data.building import Built, build
+from unidecouple.data.building import build
 from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, Shelf, open_readers
 from unidecouple.data.mixture import Pool, Stream
 from unidecouple.data.packing import pack
@@ -118,7 +119,7 @@ class FileBatches:
 
     def lengths(self, task: Task, count: int) -> list[int]:
         """Tokens of the first ``count`` training samples of ``task``, pictures included; none is encoded."""
-        return [len(self._built(self._training[task], task, number, False).sample.input_ids) for number in range(count)]
+        return [len(self._sample(self._training[task], task, number, False).input_ids) for number in range(count)]
 
     def _pools(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[list[Pool], list[Shelf]]:
         pools, shelves = [], []
@@ -138,45 +139,44 @@ class FileBatches:
         return pools, shelves
 
     def _samples(self, stream: Stream, task: Task, numbers: Sequence[int]) -> list[Sample]:
-        """The draws ``numbers`` of ``stream``; whether a draw's prompt is hidden depends on its number alone."""
+        """The draws ``numbers`` of ``stream``; whether a draw's prompt is dropped depends on its number alone."""
         share = self.files.cond_dropout_prob if task is Task.T2I else 0.0
-        hidden = [np.random.default_rng([self.seed, number, int(task)]).random() < share for number in numbers]
-        return self._encoded([self._built(stream, task, n, bool(drop)) for n, drop in zip(numbers, hidden, strict=True)])
+        dropped = [np.random.default_rng([self.seed, number, int(task)]).random() < share for number in numbers]
+        return self._encoded([self._sample(stream, task, n, bool(drop)) for n, drop in zip(numbers, dropped, strict=True)])
 
-    def _built(self, stream: Stream, task: Task, number: int, dropped: bool) -> Built:
+    def _sample(self, stream: Stream, task: Task, number: int, dropped: bool) -> Sample:
         shelves = self._shelves[task][1]
         for skip in range(_TRIES):
             pool, position = stream.draw(number, skip)
             try:
                 record = shelves[pool].record(position)
-                built = build(record, self._shaper, self.builder, dropped, self.files.max_length)
+                sample = build(record, self._shaper, self.builder, dropped, self.files.max_length)
             except BadRecordError as error:
                 self.tally.skip(error)
             else:
                 self.tally.good()
-                return built
+                return sample
         raise BadDataError(f"{_TRIES} records in a row are bad, told above: run `unidecouple data check`")
 
-    def _encoded(self, made: Sequence[Built]) -> list[Sample]:
-        """The samples with the tokens they lacked, all pictures encoded together."""
-        waiting = [picture for built in made for picture in built.waiting]
-        if not waiting:
-            return [built.sample for built in made]
+    def _encoded(self, samples: list[Sample]) -> list[Sample]:
+        """``samples`` with tokens in place of pixels, all images encoded together."""
+        pixel_images = [image for sample in samples for image in sample.images if isinstance(image, np.ndarray)]
+        if not pixel_images:
+            return samples
         if self._vq is None:
-            raise ValueError("pictures to be drawn have no tokens: run `unidecouple data encode` on them, or give the tokenizer")
-        encoded = encode_image_tokens(self._vq, pixels(waiting).to(self._vq.quantize.embedding.weight))
+            raise ValueError("images to be generated have no tokens: run `unidecouple data encode` on them, or give the tokenizer")
+        encoded = encode_image_tokens(self._vq, pixels(pixel_images).to(self._vq.quantize.embedding.weight))
         if encoded.shape[1] != self.builder.num_image_tokens:
             raise ValueError(
-                f"the tokenizer makes {encoded.shape[1]} tokens of a picture, "
+                f"the tokenizer makes {encoded.shape[1]} tokens of an image, "
                 f"but the processor has {self.builder.num_image_tokens}: they are of different models"
             )
-        tokens = encoded.tolist()
-        out, place = [], 0
-        for built in made:
-            count = len(built.waiting)
-            out.append(built.with_tokens(tokens[place : place + count]) if count else built.sample)
-            place += count
-        return out
+        tokens = map(tuple, encoded.tolist())
+
+        def of(sample: Sample) -> Sample:
+            return replace(sample, images=tuple(next(tokens) if isinstance(one, np.ndarray) else one for one in sample.images))
+
+        return [of(sample) for sample in samples]
 
     def _refuse_broken(self, readers: tuple[Reader, ...]) -> None:
         """Log every record of a source that cannot be parsed; refuse the source if they are too many."""

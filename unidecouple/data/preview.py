@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN
+from unidecouple.batch import IGNORE
 from unidecouple.data.building import build
 from unidecouple.data.formats import KINDS, BadRecordError, Reader, Record, Shelf
 from unidecouple.data.formats.record import ImageTokens, Picture
@@ -82,8 +82,8 @@ def stretches(sample: Sample, builder: SequenceBuilder) -> Iterator[Stretch]:
     placeholder = builder.tokenizer.convert_tokens_to_ids(builder.tokenizer.image_token)
 
     def look(number: int) -> str:
-        ends_row = sample.input_ids[number] in builder.row_end and sample.image_tokens[max(0, number - 1)] != NO_IMAGE_TOKEN
-        if sample.image_tokens[number] != NO_IMAGE_TOKEN or ends_row:
+        ends_row = sample.input_ids[number] in builder.row_end and sample.image_mask[max(0, number - 1)]
+        if sample.image_mask[number] or ends_row:
             return "drawn"
         if sample.input_ids[number] == placeholder:
             return "shown"
@@ -92,12 +92,12 @@ def stretches(sample: Sample, builder: SequenceBuilder) -> Iterator[Stretch]:
     for kind, group in itertools.groupby(range(len(sample.input_ids)), look):
         numbers = list(group)
         ids = [sample.input_ids[number] for number in numbers]
-        count = sum(sample.image_tokens[number] != NO_IMAGE_TOKEN for number in numbers) if kind == "drawn" else len(numbers)
+        count = sum(sample.image_mask[number] for number in numbers) if kind == "drawn" else len(numbers)
         yield Stretch(kind, "" if kind in ("drawn", "shown") else builder.tokenizer.decode(ids), count)
 
 
 def _show(record: Record, shaper: Shaper, builder: SequenceBuilder) -> Shown:
-    sample = build(record, shaper, builder).sample
+    sample = build(record, shaper, builder)
     turns = tuple((turn.role, tuple(_content(p, record, turn.role, shaper) for p in turn.parts)) for turn in record.turns)
     return Shown(record.kind, record.where, turns, tuple(stretches(sample, builder)), len(sample.input_ids))
 

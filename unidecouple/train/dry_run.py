@@ -61,6 +61,6 @@ def _decoded(batch: Batch, row: int, builder: SequenceBuilder) -> str:
     ids, tasks, labels, codes = (
         column[row][keep].tolist() for column in (batch.input_ids, batch.task_ids, batch.labels, batch.image_tokens)
     )
-    sample = Sample(ids, tasks, labels, codes)
+    sample = Sample.of_tokens(ids, tasks, labels, codes)
     marks = {"loss": "[[{}]]", "context": "{}", "shown": "<{} tokens of a picture>", "drawn": "[[{} image tokens]]"}
     return " ".join(marks[part.look].format(part.text or part.count) for part in stretches(sample, builder))

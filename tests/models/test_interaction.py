@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from decoder_kinds import every_kind
 from unidecouple.batch import IGNORE, Batch, JointBatch, Task
 from unidecouple.data.packing import pack
-from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, Sample, SequenceBuilder, collate
 from unidecouple.models.interaction import Interaction, find_spans
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
@@ -82,7 +82,7 @@ def test_uniform_attention_by_hand(make_model: MakeModel, builder: SequenceBuild
     prompt = builder.generation_prompt("a photo of a cow")
     drawn = collate([builder.generation("a photo of a cow", [1] * 16)], PAD)
     picture = np.zeros((16, 16, 3), np.uint8)
-    asked = collate([builder.understanding(picture, [Question("pope", "Is there a cow in the image?", "yes")])], PAD)
+    asked = collate([builder.understanding(picture, [QAPair("pope", "Is there a cow in the image?", "yes")])], PAD)
     t2i, mmu = model(batch=(drawn, asked), interaction=True).interaction
     by_hand = np.mean([len(prompt) / (row + 1) for row in range(len(prompt), len(prompt) + 16)])
     assert t2i.intensity.flatten().tolist() == pytest.approx([by_hand] * 2, abs=1e-6)
@@ -159,7 +159,7 @@ def test_packed_rows_measure_the_same(
 ) -> None:
     model, pad = make_model(), builder.tokenizer.pad_token_id
     model.set_attn_implementation(attention)
-    question = Question("pope", "Is there a cow in the image?", "yes")
+    question = QAPair("pope", "Is there a cow in the image?", "yes")
     samples = [
         builder.understanding(pictures[0], [question]),
         builder.generation("a photo of a cow", [3] * 16),

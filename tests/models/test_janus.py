@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, JanusForConditionalGeneration
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
-from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, Sample, SequenceBuilder, collate
 from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
@@ -136,7 +136,7 @@ def test_joint_losses_by_hand(make_model: MakeModel, joint_batch: Joint, kind: s
 @pytest.fixture
 def mixed(builder: SequenceBuilder, pictures: np.ndarray) -> Sample:
     """One row that answers a question and then draws a picture."""
-    asked = builder.understanding(pictures[0], [Question("pope", "Is there a cow in the image?", "yes")])
+    asked = builder.understanding(pictures[0], [QAPair("pope", "Is there a cow in the image?", "yes")])
     drawn = builder.generation("a photo of a cow", range(16))
     names = ("input_ids", "task_ids", "labels", "image_mask", "prompt_dropped")
     both = {name: getattr(asked, name) + getattr(drawn, name)[1:] for name in names}

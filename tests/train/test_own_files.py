@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from own_data import asked, flat, write_jsonl, write_pictures
 from small_runs import Run
 from unidecouple import config as configs
+from unidecouple.data.bad_records import BadDataError
 from unidecouple.data.settings import Files, Source
-from unidecouple.data.tally import BadDataError
 from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.train import train

@@ -14,7 +14,7 @@ from unidecouple.batch import Task
 from unidecouple.convert.load import load_processor
 from unidecouple.data.settings import Files, Source
 from unidecouple.run import RunConfig
-from unidecouple.train.measurements import LeftOut, measure_alignment, measure_conflict, measure_routing, measure_routing_history
+from unidecouple.train.measurements import Skipped, measure_alignment, measure_conflict, measure_routing, measure_routing_history
 from unidecouple.train.subject import Opened, open_subject
 from unidecouple.world import source as worlds
 
@@ -68,10 +68,10 @@ def test_data_given_goes_before_everything(small_base: Path, small_cache: Path, 
     assert found.data == f"the files given: {own}"
     assert found.subject.tasks == tuple(Task)
     conflict = measure_conflict(found.subject, quiet)
-    assert isinstance(conflict, LeftOut)
+    assert isinstance(conflict, Skipped)
     assert conflict.reason == "16 different records of each task are needed, and there are 3 of mmu"
     few = measure_alignment(found.subject, quiet)
-    assert isinstance(few, LeftOut)
+    assert isinstance(few, Skipped)
     assert "fewer than 8" in few.reason
 
 
@@ -81,10 +81,10 @@ def test_files_of_one_task_have_no_conflict(small_base: Path, small_cache: Path,
     subject = opened(small_base, small_cache, data=(alone,)).subject
     assert subject.tasks == (Task.T2I,)
     found = measure_conflict(subject, quiet)
-    assert isinstance(found, LeftOut)
+    assert isinstance(found, Skipped)
     assert "t2i only" in found.reason
-    assert isinstance(measure_routing(subject, quiet), LeftOut)
-    assert isinstance(measure_routing_history(subject, quiet), LeftOut)
+    assert isinstance(measure_routing(subject, quiet), Skipped)
+    assert isinstance(measure_routing_history(subject, quiet), Skipped)
 
 
 def test_training_files_are_said_to_be_that(small_base: Path, small_cache: Path, own: Path) -> None:
@@ -117,7 +117,7 @@ def test_batches_of_a_conflict_share_no_record(small_base: Path, small_cache: Pa
         shown = [tuple(row.tolist()) for batch in batches for row in batch.input_ids]
         assert len({tuple(token for token in row if token) for row in shown}) == 20
     found = measure_conflict(subject, quiet)
-    assert not isinstance(found, LeftOut)
+    assert not isinstance(found, Skipped)
     assert found["pairs"] == 2
     assert all(row["floor"] < 0.999 for row in found["rows"])
 
@@ -130,7 +130,7 @@ def test_scenes_and_pairs_of_a_conflict_are_not_drawn_twice(small_base: Path, sm
     assert len(tokens) == 24
     assert len(set(tokens)) == 24
     found = measure_conflict(subject, quiet)
-    assert not isinstance(found, LeftOut)
+    assert not isinstance(found, Skipped)
     assert found["pairs"] == 2
 
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from unidecouple.data.sequences import Question
+from unidecouple.data.sequences import QAPair
 from unidecouple.world.scene import render
 from unidecouple.world.vqa import KINDS, VqaItem, evaluate, score, vqa_set
 
 
 def item(kind: str, answer: str) -> VqaItem:
-    return VqaItem(0, Question(kind, "?", answer))
+    return VqaItem(0, QAPair(kind, "?", answer))
 
 
 def test_scores_by_hand() -> None:

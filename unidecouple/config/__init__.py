@@ -2,7 +2,7 @@
 
 A configuration is a frozen dataclass. Its values come from YAML files merged left to right, then from overrides
 ``dotted.key=value`` (``layers.py``), and are checked strictly: no unknown key, no "3" where a number is meant, no ``yes`` for
-true. Every misfit is told with its file, its place and the nearest known name (``explain.py``).
+true. Every misfit is reported with its file, its place and the nearest known name (``explain.py``).
 """
 
 from __future__ import annotations

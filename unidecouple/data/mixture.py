@@ -1,6 +1,6 @@
-"""The mixture of sources: which record a draw is, as a function of the seed and the draw's number alone.
+"""The mixture of sources: the record of each sample, as a function of the seed and the sample's number alone.
 
-Nothing is read or remembered on the way there, so a resumed run goes on exactly, without reading again what it has seen.
+There is no state, so a resumed run continues exactly, without reading earlier records again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from unidecouple.data.permutation import permute
 
 CYCLE: Final = 1 << 14
-"""Draws in which every source has its exact share: shares hold to one in 16,384."""
+"""Samples per cycle, in which every source has its exact share: shares are exact to one in 16,384."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The records of one source that one stream draws from: ``size`` of them, ``used`` after the cap, at ``share`` of the draws."""
+    """One source's records in a stream: ``size`` of them, ``used`` after the cap, with ``share`` of the samples."""
 
     source: int
     size: int
@@ -29,10 +29,10 @@ class Pool:
 
 
 class Stream:
-    """An endless sequence of draws from several pools.
+    """An endless sequence of samples from several pools.
 
-    Pools alternate in cycles of ``CYCLE`` draws, each with its exact share, in an order shuffled anew each cycle. Inside a pool
-    every record comes once an epoch, in an order shuffled anew each epoch.
+    Pools alternate in cycles of ``CYCLE`` samples, each with its exact share, reshuffled each cycle. In a pool every record comes
+    once per epoch, reshuffled each epoch.
     """
 
     def __init__(self, pools: Sequence[Pool], key: Sequence[int]) -> None:
@@ -41,7 +41,7 @@ class Stream:
         self._pattern = functools.lru_cache(4)(self._shuffled)
 
     def draw(self, number: int, skip: int = 0) -> tuple[int, int]:
-        """(pool, record in the pool) of draw ``number``; with ``skip`` the record so many places on, for one that is bad."""
+        """(pool, record in the pool) of sample ``number``; ``skip`` steps over bad records."""
         cycle, place = divmod(number, CYCLE)
         pattern = self._pattern(cycle)
         chosen = int(pattern[place])
@@ -54,13 +54,13 @@ class Stream:
         return chosen, int(position)
 
     def _shuffled(self, cycle: int) -> np.ndarray:
-        """(CYCLE,) the pool of each draw of the cycle."""
+        """(CYCLE,) the pool of each sample of the cycle."""
         ordered = np.repeat(np.arange(len(self.pools)), self._quotas)
         return ordered[permute(np.arange(CYCLE), CYCLE, (*self._key, 0, cycle))]
 
 
 def quotas(shares: Sequence[float]) -> list[int]:
-    """Draws of each pool in a cycle: ``shares`` by largest remainders, at least one each, ``CYCLE`` in all."""
+    """Samples of each pool per cycle: ``shares`` by largest remainders, at least one each, ``CYCLE`` in total."""
     exact = np.asarray(shares, float) / sum(shares) * CYCLE
     whole = np.maximum(1, np.floor(exact)).astype(int)
     order = np.argsort(-(exact - whole), kind="stable")

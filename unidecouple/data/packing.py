@@ -1,8 +1,8 @@
-"""Several sequences in one row, none of which sees another: less padding, the same losses and gradients.
+"""Several sequences per row, which do not attend to each other: less padding, the same losses and gradients.
 
-Rows need no mask of their own: ``position_ids`` start again at 0 with each sequence, and transformers' ``create_causal_mask``,
-given no mask and no cache, makes attention causal and block-diagonal wherever they do (a test holds torch's eager and sdpa to the
-unpacked losses and gradients). A sequence's first token is never a target, so no loss reaches across a boundary.
+Rows need no mask: ``position_ids`` restart at 0 with each sequence, and transformers' ``create_causal_mask``, given no mask and no
+cache, then makes attention causal and block-diagonal (a test compares torch's eager and sdpa with unpacked losses and gradients).
+A sequence's first token is never a target, so no loss reaches across a boundary.
 """
 
 from __future__ import annotations

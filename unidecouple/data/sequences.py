@@ -1,4 +1,4 @@
-"""Token sequences of the two tasks, exactly as the processor's chat template renders them, and their collation to batches."""
+"""Token sequences of the two tasks, exactly as the processor's chat template renders them, and their collation into batches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from unidecouple.models.processing import UnifiedProcessor
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question about a picture and its one right answer; ``kind`` is the group that scores list it under."""
+class QAPair:
+    """A question about an image and its correct answer; ``kind`` is the group that it is scored in."""
 
     kind: str
     text: str
@@ -66,18 +66,17 @@ class Sample:
 
 
 _KEPT = (1 << 15, 512)
-"""Most texts whose ids are kept, and most characters of one: a server sees new ones for ever."""
+"""Most texts whose ids are cached, and most characters of one: a server never stops receiving new ones."""
 
-Part = str | np.ndarray | tuple[int, ...]
+TurnPart = str | np.ndarray | tuple[int, ...]
 """Of a turn: text, a uint8 (H, W, 3) image, or the tokens of an image. Images of the assistant under ``Task.T2I`` are to be
 generated, all others are to be understood."""
 
 
 class SequenceBuilder:
-    """Builds training sequences with a processor's tokenizer; a test holds them equal to the processor's own prompts.
+    """Builds training sequences with a processor's tokenizer; a test compares them with the processor's own prompts.
 
-    The BOS says nothing of the task yet, so it counts as understanding in either (see ``Task``); all else has the task of
-    its sample.
+    The BOS counts as understanding in either task (see ``Task``); all other tokens have the task of their sample.
     """
 
     def __init__(self, processor: UnifiedProcessor) -> None:
@@ -100,8 +99,8 @@ class SequenceBuilder:
         self._control = control_tokens(self.tokenizer, marks)
         self._reserved = (*self._control.values(), *form.reserved)
 
-    def understanding(self, picture: np.ndarray, turns: Sequence[Question], answered: bool = True) -> Sample:
-        """A conversation about ``picture``; losses on answers and their EOS. Without ``answered`` there is no target."""
+    def understanding(self, picture: np.ndarray, turns: Sequence[QAPair], answered: bool = True) -> Sample:
+        """A conversation about ``picture``; losses on answers and their EOS. Without ``answered`` there are no targets."""
         ids, labels = [self._bos], [IGNORE]
         for index, turn in enumerate(turns):
             asked = self._ids(
@@ -127,16 +126,16 @@ class SequenceBuilder:
         mask, missing = [False] * len(ids) + mask, missing + [False] * len(generated)
         return _sample(ids + generated, Task.T2I, mask=mask, dropped=missing, images=(tuple(image_tokens),))
 
-    def conversation(self, turns: Sequence[tuple[str, Sequence[Part]]], task: Task, dropped: bool = False) -> Sample:
-        """Turns (role, parts) with words and pictures in any order; equal to ``understanding`` and ``generation`` in their cases.
+    def conversation(self, turns: Sequence[tuple[str, Sequence[TurnPart]]], task: Task, dropped: bool = False) -> Sample:
+        """Turns (role, parts) with text and images in any order; equal to ``understanding`` and ``generation`` in their cases.
 
         Under ``Task.MMU`` losses are on the assistant's words and their EOS. Under ``Task.T2I`` they are on the tokens of the
         images generated; the assistant's words are context there. A system turn stands in place of the processor's own prompt.
 
-        Prompts that stand bare (Emu3) have no roles, and further ones follow as they are (ours; it was trained on single ones).
+        Prompts without roles (Emu3) follow each other as they are (ours; Emu3 was trained on single ones).
 
         Args:
-            turns: a system turn perhaps, then user and assistant in turn.
+            turns: optionally a system turn, then user and assistant in turn.
             task: of all tokens but the BOS.
             dropped: replaces all but the images generated, as classifier-free guidance needs.
 
@@ -184,9 +183,9 @@ class SequenceBuilder:
         return _sample(ids, task, labels, mask, missing, () if dropped else tuple(pictures), tuple(images))
 
     def generation_prompt(self, prompt: str, dropped: bool = False) -> list[int]:
-        """Ids up to where drawing starts.
+        """Ids up to where the image tokens start.
 
-        A dropped prompt keeps its length, as in Janus, pads between BOS and picture; a bare one is left out, as in Emu3.
+        A dropped prompt is replaced by as many pads, as in Janus; a prompt without roles is left out, as in Emu3.
 
         Raises:
             ValueError: as ``check_words``.
@@ -196,10 +195,10 @@ class SequenceBuilder:
         return [self._bos, *(pads if dropped else inner), *self._opening]
 
     def understanding_prompt(self, question: str, shown: bool = True) -> list[int]:
-        """Ids of one question about one picture, up to where the answer starts; not ``shown``, the picture is left out.
+        """Ids of one question about one image, up to where the answer starts; without ``shown`` the image is left out.
 
-        As deepseek-ai/Janus strips a message whole (``apply_sft_template_for_multi_turn_prompts``), spaces between picture and
-        question stay, and a picture without a question has no line feed after it.
+        deepseek-ai/Janus strips the whole message (``apply_sft_template_for_multi_turn_prompts``). So spaces between image and
+        question stay, and an image without a question has no line feed after it.
 
         Raises:
             ValueError: as ``check_words``.
@@ -218,11 +217,11 @@ class SequenceBuilder:
         return self._ids(self._chat.lead + answer.strip(), keep=False) if answer.strip() else []
 
     def check_words(self, words: str, what: str = "text") -> None:
-        """Refuse a user's text that no sequence may hold; every text of every command passes here before it is tokenized.
+        """Refuse a user's text that would change the sequence; called on every text of every command before it is tokenized.
 
-        A control token (see ``control_tokens``) in a text would end an answer, open another speaker's turn or stand for a picture.
-        It is refused rather than encoded as plain text: that is not exact for every tokenizer, since words are tokenized together
-        with the template's text around them, and word-level ones have no plain form of it.
+        A control token (see ``control_tokens``) in a text would end an answer, open another speaker's turn or stand for an image.
+        It is refused rather than encoded as plain text. That would not be exact for every tokenizer, since text is tokenized
+        together with the template around it, and word-level tokenizers have no plain form of it.
 
         Args:
             words: of a question, answer, prompt, negative prompt or system turn.
@@ -240,7 +239,7 @@ class SequenceBuilder:
             raise ValueError(f"the {what} spells out {found!r}, a special token: remove it ({quoted(words)})")
 
     def unknown_words(self, text: str) -> tuple[int, list[str]]:
-        """How many tokens ``text`` has, and the words among them that the tokenizer does not know (none in byte-level ones)."""
+        """Number of tokens of ``text``, and the words that are not in the vocabulary (none with byte-level tokenizers)."""
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         places = zip(found["input_ids"], found["offset_mapping"], strict=True)
         unknown = self.tokenizer.unk_token_id
@@ -248,7 +247,7 @@ class SequenceBuilder:
 
     @property
     def known_words(self) -> int:
-        """Entries of the vocabulary that a text can be made of."""
+        """Entries of the vocabulary that can occur in a text."""
         return len(self.tokenizer) - len(self._control) - (self.tokenizer.unk_token is not None)
 
     def _generated(self, count: int) -> tuple[list[int], list[bool]]:
@@ -264,8 +263,8 @@ class SequenceBuilder:
     def _special_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
-    def _joined(self, parts: Sequence[Part]) -> str:
-        """Words of a turn and the template's text for its pictures, a space before what would touch words.
+    def _joined(self, parts: Sequence[TurnPart]) -> str:
+        """Text of a turn and the template's text for its images, separated by spaces.
 
         Raises:
             ValueError: as ``check_words``.
@@ -283,9 +282,9 @@ class SequenceBuilder:
         return text.rstrip()  # see ``understanding_prompt``
 
     def _ids(self, text: str, words: str = "", what: str = "text", keep: bool = True) -> list[int]:
-        """Ids of a stretch of text, its pictures in full; kept for the next time unless it is a user's.
+        """Ids of ``text`` with its images in full; cached unless a user wrote it.
 
-        ``words``, a part of it that users wrote, are checked first.
+        ``words``, the part of it that a user wrote, are checked first.
         """
         if text in self._texts:
             return self._texts[text]
@@ -313,10 +312,10 @@ def _sample(
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerFast, marks: str) -> dict[int, str]:
-    """Tokens, by id, that users' words must not spell out: all special ones, and added ones that stand in the template.
+    """Tokens, by id, that users' text must not contain: all special ones, and added ones that occur in the template.
 
-    Some checkpoints do not flag their role tokens as special, so ``marks``, all texts of the template, are searched too. The
-    token for unknown words is none of them: it means in a text what it means elsewhere.
+    Some checkpoints do not flag their role tokens as special, so ``marks``, all texts of the template, are searched, too. The
+    token for unknown words is excluded: it has the same meaning in a user's text.
     """
     added = {number: (str(token), token.special) for number, token in tokenizer.added_tokens_decoder.items()}
     found = {number: token for number, (token, special) in added.items() if special or token in marks}

@@ -16,7 +16,7 @@ from unidecouple.files import write_json_atomic, write_text_atomic
 from unidecouple.ownership import check_file
 from unidecouple.report.probes import PROBES, Probe
 from unidecouple.report.style import GRID, INK, MUTED, PAPER, Plot
-from unidecouple.train.measurements import LeftOut
+from unidecouple.train.measurements import Skipped
 from unidecouple.train.subject import Opened
 
 DIAGNOSIS, PAGE = "diagnosis.json", "diagnosis.html"
@@ -51,7 +51,7 @@ def write_diagnosis(opened: Opened, output: Path, say: Say) -> Path:
     for number, probe in enumerate(PROBES, start=1):
         say(f"{number}/{len(PROBES)} {probe.name}: {probe.title}")
         found = probe.measure(opened.subject, _progress(say))
-        if isinstance(found, LeftOut):
+        if isinstance(found, Skipped):
             say(f"  left out: {found.reason}")
             left_out[probe.name] = found.reason
         else:

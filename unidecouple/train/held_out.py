@@ -10,7 +10,7 @@ import torch
 
 from unidecouple.batch import Task
 from unidecouple.data.file_batches import KINDS_OF, FileBatches
-from unidecouple.data.formats import Shelf, open_readers
+from unidecouple.data.formats import RecordIndex, open_readers
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files, Source
 from unidecouple.eval.benchmark import Quiz, Score
@@ -103,4 +103,4 @@ def held_out(
 def _tasks_in(sources: Sequence[Source], cache: Path) -> list[Task]:
     """Tasks that ``sources`` have records of."""
     readers = [reader for s in sources for reader in open_readers(s.path, s.data_type, s.root, cache / "files")]
-    return [task for task, kinds in KINDS_OF.items() if len(Shelf(readers, kinds))]
+    return [task for task, kinds in KINDS_OF.items() if len(RecordIndex(readers, kinds))]

@@ -26,13 +26,13 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Skipped:
     """Why something was not measured."""
 
     reason: str
 
 
-Measured = dict[str, Any] | LeftOut
+Measured = dict[str, Any] | Skipped
 
 
 def measure_conflict(subject: Subject, progress: Progress) -> Measured:
@@ -42,13 +42,13 @@ def measure_conflict(subject: Subject, progress: Progress) -> Measured:
     ``subject.batches`` asks for there are fewer pairs, and below 2 x ``BATCH`` records smaller batches.
     """
     if len(subject.tasks) < len(Task):
-        return LeftOut(f"there is data of {_named(subject.tasks)} only, and a conflict needs two")
+        return Skipped(f"there is data of {_named(subject.tasks)} only, and a conflict needs two")
     wanted = 2 * subject.batches
     records = {task: subject.source.distinct_samples(task, wanted * BATCH) for task in Task}
     fewest = min(Task, key=lambda task: records[task])
     size = min(BATCH, records[fewest] // 2)
     if size < LEAST_BATCH:
-        return LeftOut(
+        return Skipped(
             f"{2 * LEAST_BATCH} different records of each task are needed, and there are {records[fewest]} of {fewest.key}"
         )
     total = min(wanted, records[fewest] // size // 2 * 2)
@@ -61,7 +61,7 @@ def measure_conflict(subject: Subject, progress: Progress) -> Measured:
 
     rows = gradient_conflict(model, batch_of, total // 2)
     if not rows:
-        return LeftOut("the tasks share no weight matrix of the decoder")
+        return Skipped("the tasks share no weight matrix of the decoder")
     return {"step": subject.step, "pairs": total, "rows": [row.to_json() for row in rows]}
 
 
@@ -69,13 +69,13 @@ def measure_routing(subject: Subject, progress: Progress) -> Measured:
     """``routing_map``: {"layers"}."""
     both = tuple(batch for task in subject.tasks for n in range(subject.batches) for batch in subject.batch(task, BATCH, n))
     layers = routing_map(subject.model, both)
-    return {"layers": layers} if layers else LeftOut(_no_router(subject.model.config.text_config))
+    return {"layers": layers} if layers else Skipped(_no_router(subject.model.config.text_config))
 
 
 def measure_routing_history(subject: Subject, progress: Progress) -> Measured:
     """What training logged: {"records"}."""
     records = read_routing_log(subject.folder) if subject.folder else []
-    return {"records": records} if records else LeftOut(f"there is no {ROUTING} beside it: only runs of mixtures write one")
+    return {"records": records} if records else Skipped(f"there is no {ROUTING} beside it: only runs of mixtures write one")
 
 
 def measure_interaction(subject: Subject, progress: Progress) -> Measured:
@@ -84,7 +84,7 @@ def measure_interaction(subject: Subject, progress: Progress) -> Measured:
         subject.model, lambda task, number: subject.batch(task, BATCH, number), subject.tasks, 2 * subject.batches
     )
     if not rows:
-        return LeftOut("no sample shows both a picture and words about it")
+        return Skipped("no sample shows both a picture and words about it")
     return {"step": subject.step, "correlation": depth_correlation(rows), "rows": [row.to_json() for row in rows]}
 
 
@@ -103,7 +103,7 @@ def measure_alignment(subject: Subject, progress: Progress) -> Measured:
             "chance": chance(pairs, k),
             "depths": [depth.to_json() for depth in depths],
         }
-    return {"tasks": found} if found else LeftOut(f"fewer than {LEAST_PAIRS} pictures with words of their own were drawn")
+    return {"tasks": found} if found else Skipped(f"fewer than {LEAST_PAIRS} pictures with words of their own were drawn")
 
 
 def measure_ablations(subject: Subject, progress: Progress) -> Measured:
@@ -111,7 +111,7 @@ def measure_ablations(subject: Subject, progress: Progress) -> Measured:
     held = {task: [subject.batch(task, BATCH, number) for number in range(subject.batches)] for task in subject.tasks}
     intact, costs = ablations(subject.model, held, progress)
     if not costs:
-        return LeftOut("the model is dense and no layer is untied: it has no experts and no sets of weights to take away")
+        return Skipped("the model is dense and no layer is untied: it has no experts and no sets of weights to take away")
     absent = _not_taken_away(subject.model.config.text_config)
     return {"batches": subject.batches, "intact": intact, "costs": [cost.to_json() for cost in costs], "not_measured": absent}
 

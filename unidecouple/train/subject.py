@@ -12,7 +12,7 @@ from unidecouple import config as configs
 from unidecouple.batch import JointBatch, Task
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.data.file_batches import KINDS_OF
-from unidecouple.data.formats import Shelf, open_readers
+from unidecouple.data.formats import RecordIndex, open_readers
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files, Source
 from unidecouple.models.base import UnifiedModel
@@ -110,7 +110,7 @@ def open_subject(
 def _files(data: Sequence[Path], cache: Path) -> Files:
     """All records of ``data``, of the tasks that they have."""
     readers = [reader for path in data for reader in open_readers(path, None, None, cache / "files")]
-    understood, drawn = (len(Shelf(readers, kinds)) for kinds in KINDS_OF.values())
+    understood, drawn = (len(RecordIndex(readers, kinds)) for kinds in KINDS_OF.values())
     if not understood + drawn:
         raise ValueError(f"--data {' '.join(map(str, data))} holds no record that can be used: see `unidecouple data check`")
     return Files(tuple(Source(path) for path in data), mmu_batch_size=min(understood, 1), t2i_batch_size=min(drawn, 1))

@@ -26,7 +26,7 @@ from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import reading
 from unidecouple.train.launch import processes
 from unidecouple.train.lock import held
-from unidecouple.train.measurements import LeftOut, Measured, measure_conflict, measure_interaction, measure_routing
+from unidecouple.train.measurements import Measured, Skipped, measure_conflict, measure_interaction, measure_routing
 from unidecouple.train.meter import Meter, Spent
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.run_folder import RESULT, claim, scored
@@ -205,7 +205,7 @@ def _probe(subject: Subject, folder: Path) -> None:
 
 
 def _write_measured(measured: Measured, path: Path) -> None:
-    if not isinstance(measured, LeftOut):
+    if not isinstance(measured, Skipped):
         write_json_atomic(path, measured)
 
 

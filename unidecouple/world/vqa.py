@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unidecouple.data.sequences import Question
+from unidecouple.data.sequences import QAPair
 from unidecouple.eval.benchmark import Answerer, Score, ask
 from unidecouple.eval.vqa_rules import EXACT, normalize
 from unidecouple.world.questions import vqa
@@ -27,7 +27,7 @@ class VqaItem:
     """A question about number ``scene`` of the set's scenes."""
 
     scene: int
-    question: Question
+    question: QAPair
 
 
 @dataclass(frozen=True)

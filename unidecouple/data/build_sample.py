@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from unidecouple.batch import Task
 from unidecouple.data.formats.record import BadRecordError, ImageTokens, Picture, Record
-from unidecouple.data.pictures import Shaper
-from unidecouple.data.sequences import Part, Sample, SequenceBuilder
+from unidecouple.data.pictures import ImagePreprocessor
+from unidecouple.data.sequences import Sample, SequenceBuilder, TurnPart
 
 
-def build(record: Record, shaper: Shaper, builder: SequenceBuilder, dropped: bool = False, max_length: int | None = None) -> Sample:
+def build(
+    record: Record, preprocessor: ImagePreprocessor, builder: SequenceBuilder, dropped: bool = False, max_length: int | None = None
+) -> Sample:
     """Decode and tokenize ``record``. Images to be generated keep their pixels where the record has no tokens of them.
 
     Args:
         record: from a reader.
-        shaper, builder: of the model.
+        preprocessor, builder: of the model.
         dropped: whether the prompt of an image to be generated is dropped.
         max_length: most tokens.
 
@@ -22,12 +24,12 @@ def build(record: Record, shaper: Shaper, builder: SequenceBuilder, dropped: boo
     """
     is_t2i = record.kind == "t2i"
 
-    def part(value: str | Picture, generated: bool) -> Part:
+    def part(value: str | Picture, generated: bool) -> TurnPart:
         if isinstance(value, str):
             return value
         if not generated:
-            return shaper.understood(value)
-        return _cached(value, builder.num_image_tokens) if isinstance(value, ImageTokens) else shaper.drawn(value)
+            return preprocessor.for_understanding(value)
+        return _cached(value, builder.num_image_tokens) if isinstance(value, ImageTokens) else preprocessor.for_generation(value)
 
     try:
         turns = [(turn.role, [part(p, is_t2i and turn.role == "assistant") for p in turn.parts]) for turn in record.turns]

@@ -20,7 +20,7 @@ from benchmarks.record import Result, Row
 from benchmarks.timing import Ratio, SidesDifferError, interleave, one_thread
 from benchmarks.tiny import SIZE, model_of, processor_of
 from unidecouple.batch import JointBatch, Task
-from unidecouple.data.sequences import Question, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.methods.objective.aia import PRESETS, aia_loss
 from unidecouple.models.decoder import UniLlamaAttention
 from unidecouple.models.interaction import Interaction, intensities
@@ -68,10 +68,10 @@ class Case:
 
         picture = np.zeros((16 * self.image, 16 * self.image, 3), np.uint8)
         drawing = rng.integers(0, self.size.codes, self.image**2).tolist()
-        asked = len(builder.understanding(picture, [Question("q", "x", "x")]).input_ids) - 2
+        asked = len(builder.understanding(picture, [QAPair("q", "x", "x")]).input_ids) - 2
         prompted = len(builder.generation("x", drawing).input_ids) - 1
         pad = builder.tokenizer.pad_token_id
-        answers = [Question("q", text(self.length - asked - 8), text(8)) for _ in range(self.rows)]
+        answers = [QAPair("q", text(self.length - asked - 8), text(8)) for _ in range(self.rows)]
         return (
             collate([builder.understanding(picture, [one]) for one in answers], pad),
             collate([builder.generation(text(self.length - prompted), drawing) for _ in range(self.rows)], pad),

@@ -22,9 +22,9 @@ from unidecouple.data.encode import encode
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import open_readers
 from unidecouple.data.formats.token_cache import read_manifest, shard_files
-from unidecouple.data.mixture import Files, Source
-from unidecouple.data.pictures import Shaper
+from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import Files, Source
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import TinySize
 
@@ -86,7 +86,7 @@ def run(size: TinySize = SIZE, count: int = 12, batch_size: int = 4) -> Result:
     vq = model_of(processor, size).model.vqmodel
     with tempfile.TemporaryDirectory() as made:
         pictures, cache = write_pictures(Path(made) / "pictures", count, size.image_size), Path(made) / "cache"
-        encode(open_readers(pictures), vq, Shaper(processor), cache, batch_size)
+        encode(open_readers(pictures), vq, ImagePreprocessor(processor), cache, batch_size)
         before, wanted = epoch(pictures, processor, vq, count, batch_size)
         after, found = epoch(cache, processor, vq, count, batch_size)
         if not all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True)):

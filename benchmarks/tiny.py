@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unidecouple.batch import Task
-from unidecouple.data.sequences import Question, Sample, SequenceBuilder
+from unidecouple.data.sequences import QAPair, Sample, SequenceBuilder
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
@@ -63,7 +63,7 @@ def samples(
     for kind in rng.permutation(np.repeat(range(3), counts)):
         if kind == 0:
             picture = rng.integers(0, 256, (size.image_size, size.image_size, 3), dtype=np.uint8)
-            made.append(builder.understanding(picture, [Question("text", text(2), text(2))]))
+            made.append(builder.understanding(picture, [QAPair("text", text(2), text(2))]))
         elif kind == 1:
             made.append(builder.conversation([("user", [text(2)]), ("assistant", [text(2)])], Task.MMU))
         else:

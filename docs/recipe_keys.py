@@ -8,10 +8,11 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from unidecouple.compare.plan import Comparison
 from unidecouple.config import plain
+from unidecouple.config.explain import inner_types, union_members
 from unidecouple.files import write_text_atomic
 from unidecouple.run import RunConfig
 
@@ -35,9 +36,11 @@ def reached() -> list[type]:
             if hint in found:
                 return
             found[hint] = None
-            for inner in get_type_hints(hint).values():
-                walk(inner)
-        for inner in get_args(hint):
+            for name in get_type_hints(hint):
+                for inner in inner_types(hint, name):
+                    walk(inner)
+            return
+        for inner in get_args(hint) if get_origin(hint) is not Annotated else union_members(hint):
             walk(inner)
 
     walk(RunConfig)
@@ -69,7 +72,7 @@ def meanings(kind: type) -> dict[tuple[str, ...], str]:
 
 
 def _rows(kind: type) -> Iterator[str]:
-    hints, keys = get_type_hints(kind), _keys(kind)
+    hints, keys = get_type_hints(kind, include_extras=True), _keys(kind)
     for names, meaning in meanings(kind).items():
         cells = (
             ", ".join(f"`{name}`" for name in names),
@@ -103,6 +106,8 @@ def _type(hint: Any) -> str:
     inner = get_args(hint)
     if get_origin(hint) is Literal:
         return " or ".join(f"`{value}`" for value in inner)
+    if get_origin(hint) is Annotated:
+        return " or ".join(_type(one) for one in union_members(hint))
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_type(one) for one in inner)
     if get_origin(hint) in (tuple, list):

@@ -18,7 +18,7 @@ from tiny_emu3 import write_emu3
 from unidecouple.batch import Batch
 from unidecouple.convert.convert import convert
 from unidecouple.convert.steps import Conversion
-from unidecouple.data.sequences import Question, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import tiny_config, tiny_model, tiny_processor
@@ -123,8 +123,8 @@ def pictures() -> np.ndarray:
 @pytest.fixture(scope="session")
 def joint_batch(builder: SequenceBuilder, pictures: np.ndarray) -> tuple[Batch, Batch]:
     """Two conversations and two pictures to draw (one with its prompt dropped), rows of different lengths."""
-    asked = Question("pope", "Is there a cow in the image?", "yes")
-    described = Question("caption", CAPTION_REQUEST, "a red cow and a blue pig")
+    asked = QAPair("pope", "Is there a cow in the image?", "yes")
+    described = QAPair("caption", CAPTION_REQUEST, "a red cow and a blue pig")
     understanding = [builder.understanding(pictures[0], [asked, described]), builder.understanding(pictures[1], [asked])]
     tokens = np.random.default_rng(1).integers(0, TINY.codes, (2, TINY.num_image_tokens)).tolist()
     generation = [

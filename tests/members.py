@@ -21,7 +21,7 @@ from unidecouple.methods.gradient import GRADIENTS, MAOP, Gradient, TorchJDAggre
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import STRUCTURES, Measured, MoE, MoT, Structure, TaskAwareMoE, UniX
 from unidecouple.models.base import UnifiedModel
-from unidecouple.run import Data, RunConfig
+from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import add_lora, apply_structure, restructure
 from unidecouple.train.checkpoint import all_checkpoints
@@ -30,6 +30,7 @@ from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import Sharded
 from unidecouple.train.stages import Trainer
 from unidecouple.train.stop_request import InterruptedRunError
+from unidecouple.world.settings import SyntheticData
 
 STEPS, STOP = 3, 2
 
@@ -91,7 +92,7 @@ def runs(base: Path) -> dict[str, RunConfig]:
     """A run of each member from ``base``, all weights trained; what a structure is measured on comes before it."""
     plain = RunConfig(
         model_name_or_path=str(base),
-        data=Data(pairs=24, scenes=24, t2i_batch_size=4, mmu_batch_size=4, turns=1),
+        data=SyntheticData(pairs=24, scenes=24, t2i_batch_size=4, mmu_batch_size=4, turns=1),
         stages=(Stage(learning_rate=1e-3, train={"*": 1.0}),),
         max_steps=STEPS,
         save_steps=0,

@@ -8,8 +8,9 @@ from typing import Protocol
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Symbiotic
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
-from unidecouple.run import Data, Evaluation, RunConfig
+from unidecouple.run import Evaluation, RunConfig
 from unidecouple.world.dataset import vocabulary
+from unidecouple.world.settings import SyntheticData, SyntheticEvaluation
 
 SMALL = TinySize(
     hidden_size=32,
@@ -33,12 +34,15 @@ MOE_THEN_SYMBIOTIC = (
     Stage("parted", 0.5, 1e-2, _ALL_EXPERTS, structure=Symbiotic(), group_rates={"und": 0.1}, warmup_steps=1),
 )
 
+FEW = SyntheticEvaluation(pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1)
+"""The smallest test sets."""
+
 TWO_STEPS = RunConfig(
-    data=Data(pairs=8, scenes=8),
+    data=SyntheticData(pairs=8, scenes=8, evaluation=FEW),
     max_steps=2,
     logging_steps=1,
     diagnose=False,
-    evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
+    evaluation=Evaluation(eval_steps=0),
     report_to=(),
 )
 

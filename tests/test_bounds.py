@@ -11,7 +11,7 @@ import pytest
 
 from unidecouple import bounds
 from unidecouple.compare.plan import Comparison
-from unidecouple.data.mixture import Source
+from unidecouple.data.settings import Source
 from unidecouple.methods.objective.aia import AiaBand
 from unidecouple.run import RunConfig
 from unidecouple.world.scratch import Scratch

@@ -14,9 +14,15 @@ from unidecouple.cli import main
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL_RUN = """
-data: {pairs: 8, scenes: 8, t2i_batch_size: 2, mmu_batch_size: 2}
+data:
+  kind: world
+  pairs: 8
+  scenes: 8
+  t2i_batch_size: 2
+  mmu_batch_size: 2
+  evaluation: {pope_images: 2, vqa_questions: 2, prompts_per_tag: 2, num_images: 1}
 stages: [{train: {attention: 1, generation: 1}}]
-evaluation: {eval_steps: 0, pope_images: 2, vqa_questions: 2, prompts_per_tag: 2, num_images: 1}
+evaluation: {eval_steps: 0}
 logging_steps: 1
 diagnose: false
 """

@@ -27,12 +27,25 @@ from unidecouple.eval.geneval_prompts import official_metadata
 from unidecouple.world import source
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = ("scale", "web", "own-method", "own-benchmark", "own-data-format", "small-gpus", "results-json", "http", "concepts")
+ELSEWHERE = (
+    "scale",
+    "web",
+    "own-method",
+    "own-benchmark",
+    "own-data-format",
+    "own-data-source",
+    "small-gpus",
+    "results-json",
+    "http",
+    "concepts",
+)
 """Pages whose commands have their own tests, or run on another page."""
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in ELSEWHERE)
-SMALL = ["files.mmu_batch_size=2", "files.t2i_batch_size=2", "files.max_length=256", "gradient_accumulation_steps=1"]
-WORLD = ["data.pairs=8", "data.scenes=8", "data.simple_steps=0", "max_steps=2", "evaluation.eval_steps=0", "diagnose=false"]
-WORLD += [f"evaluation.{name}=2" for name in ("pope_images", "vqa_questions", "prompts_per_tag")] + ["evaluation.num_images=1"]
+SMALL = ["data.mmu_batch_size=2", "data.t2i_batch_size=2", "data.max_length=256", "gradient_accumulation_steps=1"]
+WORLD = ["data.pairs=8", "data.scenes=8", "data.single_object_steps=0", "max_steps=2", "evaluation.eval_steps=0", "diagnose=false"]
+WORLD += [f"data.evaluation.{name}=2" for name in ("pope_images", "vqa_questions", "prompts_per_tag")] + [
+    "data.evaluation.num_images=1"
+]
 SIZES = ["t2i_batch_size=2", "mmu_batch_size=2"]
 SMALL += ["max_steps=2", "evaluation.eval_steps=0", "evaluation.eval_batches=1", "diagnose=false", "device=cpu"]
 OWN = [entry for entry in SMALL if "batch_size" not in entry] + ["evaluation.eval_batch_size=2"]

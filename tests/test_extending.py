@@ -28,7 +28,7 @@ assert step_of_each_stage(planned[-1].config, base, cache, out) == 1
 """
 
 
-PAGES = [ROOT / "docs" / f"own-{what}.md" for what in ("method", "benchmark", "data-format")]
+PAGES = [ROOT / "docs" / f"own-{what}.md" for what in ("method", "benchmark", "data-format", "data-source")]
 CAPTIONS = """
 import sys
 from pathlib import Path
@@ -45,9 +45,9 @@ except BadRecordError as error:
 """
 
 
-def blocks() -> dict[str, str]:
-    """The examples' blocks of code, by the file that each names in its first line."""
-    return dict(BLOCK.findall("".join(page.read_text() for page in PAGES)))
+def blocks() -> list[tuple[str, str]]:
+    """The examples' blocks of code, each with the file that it names in its first line."""
+    return BLOCK.findall("".join(page.read_text() for page in PAGES))
 
 
 LETTERS = """
@@ -66,6 +66,27 @@ report = quiz.score(dict(zip([query.id for query in quiz.queries], ["A", "b.", "
 print([(row.metric, row.value, row.floor) for row in report.scores], metric_named("letters").title)
 (quiz,) = open_benchmarks(["letters"], BenchmarkOptions(folder, limit=2))
 assert len(quiz.queries) == 2
+"""
+
+
+NOISE = """
+import sys
+import threading
+from pathlib import Path
+import pytest
+from docs.recipe_keys import refreshed
+from unidecouple import config
+from unidecouple.run import RunConfig
+from unidecouple.train.train import train
+base, out = map(Path, sys.argv[1:])
+recipe = out / "noise.yaml"
+recipe.write_text("{data: {kind: noise, mmu_batch_size: 0}, stages: [{train: {generation: 1}}], diagnose: false}")
+run = config.load(RunConfig, [recipe], [f"model_name_or_path={base}", "max_steps=2", "logging_steps=1", "data.t2i_batch_size=2"])
+train(run, out / "run", out / "cache", lambda line: None, threading.Event())
+print(len((out / "run" / "metrics.jsonl").read_text().splitlines()), run.data.kind)
+with pytest.raises(config.ConfigError, match="did you mean 'caption'"):
+    config.load(RunConfig, [recipe], ["data.captions=a cow"])
+assert "### kind: noise" in refreshed(Path("docs/recipes.md").read_text())
 """
 
 
@@ -99,11 +120,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package with its tests and recipes, and the example's changes made."""
     place = tmp_path_factory.mktemp("copy")
     skipped = shutil.ignore_patterns("__pycache__", "assets")
-    for name in ("unidecouple", "tests", "recipes"):
+    for name in ("unidecouple", "tests", "recipes", "docs"):
         shutil.copytree(ROOT / name, place / name, ignore=skipped)
     (place / "unidecouple" / "assets").symlink_to(ROOT / "unidecouple" / "assets")
     shutil.copyfile(ROOT / "pyproject.toml", place / "pyproject.toml")
-    for name, text in blocks().items():
+    for name, text in blocks():
         path = place / name
         path.write_text(added_to(path.read_text(), text) if path.exists() else text)
     return place
@@ -119,8 +140,13 @@ def call(copy: Path, *words: str) -> str:
 
 
 def test_the_examples_are_a_file_and_its_lines_and_a_recipe() -> None:
-    kinds = [name.rsplit("/", 1)[-1] for name in blocks()]
-    assert kinds == ["tail.py", "__init__.py", "tail.yaml", "letters.py", "plugins.py", "captions.py", "detect.py"]
+    kinds = [name.rsplit("/", 1)[-1] for name, _ in blocks()]
+    assert kinds == [
+        *("tail.py", "__init__.py", "tail.yaml"),
+        *("letters.py", "plugins.py"),
+        *("captions.py", "detect.py"),
+        *("noise.py", "plugins.py"),
+    ]
     assert added_to('A = {\n    "a": 1,\n}\n', '    "a": 1,\n    "b": 2,\n') == 'A = {\n    "a": 1,\n    "b": 2,\n}\n'
     assert added_to(
         "from unidecouple.a import A\n\nB = A | C\nT: x = (A, C)\n", "from unidecouple.t import T\nB = … | T\nT: x = (…, T)"
@@ -166,10 +192,18 @@ def test_the_example_of_a_format_is_found_and_read(copy: Path, tmp_path: Path) -
     assert printed[1] == f"{tmp_path / 'captions.tsv'}:2: no tab between the image's name and its caption"
 
 
-@pytest.mark.parametrize("name", ["methods/structure/tail.py", "eval/letters.py", "data/formats/captions.py"])
-def test_the_examples_are_as_the_house_wants_them(copy: Path, name: str) -> None:
+def test_the_example_of_a_data_source_is_trained_on(copy: Path, small_base: Path, tmp_path: Path) -> None:
+    (copy / "noise_run.py").write_text(NOISE)
+    assert call(copy, "noise_run.py", str(small_base), str(tmp_path)).strip() == "2 noise"
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [("methods/structure/tail.py", 50), ("eval/letters.py", 50), ("data/formats/captions.py", 50), ("train/noise.py", 120)],
+)
+def test_the_examples_are_as_the_house_wants_them(copy: Path, name: str, lines: int) -> None:
     """In the standard form, and no longer than they say."""
     path = copy / "unidecouple" / name
     for words in (["format", "--check"], ["check"]):
         call(copy, "-m", "ruff", *words, "--no-cache", str(path))
-    assert len(path.read_text().splitlines()) < 50
+    assert len(path.read_text().splitlines()) < lines

@@ -7,11 +7,12 @@ import inspect
 import pkgutil
 import subprocess
 import sys
-from typing import get_args, get_type_hints
 
 import pytest
 
 from unidecouple import plugins
+from unidecouple.config.explain import inner_types, union_members
+from unidecouple.data.settings import DataSettings
 from unidecouple.eval.suite import Benchmark, BenchmarkOptions, benchmarks, headlines, tasks_of_benchmarks
 from unidecouple.run import RunConfig
 from unidecouple.source import DataSource
@@ -50,11 +51,13 @@ def test_headlines_are_understanding_first() -> None:
 
 
 def test_every_kind_of_data_has_its_source() -> None:
-    kinds = get_args(get_type_hints(RunConfig.data_kind.fget)["return"])
-    assert set(kinds) == set(plugins.DATA_SOURCES)
-    assert RunConfig().data_kind == "world"
-    for kind in kinds:
+    (union,) = inner_types(RunConfig, "data")
+    assert union_members(union) == [plugins.found(plugins.DATA_SOURCES, kind).settings for kind in plugins.DATA_SOURCES]
+    assert RunConfig().data.kind == plugins.SYNTHETIC_DATA
+    for kind in plugins.DATA_SOURCES:
         source = plugins.found(plugins.DATA_SOURCES, kind)
+        assert issubclass(source.settings, DataSettings)
+        assert source.settings.kind == kind
         for method in ("open", "scorer", "probe_data"):
             wanted = inspect.signature(getattr(DataSource, method)).parameters
             assert list(inspect.signature(getattr(type(source), method)).parameters) == list(wanted)

@@ -11,14 +11,16 @@ import yaml
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
+from small_runs import FEW
 from step_settings import run_stages
 from unidecouple import config
+from unidecouple.batch import Task
 from unidecouple.compare.plan import START, Comparison, jobs
 from unidecouple.convert.convert import convert
 from unidecouple.convert.load import load
 from unidecouple.convert.steps import Conversion
-from unidecouple.data.mixture import Source
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import Files, Source
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
@@ -48,9 +50,8 @@ def tiny_pro(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(run: RunConfig, base: Path) -> RunConfig:
     """``run`` from ``base`` on little data, one step for each stage."""
-    data = replace(
-        run.data, pairs=8, scenes=8, t2i_batch_size=min(2, run.data.t2i_batch_size), mmu_batch_size=min(2, run.data.mmu_batch_size)
-    )
+    sizes = {f"{task.key}_batch_size": min(2, run.data.batch_size(task)) for task in Task}
+    data = replace(run.data, pairs=8, scenes=8, evaluation=FEW, **sizes)
     return replace(
         run,
         model_name_or_path=str(base),
@@ -60,7 +61,7 @@ def small(run: RunConfig, base: Path) -> RunConfig:
         logging_steps=1,
         save_steps=0,
         diagnose=False,
-        evaluation=replace(run.evaluation, eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
+        evaluation=replace(run.evaluation, eval_steps=0),
     )
 
 
@@ -153,12 +154,12 @@ def step_on_files(recipe: Path, base: Path, small_cache: Path, tmp_path: Path) -
     write_jsonl(tmp_path / "train.jsonl", [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
     source = Source(tmp_path / "train.jsonl")
     loaded = config.load(RunConfig, [recipe])
-    assert loaded.files is not None
-    sizes = {"mmu_batch_size": min(2, loaded.files.mmu_batch_size), "t2i_batch_size": 2, "max_length": 256}
+    assert isinstance(loaded.data, Files)
+    sizes = {"mmu_batch_size": min(2, loaded.data.mmu_batch_size), "t2i_batch_size": 2, "max_length": 256}
     chosen = replace(
         loaded,
         model_name_or_path=str(base),
-        files=replace(loaded.files, sources=(source,), validation=(source,), **sizes),
+        data=replace(loaded.data, sources=(source,), validation=(source,), **sizes),
         stages=tuple(replace(stage, share=1.0) for stage in loaded.stages),
         max_steps=len(loaded.stages),
         logging_steps=1,

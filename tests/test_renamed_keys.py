@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
 from unidecouple import config
+from unidecouple.compare.plan import Comparison
+from unidecouple.data.settings import Files, Source
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.methods.objective import AttentionAlignment, GroupRouterLoss, LoadBalance, Objective
 from unidecouple.methods.stage import GradientShielding, Stage
 from unidecouple.methods.structure import MoE, MoT, Rosetta, TaskAwareMoE
 from unidecouple.run import RunConfig
+from unidecouple.world.settings import CurriculumPhase, SyntheticData, SyntheticEvaluation
 
 
 @dataclass(frozen=True)
@@ -154,3 +158,104 @@ def test_sampling_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     path.write_text("evaluation: {sampling: 3, temperature: 0.5}")
     with pytest.raises(config.ConfigError, match="sampling"):
         config.load(RunConfig, [path])
+
+
+WORLD = {"kind": "world", "mmu_batch_size": 4}
+OLD_DATA = {"pairs": 12000, "scenes": 6000, "seed": 0, "t2i_batch_size": 32, "mmu_batch_size": 32, "turns": 6, "lessons": []}
+OLD_DATA |= {"simple_steps": 0, "cond_dropout_prob": 0.1, "router_pairs": 0}
+
+
+def renamed(record: logging.LogRecord) -> list[str]:
+    """The old and the new name in a line."""
+    return record.getMessage().rpartition(": key ")[2].split("'")[1::2]
+
+
+def load_run(tmp_path: Path, *layers: object) -> RunConfig:
+    """The run that ``layers`` describe: mappings become files, texts are overrides."""
+    paths = []
+    for number, layer in enumerate(one for one in layers if isinstance(one, dict)):
+        paths.append(tmp_path / f"{number}.yaml")
+        paths[-1].write_text(json.dumps(layer))
+    return config.load(RunConfig, paths, [one for one in layers if isinstance(one, str)])
+
+
+@pytest.mark.parametrize(
+    ("layers", "new", "said"),
+    [
+        (({},), {}, ["data left out"]),
+        (({"data": {"pairs": 96}},), {"pairs": 96}, ["data"]),
+        (({}, "data.pairs=96"), {"pairs": 96}, ["data"]),
+        (({"data": {"kind": "world", "simple_steps": 3}}, "data.router_pairs=2"),
+            {"single_object_steps": 3, "router_aux_samples": 2}, ["data.router_pairs", "data.simple_steps"]),
+        (({"data": {"kind": "world", "lessons": [{"kind": "caption", "steps": 2}]}},),
+            {"curriculum": (CurriculumPhase("caption", 2),)}, ["data.lessons"]),
+        (({"data": WORLD, "evaluation": {"pope_images": 7, "eval_steps": 1}},),
+            {"mmu_batch_size": 4, "evaluation": SyntheticEvaluation(pope_images=7)}, ["evaluation.pope_images"]),
+        (({"data": {**WORLD, "evaluation": {"pope_images": 7}}}, "evaluation.pope_images=8"),
+            {"mmu_batch_size": 4, "evaluation": SyntheticEvaluation(pope_images=8)}, ["evaluation.pope_images"]),
+        (({"data": WORLD, "evaluation": {"pope_images": 7}}, "data.evaluation.pope_images=8"),
+            {"mmu_batch_size": 4, "evaluation": SyntheticEvaluation(pope_images=8)}, ["evaluation.pope_images"]),
+        (({"data": WORLD}, "evaluation={pope_images: 8}"),
+            {"mmu_batch_size": 4, "evaluation": SyntheticEvaluation(pope_images=8)}, ["evaluation.pope_images"]),
+        (({"data": OLD_DATA, "files": None},), {}, ["data", "data.lessons", "data.router_pairs", "data.simple_steps"]),
+    ],
+)  # fmt: skip
+def test_the_synthetic_data_of_0_1(
+    layers: tuple[object, ...], new: dict[str, Any], said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "unidecouple"):
+        assert load_run(tmp_path, *layers).data == SyntheticData(**new)
+    assert sorted(renamed(record)[0] for record in caplog.records) == said
+
+
+NEW = {"kind": "files", "sources": [{"path": "b"}], "mmu_batch_size": 2}
+OWN = Files((Source(Path("a.jsonl")),), mmu_batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        ({"files": {"sources": [{"path": "a.jsonl"}], "mmu_batch_size": 2}},),
+        ({"files": {"sources": [{"path": "a.jsonl"}]}}, "files.mmu_batch_size=2"),
+        ({"data": {"kind": "files", "sources": [{"path": "a.jsonl"}]}}, "files.mmu_batch_size=2"),
+        (
+            {"data": {"kind": "files", "sources": [{"path": "b"}], "mmu_batch_size": 2}},
+            {"files": {"sources": [{"path": "a.jsonl"}]}},
+        ),
+        ({"data": {"kind": "files", "sources": [{"path": "b"}], "mmu_batch_size": 2}}, "files.sources.0.path=a.jsonl"),
+        ({"files": {"sources": [{"path": "a.jsonl"}]}}, {"data": {"mmu_batch_size": 2}}),
+        ({"data": WORLD}, "files={sources: [{path: a.jsonl}], mmu_batch_size: 2}"),
+        ({"data": WORLD}, "files.sources=[{path: a.jsonl}]", "files.mmu_batch_size=2"),
+        ({"data": OLD_DATA, "files": {"sources": [{"path": "a.jsonl"}], "mmu_batch_size": 2}, "evaluation": {"pope_images": 100}},),
+    ],
+)
+def test_the_files_of_0_1(layers: tuple[object, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "unidecouple"):
+        assert load_run(tmp_path, *layers).data == OWN
+    assert [renamed(record) for record in caplog.records] == [["files", "data"]]
+
+
+def test_settings_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match="key 'pairs' does not go with the other keys in data"):
+        load_run(tmp_path, {"data": {"pairs": 7}, "files": {"sources": [{"path": "a"}]}})
+    with pytest.raises(config.ConfigError, match=r"unknown data\.kind 'nosuch' "):
+        load_run(tmp_path, {"data": {"kind": "nosuch"}})
+
+
+def test_a_grid_of_0_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scenario = {"description": "x", "model_name_or_path": "unified", "simple_steps": 0}
+    old = {"name": "g", "scenarios": {"s": scenario}, "variants": {"v": {"description": "x", "router_pairs": 6}}}
+    old["run"] = {"data": {"pairs": 7}, "evaluation": {"num_images": 1}}
+    old["variants"]["w"] = {"description": "x", "router_pairs": 0}  # as saved grids have it
+    (tmp_path / "g.yaml").write_text(json.dumps(old))
+    with caplog.at_level(logging.WARNING, "unidecouple"):
+        found = config.load(Comparison, [tmp_path / "g.yaml"], ["variants.v.router_pairs=5"])
+    assert found.run.data == SyntheticData(pairs=7, evaluation=SyntheticEvaluation(num_images=1))
+    assert (found.scenarios["s"].data, found.variants["v"].data) == ({"single_object_steps": 0}, {"router_aux_samples": 5})
+    assert found.variants["w"].data == {}
+    assert sorted(renamed(record)[0] for record in caplog.records) == [
+        "run.data",
+        "run.evaluation.num_images",
+        "scenarios.s.simple_steps",
+        "variants.v.router_pairs",
+    ]

@@ -8,7 +8,8 @@ import pytest
 
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.methods.stage import Stage
-from unidecouple.run import Data, Evaluation, Lesson, RunConfig
+from unidecouple.run import Evaluation, RunConfig
+from unidecouple.world.settings import CurriculumPhase, SyntheticData, SyntheticEvaluation
 
 
 @pytest.mark.parametrize(
@@ -24,19 +25,19 @@ from unidecouple.run import Data, Evaluation, Lesson, RunConfig
         (lambda: RunConfig(max_grad_norm=0), "max_grad_norm=0 must be above 0"),
         (lambda: RunConfig(stages=()), "no stage takes a share of max_steps=400"),
         (lambda: RunConfig(stages=(Stage(share=0),)), "no stage takes a share"),
-        (lambda: Data(pairs=0), "pairs=0 must be at least 1"),
-        (lambda: Data(scenes=0), "scenes=0 must be at least 1"),
-        (lambda: Data(t2i_batch_size=-3), "t2i_batch_size=-3 must be at least 0"),
-        (lambda: Data(mmu_batch_size=-1), "mmu_batch_size=-1"),
-        (lambda: Data(router_pairs=-1), "router_pairs=-1"),
-        (lambda: Data(cond_dropout_prob=7), "cond_dropout_prob=7 must be from 0 to 1"),
-        (lambda: Lesson("asking", -1), "steps=-1"),
-        (lambda: Lesson("asking", 1, 0), "batch_size=0"),
+        (lambda: SyntheticData(pairs=0), "pairs=0 must be at least 1"),
+        (lambda: SyntheticData(scenes=0), "scenes=0 must be at least 1"),
+        (lambda: SyntheticData(t2i_batch_size=-3), "t2i_batch_size=-3 must be at least 0"),
+        (lambda: SyntheticData(mmu_batch_size=-1), "mmu_batch_size=-1"),
+        (lambda: SyntheticData(router_aux_samples=-1), "router_aux_samples=-1"),
+        (lambda: SyntheticData(cond_dropout_prob=7), "cond_dropout_prob=7 must be from 0 to 1"),
+        (lambda: CurriculumPhase("asking", -1), "steps=-1"),
+        (lambda: CurriculumPhase("asking", 1, 0), "batch_size=0"),
         (lambda: Evaluation(eval_steps=-1), "eval_steps=-1"),
-        (lambda: Evaluation(num_images=0), "num_images=0 must be at least 1"),
-        (lambda: Evaluation(prompts_per_tag=1), "prompts_per_tag=1 must be at least 2"),
-        (lambda: Evaluation(pope_images=1), "pope_images=1 must be at least 2"),
-        (lambda: Evaluation(vqa_questions=0), "vqa_questions=0"),
+        (lambda: SyntheticEvaluation(num_images=0), "num_images=0 must be at least 1"),
+        (lambda: SyntheticEvaluation(prompts_per_tag=1), "prompts_per_tag=1 must be at least 2"),
+        (lambda: SyntheticEvaluation(pope_images=1), "pope_images=1 must be at least 2"),
+        (lambda: SyntheticEvaluation(vqa_questions=0), "vqa_questions=0"),
         (lambda: Evaluation(sampling=SamplingParams(temperature=-1)), "temperature=-1"),
         (lambda: Evaluation(parser="nosuch"), "unknown parser 'nosuch'; POPE has official"),
     ],
@@ -47,7 +48,7 @@ def test_what_cannot_be_run_or_scored_is_refused(part: Callable[[], object], sai
 
 
 def test_zeroes_that_mean_off_are_legal() -> None:
-    Data(t2i_batch_size=0, simple_steps=0, router_pairs=0, cond_dropout_prob=0)
-    Data(mmu_batch_size=0)
+    SyntheticData(t2i_batch_size=0, single_object_steps=0, router_aux_samples=0, cond_dropout_prob=0)
+    SyntheticData(mmu_batch_size=0)
     Evaluation(eval_steps=0, sampling=SamplingParams(temperature=0, top_k=0))
     RunConfig(max_steps=0, stages=(), save_steps=0, max_grad_norm=float("inf"))

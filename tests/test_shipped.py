@@ -71,8 +71,9 @@ def test_the_image_tokenizer_keeps_what_the_judge_sees(understanding: Loaded) ->
 def test_demo_in_small(tmp_path: Path) -> None:
     """The recipe of `make demo`, each run two steps long and scored on little."""
     small = "pairs=24 scenes=24 t2i_batch_size=2 mmu_batch_size=2"
-    scored = "eval_steps=0 pope_images=2 vqa_questions=2 prompts_per_tag=2 num_images=1"
-    overrides = [f"run.data.{item}" for item in small.split()] + [f"run.evaluation.{item}" for item in scored.split()]
+    scored = "pope_images=2 vqa_questions=2 prompts_per_tag=2 num_images=1"
+    overrides = [f"run.data.{item}" for item in small.split()] + [f"run.data.evaluation.{item}" for item in scored.split()]
+    overrides.append("run.evaluation.eval_steps=0")
     folders = ["--output", str(tmp_path / "demo"), "--cache", str(tmp_path / "cache"), "--workers", "2"]
     assert main(["compare", str(DEMO), "run.max_steps=2", *overrides, *folders]) == 0
     rows = json.loads((tmp_path / "demo" / "results.json").read_text())["rows"]

@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-"""Label of a position that no loss is taken on."""
+"""Label of a position without a loss."""
 
 NO_IMAGE_TOKEN = -1
 """Entry of ``Batch.image_tokens`` at positions that hold no image to be generated."""
 
 
 class Task(enum.IntEnum):
-    """What a token is there for. The value is the index of the task's expert group.
+    """The task that a token belongs to. The value is the index of the task's expert group.
 
-    Tokens that precede any sign of the task (the BOS) and plain text count as ``MMU``. So where weights are split by task, T2I's
-    loss reaches MMU's own in one way: its tokens attend to the key and value of the BOS, which MMU's weights made. MMU's loss
-    never reaches T2I's.
+    The BOS, which precedes any sign of the task, and plain text count as ``MMU``. So where weights are split by task, T2I's loss
+    reaches MMU's weights in one way: its tokens attend to the key and value of the BOS. MMU's loss never reaches T2I's weights.
     """
 
     MMU = 0
@@ -37,31 +36,32 @@ TASK_KEYS: tuple[str, ...] = tuple(task.key for task in Task)
 
 
 class Modality(enum.IntEnum):
-    """What a token is, whatever it is there for."""
+    """The modality of a token, whatever its task."""
 
     TEXT = 0
-    """A word or a sign, the markers around pictures too."""
+    """Text, including the markers around images."""
     IMAGE_IN = 1
-    """A piece of a picture to be understood."""
+    """Part of an image to be understood."""
     IMAGE_OUT = 2
     """A discrete image token to be generated."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rectangle of token sequences, right-padded. Rows may hold either task, or both.
+    """Token sequences, right-padded to one length. Rows may hold either task, or both.
 
     Attributes:
-        input_ids: (B, T) int64 text tokens; the image placeholder where a picture to be understood goes; any id where
-            ``image_tokens`` says what stands there.
+        input_ids: (B, T) int64 text tokens; the image placeholder where an image to be understood goes; any id where
+            ``image_tokens`` has a token.
         attention_mask: (B, T) bool, False on padding.
         task_ids: (B, T) int64, the ``Task`` of every token.
         labels: (B, T) int64 text targets *at the position of the token itself* (shifting is the loss's work), else ``IGNORE``.
         image_tokens: (B, T) int64 discrete image tokens to be generated, else ``NO_IMAGE_TOKEN``. They are their own targets.
-        pixel_values: (N, 3, H, W) float pictures to be understood, in the order of their placeholders, or None.
-        position_ids: (B, T) int64 position of each token in its sequence, where rows hold several sequences one after the
-            other (``data/packing.py``); None where each row is one.
-        hidden: (B, T) bool text tokens that the pad stands in for, in prompts dropped for classifier-free guidance; None is none.
+        pixel_values: (N, 3, H, W) float images to be understood, in the order of their placeholders, or None.
+        position_ids: (B, T) int64 position of each token in its sequence, where rows hold several sequences
+            (``data/packing.py``); None where each row is one sequence.
+        prompt_dropped: (B, T) bool, True where a pad replaces a token of a prompt dropped for classifier-free guidance. None: no
+            prompt was dropped.
     """
 
     input_ids: Tensor
@@ -71,7 +71,7 @@ class Batch:
     image_tokens: Tensor
     pixel_values: Tensor | None = None
     position_ids: Tensor | None = None
-    hidden: Tensor | None = None
+    prompt_dropped: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = {name: tuple(part.shape) for name, part in self._parts().items() if name != "pixel_values"}
@@ -94,19 +94,19 @@ class Batch:
 
     @property
     def num_targets(self) -> tuple[int, int]:
-        """Tokens that a loss is taken on, by task: text targets and image tokens. The first of a row has nothing before it."""
+        """Tokens with a loss, per task: text targets and image tokens. The first of a row has no token before it."""
         return int((self.labels[:, 1:] != IGNORE).sum()), int((self.image_tokens[:, 1:] != NO_IMAGE_TOKEN).sum())
 
 
 JointBatch = tuple[Batch, ...]
-"""What one training step sees: batches of any task mix, usually one a task, so that neither is padded to the other's length."""
+"""The batches of one training step, usually one per task, so that neither is padded to the other's length."""
 
 
 def count_tokens(batches: Sequence[Batch]) -> Tensor:
-    """(tasks,) int64 tokens of each task that are not padding."""
+    """Count the tokens of each task that are not padding: (tasks,) int64."""
     return torch.stack([torch.bincount(batch.task_ids[batch.attention_mask], minlength=len(Task)) for batch in batches]).sum(0)
 
 
 def count_targets(batches: Sequence[Batch]) -> Tensor:
-    """(tasks,) int64 targets of each task."""
+    """Count the targets of each task: (tasks,) int64."""
     return torch.tensor([batch.num_targets for batch in batches], device=batches[0].input_ids.device).sum(0)

@@ -29,7 +29,10 @@ DATA_SOURCES: Final = {
     "files": "unidecouple.train.own_files:SOURCE",
     "world": "unidecouple.world.source:SOURCE",
 }
-"""``RunConfig.data_kind`` -> ``source.DataSource``."""
+"""``kind`` of ``RunConfig.data`` -> ``source.DataSource``."""
+
+SYNTHETIC_DATA: Final = "world"
+"""The data source where none is chosen."""
 
 SAMPLE_LENGTHS: Final = "unidecouple.world.lengths:sample_lengths"
 """What ``plan`` measures samples' lengths with."""

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 from unidecouple import plugins
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import DataSettings
 from unidecouple.eval.benchmark import Score
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
@@ -71,6 +72,10 @@ class ProbeData:
 class DataSource(Protocol):
     """A kind of training data. A new one is a file and its line in ``plugins.DATA_SOURCES``."""
 
+    @property
+    def settings(self) -> type[DataSettings]:
+        """Class of its ``RunConfig.data``, with ``kind``."""
+
     def open(
         self,
         run: RunConfig,
@@ -105,4 +110,4 @@ class DataSource(Protocol):
 
 def data_source(run: RunConfig) -> DataSource:
     """Return the data source that ``run`` names."""
-    return cast(DataSource, plugins.found(plugins.DATA_SOURCES, run.data_kind))
+    return cast(DataSource, plugins.found(plugins.DATA_SOURCES, run.data.kind))

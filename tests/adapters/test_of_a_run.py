@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from small_runs import APART_THEN_JOINT
+from small_runs import APART_THEN_JOINT, FEW
 from unidecouple.cli import main
 from unidecouple.methods.structure import TaskAwareMoE
-from unidecouple.run import Data, Evaluation, RunConfig
+from unidecouple.run import Evaluation, RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.train import train
+from unidecouple.world.settings import SyntheticData
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +22,9 @@ def ran(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFa
     config = RunConfig(
         model_name_or_path=str(small_base),
         structure=TaskAwareMoE(),
-        data=Data(pairs=24, scenes=24, t2i_batch_size=4, mmu_batch_size=2, turns=1),
+        data=SyntheticData(pairs=24, scenes=24, t2i_batch_size=4, mmu_batch_size=2, turns=1, evaluation=FEW),
         stages=APART_THEN_JOINT,
-        evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
+        evaluation=Evaluation(eval_steps=0),
         max_steps=4,
         save_steps=0,
         save_total_limit=2,

@@ -97,8 +97,8 @@ def test_other_tokens_in_the_cache_are_told(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def three() -> list[Sample]:
     """Samples of 2, 3 and 5 tokens; the last is a drawing."""
-    plain = [Sample([1] * n, [0] * n, [-100] * n, [-1] * n) for n in (2, 3)]
-    return [*plain, Sample([1] * 5, [0, *[1] * 4], [-100] * 5, [-1, 3, 3, 3, 3])]
+    plain = [Sample.of_tokens([1] * n, [0] * n, [-100] * n, [-1] * n) for n in (2, 3)]
+    return [*plain, Sample.of_tokens([1] * 5, [0, *[1] * 4], [-100] * 5, [-1, 3, 3, 3, 3])]
 
 
 def test_useful_shares_by_hand(three: list[Sample]) -> None:

@@ -23,7 +23,7 @@ from unidecouple.batch import Task
 from unidecouple.convert.convert import convert
 from unidecouple.convert.load import load
 from unidecouple.convert.steps import Conversion
-from unidecouple.data.sequences import Question, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.generate.image import draw_tokens
 from unidecouple.generate.jobs import image_jobs
 from unidecouple.generate.sampling import SamplingParams
@@ -60,7 +60,7 @@ def train(model: UniJanusForConditionalGeneration, builder: SequenceBuilder, pic
     """Two joint steps on one conversation and one drawing (its first tokens); losses of each."""
     pixels = torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).to(model.dtype) / 127.5 - 1
     tokens = encode_image_tokens(model.model.vqmodel, pixels)[0, : 8 * DRAWN].tolist()
-    talk = builder.understanding(picture, [Question("pope", "Is there a cow in the image?", "yes")])
+    talk = builder.understanding(picture, [QAPair("pope", "Is there a cow in the image?", "yes")])
     pad = builder.tokenizer.pad_token_id
     batch = collate([talk], pad), collate([builder.generation("a photo of a blue pig", tokens)], pad)
     optimizer = torch.optim.AdamW(apply(model, TRAINED, 1e-3), weight_decay=0.0)

@@ -11,7 +11,8 @@ from unidecouple.compare.budget import Budget, VariantPlan, budget, cells, check
 from unidecouple.compare.plan import Comparison, Job, Rate, Scenario, Variant, jobs
 from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import TaskAwareMoE
-from unidecouple.run import Data, Lesson, RunConfig
+from unidecouple.run import RunConfig
+from unidecouple.world.settings import CurriculumPhase, SyntheticData
 
 FULL = (Stage(train={"attention": 1}),)
 GRID = Comparison(
@@ -21,7 +22,7 @@ GRID = Comparison(
         "dense_joint": Variant("both", stages=FULL),
         "dense_mmu": Variant("understanding only", stages=FULL, tasks="mmu"),
         "dense_t2i": Variant("generation only", stages=FULL, tasks="t2i"),
-        "unidecouple": Variant("ours", structure=TaskAwareMoE(), stages=FULL, router_pairs=6, rates=("",)),
+        "unidecouple": Variant("ours", structure=TaskAwareMoE(), stages=FULL, data={"router_aux_samples": 6}, rates=("",)),
     },
     rates={"": Rate(), "lr=0.3": Rate(0.3)},
     run=RunConfig(max_steps=100),
@@ -48,7 +49,7 @@ def test_samples_are_steps_times_batch_sizes(budgets: dict[str, Budget], planned
     check(GRID, planned)
 
 
-def test_router_pairs_are_pictures_shown_and_no_samples(budgets: dict[str, Budget]) -> None:
+def test_router_samples_are_pictures_shown_and_no_samples(budgets: dict[str, Budget]) -> None:
     assert budgets["unidecouple"].samples == budgets["dense_joint"].samples
     assert (budgets["unidecouple"].router_pictures, budgets["dense_joint"].router_pictures) == (600, 0)
 
@@ -63,7 +64,9 @@ def test_tokens_are_samples_times_their_length(budgets: dict[str, Budget]) -> No
 
 def test_lessons_have_batches_of_their_own(planned: dict[str, dict[str, VariantPlan]]) -> None:
     # 10 steps of 64 and 20 of 16 in place of 8, and 70 of 8
-    data = Data(mmu_batch_size=8, t2i_batch_size=32, lessons=(Lesson("pointing", 10), Lesson("asking", 20, 16)))
+    data = SyntheticData(
+        mmu_batch_size=8, t2i_batch_size=32, curriculum=(CurriculumPhase("pointing", 10), CurriculumPhase("asking", 20, 16))
+    )
     stages = planned["S1-r4"]["dense_joint"].stages
     assert budget(RunConfig(max_steps=100, data=data), stages).samples == {"mmu": 640 + 320 + 560, "t2i": 3200}
     assert budget(RunConfig(max_steps=15, data=data), stages).samples["mmu"] == 640 + 5 * 16
@@ -74,7 +77,7 @@ PARTED = (Stage(share=0.9, train={"attention": 1}, tasks="t2i"), Stage(share=0.1
 
 def test_stages_count_for_the_tasks_that_they_train(budgets: dict[str, Budget]) -> None:
     """90 steps of 32 pairs, then 10 of 8 conversations with 6 router pairs."""
-    grid = replace(GRID, variants=GRID.variants | {"parted": Variant("a", stages=PARTED, router_pairs=6)})
+    grid = replace(GRID, variants=GRID.variants | {"parted": Variant("a", stages=PARTED, data={"router_aux_samples": 6})})
     found = cells([job for job in jobs(grid) if job.name in ("dense_joint", "parted") and job.scenario == "S1-r4"])
     seen, joint = found["S1-r4"]["parted"].budget, budgets["dense_joint"]
     assert (seen.steps, seen.samples) == ({"mmu": 10, "t2i": 90}, {"mmu": 80, "t2i": 2880})
@@ -86,7 +89,9 @@ def test_stages_count_for_the_tasks_that_they_train(budgets: dict[str, Budget]) 
 
 def test_lessons_count_where_their_stage_trains_understanding(planned: dict[str, dict[str, VariantPlan]]) -> None:
     """Of lessons in steps 0 to 9 and 10 to 94 the last stage, steps 90 to 99, has five: 5 x 16 + 5 x 8."""
-    data = Data(mmu_batch_size=8, t2i_batch_size=32, lessons=(Lesson("pointing", 10), Lesson("asking", 85, 16)))
+    data = SyntheticData(
+        mmu_batch_size=8, t2i_batch_size=32, curriculum=(CurriculumPhase("pointing", 10), CurriculumPhase("asking", 85, 16))
+    )
     stages = planned["S1-r4"]["dense_joint"].stages
     assert budget(RunConfig(max_steps=100, data=data, stages=PARTED), stages).samples == {"mmu": 5 * 16 + 5 * 8, "t2i": 2880}
 

@@ -15,8 +15,9 @@ from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import UPCYCLED, Dense, MoE, Structure, TaskAwareMoE, Upcycled
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.plan.stages import plan
-from unidecouple.run import Data, RunConfig
+from unidecouple.run import RunConfig
 from unidecouple.train.build import restructure
+from unidecouple.world.settings import SyntheticData
 
 ALL = {"vision": 1.0, "embeddings": 1.0, "text_head": 1.0, "norms": 1.0, "attention": 1.0, "generation": 1.0}
 
@@ -25,7 +26,7 @@ def cost_of(structure: Structure, base: str = "understanding", mmu: int = 2, t2i
     mixture = structure.configure(UniLlamaConfig()).get("ffn", "dense") != "dense"
     ffn = {"experts": 1.0, "expert_router": 1.0} if mixture else {"ffn": 1.0}
     stages = (Stage("one", 1.0, train=ALL | ffn), Stage("two", 3.0, train={"generation": 1.0}))
-    data = Data(mmu_batch_size=mmu, t2i_batch_size=t2i)
+    data = SyntheticData(mmu_batch_size=mmu, t2i_batch_size=t2i)
     return cost(plan(RunConfig(base, structure, data, stages=stages), PAPER))
 
 
@@ -62,7 +63,12 @@ def test_a_mean_over_stages_by_their_share() -> None:
     """Stage two, of three times the length, trains less; a single long stage of either is the bound on either side."""
     both = cost_of(TaskAwareMoE())
     (one, two) = (
-        cost(plan(RunConfig("understanding", TaskAwareMoE(), Data(mmu_batch_size=2, t2i_batch_size=4), stages=(stage,)), PAPER))
+        cost(
+            plan(
+                RunConfig("understanding", TaskAwareMoE(), SyntheticData(mmu_batch_size=2, t2i_batch_size=4), stages=(stage,)),
+                PAPER,
+            )
+        )
         for stage in (Stage(train=ALL | {"experts": 1.0, "expert_router": 1.0}), Stage(train={"generation": 1.0}))
     )
     assert both.train_flops == pytest.approx(0.25 * one.train_flops + 0.75 * two.train_flops)

@@ -20,12 +20,12 @@ from unidecouple.compare import runner
 from unidecouple.compare.grid import Comparison, Scenario, Variant
 from unidecouple.compare.plan import Job, jobs
 from unidecouple.compare.runner import CompareOptions, run_comparison
-from unidecouple.data.mixture import Files, Source
+from unidecouple.data.settings import Files, Source
 from unidecouple.eval.suite import metric_named
 from unidecouple.methods.stage import Stage
 from unidecouple.report.page import write_report
 from unidecouple.report.results import load_results
-from unidecouple.run import Data, RunConfig
+from unidecouple.run import RunConfig
 from unidecouple.train.train import train
 
 WORDS = ("cow", "pig", "cup", "bus")
@@ -49,7 +49,7 @@ def grid_of(base: Path, folder: Path, **evaluation: Any) -> Comparison:
         {"own": Scenario("Our own files.", str(base))},
         {"joint": Variant("Both tasks.", stages=ALL), "drawn": Variant("Generation alone.", stages=ALL, tasks="t2i")},
         seeds=(0, 1),
-        run=replace(TWO_STEPS, data=Data(), files=own_files(folder), evaluation=scored),
+        run=replace(TWO_STEPS, data=own_files(folder), evaluation=scored),
         focus="drawn",
     )
 
@@ -131,15 +131,14 @@ def test_the_page_shows_them(compared: Path) -> None:
 
 def test_what_only_the_world_has_is_refused(small_base: Path, tmp_path: Path) -> None:
     grid = grid_of(small_base, tmp_path)
-    assert grid.run.files is not None
-    with_pairs = replace(grid, variants={"joint": Variant("a", router_pairs=2)}, focus="")
-    with pytest.raises(ValueError, match=r"'joint' has router_pairs=2.*set it to 0"):
+    with_pairs = replace(grid, variants={"joint": Variant("a", data={"router_aux_samples": 2})}, focus="")
+    with pytest.raises(ValueError, match=r"variant 'joint' has data.router_aux_samples, which data of kind files lack"):
         jobs(with_pairs)
-    simple = replace(grid, scenarios={"own": Scenario("a", str(small_base), simple_steps=3)})
-    with pytest.raises(ValueError, match=r"'own' has simple_steps"):
+    simple = replace(grid, scenarios={"own": Scenario("a", str(small_base), data={"single_object_steps": 3})})
+    with pytest.raises(ValueError, match=r"scenario 'own' has data.single_object_steps"):
         jobs(simple)
-    unseen = replace(grid, run=replace(grid.run, files=replace(grid.run.files, validation=())))
-    with pytest.raises(ValueError, match=r"run\.files\.validation is empty"):
+    unseen = replace(grid, run=replace(grid.run, data=replace(grid.run.data, validation=())))
+    with pytest.raises(ValueError, match=r"run\.data\.validation is empty"):
         jobs(unseen)
 
 
@@ -149,6 +148,5 @@ def test_single_tasks_keep_the_held_out_batches_of_both(small_base: Path, tmp_pa
     sizes = {job.config.evaluation.eval_batch_size for job in jobs(grid)}
     assert sizes == {3}
     drawn = next(job for job in jobs(grid_of(small_base, tmp_path, eval_batch_size=5)) if job.name == "drawn")
-    assert drawn.config.files is not None
-    assert (drawn.config.files.mmu_batch_size, drawn.config.files.t2i_batch_size) == (0, 3)
+    assert (drawn.config.data.mmu_batch_size, drawn.config.data.t2i_batch_size) == (0, 3)
     assert drawn.config.evaluation.eval_batch_size == 5

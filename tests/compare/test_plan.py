@@ -13,7 +13,7 @@ from unidecouple import config
 from unidecouple.batch import Task
 from unidecouple.compare.budget import cells, check
 from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
-from unidecouple.data.mixture import Source
+from unidecouple.data.settings import Files, Source
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 
@@ -65,10 +65,10 @@ def test_rates_scale_every_stage_and_understanding_apart() -> None:
 
 
 def test_a_scenario_may_have_steps_of_its_own_and_a_variant_s_go_first() -> None:
-    short = replace(GRID.scenarios["S1-r4"], max_steps=5, simple_steps=2)
+    short = replace(GRID.scenarios["S1-r4"], max_steps=5, data={"single_object_steps": 2})
     variants = {"dense_joint": Variant("both"), "long": Variant("longer", max_steps=7)}
     grid = replace(GRID, scenarios=GRID.scenarios | {"S1-r4": short}, variants=variants)
-    steps = {(job.scenario, job.name): (job.config.max_steps, job.config.data.simple_steps) for job in jobs(grid)}
+    steps = {(job.scenario, job.name): (job.config.max_steps, job.config.data.single_object_steps) for job in jobs(grid)}
     assert (steps["S1-r4", "dense_joint"], steps["S1-r0", "dense_joint"]) == ((5, 2), (400, 0))
     assert (steps["S1-r4", "long"], steps["S1-r0", "long"]) == ((7, 2), (7, 0))
 
@@ -126,7 +126,10 @@ def test_an_empty_or_impossible_part_is_refused(name: str, value: object) -> Non
         (lambda: Scenario("a", "unified", -1, 0), "t2i_batch_size=-1"),
         (lambda: Scenario("a", "unified", 1, 1, max_steps=-2), "max_steps=-2"),
         (lambda: Rate(-1.0), "factor=-1"),
-        (lambda: Variant("a", router_pairs=-1), "router_pairs=-1"),
+        (
+            lambda: jobs(replace(GRID, variants={"a": Variant("a", data={"router_aux_samples": -1})}, control="")),
+            "variant 'a': data.router_aux_samples=-1",
+        ),
     ],
 )
 def test_numbers_of_a_grid_have_bounds(part: Callable[[], object], said: str) -> None:
@@ -150,10 +153,10 @@ def test_two_variants_of_one_title_are_refused() -> None:
 def test_recipes_of_comparisons_see_equal_budgets(recipe: Path, tmp_path: Path) -> None:
     """And every variant but the controls has its place on an axis."""
     grid = config.load(Comparison, [recipe])
-    if grid.run.files is not None:
+    if isinstance(grid.run.data, Files):
         write_pictures(tmp_path, "a.png")
         here = (Source(write_jsonl(tmp_path / "own.jsonl", [asked(), flat()])),)
-        grid = replace(grid, run=replace(grid.run, files=replace(grid.run.files, sources=here, validation=here)))
+        grid = replace(grid, run=replace(grid.run, data=replace(grid.run.data, sources=here, validation=here)))
     own = replace(grid.scenarios["own"], model_name_or_path="unified") if "own" in grid.scenarios else None
     planned = jobs(replace(grid, scenarios={"own": own}) if own else grid)
     first = next(iter(grid.scenarios))  # the others differ in sizes alone

@@ -13,7 +13,7 @@ from transformers import JanusForConditionalGeneration
 
 from published import TINY, weights
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import Question, SequenceBuilder, collate, pixels
+from unidecouple.data.sequences import QAPair, SequenceBuilder, collate, pixels
 from unidecouple.generate.image import draw_tokens
 from unidecouple.generate.jobs import image_jobs
 from unidecouple.generate.padding import left_pad
@@ -48,7 +48,7 @@ Loaded = tuple[UniJanusForConditionalGeneration, SequenceBuilder]
 @torch.no_grad()
 def test_understanding_logits(loaded: Loaded, theirs: JanusForConditionalGeneration, pictures: np.ndarray) -> None:
     model, builder = loaded
-    turns = [Question("pope", "Is there a cow in the image?", "yes"), Question("count", "How many?", "two red cows.")]
+    turns = [QAPair("pope", "Is there a cow in the image?", "yes"), QAPair("count", "How many?", "two red cows.")]
     batch = collate([builder.understanding(picture, turns) for picture in pictures], builder.tokenizer.pad_token_id)
     expected = theirs(input_ids=batch.input_ids, pixel_values=batch.pixel_values).logits
     assert expected.std() > 0.3

@@ -20,7 +20,7 @@ from unidecouple.batch import IGNORE, Task
 from unidecouple.convert.layouts import read_config
 from unidecouple.convert.load import load
 from unidecouple.convert.processors import read_processor
-from unidecouple.data.sequences import Question, SequenceBuilder, pixels
+from unidecouple.data.sequences import QAPair, SequenceBuilder, pixels
 from unidecouple.generate.image import draw_tokens
 from unidecouple.generate.jobs import image_jobs
 from unidecouple.generate.sampling import SamplingParams
@@ -32,7 +32,7 @@ SYSTEM = (
     "and assist the user with a variety of tasks using natural language.\n\n"
 )
 PICTURE = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
-TURNS = [Question("pope", "Is there a cow in the image?", "yes"), Question("count", "How many?", "two red cows.")]
+TURNS = [QAPair("pope", "Is there a cow in the image?", "yes"), QAPair("count", "How many?", "two red cows.")]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def pro_builder(pro: UniJanusProcessor) -> SequenceBuilder:
     return SequenceBuilder(pro)
 
 
-def asked(turns: list[Question]) -> list[dict[str, Any]]:
+def asked(turns: list[QAPair]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for turn in turns:
         messages.append({"role": "user", "content": [{"type": "text", "text": turn.text}]})
@@ -106,7 +106,7 @@ def test_generation_by_hand(pro: UniJanusProcessor, pro_builder: SequenceBuilder
 
 @pytest.mark.parametrize("turns", [TURNS[:1], TURNS])
 def test_training_ids_are_prompt_ids(
-    pro: UniJanusProcessor, pro_builder: SequenceBuilder, plain: Path, turns: list[Question]
+    pro: UniJanusProcessor, pro_builder: SequenceBuilder, plain: Path, turns: list[QAPair]
 ) -> None:
     """What is trained begins with what generation is asked with: by our processor, and by transformers' own."""
     theirs = AutoProcessor.from_pretrained(plain)
@@ -308,7 +308,7 @@ def test_a_prompt_of_our_own_survives_other_layouts(
 def test_conversations_of_records_are_the_same_ids(pro_builder: SequenceBuilder, dropped: bool) -> None:
     """Byte pairs join what touches, so what a user's record holds must be tokenized as training tokenizes it."""
     picture = np.zeros((4, 4, 3), np.uint8)
-    asked = [Question("a", "What is this?", "A cat."), Question("b", " And that? ", "A dog.")]
+    asked = [QAPair("a", "What is this?", "A cat."), QAPair("b", " And that? ", "A dog.")]
     turns = [("user", [picture, "What is this?"]), ("assistant", ["A cat."]), ("user", ["And that?"]), ("assistant", ["A dog."])]
     told, wanted = pro_builder.conversation(turns, Task.MMU), pro_builder.understanding(picture, asked)
     assert (told.input_ids, told.labels) == (wanted.input_ids, wanted.labels)

@@ -18,8 +18,8 @@ from unidecouple.batch import Task
 from unidecouple.cli import main
 from unidecouple.data.check import check
 from unidecouple.data.formats import open_readers
-from unidecouple.data.pictures import Shaper
-from unidecouple.data.preview import stretches, write_preview
+from unidecouple.data.pictures import ImagePreprocessor
+from unidecouple.data.preview import token_spans, write_preview
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.models.processing import UniJanusProcessor
 
@@ -44,15 +44,15 @@ def source(tmp_path: Path) -> Path:
 
 def test_findings(source: Path, processor: UniJanusProcessor, builder: SequenceBuilder) -> None:
     seen = []
-    shaper = Shaper(processor)
-    found = check(source, open_readers(source), shaper, builder, progress=lambda done, of: seen.append((done, of)))
+    preprocessor = ImagePreprocessor(processor)
+    found = check(source, open_readers(source), preprocessor, builder, progress=lambda done, of: seen.append((done, of)))
     assert (found.formats, found.samples) == ({"messages": 1}, {"mmu": 2, "t2i": 2, "text": 1})
-    assert (found.understood, found.drawn, found.bad_ratio) == (2, 2, 3 / 8)
+    assert (found.understood, found.generated, found.bad_ratio) == (2, 2, 3 / 8)
     assert [problem.partition(": ")[0] for problem in found.problems] == [f"{source}:{line}" for line in (2, 4, 5)]
     words = builder.conversation([("user", ["yes"]), ("assistant", ["no"])], Task.MMU)
     assert (len(found.lengths), min(found.lengths)) == (5, len(words.input_ids))
     assert seen == [(number, 8) for number in range(1, 9)]
-    short = check(source, open_readers(source), shaper, builder, max_length=10)
+    short = check(source, open_readers(source), preprocessor, builder, max_length=10)
     assert (short.samples, len(short.problems)) == ({"text": 1}, 7)
     assert any("tokens are more than max_length=10" in problem for problem in short.problems)
 
@@ -60,7 +60,7 @@ def test_findings(source: Path, processor: UniJanusProcessor, builder: SequenceB
 def test_the_command_prints_them_and_fails(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(source)]) == 1
     printed = capsys.readouterr()
-    for line in ("messages (1 file)", "mmu 2, t2i 2, text 1", "2 to be understood, 2 to be drawn", "problems  3 (37.50%"):
+    for line in ("messages (1 file)", "mmu 2, t2i 2, text 1", "2 to be understood, 2 to be generated", "problems  3 (37.50%"):
         assert line in printed.out
     assert f"{source}:2: picture {source.parent / 'cut.png'}: " in printed.out
     assert "more than --max-bad-ratio=0.01 is bad" in printed.err
@@ -115,7 +115,9 @@ def test_help_does_not_import_torch() -> None:
 
 
 def test_the_page(source: Path, processor: UniJanusProcessor, builder: SequenceBuilder) -> None:
-    page = write_preview(open_readers(source), Shaper(processor), builder, source.parent / "page.html", count=9).read_text()
+    page = write_preview(
+        open_readers(source), ImagePreprocessor(processor), builder, source.parent / "page.html", count=9
+    ).read_text()
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(pictures) == 4
     sizes = {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures}
@@ -126,12 +128,12 @@ def test_the_page(source: Path, processor: UniJanusProcessor, builder: SequenceB
     for reason in ("cut.png", "gone.png"):
         assert reason in page[page.index("Could not be shown") :]
     assert '<span class="loss">yes &lt;eos&gt;</span>' in page
-    assert '<span class="drawn">[16 tokens]</span>' in page
+    assert '<span class="image_out">[16 tokens]</span>' in page
 
 
 def test_words_of_users_are_escaped(tmp_path: Path, processor: UniJanusProcessor, builder: SequenceBuilder) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [asked(None, "<script>alert(1)</script>", "no")])
-    page = write_preview(open_readers(path), Shaper(processor), builder, tmp_path / "page.html").read_text()
+    page = write_preview(open_readers(path), ImagePreprocessor(processor), builder, tmp_path / "page.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
 
@@ -139,9 +141,9 @@ def test_words_of_users_are_escaped(tmp_path: Path, processor: UniJanusProcessor
 def test_stretches_cover_every_token(builder: SequenceBuilder) -> None:
     picture = np.zeros((16, 16, 3), np.uint8)
     sample: Sample = builder.conversation([("user", [picture, "Where is the", picture]), ("assistant", ["left"])], Task.MMU)
-    found = list(stretches(sample, builder))
-    assert [stretch.look for stretch in found] == ["context", "shown", "context", "shown", "context", "loss"]
-    assert sum(stretch.count for stretch in found) == len(sample.input_ids)
+    found = list(token_spans(sample, builder))
+    assert [span.look for span in found] == ["context", "image_in", "context", "image_in", "context", "loss"]
+    assert sum(span.count for span in found) == len(sample.input_ids)
     assert found[-1].text == "left <eos>"
 
 

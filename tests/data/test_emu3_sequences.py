@@ -13,9 +13,9 @@ from tiny_emu3 import SIDE, SIZE, emu3_processor
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
 from unidecouple.convert.load import load_processor
 from unidecouple.data.formats.record import ImageBytes
-from unidecouple.data.pictures import Shaper
-from unidecouple.data.preview import stretches
-from unidecouple.data.sequences import Question, SequenceBuilder
+from unidecouple.data.pictures import ImagePreprocessor
+from unidecouple.data.preview import token_spans
+from unidecouple.data.sequences import QAPair, SequenceBuilder
 from unidecouple.models.emu3_processing import UniEmu3Processor
 
 CODES = list(range(10, 10 + SIDE * SIDE))
@@ -76,7 +76,7 @@ def test_prompts_are_transformers_own(processor: UniEmu3Processor, builder: Sequ
 
 
 def test_conversations_are_the_two_tasks_in_their_cases(builder: SequenceBuilder, picture: np.ndarray) -> None:
-    turns = [Question("vqa", "what is this ?", "a cat"), Question("vqa", "is this red ?", "no")]
+    turns = [QAPair("vqa", "what is this ?", "a cat"), QAPair("vqa", "is this red ?", "no")]
     chat = [("user", [picture, "what is this ?"]), ("assistant", ["a cat"]), ("user", ["is this red ?"]), ("assistant", ["no"])]
     said, expected = builder.conversation(chat, Task.MMU), builder.understanding(picture, turns)
     assert (said.input_ids, said.labels) == (expected.input_ids, expected.labels)
@@ -99,16 +99,16 @@ def test_words_cannot_be_image_tokens(builder: SequenceBuilder, text: str) -> No
 
 def test_a_drawn_picture_is_shown_as_one(builder: SequenceBuilder) -> None:
     """Rows' ends part it from itself neither in a dry run nor in a preview, and are not counted."""
-    found = [(part.look, part.count) for part in stretches(builder.generation("a red cat", CODES), builder)]
-    assert found == [("context", 9), ("drawn", SIDE * SIDE)]
+    found = [(part.look, part.count) for part in token_spans(builder.generation("a red cat", CODES), builder)]
+    assert found == [("context", 9), ("image_out", SIDE * SIDE)]
 
 
 def test_pictures_of_any_shape_become_squares(processor: UniEmu3Processor, tmp_path: Path) -> None:
     Image.new("RGB", (32, 16), (255, 0, 0)).save(tmp_path / "wide.png")
     wide = ImageBytes((tmp_path / "wide.png").read_bytes())
-    shaper = Shaper(processor)
-    seen, drawn = shaper.understood(wide), shaper.drawn(wide)
-    assert (shaper.size, seen.shape, drawn.shape) == (SIZE, (SIZE, SIZE, 3), (SIZE, SIZE, 3))
+    preprocessor = ImagePreprocessor(processor)
+    seen, drawn = preprocessor.for_understanding(wide), preprocessor.for_generation(wide)
+    assert (preprocessor.size, seen.shape, drawn.shape) == (SIZE, (SIZE, SIZE, 3), (SIZE, SIZE, 3))
     assert seen[0, 0].tolist() == [127, 127, 127]
     assert seen[SIZE // 2, 0].tolist() == drawn[0, 0].tolist() == [255, 0, 0]
 

@@ -16,13 +16,13 @@ import torch
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
+from unidecouple.data.bad_records import BadDataError
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import reader as reader_module
 from unidecouple.data.formats.record import ImageFile
-from unidecouple.data.mixture import Files, Source
-from unidecouple.data.pictures import Shaper
+from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import SequenceBuilder, pixels
-from unidecouple.data.tally import BadDataError
+from unidecouple.data.settings import Files, Source
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.vq import encode_image_tokens
@@ -86,7 +86,7 @@ def test_tokens_are_those_of_the_picture_the_prompt_names(
 ) -> None:
     (_, batch) = make().batch(1)
     for row, prompt in enumerate(prompts(builder, batch)):
-        shown = Shaper(processor).drawn(ImageFile(folder / f"{prompt.split()[-1]}.png"))
+        shown = ImagePreprocessor(processor).for_generation(ImageFile(folder / f"{prompt.split()[-1]}.png"))
         wanted = encode_image_tokens(vq, pixels([shown]))[0]
         assert torch.equal(batch.image_tokens[row][batch.image_tokens[row] != NO_IMAGE_TOKEN], wanted)
 
@@ -105,7 +105,8 @@ def test_a_step_is_a_function_of_seed_and_step(make: Make, tmp_path: Path, pack:
 
 def test_a_resumed_run_reads_only_what_it_needs(make: Make) -> None:
     source = make(t2i_batch_size=0)
-    with mock.patch.object(Shaper, "understood", side_effect=Shaper.understood, autospec=True) as opened:
+    real = ImagePreprocessor.for_understanding
+    with mock.patch.object(ImagePreprocessor, "for_understanding", side_effect=real, autospec=True) as opened:
         source.batch(1000)
     assert opened.call_count <= 3
 
@@ -159,7 +160,7 @@ def test_bad_pictures_are_replaced_counted_and_logged_once(
     with caplog.at_level(logging.WARNING):
         batches = [source.batch(step) for step in range(2)]
     assert {word for (batch,) in batches for words in prompts(builder, batch) for word in words.split()} & {"pig", "bus"} == set()
-    assert source.tally.bad == 4
+    assert source.bad_records.bad == 4
     assert sorted(record.getMessage().partition(": picture")[0] for record in caplog.records) == [
         f"skipped: {path}:2",
         f"skipped: {path}:4",
@@ -219,7 +220,7 @@ def test_without_a_tokenizer_pictures_cannot_be_drawn(make: Make) -> None:
 def test_a_tokenizer_of_another_grid_is_told(make: Make, builder: SequenceBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make()
     monkeypatch.setattr(builder, "num_image_tokens", 25)
-    with pytest.raises(ValueError, match="makes 16 tokens of a picture, but the processor has 25"):
+    with pytest.raises(ValueError, match="makes 16 tokens of an image, but the processor has 25"):
         source.batch(0)
 
 

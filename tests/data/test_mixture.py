@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unidecouple.data.mixture import CYCLE, Files, Pool, Source, Stream, quotas
+from unidecouple.data.mixture import CYCLE, Pool, Stream, quotas
+from unidecouple.data.settings import Files, Source
 
 
 def test_shares_hold_in_every_cycle() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from decoder_kinds import every_kind
 from unidecouple.batch import IGNORE, Batch, Task
 from unidecouple.data.packing import fewest_shortest, first_fit_decreasing, pack
-from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, Sample, SequenceBuilder, collate
 from unidecouple.models.base import JointOutput
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
@@ -55,7 +55,7 @@ def test_padding_of_janus_pros_mix(samples: int, row: int, filled: float) -> Non
 @pytest.fixture
 def samples(builder: SequenceBuilder, pictures: np.ndarray) -> list[Sample]:
     """Questions, pictures to draw and words alone, of different lengths."""
-    asked = Question("pope", "Is there a cow in the image?", "yes")
+    asked = QAPair("pope", "Is there a cow in the image?", "yes")
     tokens = np.random.default_rng(1).integers(0, 64, (2, 16)).tolist()
     turns = [("user", [pictures[2], "Where is the", pictures[3]]), ("assistant", ["left"])]
     return [

@@ -17,7 +17,7 @@ from PIL import Image
 from own_data import png
 from unidecouple.data import pictures
 from unidecouple.data.formats.record import ImageBytes, ImageFile, ImageTokens
-from unidecouple.data.pictures import Shaper, decode
+from unidecouple.data.pictures import ImagePreprocessor, decode
 from unidecouple.data.sequences import pixels
 from unidecouple.models.processing import UniJanusProcessor
 
@@ -38,13 +38,13 @@ def picture(array: np.ndarray, form: str = "PNG", **options: object) -> ImageByt
 def test_understood_is_what_the_processor_makes(processor: UniJanusProcessor, width: int, height: int) -> None:
     content = png(0, width, height)
     theirs = processor.image_processor([Image.open(io.BytesIO(content))], return_tensors="pt")["pixel_values"]
-    mine = Shaper(processor).understood(ImageBytes(content))
+    mine = ImagePreprocessor(processor).for_understanding(ImageBytes(content))
     assert (mine.shape, mine.dtype) == ((16, 16, 3), np.uint8)
     assert float((pixels([mine]) - theirs).abs().max()) < 1e-6
 
 
 def test_understood_pads_with_the_mean_colour(processor: UniJanusProcessor) -> None:
-    wide = Shaper(processor).understood(picture(np.full((16, 32, 3), 200, np.uint8)))
+    wide = ImagePreprocessor(processor).for_understanding(picture(np.full((16, 32, 3), 200, np.uint8)))
     expected = np.full((16, 16, 3), 127, np.uint8)
     expected[4:12] = 200
     assert np.array_equal(wide, expected)
@@ -55,15 +55,15 @@ def test_drawn_crops_the_centre(processor: UniJanusProcessor) -> None:
     stripes = np.repeat(np.array([10, 90, 170, 250], np.uint8), 8)
     wide = np.broadcast_to(stripes[None, :, None], (16, 32, 3)).copy()
     for array in (wide, wide.transpose(1, 0, 2)):
-        drawn = Shaper(processor).drawn(picture(np.ascontiguousarray(array)))
+        drawn = ImagePreprocessor(processor).for_generation(picture(np.ascontiguousarray(array)))
         assert drawn.shape == (16, 16, 3)
         assert set(np.unique(drawn)) == {90, 170}
 
 
 def test_drawn_of_a_fitting_picture_is_that_picture(processor: UniJanusProcessor) -> None:
     array = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    assert np.array_equal(Shaper(processor).drawn(picture(array)), array)
-    assert np.array_equal(Shaper(processor).understood(picture(array)), array)
+    assert np.array_equal(ImagePreprocessor(processor).for_generation(picture(array)), array)
+    assert np.array_equal(ImagePreprocessor(processor).for_understanding(picture(array)), array)
 
 
 def test_other_modes_become_rgb() -> None:
@@ -117,7 +117,7 @@ def test_missing_files_and_tokens(tmp_path: Path) -> None:
     (tmp_path / "short.tar").write_bytes(bytes(10))
     with pytest.raises(ValueError, match=r"short.tar ends 15 bytes before the picture does"):
         decode(ImageFile(tmp_path / "short.tar", offset=5, size=20))
-    with pytest.raises(ValueError, match="can be drawn only"):
+    with pytest.raises(ValueError, match="can only be generated"):
         decode(ImageTokens(tmp_path / "tokens-00000.safetensors", 0))
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
-from unidecouple.data.sequences import Part, Question, SequenceBuilder, collate, pixels
+from unidecouple.data.sequences import QAPair, SequenceBuilder, TurnPart, collate, pixels
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import ROLE_TOKENS, SPECIAL_TOKENS
 from unidecouple.world.prompts import held_out, training_pair
@@ -20,9 +20,9 @@ from unidecouple.world.questions import CAPTION_REQUEST, conversation
 from unidecouple.world.scene import random_scene
 
 TURNS = [
-    Question("pope", "Is there an elephant in the image?", "yes"),
-    Question("count", "How many buses are there?", "two"),
-    Question("caption", CAPTION_REQUEST, "a red bus and a blue bus and a brown elephant"),
+    QAPair("pope", "Is there an elephant in the image?", "yes"),
+    QAPair("count", "How many buses are there?", "two"),
+    QAPair("caption", CAPTION_REQUEST, "a red bus and a blue bus and a brown elephant"),
 ]
 
 
@@ -38,7 +38,7 @@ def prompt_of(processor: UniJanusProcessor, chat: list[dict[str, Any]], mode: st
     )
 
 
-def chat(picture: np.ndarray, turns: list[Question]) -> list[dict[str, Any]]:
+def chat(picture: np.ndarray, turns: list[QAPair]) -> list[dict[str, Any]]:
     """A conversation whose last question waits for its answer."""
     messages: list[dict[str, Any]] = []
     for turn in turns:
@@ -50,7 +50,7 @@ def chat(picture: np.ndarray, turns: list[Question]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("turns", [TURNS[:1], TURNS[:2], TURNS])
 def test_understanding_is_the_template(
-    builder: SequenceBuilder, processor: UniJanusProcessor, pictures: np.ndarray, turns: list[Question]
+    builder: SequenceBuilder, processor: UniJanusProcessor, pictures: np.ndarray, turns: list[QAPair]
 ) -> None:
     inputs = prompt_of(processor, chat(pictures[0], turns), "text")
     sample = builder.understanding(pictures[0], turns)
@@ -138,7 +138,7 @@ def test_collate_pads_on_the_right(builder: SequenceBuilder, pictures: np.ndarra
     assert collate([drawn], 0).pixel_values is None
 
 
-def test_a_batch_knows_which_words_are_hidden(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+def test_a_batch_marks_words_of_dropped_prompts(builder: SequenceBuilder, pictures: np.ndarray) -> None:
     """Those between the BOS and the image-start token of a dropped prompt; neither padding nor tokens to be drawn, pads too."""
     asked, told, hidden = (
         builder.understanding(pictures[0], TURNS[:1]),
@@ -146,9 +146,9 @@ def test_a_batch_knows_which_words_are_hidden(builder: SequenceBuilder, pictures
         builder.generation("a photo of a cow", [1, 2], dropped=True),
     )
     batch = collate([asked, told, hidden], builder.tokenizer.pad_token_id)
-    assert batch.hidden is not None
-    assert batch.hidden.any(1).tolist() == [False, False, True]
-    assert batch.hidden[2].nonzero().flatten().tolist() == list(range(1, len(hidden.input_ids) - 3))
+    assert batch.prompt_dropped is not None
+    assert batch.prompt_dropped.any(1).tolist() == [False, False, True]
+    assert batch.prompt_dropped[2].nonzero().flatten().tolist() == list(range(1, len(hidden.input_ids) - 3))
 
 
 def test_pixels_are_the_processors(processor: UniJanusProcessor, pictures: np.ndarray) -> None:
@@ -172,7 +172,7 @@ def test_unknown_mode(processor: UniJanusProcessor) -> None:
 
 
 def test_conversations_are_the_other_sequences_where_those_go(builder: SequenceBuilder, pictures: np.ndarray) -> None:
-    turns: list[tuple[str, list[Part]]] = []
+    turns: list[tuple[str, list[TurnPart]]] = []
     for number, turn in enumerate(TURNS):
         turns += [("user", [*([pictures[0]] if number == 0 else []), turn.text]), ("assistant", [turn.answer])]
     asked, wanted = builder.conversation(turns, Task.MMU), builder.understanding(pictures[0], TURNS)
@@ -186,7 +186,7 @@ def test_conversations_are_the_other_sequences_where_those_go(builder: SequenceB
 
 def test_pictures_anywhere_are_the_template(builder: SequenceBuilder, processor: UniJanusProcessor, pictures: np.ndarray) -> None:
     """Several pictures a turn, before, between and after words, and in a later turn."""
-    said: list[tuple[str, list[Part]]] = [
+    said: list[tuple[str, list[TurnPart]]] = [
         ("user", ["Is the", pictures[0], "left of", pictures[1]]),
         ("assistant", ["yes"]),
         ("user", [pictures[2], "Where is the", "cow"]),
@@ -221,7 +221,7 @@ def test_words_alone_and_a_system_turn(builder: SequenceBuilder, processor: UniJ
 
 
 def test_several_drawings_in_one_conversation(builder: SequenceBuilder, pictures: np.ndarray) -> None:
-    said: list[tuple[str, list[Part]]] = [
+    said: list[tuple[str, list[TurnPart]]] = [
         ("user", [pictures[0], "a cow"]),
         ("assistant", ["left", tuple(range(16))]),
         ("user", ["a pig"]),
@@ -243,7 +243,7 @@ def test_several_drawings_in_one_conversation(builder: SequenceBuilder, pictures
 def test_users_cannot_write_special_tokens(builder: SequenceBuilder, text: str) -> None:
     """Wherever a text of theirs enters: a turn of any role, a question, a prompt, a negative prompt, an answer to be weighed."""
     for role in ("system", "user", "assistant"):
-        turns: list[tuple[str, list[Part]]] = [("system", ["a"]), ("user", ["b"]), ("assistant", ["c"])]
+        turns: list[tuple[str, list[TurnPart]]] = [("system", ["a"]), ("user", ["b"]), ("assistant", ["c"])]
         said = [(one, [text] if one == role else parts) for one, parts in turns]
         with pytest.raises(ValueError, match=r"the text spells out '<.*>', a special token"):
             builder.conversation(said, Task.MMU)
@@ -271,3 +271,27 @@ def test_unknown_words(builder: SequenceBuilder) -> None:
     assert builder.unknown_words("a photo of a Zebra and a cow and a quagga") == (11, ["Zebra", "quagga"])
     assert builder.known_words == len(set(builder.tokenizer.get_vocab())) - len(SPECIAL_TOKENS) - len(ROLE_TOKENS)
     assert builder.generation_prompt("<unk>")  # means what an unknown word means
+
+
+def test_images_of_the_assistant_are_understood_or_generated_by_the_task(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+    turns: list[tuple[str, list[TurnPart]]] = [("user", ["Which one?", pictures[0]]), ("assistant", [pictures[1], "a cow"])]
+    understood = builder.conversation(turns, Task.MMU)
+    assert np.array_equal(np.stack(understood.pictures), pictures[:2])
+    placeholder = builder.tokenizer.convert_tokens_to_ids(builder.tokenizer.image_token)
+    assert understood.input_ids.count(placeholder) == 2 * builder.seen_tokens
+    assert (understood.images, any(understood.image_mask)) == ((), False)
+    generated = builder.conversation(turns, Task.T2I)
+    assert [len(images) for images in (generated.pictures, generated.images)] == [1, 1]
+    with pytest.raises(ValueError, match="an image of the sample has no tokens yet"):
+        collate([generated], builder.tokenizer.pad_token_id)
+    codes = tuple(range(16))
+    encoded = builder.conversation([turns[0], ("assistant", [codes, "a cow"])], Task.T2I)
+    assert replace(generated, images=(codes,), pictures=()) == replace(encoded, pictures=())
+
+
+def test_a_pad_that_ends_answers_is_no_dropped_prompt(builder: SequenceBuilder, pictures: np.ndarray) -> None:
+    """Tokenizers whose pad is their EOS: nothing is dropped but what was."""
+    answered = builder.understanding(pictures[0], [QAPair("pope", "Is there a cow in the image?", "yes")])
+    batch = collate([answered], builder.tokenizer.eos_token_id)
+    assert batch.prompt_dropped is not None
+    assert not batch.prompt_dropped.any()

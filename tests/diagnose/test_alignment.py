@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, Task
-from unidecouple.data.sequences import Question, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.diagnose import alignment as module
 from unidecouple.diagnose.alignment import TooFewPairsError, alignment, chance, mutual_knn
 from unidecouple.models.janus import UniJanusForConditionalGeneration
@@ -59,9 +59,7 @@ def pairs(builder: SequenceBuilder) -> dict[Task, Batch]:
     """Twelve pictures of noise, each with a word of its own, to be understood and to be drawn."""
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (len(WORDS), 16, 16, 3), dtype=np.uint8)
-    seen = [
-        builder.understanding(p, [Question("caption", CAPTION_REQUEST, f"a {w}")]) for p, w in zip(pictures, WORDS, strict=True)
-    ]
+    seen = [builder.understanding(p, [QAPair("caption", CAPTION_REQUEST, f"a {w}")]) for p, w in zip(pictures, WORDS, strict=True)]
     drawn = [builder.generation(f"a photo of a {w}", rng.integers(0, 64, 16).tolist()) for w in WORDS]
     pad = builder.tokenizer.pad_token_id
     return {Task.MMU: collate(seen, pad), Task.T2I: collate(drawn, pad)}

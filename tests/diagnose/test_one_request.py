@@ -10,7 +10,7 @@ import torch
 
 from decoder_kinds import KINDS
 from unidecouple.batch import Batch, Modality, Task
-from unidecouple.data.sequences import Part, SequenceBuilder, collate
+from unidecouple.data.sequences import SequenceBuilder, TurnPart, collate
 from unidecouple.diagnose.one_request import view_request
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
@@ -18,7 +18,7 @@ MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
 
 def asked(builder: SequenceBuilder, picture: np.ndarray, answer: str | None = "yes") -> Batch:
-    turns: list[tuple[str, list[Part]]] = [("user", [picture, "Is there a cow in the image?"])]
+    turns: list[tuple[str, list[TurnPart]]] = [("user", [picture, "Is there a cow in the image?"])]
     turns += [("assistant", [answer])] if answer else []
     return collate([builder.conversation(turns, Task.MMU)], 0)
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import Question, SequenceBuilder, pixels
+from unidecouple.data.sequences import QAPair, SequenceBuilder, pixels
 from unidecouple.generate.text import answer
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -72,7 +72,7 @@ def test_answers_are_ours_and_cut_where_the_task_says(plugin: Any, small_base: P
 
 def plainly(model: Any, builder: SequenceBuilder, picture: np.ndarray, question: str, words: str) -> tuple[float, bool]:
     """From the training code's own sequence, word by word, one row, no padding."""
-    sample = builder.understanding(picture, [Question("x", question, words)])
+    sample = builder.understanding(picture, [QAPair("x", question, words)])
     prompt, told = builder.understanding_prompt(question), sample.input_ids[:-1]  # without the EOS
     assert told[: len(prompt)] == prompt
     with torch.no_grad():

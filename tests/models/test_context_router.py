@@ -85,7 +85,7 @@ def test_the_group_loss_teaches_it_what_words_alone_cannot(make_model: MakeModel
         task_ids=tasks,
         labels=torch.full_like(ids, -100),
         image_tokens=torch.full_like(ids, -1),
-        hidden=None,
+        prompt_dropped=None,
     )
     optimizer = torch.optim.Adam(model.decoder.context_router.parameters(), lr=1e-2)
     for _ in range(60):

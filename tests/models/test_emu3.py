@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from tiny_emu3 import CODES, SIDE, SIZE, plain_emu3
 from unidecouple.batch import Batch, Task
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import Question, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.methods.structure import UPCYCLED, TaskAwareMoE, UniX
 from unidecouple.models.emu3 import UniEmu3Config, UniEmu3ForConditionalGeneration
 from unidecouple.models.families import FAMILIES, configuration
@@ -39,7 +39,7 @@ def joint(builder: SequenceBuilder) -> tuple[Batch, Batch]:
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
     codes = rng.integers(0, CODES, (2, SIDE * SIDE)).tolist()
-    asked = [[Question("vqa", "what is this ?", "a red cat")], [Question("vqa", "a dog ?", "no")]]
+    asked = [[QAPair("vqa", "what is this ?", "a red cat")], [QAPair("vqa", "a dog ?", "no")]]
     seen = [builder.understanding(picture, turns) for picture, turns in zip(pictures, asked, strict=True)]
     drawn = [builder.generation("a cat", codes[0]), builder.generation("a photo of a pig", codes[1], dropped=True)]
     pad = builder.tokenizer.pad_token_id

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from decoder_kinds import every_kind
-from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
+from unidecouple.batch import IGNORE, Batch, JointBatch, Task
 from unidecouple.data.packing import pack
-from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, Sample, SequenceBuilder, collate
 from unidecouple.models.interaction import Interaction, cross_modal_mask
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
@@ -24,10 +24,11 @@ PAD, BOS, PICTURE = 0, 1, 9
 
 
 def sample(text: str) -> Sample:
-    """``text`` spells a sequence: ^ BOS, w a word, _ a hidden word, S a picture seen, D a token drawn, A an answer learned."""
+    """``text`` spells a sequence: ^ BOS, w a word, _ a dropped word, S a picture seen, D a token drawn, A an answer learned."""
     ids = [{"^": BOS, "w": 2, "A": 3, "S": PICTURE}.get(token, PAD) for token in text]
     labels = [3 if token == "A" else IGNORE for token in text]
-    return Sample(ids, [Task.MMU] * len(ids), labels, [7 if token == "D" else NO_IMAGE_TOKEN for token in text])
+    mask, dropped = [token == "D" for token in text], [token == "_" for token in text]
+    return Sample(ids, [Task.MMU] * len(ids), labels, mask, dropped, images=((7,) * sum(mask),))
 
 
 def spans_of(texts: list[str], row: int | None = None) -> list[tuple[Task, str, str]]:
@@ -81,7 +82,7 @@ def test_uniform_attention_by_hand(make_model: MakeModel, builder: SequenceBuild
     prompt = builder.generation_prompt("a photo of a cow")
     drawn = collate([builder.generation("a photo of a cow", [1] * 16)], PAD)
     picture = np.zeros((16, 16, 3), np.uint8)
-    asked = collate([builder.understanding(picture, [Question("pope", "Is there a cow in the image?", "yes")])], PAD)
+    asked = collate([builder.understanding(picture, [QAPair("pope", "Is there a cow in the image?", "yes")])], PAD)
     t2i, mmu = model(batch=(drawn, asked), interaction=True).interaction
     by_hand = np.mean([len(prompt) / (row + 1) for row in range(len(prompt), len(prompt) + 16)])
     assert t2i.intensity.flatten().tolist() == pytest.approx([by_hand] * 2, abs=1e-6)
@@ -158,7 +159,7 @@ def test_packed_rows_measure_the_same(
 ) -> None:
     model, pad = make_model(), builder.tokenizer.pad_token_id
     model.set_attn_implementation(attention)
-    question = Question("pope", "Is there a cow in the image?", "yes")
+    question = QAPair("pope", "Is there a cow in the image?", "yes")
     samples = [
         builder.understanding(pictures[0], [question]),
         builder.generation("a photo of a cow", [3] * 16),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, JanusForConditionalGeneration
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
-from unidecouple.data.sequences import Question, Sample, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, Sample, SequenceBuilder, collate
 from unidecouple.models.configuration import UniJanusConfig, UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
@@ -136,10 +136,11 @@ def test_joint_losses_by_hand(make_model: MakeModel, joint_batch: Joint, kind: s
 @pytest.fixture
 def mixed(builder: SequenceBuilder, pictures: np.ndarray) -> Sample:
     """One row that answers a question and then draws a picture."""
-    asked = builder.understanding(pictures[0], [Question("pope", "Is there a cow in the image?", "yes")])
+    asked = builder.understanding(pictures[0], [QAPair("pope", "Is there a cow in the image?", "yes")])
     drawn = builder.generation("a photo of a cow", range(16))
-    both = zip(("input_ids", "task_ids", "labels", "image_tokens"), (1, 1, 1, 1), strict=True)
-    return Sample(**{name: getattr(asked, name) + getattr(drawn, name)[skip:] for name, skip in both}, pictures=(pictures[0],))
+    names = ("input_ids", "task_ids", "labels", "image_mask", "prompt_dropped")
+    both = {name: getattr(asked, name) + getattr(drawn, name)[1:] for name in names}
+    return Sample(**both, pictures=asked.pictures, images=drawn.images)
 
 
 @every_kind
@@ -155,7 +156,8 @@ def test_a_row_may_hold_both_tasks(
     logits = model.model.generation_head(model.decode_batch(row, "label").last_hidden_state)
     assert float(output.t2i.total) == pytest.approx(cross_entropy(logits, row.image_tokens, NO_IMAGE_TOKEN)[0], rel=1e-5)
     asked = mixed.image_tokens.index(0) - len(builder.generation_prompt("a photo of a cow")) + 1
-    cut = Sample(mixed.input_ids[:asked], mixed.task_ids[:asked], mixed.labels[:asked], mixed.image_tokens[:asked], mixed.pictures)
+    columns = (mixed.input_ids, mixed.task_ids, mixed.labels, mixed.image_mask, mixed.prompt_dropped)
+    cut = Sample(*(column[:asked] for column in columns), mixed.pictures)
     alone = model(batch=(collate([cut], pad),), routing="label")
     assert float(output.mmu.total) == pytest.approx(float(alone.mmu.total), rel=1e-5)  # what comes later changes nothing
     if KINDS[kind].get("ffn") == "ta_moe":
@@ -170,9 +172,9 @@ def test_a_row_may_hold_both_tasks(
 def test_text_alone_needs_no_picture(make_model: MakeModel, builder: SequenceBuilder) -> None:
     model = make_model(ffn="ta_moe")
     ids = builder.tokenizer("how many cows are there ?")["input_ids"]
-    nothing = [NO_IMAGE_TOKEN] * len(ids)
+    nothing = [False] * len(ids)
     output = model(
-        batch=(collate([Sample(ids, [Task.MMU] * len(ids), [IGNORE, *ids[1:]], nothing)], builder.tokenizer.pad_token_id),)
+        batch=(collate([Sample(ids, [Task.MMU] * len(ids), [IGNORE, *ids[1:]], nothing, nothing)], builder.tokenizer.pad_token_id),)
     )
     assert int(output.mmu.count) == len(ids) - 1
     logits = model(input_ids=torch.tensor([ids])).logits

@@ -96,7 +96,9 @@ def test_a_stage_of_one_task_has_gradients_of_what_it_meets(make_model: MakeMode
 
 def planned(stages: tuple[Stage, ...], **question: Any) -> Any:
     run = RunConfig("understanding", stages=stages, objective=Objective(), max_steps=100)
-    return plan(replace(run, data=replace(run.data, mmu_batch_size=8, t2i_batch_size=24, router_pairs=8)), Question(**question))
+    return plan(
+        replace(run, data=replace(run.data, mmu_batch_size=8, t2i_batch_size=24, router_aux_samples=8)), Question(**question)
+    )
 
 
 def test_surgery_takes_a_copy_more_and_keeps_to_ddp() -> None:

@@ -18,7 +18,7 @@ from unidecouple import config as configs
 from unidecouple.batch import Batch, Task
 from unidecouple.cli import main
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import Question, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Dense, MoT, TaskAwareMoE
 from unidecouple.models import emu3
@@ -28,12 +28,13 @@ from unidecouple.plan import heads
 from unidecouple.plan.encoding import _Bytes, encoding
 from unidecouple.plan.load import Lengths, joint, picture_tokens
 from unidecouple.plan.sizes import SIZES, build, configuration
-from unidecouple.plan.stages import Question as Asked
+from unidecouple.plan.stages import QAPair as Asked
 from unidecouple.plan.stages import plan
 from unidecouple.plan.ways import memory
 from unidecouple.plan.weights import count
-from unidecouple.run import Data, RunConfig
+from unidecouple.run import RunConfig
 from unidecouple.train.build import add_lora, restructure
+from unidecouple.world.settings import SyntheticData
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "emu3"
 ALL = {"*": 1.0}
@@ -57,7 +58,7 @@ def builder(emu3_base: Path) -> SequenceBuilder:
 def batch(builder: SequenceBuilder) -> tuple[Batch, Batch]:
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
-    asked = [[Question("vqa", "what is this ?", answer)] for answer in ("a red cat", "no", "a blue dog in the picture")]
+    asked = [[QAPair("vqa", "what is this ?", answer)] for answer in ("a red cat", "no", "a blue dog in the picture")]
     seen = [builder.understanding(picture, turns) for picture, turns in zip(pictures, asked, strict=True)]
     drawn = [builder.generation(text, rng.integers(0, CODES, SIDE * SIDE).tolist()) for text in ("a cat", "a photo of a pig")]
     pad = builder.tokenizer.pad_token_id
@@ -162,7 +163,7 @@ def test_lengths_are_those_of_real_sequences(emu3_base: Path, builder: SequenceB
     empty = len(builder.generation_prompt(""))
     assert tokens.seen == len(builder.understanding_prompt("?")) - len(builder.understanding_prompt("?", shown=False))
     assert (tokens.drawn, tokens.learned) == (len(builder.generation("", [0] * SIDE**2).input_ids) - empty, SIDE**2)
-    mmu, t2i = joint(Data(mmu_batch_size=3, t2i_batch_size=2), str(emu3_base), model.config, Lengths())
+    mmu, t2i = joint(SyntheticData(mmu_batch_size=3, t2i_batch_size=2), str(emu3_base), model.config, Lengths())
     real = micro_batches(batch)
     assert (mmu.samples, mmu.pictures, t2i.samples, t2i.drawn) == (3, 3, 2, real[1].drawn)
     assert mmu.length > tokens.seen

@@ -15,10 +15,10 @@ from unidecouple.methods.structure import Dense
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.plan.load import Lengths, Micro, joint, resized
 from unidecouple.plan.sizes import SIZES, build, configuration
-from unidecouple.run import Data
 from unidecouple.world.batches import world_batches
+from unidecouple.world.settings import SyntheticData
 
-DATA = Data(pairs=24, scenes=24, t2i_batch_size=6, mmu_batch_size=2, router_pairs=1)
+DATA = SyntheticData(pairs=24, scenes=24, t2i_batch_size=6, mmu_batch_size=2, router_aux_samples=1)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def janus_pro() -> UniJanusForConditionalGeneration:
 
 
 def planned(
-    model: UniJanusForConditionalGeneration, data: Data, batch: int | None = None, lengths: Lengths | None = None
+    model: UniJanusForConditionalGeneration, data: SyntheticData, batch: int | None = None, lengths: Lengths | None = None
 ) -> list[Micro]:
     return list(joint(resized(data, batch), "janus-pro-1b", model.config, lengths or Lengths()))
 
@@ -52,11 +52,11 @@ def test_batch_size_keeps_the_ratio(janus_pro: UniJanusForConditionalGeneration)
     with pytest.raises(ValueError, match=r"batch size 1 leaves no sample for data\.mmu_batch_size"):
         planned(janus_pro, DATA, batch=1)
     with pytest.raises(ValueError, match="both 0"):
-        planned(janus_pro, Data(mmu_batch_size=0, t2i_batch_size=0))
+        planned(janus_pro, SyntheticData(mmu_batch_size=0, t2i_batch_size=0))
 
 
 def test_a_single_task_has_one_micro_batch(janus_pro: UniJanusForConditionalGeneration) -> None:
-    assert [part.task for part in planned(janus_pro, Data(mmu_batch_size=0))] == [Task.T2I]
+    assert [part.task for part in planned(janus_pro, SyntheticData(mmu_batch_size=0))] == [Task.T2I]
 
 
 def test_a_part_is_the_fullest_that_training_deals_out(janus_pro: UniJanusForConditionalGeneration) -> None:
@@ -68,7 +68,7 @@ def test_a_part_is_the_fullest_that_training_deals_out(janus_pro: UniJanusForCon
 def test_the_worlds_lengths_are_those_of_training(small_base: Path, small_cache: Path) -> None:
     """Within a twelfth of the padded lengths and answers that real batches have, on average."""
     model, processor = load(str(small_base))
-    data = Data(pairs=64, scenes=64, t2i_batch_size=8, mmu_batch_size=8)
+    data = SyntheticData(pairs=64, scenes=64, t2i_batch_size=8, mmu_batch_size=8)
     source = world_batches(data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
     real = [micro_batches(source.batch(step)) for step in range(12)]
     for index, part in enumerate(joint(data, str(small_base), model.config, Lengths())):

@@ -14,9 +14,10 @@ from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.plan.devices import DEVICES
 from unidecouple.plan.stages import Question, plan
-from unidecouple.run import Data, RunConfig
+from unidecouple.run import RunConfig
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.stages import Trainer
+from unidecouple.world.settings import SyntheticData
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SCALE = RECIPES / "scale" / "janus_pro.yaml"
@@ -55,7 +56,7 @@ def test_task_homogeneous_ranks_send_half_of_the_experts_gradients() -> None:
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_a_step_means_what_it_means_to_training(accumulation: int) -> None:
     """The batch size is the step's; more devices or parts cut it smaller, as the trainer does, and are refused as it refuses."""
-    run = replace(RUN, data=Data(mmu_batch_size=16, t2i_batch_size=48), gradient_accumulation_steps=accumulation)
+    run = replace(RUN, data=SyntheticData(mmu_batch_size=16, t2i_batch_size=48), gradient_accumulation_steps=accumulation)
     stage = plan(run, Question(gpus=(2, 4)))[0]
     for found in stage.estimates:
         assert found.samples == 64
@@ -71,7 +72,7 @@ def test_a_step_means_what_it_means_to_training(accumulation: int) -> None:
 
 
 def test_accumulation_saves_activations_and_costs_gathers() -> None:
-    run = replace(RUN, data=Data(mmu_batch_size=64, t2i_batch_size=64))
+    run = replace(RUN, data=SyntheticData(mmu_batch_size=64, t2i_batch_size=64))
     whole, cut = (
         {one.way: one for one in plan(replace(run, gradient_accumulation_steps=n), Question())[0].estimates} for n in (1, 4)
     )
@@ -96,7 +97,7 @@ def test_averages_are_one_more_copy_of_what_any_stage_trained() -> None:
 def test_lora_twice_is_refused() -> None:
     stages = tuple(Stage(name, train={"lora": 1}, lora=Lora(r=4)) for name in ("one", "two"))
     with pytest.raises(ValueError, match="stage 'two' adds LoRA to a model that has some"):
-        plan(RunConfig(structure=TaskAwareMoE(), stages=stages, data=Data()), Question())
+        plan(RunConfig(structure=TaskAwareMoE(), stages=stages, data=SyntheticData()), Question())
 
 
 @pytest.mark.parametrize(

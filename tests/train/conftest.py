@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from small_runs import Run
+from small_runs import FEW, Run
 from unidecouple.methods.stage import Stage
-from unidecouple.run import Data, Evaluation, RunConfig
+from unidecouple.run import Evaluation, RunConfig
 from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.train import train
+from unidecouple.world.settings import SyntheticData
 
 
 @pytest.fixture
 def small_run(small_base: Path) -> RunConfig:
     return RunConfig(
         model_name_or_path=str(small_base),
-        data=Data(pairs=24, scenes=24, t2i_batch_size=4, mmu_batch_size=2, turns=1, router_pairs=1),
+        data=SyntheticData(pairs=24, scenes=24, t2i_batch_size=4, mmu_batch_size=2, turns=1, router_aux_samples=1, evaluation=FEW),
         stages=(Stage(learning_rate=1e-2, train={"attention": 1, "ffn": 1, "norms": 1, "generation": 1, "text_head": 1}),),
-        evaluation=Evaluation(eval_steps=0, pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1),
+        evaluation=Evaluation(eval_steps=0),
         max_steps=6,
         logging_steps=1,
         save_steps=2,

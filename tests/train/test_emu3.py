@@ -19,7 +19,7 @@ from unidecouple import config as configs
 from unidecouple.cli import main
 from unidecouple.cli.command import OK
 from unidecouple.convert.load import load
-from unidecouple.data.mixture import Files, Source
+from unidecouple.data.settings import Files, Source
 from unidecouple.diagnose import attention_interaction, gradient_conflict, routing
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Dense, MoE, TaskAwareMoE
@@ -44,7 +44,7 @@ def own(emu3_base: Path, tmp_path: Path) -> RunConfig:
     files = Files((source,), validation=(source,), mmu_batch_size=3, t2i_batch_size=3, max_length=128)
     return RunConfig(
         model_name_or_path=str(emu3_base),
-        files=files,
+        data=files,
         stages=WHOLE,
         evaluation=Evaluation(eval_steps=0, eval_batches=1),
         max_steps=6,
@@ -124,10 +124,9 @@ def test_an_adapter_makes_the_checkpoint_again(own: RunConfig, run: Run, tmp_pat
 
 
 def test_divided_and_packed_steps_are_the_whole_one(own: RunConfig, run: Run, tmp_path: Path) -> None:
-    assert own.files is not None
     short = replace(own, max_steps=3, structure=MoE())
     short = replace(short, stages=(replace(WHOLE[0], train={"attention": 1, "experts": 1, "text_head": 1}),))
-    packed = replace(short, files=replace(own.files, pack=True))
+    packed = replace(short, data=replace(own.data, pack=True))
     for name, config in (("whole", short), ("cut", replace(short, gradient_accumulation_steps=3)), ("packed", packed)):
         assert run(config, tmp_path / name)
     whole = weights(tmp_path / "whole")

@@ -31,7 +31,7 @@ Kind = Literal["ddp", "fsdp"]
 def config(request: pytest.FixtureRequest, small_run: RunConfig) -> RunConfig:
     """A checkpoint every step, so that about half of the time goes into saves."""
     kind: Kind = request.param
-    data = replace(small_run.data, t2i_batch_size=4, mmu_batch_size=2, router_pairs=2)
+    data = replace(small_run.data, t2i_batch_size=4, mmu_batch_size=2, router_aux_samples=2)
     stages = replace(small_run, structure=TaskAwareMoE(), data=data, stages=APART_THEN_JOINT)
     return replace(stages, save_steps=1, save_total_limit=2, max_steps=8, parallel=kind, ema_decay=0.5, report_to=())
 

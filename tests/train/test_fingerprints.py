@@ -11,7 +11,7 @@ import pytest
 
 from own_data import asked, flat, png, write_jsonl, write_pictures
 from small_runs import Run
-from unidecouple.data.mixture import Files, Source
+from unidecouple.data.settings import Files, Source
 from unidecouple.files import sha256_file
 from unidecouple.run import RunConfig
 from unidecouple.train import fingerprints
@@ -24,9 +24,7 @@ def own(small_run: RunConfig, tmp_path: Path) -> RunConfig:
     train = write_jsonl(tmp_path / "train.jsonl", [asked("a.png"), flat("b.png")])
     held = write_jsonl(tmp_path / "held.jsonl", [asked("a.png", answer="no"), flat("b.png")])
     files = Files((Source(train),), (Source(held),), mmu_batch_size=1, t2i_batch_size=1)
-    return replace(
-        small_run, data=RunConfig().data, files=files, max_steps=4, evaluation=replace(small_run.evaluation, eval_batches=1)
-    )
+    return replace(small_run, data=files, max_steps=4, evaluation=replace(small_run.evaluation, eval_batches=1))
 
 
 def test_every_file_that_a_run_reads_has_its_hash(own: RunConfig, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def conflicting(small_run: RunConfig) -> RunConfig:
     """A run whose tasks pull against each other in some step."""
     return replace(
         small_run,
-        data=replace(small_run.data, mmu_batch_size=4, router_pairs=0),
+        data=replace(small_run.data, mmu_batch_size=4, router_aux_samples=0),
         stages=(replace(small_run.stages[0], learning_rate=1e-3, gradient=PCGrad()),),
         max_steps=4,
         save_total_limit=9,
@@ -182,7 +182,7 @@ def test_a_run_resumes_exactly_and_in_parts(gradient: Gradient, conflicting: Run
 def shielded(small_run: RunConfig) -> RunConfig:
     """MAOP and a shield on the shared expert of UniDecouple, which trains by LoRA."""
     stage = replace(APART_THEN_JOINT[1], learning_rate=1e-3, lora=Lora(4, 8.0), gradient=MAOP(), shield=GradientShielding(2))
-    data = replace(small_run.data, router_pairs=2)
+    data = replace(small_run.data, router_aux_samples=2)
     return replace(small_run, structure=TaskAwareMoE(), data=data, stages=(stage,), max_steps=4, save_total_limit=9)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from small_runs import APART_THEN_JOINT
+from small_runs import APART_THEN_JOINT, FEW
 from unidecouple.convert.load import load
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
@@ -40,9 +40,12 @@ def newest(folder: Path) -> int:
 
 
 def test_a_run_killed_before_any_checkpoint_logs_each_step_once(small_run: RunConfig, small_cache: Path, tmp_path: Path) -> None:
-    scored = replace(small_run.evaluation, eval_steps=2, eval_images=2, eval_prompts=1)
+    scored = replace(small_run.evaluation, eval_steps=2)
+    data = replace(small_run.data, evaluation=replace(FEW, eval_images=2, eval_prompts=1))
     experts = replace(small_run.stages[0], train={"experts": 1, "expert_router": 1})
-    config = replace(small_run, structure=TaskAwareMoE(), stages=(experts,), evaluation=scored, max_steps=3, save_steps=3)
+    config = replace(
+        small_run, structure=TaskAwareMoE(), stages=(experts,), data=data, evaluation=scored, max_steps=3, save_steps=3
+    )
 
     def killed() -> None:
         def say(line: str) -> None:

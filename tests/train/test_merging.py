@@ -25,7 +25,7 @@ def weights(folder: str | Path) -> dict[str, torch.Tensor]:
 def test_two_runs_become_one_model(
     method: str, small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small_run = replace(small_run, max_steps=2, data=replace(small_run.data, router_pairs=0))
+    small_run = replace(small_run, max_steps=2, data=replace(small_run.data, router_aux_samples=0))
     for task in ("mmu", "t2i"):
         assert run(replace(small_run, stages=(replace(small_run.stages[0], tasks=task),)), tmp_path / task)
     (tmp_path / "recipe.yaml").write_text(configs.dump(small_run))

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from own_data import asked, flat, write_jsonl, write_pictures
 from small_runs import Run
 from unidecouple import config as configs
-from unidecouple.data.mixture import Files, Source
-from unidecouple.data.tally import BadDataError
-from unidecouple.run import Data, RunConfig
+from unidecouple.data.bad_records import BadDataError
+from unidecouple.data.settings import Files, Source
+from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.train import train
 
@@ -39,7 +39,7 @@ def own(small_run: RunConfig, tmp_path: Path) -> RunConfig:
         max_length=128,
     )
     evaluation = replace(small_run.evaluation, eval_steps=2, eval_batches=2)
-    return replace(small_run, data=Data(), files=files, evaluation=evaluation)
+    return replace(small_run, data=files, evaluation=evaluation)
 
 
 def scores(folder: Path) -> list[tuple[str, float]]:
@@ -98,21 +98,19 @@ def test_a_picture_that_vanishes_in_training_stops_it_at_its_step(
 
 
 def test_packed_rows_train_the_same(own: RunConfig, run: Run, tmp_path: Path) -> None:
-    assert own.files is not None
     assert run(own, tmp_path / "padded")
-    assert run(replace(own, files=replace(own.files, pack=True)), tmp_path / "packed")
+    assert run(replace(own, data=replace(own.data, pack=True)), tmp_path / "packed")
     for one, two in zip(scores(tmp_path / "padded"), scores(tmp_path / "packed"), strict=True):
         assert one == (two[0], pytest.approx(two[1], rel=1e-3))
 
 
 def test_scores_need_held_out_files(own: RunConfig, run: Run, tmp_path: Path) -> None:
-    assert own.files is not None
-    with pytest.raises(ValueError, match=r"files\.validation is empty"):
-        run(replace(own, files=replace(own.files, validation=())), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"data\.validation is empty"):
+        run(replace(own, data=replace(own.data, validation=())), tmp_path / "run")
 
 
 def test_the_recipe_of_a_run_on_files(own: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(configs.dump(own))
     assert configs.load(RunConfig, [tmp_path / "run.yaml"]) == own
-    with pytest.raises(ValueError, match="leave one out"):
+    with pytest.raises(ValueError, match="key 'pairs' does not go with the other keys in data"):
         configs.load(RunConfig, [tmp_path / "run.yaml"], ["data.pairs=3"])

@@ -25,12 +25,13 @@ from unidecouple.methods.objective import AttentionAlignment, GroupRouterLoss, L
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import MoE, TaskAwareMoE, UniX
 from unidecouple.models.router import TaskAwareRouter
-from unidecouple.run import Data, RunConfig
+from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.routing_log import read_routing_log
 from unidecouple.train.stages import Trainer
 from unidecouple.world.batches import world_batches
+from unidecouple.world.settings import SyntheticData
 
 MEASURED = (
     *("loss/mmu", "loss/t2i", "loss/group", "loss/aia_mmu", "loss/aia_t2i"),
@@ -44,7 +45,7 @@ STEP = 1e-2
 @pytest.fixture
 def decoupled(small_run: RunConfig) -> RunConfig:
     """Two stages and all terms of the loss that are means; no batch size is a multiple of two and more processes."""
-    data = replace(small_run.data, t2i_batch_size=7, mmu_batch_size=5, router_pairs=5, cond_dropout_prob=0.3)
+    data = replace(small_run.data, t2i_batch_size=7, mmu_batch_size=5, router_aux_samples=5, cond_dropout_prob=0.3)
     objective = Objective(auxiliary=(GroupRouterLoss(), AttentionAlignment(mmu_coeff=2.0, t2i_coeff=1.0)))
     structure = TaskAwareMoE(context_router=True)
     run = replace(small_run, structure=structure, data=data, objective=objective, stages=APART_THEN_JOINT)
@@ -111,7 +112,7 @@ def test_balance_in_parts_is_told(
     balance: float, cuts: int, warned: bool, small_run: RunConfig, small_cache: Path, tmp_path: Path
 ) -> None:
     """Each part is balanced by itself, so it is the one loss that depends on how a step is cut."""
-    data = replace(small_run.data, router_pairs=0)
+    data = replace(small_run.data, router_aux_samples=0)
     config = replace(
         small_run,
         data=data,
@@ -153,7 +154,7 @@ def test_processes_change_nothing(kind: str, decoupled: RunConfig, run: Run, sma
 @pytest.mark.slow
 def test_torchrun_starts_the_command(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
     """The command as users start it; the other tests here fork their processes."""
-    small_run = replace(small_run, data=replace(small_run.data, router_pairs=0), ema_decay=0.5)
+    small_run = replace(small_run, data=replace(small_run.data, router_aux_samples=0), ema_decay=0.5)
     assert run(small_run, tmp_path / "one")
     torchrun(2, small_run, tmp_path / "two", small_cache)
     compare(tmp_path / "two", tmp_path / "one", ("loss/mmu", "loss/t2i", "grad_norm"))
@@ -178,7 +179,7 @@ def test_processes_part_a_mixture_alike(kind: str, decoupled: RunConfig, run: Ru
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_weights_that_no_sample_reaches(kind: str, small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
     """Generation data only, but vision tower and text head train: no process waits for their gradients."""
-    data = replace(small_run.data, mmu_batch_size=0, router_pairs=0, t2i_batch_size=3)
+    data = replace(small_run.data, mmu_batch_size=0, router_aux_samples=0, t2i_batch_size=3)
     alone = replace(small_run, data=data, stages=(replace(small_run.stages[0], train={"*": 1.0}),), parallel=kind)
     assert run(alone, tmp_path / "one")
     train_on_ranks(2, alone, tmp_path / "two", small_cache)
@@ -190,7 +191,7 @@ def test_weights_that_no_sample_reaches(kind: str, small_run: RunConfig, run: Ru
 @pytest.mark.slow
 def test_untied_layers_on_two_processes(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
     """Rows that are not evenly of both groups; attention within the group; sets sharded by their second dimension, one held."""
-    data = replace(small_run.data, t2i_batch_size=3, mmu_batch_size=2, router_pairs=0)
+    data = replace(small_run.data, t2i_batch_size=3, mmu_batch_size=2, router_aux_samples=0)
     stages = tuple(replace(stage, group_rates={"text": 0.0, "image": 0.5}) for stage in small_run.stages)
     together = replace(small_run, structure=UniX(), data=data, stages=stages, ema_decay=0.5, parallel="fsdp")
     assert run(together, tmp_path / "one")
@@ -240,7 +241,7 @@ def test_each_process_has_its_own_rows(decoupled: RunConfig) -> None:
 
     seen: list[int] = []
     for rank in range(3):
-        config = replace(decoupled, data=Data(), gradient_accumulation_steps=2)
+        config = replace(decoupled, data=SyntheticData(), gradient_accumulation_steps=2)
         trainer = Trainer(config, None, None, Numbers(), Path(), print, parallel=Parallel(rank, 3))  # type: ignore[arg-type]
         seen += [number for parts in trainer._share(0) for part in parts for number in part]
     assert sorted(seen) == list(range(12))

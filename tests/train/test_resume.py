@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from small_runs import APART_THEN_JOINT, Run
+from small_runs import APART_THEN_JOINT, FEW, Run
 from unidecouple.batch import count_tokens
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
@@ -125,7 +125,7 @@ def test_tokens_logged_are_those_of_all_batches_so_far(small_run: RunConfig, run
 def test_what_is_trained_may_be_scored_by_a_test_of_other_size(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
     """But nothing else may differ, and what has scores keeps them."""
     assert run(small_run, tmp_path)
-    larger = replace(small_run, evaluation=replace(small_run.evaluation, vqa_questions=3))
+    larger = replace(small_run, data=replace(small_run.data, evaluation=replace(FEW, vqa_questions=3)))
     with pytest.raises(ValueError, match="vqa_questions: 2, not 3"):
         run(larger, tmp_path)
     (tmp_path / "scores.json").unlink()

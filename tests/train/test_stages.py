@@ -24,7 +24,7 @@ from unidecouple.methods.gradient import Gradient, PCGrad, Sum, TorchJDAggregato
 from unidecouple.methods.objective import Objective
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Dense, Structure, TaskAwareMoE
-from unidecouple.run import Lesson, RunConfig
+from unidecouple.run import RunConfig
 from unidecouple.train.build import add_lora, restructure
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.gradients import Gradients
@@ -35,6 +35,7 @@ from unidecouple.train.trainable import apply, table
 from unidecouple.world.batches import WorldBatches, world_batches
 from unidecouple.world.catalog import COLORS
 from unidecouple.world.scene import CELL_NAMES
+from unidecouple.world.settings import CurriculumPhase
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,7 +63,7 @@ def test_unifork_s_last_stages_move_one_branch_each(small_cache: Path, tmp_path:
     """The recipe's own stages on a base as deep as the shipped ones: that branch, its final norm and its head, nothing else."""
     grid = tmp_path / "grid.yaml"
     bases = [str(RECIPES / "method" / name) for name in ("main.yaml", "unifork.yaml")]
-    scenario = "{description: x, model_name_or_path: unified, t2i_batch_size: 2, mmu_batch_size: 2, simple_steps: 0}"
+    scenario = "{description: x, model_name_or_path: unified, t2i_batch_size: 2, mmu_batch_size: 2, data: {single_object_steps: 0}}"
     grid.write_text(
         f"base: {bases}\nname: forked\nscenarios: {{S2: {scenario}}}\nvariants: {{unifork_branches: {{axis: structure}}}}\n"
     )
@@ -230,9 +231,9 @@ def test_tasks_draw_from_streams_of_their_own(source: WorldBatches) -> None:
     assert torch.equal(alone.batch(5)[0].image_tokens, source.batch(5)[1].image_tokens)
 
 
-def test_router_pairs_come_without_understanding_data(source: WorldBatches, small_run: RunConfig) -> None:
+def test_router_samples_come_without_understanding_data(source: WorldBatches, small_run: RunConfig) -> None:
     """They are what a run on generation data alone teaches its task router with; only a stage of generation leaves them out."""
-    data = replace(source.data, mmu_batch_size=0, router_pairs=2)
+    data = replace(source.data, mmu_batch_size=0, router_aux_samples=2)
     for tasks, batches in (("both", 2), ("t2i", 1)):
         config = replace(small_run, data=data, stages=(Stage(tasks=tasks),))
         (part,) = Trainer(config, None, None, replace(source, data=data), Path(), print)._share(0)  # type: ignore[arg-type]
@@ -240,9 +241,9 @@ def test_router_pairs_come_without_understanding_data(source: WorldBatches, smal
 
 
 def test_lessons_come_one_after_the_other_and_then_conversations(source: WorldBatches) -> None:
-    pointing = (Lesson("pointing", 1, 3), Lesson("describing", 1, 8), Lesson("asking", 2, 5), Lesson("placing", 1, 7))
-    lessons = (*pointing, Lesson("caption", 1, 4), Lesson("presence", 1, 6))
-    taught = replace(source, data=replace(source.data, lessons=lessons, t2i_batch_size=0, router_pairs=0, turns=3))
+    sizes = (("pointing", 1, 3), ("describing", 1, 8), ("asking", 2, 5), ("placing", 1, 7), ("caption", 1, 4), ("presence", 1, 6))
+    phases = tuple(CurriculumPhase(*entry) for entry in sizes)
+    taught = replace(source, data=replace(source.data, curriculum=phases, t2i_batch_size=0, router_aux_samples=0, turns=3))
     tokenizer = source.builder.tokenizer
 
     def texts(step: int) -> list[str]:
@@ -262,7 +263,9 @@ def test_lessons_come_one_after_the_other_and_then_conversations(source: WorldBa
 
 
 def test_drawing_starts_with_single_coloured_objects(source: WorldBatches) -> None:
-    simple = replace(source, data=replace(source.data, simple_steps=2, mmu_batch_size=0, router_pairs=0, cond_dropout_prob=0.0))
+    simple = replace(
+        source, data=replace(source.data, single_object_steps=2, mmu_batch_size=0, router_aux_samples=0, cond_dropout_prob=0.0)
+    )
 
     def prompts(step: int) -> list[str]:
         return [source.builder.tokenizer.decode(row.tolist()) for row in simple.batch(step)[0].input_ids]
@@ -274,7 +277,7 @@ def test_drawing_starts_with_single_coloured_objects(source: WorldBatches) -> No
 
 
 def test_router_samples_say_anything_about_a_picture_and_teach_no_answer(source: WorldBatches) -> None:
-    alone = replace(source, data=replace(source.data, t2i_batch_size=0, mmu_batch_size=0, router_pairs=16))
+    alone = replace(source, data=replace(source.data, t2i_batch_size=0, mmu_batch_size=0, router_aux_samples=16))
     said: set[str] = set()
     for step in range(12):
         (batch,) = alone.batch(step)
@@ -290,6 +293,8 @@ def test_router_samples_say_anything_about_a_picture_and_teach_no_answer(source:
 
 def test_scenes_that_nobody_can_point_at(source: WorldBatches) -> None:
     alone = [scene for scene in source.world.scenes if len(scene.things) == 1]
-    taught = replace(source, world=replace(source.world, scenes=alone), data=replace(source.data, lessons=(Lesson("asking", 1),)))
+    taught = replace(
+        source, world=replace(source.world, scenes=alone), data=replace(source.data, curriculum=(CurriculumPhase("asking", 1),))
+    )
     with pytest.raises(ValueError, match=r"raise data\.scenes"):
         taught.batch(0)

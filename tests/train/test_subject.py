@@ -12,7 +12,7 @@ from own_data import asked, flat, write_jsonl, write_pictures
 from small_runs import Run
 from unidecouple.batch import Task
 from unidecouple.convert.load import load_processor
-from unidecouple.data.mixture import Files, Source
+from unidecouple.data.settings import Files, Source
 from unidecouple.diagnose import alignment, gradient_conflict, routing, routing_history
 from unidecouple.diagnose.probe import Skipped
 from unidecouple.run import RunConfig
@@ -56,9 +56,7 @@ def test_the_drawn_world_by_default_with_captions_that_describe(small_base: Path
 def test_a_run_is_known_by_its_folder(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path, own: Path) -> None:
     """Its newest checkpoint, its step, its logs, and the files that it is scored on."""
     files = Files((Source(own),), (Source(own),), mmu_batch_size=2, t2i_batch_size=2)
-    trained = replace(
-        small_run, data=RunConfig().data, files=files, max_steps=2, evaluation=replace(small_run.evaluation, eval_batches=1)
-    )
+    trained = replace(small_run, data=files, max_steps=2, evaluation=replace(small_run.evaluation, eval_batches=1))
     assert run(trained, tmp_path / "run")
     (tmp_path / "run" / "routing.jsonl").write_text('{"step": 1, "stage": "all", "layers": []}\n')
     for name in (tmp_path / "run", tmp_path / "run" / "checkpoint-2"):
@@ -93,7 +91,7 @@ def test_files_of_one_task_have_no_conflict(small_base: Path, small_cache: Path,
 
 
 def test_training_files_are_said_to_be_that(small_base: Path, small_cache: Path, own: Path) -> None:
-    recipe = RunConfig(files=Files((Source(own),), mmu_batch_size=2, t2i_batch_size=2))
+    recipe = RunConfig(data=Files((Source(own),), mmu_batch_size=2, t2i_batch_size=2))
     assert opened(small_base, small_cache, recipe).data.startswith("training files, since none are held out")
 
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import pytest
 
 from answering_model import Answering
-from unidecouple.data.sequences import Question
+from unidecouple.data.sequences import QAPair
 from unidecouple.eval.benchmark import evaluate
 from unidecouple.world.scene import render
 from unidecouple.world.vqa import KINDS, VqaItem, score, vqa_benchmark, vqa_set
 
 
 def item(kind: str, answer: str) -> VqaItem:
-    return VqaItem(0, Question(kind, "?", answer))
+    return VqaItem(0, QAPair(kind, "?", answer))
 
 
 def by_number(answers: Sequence[str]) -> dict[str, str]:

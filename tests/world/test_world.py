@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unidecouple.data.sequences import Question
+from unidecouple.data.sequences import QAPair
 from unidecouple.world import dataset
 from unidecouple.world.catalog import CLASSES, COLORS, NUMBER_WORDS, RELATIONS, THEMES, article, plural
 from unidecouple.world.dataset import WorldData, load_world, tokenizer_pictures
 from unidecouple.world.prompts import TAGS, WORDINGS, Prompt, build, held_out, scene_of, training_pair
-from unidecouple.world.questions import absent, caption, conversation, pope, tell_apart, vqa
+from unidecouple.world.questions import absent, caption, conversation, distinguishable, pope, vqa
 from unidecouple.world.scene import (
     CELL_NAMES,
     IMAGE_SIZE,
@@ -126,10 +126,10 @@ def test_every_answer_is_right() -> None:
 def test_vqa_asks_all_that_has_one_answer() -> None:
     scene = Scene((Thing("cow", "red", 0), Thing("cow", "blue", 1), Thing("egg", "green", 3)))
     assert vqa(scene) == [
-        Question("count", "How many cows are there?", "two"),
-        Question("count", "How many eggs are there?", "one"),
-        Question("color", "What color is the egg?", "green"),
-        Question("position", "Where is the egg?", "bottom right"),
+        QAPair("count", "How many cows are there?", "two"),
+        QAPair("count", "How many eggs are there?", "one"),
+        QAPair("color", "What color is the egg?", "green"),
+        QAPair("position", "Where is the egg?", "bottom right"),
     ]
     assert pope("egg", True).text == "Is there an egg in the image?"
     assert caption(scene) == "a red cow and a blue cow and a green egg"
@@ -153,10 +153,10 @@ def test_conversations_end_with_the_caption_and_give_nothing_away() -> None:
 
 def test_objects_to_point_at_cannot_be_answered_from_the_bag() -> None:
     red_cow, blue_egg = Thing("cow", "red", 0), Thing("egg", "blue", 3)
-    assert tell_apart(Scene((red_cow, blue_egg))) == [red_cow, blue_egg]
-    assert tell_apart(Scene((red_cow, Thing("egg", "red", 3)))) == []
-    assert tell_apart(Scene((red_cow, Thing("cow", "blue", 3)))) == []
-    assert tell_apart(Scene((red_cow,))) == []
+    assert distinguishable(Scene((red_cow, blue_egg))) == [red_cow, blue_egg]
+    assert distinguishable(Scene((red_cow, Thing("egg", "red", 3)))) == []
+    assert distinguishable(Scene((red_cow, Thing("cow", "blue", 3)))) == []
+    assert distinguishable(Scene((red_cow,))) == []
 
 
 def test_pictures_to_be_drawn_are_centred_and_those_to_be_understood_are_not() -> None:
@@ -248,7 +248,7 @@ def test_the_world_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config = WorldData(pairs=12, scenes=9, seed=5)
     said: list[tuple[str, int, int]] = []
     first = load_world(config, tmp_path / "a", lambda *args: said.append(args))
-    assert said == [("drawing pictures with prompts", 0, 12), ("drawing pictures to ask about", 0, 9)]
+    assert said == [("rendering images with prompts", 0, 12), ("rendering images to ask about", 0, 9)]
     manifest = json.loads((first.folder / "manifest.json").read_text())
     assert manifest == {"format": dataset.FORMAT, "pairs": 12, "scenes": 9, "seed": 5}
     again = load_world(config, tmp_path / "b")

@@ -19,7 +19,7 @@ def check(arguments: argparse.Namespace) -> int:
     from unidecouple.convert.load import load_processor, longest_sequence
     from unidecouple.data.check import check as read_all
     from unidecouple.data.formats import open_readers
-    from unidecouple.data.pictures import Shaper
+    from unidecouple.data.pictures import ImagePreprocessor
     from unidecouple.data.sequences import SequenceBuilder
     from unidecouple.inputs import printable
 
@@ -32,7 +32,7 @@ def check(arguments: argparse.Namespace) -> int:
         findings = read_all(
             path,
             readers,
-            Shaper(processor),
+            ImagePreprocessor(processor),
             SequenceBuilder(processor),
             longest,
             progress_bar(f"checking {path.name}", "records"),
@@ -52,17 +52,17 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def preview(arguments: argparse.Namespace) -> int:
-    """Write a page with samples of each task as the model meets them: pictures, turns, and which tokens bear loss."""
+    """Write a page with samples of each task as the model gets them: images, turns, and which tokens have a loss."""
     from unidecouple.convert.load import load_processor
     from unidecouple.data.formats import open_readers
-    from unidecouple.data.pictures import Shaper
+    from unidecouple.data.pictures import ImagePreprocessor
     from unidecouple.data.preview import write_preview
     from unidecouple.data.sequences import SequenceBuilder
 
     processor = load_processor(arguments.model)
     readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache)
-    shaper, builder = Shaper(processor), SequenceBuilder(processor)
-    print(write_preview(readers, shaper, builder, arguments.output, arguments.samples, arguments.seed))
+    preprocessor, builder = ImagePreprocessor(processor), SequenceBuilder(processor)
+    print(write_preview(readers, preprocessor, builder, arguments.output, arguments.samples, arguments.seed))
     return OK
 
 
@@ -71,7 +71,7 @@ def encode(arguments: argparse.Namespace) -> int:
     from unidecouple.convert.load import load
     from unidecouple.data.encode import encode as write_cache
     from unidecouple.data.formats import open_readers
-    from unidecouple.data.pictures import Shaper
+    from unidecouple.data.pictures import ImagePreprocessor
     from unidecouple.train.launch import device_of
 
     place = device_of(arguments.device)
@@ -80,7 +80,7 @@ def encode(arguments: argparse.Namespace) -> int:
     manifest = write_cache(
         readers,
         model.model.vqmodel.to(place),
-        Shaper(processor),
+        ImagePreprocessor(processor),
         arguments.output,
         batch_size=arguments.batch_size,
         max_bad_ratio=arguments.max_bad_ratio,

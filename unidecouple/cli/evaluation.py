@@ -73,12 +73,10 @@ def _blind(asked: Sequence[Blind] | None) -> tuple[Blind, ...]:
 
 def _options(arguments: argparse.Namespace) -> BenchmarkOptions:
     from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, SyntheticSizes
-    from unidecouple.run import Evaluation
 
     if arguments.art is not None and (arguments.data is not None or "geneval" in arguments.benchmarks):
         raise ValueError("--art draws the synthetic questions only: leave out --data, and geneval among the benchmarks")
-    usual = Evaluation()
-    sizes = SyntheticSizes(usual.pope_images, usual.vqa_questions, usual.prompts_per_tag, arguments.num_images)
+    sizes = SyntheticSizes(num_images=arguments.num_images)
     seed = TEST_SEED if arguments.seed is None else arguments.seed
     return BenchmarkOptions(arguments.data, arguments.limit, seed, tuple(arguments.parser), sizes, arguments.art)
 

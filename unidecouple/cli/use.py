@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 def chat(arguments: argparse.Namespace) -> int:
     """Ask a model about a picture or nothing: one question, or one a line until the input ends."""
     from unidecouple.data.formats.record import ImageFile
-    from unidecouple.data.pictures import Shaper
+    from unidecouple.data.pictures import ImagePreprocessor
 
     existing(arguments.image, "--image")
     sampling, engine = sampling_of(arguments, GREEDY), _engine(arguments, "mmu", most=1)
-    picture = [Shaper(engine.processor).understood(ImageFile(arguments.image))] if arguments.image else []
+    picture = [ImagePreprocessor(engine.processor).for_understanding(ImageFile(arguments.image))] if arguments.image else []
     turns: list[tuple[str, list[Any]]] = []
     questions = [arguments.question] if arguments.question else sys.stdin
     for question in questions:

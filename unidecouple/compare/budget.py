@@ -14,8 +14,8 @@ from unidecouple.compare.merge import Merge
 from unidecouple.compare.plan import START, Comparison, Job, Variant
 from unidecouple.convert.load import checkpoint_folder, load_processor
 from unidecouple.data.file_batches import FileBatches
-from unidecouple.data.mixture import Files
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import Files
 from unidecouple.plan.load import Lengths
 from unidecouple.plan.stages import Question, StagePlan, plan
 from unidecouple.run import RunConfig
@@ -33,9 +33,9 @@ class Budget:
 
     Attributes:
         steps: of each task: those that hold samples of it, in the stages that train it.
-        samples: of each task, lessons included.
-        tokens: of each task, as planned: samples times their mean padded length. Tokens of router pairs are in none.
-        router_pictures: pictures shown to the task router besides (see ``Data.router_pairs``); no samples of any task.
+        samples: of each task, curriculum included.
+        tokens: of each task, as planned: samples times their mean padded length. Tokens of router samples are in none.
+        router_pictures: pictures shown to the task router besides (see ``router_aux_samples``); no samples of any task.
     """
 
     steps: Mapping[str, int]
@@ -50,17 +50,15 @@ class Budget:
 
 def budget(run: RunConfig, stages: Sequence[StagePlan]) -> Budget:
     """The budget of ``run``; ``stages`` are its plan, for lengths. A stage counts for the tasks that it trains, as in training."""
-    batch = run.files or run.data
-    sizes = {Task.MMU: batch.mmu_batch_size, Task.T2I: batch.t2i_batch_size}
-    known = [task for task, size in sizes.items() if size]
+    known = [task for task in Task if run.data.batch_size(task)]
     steps, samples = dict.fromkeys(TASK_KEYS, 0), dict.fromkeys(TASK_KEYS, 0)
     pictures = begin = 0
     for stage, taken in stage_steps(run):
         span, begin = range(begin, begin + taken), begin + taken
         for task in stage.of(known):
             steps[task.key] += taken
-            samples[task.key] += taken * sizes[task] + (_lessons(run, span) if task is Task.MMU else 0)
-        pictures += taken * run.data.router_pairs if stage.tasks in ("both", Task.MMU.key) else 0
+            samples[task.key] += run.data.samples(task, span)
+        pictures += taken * run.data.router_aux_samples if stage.tasks in ("both", Task.MMU.key) else 0
     lengths = {part.task.key: part.length for stage in stages for part in stage.load.step if part.counted}
     return Budget(steps, samples, {task: samples[task] * lengths.get(task, 0) for task in TASK_KEYS}, pictures)
 
@@ -78,16 +76,6 @@ def merged_budget(merge: Merge, parents: Sequence[VariantPlan]) -> Budget:
         {task: samples * lengths[task] + sum(one.tokens[task] for one in seen) for task in TASK_KEYS},
         sum(one.router_pictures for one in seen),
     )
-
-
-def _lessons(run: RunConfig, span: range) -> int:
-    """Samples that lessons add to, or take from, the steps ``span`` of a run of ``mmu_batch_size`` a step."""
-    end, added = 0, 0
-    for lesson in run.data.lessons:
-        begin, end = end, end + lesson.steps
-        steps = max(0, min(end, span.stop) - max(begin, span.start))
-        added += steps * (lesson.batch_size - run.data.mmu_batch_size)
-    return added
 
 
 @dataclass(frozen=True)
@@ -127,8 +115,8 @@ def cells(planned: Sequence[Job]) -> dict[str, dict[str, VariantPlan]]:
 
 def _planned(job: Job) -> Sequence[StagePlan]:
     try:
-        folder, files = str(checkpoint_folder(job.config.model_name_or_path)), job.config.files
-        question = PAPER if files is None else replace(PAPER, lengths=_lengths(folder, files))
+        folder, data = str(checkpoint_folder(job.config.model_name_or_path)), job.config.data
+        question = replace(PAPER, lengths=_lengths(folder, data)) if isinstance(data, Files) else PAPER
         return plan(replace(job.config, model_name_or_path=folder), question)
     except ValueError as error:
         raise ValueError(f"variant {job.name!r} in {job.scenario}: {error}") from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
 from unidecouple.compare.claim import Claim
 from unidecouple.compare.grid import START, Comparison, Variant
 from unidecouple.compare.merge import Merge
-from unidecouple.data.mixture import Files
 from unidecouple.eval.suite import metric_named
 
 
@@ -25,8 +26,10 @@ def check_grid(grid: Comparison) -> None:
             raise ValueError(f"{key}={name!r} is no variant of this grid ({hint})")
     for name in grid.metrics:
         metric_named(name)
-    if grid.run.files is not None:
-        _check_files(grid, grid.run.files)
+    grid.run.data.check_comparable()
+    for what, ones in (("scenario", grid.scenarios), ("variant", grid.variants)):
+        for name, one in ones.items():
+            _check_data(grid, f"{what} {name!r}", one.data)
     for name, variant in grid.variants.items():
         _check_names(grid, name, variant)
     for claim in grid.claims:
@@ -46,18 +49,15 @@ def _check_names(grid: Comparison, name: str, variant: Variant) -> None:
         _check_merge(grid, name, variant, variant.merge)
 
 
-def _check_files(grid: Comparison, files: Files) -> None:
-    """What a grid on users' own files needs, and what only the synthetic world has."""
-    if not files.validation:
-        raise ValueError("run.files.validation is empty: name held-out sources, so that variants are not scored on training data")
-    for scenario, setting in grid.scenarios.items():
-        if setting.simple_steps is not None:
-            raise ValueError(f"scenario {scenario!r} has simple_steps, which only the synthetic world has: leave it out on files")
-    for name, variant in grid.variants.items():
-        if variant.router_pairs:
-            raise ValueError(
-                f"variant {name!r} has router_pairs={variant.router_pairs}, which need the synthetic world: set it to 0"
-            )
+def _check_data(grid: Comparison, what: str, given: Mapping[str, Any]) -> None:
+    kind, known = grid.run.data.kind, [field.name for field in fields(grid.run.data) if field.name != "kind"]
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{what} has data.{key}, which data of kind {kind} lack: leave it out (known: {', '.join(known)})")
+    try:
+        replace(grid.run.data, **given)
+    except ValueError as error:
+        raise ValueError(f"{what}: data.{error}") from error
 
 
 def _check_claim(grid: Comparison, claim: Claim) -> None:

@@ -97,7 +97,7 @@ def collect(
         "focus": grid.focus_name,
         "metrics": [asdict(metric_named(name)) for name in grid.metrics],
         "notes": list(grid.notes),
-        "data": grid.run.data_kind,
+        "data": grid.run.data.kind,
         "scenarios": {name: scenario.description for name, scenario in grid.scenarios.items()},
         "variants": {START: "The base before training."} | {name: v.description for name, v in grid.variants.items()},
         "titles": {name: variant.title for name, variant in grid.variants.items() if variant.title},

@@ -97,4 +97,4 @@ def _data(folder: Path, scored: Any) -> str:
     """Return "world" or "files": what it was scored on."""
     if "data" in scored or not (folder / RUN).is_file():
         return str(scored.get("data", "files"))
-    return configs.load(RunConfig, [folder / RUN]).data_kind
+    return configs.load(RunConfig, [folder / RUN]).data.kind

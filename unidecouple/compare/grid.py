@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from unidecouple import bounds
 from unidecouple.batch import Task
@@ -31,7 +32,8 @@ class Scenario:
         model_name_or_path: the base to start from.
         t2i_batch_size: generation samples per step; the run's if left out.
         mmu_batch_size: understanding samples per step (the replay); the run's if left out.
-        max_steps, simple_steps: in place of the run's; a base that generates already needs fewer, and no single objects first.
+        max_steps: in place of the run's; a base that generates already needs fewer.
+        data: keys of the run's ``data`` with other values, as ``{single_object_steps: 0}``.
     """
 
     description: str
@@ -39,10 +41,15 @@ class Scenario:
     t2i_batch_size: int | None = None
     mmu_batch_size: int | None = None
     max_steps: int | None = None
-    simple_steps: int | None = None
+    data: dict[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        bounds.at_least(0, self, "t2i_batch_size", "mmu_batch_size", "max_steps", "simple_steps")
+        bounds.at_least(0, self, "t2i_batch_size", "mmu_batch_size", "max_steps")
+
+    @classmethod
+    def migrate_keys(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """``values`` with the key of version 0.1 moved into ``data``, and what it is called now."""
+        return _into_data(values, "simple_steps", "single_object_steps", None)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Variant:
         description: one sentence for the report; says what is ours and not a paper's.
         structure, stages, objective: see ``RunConfig``.
         tasks: "both", or a single-task run.
-        router_pairs: see ``Data``.
+        data: keys of the run's ``data`` with other values, as ``{router_aux_samples: 6}``.
         max_steps: in place of the scenario's; such a variant needs ``other_budget``.
         other_budget: why this variant may have other steps or samples than the control; the report prints it. Without it a
             grid of unequal budgets is refused.
@@ -85,7 +92,7 @@ class Variant:
     stages: tuple[Stage, ...] = (Stage(),)
     objective: Objective = field(default_factory=Objective)
     tasks: Literal["both", "mmu", "t2i"] = "both"
-    router_pairs: int = 0
+    data: dict[str, int | float] = field(default_factory=dict)
     max_steps: int | None = None
     other_budget: str = ""
     scenarios: tuple[str, ...] = ()
@@ -95,12 +102,26 @@ class Variant:
     title: str = ""
 
     def __post_init__(self) -> None:
-        bounds.at_least(0, self, "router_pairs", "max_steps")
+        bounds.at_least(0, self, "max_steps")
+
+    @classmethod
+    def migrate_keys(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """``values`` with the key of version 0.1 moved into ``data``, and what it is called now."""
+        return _into_data(values, "router_pairs", "router_aux_samples", 0)
 
     @property
     def is_dense(self) -> bool:
         """Whether it changes nothing of the base but its weights: no structure, no LoRA."""
         return self.structure == Dense() and not any(stage.lora or stage.structure for stage in self.stages)
+
+
+def _into_data(values: Mapping[str, Any], old: str, new: str, unset: object) -> tuple[dict[str, Any], dict[str, str]]:
+    kept = {key: value for key, value in values.items() if key != old}
+    data = kept.get("data", {})
+    if old not in values or (values[old] == unset and new not in data):
+        return kept, {}
+    kept["data"] = {**data, new: values[old]}
+    return kept, {old: f"data.{new}"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +136,7 @@ class Comparison:
         variants: how it is trained, by name.
         seeds: every variant is run with each.
         rates: points of the grid over learning rates, by name; "" is the recipes' own.
-        run: what all runs share: data (of the synthetic world, or ``files`` of your own), steps, evaluation.
+        run: what all runs share: data, steps, evaluation.
         control: the variant that others are compared with; by default the first dense one that trains both tasks.
         focus: the variant that the report's answer is about; by default the first other one that trains both tasks.
         metrics: what the report shows, as "pope" for a benchmark's headline metric or "geneval/counting"; by default the headline
@@ -167,9 +188,8 @@ class Comparison:
 
     def batch_size(self, scenario: str, task: Task) -> int:
         """Samples of ``task`` per step that a variant of both tasks sees in ``scenario``."""
-        key, shared = f"{task.key}_batch_size", self.run.files or self.run.data
-        own: int | None = getattr(self.scenarios[scenario], key)
-        return getattr(shared, key) if own is None else own
+        own: int | None = getattr(self.scenarios[scenario], f"{task.key}_batch_size")
+        return self.run.data.batch_size(task) if own is None else own
 
     def points(self, scenario: str, name: str) -> list[str]:
         """Rates that variant ``name`` is run at in ``scenario``.

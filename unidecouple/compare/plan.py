@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.compare.checks import check_grid
 from unidecouple.compare.grid import START, Comparison, Rate, Scenario, Variant
 from unidecouple.compare.merge import Merge, MergeRecord
+from unidecouple.data.settings import DataSettings
 from unidecouple.methods.stage import Stage
 from unidecouple.run import RunConfig
 
@@ -108,16 +110,14 @@ def _on(grid: Comparison, scenario: str, variant: str) -> RunConfig:
     run, setting = grid.run, grid.scenarios[scenario]
     chosen = Variant("") if variant == START else grid.variants[variant]
     sizes = {task: grid.batch_size(scenario, task) if chosen.tasks in ("both", task.key) else 0 for task in Task}
-    t2i, mmu = sizes[Task.T2I], sizes[Task.MMU]
-    if run.files is not None:
+    data: DataSettings = replace(run.data, t2i_batch_size=sizes[Task.T2I], mmu_batch_size=sizes[Task.MMU])
+    if run.data.SCORED_BY_LOSS:
         held_out = run.evaluation.eval_batch_size or max(grid.batch_size(scenario, task) for task in Task)
-        files = replace(run.files, t2i_batch_size=t2i, mmu_batch_size=mmu)
-        return replace(run, files=files, evaluation=replace(run.evaluation, eval_batch_size=held_out))
-    if variant == START or chosen.merge:
+        run = replace(run, evaluation=replace(run.evaluation, eval_batch_size=held_out))
+    elif variant == START or chosen.merge:
         return replace(run, data=replace(run.data, t2i_batch_size=1, mmu_batch_size=1))  # nothing is trained
-    simple = _first(setting.simple_steps, run.data.simple_steps)
-    data = replace(run.data, t2i_batch_size=t2i, mmu_batch_size=mmu, router_pairs=chosen.router_pairs, simple_steps=simple)
-    return replace(run, data=data)
+    changed: dict[str, Any] = {**setting.data, **chosen.data}
+    return replace(run, data=replace(data, **changed))
 
 
 def _first(*values: int | None) -> int:

@@ -72,7 +72,7 @@ def run_comparison(grid: Comparison, options: CompareOptions) -> Path:
     waiting = sorted((job for place, job in wanted.items() if place not in known), key=expected_work, reverse=True)
     done = len(wanted) - len(waiting)
     print(f"{grid.name}: {len(wanted)} runs, {done} of them done before, {options.workers} at a time", flush=True)
-    drawing = [job for job in waiting if job.config.files is None and job.config.data.t2i_batch_size]
+    drawing = [job for job in waiting if job.config.data.GENERATED and job.config.data.t2i_batch_size]
     for job in {job.config.model_name_or_path: job for job in drawing}.values():
         prepare(job.config, options.cache, _progress)
     failed = _run_all([job for job in waiting if not job.merge], options)
@@ -93,8 +93,8 @@ def run_comparison(grid: Comparison, options: CompareOptions) -> Path:
 
 def expected_work(job: Job) -> int:
     """About how long ``job`` takes, in pairs; what is to be understood costs about three pairs (its picture, a longer text)."""
-    data = job.config.files or job.config.data
-    return job.config.max_steps * (data.t2i_batch_size + 3 * (data.mmu_batch_size + job.config.data.router_pairs))
+    data = job.config.data
+    return job.config.max_steps * (data.t2i_batch_size + 3 * (data.mmu_batch_size + data.router_aux_samples))
 
 
 def _run_all(waiting: Sequence[Job], options: CompareOptions) -> list[Job]:

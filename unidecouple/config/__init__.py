@@ -2,7 +2,7 @@
 
 A configuration is a frozen dataclass. Its values come from YAML files merged left to right, then from overrides
 ``dotted.key=value`` (``layers.py``), and are checked strictly: no unknown key, no "3" where a number is meant, no ``yes`` for
-true. Every misfit is told with its file, its place and the nearest known name (``explain.py``).
+true. Every misfit is reported with its file, its place and the nearest known name (``explain.py``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from unidecouple.config.differ import differences as _differences
 from unidecouple.config.explain import explain
 from unidecouple.config.layers import Layers
-from unidecouple.config.renamed import migrate
+from unidecouple.config.renamed import migrate, moved_keys
 from unidecouple.config.yaml12 import ConfigError, write
 
 __all__ = ["ConfigError", "differences", "dump", "load", "plain", "restore", "top_keys"]
@@ -37,7 +37,7 @@ def load(schema: type[T], paths: Sequence[Path], overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: a file is missing or broken, or the whole does not fit the schema; every misfit is listed.
     """
-    layers = Layers()
+    layers = Layers(moved_keys(schema))
     for path in paths:
         layers.add_file(Path(path))
     for override in overrides:
@@ -56,7 +56,7 @@ def restore(schema: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         ConfigError: the values do not fit the schema; every misfit is listed.
     """
-    layers = Layers()
+    layers = Layers(moved_keys(schema))
     layers.add_values(values, source)
     return _checked(schema, layers)
 

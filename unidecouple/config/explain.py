@@ -9,9 +9,10 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from unidecouple.config.layers import Layers, Location
+from unidecouple.config.plugin_union import PluginUnion
 
 _OFFERED = 3
 """Names, at most, that one unknown name may have meant."""
@@ -92,6 +93,9 @@ def _kinds_at(schema: Any, at: Location) -> list[Any]:
 
 def union_members(kind: Any) -> list[Any]:
     """The types that a value of type ``kind`` may have: the members of a union, its own members' members included."""
+    if typing.get_origin(kind) is Annotated:
+        base, *marks = typing.get_args(kind)
+        return union_members(next((mark.union() for mark in marks if isinstance(mark, PluginUnion)), base))
     if typing.get_origin(kind) not in (Union, types.UnionType):
         return [kind]
     return [inner for member in typing.get_args(kind) for inner in union_members(member)]
@@ -100,7 +104,7 @@ def union_members(kind: Any) -> list[Any]:
 def inner_types(kind: Any, step: str | int) -> list[Any]:
     """The types allowed one ``step`` (a key or a position) inside a value of type ``kind``."""
     if is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         return [hints[step]] if step in hints else []
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is tuple and Ellipsis not in arguments:

@@ -7,10 +7,11 @@ to its own folder, and they are merged before it.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,24 @@ KIND_KEY = "kind"
 """Names the member of a union that a mapping describes."""
 
 
+Moves = Mapping[Location, tuple[Location, str]]
+"""Old location of a key -> new one, and the ``kind`` that its mapping gets there ("" for none)."""
+
+
 class Layers:
-    """What was merged so far.
+    """What was merged so far. Keys that have moved are read in each layer, so that the later of an old and a new one wins.
 
     Attributes:
         values: the merged mapping.
         sources: file or override that set the value at a location; those nested in it have the same unless listed.
+        moved: old locations that were read -> new location, and the first layer that has the old one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, moves: Moves | None = None) -> None:
         self.values: dict[str, Any] = {}
         self.sources: dict[Location, str] = {}
+        self.moved: dict[Location, tuple[Location, str]] = {}
+        self._moves = moves or {}
         self._files = 0
 
     def add_file(self, path: Path, starters: tuple[Path, ...] = ()) -> None:
@@ -72,7 +80,7 @@ class Layers:
 
     def add_values(self, values: Mapping[str, Any], source: str) -> None:
         """Merge ``values``, which came from ``source``."""
-        self._merge(self.values, values, (), source)
+        self._merge(self.values, self._with_moved_keys(values, source), (), source)
         self.sources[()] = source
 
     def add_override(self, override: str) -> None:
@@ -82,18 +90,38 @@ class Layers:
             ConfigError: it has another form, or steps outside a list.
         """
         dotted, equals, text = override.partition("=")
-        keys = dotted.strip().split(".")
+        keys: list[Any] = dotted.strip().split(".")
         if not equals or not all(keys):
             raise ConfigError(f"override {override!r} must have the form dotted.key=value")
         if len(keys) > _DEEPEST:
             raise ConfigError(f"override {override[:40]!r}… has {len(keys)} keys, more than {_DEEPEST}")
         source = f"override {override!r}" if len(override) <= _LONGEST else f"override {override[:_LONGEST]!r}…"
-        self._assign(self.values, keys, parse(text, source), (), source)
+        value = parse(text, source)
+        for old, (new, kind) in self._moves.items():
+            if old == tuple(keys[: len(old)]) and len(keys) > len(old):
+                self.moved.setdefault(old, (new, source))
+                if kind:
+                    self._merge(self.values, _nest([*new, KIND_KEY], kind), (), source)
+                keys = [*new, *keys[len(old) :]]
+            elif old[: len(keys)] == tuple(keys):  # the value holds the key
+                self._merge(self.values, self._with_moved_keys(_nest(keys, value), source), (), source)
+                return
+        self._assign(self.values, keys, value, (), source)
 
     def source(self, at: Location) -> str | None:
         """What set the value at ``at``, or the nearest value around it."""
         around = (at[:size] for size in range(len(at), -1, -1))
         return next((self.sources[place] for place in around if place in self.sources), None)
+
+    def _with_moved_keys(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+        out = copy.deepcopy(dict(values))
+        for old, (new, kind) in self._moves.items():
+            value = _take(out, old)
+            if value is not None:  # an old key that is null was not set
+                self.moved.setdefault(old, (new, source))
+                there = {KIND_KEY: kind, **value} if kind and isinstance(value, dict) else value
+                self._merge(out, _nest(list(new), there), (), source)
+        return out
 
     def _merge(self, target: dict[str, Any], layer: Mapping[str, Any], at: Location, source: str) -> None:
         if {KIND_KEY} <= target.keys() & layer.keys() and target[KIND_KEY] != layer[KIND_KEY]:
@@ -105,7 +133,7 @@ class Layers:
                 target[key] = value
                 self._note((*at, key), source)
 
-    def _assign(self, node: Any, keys: list[str], value: Any, at: Location, source: str) -> None:
+    def _assign(self, node: Any, keys: list[Any], value: Any, at: Location, source: str) -> None:
         if isinstance(node, list):
             self._assign_in_list(node, keys, value, at, source)
         elif len(keys) > 1 and isinstance(node.get(keys[0]), dict | list):
@@ -113,7 +141,7 @@ class Layers:
         else:
             self._merge(node, _nest(keys, value), at, source)
 
-    def _assign_in_list(self, items: list[Any], keys: list[str], value: Any, at: Location, source: str) -> None:
+    def _assign_in_list(self, items: list[Any], keys: list[Any], value: Any, at: Location, source: str) -> None:
         if not keys[0].isdecimal() or int(keys[0]) >= len(items):
             where = ".".join(map(str, at))
             raise ConfigError(f"{source}: {where} is a list of {len(items)}, without a position {keys[0]!r} (the first is 0)")
@@ -132,8 +160,16 @@ class Layers:
         self.sources[at] = source
 
 
-def _nest(keys: list[str], value: Any) -> Any:
+def _nest(keys: Sequence[str | int], value: Any) -> Any:
     return {keys[0]: _nest(keys[1:], value)} if keys else value
+
+
+def _take(values: dict[str, Any], at: Location) -> Any:
+    """Remove the value at ``at`` and return it; None where there is none."""
+    node: Any = values
+    for step in at[:-1]:
+        node = node.get(step) if isinstance(node, dict) else None
+    return node.pop(at[-1], None) if isinstance(node, dict) else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Recipe keys of earlier versions: read under their new names, with a line that says so.
 
-A configuration class that renamed keys has ``RENAMED_KEYS`` (old name -> new name), or ``migrate_keys`` where a value moves. One
-that renamed words has ``RENAMED_VALUES``: by key, old word -> new word, of the value or of a mapping's keys.
+A configuration class that renamed keys has ``RENAMED_KEYS`` (old name -> new name). Where values move into another mapping, it has
+``MOVED_KEYS`` (old dotted key -> new dotted key and the ``kind`` that its mapping gets, "" for none), or ``migrate_keys``. One that
+renamed words has ``RENAMED_VALUES``: by key, old word -> new word, of the value or of a mapping's keys.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import is_dataclass
 from typing import Any, Literal
 
 from unidecouple.config.explain import inner_types, union_members
-from unidecouple.config.layers import KIND_KEY, Layers, Location
+from unidecouple.config.layers import KIND_KEY, Layers, Location, Moves
 
 _LOG = logging.getLogger("unidecouple.config")
 
@@ -22,10 +23,29 @@ def migrate(schema: type, layers: Layers) -> dict[str, Any]:
     """The merged values of ``layers`` with the keys of earlier versions renamed; each is reported once, with its source."""
     found: dict[Location, str] = {}
     values = _migrated(schema, layers.values, (), found)
-    for place, name in found.items():
-        dotted = ".".join(map(str, place))
-        _LOG.warning("%s: key %r is now %r; the old name will be an error in version 0.3", layers.source(place), dotted, name)
+    lines = [(source, old, _dotted(new)) for old, (new, source) in layers.moved.items() if _holds(values, new)]
+    lines += [(layers.source(old) or "the defaults", old, new) for old, new in found.items()]
+    for source, old, new in lines:
+        _LOG.warning("%s: key %r is now %r; the old name will be an error in version 0.3", source, _dotted(old), new)
     return dict(values)
+
+
+def moved_keys(schema: type, at: Location = ()) -> Moves:
+    """The ``MOVED_KEYS`` of ``schema`` and of the configurations in it."""
+    own: Mapping[str, tuple[str, str]] = getattr(schema, "MOVED_KEYS", {})
+    found = {(*at, *old.split(".")): ((*at, *new.split(".")), kind) for old, (new, kind) in own.items()}
+    for name, hint in typing.get_type_hints(schema).items():
+        if isinstance(hint, type) and is_dataclass(hint):
+            found |= moved_keys(hint, (*at, name))
+    return found
+
+
+def _holds(values: Any, at: Location) -> bool:
+    return not at or (isinstance(values, Mapping) and at[0] in values and _holds(values[at[0]], at[1:]))
+
+
+def _dotted(at: Location) -> str:
+    return ".".join(map(str, at))
 
 
 def _migrated(kind: Any, value: Any, at: Location, found: dict[Location, str]) -> Any:

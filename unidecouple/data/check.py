@@ -1,4 +1,4 @@
-"""What is in a source of data, and all that is wrong with it: every record is parsed, built, and its pictures are decoded."""
+"""What a source of data contains, and all that is wrong with it: every record is parsed and tokenized, every image decoded."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Final
 
 import numpy as np
 
-from unidecouple.data.building import build
+from unidecouple.data.build_sample import build
 from unidecouple.data.formats import BadRecordError, Reader, Record
 from unidecouple.data.formats.record import ImageTokens
-from unidecouple.data.pictures import Shaper
+from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.inputs import quoted
 
 QUANTILES: Final = {"min": 0.0, "median": 0.5, "95%": 0.95, "max": 1.0}
 _SHOWN: Final = 8
-"""Unknown words that are shown."""
+"""Unknown words that are printed."""
 _MANY: Final = 0.1
-"""Share of unknown words from which on a warning follows."""
+"""Fraction of unknown words above which a warning is printed."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """Words of a source as the model's tokenizer takes them.
+    """Words of a source, and those that the model's tokenizer does not have.
 
     Attributes:
-        vocabulary: entries that a text can be made of.
+        vocabulary: entries that can occur in a text.
         tokens: of all texts.
         unknown: word -> how often it occurs without being in the vocabulary.
     """
@@ -41,7 +41,7 @@ class Words:
 
     @property
     def unknown_ratio(self) -> float:
-        """Share of tokens that are unknown words."""
+        """Fraction of tokens that are unknown words."""
         return self.unknown.total() / max(1, self.tokens)
 
     def lines(self) -> Iterator[str]:
@@ -59,13 +59,13 @@ class Words:
 
 @dataclass(frozen=True)
 class Findings:
-    """What one source holds.
+    """Contents and problems of one source.
 
     Attributes:
         path: as it was given.
         formats: format -> files of it.
         samples: kind -> good records.
-        understood, drawn: pictures of either use.
+        understood, generated: images to be understood, and images to be generated.
         lengths: tokens of each good record.
         problems: file, line and reason of each bad one.
         words: of the good records.
@@ -76,7 +76,7 @@ class Findings:
     formats: dict[str, int]
     samples: dict[str, int]
     understood: int
-    drawn: int
+    generated: int
     lengths: list[int]
     problems: list[str]
     words: Words
@@ -84,7 +84,7 @@ class Findings:
 
     @property
     def bad_ratio(self) -> float:
-        """Share of bad records."""
+        """Fraction of bad records."""
         return len(self.problems) / max(1, len(self.problems) + sum(self.samples.values()))
 
     @property
@@ -93,14 +93,14 @@ class Findings:
         return len(self.digests) - len(set(self.digests))
 
     def shared(self, other: Findings) -> int:
-        """Different records that ``other`` holds, too: a held-out file should share none with the training file."""
+        """Number of different records that ``other`` contains, too; 0 for a held-out file and its training file."""
         return len(set(self.digests) & set(other.digests))
 
     def lines(self) -> Iterator[str]:
         """The findings as text."""
         yield f"{self.path}: " + ", ".join(f"{name} ({count} file{'s' * (count > 1)})" for name, count in self.formats.items())
         yield "  samples   " + (", ".join(f"{kind} {count:,}" for kind, count in sorted(self.samples.items())) or "none")
-        yield f"  pictures  {self.understood:,} to be understood, {self.drawn:,} to be drawn"
+        yield f"  images    {self.understood:,} to be understood, {self.generated:,} to be generated"
         if self.lengths:
             values = np.quantile(self.lengths, list(QUANTILES.values()), method="nearest").astype(int)
             yield "  tokens    " + ", ".join(f"{name} {value:,}" for name, value in zip(QUANTILES, values, strict=True))
@@ -114,17 +114,17 @@ class Findings:
 def check(
     path: Path,
     readers: Sequence[Reader],
-    shaper: Shaper,
+    preprocessor: ImagePreprocessor,
     builder: SequenceBuilder,
     max_length: int | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Findings:
-    """Look at every record of ``readers``, which are those of ``path``.
+    """Check every record of ``readers``, which are those of ``path``.
 
     Args:
         path: to name the source.
         readers: from ``open_readers``.
-        shaper, builder: of the model that the data shall train.
+        preprocessor, builder: of the model to be trained.
         max_length: tokens above which a record is a problem.
         progress: called as progress(records done, of).
     """
@@ -133,7 +133,7 @@ def check(
     problems: list[str] = []
     words = _Words(builder)
     digests: list[bytes] = []
-    understood = drawn = done = 0
+    understood = generated = done = 0
     total = sum(len(reader.kinds) for reader in readers)
     for reader in readers:
         for number in range(len(reader.kinds)):
@@ -141,7 +141,7 @@ def check(
             progress(done, total)
             try:
                 record = reader.record(number)
-                sample = build(record, shaper, builder, max_length=max_length).sample
+                sample = build(record, preprocessor, builder, max_length=max_length)
                 digests.append(digest(record))
             except (BadRecordError, OSError) as error:
                 problems.append(str(error))
@@ -149,10 +149,10 @@ def check(
             samples[record.kind] += 1
             lengths.append(len(sample.input_ids))
             words.add(record)
-            drawn += len(record.drawn)
+            generated += len(record.generated)
             understood += len(sample.pictures)
     formats = dict(Counter(reader.format for reader in readers))
-    return Findings(path, formats, dict(samples), understood, drawn, lengths, problems, words.counted(), digests)
+    return Findings(path, formats, dict(samples), understood, generated, lengths, problems, words.counted(), digests)
 
 
 def digest(record: Record) -> bytes:

@@ -1,4 +1,4 @@
-"""Pictures to be drawn -> a cache of image tokens, shard by shard, so that an interrupted encoding goes on where it was."""
+"""Encode images to be generated into a cache of image tokens, shard by shard; an interrupted encoding resumes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from unidecouple.data.formats import BadRecordError, Reader, Record, Shelf
+from unidecouple.data.bad_records import BadRecordCounter
+from unidecouple.data.formats import BadRecordError, Reader, Record, RecordIndex
 from unidecouple.data.formats.token_cache import MANIFEST, PLAN, Manifest, record_entry, shard_files
-from unidecouple.data.pictures import Shaper
+from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import pixels
-from unidecouple.data.tally import Tally
 from unidecouple.files import sha256_file, sha256_tree, write_bytes_atomic, write_json_atomic, write_text_atomic
 from unidecouple.models.vq import ImageTokenizer, encode_image_tokens, tokenizer_hash
 from unidecouple.ownership import check_apart
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 def encode(
     readers: Sequence[Reader],
     vq: ImageTokenizer,
-    shaper: Shaper,
+    preprocessor: ImagePreprocessor,
     output: Path,
     batch_size: int = 32,
     shard_size: int = 10_000,
@@ -36,16 +36,16 @@ def encode(
 ) -> Manifest:
     """Encode every t2i record of ``readers`` into ``output``; shards that are there already are kept.
 
-    Records whose prompt holds pictures are skipped: the cache keeps words and tokens only.
+    Records with images in their prompt are skipped: the cache holds text and tokens only.
 
     Args:
         readers: from ``open_readers``.
         vq: the image tokenizer, of at most 65,536 codes.
-        shaper: brings pictures to the model's size.
+        preprocessor: brings images to the model's size.
         output: folder of the cache.
-        batch_size: pictures encoded together.
-        shard_size: records a shard.
-        max_bad_ratio: share of bad records above which the encoding fails.
+        batch_size: images encoded together.
+        shard_size: records per shard.
+        max_bad_ratio: fraction of bad records above which the encoding fails.
         progress: called as progress(records done, of).
 
     Raises:
@@ -58,13 +58,13 @@ def encode(
     if codes > 1 << 16:
         raise ValueError(f"a codebook of {codes} rows does not fit uint16, which holds {1 << 16}")
     total = sum(len(reader.kinds) for reader in readers)
-    drawable = Shelf(readers, ("t2i",))
+    drawable = RecordIndex(readers, ("t2i",))
     if not len(drawable):
         raise ValueError(f"none of {total} records is t2i (a picture in an assistant turn): there is nothing to encode")
     sources = {str(reader.path): _hash(reader.path) for reader in readers}
     digest = tokenizer_hash(vq)
-    _start(output, {"tokenizer": digest, "image_size": shaper.size, "shard_size": shard_size, "sources": sources})
-    encoder = _Encoder(drawable, vq, shaper, batch_size, Tally(max_bad_ratio, len(drawable)))
+    _start(output, {"tokenizer": digest, "image_size": preprocessor.size, "shard_size": shard_size, "sources": sources})
+    encoder = _Encoder(drawable, vq, preprocessor, batch_size, BadRecordCounter(max_bad_ratio, len(drawable)))
     counts = []
     for start in range(0, len(drawable), shard_size):
         tokens, records = shard_files(output, start // shard_size)
@@ -72,14 +72,14 @@ def encode(
         if not tokens.is_file():
             kept, rows = encoder.shard(chunk, progress)
             write_text_atomic(records, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
-            write_bytes_atomic(tokens, save({"tokens": rows}))  # last: it says that the shard is whole
+            write_bytes_atomic(tokens, save({"tokens": rows}))  # last: it marks the shard as complete
         counts.append(records.read_bytes().count(b"\n"))
         progress(chunk.stop, len(drawable))
     manifest = Manifest(
         tokenizer=digest,
         tokens_per_image=_width(output),
         codes=codes,
-        image_size=shaper.size,
+        image_size=preprocessor.size,
         count=sum(counts),
         skipped=total - sum(counts),
         sources=sources,
@@ -103,16 +103,16 @@ def _start(output: Path, plan: dict[str, object]) -> None:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Makes shards; ``tally`` counts records over all of them."""
+    """Makes shards; ``bad_records`` counts over all of them."""
 
-    drawable: Shelf
+    drawable: RecordIndex
     vq: ImageTokenizer
-    shaper: Shaper
+    preprocessor: ImagePreprocessor
     batch_size: int
-    tally: Tally
+    bad_records: BadRecordCounter
 
     def shard(self, chunk: range, progress: Progress) -> tuple[list[dict[str, object]], np.ndarray]:
-        """What the records numbered ``chunk`` hold, and the tokens of their pictures, uint16 (pictures, tokens)."""
+        """Entries of the records numbered ``chunk``, and the tokens of their images, uint16 (images, tokens)."""
         kept: list[dict[str, object]] = []
         rows: list[np.ndarray] = []
         waiting: list[np.ndarray] = []
@@ -128,22 +128,22 @@ class _Encoder:
         return kept, np.concatenate(rows) if rows else np.zeros((0, 0), np.uint16)
 
     def _readable(self, chunk: range) -> Iterator[tuple[int, Record, list[np.ndarray]]]:
-        """Numbers, records and their pictures to draw, uint8 at the model's size; bad ones are counted."""
+        """Numbers, records and their images to be generated, uint8 at the model's size; bad records are counted."""
         for number in chunk:
             try:
                 record = self.drawable.record(number)
                 pictures = self._pictures(record)
             except BadRecordError as error:
-                self.tally.skip(error)
+                self.bad_records.skip(error)
             else:
-                self.tally.good()
+                self.bad_records.good()
                 yield number, record, pictures
 
     def _pictures(self, record: Record) -> list[np.ndarray]:
-        if sum(len(turn.pictures) for turn in record.turns) > len(record.drawn):
+        if sum(len(turn.pictures) for turn in record.turns) > len(record.generated):
             raise BadRecordError(record.where, "the prompt holds pictures, which a cache of tokens cannot keep")
         try:
-            return [self.shaper.drawn(picture) for picture in record.drawn]
+            return [self.preprocessor.for_generation(picture) for picture in record.generated]
         except ValueError as error:
             raise BadRecordError(record.where, str(error)) from error
 
@@ -157,7 +157,7 @@ def _hash(path: Path) -> str:
 
 
 def _width(output: Path) -> int:
-    """Tokens of a picture, as the first shard that has some says."""
+    """Tokens per image, from the first shard that has some."""
     for file in sorted(output.glob("tokens-*.safetensors")):
         with safe_open(file, "np") as shard:
             width = int(shard.get_slice("tokens").get_shape()[1])

@@ -1,21 +1,23 @@
-"""Joint batches from users' own files: what ``train`` needs of a source of data, as a function of (seed, step)."""
+"""Joint batches from users' own files, as a function of (seed, step)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from unidecouple.batch import JointBatch, Task
-from unidecouple.data.building import Built, build
-from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, Shelf, open_readers
-from unidecouple.data.mixture import Files, Pool, Stream
+from unidecouple.data.bad_records import BadDataError, BadRecordCounter
+from unidecouple.data.build_sample import build
+from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, RecordIndex, open_readers
+from unidecouple.data.mixture import Pool, Stream
 from unidecouple.data.packing import pack
-from unidecouple.data.pictures import Shaper
+from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
-from unidecouple.data.tally import BadDataError, Tally
+from unidecouple.data.settings import Files
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.vq import ImageTokenizer, encode_image_tokens, tokenizer_hash
 
@@ -26,9 +28,9 @@ _ASIDE: Final = 97
 
 
 class FileBatches:
-    """Draws joint batches from files.
+    """Makes joint batches from files.
 
-    A record that cannot be used is logged, counted, and replaced by the next of its source in the order of that epoch.
+    A record that cannot be used is logged, counted, and replaced by the next of its source in that epoch's order.
     """
 
     def __init__(
@@ -44,11 +46,11 @@ class FileBatches:
 
         Args:
             files: what to read.
-            processor: the model's; its image processor shapes pictures.
+            processor: the model's; it sets the size of images.
             builder: makes sequences.
             seed: of order and prompt dropout.
-            vq: the model's image tokenizer; without it, pictures to be drawn must come from a cache of image tokens, and
-                nothing can tell whether that was made by the right one.
+            vq: the model's image tokenizer; without it, images to be generated must come from a cache of image tokens, and
+                whether the right tokenizer made that cache is not checked.
             cache: folder for indices.
 
         Raises:
@@ -56,24 +58,26 @@ class FileBatches:
             BadDataError: too many records of a source cannot be parsed.
         """
         self.files, self.builder, self.seed, self._vq = files, builder, seed, vq
-        self._shaper = Shaper(processor)
+        self._preprocessor = ImagePreprocessor(processor)
         digest = None if vq is None else tokenizer_hash(vq)
         opened = [tuple(open_readers(s.path, s.data_type, s.root, cache, digest)) for s in files.sources]
         for readers in opened:
             self._refuse_broken(readers)
-        self._shelves = {task: self._pools(task, opened) for task in self.tasks}
-        self.tally = Tally(files.max_bad_ratio, sum(pool.used for pools, _ in self._shelves.values() for pool in pools))
-        self._training = {task: Stream(pools, (seed, int(task))) for task, (pools, _) in self._shelves.items()}
-        self._aside = {task: Stream(pools, (seed, _ASIDE, int(task))) for task, (pools, _) in self._shelves.items()}
+        self._indices = {task: self._pools(task, opened) for task in self.tasks}
+        self.bad_records = BadRecordCounter(
+            files.max_bad_ratio, sum(pool.used for pools, _ in self._indices.values() for pool in pools)
+        )
+        self._training = {task: Stream(pools, (seed, int(task))) for task, (pools, _) in self._indices.items()}
+        self._aside = {task: Stream(pools, (seed, _ASIDE, int(task))) for task, (pools, _) in self._indices.items()}
 
     @property
     def tasks(self) -> tuple[Task, ...]:
         """Tasks that this run has data of."""
-        return tuple(task for task in Task if self._batch_size(task))
+        return tuple(task for task in Task if self.files.batch_size(task))
 
     @property
     def measurable(self) -> tuple[Task, ...]:
-        """Tasks that ``task_batch`` draws."""
+        """Tasks that ``task_batch`` makes batches of."""
         return self.tasks
 
     def batch(self, step: int, part: int = 0, of: int = 1, tasks: Sequence[Task] = tuple(Task)) -> JointBatch:
@@ -82,14 +86,14 @@ class FileBatches:
         A process reads the records of its own parts and of ``tasks`` only.
 
         Raises:
-            BadDataError: too many of the records drawn so far are bad.
+            BadDataError: too many of the records read so far are bad.
         """
         pad = self.builder.tokenizer.pad_token_id
         drawn = {
             task: range(step * size + part, (step + 1) * size, of)
             for task in self.tasks
             if task in tasks
-            for size in [self._batch_size(task)]
+            for size in [self.files.batch_size(task)]
         }
         parts = [self._samples(self._training[task], task, numbers) for task, numbers in drawn.items()]
         if self.files.pack:
@@ -102,7 +106,7 @@ class FileBatches:
         return (collate(self._samples(self._aside[task], task, numbers), self.builder.tokenizer.pad_token_id),)
 
     def distinct_samples(self, task: Task, most: int) -> int:
-        """How many samples of ``distinct_batch`` come, up to ``most``, before a record comes again."""
+        """Number of samples of ``distinct_batch``, up to ``most``, before a record is repeated."""
         seen: set[tuple[int, int]] = set()
         for number in range(most):
             draw = self._aside[task].draw(number)
@@ -112,81 +116,77 @@ class FileBatches:
         return most
 
     def distinct_batch(self, task: Task, size: int, key: int) -> JointBatch:
-        """``task_batch``, which takes every record once before one comes again, except where sources have weights."""
+        """``task_batch``, which repeats no record before all were used, except where sources have weights."""
         return self.task_batch(task, size, key)
 
     def lengths(self, task: Task, count: int) -> list[int]:
-        """Tokens of the first ``count`` training samples of ``task``, pictures included; none is encoded."""
-        return [len(self._built(self._training[task], task, number, False).sample.input_ids) for number in range(count)]
+        """Tokens of the first ``count`` training samples of ``task``, images included; no image is encoded."""
+        return [len(self._sample(self._training[task], task, number, False).input_ids) for number in range(count)]
 
-    def _batch_size(self, task: Task) -> int:
-        return self.files.mmu_batch_size if task is Task.MMU else self.files.t2i_batch_size
-
-    def _pools(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[list[Pool], list[Shelf]]:
-        pools, shelves = [], []
+    def _pools(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[list[Pool], list[RecordIndex]]:
+        pools, indices = [], []
         for number, (source, readers) in enumerate(zip(self.files.sources, opened, strict=True)):
-            shelf = Shelf(readers, KINDS_OF[task])
-            if size := len(shelf):
+            index = RecordIndex(readers, KINDS_OF[task])
+            if size := len(index):
                 used = min(size, source.max_samples or size)
                 share = used * source.repeats if source.weight is None else source.weight
                 pools.append(Pool(number, size, used, share))
-                shelves.append(shelf)
+                indices.append(index)
         if not pools:
             name = "mmu_batch_size" if task is Task.MMU else "t2i_batch_size"
             raise ValueError(
-                f"{name}={self._batch_size(task)}, but no source has {' or '.join(KINDS_OF[task])} records: set it to 0, "
+                f"{name}={self.files.batch_size(task)}, but no source has {' or '.join(KINDS_OF[task])} records: set it to 0, "
                 "or see with `unidecouple data check` what the sources hold"
             )
-        return pools, shelves
+        return pools, indices
 
     def _samples(self, stream: Stream, task: Task, numbers: Sequence[int]) -> list[Sample]:
-        """The draws ``numbers`` of ``stream``; whether a draw's prompt is hidden depends on its number alone."""
+        """The draws ``numbers`` of ``stream``; whether a draw's prompt is dropped depends on its number alone."""
         share = self.files.cond_dropout_prob if task is Task.T2I else 0.0
-        hidden = [np.random.default_rng([self.seed, number, int(task)]).random() < share for number in numbers]
-        return self._encoded([self._built(stream, task, n, bool(drop)) for n, drop in zip(numbers, hidden, strict=True)])
+        dropped = [np.random.default_rng([self.seed, number, int(task)]).random() < share for number in numbers]
+        return self._encoded([self._sample(stream, task, n, bool(drop)) for n, drop in zip(numbers, dropped, strict=True)])
 
-    def _built(self, stream: Stream, task: Task, number: int, dropped: bool) -> Built:
-        shelves = self._shelves[task][1]
+    def _sample(self, stream: Stream, task: Task, number: int, dropped: bool) -> Sample:
+        indices = self._indices[task][1]
         for skip in range(_TRIES):
             pool, position = stream.draw(number, skip)
             try:
-                record = shelves[pool].record(position)
-                built = build(record, self._shaper, self.builder, dropped, self.files.max_length)
+                record = indices[pool].record(position)
+                sample = build(record, self._preprocessor, self.builder, dropped, self.files.max_length)
             except BadRecordError as error:
-                self.tally.skip(error)
+                self.bad_records.skip(error)
             else:
-                self.tally.good()
-                return built
-        raise BadDataError(f"{_TRIES} records in a row are bad, told above: run `unidecouple data check`")
+                self.bad_records.good()
+                return sample
+        raise BadDataError(f"{_TRIES} records in a row are bad, as logged above: run `unidecouple data check`")
 
-    def _encoded(self, made: Sequence[Built]) -> list[Sample]:
-        """The samples with the tokens they lacked, all pictures encoded together."""
-        waiting = [picture for built in made for picture in built.waiting]
-        if not waiting:
-            return [built.sample for built in made]
+    def _encoded(self, samples: list[Sample]) -> list[Sample]:
+        """``samples`` with tokens in place of pixels, all images encoded together."""
+        pixel_images = [image for sample in samples for image in sample.images if isinstance(image, np.ndarray)]
+        if not pixel_images:
+            return samples
         if self._vq is None:
-            raise ValueError("pictures to be drawn have no tokens: run `unidecouple data encode` on them, or give the tokenizer")
-        encoded = encode_image_tokens(self._vq, pixels(waiting).to(self._vq.quantize.embedding.weight))
+            raise ValueError("images to be generated have no tokens: run `unidecouple data encode` on them, or give the tokenizer")
+        encoded = encode_image_tokens(self._vq, pixels(pixel_images).to(self._vq.quantize.embedding.weight))
         if encoded.shape[1] != self.builder.num_image_tokens:
             raise ValueError(
-                f"the tokenizer makes {encoded.shape[1]} tokens of a picture, "
+                f"the tokenizer makes {encoded.shape[1]} tokens of an image, "
                 f"but the processor has {self.builder.num_image_tokens}: they are of different models"
             )
-        tokens = encoded.tolist()
-        out, place = [], 0
-        for built in made:
-            count = len(built.waiting)
-            out.append(built.with_tokens(tokens[place : place + count]) if count else built.sample)
-            place += count
-        return out
+        tokens = map(tuple, encoded.tolist())
+
+        def of(sample: Sample) -> Sample:
+            return replace(sample, images=tuple(next(tokens) if isinstance(one, np.ndarray) else one for one in sample.images))
+
+        return [of(sample) for sample in samples]
 
     def _refuse_broken(self, readers: tuple[Reader, ...]) -> None:
         """Log every record of a source that cannot be parsed; refuse the source if they are too many."""
         total = sum(len(reader.kinds) for reader in readers)
-        tally = Tally(self.files.max_bad_ratio, total)
+        counter = BadRecordCounter(self.files.max_bad_ratio, total)
         for reader in readers:
             for number in np.flatnonzero(reader.kinds == BAD):
                 try:
                     reader.record(int(number))
                 except BadRecordError as error:
-                    tally.skip(error)
+                    counter.skip(error)

@@ -1,18 +1,19 @@
-"""Several sequences in one row, none of which sees another: less padding, the same losses and gradients.
+"""Several sequences per row, which do not attend to each other: less padding, the same losses and gradients.
 
-Rows need no mask of their own: ``position_ids`` start again at 0 with each sequence, and transformers' ``create_causal_mask``,
-given no mask and no cache, makes attention causal and block-diagonal wherever they do (a test holds torch's eager and sdpa to the
-unpacked losses and gradients). A sequence's first token is never a target, so no loss reaches across a boundary.
+Rows need no mask: ``position_ids`` restart at 0 with each sequence, and transformers' ``create_causal_mask``, given no mask and no
+cache, then makes attention causal and block-diagonal (a test compares torch's eager and sdpa with unpacked losses and gradients).
+A sequence's first token is never a target, so no loss reaches across a boundary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 
-from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
+from unidecouple.batch import IGNORE, Batch, Task
 from unidecouple.data.sequences import Sample, collate
 
 
@@ -72,10 +73,9 @@ def pack(samples: Sequence[Sample], max_length: int, pad_token_id: int) -> Batch
 
 
 def _join(samples: Sequence[Sample]) -> Sample:
-    out = Sample([], [], [], [], tuple(picture for sample in samples for picture in sample.pictures))
     for sample in samples:
-        if sample.labels[0] != IGNORE or sample.image_tokens[0] != NO_IMAGE_TOKEN or sample.task_ids[0] != Task.MMU:
+        if sample.labels[0] != IGNORE or sample.image_mask[0] or sample.task_ids[0] != Task.MMU:
             raise ValueError("a sequence whose first token is a target cannot be packed: the one before it would predict it")
-        for name in ("input_ids", "task_ids", "labels", "image_tokens"):
-            getattr(out, name).extend(getattr(sample, name))
-    return out
+    names = [one.name for one in fields(Sample)]
+    joined: dict[str, Any] = {name: [entry for sample in samples for entry in getattr(sample, name)] for name in names}
+    return Sample(**joined | {name: tuple(joined[name]) for name in ("pictures", "images")})

@@ -149,7 +149,7 @@ def _eight_bits(image: Image.Image, white: float, inverted: bool) -> Image.Image
 
 def _encoded(picture: Picture) -> bytes:
     if isinstance(picture, ImageTokens):
-        raise ValueError(f"{picture_name(picture)} is image tokens, which can be drawn only")  # noqa: TRY004 -- a user's mistake
+        raise ValueError(f"{picture_name(picture)} is image tokens, which can only be generated")  # noqa: TRY004 -- a user's mistake
     return picture.read()
 
 
@@ -164,15 +164,15 @@ def _refuse_size(width: int, height: int, most: int) -> None:
 
 
 def picture_name(picture: Picture) -> str:
-    """How a message calls it."""
+    """Name of an image for messages."""
     if isinstance(picture, ImageTokens):
         return f"{picture.shard} row {picture.row}"
     return printable(str(picture.path), _NAME) if isinstance(picture, ImageFile) else "in the record"
 
 
 @dataclass(frozen=True)
-class Shaper:
-    """Brings pictures to a model's size.
+class ImagePreprocessor:
+    """Brings images to a model's size.
 
     Attributes:
         processor: the model's; pixel values must be scaled to [-1, 1], as Janus does.
@@ -190,11 +190,11 @@ class Shaper:
         """Pixels a side."""
         return self.processor.picture_size
 
-    def understood(self, picture: Picture) -> np.ndarray:
+    def for_understanding(self, picture: Picture) -> np.ndarray:
         """uint8 (size, size, 3), padded to a square; raises as ``decode``."""
         return self.processor.understood(decode(picture))
 
-    def drawn(self, picture: Picture) -> np.ndarray:
+    def for_generation(self, picture: Picture) -> np.ndarray:
         """uint8 (size, size, 3), its centre; raises as ``decode``."""
         method = Image.Resampling(self._images.resample)
         return np.array(ImageOps.fit(decode(picture), (self.size, self.size), method))

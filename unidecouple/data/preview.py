@@ -1,4 +1,4 @@
-"""One HTML page with samples of each task as the model meets them: pictures at its size, turns, and which tokens bear loss."""
+"""One HTML page with samples of each task as the model gets them: images at its size, turns, and which tokens have a loss."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN
-from unidecouple.data.building import build
-from unidecouple.data.formats import KINDS, BadRecordError, Reader, Record, Shelf
+from unidecouple.batch import IGNORE
+from unidecouple.data.build_sample import build
+from unidecouple.data.formats import KINDS, BadRecordError, Reader, Record, RecordIndex
 from unidecouple.data.formats.record import ImageTokens, Picture
 from unidecouple.data.permutation import permute
-from unidecouple.data.pictures import Shaper
+from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.files import write_text_atomic
 from unidecouple.ownership import check_file
@@ -27,8 +27,15 @@ _TEMPLATE = "preview.html.j2"
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Neighbouring tokens alike: ``look`` is loss, context, shown (a picture's placeholders) or drawn (tokens that bear loss)."""
+class TokenSpan:
+    """Neighbouring tokens of one kind.
+
+    Attributes:
+        look: "loss" (text with a loss), "context" (text without), "image_in" (of an image to be understood), "image_out" (of an
+            image to be generated, with a loss).
+        text: of text.
+        count: tokens.
+    """
 
     look: str
     text: str
@@ -36,20 +43,25 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PreviewSample:
     """One sample on the page; a turn is its role and (what, value) pairs: ("text", words), ("picture", data URI) or a note."""
 
     kind: str
     where: str
     turns: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    stretches: tuple[Stretch, ...]
+    token_spans: tuple[TokenSpan, ...]
     length: int
 
 
 def write_preview(
-    readers: Sequence[Reader], shaper: Shaper, builder: SequenceBuilder, output: Path, count: int = 4, seed: int = 0
+    readers: Sequence[Reader],
+    preprocessor: ImagePreprocessor,
+    builder: SequenceBuilder,
+    output: Path,
+    count: int = 4,
+    seed: int = 0,
 ) -> Path:
-    """Write the page: at most ``count`` samples a task, drawn by ``seed``, and what was wrong with those that could not be shown.
+    """Write the page: at most ``count`` random samples per task, and what is wrong with those that cannot be used.
 
     Returns:
         ``output``. The page needs no other file, no network and no script.
@@ -59,55 +71,55 @@ def write_preview(
         StorageError: it could not be written.
     """
     check_file(output, [Path(reader.path) for reader in readers])
-    shown: list[Shown] = []
+    shown: list[PreviewSample] = []
     problems: list[str] = []
-    shelves = {kind: Shelf(readers, (kind,)) for kind in KINDS}
-    for number, (kind, shelf) in enumerate(shelves.items()):
-        for place in permute(np.arange(min(count, len(shelf))), len(shelf), (seed, number)).tolist() if len(shelf) else []:
+    indices = {kind: RecordIndex(readers, (kind,)) for kind in KINDS}
+    for number, (kind, index) in enumerate(indices.items()):
+        for place in permute(np.arange(min(count, len(index))), len(index), (seed, number)).tolist() if len(index) else []:
             try:
-                shown.append(_show(shelf.record(place), shaper, builder))
+                shown.append(_show(index.record(place), preprocessor, builder))
             except BadRecordError as error:
                 problems.append(f"{kind}: {error}")
     here = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    totals = {kind: len(shelf) for kind, shelf in shelves.items()}
+    totals = {kind: len(index) for kind, index in indices.items()}
     names = [str(reader.path) for reader in readers]
     page = environment.get_template(_TEMPLATE).render(samples=shown, problems=problems, totals=totals, names=names)
     write_text_atomic(output, page)
     return output
 
 
-def stretches(sample: Sample, builder: SequenceBuilder) -> Iterator[Stretch]:
-    """The tokens of ``sample`` in order, neighbours that look alike together; what ends a picture's rows is not counted."""
+def token_spans(sample: Sample, builder: SequenceBuilder) -> Iterator[TokenSpan]:
+    """The tokens of ``sample`` in order, neighbours of one kind together; tokens that end an image's rows are not counted."""
     placeholder = builder.tokenizer.convert_tokens_to_ids(builder.tokenizer.image_token)
 
     def look(number: int) -> str:
-        ends_row = sample.input_ids[number] in builder.row_end and sample.image_tokens[max(0, number - 1)] != NO_IMAGE_TOKEN
-        if sample.image_tokens[number] != NO_IMAGE_TOKEN or ends_row:
-            return "drawn"
+        ends_row = sample.input_ids[number] in builder.row_end and sample.image_mask[max(0, number - 1)]
+        if sample.image_mask[number] or ends_row:
+            return "image_out"
         if sample.input_ids[number] == placeholder:
-            return "shown"
+            return "image_in"
         return "context" if sample.labels[number] == IGNORE else "loss"
 
     for kind, group in itertools.groupby(range(len(sample.input_ids)), look):
         numbers = list(group)
         ids = [sample.input_ids[number] for number in numbers]
-        count = sum(sample.image_tokens[number] != NO_IMAGE_TOKEN for number in numbers) if kind == "drawn" else len(numbers)
-        yield Stretch(kind, "" if kind in ("drawn", "shown") else builder.tokenizer.decode(ids), count)
+        count = sum(sample.image_mask[number] for number in numbers) if kind == "image_out" else len(numbers)
+        yield TokenSpan(kind, "" if kind in ("image_out", "image_in") else builder.tokenizer.decode(ids), count)
 
 
-def _show(record: Record, shaper: Shaper, builder: SequenceBuilder) -> Shown:
-    sample = build(record, shaper, builder).sample
-    turns = tuple((turn.role, tuple(_content(p, record, turn.role, shaper) for p in turn.parts)) for turn in record.turns)
-    return Shown(record.kind, record.where, turns, tuple(stretches(sample, builder)), len(sample.input_ids))
+def _show(record: Record, preprocessor: ImagePreprocessor, builder: SequenceBuilder) -> PreviewSample:
+    sample = build(record, preprocessor, builder)
+    turns = tuple((turn.role, tuple(_content(p, record, turn.role, preprocessor) for p in turn.parts)) for turn in record.turns)
+    return PreviewSample(record.kind, record.where, turns, tuple(token_spans(sample, builder)), len(sample.input_ids))
 
 
-def _content(part: str | Picture, record: Record, role: str, shaper: Shaper) -> tuple[str, str]:
+def _content(part: str | Picture, record: Record, role: str, preprocessor: ImagePreprocessor) -> tuple[str, str]:
     if isinstance(part, str):
         return "text", part
     if isinstance(part, ImageTokens):
         return "note", f"a picture as image tokens (row {part.row} of {part.shard.name})"
     draws = record.kind == "t2i" and role == "assistant"
     buffer = io.BytesIO()
-    Image.fromarray(shaper.drawn(part) if draws else shaper.understood(part)).save(buffer, "PNG")
+    Image.fromarray(preprocessor.for_generation(part) if draws else preprocessor.for_understanding(part)).save(buffer, "PNG")
     return "picture", "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

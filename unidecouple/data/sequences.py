@@ -1,7 +1,8 @@
-"""Token sequences of the two tasks, exactly as the processor's chat template renders them, and their collation to batches."""
+"""Token sequences of the two tasks, exactly as the processor's chat template renders them, and their collation into batches."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ from unidecouple.models.processing import UnifiedProcessor
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question about a picture and its one right answer; ``kind`` is the group that scores list it under."""
+class QAPair:
+    """A question about an image and its correct answer; ``kind`` is the group that it is scored in."""
 
     kind: str
     text: str
@@ -26,27 +27,56 @@ class Question:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample before padding; lists of one length. ``pictures`` are uint8 (H, W, 3), to be understood, in their order."""
+    """One sample before padding; its lists have one length.
+
+    Attributes:
+        input_ids, task_ids, labels: see ``Batch``.
+        image_mask: True at tokens of images to be generated.
+        prompt_dropped: True at pads in place of a prompt that was dropped.
+        pictures: uint8 (H, W, 3) images to be understood, in order.
+        images: images to be generated, in order: their tokens, or uint8 (H, W, 3) pixels that are not encoded yet.
+    """
 
     input_ids: list[int]
     task_ids: list[int]
     labels: list[int]
-    image_tokens: list[int]
+    image_mask: list[bool]
+    prompt_dropped: list[bool]
     pictures: tuple[np.ndarray, ...] = ()
+    images: tuple[tuple[int, ...] | np.ndarray, ...] = ()
+
+    @classmethod
+    def of_tokens(cls, input_ids: list[int], task_ids: list[int], labels: list[int], image_tokens: list[int]) -> Sample:
+        """A sample of text and image tokens (``NO_IMAGE_TOKEN`` at text) whose prompt is there."""
+        mask = [token != NO_IMAGE_TOKEN for token in image_tokens]
+        codes = tuple(token for token in image_tokens if token != NO_IMAGE_TOKEN)
+        return cls(input_ids, task_ids, labels, mask, [False] * len(input_ids), images=(codes,) if codes else ())
+
+    @property
+    def image_tokens(self) -> list[int]:
+        """The image token at each position, else ``NO_IMAGE_TOKEN``.
+
+        Raises:
+            ValueError: an image is not encoded yet.
+        """
+        if any(isinstance(image, np.ndarray) for image in self.images):
+            raise ValueError("an image of the sample has no tokens yet: encode it first")
+        tokens = itertools.chain.from_iterable(self.images)
+        return [next(tokens) if there else NO_IMAGE_TOKEN for there in self.image_mask]
 
 
 _KEPT = (1 << 15, 512)
-"""Most texts whose ids are kept, and most characters of one: a server sees new ones for ever."""
+"""Most texts whose ids are cached, and most characters of one: a server never stops receiving new ones."""
 
-Part = str | np.ndarray | tuple[int, ...]
-"""Of a turn: words, a uint8 (H, W, 3) picture to be understood, or the image tokens of a picture to be drawn."""
+TurnPart = str | np.ndarray | tuple[int, ...]
+"""Of a turn: text, a uint8 (H, W, 3) image, or the tokens of an image. Images of the assistant under ``Task.T2I`` are to be
+generated, all others are to be understood."""
 
 
 class SequenceBuilder:
-    """Builds training sequences with a processor's tokenizer; a test holds them equal to the processor's own prompts.
+    """Builds training sequences with a processor's tokenizer; a test compares them with the processor's own prompts.
 
-    The BOS says nothing of the task yet, so it counts as understanding in either (see ``Task``); all else has the task of
-    its sample.
+    The BOS counts as understanding in either task (see ``Task``); all other tokens have the task of their sample.
     """
 
     def __init__(self, processor: UnifiedProcessor) -> None:
@@ -69,8 +99,8 @@ class SequenceBuilder:
         self._control = control_tokens(self.tokenizer, marks)
         self._reserved = (*self._control.values(), *form.reserved)
 
-    def understanding(self, picture: np.ndarray, turns: Sequence[Question], answered: bool = True) -> Sample:
-        """A conversation about ``picture``; losses on answers and their EOS. Without ``answered`` there is no target."""
+    def understanding(self, picture: np.ndarray, turns: Sequence[QAPair], answered: bool = True) -> Sample:
+        """A conversation about ``picture``; losses on answers and their EOS. Without ``answered`` there are no targets."""
         ids, labels = [self._bos], [IGNORE]
         for index, turn in enumerate(turns):
             asked = self._ids(
@@ -79,78 +109,83 @@ class SequenceBuilder:
             answer = [*self._ids(self._chat.lead + turn.answer.strip() + self._chat.answered), self._eos]
             ids += [*asked, *answer]
             labels += [IGNORE] * len(asked) + (answer if answered else [IGNORE] * len(answer))
-        return self._sequence(ids, labels, [NO_IMAGE_TOKEN] * len(ids), Task.MMU, (picture,))
+        return _sample(ids, Task.MMU, labels, pictures=(picture,))
 
     def pointing(self, picture: np.ndarray, word: str, answer: str, asked: bool) -> Sample:
         """``picture``, then ``word`` and at once its ``answer``; if ``asked`` with "?" and the assistant's turn between them."""
         shown = [self._bos, *self._image, *self._ids(word), *(self._ids(f" ?{self._chat.asked}") if asked else [])]
         target = self._ids(self._chat.lead + answer)
         labels = [IGNORE] * len(shown) + target
-        return self._sequence(shown + target, labels, [NO_IMAGE_TOKEN] * len(labels), Task.MMU, (picture,))
+        return _sample(shown + target, Task.MMU, labels, pictures=(picture,))
 
     def generation(self, prompt: str, image_tokens: Sequence[int], dropped: bool = False) -> Sample:
-        """A prompt and the image drawn for it; ``dropped`` hides the prompt, as classifier-free guidance needs."""
+        """A prompt and the image generated for it; ``dropped`` replaces the prompt, as classifier-free guidance needs."""
         ids = self.generation_prompt(prompt, dropped)
-        drawn, codes = self._drawn(image_tokens)
-        image = [NO_IMAGE_TOKEN] * len(ids) + codes
-        return self._sequence(ids + drawn, [IGNORE] * len(image), image, Task.T2I)
+        generated, mask = self._generated(len(image_tokens))
+        missing = [dropped and 0 < place < len(ids) - len(self._opening) for place in range(len(ids))]
+        mask, missing = [False] * len(ids) + mask, missing + [False] * len(generated)
+        return _sample(ids + generated, Task.T2I, mask=mask, dropped=missing, images=(tuple(image_tokens),))
 
-    def conversation(self, turns: Sequence[tuple[str, Sequence[Part]]], task: Task, dropped: bool = False) -> Sample:
-        """Turns (role, parts) with words and pictures in any order; equal to ``understanding`` and ``generation`` in their cases.
+    def conversation(self, turns: Sequence[tuple[str, Sequence[TurnPart]]], task: Task, dropped: bool = False) -> Sample:
+        """Turns (role, parts) with text and images in any order; equal to ``understanding`` and ``generation`` in their cases.
 
         Under ``Task.MMU`` losses are on the assistant's words and their EOS. Under ``Task.T2I`` they are on the tokens of the
-        pictures drawn; the assistant's words are context there. A system turn stands in place of the processor's own prompt.
+        images generated; the assistant's words are context there. A system turn stands in place of the processor's own prompt.
 
-        Prompts that stand bare (Emu3) have no roles, and further ones follow as they are (ours; it was trained on single ones).
+        Prompts without roles (Emu3) follow each other as they are (ours; Emu3 was trained on single ones).
 
         Args:
-            turns: a system turn perhaps, then user and assistant in turn.
+            turns: optionally a system turn, then user and assistant in turn.
             task: of all tokens but the BOS.
-            dropped: hides all but the pictures drawn, as classifier-free guidance needs.
+            dropped: replaces all but the images generated, as classifier-free guidance needs.
 
         Raises:
             ValueError: as ``check_words``.
         """
-        ids, labels, image = [self._bos], [IGNORE], [NO_IMAGE_TOKEN]
+        ids, labels, mask, missing = [self._bos], [IGNORE], [False], [False]
         pictures: list[np.ndarray] = []
+        images: list[tuple[int, ...] | np.ndarray] = []
 
-        def add(tokens: Sequence[int], learned: bool = False, codes: Sequence[int] | None = None) -> None:
-            hidden = dropped and codes is None
-            if hidden and self._bare:
+        def add(tokens: Sequence[int], learned: bool = False, image: Sequence[bool] | None = None) -> None:
+            drop = dropped and image is None
+            if drop and self._bare:
                 return
-            ids.extend([self.tokenizer.pad_token_id] * len(tokens) if hidden else tokens)
+            ids.extend([self.tokenizer.pad_token_id] * len(tokens) if drop else tokens)
             labels.extend(tokens if learned else [IGNORE] * len(tokens))
-            image.extend(codes or [NO_IMAGE_TOKEN] * len(tokens))
+            mask.extend(image or [False] * len(tokens))
+            missing.extend([drop] * len(tokens))
 
         said, turns = ([turns[0]], turns[1:]) if turns[0][0] == "system" else ([], turns)
         prefix = "".join(f"{self._joined(parts)} " for _, parts in said) or (self._chat.prefix if task is Task.MMU else "")
         chat = self._prompts if task is Task.T2I else self._chat
         for number, (role, parts) in enumerate(turns):
+            makes_images = role == "assistant" and task is Task.T2I
+            pictures += [part for part in parts if isinstance(part, np.ndarray) and not makes_images]
             if role == "user":
-                pictures += [part for part in parts if isinstance(part, np.ndarray)]
                 opening = chat.next_user if number else prefix + chat.user
                 add(self._ids(opening + self._joined(parts) + chat.asked, keep=False))
                 continue
-            drawings = [part for part in parts if isinstance(part, tuple)]
-            words = self._joined([part for part in parts if not isinstance(part, tuple)])
+            generated = [p for p in parts if isinstance(p, tuple) or (makes_images and isinstance(p, np.ndarray))]
+            words = self._joined([p for p in parts if isinstance(p, str) or (isinstance(p, np.ndarray) and not makes_images)])
             last = number + 1 == len(turns)
-            if words or not drawings:
-                ending = "" if drawings else chat.answered
+            if words or not generated:
+                ending = "" if generated else chat.answered
                 add(self._ids(chat.lead + words + ending, keep=False), learned=task is Task.MMU)
-            for drawing in drawings:
-                add(self._opening, codes=[NO_IMAGE_TOKEN] * len(self._opening))
-                drawn, codes = self._drawn(drawing)
-                add(drawn, codes=codes)
-                if not last or drawing is not drawings[-1]:
-                    add(self._closing, codes=[NO_IMAGE_TOKEN] * len(self._closing))
+            for image in generated:
+                add(self._opening, image=[False] * len(self._opening))
+                tokens, where = self._generated(self.num_image_tokens if isinstance(image, np.ndarray) else len(image))
+                add(tokens, image=where)
+                if not last or image is not generated[-1]:
+                    add(self._closing, image=[False] * len(self._closing))
+            images += generated
             if task is Task.MMU or not last:
                 add([self._eos], learned=task is Task.MMU)
-        return self._sequence(ids, labels, image, task, () if dropped else tuple(pictures))
+        return _sample(ids, task, labels, mask, missing, () if dropped else tuple(pictures), tuple(images))
 
     def generation_prompt(self, prompt: str, dropped: bool = False) -> list[int]:
-        """Ids up to where drawing starts.
+        """Ids up to where the image tokens start.
 
-        A dropped prompt keeps its length, as in Janus, pads between BOS and picture; a bare one is left out, as in Emu3.
+        A dropped prompt is replaced by as many pads, as in Janus; a prompt without roles is left out, as in Emu3.
 
         Raises:
             ValueError: as ``check_words``.
@@ -165,10 +200,10 @@ class SequenceBuilder:
         return [self._bos, *[self.tokenizer.pad_token_id] * pads, *self._opening]
 
     def understanding_prompt(self, question: str, shown: bool = True) -> list[int]:
-        """Ids of one question about one picture, up to where the answer starts; not ``shown``, the picture is left out.
+        """Ids of one question about one image, up to where the answer starts; without ``shown`` the image is left out.
 
-        As deepseek-ai/Janus strips a message whole (``apply_sft_template_for_multi_turn_prompts``), spaces between picture and
-        question stay, and a picture without a question has no line feed after it.
+        deepseek-ai/Janus strips the whole message (``apply_sft_template_for_multi_turn_prompts``). So spaces between image and
+        question stay, and an image without a question has no line feed after it.
 
         Raises:
             ValueError: as ``check_words``.
@@ -187,11 +222,11 @@ class SequenceBuilder:
         return self._ids(self._chat.lead + answer.strip(), keep=False) if answer.strip() else []
 
     def check_words(self, words: str, what: str = "text") -> None:
-        """Refuse a user's text that no sequence may hold; every text of every command passes here before it is tokenized.
+        """Refuse a user's text that would change the sequence; called on every text of every command before it is tokenized.
 
-        A control token (see ``control_tokens``) in a text would end an answer, open another speaker's turn or stand for a picture.
-        It is refused rather than encoded as plain text: that is not exact for every tokenizer, since words are tokenized together
-        with the template's text around them, and word-level ones have no plain form of it.
+        A control token (see ``control_tokens``) in a text would end an answer, open another speaker's turn or stand for an image.
+        It is refused rather than encoded as plain text. That would not be exact for every tokenizer, since text is tokenized
+        together with the template around it, and word-level tokenizers have no plain form of it.
 
         Args:
             words: of a question, answer, prompt, negative prompt or system turn.
@@ -209,7 +244,7 @@ class SequenceBuilder:
             raise ValueError(f"the {what} spells out {found!r}, a special token: remove it ({quoted(words)})")
 
     def unknown_words(self, text: str) -> tuple[int, list[str]]:
-        """How many tokens ``text`` has, and the words among them that the tokenizer does not know (none in byte-level ones)."""
+        """Number of tokens of ``text``, and the words that are not in the vocabulary (none with byte-level tokenizers)."""
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         places = zip(found["input_ids"], found["offset_mapping"], strict=True)
         unknown = self.tokenizer.unk_token_id
@@ -217,28 +252,24 @@ class SequenceBuilder:
 
     @property
     def known_words(self) -> int:
-        """Entries of the vocabulary that a text can be made of."""
+        """Entries of the vocabulary that can occur in a text."""
         return len(self.tokenizer) - len(self._control) - (self.tokenizer.unk_token is not None)
 
-    def _sequence(
-        self, ids: list[int], labels: list[int], image: list[int], task: Task, pictures: tuple[np.ndarray, ...] = ()
-    ) -> Sample:
-        return Sample(ids, [Task.MMU, *[task] * (len(ids) - 1)], labels, image, pictures)
-
-    def _drawn(self, codes: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Ids and image tokens of a picture's rows, each with what ends it."""
-        form, ids, image = self.picture, [], []
-        for start in range(0, len(codes), form.columns):
-            row = codes[start : start + form.columns]
-            ids += [*[self.tokenizer.pad_token_id] * len(row), *self.row_end]
-            image += [*row, *[NO_IMAGE_TOKEN] * len(self.row_end)]
-        return ids, image
+    def _generated(self, count: int) -> tuple[list[int], list[bool]]:
+        """Ids and mask of an image of ``count`` tokens, row by row, each with what ends it."""
+        ids: list[int] = []
+        mask: list[bool] = []
+        for start in range(0, count, self.picture.columns):
+            row = min(self.picture.columns, count - start)
+            ids += [*[self.tokenizer.pad_token_id] * row, *self.row_end]
+            mask += [*[True] * row, *[False] * len(self.row_end)]
+        return ids, mask
 
     def _special_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
-    def _joined(self, parts: Sequence[Part]) -> str:
-        """Words of a turn and the template's text for its pictures, a space before what would touch words.
+    def _joined(self, parts: Sequence[TurnPart]) -> str:
+        """Text of a turn and the template's text for its images, separated by spaces.
 
         Raises:
             ValueError: as ``check_words``.
@@ -256,9 +287,9 @@ class SequenceBuilder:
         return text.rstrip()  # see ``understanding_prompt``
 
     def _ids(self, text: str, words: str = "", what: str = "text", keep: bool = True) -> list[int]:
-        """Ids of a stretch of text, its pictures in full; kept for the next time unless it is a user's.
+        """Ids of ``text`` with its images in full; cached unless a user wrote it.
 
-        ``words``, a part of it that users wrote, are checked first.
+        ``words``, the part of it that a user wrote, are checked first.
         """
         if text in self._texts:
             return self._texts[text]
@@ -270,11 +301,26 @@ class SequenceBuilder:
         return ids
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerFast, marks: str) -> dict[int, str]:
-    """Tokens, by id, that users' words must not spell out: all special ones, and added ones that stand in the template.
+def _sample(
+    ids: list[int],
+    task: Task,
+    labels: list[int] | None = None,
+    mask: list[bool] | None = None,
+    dropped: list[bool] | None = None,
+    pictures: tuple[np.ndarray, ...] = (),
+    images: tuple[tuple[int, ...] | np.ndarray, ...] = (),
+) -> Sample:
+    """A sample whose tokens but the BOS are of ``task``; None stands for IGNORE or False at all of them."""
+    none = [False] * len(ids)
+    tasks: list[int] = [Task.MMU, *[task] * (len(ids) - 1)]
+    return Sample(ids, tasks, labels or [IGNORE] * len(ids), mask or none, dropped or none, pictures, images)
 
-    Some checkpoints do not flag their role tokens as special, so ``marks``, all texts of the template, are searched too. The
-    token for unknown words is none of them: it means in a text what it means elsewhere.
+
+def control_tokens(tokenizer: PreTrainedTokenizerFast, marks: str) -> dict[int, str]:
+    """Tokens, by id, that users' text must not contain: all special ones, and added ones that occur in the template.
+
+    Some checkpoints do not flag their role tokens as special, so ``marks``, all texts of the template, are searched, too. The
+    token for unknown words is excluded: it has the same meaning in a user's text.
     """
     added = {number: (str(token), token.special) for number, token in tokenizer.added_tokens_decoder.items()}
     found = {number: token for number, (token, special) in added.items() if special or token in marks}
@@ -297,19 +343,16 @@ def collate(sequences: Sequence[Sample], pad_token_id: int) -> Batch:
     """Right-pad ``sequences`` to one length."""
     length = max(len(s.input_ids) for s in sequences)
 
-    def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    def pad(rows: Sequence[list[int] | list[bool]], value: int) -> torch.Tensor:
         return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
     pictures = [picture for s in sequences for picture in s.pictures]
-    input_ids = pad([s.input_ids for s in sequences], pad_token_id)
-    attention_mask = pad([[1] * len(s.input_ids) for s in sequences], 0).bool()
-    image_tokens = pad([s.image_tokens for s in sequences], NO_IMAGE_TOKEN)
     return Batch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
+        input_ids=pad([s.input_ids for s in sequences], pad_token_id),
+        attention_mask=pad([[True] * len(s.input_ids) for s in sequences], False),
         task_ids=pad([s.task_ids for s in sequences], Task.MMU),
         labels=pad([s.labels for s in sequences], IGNORE),
-        image_tokens=image_tokens,
+        image_tokens=pad([s.image_tokens for s in sequences], NO_IMAGE_TOKEN),
         pixel_values=pixels(pictures) if pictures else None,
-        hidden=attention_mask & (image_tokens == NO_IMAGE_TOKEN) & (input_ids == pad_token_id),
+        prompt_dropped=pad([s.prompt_dropped for s in sequences], False),
     )

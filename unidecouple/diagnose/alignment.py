@@ -172,7 +172,7 @@ def _alone(model: UnifiedModel, batch: Batch, keep: Tensor, places: Tensor) -> T
         task_ids=move(batch.task_ids, 0),
         labels=move(batch.labels, IGNORE),
         image_tokens=move(batch.image_tokens, NO_IMAGE_TOKEN),
-        hidden=None if batch.hidden is None else move(batch.hidden, 0),
+        prompt_dropped=None if batch.prompt_dropped is None else move(batch.prompt_dropped, 0),
         pixel_values=batch.pixel_values if shown else None,
         position_ids=None,
     )

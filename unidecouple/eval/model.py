@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from unidecouple.data.pictures import Shaper
+from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.eval.benchmark import Metadata, Query
 from unidecouple.generate.image import decode_pictures, draw_tokens
@@ -48,8 +48,8 @@ class EvalModel:
         return SequenceBuilder(self.processor)
 
     @cached_property
-    def _shaper(self) -> Shaper:
-        return Shaper(self.processor)
+    def _preprocessor(self) -> ImagePreprocessor:
+        return ImagePreprocessor(self.processor)
 
     def check_queries(self, queries: Sequence[Query]) -> None:
         """Refuse questions that cannot be put to the model, before any is asked.
@@ -79,7 +79,7 @@ class EvalModel:
 
     def ask_grey(self, queries: Sequence[Query]) -> list[str]:
         """The same with a grey image in place of each: what the words alone are worth."""
-        side = self._shaper.size
+        side = self._preprocessor.size
         return self._answer([np.full((side, side, 3), GREY, np.uint8)] * len(queries), queries)
 
     def ask_text(self, queries: Sequence[Query]) -> list[str]:
@@ -101,7 +101,7 @@ class EvalModel:
         return answer(self.model, self._builder, pictures, words, self.max_new_tokens, batch_size=max(len(words), 1))
 
     def _see(self, query: Query) -> np.ndarray:
-        side = self._shaper.size
+        side = self._preprocessor.size
         if isinstance(query.picture, np.ndarray):
             if query.picture.shape != (side, side, 3):
                 raise ValueError(
@@ -110,7 +110,7 @@ class EvalModel:
                 )
             return query.picture
         with _named(query.where):
-            return self._shaper.understood(query.picture)
+            return self._preprocessor.for_understanding(query.picture)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from unidecouple.batch import Task
 from unidecouple.data.formats.entry import folder_finder
 from unidecouple.data.formats.record import BadRecordError
-from unidecouple.data.pictures import Shaper
+from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.files import append_jsonl, write_bytes_atomic, write_json_atomic
 from unidecouple.generate.album import save_picture
 from unidecouple.generate.engine import Engine
@@ -119,7 +119,7 @@ def infer(
 class _Reader:
     def __init__(self, engine: Engine, source: Path, settings: Settings) -> None:
         self.engine, self.source, self.settings = engine, source, settings
-        self.find, self.shaper = folder_finder(source.parent), Shaper(engine.processor)
+        self.find, self.preprocessor = folder_finder(source.parent), ImagePreprocessor(engine.processor)
 
     def read(self, line: bytes, number: int) -> tuple[dict[str, Any], AnswerJob | ImageJob]:
         """What is kept of a line, and its work.
@@ -151,7 +151,7 @@ class _Reader:
 
     def _turns(self, wanted: ParsedRequest) -> list[tuple[str, list[Any]]]:
         return [
-            (turn.role, [part if isinstance(part, str) else self.shaper.understood(part) for part in turn.parts])
+            (turn.role, [part if isinstance(part, str) else self.preprocessor.for_understanding(part) for part in turn.parts])
             for turn in wanted.turns or ()
         ]
 

@@ -74,8 +74,8 @@ def cross_modal_mask(batch: Batch, seen: Tensor) -> CrossModalMask:
     starts = places == 0
     asks = torch.stack([batch.labels != IGNORE, drawn], -1) & batch.attention_mask.unsqueeze(-1) & _any_before(keys, starts)
     sequence = starts.flatten().cumsum(0)
-    if batch.hidden is not None:  # a template starts with words, so the token after the first tells whether the prompt is there
-        dropped = sequence[(batch.hidden & (places == 1)).flatten()]
+    if batch.prompt_dropped is not None:  # a template starts with words, so the second token shows whether the prompt is there
+        dropped = sequence[(batch.prompt_dropped & (places == 1)).flatten()]
         asks = asks & ~torch.isin(sequence, dropped).view_as(seen).unsqueeze(-1)
     picked, tasks = [], []
     for task in Task:

@@ -12,10 +12,10 @@ from unidecouple import plugins
 from unidecouple.batch import Task
 from unidecouple.convert.load import load_processor
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import DataSettings
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.shipped import located
-from unidecouple.run import Data
 
 MMU_TEXT, MMU_ANSWERS, T2I_TEXT = 128, 64, 64
 """Assumed where the recipe's data cannot be sampled: text tokens of a conversation, those of them that are answers, of a prompt."""
@@ -31,7 +31,7 @@ class Micro:
         answers: positions with a text target, over all rows: what the text head computes.
         drawn: image tokens to be generated, over all rows: what the generation head computes.
         pictures: pictures to be understood.
-        counted: False for router pairs, which are no training samples.
+        counted: False for router samples, which are no training samples.
     """
 
     task: Task
@@ -86,7 +86,7 @@ def picture_tokens(config: UnifiedConfig) -> PictureTokens:
     return PictureTokens(tokens + 2, tokens, tokens)
 
 
-def joint(data: Data, name_or_path: str, config: UnifiedConfig, lengths: Lengths) -> tuple[Micro, ...]:
+def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths: Lengths) -> tuple[Micro, ...]:
     """Micro-batches of a whole step, over all devices and parts. Each is padded to its longest sample, its parts are no longer.
 
     Args:
@@ -108,7 +108,7 @@ def joint(data: Data, name_or_path: str, config: UnifiedConfig, lengths: Lengths
     if lengths.t2i is not None:
         _ratio(lengths.t2i, t2i, picture.drawn, "t2i")
         t2i = lengths.t2i
-    b, g, r = data.mmu_batch_size, data.t2i_batch_size, data.router_pairs
+    b, g, r = data.mmu_batch_size, data.t2i_batch_size, data.router_aux_samples
     parts = (
         Micro(Task.MMU, b, mmu[0], round(b * mmu[1]), 0, b),
         Micro(Task.T2I, g, t2i, 0, g * picture.learned, 0),
@@ -122,7 +122,7 @@ def has_processor(name_or_path: str) -> bool:
     return (located(name_or_path) / "processor_config.json").is_file()
 
 
-def resized(data: Data, batch_size: int | None) -> Data:
+def resized(data: DataSettings, batch_size: int | None) -> DataSettings:
     """``data`` with a step of ``batch_size`` samples, both tasks together in the ratio they have; None changes nothing.
 
     Raises:
@@ -134,12 +134,8 @@ def resized(data: Data, batch_size: int | None) -> Data:
     if batch_size is None:
         return data
     mmu = round(batch_size * data.mmu_batch_size / whole)
-    changed = replace(
-        data,
-        mmu_batch_size=mmu,
-        t2i_batch_size=batch_size - mmu,
-        router_pairs=round(batch_size * data.router_pairs / whole),
-    )
+    others = {"router_aux_samples": round(batch_size * data.router_aux_samples / whole)} if data.router_aux_samples else {}
+    changed = replace(data, mmu_batch_size=mmu, t2i_batch_size=batch_size - mmu, **others)
     for key in ("mmu_batch_size", "t2i_batch_size"):
         if getattr(data, key) and getattr(changed, key) < 1:
             raise ValueError(
@@ -155,7 +151,7 @@ def _ratio(length: int, before: int, fixed: int, task: str) -> float:
 
 
 @lru_cache(maxsize=64)  # the variants of a grid see few kinds of batches
-def _measured(name_or_path: str, data: Data) -> tuple[int, float, int]:
+def _measured(name_or_path: str, data: DataSettings) -> tuple[int, float, int]:
     """What ``plugins.SAMPLE_LENGTHS`` finds with the processor of ``name_or_path``."""
     found: tuple[int, float, int] = pkgutil.resolve_name(plugins.SAMPLE_LENGTHS)(
         SequenceBuilder(load_processor(name_or_path)), data

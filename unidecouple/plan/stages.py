@@ -102,11 +102,9 @@ def plan(run: RunConfig, question: Question) -> list[StagePlan]:
     """
     raw = configuration(run.model_name_or_path)
     whole = sum(stage.share for stage in run.stages)
-    sizes = run.files or run.data
-    data = replace(run.data, mmu_batch_size=sizes.mmu_batch_size, t2i_batch_size=sizes.t2i_batch_size)
-    data = resized(data, question.batch_size)
+    data = resized(run.data, question.batch_size)
     for gpus in question.gpus:
-        replace(run, data=data, files=None).parts(gpus)
+        replace(run, data=data).parts(gpus)
     averaged: set[str] = set()
     plans: list[StagePlan] = []
     lora: Lora | None = None
@@ -130,7 +128,7 @@ def plan(run: RunConfig, question: Question) -> list[StagePlan]:
 
 
 def _of_stage(stage: Stage, step: Sequence[Micro]) -> tuple[Micro, ...]:
-    """What of ``step`` the stage trains on; router pairs are understanding's, as in training."""
+    """What of ``step`` the stage trains on; router samples are understanding's, as in training."""
     tasks = stage.of([part.task for part in step if part.counted])
     return tuple(part for part in step if part.task in tasks)
 

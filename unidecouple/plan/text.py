@@ -35,8 +35,8 @@ def lines(run: RunConfig, question: Question, plans: Sequence[StagePlan]) -> lis
         f"{hardware.link / 1e9:g} GB/s in a node of {hardware.node}, {hardware.network / 1e9:g} GB/s a device between nodes",
         f"assumed, not measured: {_assumed(run, question)}",
     ]
-    if run.data.lessons:
-        about.append("the recipe's lessons are planned as conversations of the recipe's batch size")
+    if run.data.planning_note:
+        about.append(run.data.planning_note)
     out = [part for line in about for part in textwrap.wrap(line, WIDTH)]
     for number, stage in enumerate(plans, 1):
         out += ["", f"stage {number}/{len(plans)} {stage.stage.name!r}"]

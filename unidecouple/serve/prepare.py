@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidecouple.batch import Task
-from unidecouple.data.sequences import Part, Sample, SequenceBuilder
+from unidecouple.data.sequences import Sample, SequenceBuilder, TurnPart
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.jobs import AnswerJob, ImageJob
 from unidecouple.generate.sampling import SamplingParams
@@ -158,7 +158,7 @@ class Preparer:
             raise ApiError(400, "messages: the last turn must be the user's", "messages", "invalid_order")
         return addresses
 
-    def turns(self, messages: Sequence[Message], pictures: Mapping[str, np.ndarray]) -> list[tuple[str, list[Part]]]:
+    def turns(self, messages: Sequence[Message], pictures: Mapping[str, np.ndarray]) -> list[tuple[str, list[TurnPart]]]:
         """Turns as the sequence builder takes them, one per message; ``pictures`` by their addresses."""
         return [
             (
@@ -172,7 +172,7 @@ class Preparer:
             for message in messages
         ]
 
-    def conversation(self, turns: Sequence[tuple[str, Sequence[Part]]]) -> Sample:
+    def conversation(self, turns: Sequence[tuple[str, Sequence[TurnPart]]]) -> Sample:
         """Tokens of a conversation.
 
         Raises:

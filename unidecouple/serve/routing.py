@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from unidecouple.batch import Modality, Task
-from unidecouple.data.sequences import Part, Sample, collate
+from unidecouple.data.sequences import Sample, TurnPart, collate
 from unidecouple.diagnose.one_request import LayerRoute, RequestView, view_request
 from unidecouple.models.base import UnifiedModel
 from unidecouple.serve.errors import ApiError
@@ -76,7 +76,7 @@ class Viewer:
         """
         if body.answer is not None and body.drawn is not None:
             raise ApiError(400, "give the answer or the picture drawn, not both", "drawn", "two_answers")
-        turns: list[tuple[str, Sequence[Part]]] = [*self._preparer.turns(body.messages, pictures)]
+        turns: list[tuple[str, Sequence[TurnPart]]] = [*self._preparer.turns(body.messages, pictures)]
         builder = self._preparer.builder
         if body.drawn is not None:
             self._check_drawn(body.drawn)
@@ -113,7 +113,7 @@ class Viewer:
             "interaction": None if view.interaction is None else [round(one, 4) for one in view.interaction.tolist()],
         }
 
-    def _prompt(self, parts: Sequence[Part]) -> str:
+    def _prompt(self, parts: Sequence[TurnPart]) -> str:
         words = [part for part in parts if isinstance(part, str)]
         if len(words) < len(parts):
             raise ApiError(400, "a picture is drawn for words alone", "messages", "invalid_picture")

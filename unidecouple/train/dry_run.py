@@ -7,7 +7,7 @@ from pathlib import Path
 from unidecouple import config as configs
 from unidecouple.batch import Batch
 from unidecouple.convert.load import load
-from unidecouple.data.preview import stretches
+from unidecouple.data.preview import token_spans
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
@@ -50,7 +50,7 @@ def describe(run: RunConfig, cache: Path, say: Say) -> None:
         tasks = " and ".join(
             f"{count} {name} targets" for name, count in zip(("text", "image token"), batch.num_targets, strict=True)
         )
-        say(f"\nmicro-batch of step 1: {rows} rows of {length} tokens, {filled:.0%} filled, {tasks}; [[...]] bears loss")
+        say(f"\nmicro-batch of step 1: {rows} rows of {length} tokens, {filled:.0%} filled, {tasks}; [[...]] has a loss")
         for row in range(min(_SHOWN, rows)):
             say("  " + _decoded(batch, row, builder))
 
@@ -61,6 +61,6 @@ def _decoded(batch: Batch, row: int, builder: SequenceBuilder) -> str:
     ids, tasks, labels, codes = (
         column[row][keep].tolist() for column in (batch.input_ids, batch.task_ids, batch.labels, batch.image_tokens)
     )
-    sample = Sample(ids, tasks, labels, codes)
-    marks = {"loss": "[[{}]]", "context": "{}", "shown": "<{} tokens of a picture>", "drawn": "[[{} image tokens]]"}
-    return " ".join(marks[part.look].format(part.text or part.count) for part in stretches(sample, builder))
+    sample = Sample.of_tokens(ids, tasks, labels, codes)
+    marks = {"loss": "[[{}]]", "context": "{}", "image_in": "<{} tokens of a picture>", "image_out": "[[{} image tokens]]"}
+    return " ".join(marks[part.look].format(part.text or part.count) for part in token_spans(sample, builder))

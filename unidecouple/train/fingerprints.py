@@ -41,7 +41,7 @@ def take_fingerprints(run: RunConfig, cache: Path) -> dict[str, str]:
     """
     base = checkpoint_folder(run.model_name_or_path)
     found = {f"base/{name}": digest for name, digest in _folder(base) if name != _NOT_TRAINED_ON}
-    for source in (*run.files.sources, *run.files.validation) if run.files else ():
+    for source in run.data.read_sources:
         for reader in open_readers(source.path, source.data_type, source.root, cache / "files"):
             if reader.path.is_dir():
                 found |= {str(reader.path / name): digest for name, digest in _folder(reader.path)}

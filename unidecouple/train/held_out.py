@@ -11,9 +11,9 @@ import torch
 
 from unidecouple.batch import Task
 from unidecouple.data.file_batches import KINDS_OF, FileBatches
-from unidecouple.data.formats import Shelf, open_readers
-from unidecouple.data.mixture import Files, Source
+from unidecouple.data.formats import RecordIndex, open_readers
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import Files, Source
 from unidecouple.eval.benchmark import AnyBenchmark, Score
 from unidecouple.eval.card import EvalSetup
 from unidecouple.eval.model import EvalModel
@@ -68,7 +68,7 @@ class ValidationLoss:
     @torch.no_grad()
     def _score(self, model: UnifiedModel, number: int) -> Score:
         task = self.source.tasks[number]
-        size = self.source.files.mmu_batch_size if task.key == "mmu" else self.source.files.t2i_batch_size
+        size = self.source.files.batch_size(task)
         total, count = 0.0, 0
         for key in range(self.batches):
             batch = tuple(part.to(model.device) for part in self.source.task_batch(task, size, key))
@@ -92,7 +92,7 @@ def held_out(
         ValueError: there are no such files, or they lack a task that ``files`` trains, or a benchmark's files are missing.
     """
     if not files.validation:
-        raise ValueError("files.validation is empty: name held-out sources, so that scores are not of what was trained on")
+        raise ValueError("data.validation is empty: name held-out sources, so that scores are not of what was trained on")
     opened = [open_benchmarks([name], BenchmarkOptions(data=data)) for name, data in evaluation.benchmarks.items()]
     benchmarks = tuple(benchmark for (benchmark,) in opened)
     aside = replace(files, sources=files.validation, validation=(), cond_dropout_prob=0.0, pack=False)
@@ -108,4 +108,4 @@ def held_out(
 def _tasks_in(sources: Sequence[Source], cache: Path) -> list[Task]:
     """Tasks that ``sources`` have records of."""
     readers = [reader for s in sources for reader in open_readers(s.path, s.data_type, s.root, cache / "files")]
-    return [task for task, kinds in KINDS_OF.items() if len(Shelf(readers, kinds))]
+    return [task for task, kinds in KINDS_OF.items() if len(RecordIndex(readers, kinds))]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from unidecouple.data.file_batches import FileBatches
-from unidecouple.data.mixture import Files
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import Files
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
@@ -17,7 +17,9 @@ from unidecouple.train.held_out import ValidationLoss, held_out
 
 
 class FileSource:
-    """Opens ``run.files``; see ``source.DataSource``."""
+    """Opens ``Files``; see ``source.DataSource``."""
+
+    settings = Files
 
     def open(
         self,
@@ -50,7 +52,7 @@ class FileSource:
         files = _files(run)
         shown = replace(files, sources=files.validation or files.sources, validation=(), cond_dropout_prob=0.0, pack=False)
         kind = "held-out files" if files.validation else "training files, since none are held out"
-        probed = RunConfig(files=shown)
+        probed = RunConfig(data=shown)
         return ProbeData(probed, probed, f"{kind}: {named(shown)}")
 
 
@@ -60,8 +62,8 @@ def named(files: Files) -> str:
 
 
 def _files(run: RunConfig) -> Files:
-    assert run.files is not None
-    return run.files
+    assert isinstance(run.data, Files)
+    return run.data
 
 
 SOURCE: Final[DataSource] = FileSource()

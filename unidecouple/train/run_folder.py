@@ -18,9 +18,6 @@ RUN, RESULT = "run.yaml", "scores.json"
 _WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")
 """What a run writes beside its configuration, and may replace."""
 
-_TEST_SIZES = tuple(f"evaluation.{name}:" for name in ("pope_images", "vqa_questions", "prompts_per_tag", "num_images"))
-"""What nothing before the last step depends on, scores during training included."""
-
 
 def claim(folder: Path, run: RunConfig, cache: Path, say: Say) -> None:
     """Save ``run`` and hashes of its data in ``folder``, or make sure that they are the ones saved there.
@@ -35,7 +32,8 @@ def claim(folder: Path, run: RunConfig, cache: Path, say: Say) -> None:
         )
     if begun(folder) and (found := configs.differences(configs.load(RunConfig, [path]), run)):
         told = "; ".join(found)
-        if not (_trained(folder, run) and all(line.startswith(_TEST_SIZES) for line in found)):
+        of_the_test = tuple(f"data.{key}:" for key in run.data.TEST_SETTINGS)
+        if not (_trained(folder, run) and all(line.startswith(of_the_test) for line in found)):
             raise ValueError(f"{folder} holds another run ({path} has {told}): choose another output folder, or remove it")
         say(f"{folder} is trained and not scored yet ({RUN} has {told}): it is scored as asked now")
     write_text_atomic(path, configs.dump(run))

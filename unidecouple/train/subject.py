@@ -11,9 +11,9 @@ import torch
 from unidecouple import config as configs
 from unidecouple.convert.load import checkpoint_folder, load
 from unidecouple.data.file_batches import KINDS_OF
-from unidecouple.data.formats import Shelf, open_readers
-from unidecouple.data.mixture import Files, Source
+from unidecouple.data.formats import RecordIndex, open_readers
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.settings import Files, Source
 from unidecouple.diagnose.probe import ProbeInput
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource, Progress, data_source
@@ -55,8 +55,8 @@ def open_subject(
     home = next((place for place in (folder, folder.parent) if (place / "run.yaml").is_file()), None)
     if recipe is None and home is not None:
         recipe = configs.load(RunConfig, [home / "run.yaml"])
-    files = _files(data, cache) if data else recipe.files if recipe else None
-    run = RunConfig(files=files)
+    files = _files(data, cache) if data else None
+    run = RunConfig(data=files) if files else RunConfig(data=recipe.data) if recipe else RunConfig()
     model, processor = load(checkpoint)
     model.to(device)
     builder = SequenceBuilder(processor)
@@ -68,14 +68,14 @@ def open_subject(
     probed = data_source(run).probe_data(run, processor)
     source = opened(probed.run)
     described = source if probed.described is probed.run else opened(probed.described)
-    said = f"the files given: {named(files)}" if data and files else probed.text
+    said = f"the files given: {named(files)}" if files else probed.text
     return Opened(ProbeInput(model, source, described, step, batches, read_routing_log(home) if home else ()), folder, said)
 
 
 def _files(data: Sequence[Path], cache: Path) -> Files:
     """All records of ``data``, of the tasks that they have."""
     readers = [reader for path in data for reader in open_readers(path, None, None, cache / "files")]
-    understood, drawn = (len(Shelf(readers, kinds)) for kinds in KINDS_OF.values())
+    understood, drawn = (len(RecordIndex(readers, kinds)) for kinds in KINDS_OF.values())
     if not understood + drawn:
         raise ValueError(f"--data {' '.join(map(str, data))} holds no record that can be used: see `unidecouple data check`")
     return Files(tuple(Source(path) for path in data), mmu_batch_size=min(understood, 1), t2i_batch_size=min(drawn, 1))

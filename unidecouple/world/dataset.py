@@ -1,4 +1,4 @@
-"""Training data of the world on disk: pictures, scenes and prompts from one seed, and their image tokens by tokenizer.
+"""Synthetic training data on disk: images, scenes and prompts from one seed, and image tokens per tokenizer.
 
 A folder of arrays with a manifest, made once and reused. Which samples a step sees is not stored: it is a function of
 (seed, step), so a resumed run needs no data position.
@@ -24,11 +24,11 @@ FORMAT = 3
 
 @dataclass(frozen=True)
 class WorldData:
-    """How much training data, from which seed.
+    """Size and seed of the training data.
 
     Attributes:
         pairs: prompt and picture pairs for generation.
-        scenes: pictures for understanding; conversations about them are made when they are drawn.
+        scenes: pictures for understanding; conversations about them are made when a batch is.
         seed: of both; the test sets use other seeds and held-out prompts.
     """
 
@@ -42,24 +42,24 @@ class World:
     """Training data in memory.
 
     Attributes:
-        prompts: one prompt a pair.
+        prompts: one prompt per pair.
         pair_images: uint8 (pairs, 64, 64, 3).
-        simple_pairs: numbers of the pairs that show one object whose colour the prompt names.
-        scenes: one scene a picture to be understood.
+        single_object_pairs: indices of the pairs with one object whose colour the prompt names.
+        scenes: one scene per image to be understood.
         scene_images: uint8 (scenes, 64, 64, 3).
         folder: where it lies.
     """
 
     prompts: list[str]
     pair_images: np.ndarray
-    simple_pairs: np.ndarray
+    single_object_pairs: np.ndarray
     scenes: list[Scene]
     scene_images: np.ndarray
     folder: Path
 
 
 def load_world(config: WorldData, cache: Path, progress: Progress = lambda what, done, of: None) -> World:
-    """The training data of ``config``, drawn now unless ``cache`` has it already."""
+    """The training data of ``config``, rendered now unless ``cache`` has it."""
     folder = cache / f"world-v{FORMAT}-seed{config.seed}-{config.pairs}x{config.scenes}"
     if not (folder / "manifest.json").is_file():
         _draw(config, folder, progress)
@@ -76,8 +76,7 @@ def load_world(config: WorldData, cache: Path, progress: Progress = lambda what,
 def tokenizer_pictures(count: int, seed: int, progress: Progress = lambda what, done, of: None) -> np.ndarray:
     """Pictures to fit an image tokenizer to: uint8 (count, 64, 64, 3).
 
-    They look as pictures to be drawn do. Three of four are full boards of any classes and colours, since every empty cell is a
-    wasted lesson.
+    They look like images to be generated. Three of four are full boards of any classes and colours: empty cells teach nothing.
     """
     rng = np.random.default_rng(seed)
     images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
@@ -85,12 +84,12 @@ def tokenizer_pictures(count: int, seed: int, progress: Progress = lambda what, 
         items = [(str(rng.choice(CLASSES)), str(rng.choice(COLORS))) for _ in range(4)]
         images[index] = render(place(rng, items, offsets=CENTRED) if index % 4 else training_pair(rng)[1])
         if index % 500 == 0:
-            progress("drawing pictures for the tokenizer", index, count)
+            progress("rendering images for the tokenizer", index, count)
     return images
 
 
 def vocabulary() -> list[str]:
-    """Every word that the world can say, for a word-level tokenizer."""
+    """Every word of the synthetic benchmark, for a word-level tokenizer."""
     sentences = [
         *WORDINGS, *CLASSES, *COLORS, *CELL_NAMES, CAPTION_REQUEST,
         "Is there an in the image?", "How many are there?", "What color is the", "Where is the", "yes no zero one two three four",
@@ -111,14 +110,14 @@ def _draw(config: WorldData, folder: Path, progress: Progress) -> None:
             simple.append(index)
         pair_images[index] = render(scene)
         if index % 500 == 0:
-            progress("drawing pictures with prompts", index, config.pairs)
+            progress("rendering images with prompts", index, config.pairs)
     rng = np.random.default_rng([config.seed, 2])
     scenes = [random_scene(rng) for _ in range(config.scenes)]
     scene_images = np.empty((config.scenes, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for index, scene in enumerate(scenes):
         scene_images[index] = render(scene)
         if index % 500 == 0:
-            progress("drawing pictures to ask about", index, config.scenes)
+            progress("rendering images to ask about", index, config.scenes)
     with atomic_directory(folder) as staging:
         np.save(staging / "pair_images.npy", pair_images)
         np.save(staging / "simple_pairs.npy", np.array(simple, np.int64))

@@ -8,24 +8,28 @@ import numpy as np
 
 from unidecouple.batch import IGNORE
 from unidecouple.data.sequences import Sample, SequenceBuilder
-from unidecouple.run import Data
+from unidecouple.data.settings import DataSettings
 from unidecouple.world.prompts import training_pair
 from unidecouple.world.questions import conversation
 from unidecouple.world.scene import IMAGE_SIZE, random_scene
+from unidecouple.world.settings import SyntheticData
 
 SAMPLED_BATCHES = 16
 
 
-def sample_lengths(builder: SequenceBuilder, data: Data) -> tuple[int, float, int]:
+def sample_lengths(builder: SequenceBuilder, settings: DataSettings) -> tuple[int, float, int]:
     """Return the mean padded length of a batch of conversations, mean answer tokens per conversation, mean padded prompt length.
 
-    The curriculum before conversations (``data.lessons``) is not measured.
+    Data of another kind are measured as synthetic data of the same batch sizes. A curriculum is not measured.
     """
+    data = SyntheticData(mmu_batch_size=settings.mmu_batch_size, t2i_batch_size=settings.t2i_batch_size)
+    if isinstance(settings, SyntheticData):
+        data = settings
     length, answers = _conversations(builder, data)
     return length, answers, _prompts(builder, data)
 
 
-def _conversations(builder: SequenceBuilder, data: Data) -> tuple[int, float]:
+def _conversations(builder: SequenceBuilder, data: SyntheticData) -> tuple[int, float]:
     rng, blank = np.random.default_rng(data.seed), np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 
     def sample() -> Sample:
@@ -37,7 +41,7 @@ def _conversations(builder: SequenceBuilder, data: Data) -> tuple[int, float]:
     return round(length), fmean(sum(label != IGNORE for label in row.labels) for batch in batches for row in batch)
 
 
-def _prompts(builder: SequenceBuilder, data: Data) -> int:
+def _prompts(builder: SequenceBuilder, data: SyntheticData) -> int:
     rng = np.random.default_rng(data.seed)
     batches = [
         [builder.generation_prompt(training_pair(rng)[0].text) for _ in range(max(1, data.t2i_batch_size))]

@@ -19,6 +19,7 @@ from unidecouple.run import Evaluation
 from unidecouple.world.geneval import synthetic_geneval, template_bounds
 from unidecouple.world.pope import pope_benchmark
 from unidecouple.world.prompts import TAGS
+from unidecouple.world.settings import SyntheticEvaluation
 from unidecouple.world.vqa import vqa_benchmark
 
 MAX_NEW_TOKENS = 6
@@ -30,18 +31,19 @@ SAMPLES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores models by ``evaluation``; ``processor`` is the models'."""
+    """Scores models by ``evaluation`` on sets of ``sizes``; ``processor`` is the models'."""
 
     evaluation: Evaluation
+    sizes: SyntheticEvaluation
     processor: UnifiedProcessor
 
     def validate(self, model: UnifiedModel) -> list[Score]:
         """Headline metrics on few questions and validation prompts, one image each: for curves during training."""
-        size = self.evaluation
+        size = self.sizes
         scored = self._scored(model, VALIDATION_SEED)
         drawn = synthetic_geneval("val", size.eval_prompts, 1)
         results = [
-            evaluate(pope_benchmark(size.eval_images, VALIDATION_SEED, size.parser), scored),
+            evaluate(pope_benchmark(size.eval_images, VALIDATION_SEED, self.evaluation.parser), scored),
             evaluate(vqa_benchmark(2 * size.eval_images, VALIDATION_SEED), scored),
             evaluate(drawn, scored),
         ]
@@ -49,11 +51,11 @@ class Scorer:
 
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
         """Scores on the whole test sets; writes ``samples.json`` and images for the report into ``folder``."""
-        size = self.evaluation
+        size = self.sizes
         scored = self._scored(model, TEST_SEED)
         bounds = functools.partial(template_bounds, size.prompts_per_tag, TEST_SEED)
         prompts = synthetic_geneval("test", size.prompts_per_tag, size.num_images, bounds)
-        asked = evaluate(pope_benchmark(size.pope_images, TEST_SEED, size.parser), scored).scores
+        asked = evaluate(pope_benchmark(size.pope_images, TEST_SEED, self.evaluation.parser), scored).scores
         asked += evaluate(vqa_benchmark(size.vqa_questions, TEST_SEED), scored).scores
         images = generate(scored, prompts)
         result = prompts.judged(images)

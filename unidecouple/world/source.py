@@ -9,18 +9,21 @@ from typing import Final
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
-from unidecouple.run import Data, RunConfig
+from unidecouple.run import RunConfig
 from unidecouple.source import DataSource, ProbeData, Progress
 from unidecouple.world.batches import WorldBatches, world_batches
 from unidecouple.world.scene import IMAGE_SIZE
 from unidecouple.world.scoring import Scorer
+from unidecouple.world.settings import SyntheticData
 
-UNSEEN = Data(pairs=512, scenes=512, seed=101, cond_dropout_prob=0.0)
-"""What diagnoses look at: a seed that no recipe trains on, every prompt shown."""
+UNSEEN = SyntheticData(pairs=512, scenes=512, seed=101, cond_dropout_prob=0.0)
+"""What diagnoses use: a seed that no recipe trains on, no prompt dropped."""
 
 
 class WorldSource:
-    """Opens ``run.data``; see ``source.DataSource``."""
+    """Opens ``SyntheticData``; see ``source.DataSource``."""
+
+    settings = SyntheticData
 
     def open(
         self,
@@ -31,8 +34,8 @@ class WorldSource:
         cache: Path,
         progress: Progress,
     ) -> WorldBatches:
-        """Draw and encode the data of ``run``, unless ``cache`` has them."""
-        return world_batches(run.data, model, builder, run.seed, cache, progress)
+        """Generate and encode the data of ``run``, unless ``cache`` has them."""
+        return world_batches(_synthetic(run), model, builder, run.seed, cache, progress)
 
     def scorer(
         self, run: RunConfig, model: UnifiedModel, processor: UnifiedProcessor, builder: SequenceBuilder, cache: Path
@@ -43,8 +46,8 @@ class WorldSource:
             ValueError: published benchmarks are asked for.
         """
         if run.evaluation.benchmarks:
-            raise ValueError("evaluation.benchmarks is for runs on files, and files is not given: leave it out")
-        return Scorer(run.evaluation, processor)
+            raise ValueError("evaluation.benchmarks is for runs on files, but data.kind is world: leave it out")
+        return Scorer(run.evaluation, _synthetic(run).evaluation, processor)
 
     def probe_data(self, run: RunConfig, processor: UnifiedProcessor) -> ProbeData:
         """Scenes and pairs of a seed that no recipe trains on; captions alone describe.
@@ -56,10 +59,15 @@ class WorldSource:
         if side != IMAGE_SIZE:
             raise ValueError(
                 f"the synthetic benchmark has images of {IMAGE_SIZE} pixels, but this model takes {side}: give your own data with "
-                "--data, or a recipe with files"
+                "--data, or a recipe with data: {kind: files, …}"
             )
         text = f"{UNSEEN.pairs} pairs and {UNSEEN.scenes} scenes of the synthetic benchmark that no recipe trains on"
         return ProbeData(RunConfig(data=UNSEEN), RunConfig(data=replace(UNSEEN, turns=0)), text)
+
+
+def _synthetic(run: RunConfig) -> SyntheticData:
+    assert isinstance(run.data, SyntheticData)
+    return run.data
 
 
 SOURCE: Final[DataSource] = WorldSource()

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from unidecouple.data.sequences import Question
+from unidecouple.data.sequences import QAPair
 from unidecouple.eval import vqa_files
 from unidecouple.eval.benchmark import Answers, BenchmarkResult, QABenchmark, Query, Score
 from unidecouple.eval.statistics import ClusteredProportion
@@ -34,7 +34,7 @@ class VqaItem:
     """A question about number ``scene`` of the set's scenes."""
 
     scene: int
-    question: Question
+    question: QAPair
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,9 @@ def test_a_picture_in_base64_without_its_prefix(form: str) -> None:
     Image.open(io.BytesIO(png())).save(content, form)
     plain = base64.b64encode(content.getvalue()).decode()
     for name in (plain, "\n".join(plain[at : at + 76] for at in range(0, len(plain), 76)), f"data:image/x;base64,{plain}\n"):
-        assert read({"prompt": "a cow", "image": name}).drawn == (ImageBytes(content.getvalue()),)
+        assert read({"prompt": "a cow", "image": name}).generated == (ImageBytes(content.getvalue()),)
     for path in ("/9j/a.jpg", "Qkq/" + "a" * 90 + ".png", "iVBORw0KGgo" * 8 + ".png"):
-        assert read({"prompt": "a cow", "image": path}).drawn == (ImageFile(ROOT / path),)
+        assert read({"prompt": "a cow", "image": path}).generated == (ImageFile(ROOT / path),)
 
 
 LONG = "x" * 100_000
@@ -154,8 +154,8 @@ NO, IN = ("words",), (A, "words")
         (NO, IN, "t2i", "t2i"),
         (IN, IN, "t2i", "t2i"),
         (NO, NO, "text", "text"),
-        (IN, NO, "t2i", "needs the picture to draw in an assistant turn"),
-        (NO, NO, "t2i", "needs the picture to draw in an assistant turn"),
+        (IN, NO, "t2i", "needs the image to generate in an assistant turn"),
+        (NO, NO, "t2i", "needs the image to generate in an assistant turn"),
         (IN, NO, "text", "has a picture"),
         (NO, IN, "text", "has a picture"),
         (IN, NO, "vqa", "'vqa' is not one of mmu, t2i, text"),
@@ -166,7 +166,7 @@ def test_the_task_rule(user: Any, assistant: Any, task: str | None, kind: str) -
     if kind in ("mmu", "t2i", "text"):
         record = make_record(turns, task, "")
         assert record.kind == kind
-        assert record.drawn == (turns[1].pictures if kind == "t2i" else ())
+        assert record.generated == (turns[1].pictures if kind == "t2i" else ())
     else:
         with pytest.raises(BadRecordError, match=kind):
             make_record(turns, task, "")

@@ -31,7 +31,7 @@ def test_rows_by_number_over_row_groups(tmp_path: Path) -> None:
     assert reader.kinds.tolist() == [1] * 7
     for number in (6, 0, 3, 2):
         record = reader.record(number)
-        assert (record.turns[0].parts, record.drawn) == ((f"picture {number}",), (ImageBytes(png(number)),))
+        assert (record.turns[0].parts, record.generated) == ((f"picture {number}",), (ImageBytes(png(number)),))
         assert record.where.endswith(f"a.parquet: row {number}")
 
 
@@ -84,7 +84,7 @@ def test_a_hubs_name_is_told_how_to_become_a_folder(tmp_path: Path, monkeypatch:
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | own, capture_output=True)
     (reader,) = open_readers(Path("data/pets"))
     assert (reader.format, reader.kinds.tolist()) == ("datasets", [1, 1])
-    assert reader.record(1).drawn == (ImageBytes(png(1)),)
+    assert reader.record(1).generated == (ImageBytes(png(1)),)
     for path in ("someone/gone.parquet", "someone/more/pets", "nothing"):
         with pytest.raises(ValueError, match="give a file, a pattern, or a folder"):
             open_readers(Path(path))
@@ -97,7 +97,7 @@ def test_folders_of_datasets(tmp_path: Path) -> None:
     table.save_to_disk(str(tmp_path / "one"))
     (reader,) = open_readers(tmp_path / "one", cache=tmp_path / "cache")
     assert (reader.format, reader.kinds.tolist()) == ("datasets", [1, 1])
-    assert decode(reader.record(1).drawn[0]).size == (24, 16)
+    assert decode(reader.record(1).generated[0]).size == (24, 16)
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "splits"))
     with pytest.raises(ValueError, match=r"holds the splits train: give the folder of one, such as .*train"):
         open_readers(tmp_path / "splits")
@@ -117,4 +117,4 @@ def test_flat_rows_may_name_files(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures", "a.png")
     pq.write_table(pa.Table.from_pylist([flat()]), tmp_path / "a.parquet")
     (reader,) = open_readers(tmp_path / "a.parquet", root=tmp_path / "pictures")
-    assert decode(reader.record(0).drawn[0]).size == (24, 16)
+    assert decode(reader.record(0).generated[0]).size == (24, 16)

@@ -14,15 +14,15 @@ from safetensors.numpy import load_file
 
 from own_data import asked, flat, png, write_jsonl, write_pictures, write_tar
 from unidecouple.batch import NO_IMAGE_TOKEN
+from unidecouple.data.bad_records import BadDataError
 from unidecouple.data.encode import encode
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import open_readers
 from unidecouple.data.formats.record import ImageTokens
 from unidecouple.data.formats.token_cache import MANIFEST, PLAN, read_manifest
-from unidecouple.data.mixture import Files, Source
-from unidecouple.data.pictures import Shaper, decode
+from unidecouple.data.pictures import ImagePreprocessor, decode
 from unidecouple.data.sequences import SequenceBuilder, pixels
-from unidecouple.data.tally import BadDataError
+from unidecouple.data.settings import Files, Source
 from unidecouple.files import sha256_file
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
@@ -50,7 +50,7 @@ def source(tmp_path: Path) -> Path:
 def write(source: Path, processor: UniJanusProcessor, vq: Any, tmp_path: Path) -> Callable[..., Path]:
     def written(name: str = "cache", **settings: Any) -> Path:
         options = {"batch_size": 2, "shard_size": 2, **settings}
-        encode(open_readers(source), options.pop("vq", vq), Shaper(processor), tmp_path / name, **options)
+        encode(open_readers(source), options.pop("vq", vq), ImagePreprocessor(processor), tmp_path / name, **options)
         return tmp_path / name
 
     return written
@@ -64,9 +64,9 @@ def test_what_goes_in_comes_out(write: Callable[..., Path], processor: UniJanusP
     records = [reader.record(index) for reader in readers for index in range(len(reader.kinds))]
     for word, record, original in zip(WORDS, records, range(1, 6), strict=True):
         assert record.turns[0].parts == (f"a photo of a {word}",)
-        (picture,) = record.drawn
+        (picture,) = record.generated
         assert isinstance(picture, ImageTokens)
-        shown = Shaper(processor).drawn(open_readers(source)[0].record(original).drawn[0])
+        shown = ImagePreprocessor(processor).for_generation(open_readers(source)[0].record(original).generated[0])
         assert picture.read().tolist() == encode_image_tokens(vq, pixels([shown]))[0].tolist()
     manifest = read_manifest(cache)
     assert (manifest.count, manifest.skipped, manifest.tokens_per_image, manifest.codes) == (5, 2, 16, 64)
@@ -137,22 +137,22 @@ def test_bad_pictures_and_prompts_with_pictures_are_left_out(
     edit = {"messages": [{"role": "user", "content": "<image>brighter"}, {"role": "assistant", "content": "<image>"}]}
     members |= {"4.a.png": png(), "4.b.png": png(1), "4.json": json.dumps(edit).encode()}
     readers = open_readers(write_tar(tmp_path / "a.tar", members))
-    manifest = encode(readers, vq, Shaper(processor), tmp_path / "cache", max_bad_ratio=0.5)
+    manifest = encode(readers, vq, ImagePreprocessor(processor), tmp_path / "cache", max_bad_ratio=0.5)
     assert (manifest.count, manifest.skipped) == (3, 2)
     assert "sample 2 (1): picture" in caplog.text
     assert "sample 5 (4): the prompt holds pictures" in caplog.text
     (reader,) = open_readers(tmp_path / "cache")
     assert [reader.record(index).turns[0].parts[0] for index in range(3)] == ["picture 0", "picture 2", "picture 3"]
     with pytest.raises(BadDataError, match=r"max_bad_ratio=0\.01"):
-        encode(readers, vq, Shaper(processor), tmp_path / "strict")
+        encode(readers, vq, ImagePreprocessor(processor), tmp_path / "strict")
     with pytest.raises(ValueError, match="none of 1 records is t2i"):
-        encode(open_readers(write_jsonl(tmp_path / "a.jsonl", [asked(None)])), vq, Shaper(processor), tmp_path / "none")
+        encode(open_readers(write_jsonl(tmp_path / "a.jsonl", [asked(None)])), vq, ImagePreprocessor(processor), tmp_path / "none")
 
 
 def read_all(cache: Path) -> None:
     for reader in open_readers(cache, "image_tokens"):
         for index in range(len(reader.kinds)):
-            for picture in reader.record(index).drawn:
+            for picture in reader.record(index).generated:
                 picture.read()
 
 
@@ -170,5 +170,5 @@ def test_a_broken_cache_is_told(write: Callable[..., Path], file: str, damage: s
 
 
 def test_tokens_cannot_be_looked_at(write: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="image tokens, which can be drawn only"):
-        decode(open_readers(write())[0].record(0).drawn[0])
+    with pytest.raises(ValueError, match="image tokens, which can only be generated"):
+        decode(open_readers(write())[0].record(0).generated[0])

@@ -184,7 +184,7 @@ def test_texts_that_are_no_text(tmp_path: Path) -> None:
 
 def test_pictures_are_references(tmp_path: Path) -> None:
     reader = WebDataset(write_tar(tmp_path / "a.tar", pairs(2)))
-    (picture,) = reader.record(1).drawn
+    (picture,) = reader.record(1).generated
     assert isinstance(picture, ImageFile)
     assert picture.offset % BLOCK == 0
     assert picture.read() == png(1)

@@ -1,4 +1,4 @@
-"""What every format becomes: a record of turns, whose pictures are references that nothing has opened yet."""
+"""The record that every format is parsed into: turns whose images are references to data that is not read yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LARGEST: Final = 1 << 30
 
 
 class BadRecordError(ValueError):
-    """One record cannot be used. ``where`` names file and line, ``reason`` what is wrong with it; both can be printed anywhere."""
+    """One record cannot be used. ``where`` is file and line, ``reason`` the cause; both are safe to print."""
 
     def __init__(self, where: str, reason: str) -> None:
         where, reason = printable(where, _WHERE), printable(reason, _REASON)
@@ -95,7 +95,7 @@ Picture = ImageFile | ImageBytes | ImageTokens
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker says: words and pictures in their order, none of them empty."""
+    """Text and images of one speaker in order, none of them empty."""
 
     role: Role
     parts: tuple[str | Picture, ...]
@@ -111,8 +111,8 @@ class Record:
     """One sample of any format.
 
     Attributes:
-        kind: "mmu" (pictures are understood, answers learned), "t2i" (the assistant's pictures are drawn) or "text".
-        turns: perhaps a system turn, then user and assistant in turn, the assistant last.
+        kind: "mmu" (images are understood, answers learned), "t2i" (the assistant's images are generated) or "text".
+        turns: optionally a system turn, then user and assistant in turn, the assistant last.
         where: file and line or row, for messages.
     """
 
@@ -121,16 +121,16 @@ class Record:
     where: str
 
     @property
-    def drawn(self) -> tuple[Picture, ...]:
-        """Pictures to be drawn."""
+    def generated(self) -> tuple[Picture, ...]:
+        """Images to be generated."""
         return tuple(p for t in self.turns if t.role == "assistant" for p in t.pictures) if self.kind == "t2i" else ()
 
 
 def make_record(turns: Sequence[Turn], task: object, where: str) -> Record:
-    """A record of ``turns``; its kind by the task rule.
+    """Make a record of ``turns``.
 
-    The rule: a picture in an assistant turn makes it "t2i", else one in a user turn "mmu", none "text". An explicit ``task``
-    wins; under "mmu" an assistant's picture is something to be understood, too.
+    Its kind: "t2i" with an image in an assistant turn, else "mmu" with one in a user turn, else "text". An explicit ``task`` takes
+    precedence; under "mmu" an assistant's image is to be understood, too.
 
     Raises:
         BadRecordError: turns in an impossible order, a task that they cannot be, or a text that is no Unicode.
@@ -141,15 +141,15 @@ def make_record(turns: Sequence[Turn], task: object, where: str) -> Record:
             refuse_surrogates(part)
     except ValueError as error:
         raise BadRecordError(where, str(error)) from error
-    drawn = any(turn.pictures for turn in turns if turn.role == "assistant")
+    generated = any(turn.pictures for turn in turns if turn.role == "assistant")
     shown = any(turn.pictures for turn in turns if turn.role != "assistant")
     if task is None:
-        return Record("t2i" if drawn else "mmu" if shown else "text", tuple(turns), where)
+        return Record("t2i" if generated else "mmu" if shown else "text", tuple(turns), where)
     if task not in KINDS:
         raise BadRecordError(where, f'"task": {quoted(task)} is not one of {", ".join(KINDS)}')
-    if task == "t2i" and not drawn:
-        raise BadRecordError(where, '"task": "t2i" needs the picture to draw in an assistant turn')
-    if task == "text" and (drawn or shown):
+    if task == "t2i" and not generated:
+        raise BadRecordError(where, '"task": "t2i" needs the image to generate in an assistant turn')
+    if task == "text" and (generated or shown):
         raise BadRecordError(where, '"task": "text" has a picture; leave out the task, or the picture')
     return Record(KINDS[KINDS.index(task)], tuple(turns), where)
 

@@ -1,8 +1,8 @@
-"""Our cache of image tokens: prompts and pictures drawn for them, 2 bytes a token (576 tokens: 1,152 bytes a picture).
+"""Our cache of image tokens: prompts and the images generated for them, 2 bytes per token (576 tokens: 1,152 bytes per image).
 
 A folder with ``manifest.json``, and for each shard ``tokens-00000.safetensors`` ("tokens", uint16, pictures x tokens) beside
 ``records-00000.jsonl``, whose pictures are {"type": "image_tokens", "row": row of the shard}. ``data/encode.py`` writes it.
-Tokens mean something to the tokenizer only that made them, so the manifest has its hash.
+Tokens are valid only for the tokenizer that made them, so the manifest has its hash.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from unidecouple.data.formats.record import BadRecordError, ImageTokens, Record,
 
 MANIFEST: Final = "manifest.json"
 PLAN: Final = "encoding.json"
-"""What is being encoded, by what; written first, so that another encoding does not go on in the same folder."""
+"""What is being encoded, and by which tokenizer; written first, so that no other encoding continues in the folder."""
 
 FORMAT: Final = "unidecouple image tokens 1"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache says of itself.
+    """Description of a cache.
 
     Attributes:
         tokenizer: hash of the image tokenizer (``models/vq.py: tokenizer_hash``).
@@ -75,7 +75,7 @@ def read_manifest(folder: Path, tokenizer: str | None = None) -> Manifest:
 
 
 def token_readers(folder: Path, cache: Path | None = None, tokenizer: str | None = None) -> list[JsonLines]:
-    """One reader a shard.
+    """One reader per shard.
 
     Raises:
         ValueError: as ``read_manifest``; or a shard is missing.
@@ -99,7 +99,7 @@ def shard_files(folder: Path, number: int) -> tuple[Path, Path]:
 
 
 def record_entry(record: Record, row: int) -> dict[str, Any]:
-    """What stands in a shard for ``record``, whose drawn pictures are the rows from ``row`` on."""
+    """Entry of a shard for ``record``, whose images are the rows from ``row`` on."""
     turns = []
     for turn in record.turns:
         parts: list[dict[str, Any]] = []

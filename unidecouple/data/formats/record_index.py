@@ -1,4 +1,4 @@
-"""The records of some kinds from several files, by number, as if they were one list."""
+"""The records of some kinds from several files, by number, as one list."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from unidecouple.data.formats.reader import Reader
 from unidecouple.data.formats.record import KINDS, Kind, Record
 
 
-class Shelf:
-    """Keeps 8 bytes a record; what the records hold stays in their files."""
+class RecordIndex:
+    """Holds 8 bytes per record; contents stay in their files."""
 
     def __init__(self, readers: Sequence[Reader], kinds: Sequence[Kind]) -> None:
         wanted = [KINDS.index(kind) for kind in kinds]

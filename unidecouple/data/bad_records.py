@@ -1,4 +1,4 @@
-"""Bad records are counted, logged once each, and too many of them stop the work."""
+"""Count bad records, log each once, and stop when they are too many."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from unidecouple.data.formats import BadRecordError
 
 _SOON: Final = 1000
-"""Records from which on the share is taken of what was seen; before that, of what could still come."""
+"""From this many records on, the ratio is of those read; before, of those that are still to come, too."""
 
 _log = logging.getLogger(__name__)
 
@@ -17,12 +17,12 @@ class BadDataError(ValueError):
     """More records are bad than ``max_bad_ratio`` allows."""
 
 
-class Tally:
-    """Records seen, and the bad ones among ``total`` to be seen; one that is met again counts again."""
+class BadRecordCounter:
+    """Counts records read, and the bad ones among them; a record read again counts again. ``total`` is how many there are."""
 
     def __init__(self, max_bad_ratio: float, total: int) -> None:
         self._allowed, self._total = max_bad_ratio, total
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self.seen, self.bad = 0, 0
 
     def good(self) -> None:
@@ -36,8 +36,8 @@ class Tally:
             BadDataError: that is one too many.
         """
         self.seen, self.bad = self.seen + 1, self.bad + 1
-        if error.where not in self._told:
-            self._told.add(error.where)
+        if error.where not in self._logged:
+            self._logged.add(error.where)
             _log.warning("skipped: %s", error)
         if self.bad > self._allowed * max(self.seen, min(self._total, _SOON)):
             raise BadDataError(

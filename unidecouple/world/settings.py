@@ -1,0 +1,122 @@
+"""Settings of the synthetic benchmark's training data and tests: ``data: {kind: world, …}`` in a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from unidecouple import bounds
+from unidecouple.batch import Task
+from unidecouple.data.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class CurriculumPhase:
+    """Steps at the start of a run in which understanding is trained on simpler samples than conversations.
+
+    Attributes:
+        kind: "pointing" (image, class word, then its colour), "describing" (as pointing, then the two words of its position in
+            either order), "asking" (as pointing, with a question mark and the assistant's turn before the colour), "placing" (as
+            asking, for its position), "caption" (a conversation that is the caption alone), "presence" (POPE questions alone) or
+            "conversation" (as after the curriculum).
+        steps: how many.
+        batch_size: samples per step, in place of ``mmu_batch_size``; the sequences are short.
+    """
+
+    kind: Literal["pointing", "describing", "asking", "placing", "caption", "presence", "conversation"]
+    steps: int
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        bounds.at_least(0, self, "steps")
+        bounds.at_least(1, self, "batch_size")
+
+
+@dataclass(frozen=True)
+class SyntheticEvaluation:
+    """Sizes of the synthetic benchmark's validation and test sets.
+
+    Attributes:
+        eval_images, eval_prompts: images asked about, and prompts per tag (one image each), in scores during training.
+        pope_images: images of POPE at the end (18 distinct questions each); at least 2, whose classes differ.
+        vqa_questions: questions per kind.
+        prompts_per_tag: test prompts per GenEval tag (102 exist); at least 2, since another prompt is the judge's floor.
+        num_images: images per prompt; 4 in GenEval's protocol.
+    """
+
+    eval_images: int = 24
+    eval_prompts: int = 8
+    pope_images: int = 100
+    vqa_questions: int = 200
+    prompts_per_tag: int = 102
+    num_images: int = 4
+
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "eval_prompts", "vqa_questions", "num_images")
+        bounds.at_least(2, self, "eval_images", "pope_images", "prompts_per_tag")
+
+
+@dataclass(frozen=True)
+class SyntheticData(DataSettings):
+    """The synthetic benchmark: OpenMoji scenes with captions, questions and prompts.
+
+    Attributes:
+        pairs, scenes, seed: size and seed of the training data (see ``WorldData``).
+        t2i_batch_size: text-to-image samples per step; 0: understanding only.
+        mmu_batch_size: conversations about images per step; 0: generation only.
+        turns: most questions per conversation; 0: captions alone, as diagnoses use them.
+        curriculum: phases of simpler understanding samples, one after the other, before conversations. A model from scratch needs
+            them to use the image at all (docs/experiments/learning-to-look.md).
+        single_object_steps: steps at the start of the run whose pairs show one object with its colour named. A model that has
+            never generated images otherwise ignores the prompt (docs/experiments/reading-prompts.md); Janus-Pro's first stage
+            starts from single objects, too (arXiv 2501.17811, section 2.2).
+        cond_dropout_prob: fraction of prompts dropped, for classifier-free guidance.
+        router_aux_samples: images of pairs per step that are also given as understanding inputs, with random words or their
+            prompt as the conversation. They train the task router where there is little or no understanding data; no answer is
+            learned from them. Ours.
+        evaluation: sizes of the validation and test sets.
+    """
+
+    kind: Literal["world"] = "world"
+    pairs: int = 12000
+    scenes: int = 6000
+    seed: int = 0
+    turns: int = 6
+    curriculum: tuple[CurriculumPhase, ...] = ()
+    single_object_steps: int = 0
+    cond_dropout_prob: float = 0.1
+    router_aux_samples: int = 0
+    evaluation: SyntheticEvaluation = field(default_factory=SyntheticEvaluation)
+
+    GENERATED: ClassVar[bool] = True
+    TEST_SETTINGS: ClassVar[tuple[str, ...]] = tuple(
+        f"evaluation.{name}" for name in ("pope_images", "vqa_questions", "prompts_per_tag", "num_images")
+    )
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {
+        "lessons": "curriculum",
+        "simple_steps": "single_object_steps",
+        "router_pairs": "router_aux_samples",
+    }
+
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "pairs", "scenes")
+        natural = ("seed", "t2i_batch_size", "mmu_batch_size", "turns", "single_object_steps", "router_aux_samples")
+        bounds.at_least(0, self, *natural)
+        bounds.between(0, 1, self, "cond_dropout_prob")
+
+    @property
+    def planning_note(self) -> str:
+        """See ``DataSettings``."""
+        return "the curriculum is planned as conversations of the recipe's batch size" if self.curriculum else ""
+
+    def samples(self, task: Task, steps: range) -> int:
+        """See ``DataSettings``; the curriculum has batch sizes of its own."""
+        found, end = super().samples(task, steps), 0
+        for phase in self.curriculum if task is Task.MMU else ():
+            begin, end = end, end + phase.steps
+            there = max(0, min(end, steps.stop) - max(begin, steps.start))
+            found += there * (phase.batch_size - self.mmu_batch_size)
+        return found
+
+    def _sizes(self) -> tuple[int, ...]:
+        return (*super()._sizes(), *(phase.batch_size for phase in self.curriculum))

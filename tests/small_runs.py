@@ -31,7 +31,7 @@ APART_THEN_JOINT = (
 _ALL_EXPERTS = {"generation": 1.0, "experts": 1.0, "expert_router": 1.0, "shared_expert": 1.0}
 MOE_THEN_SYMBIOTIC = (
     Stage("mixture", 0.5, 1e-2, _ALL_EXPERTS, warmup_steps=1),
-    Stage("parted", 0.5, 1e-2, _ALL_EXPERTS, structure=Symbiotic(), group_rates={"und": 0.1}, warmup_steps=1),
+    Stage("parted", 0.5, 1e-2, _ALL_EXPERTS, structure=Symbiotic(), group_lr_scale={"und": 0.1}, warmup_steps=1),
 )
 
 FEW = SyntheticEvaluation(pope_images=2, vqa_questions=2, prompts_per_tag=2, num_images=1)

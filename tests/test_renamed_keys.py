@@ -112,7 +112,7 @@ def test_flat_coefficients_are_read_as_auxiliary_losses(old: str, new: Objective
         ),
         (
             "stages: [{shield: {tokens: drawn}, group_rates: {text: 1, seen: 0.5, drawn: 0}}]",
-            RunConfig(stages=(Stage(shield=GradientShielding(), group_rates={"text": 1, "image_in": 0.5, "image_out": 0}),)),
+            RunConfig(stages=(Stage(shield=GradientShielding(), group_lr_scale={"text": 1, "image_in": 0.5, "image_out": 0}),)),
             ["stages.0.group_rates", "stages.0.shield.tokens"],
         ),
     ],

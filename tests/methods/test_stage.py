@@ -32,7 +32,7 @@ def test_every_weight_is_in_one_part(make_model: Callable[..., UniJanusForCondit
         (lambda: Stage(learning_rate=-1), "learning_rate=-1 must be at least 0"),
         (lambda: Stage(learning_rate=float("inf")), "learning_rate=inf"),
         (lambda: Stage(train={"ffn": 1, "vision": -1}), "train.vision=-1 must be at least 0"),
-        (lambda: Stage(group_rates={"mmu": -0.5}), "group_rates.mmu=-0.5"),
+        (lambda: Stage(group_lr_scale={"mmu": -0.5}), "group_lr_scale.mmu=-0.5"),
         (lambda: Stage(warmup_steps=-1), "warmup_steps=-1"),
         (lambda: Stage(min_lr_ratio=1.5), "min_lr_ratio=1.5 must be from 0 to 1"),
         (lambda: Lora(r=0), "r=0 must be at least 1"),
@@ -49,6 +49,6 @@ def test_numbers_of_a_stage_have_bounds(part: Callable[[], object], said: str) -
 
 
 def test_zeroes_that_mean_off_are_legal() -> None:
-    Stage(share=0, learning_rate=0, train={"vision": 0}, warmup_steps=0, min_lr_ratio=0, group_rates={"mmu": 0})
+    Stage(share=0, learning_rate=0, train={"vision": 0}, warmup_steps=0, min_lr_ratio=0, group_lr_scale={"mmu": 0})
     GradientShielding(steps=0, scale_after=0)
     Objective(mmu_coeff=0, t2i_coeff=0, auxiliary=())

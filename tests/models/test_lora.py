@@ -102,7 +102,7 @@ def test_each_task_has_its_own_update_in_a_dense_model(
     """Nothing there learns to route, so tokens are told their task either way, and without it there is no answer."""
     targets = ["attention", "mlp"]
     model = make_model(task_routing=routing, lora_rank=4, lora_targets=targets, lora_per_task=targets)
-    with pytest.raises(ValueError, match="weights of their own by 'task' need task_ids of every token"):
+    with pytest.raises(ValueError, match="weights per 'task' need task_ids of every token"):
         model.decoder(input_ids=joint_batch[0].input_ids)
     alone = [replace(batch, task_ids=torch.full_like(batch.task_ids, task)) for task, batch in zip(Task, joint_batch, strict=True)]
     before = [model.decode_batch(batch).last_hidden_state for batch in alone]

@@ -153,7 +153,7 @@ def test_parts_of_recipes_match_every_set(make_model: MakeModel) -> None:
 )
 def test_what_unties_must_be_told(make_model: MakeModel, group_by: str, needed: str) -> None:
     model, ids = make_model(per_group_layers=[1], group_by=group_by), torch.ones(1, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match=f"of their own by '{group_by}' need {needed}"):
+    with pytest.raises(ValueError, match=f"weights per '{group_by}' need {needed}"):
         model.decoder(input_ids=ids)
     if group_by != "task":
         model(input_ids=ids)  # from text alone Janus knows what is a picture, but not the task

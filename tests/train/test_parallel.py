@@ -192,7 +192,7 @@ def test_weights_that_no_sample_reaches(kind: str, small_run: RunConfig, run: Ru
 def test_untied_layers_on_two_processes(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
     """Rows that are not evenly of both groups; attention within the group; sets sharded by their second dimension, one held."""
     data = replace(small_run.data, t2i_batch_size=3, mmu_batch_size=2, router_aux_samples=0)
-    stages = tuple(replace(stage, group_rates={"text": 0.0, "image": 0.5}) for stage in small_run.stages)
+    stages = tuple(replace(stage, group_lr_scale={"text": 0.0, "image": 0.5}) for stage in small_run.stages)
     together = replace(small_run, structure=UniX(), data=data, stages=stages, ema_decay=0.5, parallel="fsdp")
     assert run(together, tmp_path / "one")
     train_on_ranks(2, together, tmp_path / "two", small_cache)

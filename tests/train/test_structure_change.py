@@ -73,7 +73,7 @@ def test_resumed_on_either_side_of_the_change_is_the_unbroken_run(chain: RunConf
 
 def test_held_experts_stay_where_the_change_put_them(chain: RunConfig, run: Run, source: WorldBatches, tmp_path: Path) -> None:
     """Und is held from the change on (rate 0), so its rows are those of the mixture's most used experts; gen moves."""
-    held = replace(MOE_THEN_SYMBIOTIC[1], group_rates={"und": 0.0})
+    held = replace(MOE_THEN_SYMBIOTIC[1], group_lr_scale={"und": 0.0})
     assert run(replace(chain, stages=(MOE_THEN_SYMBIOTIC[0], held)), tmp_path)
     mixture = load(str(tmp_path / "checkpoint-3"))[0]
     usage = expert_usage(mixture, (source.task_batch(Task.MMU, USAGE_BATCH, key) for key in range(USAGE_BATCHES)))
@@ -107,7 +107,7 @@ def test_a_dry_run_says_what_becomes_of_the_groups(chain: RunConfig, small_cache
     said: list[str] = []
     describe(chain, small_cache, said.append)
     assert "group und      lr x 0.1" in said[2]
-    wrong = replace(MOE_THEN_SYMBIOTIC[1], group_rates={"mmu": 0.1})
+    wrong = replace(MOE_THEN_SYMBIOTIC[1], group_lr_scale={"mmu": 0.1})
     with pytest.raises(ValueError, match="'mmu' is no group"):
         describe(replace(chain, stages=(MOE_THEN_SYMBIOTIC[0], wrong)), small_cache, said.append)
 

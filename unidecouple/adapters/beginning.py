@@ -65,8 +65,8 @@ def _structure(text: UniLlamaConfig) -> Structure:
     kind = next((kind for kind in STRUCTURES if kind.kind == text.ffn), None)
     if kind is None:
         raise ValueError(
-            f"ffn={text.ffn!r}: how this mixture was made of its dense base cannot be told from its configuration, so an adapter "
-            "cannot make it again. Keep the whole checkpoint"
+            f"ffn={text.ffn!r}: its configuration does not record how this mixture was made of its dense base, so an adapter "
+            "cannot rebuild it. Keep the whole checkpoint"
         )
     chosen: dict[str, Any] = {field.name: getattr(text, field.name) for field in fields(kind) if field.name != "kind"}
     if chosen.get("moe_layers") is not None:

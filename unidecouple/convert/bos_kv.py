@@ -1,4 +1,4 @@
-"""The BOS of a model slimmed to generation: it counts as understanding, whose weights are then gone."""
+"""Keys and values of the BOS for a model slimmed to generation, which lacks the weights that compute them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _EMBEDDINGS = "model.language_model.embed_tokens.weight"
 
 
 class BosKeyValues:
-    """Gives every layer of a model slimmed to generation the keys and values of the BOS, as its whole model has them.
+    """Store the keys and values of the BOS in every layer of a model slimmed to generation.
 
-    In the whole model the BOS goes through understanding's weights, and sees nothing but itself: one token, carried through the
-    layers once while they pass by, in order.
+    In the whole model the BOS passes through understanding's weights and attends to itself alone. So one token passes through the
+    layers once, while they are converted in order.
     """
 
     def __init__(self, text: UniLlamaConfig) -> None:
@@ -63,8 +63,8 @@ class BosKeyValues:
         turn = torch.ones(1, 1, self._text.head_dim)
         normed = layer.input_layernorm(self._hidden)
         key, value = (project(normed, understanding).flatten() for project in (layer.self_attn.k_proj, layer.self_attn.v_proj))
-        told = {"group": understanding, "told": understanding, "routing": "label"}
-        self._hidden = layer(self._hidden, position_embeddings=(turn, torch.zeros_like(turn)), **told)[0]
+        labels = {"group": understanding, "group_ids": understanding, "routing": "label"}
+        self._hidden = layer(self._hidden, position_embeddings=(turn, torch.zeros_like(turn)), **labels)[0]
         return key, value
 
 

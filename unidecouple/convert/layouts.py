@@ -1,4 +1,4 @@
-"""The layouts, told apart by config.json, and their configurations in and out of ours."""
+"""The layouts of checkpoints by config.json, and their configurations in and out of ours."""
 
 from __future__ import annotations
 

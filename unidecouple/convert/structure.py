@@ -45,7 +45,7 @@ def with_structure(config: UnifiedConfig, structure: Structure) -> UnifiedConfig
 
 
 def merge_lora(part: Part, text: UniLlamaConfig) -> Part:
-    """Every low-rank update added to its weight, ``W + (lora_alpha / r) B A``, in float64 and rounded once to W's type.
+    """Add every low-rank update to its weight, ``W + (lora_alpha / r) B A``, in float64 and rounded once to W's type.
 
     Raises:
         ValueError: an update routed by task; no single weight can hold two.
@@ -56,7 +56,7 @@ def merge_lora(part: Part, text: UniLlamaConfig) -> Part:
             continue
         stacked = ".experts." in name or ".mlp.gate." in name
         if not stacked and len(a) > 1:
-            raise ValueError(f"{name} is one update a task, and no single weight can hold both: choose one with --task")
+            raise ValueError(f"{name} is one update per task, and no single weight can hold both: choose one with --task")
         base = name.replace("_lora_A", "_proj") if ".experts." in name else name.replace("lora_A", "weight")
         update = part[name.replace("lora_A", "lora_B")].double() @ a.double() * (text.lora_alpha / text.lora_rank)
         out[base] = (part[base].double() + (update if stacked else update[0])).to(part[base].dtype)
@@ -64,7 +64,7 @@ def merge_lora(part: Part, text: UniLlamaConfig) -> Part:
 
 
 def slim(part: Part, task: Task) -> Part:
-    """What serves ``task``: its group of experts, its routing among them, its low-rank updates; the other's is dropped."""
+    """Keep the experts, expert router and low-rank updates of ``task``; drop those of the other task."""
     out: Part = {}
     for name, tensor in part.items():
         if ".mlp.router." in name or ".context_router." in name:
@@ -103,7 +103,7 @@ def slim_config(config: UnifiedConfig, task: Task) -> UnifiedConfig:
 
 
 def fold(part: Part) -> Part:
-    """A mixture of one expert, which every token is sent to whole, as a dense FFN.
+    """Turn a mixture of one expert into a dense FFN.
 
     With a shared expert, ``Expert(x) + alpha Shared(x)`` is one FFN of twice the width: gates and ups stacked, downs side by side.
     """
@@ -143,13 +143,13 @@ def fold_config(config: UnifiedConfig) -> UnifiedConfig:
 
 
 def upcycle(part: Part, structure: Upcycled, text: UniLlamaConfig, seed: int) -> Part:
-    """Experts in place of a dense FFN and their new routers, or sets of whole layers.
+    """Replace a dense FFN by experts and new routers, or whole layers by one set of weights per group.
 
     Args:
         part: weights of a dense model.
-        structure: the mixture, or what unties layers.
+        structure: of the result.
         text: the resulting text configuration.
-        seed: of the routers; a layer's depend on it and the layer alone.
+        seed: of the routers; those of a layer depend on it and the layer alone.
     """
     if text.per_group_layers is not None:
         return structure.upcycle(part, text)
@@ -171,15 +171,15 @@ def _routers(text: UniLlamaConfig, layer: int, seed: int) -> Mapping[str, Tensor
     with _seeded(seed, layer):
         gate = ExpertRouter(text.hidden_size, text.expert_groups, text.num_experts_per_tok)
         fresh = {"gate.weight": gate.weight.detach()}
-        told = text.context_router and layer == text.mixture_layers[0]
-        if text.ffn == "ta_moe" and not told:
+        routed_before = text.context_router and layer == text.mixture_layers[0]
+        if text.ffn == "ta_moe" and not routed_before:
             fresh["router.weight"] = TaskAwareRouter(text.hidden_size, text.num_groups).weight.detach()
     return fresh
 
 
 @contextlib.contextmanager
 def _seeded(*seed: int) -> Iterator[None]:
-    """Random numbers of a stream of their own; those outside go on undisturbed."""
+    """Use a separate stream of random numbers; the global one stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.default_rng(seed).integers(2**63)))
         yield

@@ -1,4 +1,4 @@
-"""Schedules: what trains when. A stage says which weights move, at which rate, on which tasks, with which low-rank updates."""
+"""Training stages: the weights that train, their rates, tasks, losses' gradients and low-rank updates."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Lora:
         r: rank; the paper's stage 2 uses 16.
         lora_alpha: scale is lora_alpha / r.
         targets: of attention, experts, shared_expert, mlp, router (routers are small and usually trained in full, by ``train``).
-        per_task: targets whose update is routed by task. Ours, a step beyond the paper.
+        per_task: targets with one update per task. Ours, beyond the paper.
     """
 
     r: int = 16
@@ -60,10 +60,9 @@ class Lora:
 class GradientShielding:
     """Early gradient shielding (Symbiotic-MoE, arXiv 2604.07753, section 3.3; Rosetta, arXiv 2607.00293: 5000 steps).
 
-    Generation's tokens go forward through the shared expert, but what they teach it is scaled: by 0 for ``steps`` steps of the
-    stage, then by ``scale_after``. Our reading of "send no gradient into it": the expert's own weights are meant (its low-rank
-    updates, too), so the gradient passes through it to the layers below unscaled. alpha, which Symbiotic-MoE has not, is not
-    shielded.
+    Generation's tokens pass through the shared expert, but their gradient into its weights (and low-rank updates) is scaled: by 0
+    for ``steps`` steps of the stage, then by ``scale_after``. The gradient to the layers below is not scaled: our reading of "send
+    no gradient into it". alpha, which Symbiotic-MoE lacks, is not shielded.
 
     Attributes:
         steps: how long; counted from the start of the stage.
@@ -81,7 +80,7 @@ class GradientShielding:
         bounds.at_least(0, self, "steps", "scale_after")
 
     def on(self, batch: Batch, step: int) -> SharedExpertGradScale:
-        """What the tokens of ``batch`` teach a shared expert at ``step`` of the stage, counted from 0."""
+        """Gradient scale of the tokens of ``batch`` at ``step`` of the stage, counted from 0."""
         tokens = batch.image_tokens != NO_IMAGE_TOKEN if self.tokens == "image_out" else batch.task_ids == Task.T2I
         return SharedExpertGradScale(tokens, 0.0 if step < self.steps else self.scale_after)
 
@@ -94,21 +93,22 @@ class Stage:
         name: shown in logs.
         share: part of the run's steps that this stage takes; the shares of a run's stages are scaled to sum to one.
         learning_rate: peak rate.
-        train: what trains: names of ``PARTS`` or patterns, each with a factor on the learning rate. All else is frozen.
-        routing: "label" uses the known task (experts apart), "learned" the model's own router; None what the model says.
+        train: names of ``PARTS`` or patterns, each with a factor on the learning rate. All else is frozen.
+        routing: "label" routes by task label, "learned" by the model's router; None: as the model is configured.
         lora: low-rank updates added at the start of the stage.
-        tasks: "both", or the only task whose data the stage sees; the samples are those it would have seen beside the other's.
-        gradient: what becomes of the tasks' gradients where they meet.
-        shield: keep generation's gradient out of the shared expert at first; None does not.
+        tasks: "both", or the only task whose samples the stage trains on; they are the same samples as with "both".
+        gradient: how the tasks' gradients of shared weights are combined.
+        shield: keep generation's gradient out of the shared expert at first; None: no shielding.
         lr_scheduler_type: "cosine" to ``min_lr_ratio``, or "constant".
         warmup_steps: linear.
         min_lr_ratio: where cosine ends.
-        structure: what the model becomes at the start of the stage, before low-rank updates; None leaves it as it is.
-        group_rates: factors on the learning rate of what a group of tokens has for itself (its experts and their router, its set of
-            untied layers, its low-rank updates), by the group's name (``GROUP_NAMES``), beside those of ``train``; 0 holds it.
+        structure: of the model from the start of the stage, before low-rank updates; None: unchanged.
+        group_lr_scale: factors on the learning rate of a group's private weights (experts and their router, set of weights,
+            low-rank updates) by the group's name (``GROUP_NAMES``), multiplied with those of ``train``; 0 freezes them.
     """
 
-    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"group_rates": {"seen": "image_in", "drawn": "image_out"}}
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"group_rates": "group_lr_scale"}
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"group_lr_scale": {"seen": "image_in", "drawn": "image_out"}}
 
     name: str = "joint"
     share: float = 1.0
@@ -123,10 +123,10 @@ class Stage:
     warmup_steps: int = 20
     min_lr_ratio: float = 0.05
     structure: Structure | None = None
-    group_rates: dict[str, float] = field(default_factory=dict)
+    group_lr_scale: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        bounds.at_least(0, self, "share", "learning_rate", "train", "warmup_steps", "group_rates")
+        bounds.at_least(0, self, "share", "learning_rate", "train", "warmup_steps", "group_lr_scale")
         bounds.between(0, 1, self, "min_lr_ratio")
 
     def of(self, tasks: Sequence[Task]) -> tuple[Task, ...]:

@@ -1,6 +1,6 @@
-"""What a base family is: a unified model whose text decoder is ours, as training, generation and diagnosis use it.
+"""Interface of a base family to training, generation and diagnosis: a unified model with our text decoder.
 
-One file a family beside this one. Methods change the decoder, which all families share, so they know none of them.
+One file per family beside this one. Methods change the decoder, which all families share.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from unidecouple.models.shield import SharedExpertGradScale
 
 @dataclass
 class SummedLoss(ModelOutput):
-    """Cross-entropy of one task over a joint batch: its sum and its number of targets, both scalar tensors."""
+    """Cross-entropy of one task over a joint batch: sum in nats and number of targets, both scalar tensors."""
 
     total: Tensor
     count: Tensor = None  # type: ignore[assignment]  # ModelOutput wants this default; it is always given
 
     @property
     def mean(self) -> Tensor:
-        """Mean cross-entropy in nats a token; zero (still in the graph) where the task is absent."""
+        """Mean cross-entropy in nats per token; zero (still in the graph) where the task is absent."""
         return self.total / self.count.clamp_min(1)
 
 
 @dataclass
 class JointOutput(ModelOutput):
-    """What one training step needs.
+    """Losses and routing of one training step.
 
     Attributes:
         mmu: cross-entropy of answer tokens (eq. 2's L_mmu, before averaging).
         t2i: cross-entropy of discrete image tokens (L_t2i).
-        routing: for each micro-batch, one ``Routing`` a layer.
-        interaction: for each micro-batch, how much its samples look at the other modality; None where it was not asked for.
+        routing: per micro-batch, one ``Routing`` per layer.
+        interaction: per micro-batch, the attention of its samples to the other modality; None unless requested.
     """
 
     mmu: SummedLoss
@@ -60,7 +60,7 @@ class JointOutput(ModelOutput):
 
 
 class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
-    """A model of transformers that understands and draws with one ``UniLlamaModel``.
+    """A model of transformers for image understanding and text-to-image generation with one ``UniLlamaModel``.
 
     A family inherits from this and from transformers' own class, has that one's parts under its names, the decoder as
     ``model.language_model``, the image tokenizer as ``model.vqmodel`` and the text head as ``lm_head``. Its ``forward`` takes the
@@ -69,13 +69,13 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
     @property
     def decoder(self) -> UniLlamaModel:
-        """The language model both tasks share."""
+        """The language model that both tasks share."""
         return self.model.language_model
 
     @property
     @abstractmethod
     def num_image_tokens(self) -> int:
-        """Discrete tokens of a picture to be drawn."""
+        """Discrete tokens of a generated image."""
 
     @property
     @abstractmethod
@@ -123,7 +123,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         return seen if image_tokens is None else seen.masked_fill(image_tokens != NO_IMAGE_TOKEN, int(Modality.IMAGE_OUT))
 
     def spans(self, batch: Batch) -> CrossModalMask:
-        """Which tokens of ``batch`` look at which of the other modality; see ``cross_modal_mask``.
+        """Query and key tokens of attention between modalities in ``batch``; see ``cross_modal_mask``.
 
         Raises:
             ValueError: rows are packed, and the attention in use keeps their sequences apart by other means than a mask.
@@ -144,13 +144,13 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         interaction: bool = False,
         shield: Sequence[SharedExpertGradScale] | None = None,
     ) -> JointOutput:
-        """Both tasks' losses over a joint batch, and where its tokens were routed.
+        """Both tasks' losses over a joint batch, and the routing of its tokens.
 
         Args:
             joint: the batch.
             routing: "learned" or "label", by default the configuration's.
-            interaction: also measure how much its samples look at the other modality.
-            shield: one a micro-batch; scales what some tokens teach the shared experts.
+            interaction: also measure the attention of its samples to the other modality.
+            shield: one per micro-batch; scales the gradient of some tokens into the shared experts.
         """
         mmu, t2i, decisions, looks = [], [], [], []
         for number, batch in enumerate(joint):

@@ -41,7 +41,7 @@ def _from_version_1(given: Fields) -> Fields:
 @versioned(_FORMER, _from_version_1)
 @strict
 class UniLlamaConfig(LlamaConfig):
-    """Llama plus where the tasks part.
+    """Llama with weights per task or per kind of token.
 
     Attributes:
         ffn: "dense", "moe" (experts without task knowledge, the control), "ta_moe" (UniDecouple's task-aware mixture) or
@@ -49,7 +49,7 @@ class UniLlamaConfig(LlamaConfig):
         num_experts: E, routed experts of a layer over all groups.
         group_sizes: experts per group of a "typed_moe", in the order of ``GROUP_NAMES``. None: equal groups.
         num_experts_per_tok: k, experts a token is sent to inside its group.
-        shared_expert: whether ``alpha * SharedExpert(x)`` is added (arXiv 2506.03591, eq. 1).
+        shared_expert: add ``alpha * SharedExpert(x)`` (arXiv 2506.03591, eq. 1).
         alpha_init: alpha before training. Unpublished; ours is 0.5, since from 0 it never grows.
         task_routing: "learned" (the task-aware router decides) or "label" (``group_by`` decides).
         group_by: which tokens form group 1 where groups come from labels: "task" (generation, by ``task_ids``), "modality" (all
@@ -183,7 +183,7 @@ class UniLlamaConfig(LlamaConfig):
 
     @property
     def adaptable(self) -> tuple[str, ...]:
-        """Which of ``LORA_TARGETS`` this structure has."""
+        """The ``LORA_TARGETS`` that this structure has."""
         mixtures = len(self.mixture_layers)
         shared = ("shared_expert",) if self.shared_expert else ()
         dense = ("mlp",) if mixtures < self.num_hidden_layers else ()

@@ -1,4 +1,7 @@
-"""Our Llama decoder: the task of a token travels as an argument, and each layer reports where it routed."""
+"""Our Llama decoder: task labels are arguments, and each layer returns its routing.
+
+Shapes: B batch, T new tokens, S tokens with the cache, H hidden size.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +37,15 @@ from unidecouple.models.untied import UniRMSNorm, UntiedFeedForward, UntiedLinea
 
 @dataclass
 class DecoderOutput(BaseModelOutputWithPast):
-    """transformers' decoder output plus what the layers report, in their order.
+    """transformers' decoder output plus routing and measured attention, per layer.
 
     The two are attributes and no items, since transformers' models pass the items of this output to outputs of their own. The cache
     is the second argument: its name differs between releases of transformers (``cache`` from 5.24 on, before ``past_key_values``).
 
     Attributes:
-        routing: one ``Routing`` a mixture.
-        given: (B, T, S) float32 a layer: how much of its attention each token gives to each of ``key_sets``, mean over heads; None
-            where none were asked for.
+        routing: one ``Routing`` per mixture.
+        given: per layer, the share (B, T, sets) float32 of its attention that each token gives to each of ``key_sets``, mean over
+            heads; None without ``key_sets``.
     """
 
     routing: InitVar[tuple[Routing, ...] | None] = None
@@ -54,7 +57,7 @@ class DecoderOutput(BaseModelOutputWithPast):
 
 
 class UniLlamaAttention(LlamaAttention):
-    """Llama attention whose projections may carry LoRA, shared or one pair a task group, or have one set a group."""
+    """Llama attention whose projections may have LoRA, shared or one pair per group, or one set of weights per group."""
 
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -79,10 +82,10 @@ class UniLlamaAttention(LlamaAttention):
         key_sets: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As ``LlamaAttention``; ``group`` (B, T) chooses each token's low-rank pair, or its set, where there is one a group.
+        """Attend as ``LlamaAttention``; ``group`` (B, T) chooses each token's low-rank pair or set of weights.
 
-        ``first`` (B, T) tells first tokens, whose keys and values are given; at position 0 the rotation changes nothing.
-        ``key_sets`` (B, T, S) asks for a third result: (B, T, S) attention given to each set, see ``attend_and_measure``.
+        ``first`` (B, T) bool marks first tokens, whose keys and values are stored; at position 0 the rotation changes nothing.
+        ``key_sets`` (B, T, sets) adds a third result: the attention given to each set, see ``attend_and_measure``.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = project((self.q_proj, self.k_proj, self.v_proj), hidden_states, group)
@@ -107,18 +110,18 @@ class UniLlamaAttention(LlamaAttention):
 
 
 class UniLlamaDecoderLayer(GradientCheckpointingLayer):
-    """One block: attention, then a dense FFN or a mixture of experts; or untied, with one set of all its weights a group."""
+    """One block: attention, then a dense FFN or a mixture of experts; or one set of all its weights per group."""
 
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = UniLlamaAttention(config, layer_idx)
         self.sets, mixtures = config.num_weight_sets(layer_idx), config.mixture_layers
-        told = config.context_router and layer_idx == mixtures[0]
+        routed_before = config.context_router and layer_idx == mixtures[0]
         self.mlp: FeedForward | MixtureOfExperts | UntiedFeedForward
         if self.sets > 1:
             self.mlp = UntiedFeedForward(config)
         else:
-            self.mlp = MixtureOfExperts(config, routed=not told) if layer_idx in mixtures else FeedForward(config, "mlp")
+            self.mlp = MixtureOfExperts(config, routed=not routed_before) if layer_idx in mixtures else FeedForward(config, "mlp")
         self.input_layernorm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, self.sets)
         self.post_attention_layernorm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, self.sets)
 
@@ -126,7 +129,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         group: Tensor | None = None,
-        told: Tensor | None = None,
+        group_ids: Tensor | None = None,
         routing: str = "learned",
         task_logits: Tensor | None = None,
         shield: SharedExpertGradScale | None = None,
@@ -136,24 +139,24 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
 
         Args:
             hidden_states: (B, T, H).
-            group: (B, T) task group of each token as known before this layer, for LoRA routed by task; None if unknown.
-            told: (B, T) group of each token as its labels tell it (``token_groups``), or None; an untied layer needs it.
+            group: (B, T) group of each token as known before this layer, for LoRA per task; None if unknown.
+            group_ids: (B, T) group of each token by its labels (``token_groups``), or None; weights per group need it.
             routing: "learned" or "label".
             task_logits: (B, T, groups) of the context router, where there is one.
-            shield: scales what some tokens teach a shared expert.
+            shield: scales the gradient of some tokens into the shared expert.
             kwargs: what attention needs (masks, position embeddings, cache, key sets).
 
         Returns:
-            (B, T, H), the layer's routing (None for a dense FFN), and the attention given to key sets (None without any).
+            (B, T, H), the layer's routing (None for a dense FFN), and the attention to key sets (None without any).
         """
         if self.sets > 1:
-            group = told
+            group = group_ids
         mixed, _, given = self.self_attn(self.input_layernorm(hidden_states, group), group=group, **kwargs)
         hidden_states = hidden_states + mixed
         normed = self.post_attention_layernorm(hidden_states, group)
         if isinstance(self.mlp, (FeedForward, UntiedFeedForward)):
             return hidden_states + self.mlp(normed, group), None, given
-        out, decision = self.mlp(normed, told, routing, task_logits, shield)
+        out, decision = self.mlp(normed, group_ids, routing, task_logits, shield)
         return hidden_states + out, decision, given
 
 
@@ -179,7 +182,7 @@ class UniLlamaPreTrainedModel(LlamaPreTrainedModel):
 
 
 class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
-    """The decoder. Tasks, modalities and routing are explicit arguments; no global, hook or side channel carries them."""
+    """The decoder. Task labels, modality labels and routing are explicit arguments, never globals or hooks."""
 
     def __init__(self, config: UniLlamaConfig) -> None:
         LlamaPreTrainedModel.__init__(self, config)  # LlamaModel's own would build dense layers first
@@ -210,7 +213,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> DecoderOutput:
-        """As ``LlamaModel``, plus what a token is there for and what it is.
+        """Run ``LlamaModel`` with task and modality labels of the tokens.
 
         Args:
             input_ids: (B, T) tokens, or pass ``inputs_embeds`` (B, T, H).
@@ -219,12 +222,12 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             cache: keys and values of the tokens before, extended in place.
             inputs_embeds: see ``input_ids``.
             use_cache: make a cache if none is given.
-            task_ids: (B, T), (B, 1) or (1, 1) int64 tasks; needed where groups are told by task.
-            modality_ids: the same of ``Modality``; needed where groups are told by what a token is.
-            routing: "learned" or "label"; by default what the configuration says.
-            shield: scales what some tokens teach the shared experts.
+            task_ids: (B, T), (B, 1) or (1, 1) int64 tasks; needed where ``group_by`` is "task".
+            modality_ids: the same of ``Modality``; needed for every other ``group_by``.
+            routing: "learned" or "label"; None: as configured.
+            shield: scales the gradient of some tokens into the shared experts.
             output_hidden_states: also return the input of each layer and the final state.
-            key_sets: (B, T, S) bool sets of tokens; also return how much of its attention each token gives to each set.
+            key_sets: (B, T, sets) bool; also return the share of its attention that each token gives to each set.
             past_key_values: what transformers before 5.24 calls ``cache``.
             kwargs: passed to attention.
 
@@ -238,24 +241,24 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         if position_ids is None:
             past = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
-        told = self._told(task_ids, modality_ids, hidden.shape[:2])
-        mask, apart = self._masks(hidden, attention_mask, cache, position_ids, told)
+        group_ids = self._group_ids(task_ids, modality_ids, hidden.shape[:2])
+        mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids)
         attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids), "cache": cache, **kwargs}
         if self.config.bos_kv:
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
         route_by = routing or self.config.task_routing
-        group = told if route_by == "label" or self.config.labelled_lora else _chosen(task_logits)
+        group = group_ids if route_by == "label" or self.config.labelled_lora else _chosen(task_logits)
         states, decisions, measured = [], [], []
         for layer in self.layers:
             states.append(hidden)
             hidden, decision, given = layer(
                 hidden,
                 group=group,
-                told=told,
+                group_ids=group_ids,
                 routing=route_by,
                 task_logits=task_logits,
-                attention_mask=mask if layer.sets == 1 else apart,
+                attention_mask=mask if layer.sets == 1 else group_mask,
                 key_sets=key_sets,
                 shield=shield,
                 **attend,
@@ -265,7 +268,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
                 group = decision.group.view(hidden.shape[:2])
             if given is not None:
                 measured.append(given)
-        hidden = self.norm(hidden, told)
+        hidden = self.norm(hidden, group_ids)
         return DecoderOutput(
             hidden,
             cache,
@@ -275,7 +278,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         )
 
     def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
-        """The cache to extend; a new one where ``use_cache`` asks for it and none is given."""
+        """The cache to extend; a new one with ``use_cache`` and no ``cache``."""
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -283,23 +286,23 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         return cache
 
     def _masks(
-        self, hidden: Tensor, mask: Tensor | None, cache: Cache | None, position_ids: Tensor, told: Tensor | None
+        self, hidden: Tensor, mask: Tensor | None, cache: Cache | None, position_ids: Tensor, group_ids: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """What attention may see, in the form that its kernel takes: in shared layers, and in untied ones."""
+        """Attention masks in the form of the kernel: of shared layers, and of layers with weights per group."""
         given = (self.config, hidden, mask, cache, position_ids)  # by place: the cache's name is not the same in all releases
         shared = create_causal_mask(*given)
         if self.config.per_group_attention == "all":
             return shared, shared
         whole = create_causal_mask(*given, allow_is_causal_skip=False)
-        return shared, within_group(whole, told, cache, self.config)
+        return shared, within_group(whole, group_ids, cache, self.config)
 
-    def _told(self, task_ids: Tensor | None, modality_ids: Tensor | None, shape: torch.Size) -> Tensor | None:
-        """(B, T) group of each token, or None where it is not told and need not be."""
-        told = token_groups(self.config.group_by, task_ids, modality_ids)
-        if told is None and (self.config.per_group_layers is not None or self.config.labelled_lora):
+    def _group_ids(self, task_ids: Tensor | None, modality_ids: Tensor | None, shape: torch.Size) -> Tensor | None:
+        """(B, T) group of each token, or None where labels are missing and not needed."""
+        group_ids = token_groups(self.config.group_by, task_ids, modality_ids)
+        if group_ids is None and (self.config.per_group_layers is not None or self.config.labelled_lora):
             needed = "task_ids" if self.config.group_by == "task" else "modality_ids"
-            raise ValueError(f"weights of their own by {self.config.group_by!r} need {needed} of every token: pass them")
-        return None if told is None else told.expand(shape)
+            raise ValueError(f"weights per {self.config.group_by!r} need {needed} of every token: pass them")
+        return None if group_ids is None else group_ids.expand(shape)
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
@@ -314,7 +317,7 @@ def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | Non
 
 
 def _chosen(task_logits: Tensor | None) -> Tensor | None:
-    """The likelier group of each token; None without a router that stands before the layers."""
+    """The likelier group of each token; None without a context router."""
     return None if task_logits is None else task_logits.argmax(-1)
 
 

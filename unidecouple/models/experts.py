@@ -1,4 +1,7 @@
-"""Stacked SwiGLU experts, optionally with one LoRA pair each, applied to sorted tokens."""
+"""Stacked SwiGLU experts, optionally with one LoRA pair each, applied to sorted tokens.
+
+Shapes: N tokens, k experts per token, M = N k rows sorted by expert, E experts, H hidden size, I intermediate size.
+"""
 
 from __future__ import annotations
 
@@ -36,23 +39,23 @@ class Experts(nn.Module):
         self.reset()
 
     def reset(self, std: float = 0.02) -> None:
-        """Random base weights; LoRA as it starts (A random, B zero)."""
+        """Initialise base weights at random; LoRA with A random, B zero."""
         nn.init.normal_(self.gate_up_proj, std=std)
         nn.init.normal_(self.down_proj, std=std)
         if self.lora_rank:
             self.reset_lora()
 
     def reset_lora(self) -> None:
-        """A as LoRA starts it (Kaiming uniform), B zero."""
+        """Initialise A (Kaiming uniform) and B (zero)."""
         for a, b in ((self.gate_up_lora_A, self.gate_up_lora_B), (self.down_lora_A, self.down_lora_B)):
             nn.init.uniform_(a, -1 / math.sqrt(a.shape[-1]), 1 / math.sqrt(a.shape[-1]))
             nn.init.zeros_(b)
 
     def forward(self, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
-        """Sum of the chosen experts' outputs.
+        """Sum the outputs of the chosen experts.
 
-        Every stacked tensor stays in the graph even when an expert gets no token: its gradient is zero, never None, which
-        is what keeps sharded and data-parallel training correct.
+        Every stacked tensor stays in the graph even when an expert gets no token: sharded and data-parallel training need a
+        gradient of zero there, not None.
 
         Args:
             x: (N, H) tokens.
@@ -63,14 +66,14 @@ class Experts(nn.Module):
             (N, H).
         """
         top_k = expert.shape[1]
-        flat = expert.flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=self.num_experts)
-        rows = x[order // top_k]
-        gate, up = self._project(rows, self.gate_up_proj, "gate_up", counts).chunk(2, dim=-1)
-        out = self._project(F.silu(gate) * up, self.down_proj, "down", counts)
-        out = out * weight.flatten()[order].unsqueeze(-1).to(out.dtype)
-        return torch.zeros_like(x).index_add(0, order // top_k, out.to(x.dtype))
+        expert_M = expert.flatten()
+        order_M = expert_M.argsort(stable=True)
+        counts_E = torch.bincount(expert_M, minlength=self.num_experts)
+        x_MH = x[order_M // top_k]
+        gate_MI, up_MI = self._project(x_MH, self.gate_up_proj, "gate_up", counts_E).chunk(2, dim=-1)
+        y_MH = self._project(F.silu(gate_MI) * up_MI, self.down_proj, "down", counts_E)
+        y_MH = y_MH * weight.flatten()[order_M].unsqueeze(-1).to(y_MH.dtype)
+        return torch.zeros_like(x).index_add(0, order_M // top_k, y_MH.to(x.dtype))
 
     def _project(self, rows: Tensor, stacked: Tensor, name: str, counts: Tensor) -> Tensor:
         y = grouped_linear(rows, stacked, counts, self.backend)
@@ -82,9 +85,9 @@ class Experts(nn.Module):
 
 
 def grouped_linear(rows: Tensor, stacked: Tensor, counts: Tensor, backend: str) -> Tensor:
-    """Rows sorted by expert, each times its expert's matrix: (M, in), (E, out, in) -> (M, out).
+    """Multiply rows sorted by expert by their expert's matrix: (M, in), (E, out, in) -> (M, out).
 
-    ``counts`` (E,) int64 says how many rows each expert has; ``backend`` is one of ``EXPERT_BACKENDS``.
+    ``counts`` (E,) int64 are the rows of each expert; ``backend`` is one of ``EXPERT_BACKENDS``.
     """
     if backend == "grouped_mm":
         kind = rows.device.type  # autocast does not know grouped_mm

@@ -1,4 +1,4 @@
-"""How much tokens look at the other modality: the attention that drawn tokens give to their prompt, and answers to pictures.
+"""Attention between modalities: of generated image tokens to their prompt, and of answer tokens to pictures.
 
 Interaction intensity of AIA (arXiv 2511.22663, section 3.1, eq. 1), for one sample in layer l:
 
@@ -27,10 +27,10 @@ CHANNELS = 8
 
 @dataclass(frozen=True)
 class CrossModalMask:
-    """Who looks at whom in one batch of B rows of T tokens, N samples in all.
+    """Query and key tokens of attention between modalities, in a batch of B rows of T tokens and N samples.
 
     Attributes:
-        keys: (B, T, tasks) bool, by task the tokens looked at: pictures for understanding, words for generation.
+        keys: (B, T, tasks) bool, per task the key tokens: pictures for understanding, words for generation.
         queries: (N, B T) float32, for each sample 1 / Q at its Q queries and zero elsewhere.
         task: (N,) int64 of each sample.
     """
@@ -53,7 +53,7 @@ class Interaction(NamedTuple):
 
 
 def cross_modal_mask(batch: Batch, seen: Tensor) -> CrossModalMask:
-    """The spans of ``batch``; ``seen`` (B, T) bool tells the tokens of pictures to be understood.
+    """Find queries and keys in ``batch``; ``seen`` (B, T) bool marks the tokens of pictures to be understood.
 
     A query is the row *of the token itself*, as in the paper's figure 2, where the rows averaged over are the image tokens', and
     as in its plots of generation; not the row before, which predicts the token. So of a picture all tokens count, the last one too,
@@ -97,7 +97,7 @@ def attend_and_measure(
     key_sets: Tensor,
     **settings: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """``attend``, and how much of its attention each token gives to each set of keys.
+    """Call ``attend``, and measure the share of its attention that each token gives to each set of keys.
 
     One call for both: the values get the sets' indicators as further channels, queries and keys get zeros there, which leave the
     scores as they are (the scale is a setting). A second call would take twice the time, and one whose values are narrower than
@@ -115,7 +115,7 @@ def attend_and_measure(
         What ``attend`` returns, and (B, T, S) float32, mean over heads.
 
     Raises:
-        ValueError: there are keys of a cache, of which ``key_sets`` says nothing.
+        ValueError: there are keys of a cache, which ``key_sets`` does not cover.
     """
     sets, width = key_sets.shape[-1], value.shape[-1]
     if key.shape[2] != key_sets.shape[1]:
@@ -130,14 +130,14 @@ def attend_and_measure(
 
 
 def intensities(given: Sequence[Tensor], spans: CrossModalMask) -> Interaction:
-    """Mean over each sample's queries of what ``given``, (B, T, tasks) a layer, says of its task's keys."""
+    """Mean over each sample's queries of ``given``, (B, T, tasks) per layer, to the keys of its task."""
     with torch.autocast(spans.keys.device.type, enabled=False):  # a mean of many, in full precision
         means = spans.queries @ torch.stack([*given]).flatten(1, 2)  # (layers, N, tasks)
     return Interaction(means.gather(-1, spans.task.view(1, -1, 1).expand(len(means), -1, 1)).squeeze(-1), spans.task)
 
 
 def _any_before(keys: Tensor, starts: Tensor) -> Tensor:
-    """(B, T, S) bool: whether a sequence has a key of the set up to each of its tokens; ``starts`` (B, T) tells first tokens."""
+    """(B, T, S) bool: whether a sequence has a key of the set up to each of its tokens; ``starts`` (B, T) marks first tokens."""
     count = keys.long().cumsum(1)
     until_start = torch.where(starts.unsqueeze(-1), count - keys.long(), 0).cummax(1).values
     return count > until_start

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 
 def low_rank(groups: int, rank: int, inner: int, outer: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A (groups, rank, inner) and B (groups, outer, rank) of updates ``B A``, not yet started (``start_low_rank``)."""
+    """A (groups, rank, inner) and B (groups, outer, rank) of updates ``B A``, to be initialised by ``start_low_rank``."""
     return nn.Parameter(torch.empty(groups, rank, inner)), nn.Parameter(torch.zeros(groups, outer, rank))
 
 
 def start_low_rank(lora_a: Tensor, lora_b: Tensor) -> None:
-    """A as LoRA starts it (Kaiming uniform), B zero."""
+    """Initialise A (Kaiming uniform) and B (zero)."""
     nn.init.uniform_(lora_a, -1 / math.sqrt(lora_a.shape[-1]), 1 / math.sqrt(lora_a.shape[-1]))
     nn.init.zeros_(lora_b)
 
 
 class LoraLinear(nn.Linear):
-    """``y = W x + (lora_alpha / r) B_g A_g x``, with one pair (A, B) for all tokens or one for each task group g.
+    """``y = W x + (lora_alpha / r) B_g A_g x``, with one pair (A, B) for all tokens or one per group g.
 
-    With several pairs a token is updated by its group's pair only; tokens of no group (None) keep ``W x``. B starts at zero,
-    so a fresh adapter changes nothing.
+    With several pairs only that of a token's group applies; without a group (None) the result is ``W x``. B starts at zero, so a
+    fresh adapter changes nothing.
 
     Args:
         groups: number of (A, B) pairs; 0 makes this a plain linear layer.
@@ -44,7 +44,7 @@ class LoraLinear(nn.Linear):
         start_low_rank(self.lora_A, self.lora_B)
 
     def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:
-        """(..., in) -> (..., out); ``group`` (...) int64 is needed when there is a pair for each task."""
+        """(..., in) -> (..., out); a pair per group needs ``group`` (...) int64."""
         if not self.groups or (self.groups > 1 and group is None):
             return F.linear(x, self.weight, self.bias)
         rows = x.reshape(-1, self.in_features)

@@ -1,4 +1,7 @@
-"""TA-MoE: the feed-forward block of UniDecouple (arXiv 2506.03591), and the plain mixture that is its control."""
+"""TA-MoE: the feed-forward block of UniDecouple (arXiv 2506.03591), and the plain mixture that is its control.
+
+Shapes: B batch, T tokens per row, N = B T, H hidden size, E experts over all groups, k experts per token.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class FeedForward(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:
-        """(..., H) -> (..., H); ``group`` (...) chooses a task's LoRA pair where there are several."""
+        """(..., H) -> (..., H); ``group`` (...) chooses the LoRA pair where there is one per task."""
         return self.down_proj(self.act_fn(self.gate_proj(x, group)) * self.up_proj(x, group), group)
 
 
@@ -38,7 +41,7 @@ class MixtureOfExperts(nn.Module):
     """
 
     def __init__(self, config: UniLlamaConfig, routed: bool = True) -> None:
-        """``routed`` is whether a mixture with task groups has its own task-aware router, or is told its logits."""
+        """``routed``: whether a "ta_moe" has a task-aware router of its own; without one it takes the context router's logits."""
         super().__init__()
         self.num_groups, self.group_sizes = config.num_groups, config.expert_groups
         self.group_by = config.group_by
@@ -61,7 +64,7 @@ class MixtureOfExperts(nn.Module):
     def forward(
         self,
         x: Tensor,
-        told: Tensor | None,
+        group_ids: Tensor | None,
         routing: str,
         task_logits: Tensor | None = None,
         shield: SharedExpertGradScale | None = None,
@@ -70,42 +73,43 @@ class MixtureOfExperts(nn.Module):
 
         Args:
             x: (B, T, H).
-            told: (B, T) int64 group of each token (``token_groups``); needed when ``routing`` is "label" and by a "typed_moe".
+            group_ids: (B, T) int64 group of each token (``token_groups``); needed when ``routing`` is "label" and by a "typed_moe".
             routing: "learned" or "label".
-            task_logits: (B, T, groups) of a router before the layers; the mixture's own, if it has one, adds to them.
-            shield: scales what some tokens teach the shared expert.
+            task_logits: (B, T, groups) of the context router; those of the mixture's own router are added.
+            shield: scales the gradient of some tokens into the shared expert.
 
         Returns:
-            (B, T, H), and where the tokens went.
+            (B, T, H), and the routing of its N tokens.
         """
-        flat = x.flatten(0, 1)
+        x_NH = x.flatten(0, 1)
         task_logits = None if task_logits is None else task_logits.flatten(0, 1)
         if self.router is not None:
-            task_logits = self.router(flat) if task_logits is None else task_logits + self.router(flat)
-        group = self._group(flat, task_logits, told, routing)
-        probs, weight, expert = self.gate(flat, group)
-        y = self.experts(flat, expert, weight)
+            task_logits = self.router(x_NH) if task_logits is None else task_logits + self.router(x_NH)
+        group_N = self._group(x_NH, task_logits, group_ids, routing)
+        probs, weight_Nk, expert_Nk = self.gate(x_NH, group_N)
+        y_NH = self.experts(x_NH, expert_Nk, weight_Nk)
         if self.shared_expert is not None and self.alpha is not None:
-            shared = self.shared_expert(flat, group) if shield is None else shielded(self.shared_expert, flat, group, shield)
-            y = y + self.alpha * shared
-        return y.view_as(x), Routing(task_logits, group, probs, expert, self.group_sizes)
+            expert = self.shared_expert
+            shared_NH = expert(x_NH, group_N) if shield is None else shielded(expert, x_NH, group_N, shield)
+            y_NH = y_NH + self.alpha * shared_NH
+        return y_NH.view_as(x), Routing(task_logits, group_N, probs, expert_Nk, self.group_sizes)
 
     def group_rows(self) -> list[tuple[nn.Parameter, tuple[range, ...]]]:
-        """The weights that a group has for itself, stacked, and the rows of each that are each group's."""
+        """Stacked weights that belong to groups, and the rows of each group."""
         experts = spans(self.group_sizes)
         routers = tuple(range(g, g + 1) for g in range(self.num_groups)) if self.gate.weight.ndim == 3 else experts
         return [(weight, experts) for weight in self.experts.parameters()] + [
             (weight, routers) for weight in self.gate.parameters()
         ]
 
-    def _group(self, flat: Tensor, task_logits: Tensor | None, told: Tensor | None, routing: str) -> Tensor:
+    def _group(self, x_NH: Tensor, task_logits: Tensor | None, group_ids: Tensor | None, routing: str) -> Tensor:
         if self.num_groups == 1:
-            return torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+            return torch.zeros(len(x_NH), dtype=torch.long, device=x_NH.device)
         if task_logits is not None and routing == "learned":
             return task_logits.argmax(-1)
-        if told is None:
+        if group_ids is None:
             raise ValueError(
                 "routing by label needs task_ids (modality_ids where group_by is not 'task'): pass them, or use "
                 "routing='learned' to let the router decide"
             )
-        return told.flatten()
+        return group_ids.flatten()

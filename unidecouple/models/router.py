@@ -20,11 +20,11 @@ from unidecouple.models.lora import low_rank, start_low_rank
 
 @dataclass
 class Routing:
-    """Where one layer sent its tokens; N = batch x length.
+    """Routing of one layer's tokens; N = batch x length.
 
     Attributes:
         task_logits: (N, tasks) float32, the task-aware router's; None where there is one group.
-        group: (N,) int64, the group that served each token.
+        group: (N,) int64, the group of each token.
         expert_probs: (N, e) float32, softmax over the experts of the token's group; e is the largest group's size, and past
             the end of a smaller group they are zero.
         expert: (N, k) int64, the experts chosen, numbered over all groups (group-major).
@@ -52,8 +52,8 @@ class TaskAwareRouter(nn.Module):
     """Level 1: ``g = argmax softmax(W_task x)``, hard, for each token.
 
     The argmax passes no gradient, so the group loss alone trains ``W_task``. Its input is detached (unpublished; ours): the
-    group loss teaches the router to tell the tasks apart, not the backbone to keep them apart.
-    W_task starts at zero: before training every token belongs to group 0, understanding.
+    group loss trains the router to separate the tasks, not the backbone. W_task starts at zero, so before training every token
+    belongs to group 0, understanding.
     """
 
     def __init__(self, hidden_size: int, groups: int, rank: int = 0, scale: float = 1.0) -> None:
@@ -64,7 +64,7 @@ class TaskAwareRouter(nn.Module):
             self.lora_A, self.lora_B = low_rank(1, rank, hidden_size, groups)
 
     def reset(self) -> None:
-        """W_task zero, and the update that LoRA may add."""
+        """Set W_task to zero and initialise LoRA, where there is one."""
         nn.init.zeros_(self.weight)
         if self.scale:
             start_low_rank(self.lora_A, self.lora_B)
@@ -76,12 +76,11 @@ class TaskAwareRouter(nn.Module):
 
 
 class ContextRouter(nn.Module):
-    """Level 1 of the first layer, with one causal attention head over the embeddings: a token's task by what stands before it.
+    """Level 1 of the first layer, with one causal attention head over the embeddings: the task of a token by the tokens before it.
 
-    Ours, beyond the paper. A prompt's word is the same word in a question, so before the first layer only context can tell
-    them apart, and a router on the token alone sends both to one group. Knowing the task this early also lets
-    low-rank updates routed by task work in the first layer's attention. Later layers' routers add to its logits, so they start
-    from what it knows. Its keys and values lie in the cache behind the layers'.
+    Ours, beyond the paper. The embedding of a word is the same in a prompt and in a question, so before the first layer a router
+    on the token alone sends both to one group; only context separates them. It also lets low-rank updates per task work in the
+    first layer's attention. Routers of later layers add to its logits. Its keys and values follow those of the layers in the cache.
     """
 
     def __init__(self, config: UniLlamaConfig) -> None:
@@ -94,7 +93,7 @@ class ContextRouter(nn.Module):
         self.weight = nn.Parameter(torch.zeros(config.num_groups, config.hidden_size))
 
     def reset(self) -> None:
-        """W_task zero, attention at variance 1 / fan-in (at the library's 0.02 the head would look everywhere alike)."""
+        """Set W_task to zero, attention to variance 1 / fan-in (at the library's 0.02 its weights would be uniform)."""
         nn.init.zeros_(self.weight)
         for projection in self.attention.children():
             nn.init.normal_(projection.weight, std=projection.weight.shape[1] ** -0.5)
@@ -102,7 +101,7 @@ class ContextRouter(nn.Module):
     def forward(
         self, embeddings: Tensor, position_embeddings: Any, attention_mask: Tensor | None, cache: Cache | None, **kwargs: Any
     ) -> Tensor:
-        """(B, T, H) embeddings, and what attention needs -> logits (B, T, groups) in float32."""
+        """(B, T, H) embeddings and arguments of attention -> logits (B, T, groups) in float32."""
         if cache is not None and len(cache.layers) == self.slot:
             cache.layers.append(copy.deepcopy(cache.layers[0]))  # still empty: this comes before layer 0
         x = F.rms_norm(embeddings.detach(), embeddings.shape[-1:])
@@ -133,7 +132,7 @@ class ExpertRouter(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Small random weights: experts start as copies, so the router is what tells them apart."""
+        """Initialise with small random weights: experts start as copies, so the router must break the symmetry."""
         nn.init.normal_(self.weight, std=0.02)
         if self.scale:
             start_low_rank(self.lora_A, self.lora_B)

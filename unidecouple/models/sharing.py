@@ -1,4 +1,4 @@
-"""Which rows of stacked weights are a group's of tokens, which are a task's own, and where the tasks can meet."""
+"""Rows of stacked weights per group of tokens, rows private to a task, and rows that both tasks share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unidecouple.models.untied import UniRMSNorm, UntiedLinear
 
 
 def group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[range, ...]]]:
-    """Stacked weights in which each group of tokens has rows of its own, and those rows, in the order of ``GROUP_NAMES``."""
+    """Stacked weights with separate rows per group, and those rows, in the order of ``GROUP_NAMES``."""
     for module in model.modules():
         if isinstance(module, MixtureOfExperts) and module.num_groups > 1:
             yield from module.group_rows()
@@ -27,22 +27,19 @@ def group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[range, ..
 
 
 def group_by_of(model: nn.Module) -> str:
-    """What ``model`` puts tokens into groups by, see ``GROUP_NAMES``."""
+    """``group_by`` of the model's configuration."""
     return next(module.config.group_by for module in model.modules() if isinstance(module, UniLlamaModel))
 
 
 def task_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[Task, range]]]:
-    """Stacked weights in which a task has rows that are its own, and which rows those are.
-
-    A group's rows are a task's own only if the way that tokens are split gives it a group (``PRIVATE``).
-    """
+    """Stacked weights with rows private to a task, and those rows; a task needs a group that serves no other (``PRIVATE``)."""
     private = PRIVATE[group_by_of(model)]
     for weight, rows in group_rows(model):
         yield weight, {task: rows[group] for task, group in private.items()}
 
 
 def common_rows(model: nn.Module) -> dict[int, list[int]]:
-    """Rows of each weight of ``task_rows`` that are no task's own, by the weight's identity; other weights are common whole."""
+    """Rows of each weight of ``task_rows`` that are private to no task, by the weight's ``id``; all other weights are shared."""
     return {
         id(weight): [row for row in range(len(weight)) if not any(row in own for own in rows.values())]
         for weight, rows in task_rows(model)
@@ -50,9 +47,9 @@ def common_rows(model: nn.Module) -> dict[int, list[int]]:
 
 
 def unshared(model: nn.Module) -> set[int]:
-    """Identities of the weights whose every row is one task's own, so that the tasks do not meet in them.
+    """``id`` of the weights whose every row is private to one task.
 
-    But for the first token: it counts as understanding (see ``Task``), so where tokens are split by task, generation's loss teaches
-    understanding's rows a little, through what its tokens attend to there.
+    One exception: the BOS counts as understanding (see ``Task``). With groups per task, generation's loss therefore reaches
+    understanding's rows through attention to that token.
     """
     return {weight for weight, rows in common_rows(model).items() if not rows}

@@ -1,4 +1,4 @@
-"""Some tokens teach a shared expert less than others, or nothing: early gradient shielding (arXiv 2604.07753, section 3.3)."""
+"""Early gradient shielding (arXiv 2604.07753, section 3.3): scale the gradient of some tokens into a shared expert."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from unidecouple.models.lora import LoraLinear
 
 @dataclass(frozen=True)
 class SharedExpertGradScale:
-    """What tokens teach a shared expert.
+    """Scale of some tokens' gradient into the weights of a shared expert.
 
     Attributes:
-        tokens: (B, T) bool, those that are shielded.
-        factor: on their gradient into its weights.
+        tokens: (B, T) bool, the shielded tokens.
+        factor: on their gradient; 0 stops it.
     """
 
     tokens: Tensor
@@ -26,15 +26,15 @@ class SharedExpertGradScale:
 
 
 def shielded(expert: nn.Module, x: Tensor, group: Tensor, shield: SharedExpertGradScale) -> Tensor:
-    """``expert(x, group)``, where the weights' gradient of shielded tokens is scaled; that of ``x`` is as without a shield.
+    """``expert(x, group)`` with the gradient of shielded tokens into its weights scaled; the gradient of ``x`` does not change.
 
-    Shielded tokens go through the same weights behind an identity that scales gradients, so that nothing is computed twice and
-    nothing not at all. Low-rank updates that are a task's own are no shared weights, and learn as ever.
+    Shielded tokens pass through the same weights behind an identity that scales gradients; each token is computed exactly once.
+    Low-rank updates per task are not shared, so they are not shielded.
 
     Args:
-        expert: of N tokens.
+        expert: maps N tokens.
         x: (N, H).
-        group: (N,) task group.
+        group: (N,) group ids.
         shield: over the same N tokens.
     """
     mask = shield.tokens.flatten()

@@ -158,7 +158,7 @@ def tiny_model(config: UniJanusConfig, seed: int) -> UniJanusForConditionalGener
 
     All but the decoder starts at variance 1 / fan-in, word embeddings at unit length, embeddings of image tokens at variance 1.
     At the library's 0.02 the vision tower's features start 30 times smaller than at convergence, the tokenizer's unnormalised
-    path, which alone carries absolute colour, is damped by five orders of magnitude, and image tokens are told apart too late:
+    path, which alone carries absolute colour, is damped by five orders of magnitude, and image tokens become distinct too late:
     generation then stays on a plateau for thousands of steps (docs/experiments/predictable-tokens.md).
     """
     torch.manual_seed(seed)

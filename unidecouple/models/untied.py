@@ -1,7 +1,7 @@
-"""Layers with one set of weights a group of tokens, stacked group-major; which group a token is of is told.
+"""Layers with one set of weights per group of tokens, stacked group-major; group ids are given as input.
 
-Every set stays in the graph whatever a batch holds: the gradient of a set that no token meets is zero, never None, which is what
-keeps sharded and data-parallel training correct.
+Every set stays in the graph whatever a batch holds: sharded and data-parallel training need a gradient of zero, not None.
+Shapes: B batch, T tokens per row, N = B T, G groups, H hidden size, W any width.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from unidecouple.models.lora import LoraLinear
 
 @dataclass(frozen=True)
 class SortedTokens:
-    """Tokens laid side by side by group; N = B x T.
+    """Tokens sorted by group.
 
     Attributes:
         shape: (B, T).
         group: (N,) int64, ascending.
-        order: (N,) int64, which token stands at each place.
+        order: (N,) int64, the token at each place.
         counts: (G,) int64 tokens of each group.
     """
 
@@ -54,7 +54,7 @@ class SortedTokens:
 
 
 class UntiedLinear(nn.Module):
-    """``y = W_g x + b_g``: one matrix (and bias) a group g.
+    """``y = W_g x + b_g``: one matrix (and bias) per group g.
 
     Args:
         sets: G.
@@ -82,7 +82,7 @@ class UntiedLinear(nn.Module):
 
 
 def project(layers: Sequence[LoraLinear | UntiedLinear], x: Tensor, group: Tensor | None) -> list[Tensor]:
-    """Each of ``layers``, all tied or all untied, on (B, T, in); untied ones share one sorted copy of ``x``."""
+    """Apply each of ``layers``, all shared or all per group, to (B, T, in); those per group use one sorted copy of ``x``."""
     untied = [layer for layer in layers if isinstance(layer, UntiedLinear)]
     if not untied:
         return [layer(x, group) for layer in layers]
@@ -93,7 +93,7 @@ def project(layers: Sequence[LoraLinear | UntiedLinear], x: Tensor, group: Tenso
 
 
 class UntiedFeedForward(nn.Module):
-    """Llama's SwiGLU FFN with one set of weights a group, tokens sorted once for all three products."""
+    """Llama's SwiGLU FFN with one set of weights per group; tokens are sorted once for all three products."""
 
     def __init__(self, config: UniLlamaConfig) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class UntiedFeedForward(nn.Module):
 
 
 class UniRMSNorm(LlamaRMSNorm):
-    """Llama's norm, whose scale (H,) may be one a group, (G, H)."""
+    """Llama's norm with one scale (H,), or one per group (G, H)."""
 
     def __init__(self, hidden_size: int, eps: float, sets: int) -> None:
         super().__init__(hidden_size, eps)
@@ -122,7 +122,7 @@ class UniRMSNorm(LlamaRMSNorm):
             self.weight = nn.Parameter(torch.ones(sets, hidden_size))
 
     def forward(self, hidden_states: Tensor, group: Tensor | None = None) -> Tensor:
-        """(B, T, H) -> (B, T, H); ``group`` (B, T) int64 is needed where there is a scale a group."""
+        """(B, T, H) -> (B, T, H); a scale per group needs ``group`` (B, T) int64."""
         if self.sets == 1:
             return super().forward(hidden_states)
         assert group is not None
@@ -131,27 +131,24 @@ class UniRMSNorm(LlamaRMSNorm):
         return F.embedding(group, self.weight) * normed.to(hidden_states.dtype)
 
 
-"""As transformers has them: batch, head, query, key (0-d int64 each) -> whether the query may look there."""
+def within_group(mask: Tensor, group_ids: Tensor | None, cache: Cache | None, config: UniLlamaConfig) -> Tensor:
+    """Restrict ``mask`` (B, 1, T, S) to keys of the query's own group.
 
-
-def within_group(mask: Tensor, told: Tensor | None, cache: Cache | None, config: UniLlamaConfig) -> Tensor:
-    """``mask`` (B, 1, T, S), also shutting out keys of another group than the query's.
-
-    The groups (B, T) of new tokens join those before them, which lie in the cache behind the layers' keys and values.
+    The groups (B, T) of new tokens are appended to those of earlier tokens, stored in the cache after the layers' keys and values.
     (transformers' own ``and_mask_function`` counts packed tokens from their sequence's start, so it cannot look them up in a row.)
 
     Raises:
         ValueError: the attention kernel takes no mask.
     """
-    assert told is not None
+    assert group_ids is not None
     if "flash" in (config._attn_implementation or ""):
         raise ValueError(
             "per_group_attention='group' needs a mask, which flash attention does not take: use attn_implementation='sdpa'"
         )
-    groups, slot = told, config.num_hidden_layers
+    groups, slot = group_ids, config.num_hidden_layers
     if cache is not None:
         if len(cache.layers) == slot:
             cache.layers.append(copy.deepcopy(cache.layers[0]))  # still empty: this comes before layer 0
-        groups = cache.update(told[:, None, :, None], told[:, None, :, None], slot)[0][:, 0, :, 0]
-    same = (told.unsqueeze(-1) == groups.unsqueeze(-2)).unsqueeze(1)
+        groups = cache.update(group_ids[:, None, :, None], group_ids[:, None, :, None], slot)[0][:, 0, :, 0]
+    same = (group_ids.unsqueeze(-1) == groups.unsqueeze(-2)).unsqueeze(1)
     return mask & same if mask.dtype == torch.bool else mask.masked_fill(~same, torch.finfo(mask.dtype).min)

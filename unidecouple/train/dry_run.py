@@ -38,12 +38,12 @@ def describe(run: RunConfig, cache: Path, say: Say) -> None:
         if stage.lora is not None:
             model = add_lora(model, stage.lora, run.seed)
         groups = apply(model, stage.train, stage.learning_rate)
-        Gradients.of(model, stage.gradient, Parallel(), slowed(model, stage.group_rates))  # raises as the run would
+        Gradients.of(model, stage.gradient, Parallel(), slowed(model, stage.group_lr_scale))  # raises as the run would
         check_shield(model, stage)
         stage.of(source.tasks)
         if not groups:
             say(f"warning: stage {stage.name!r} trains nothing; name parts in its train, as train: {{attention: 1, ffn: 1}}")
-        say(f"\nstage {number}/{len(run.stages)} {stage.name!r}\n{table(model, groups, stage.group_rates)}")
+        say(f"\nstage {number}/{len(run.stages)} {stage.name!r}\n{table(model, groups, stage.group_lr_scale)}")
     for batch in source.batch(0):
         rows, length = batch.input_ids.shape
         filled = batch.num_tokens / batch.input_ids.numel()

@@ -49,12 +49,12 @@ def slowed(model: nn.Module, rates: Mapping[str, float]) -> list[Slowed]:
     found: list[Slowed] = []
     for name, factor in rates.items():
         if name not in known:
-            raise ValueError(f"group_rates: {name!r} is no group of this model's weights; it has {', '.join(known) or 'none'}")
+            raise ValueError(f"group_lr_scale: {name!r} is no group of this model's weights; it has {', '.join(known) or 'none'}")
         mine = [Slowed(weight, rows[known.index(name)], factor) for weight, rows in stacked if weight.requires_grad]
         if not mine:
             raise ValueError(
-                f"group_rates: nothing of group {name!r} trains; train what the groups have apart (experts and expert_router, or "
-                "norms, attention and ffn of untied layers), or leave it out"
+                f"group_lr_scale: nothing of group {name!r} trains; train what the groups have apart (experts and expert_router, "
+                "or norms, attention and ffn of untied layers), or leave it out"
             )
         found += mine
     return found

@@ -135,9 +135,9 @@ class Trainer:
         groups = apply(trained, stage.train, stage.learning_rate)
         if not groups:
             raise ValueError(f"stage {stage.name!r} trains nothing: name parts in its train, as train: {{attention: 1, ffn: 1}}")
-        what = table(trained, groups, stage.group_rates)
+        what = table(trained, groups, stage.group_lr_scale)
         self.say(f"stage {index + 1}/{len(self.config.stages)} {stage.name!r}, {steps} steps\n{what}")
-        slower = slowed(trained, stage.group_rates)
+        slower = slowed(trained, stage.group_lr_scale)
         gradients = Gradients.of(trained, stage.gradient, self.parallel, slower)
         check_shield(trained, stage)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True)

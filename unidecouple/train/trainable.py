@@ -28,7 +28,7 @@ def apply(model: nn.Module, train: Mapping[str, float], learning_rate: float) ->
     return [{**group, "lr": factor * learning_rate, "peak": factor * learning_rate} for factor, group in sorted(groups.items())]
 
 
-def table(model: nn.Module, groups: Sequence[Mapping[str, object]], group_rates: Mapping[str, float] | None = None) -> str:
+def table(model: nn.Module, groups: Sequence[Mapping[str, object]], group_lr_scale: Mapping[str, float] | None = None) -> str:
     """What trains, by part: parameters and peak learning rate, then factors on the rates of groups, as lines of text."""
     rates = {name: float(str(group["peak"])) for group in groups for name in group["names"]}  # type: ignore[attr-defined]
     lines = []
@@ -40,7 +40,7 @@ def table(model: nn.Module, groups: Sequence[Mapping[str, object]], group_rates:
             lines.append(
                 f"  {part:14} {sum(p.numel() for _, p in moving):>9,} of {sum(p.numel() for _, p in mine):>9,} train   {rate}"
             )
-    lines += [f"  group {name:8} lr x {factor:g}" for name, factor in (group_rates or {}).items()]
+    lines += [f"  group {name:8} lr x {factor:g}" for name, factor in (group_lr_scale or {}).items()]
     return "\n".join(lines)
 
 

@@ -47,7 +47,7 @@ class AdaMerging:
         model: UnifiedModel,
         tuned: Sequence[Mapping[str, Tensor]],
         batches: Iterable[JointBatch],
-        told: Callable[[int, float], None],
+        on_step: Callable[[int, float], None],
     ) -> Coefficients:
         """The coefficients that ``batches`` teach.
 
@@ -55,7 +55,7 @@ class AdaMerging:
             model: the base; its weights are overwritten on the way, and left merged.
             tuned: weights of the models to merge, by the base's names.
             batches: samples of both tasks with their answers and pictures (see above), one joint batch a step.
-            told: gets each step and its entropy in nats.
+            on_step: called with each step and its entropy in nats.
         """
         base = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         vectors = {name: [state[name].to(start) - start for state in tuned] for name, start in base.items()}
@@ -71,7 +71,7 @@ class AdaMerging:
             factors.grad = torch.stack([_along(weights[name].grad, moved) for name, moved in vectors.items()])
             optimizer.step()
             factors.clamp_(0, 1)
-            told(step, entropy.item())
+            on_step(step, entropy.item())
         self._place(weights, base, vectors, factors)
         found = dict(zip(vectors, factors.tolist(), strict=True))
         return lambda name: found.get(name, [0.0] * len(tuned))

@@ -1,4 +1,4 @@
-"""Attention Interaction Alignment (AIA, arXiv 2511.22663): each layer is told how much to look at the other modality.
+"""Attention Interaction Alignment (AIA, arXiv 2511.22663): a target per layer for attention to the other modality.
 
     ``L_AIA = mean_l Huber_{delta_l}(I_l - T_l)`` (eq. 2), ``Huber_delta(d) = d^2/2 if |d| <= delta else delta (|d| - delta/2)``,
 

@@ -23,7 +23,7 @@ class MoT:
             BAGEL (arXiv 2505.14683: a second set for tokens to be generated; text and pictures to be understood share the base
             set; its generated tokens are a diffusion model's, ours are Janus's discrete ones), "task" is task-decoupled MoT (arXiv
             2609.01607: the prompt of a picture goes with the picture). LMFusion (arXiv 2412.15188) is "image_out" with the base set
-            frozen, see ``Stage.group_rates``.
+            frozen, see ``Stage.group_lr_scale``.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"split": "group_by"}

@@ -22,8 +22,8 @@ class Symbiotic:
 
     Starts from a plain mixture (``kind: moe``), not from a dense model. Per layer, experts are ranked by how often understanding
     tokens are sent to them, a figure that must be measured. The router of a group is the rows of its experts in the old router,
-    ``W_r^g = W_r[:, I_g]``: every weight stays, in another order, and none is new. Which group serves a token is told by what the
-    token is; the shared expert, if there is one, sees all.
+    ``W_r^g = W_r[:, I_g]``: every weight stays, in another order, and none is new. The modality of a
+    token decides its group; the shared expert, if there is one, serves all tokens.
 
     Not exact at the start, by design: a token's best experts may now be another group's. Where they are all in its own group,
     that layer's output is what it was.

@@ -26,7 +26,7 @@ def chat(arguments: argparse.Namespace) -> int:
     from unidecouple.data.pictures import Shaper
 
     existing(arguments.image, "--image")
-    sampling, engine = sampling_of(arguments, GREEDY), _engine(arguments, "mmu", most=1)
+    sampling, engine = sampling_of(arguments, GREEDY), _engine(arguments, "mmu", max_batch_size=1)
     picture = [Shaper(engine.processor).understood(ImageFile(arguments.image))] if arguments.image else []
     turns: list[tuple[str, list[Any]]] = []
     questions = [arguments.question] if arguments.question else sys.stdin
@@ -45,16 +45,16 @@ def _answer(
     from unidecouple.batch import Task
     from unidecouple.generate.jobs import AnswerJob
 
-    sample, answering = engine.builder.conversation(turns, Task.MMU), engine.answering
+    sample, generator = engine.builder.conversation(turns, Task.MMU), engine.answers
     job = AnswerJob(sample.input_ids, sample.pictures, arguments.max_new_tokens, sampling, (arguments.seed, len(turns) // 2))
-    [answer] = answering.add([job])
+    [answer] = generator.add([job])
     shown = ""
-    while not answering.step():
-        text = answering.text(answer)
+    while not generator.step():
+        text = generator.text(answer)
         if not text.endswith("\ufffd"):  # a part of a character
             print(text[len(shown) :], end="", flush=True)
             shown = text
-    text = answering.text(answer)
+    text = generator.text(answer)
     print(text[len(shown) :], flush=True)
     return text
 
@@ -135,13 +135,14 @@ def serve(arguments: argparse.Namespace) -> int:
     return OK if http.started else FAILED
 
 
-def _engine(arguments: argparse.Namespace, task: str | None, most: int = 16) -> Engine:
+def _engine(arguments: argparse.Namespace, task: str | None, max_batch_size: int = 16) -> Engine:
     import torch
 
     from unidecouple.generate.engine import Engine
     from unidecouple.train.launch import device_of
 
-    return Engine.load(arguments.model, device_of(arguments.device), getattr(torch, arguments.dtype), task, most, arguments.eager)
+    device, dtype = device_of(arguments.device), getattr(torch, arguments.dtype)
+    return Engine.load(arguments.model, device, dtype, task, max_batch_size, arguments.eager)
 
 
 def add_commands(commands: Commands) -> None:

@@ -36,11 +36,6 @@ class KVCache:
         self.values = [like.new_zeros(shape) for _ in range(config.num_hidden_layers)]
         self.columns = torch.arange(whole, device=like.device)
 
-    def put(self, row: int, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Keys and values (kv heads, T, D) of a prompt, from column 0 on."""
-        self.keys[layer][row, :, : keys.shape[1]] = keys
-        self.values[layer][row, :, : values.shape[1]] = values
-
 
 def bucketed(reach: int, places: KVCache) -> int:
     """``reach`` to the next multiple of ``BUCKET``, which ``places`` has room for."""

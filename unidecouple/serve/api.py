@@ -46,7 +46,7 @@ from unidecouple.serve.schemas import (
     with_schemas,
 )
 from unidecouple.serve.stream import Events, Watcher, answer_job, chat_events, result, results
-from unidecouple.serve.task_queue import Job
+from unidecouple.serve.task_queue import QueuedJob
 
 B = TypeVar("B", bound=Body)
 _DOES = {Task.MMU: "understanding", Task.T2I: "generation"}
@@ -286,7 +286,7 @@ class Server:
         return {"id": file_id, "object": "file", "deleted": True}
 
     async def _done(self, request: Request, task: Task, work: Any) -> list[Any]:
-        jobs = [Job(one) for one in work]
+        jobs = [QueuedJob(one) for one in work]
         self.scheduler.submit(task, jobs)
         return await results(request, [job.future for job in jobs])
 

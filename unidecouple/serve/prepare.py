@@ -44,9 +44,9 @@ class Preparer:
         self.processor = copy.deepcopy(engine.processor)
         self.builder, self.limits, self._engine = SequenceBuilder(self.processor), limits, engine
         self.image_tokens = self.builder.seen_tokens  # of a picture, with what ends its rows
-        config = (engine.answering if engine.task in (None, Task.MMU) else engine.drawing).model.config.text_config
-        self.length = min(engine.length, config.max_position_embeddings)
-        self._prompt = min(engine.prompt_length, config.max_position_embeddings - self.image_tokens)
+        config = (engine.answers if Task.MMU in engine.tasks else engine.images).model.config.text_config
+        self.length = min(engine.max_length, config.max_position_embeddings)
+        self._prompt = min(engine.max_prompt_length, config.max_position_embeddings - self.image_tokens)
 
     @property
     def size(self) -> str:

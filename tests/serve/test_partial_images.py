@@ -46,7 +46,7 @@ def rows_drawn(content: str) -> int:
 
 def in_time(live: Any) -> Any:
     """Have each step wait until all previews so far are made: a model this small is done before."""
-    worker, thread = live.server.scheduler.task_queues[Task.T2I].generator, live.server.previewer._thread
+    worker, thread = live.server.scheduler.task_queues[Task.T2I].generator, live.server.partial_renderer._thread
     step = worker.step
     worker.step = lambda: (thread.submit(int).result(20), step())[1]
     return worker
@@ -134,7 +134,7 @@ def test_a_finished_picture_waits_for_no_preview(live: Any, client: openai.OpenA
     events = client.images.generate(**ASKED, n=2, stream=True, partial_images=3)
     assert [event.type for event in events] == ["image_generation.completed"] * 2
     go.set()
-    live.server.previewer._thread.submit(int).result(20)
+    live.server.partial_renderer._thread.submit(int).result(20)
     assert made == [4], "what is late is not made at all"
 
 
@@ -157,7 +157,7 @@ def test_a_preview_that_fails_is_left_out(
     monkeypatch.setattr(live.server.scheduler.engine, "preview", lambda tokens: tokens.no_such_thing)
     events = client.images.generate(**ASKED, stream=True, partial_images=3)
     assert [event.type for event in events] == ["image_generation.completed"]
-    live.server.previewer._thread.submit(int).result(20)
+    live.server.partial_renderer._thread.submit(int).result(20)
     assert "a partial picture is left out" in caplog.text
 
 

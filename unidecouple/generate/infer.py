@@ -1,4 +1,4 @@
-"""A file of questions and prompts through the engine, batched; a killed run goes on where it stopped."""
+"""Batched inference over a file of questions and prompts; a killed run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class Counts:
 def infer(
     engine: Engine, source: Path, output: Path, settings: Settings, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> Counts:
-    """Answer or draw every line of ``source`` (see ``asked``) into ``output``, one line of JSON each, as they are done.
+    """Answer, or generate an image for, every line of ``source`` (see ``asked``); each result is a line of JSON in ``output``.
 
-    Each has the "line" it is of (from 1) and its "id" if it had one, then "answer", or "image" (a PNG in a folder beside
-    ``output``), or "error": a line that cannot be done stops no other. Settings stand in ``<output>.settings.json``.
+    A result has the number of its "line" (from 1), its "id" if it had one, then "answer", or "image" (a PNG in a folder beside
+    ``output``), or "error": a line that fails stops no other. Settings are in ``<output>.settings.json``.
 
     Raises:
         ValueError: ``output`` is of other settings, is ``source`` itself, or not a file that this package wrote; or ``source`` has
@@ -110,9 +110,9 @@ def infer(
         if len(answers) >= engine.max_batch_size:
             _answer(engine, answers, write)
         if len(images) >= engine.max_batch_size:
-            _draw(engine, images, settings, output, write)
+            _generate(engine, images, settings, output, write)
     _answer(engine, answers, write)
-    _draw(engine, images, settings, output, write)
+    _generate(engine, images, settings, output, write)
     return Counts(count, tuple(failed), len(done))
 
 
@@ -165,7 +165,7 @@ def _answer(engine: Engine, waiting: list[_Waiting[AnswerJob]], write: _Write) -
     waiting.clear()
 
 
-def _draw(engine: Engine, waiting: list[_Waiting[ImageJob]], settings: Settings, output: Path, write: _Write) -> None:
+def _generate(engine: Engine, waiting: list[_Waiting[ImageJob]], settings: Settings, output: Path, write: _Write) -> None:
     if not waiting:
         return
     for place, image in generate_all(engine.images, [job for _, _, job in waiting]):

@@ -1,4 +1,4 @@
-"""Pictures while they grow: after which tokens they are shown, who makes that, and OpenAI's events of one request."""
+"""Partial images: after which tokens they are made, the thread that makes them, and OpenAI's events of one request."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def due(length: int, count: int) -> tuple[int, ...]:
 class PartialImageRenderer:
     """Makes partial pictures on a thread of its own, so that neither the next tokens nor a finished picture wait for them.
 
-    Decoding a picture's tokens can take as long as drawing several of them. What is not made when its picture is done, or given
-    up, is left out, and so is what fails.
+    Decoding an image's tokens can take as long as generating several of them. A partial image that is not made before its image is
+    done or cancelled is left out, and so is one that fails.
 
     Args:
-        scheduler: that draws.
-        metrics: told of the seconds that each takes.
+        scheduler: that generates the images.
+        metrics: counts the seconds that each takes.
     """
 
     def __init__(self, scheduler: Scheduler, metrics: Metrics) -> None:

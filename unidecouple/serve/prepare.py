@@ -1,4 +1,4 @@
-"""From requests to the engine's work; what cannot be done is refused here, before it waits."""
+"""From requests to the engine's jobs; invalid requests are refused here, before they wait."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unidecouple.serve.limits import Limits
 from unidecouple.serve.schemas import ChatRequest, ImagePart, ImageRequest, Message
 
 ANSWER = 256
-"""Tokens of an answer, unless a request says."""
+"""Default of ``max_tokens``."""
 
 
 @dataclass(frozen=True)

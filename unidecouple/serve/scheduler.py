@@ -52,7 +52,7 @@ class Scheduler:
     """Continuous batching of both tasks on one engine.
 
     Between two steps jobs join and leave; then every answer gets one token, then every picture, so that neither task starves. A
-    fault ends the running jobs of its task, whose queue begins anew; if that fails too, nothing is accepted any more (``broken``).
+    fault ends the running jobs of its task, whose generator is renewed; if that fails too, no more jobs are accepted (``broken``).
 
     Args:
         engine: of one or both tasks; it must not be used elsewhere from now on.
@@ -135,8 +135,8 @@ class Scheduler:
             task_queue.fail(FaultError(error))
             try:
                 task_queue.rebuild()
-            except Exception as second:  # noqa: BLE001 -- and here the server says that it is broken
-                _LOG.exception("%s cannot begin anew", task.key)
+            except Exception as second:  # noqa: BLE001 -- then the server reports that it is broken
+                _LOG.exception("%s cannot be renewed", task.key)
                 with self._wake:
                     self.broken = second
                 for one in self.task_queues.values():

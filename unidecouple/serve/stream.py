@@ -1,4 +1,4 @@
-"""Waiting for jobs while the client is there, whole or token by token; when it goes, its jobs are given up."""
+"""Waiting for jobs, for their results or token by token; when the client disconnects, its jobs are cancelled."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class TaskQueue(Generic[Work, Progress]):
                 job.future.set_exception(result)
             else:
                 job.future.set_result(result)
-        except InvalidStateError:  # given up in this very moment
+        except InvalidStateError:  # cancelled at this moment
             self._ended("cancelled", seconds)
             return
         self._pace += 0.1 * (seconds - self._pace)

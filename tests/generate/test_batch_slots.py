@@ -66,3 +66,13 @@ def test_operators_do_not_grow_with_the_batch(slots: BatchSlots) -> None:
             slots.admit(*given)
         counts.append(operators.count)
     assert counts[0] == counts[1]
+
+
+def test_rows_from_the_end_fill_the_gaps(slots: BatchSlots) -> None:
+    slots.admit(*prompts(slots, [1, 2, 3, 4, 5]))
+    assert slots.leave({1, 3}) == {4: 1}
+    assert slots.lengths == [1, 5, 3]
+    assert slots.logits[:3, 0].tolist() == [1, 5, 3]
+    assert slots.cache.keys[-1][1, 0, :5, 0].tolist() == [1, 2, 3, 4, 5]
+    assert slots.leave({0, 1, 2}) == {}
+    assert slots.count == 0

@@ -129,10 +129,8 @@ class AnswerGenerator:
                 answer.tokens.append(chosen)
                 answer.ended = bool(answer.job.stop) and has_stop(self.text(answer), answer.job.stop)
         done = [a for a in self.answers if a.ended or len(a.tokens) == a.job.max_new_tokens]
-        for answer in sorted(done, key=lambda one: one.row, reverse=True):  # so that only rows that stay move
-            self._leave(answer)
         if done:
-            self._gather()
+            self._take_out(done)
         if self.answers:
             self._rows.step()
         return done
@@ -150,16 +148,17 @@ class AnswerGenerator:
         """
         if all(answer is not other for other in self.answers):
             raise ValueError("the answer is not being generated: it is done, or was removed")
-        self._leave(answer)
-        self._gather()
+        self._take_out([answer])
 
-    def _leave(self, answer: AnswerProgress) -> None:
-        last = self.answers.pop()
-        if last is not answer:
-            self.answers[answer.row], last.row = last, answer.row
-        moved = self._rows.leave(answer.row)
-        if moved is not None:
-            self._input_ids[answer.row], self._uniform[answer.row] = self._input_ids[moved], self._uniform[moved]
+    def _take_out(self, answers: Sequence[AnswerProgress]) -> None:
+        moved = self._rows.leave({answer.row for answer in answers})
+        for old, new in moved.items():
+            self._input_ids[new], self._uniform[new] = self._input_ids[old], self._uniform[old]
+        self.answers = [other for other in self.answers if all(other is not answer for answer in answers)]
+        for answer in self.answers:
+            answer.row = moved.get(answer.row, answer.row)
+        self.answers.sort(key=lambda answer: answer.row)
+        self._gather()
 
     def _choose(self, rows: int, form: Form) -> None:
         """Choose the next token of the first ``rows`` rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from unidecouple.generate.replay import GraphedStep, Recorder, fill
 
 
 class BatchSlots:
-    """Rows of a ``KVCache`` and the sequences in them. The first ``count`` rows are used; the last one fills a gap.
+    """Rows of a ``KVCache`` and the sequences in them. The first ``count`` rows are used; later ones fill gaps.
 
     Where steps are recorded, unused rows are computed too, up to a power of two: they stand at column 0, and the next sequence
     that takes a row overwrites what was written there.
@@ -92,18 +92,22 @@ class BatchSlots:
         self._position[: self.count] += 1
         self.lengths = [length + 1 for length in self.lengths]
 
-    def leave(self, row: int) -> int | None:
-        """Free ``row``. Returns the row (the last) whose sequence moved into it, if one had to."""
-        last = self.count - 1
-        if row != last:
-            reach = self.lengths[last]
+    def leave(self, rows: Collection[int]) -> dict[int, int]:
+        """Free ``rows``; sequences from the end move into the gaps. Returns each moved sequence's old row and its new one."""
+        count = self.count - len(rows)
+        gaps = [row for row in rows if row < count]
+        moved = dict(zip((row for row in range(count, self.count) if row not in rows), gaps, strict=True))
+        if moved:
+            device, reach = self.logits.device, max(self.lengths[row] for row in moved)
+            old, new = torch.tensor([*moved.keys()], device=device), torch.tensor([*moved.values()], device=device)
             for kept in (*self.cache.keys, *self.cache.values):
-                kept[row, :, :reach] = kept[last, :, :reach]
-            self.lengths[row] = self.lengths[last]
-            self.logits[row] = self.logits[last]
-        self.lengths.pop()
+                kept[new, :, :reach] = kept[old, :, :reach]
+            self.logits[new] = self.logits[old]
+            for last, gap in moved.items():
+                self.lengths[gap] = self.lengths[last]
+        del self.lengths[count:]
         fill(self._position, self.lengths)
-        return None if row == last else last
+        return moved
 
     def _step(self, rows: int, reach: int) -> None:
         hidden = self.fixed.step(self.embed(rows), self.cache, self._position[:rows], reach)

@@ -182,11 +182,9 @@ class ImageGenerator:
     def _take_out(self, images: Sequence[ImageProgress]) -> None:
         self.images = [other for other in self.images if all(other is not image for image in images)]
         self._free += [image.slot for image in images]
-        for row in sorted((row for image in images for row in image.rows), reverse=True):  # so that only rows that stay move
-            last = self._rows.leave(row)
-            if last is not None:
-                mover = next(other for other in self.images if last in other.rows)
-                mover.rows[mover.rows.index(last)] = row
+        moved = self._rows.leave({row for image in images for row in image.rows})
+        for image in self.images:
+            image.rows = [moved.get(row, row) for row in image.rows]
         self._gather()
 
     def _gather(self) -> None:

@@ -26,8 +26,8 @@ from benchmarks.record import Result, Row
 from benchmarks.timing import LEAST_REPEATS, Ratio, SidesDifferError, interleave, one_thread
 from benchmarks.tiny import SIZE, model_of, processor_of
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.drawing import Drawing, draw_orders
 from unidecouple.generate.image import draw_tokens
+from unidecouple.generate.image_generator import ImageGenerator, generate_image_tokens
 from unidecouple.generate.jobs import ImageJob, image_jobs
 from unidecouple.generate.layout import layers_of
 from unidecouple.generate.replay import Recorder
@@ -59,7 +59,7 @@ class Sides:
     plain: JanusForConditionalGeneration
     model: UniJanusForConditionalGeneration
     builder: SequenceBuilder
-    drawing: Drawing
+    drawing: ImageGenerator
     pictures: int
 
     def jobs(self, greedy: bool) -> list[ImageJob]:
@@ -69,7 +69,7 @@ class Sides:
 
     def engine(self, greedy: bool) -> Tensor:
         """Ours."""
-        return draw_orders(self.drawing, self.jobs(greedy))
+        return generate_image_tokens(self.drawing, self.jobs(greedy))
 
     def our_plain_loop(self, greedy: bool) -> Tensor:
         """Ours, with the library's cache."""
@@ -129,7 +129,7 @@ def sides(
     for name in ("bos", "eos", "pad"):
         setattr(settings, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     builder = SequenceBuilder(processor)
-    drawing = Drawing(mine, builder, pictures, prompt_length=32, recorder=recorder)
+    drawing = ImageGenerator(mine, builder, pictures, max_prompt_length=32, recorder=recorder)
     return Sides(plain, model, builder, drawing, pictures)
 
 

@@ -129,7 +129,7 @@ def measure(clients: int, each: int, batch_size: int, limit: float) -> Result:
     rows = alone.rows("one at a time") + loads[-1].rows(f"{clients} clients")
     rows.append(Row("throughput / one at a time", rows[5].value / rows[0].value))
     rows.append(Row("memory after the last loads, the less of two / after the first", min(memory[-2:]) / memory[1]))
-    length = Engine.load("unified", most=1).builder.num_image_tokens
+    length = Engine.load("unified", max_batch_size=1).builder.num_image_tokens
     settings = {
         "model": "unified",
         "clients": clients,

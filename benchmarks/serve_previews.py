@@ -19,14 +19,14 @@ from unidecouple.serve.growing import Previewer, due
 from benchmarks.record import Result, Row
 from benchmarks.timing import one_thread
 from unidecouple.batch import Task
-from unidecouple.generate.drawing import Picture
 from unidecouple.generate.engine import Engine
+from unidecouple.generate.image_generator import ImageProgress
 from unidecouple.generate.jobs import ImageJob
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.pictures import as_png
 from unidecouple.serve.scheduler import Scheduler
 from unidecouple.serve.stream import Watcher
-from unidecouple.serve.task_queue import Job
+from unidecouple.serve.task_queue import QueuedJob
 
 COUNTS, PARTIAL = (1, 4, 16), 3
 
@@ -47,10 +47,10 @@ class Ways:
     """One scheduler, and the three ways to draw with it."""
 
     def __init__(self) -> None:
-        self.engine = Engine.load("unified", most=max(COUNTS))
+        self.engine = Engine.load("unified", max_batch_size=max(COUNTS))
         self.scheduler = Scheduler(self.engine)
         self.previewer = Previewer(self.scheduler, Metrics())
-        self.places = due(self.engine.drawing.length, PARTIAL)
+        self.places = due(self.engine.images.length, PARTIAL)
 
     def close(self) -> None:
         """End all threads."""
@@ -68,16 +68,16 @@ class Ways:
         await asyncio.sleep(0.2)  # what is on its way when the last picture is done ends, and disturbs no other turn
         return seconds, in_time
 
-    def _job(self, watcher: Waiting, index: int, way: str) -> Job[Any]:
+    def _job(self, watcher: Waiting, index: int, way: str) -> QueuedJob[Any]:
         work = ImageJob.of(self.engine.builder, "a photo of a red cow", (index,))
         if way != "model's thread":
             return self.previewer.job(watcher, index, work, self.places if way == "own thread" else ())
 
-        def watch(picture: Picture) -> None:
-            if picture.drawn in self.places:
-                watcher.put(index, as_png(self.engine.preview(self.engine.drawing.tokens(picture))))
+        def watch(picture: ImageProgress) -> None:
+            if picture.count in self.places:
+                watcher.put(index, as_png(self.engine.preview(self.engine.images.partial(picture))))
 
-        return Job(work, watch)
+        return QueuedJob(work, watch)
 
 
 async def measure(ways: Ways, turns: int) -> tuple[list[Row], dict[str, Any]]:
@@ -117,7 +117,7 @@ def main() -> None:
     settings = {
         "model": "unified",
         "partial_images": PARTIAL,
-        "image_tokens": ways.engine.drawing.length,
+        "image_tokens": ways.engine.images.length,
         "turns": turns,
         "threads": 1,
     }

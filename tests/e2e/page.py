@@ -43,7 +43,7 @@ class Live:
             model = restructure(model, TaskAwareMoE(), seed=0)
             for layer in model.decoder.layers:
                 torch.nn.init.normal_(layer.mlp.router.weight, generator=torch.Generator().manual_seed(0))
-        self.server = Server(Engine(model, processor, most=4), "tiny", api_key=api_key)
+        self.server = Server(Engine(model, processor, max_batch_size=4), "tiny", api_key=api_key)
         self.http = uvicorn_server(self.server, "127.0.0.1", 0)
         self.thread = threading.Thread(target=self.http.run)
         self.thread.start()
@@ -186,7 +186,7 @@ def test_the_pictures_follow_the_settings(live: Live, open_page: Callable[..., P
 def test_a_drawing_grows(
     live: Live, open_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch, size: dict[str, int], dark: bool, n: int
 ) -> None:
-    page, worker = open_page(live, size, dark), live.server.scheduler.task_queues[Task.T2I].worker
+    page, worker = open_page(live, size, dark), live.server.scheduler.task_queues[Task.T2I].generator
     step, go = worker.step, threading.Semaphore(0)
     monkeypatch.setattr(worker, "step", lambda: (go.acquire(timeout=20), step())[1])
     body = {"prompt": "a photo of a red cow", "n": n, "seed": 3}
@@ -267,7 +267,7 @@ def test_errors_are_told_in_words_and_nothing_is_lost(live: Live, open_page: Cal
 
 
 def test_stop_gives_the_work_up(live: Live, open_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch) -> None:
-    page, drawing = open_page(live), live.server.scheduler.engine.drawing
+    page, drawing = open_page(live), live.server.scheduler.engine.images
     step = drawing.step
     monkeypatch.setattr(drawing, "step", lambda: (time.sleep(0.2), step())[1])
     say(page, "a photo of a cow", draw=True)

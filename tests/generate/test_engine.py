@@ -14,7 +14,7 @@ from PIL import Image
 from decoder_kinds import KINDS
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
-from unidecouple.generate.engine import UNDRAWN, Engine
+from unidecouple.generate.engine import MISSING_GREY, Engine
 from unidecouple.generate.image import decode_pictures, draw_tokens
 from unidecouple.generate.jobs import ImageJob, image_jobs
 from unidecouple.generate.one_task import load_one_task, one_task
@@ -37,7 +37,7 @@ def size(model: torch.nn.Module) -> int:
 
 def test_lists_in_lists_out(make_model: MakeModel, processor: UniJanusProcessor, pictures: np.ndarray) -> None:
     model = make_model(ffn="ta_moe")
-    engine = Engine(make_model(ffn="ta_moe"), processor, most=3, prompt_length=40, length=96)
+    engine = Engine(make_model(ffn="ta_moe"), processor, max_batch_size=3, max_prompt_length=40, max_length=96)
     sampling = SamplingParams(guidance_scale=3.0, temperature=0.8, top_k=20)
     jobs = image_jobs(engine.builder, PROMPTS, 2, 4, sampling)
     expected = decode_pictures(model, draw_tokens(model, engine.builder, jobs, routing="label"))
@@ -54,20 +54,20 @@ def test_lists_in_lists_out(make_model: MakeModel, processor: UniJanusProcessor,
 
 
 def test_a_growing_picture(make_model: MakeModel, processor: UniJanusProcessor) -> None:
-    engine = Engine(make_model(), processor, prompt_length=40)
-    [picture] = engine.drawing.add([ImageJob.of(engine.builder, PROMPTS[0], (0,), SamplingParams(guidance_scale=1.0))])
-    assert (np.asarray(engine.preview(engine.drawing.tokens(picture))) == UNDRAWN).all()
+    engine = Engine(make_model(), processor, max_prompt_length=40)
+    [picture] = engine.images.add([ImageJob.of(engine.builder, PROMPTS[0], (0,), SamplingParams(guidance_scale=1.0))])
+    assert (np.asarray(engine.preview(engine.images.partial(picture))) == MISSING_GREY).all()
     for _ in range(6):
-        engine.drawing.step()
-    shown = np.asarray(engine.preview(engine.drawing.tokens(picture)))
-    grey = (shown == UNDRAWN).all(-1)
+        engine.images.step()
+    shown = np.asarray(engine.preview(engine.images.partial(picture)))
+    grey = (shown == MISSING_GREY).all(-1)
     assert grey[8:].all()  # rows three and four of four, of four pixels each
     assert grey[4:8, 8:].all()
     assert not grey[:4].all()
     assert not grey[4:8, :8].all()
     for _ in range(2):
-        engine.drawing.step()
-    half = engine.drawing.tokens(picture)
+        engine.images.step()
+    half = engine.images.partial(picture)
     whole = np.asarray(engine.render(half.repeat(2)[None])[0])
     assert (np.asarray(engine.preview(half))[:8] == whole[:8]).all(), "the rest is filled with what there is"
 
@@ -77,8 +77,8 @@ def test_both_sides_share_what_both_use(make_model: MakeModel, processor: UniJan
     """Once both sides are laid out the whole model is let go; two sides take no more than it did and the shared expert again."""
     model = make_model(**kind)
     whole, text = size(model), model.config.text_config
-    engine = Engine(model, processor, prompt_length=40, length=96)
-    sides = engine.drawing.model, engine.answering.model
+    engine = Engine(model, processor, max_prompt_length=40, max_length=96)
+    sides = engine.images.model, engine.answers.model
     assert engine._model is None
     both = torch.nn.ModuleList(sides)
     if not kind:
@@ -122,7 +122,7 @@ def test_an_engine_of_one_task(saved: Path) -> None:
     one, other = (engine.generate_images(PROMPTS, 1, 2, SamplingParams(guidance_scale=3.0)) for engine in (slim, whole))
     assert [np.asarray(row[0]).tolist() for row in one] == [np.asarray(row[0]).tolist() for row in other]
     with pytest.raises(ValueError, match="task='t2i' alone"):
-        _ = slim.answering
+        _ = slim.answers
     with pytest.raises(ValueError, match="task='draw' is not one of mmu, t2i"):
         Engine.load(str(saved), task="draw")
 

@@ -63,7 +63,7 @@ def results(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine.load("unified", most=2)
+    return Engine.load("unified", max_batch_size=2)
 
 
 def test_a_file_is_gone_through(source: Path, engine: Engine) -> None:
@@ -84,7 +84,7 @@ def test_a_file_is_gone_through(source: Path, engine: Engine) -> None:
 
 def test_a_killed_run_goes_on_to_the_same(source: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = source.parent / "whole.jsonl", source.parent / "broken.jsonl"
-    infer(Engine.load("unified", most=5), source, whole, SETTINGS)
+    infer(Engine.load("unified", max_batch_size=5), source, whole, SETTINGS)
     write = module.append_jsonl
     left = [4]
 
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_to_the_same(source: Path, engine: Engine, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(module, "append_jsonl", until_killed)
         with pytest.raises(KeyboardInterrupt):
-            infer(Engine.load("unified", most=2), source, broken, SETTINGS)
+            infer(Engine.load("unified", max_batch_size=2), source, broken, SETTINGS)
     with broken.open("a") as file:
         file.write('{"line": 8, "ans')  # as a kill within a write would leave it
     counts = infer(engine, source, broken, SETTINGS)

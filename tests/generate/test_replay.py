@@ -18,10 +18,10 @@ from decoder_kinds import KINDS
 from tape import Tape
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.answering import Answering, answer_requests
-from unidecouple.generate.drawing import Drawing, draw_orders
+from unidecouple.generate.answer_generator import AnswerGenerator, generate_answers
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.fixed import BUCKET
+from unidecouple.generate.image_generator import ImageGenerator, generate_image_tokens
 from unidecouple.generate.jobs import AnswerJob, ImageJob
 from unidecouple.generate.replay import CudaGraphs, GraphedStep, Recorder, fill, recorder_of
 from unidecouple.generate.sampling import SamplingParams
@@ -69,10 +69,10 @@ def orders(builder: SequenceBuilder) -> list[ImageJob]:
     ]
 
 
-def coming_and_going(drawing: Drawing, wanted: list[ImageJob]) -> dict[int, list[int]]:
+def coming_and_going(drawing: ImageGenerator, wanted: list[ImageJob]) -> dict[int, list[int]]:
     """Tokens by order: one joins every third step, and the second is cancelled."""
     found, given, step, waiting = {}, {}, 0, list(range(len(wanted)))
-    while waiting or drawing.pictures:
+    while waiting or drawing.images:
         if waiting and drawing.room and step % 3 == 0:
             number = waiting.pop(0)
             given[number] = drawing.add([wanted[number]])[0]
@@ -80,7 +80,7 @@ def coming_and_going(drawing: Drawing, wanted: list[ImageJob]) -> dict[int, list
             drawing.remove(given.pop(1))
         for picture in drawing.step():
             number = next(n for n, one in given.items() if one is picture)
-            found[number] = drawing.tokens(picture).tolist()
+            found[number] = picture.tokens.tolist()
         step += 1
     return found
 
@@ -89,8 +89,8 @@ def coming_and_going(drawing: Drawing, wanted: list[ImageJob]) -> dict[int, list
 def test_pictures(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
     """One who computes side by side, as on a GPU; long prompts cross the end of a bucket of keys."""
     model, tape = make_model(**kind), Sizes()
-    expected = coming_and_going(Drawing(model, builder, most=3, prompt_length=120), orders(builder))
-    drawing = Drawing(model, builder, most=3, prompt_length=120, recorder=tape)
+    expected = coming_and_going(ImageGenerator(model, builder, max_batch_size=3, max_prompt_length=120), orders(builder))
+    drawing = ImageGenerator(model, builder, max_batch_size=3, max_prompt_length=120, recorder=tape)
     drawing._rows.fixed.waits = False
     assert coming_and_going(drawing, orders(builder)) == expected
     assert len({tuple(tokens) for tokens in expected.values()}) == 7
@@ -112,15 +112,15 @@ def test_padding_is_no_ones(make_model: MakeModel, builder: SequenceBuilder) -> 
         ImageJob.of(builder, "a photo of a cow", (number,), SamplingParams(guidance_scale=3.0 if number else 1.0))
         for number in range(6)
     ]
-    expected = draw_orders(Drawing(model, builder, most=8, prompt_length=40), wanted)
-    drawing = Drawing(model, builder, most=8, prompt_length=40, recorder=tape)
-    assert torch.equal(draw_orders(drawing, wanted[:3]), expected[:3])
+    expected = generate_image_tokens(ImageGenerator(model, builder, max_batch_size=8, max_prompt_length=40), wanted)
+    drawing = ImageGenerator(model, builder, max_batch_size=8, max_prompt_length=40, recorder=tape)
+    assert torch.equal(generate_image_tokens(drawing, wanted[:3]), expected[:3])
     assert tape.of("_step") == {("_step", 8, BUCKET)}
     assert [size[1] for size in tape.of("_choose")] == [4]
-    assert torch.equal(draw_orders(drawing, wanted), expected)
+    assert torch.equal(generate_image_tokens(drawing, wanted), expected)
 
 
-def answers(answering: Answering, wanted: list[AnswerJob]) -> list[list[int]]:
+def answers(answering: AnswerGenerator, wanted: list[AnswerJob]) -> list[list[int]]:
     """Tokens by request: they come one after the other, and the first is cancelled."""
     first = answering.add(wanted[:2])
     answering.step()
@@ -146,8 +146,8 @@ def test_answers(
         for question, picture, length in zip(questions, pictures, (30, 8, 12, 30), strict=True)
     ]
     model, tape = make_model(**kind), Sizes()
-    expected = answers(Answering(model, builder, most=3, length=160), wanted)
-    answering = Answering(model, builder, most=3, length=160, recorder=tape)
+    expected = answers(AnswerGenerator(model, builder, max_batch_size=3, max_length=160), wanted)
+    answering = AnswerGenerator(model, builder, max_batch_size=3, max_length=160, recorder=tape)
     answering._rows.fixed.waits = False
     assert answers(answering, wanted) == expected
     carried = tape.of("_step")
@@ -166,9 +166,9 @@ def test_rows_of_tokens_that_end(emu3_base: Path) -> None:
         ImageJob.of(builder, prompt, (3, number), SamplingParams(guidance_scale=3.0))
         for number, prompt in enumerate(("a red cat", "dog", "a blue bird"))
     ]
-    expected = coming_and_going(Drawing(model, builder, most=2), wanted)
+    expected = coming_and_going(ImageGenerator(model, builder, max_batch_size=2), wanted)
     tape = Sizes()
-    assert coming_and_going(Drawing(model, builder, most=2, recorder=tape), wanted) == expected
+    assert coming_and_going(ImageGenerator(model, builder, max_batch_size=2, recorder=tape), wanted) == expected
     assert tape.of("_choose")
 
 
@@ -177,7 +177,7 @@ def test_no_graph_breaks_and_one_compilation_a_size(make_model: MakeModel, build
     """torch.compile takes the whole step, and over a whole picture compiles it once for each bucket of keys (C5)."""
     model, counter, sizes = make_model(**kind), CompileCounter(), []
     wanted = [ImageJob.of(builder, "cow " * 50, (0,), SamplingParams(guidance_scale=3.0, temperature=0.8, top_k=20, top_p=0.9))]
-    expected = draw_orders(Drawing(model, builder, most=1, prompt_length=120), wanted)
+    expected = generate_image_tokens(ImageGenerator(model, builder, max_batch_size=1, max_prompt_length=120), wanted)
 
     def compiled(step: Callable[[], None]) -> Callable[[], None]:
         sizes.append(step)
@@ -186,9 +186,9 @@ def test_no_graph_breaks_and_one_compilation_a_size(make_model: MakeModel, build
         return made
 
     torch._dynamo.reset()
-    drawing = Drawing(model, builder, most=1, prompt_length=120, recorder=compiled)
+    drawing = ImageGenerator(model, builder, max_batch_size=1, max_prompt_length=120, recorder=compiled)
     drawing._rows.fixed.waits = False
-    assert torch.equal(draw_orders(drawing, wanted), expected)
+    assert torch.equal(generate_image_tokens(drawing, wanted), expected)
     assert len(sizes) == 3  # two buckets of keys, and the choice of a token
     assert counter.frame_count == 3
     torch._dynamo.reset()
@@ -235,7 +235,7 @@ def test_where_it_is_on(make_model: MakeModel, processor: UniJanusProcessor, mon
     assert Engine(make_model(), processor).recorder is None
     tape = Tape()
     monkeypatch.setattr("unidecouple.generate.engine.recorder_of", lambda device: tape)
-    engine = Engine(make_model(), processor, most=2, prompt_length=40)
+    engine = Engine(make_model(), processor, max_batch_size=2, max_prompt_length=40)
     assert len(engine.generate_images(["a photo of a cow"])[0]) == 1
     assert tape.repeated > 0
     assert Engine(make_model(), processor, eager=True).recorder is None
@@ -297,12 +297,14 @@ def test_graphs_on_a_gpu(make_model: MakeModel, builder: SequenceBuilder, pictur
     found = []
     recorders: list[Recorder | None] = [None, CudaGraphs(torch.device("cuda", torch.cuda.current_device()))]
     for recorder in recorders:
-        drawing = Drawing(model, builder, most=3, prompt_length=120, recorder=recorder)
+        drawing = ImageGenerator(model, builder, max_batch_size=3, max_prompt_length=120, recorder=recorder)
         found.append([coming_and_going(drawing, orders(builder)) for _ in range(2)])
     assert found[0] == found[1]
     asked = [
         AnswerJob(builder.understanding_prompt("What?"), (picture,), 20, SamplingParams(), (n,))
         for n, picture in enumerate(pictures)
     ]
-    texts = [answer_requests(Answering(model, builder, most=3, recorder=recorder), asked) for recorder in recorders]
+    texts = [
+        generate_answers(AnswerGenerator(model, builder, max_batch_size=3, recorder=recorder), asked) for recorder in recorders
+    ]
     assert texts[0] == texts[1]

@@ -44,7 +44,7 @@ Serve = Callable[..., AbstractContextManager[Live]]
 
 @contextlib.contextmanager
 def listen(limits: Limits | None = None, api_key: str | None = None) -> Iterator[Live]:
-    server = Server(Engine.load("unified", most=MOST), "unified", limits, api_key)
+    server = Server(Engine.load("unified", max_batch_size=MOST), "unified", limits, api_key)
     http = uvicorn_server(server, "127.0.0.1", 0)
     thread = threading.Thread(target=http.run)
     thread.start()

@@ -164,7 +164,7 @@ def test_a_model_of_one_task_refuses_the_other() -> None:
 
     from unidecouple.serve.api import Server
 
-    server = Server(Engine.load("unified", task="mmu", most=2), "half")
+    server = Server(Engine.load("unified", task="mmu", max_batch_size=2), "half")
     with TestClient(server.app, "http://localhost") as client:
         refused = client.post("/v1/images/generations", json={"prompt": "a cow"})
         assert refused.status_code == 400

@@ -52,7 +52,7 @@ def leave_early(live: Any, path: str, body: dict[str, Any]) -> None:
 @pytest.mark.parametrize("n", [1, 6])
 def test_a_client_that_vanishes_frees_its_places(serve: Any, stream: bool, n: int) -> None:
     with serve() as live:
-        slow = Slow(live.server.scheduler.task_queues[Task.MMU].worker)
+        slow = Slow(live.server.scheduler.task_queues[Task.MMU].generator)
         body = {
             "model": "unified",
             "messages": [{"role": "user", "content": "What?"}],
@@ -65,20 +65,20 @@ def test_a_client_that_vanishes_frees_its_places(serve: Any, stream: bool, n: in
         slow.seconds = 0
         text = httpx.get(f"{live.url}/metrics").text
         assert f'unidecouple_jobs_total{{how="cancelled",task="mmu"}} {n}.0' in text
-        assert live.server.scheduler.engine.answering.answers == []
+        assert live.server.scheduler.engine.answers.answers == []
 
 
 @pytest.mark.parametrize("more", [{}, {"stream": True, "partial_images": 3}], ids=["whole", "stream"])
 def test_a_painter_nobody_waits_for_stops(serve: Any, more: dict[str, Any]) -> None:
     with serve() as live:
-        Slow(live.server.scheduler.task_queues[Task.T2I].worker)
+        Slow(live.server.scheduler.task_queues[Task.T2I].generator)
         leave_early(live, "/v1/images/generations", {"prompt": "a cow", "n": 6, **more})
         until(lambda: live.jobs == 0, 0.5)  # sixteen steps would be 0.8 s, for four of the six
 
 
 def test_a_full_queue_is_a_429_that_says_when(serve: Any) -> None:
     with serve(Limits(queue=2, n=2)) as live:
-        slow = Slow(live.server.scheduler.task_queues[Task.T2I].worker)
+        slow = Slow(live.server.scheduler.task_queues[Task.T2I].generator)
         slow.seconds = 0.2
         replies: list[httpx.Response] = []
 
@@ -104,7 +104,7 @@ def test_a_fault_of_the_model_is_a_500_and_the_next_request_works(serve: Any) ->
     asked = {"model": "unified", "messages": [{"role": "user", "content": "What?"}]}
     with serve() as live:
         for stream in (False, True):
-            Slow(live.server.scheduler.task_queues[Task.MMU].worker).error = RuntimeError("injected")
+            Slow(live.server.scheduler.task_queues[Task.MMU].generator).error = RuntimeError("injected")
             reply = httpx.post(f"{live.url}/v1/chat/completions", json={**asked, "stream": stream})
             text = reply.text.split("data: ")[-1] if stream else reply.text
             assert json.loads(text)["error"] == {
@@ -124,8 +124,8 @@ def test_a_broken_model_makes_health_fail(serve: Any, monkeypatch: pytest.Monkey
 
     with serve() as live:
         task_queue = live.server.scheduler.task_queues[Task.T2I]
-        monkeypatch.setattr(task_queue, "_anew", never)
-        Slow(task_queue.worker).error = RuntimeError("injected")
+        monkeypatch.setattr(task_queue.generator, "renew", never)
+        Slow(task_queue.generator).error = RuntimeError("injected")
         assert httpx.post(f"{live.url}/v1/images/generations", json={"prompt": "a cow"}).status_code == 500
         assert httpx.get(f"{live.url}/health").status_code == 503
         reply = httpx.post(f"{live.url}/v1/images/generations", json={"prompt": "a cow"})
@@ -168,8 +168,8 @@ from unidecouple.generate.engine import Engine
 from unidecouple.serve.api import Server
 from unidecouple.serve.limits import Limits
 from unidecouple.serve.run import uvicorn_server
-server = Server(Engine.load("unified", most=1), "unified", Limits(drain_seconds=0.5), with_page=False)
-server.scheduler.task_queues[Task.T2I].worker.step = lambda: (print("hung", flush=True), time.sleep(60))
+server = Server(Engine.load("unified", max_batch_size=1), "unified", Limits(drain_seconds=0.5), with_page=False)
+server.scheduler.task_queues[Task.T2I].generator.step = lambda: (print("hung", flush=True), time.sleep(60))
 uvicorn_server(server, "127.0.0.1", int(sys.argv[1])).run()
 """
 

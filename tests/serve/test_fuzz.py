@@ -26,7 +26,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture(scope="module")
 def server() -> Server:
-    return Server(Engine.load("unified", most=4), "unified", Limits(body_bytes=200_000, pixels=1_000_000))
+    return Server(Engine.load("unified", max_batch_size=4), "unified", Limits(body_bytes=200_000, pixels=1_000_000))
 
 
 @pytest.fixture(scope="module")

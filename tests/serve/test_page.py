@@ -71,7 +71,7 @@ def test_it_is_shown_without_the_key_that_it_asks_for(serve: Any) -> None:
 
 
 def test_it_can_be_switched_off() -> None:
-    server = Server(Engine.load(str(located("unified")), most=1), "unified", with_page=False)
+    server = Server(Engine.load(str(located("unified")), max_batch_size=1), "unified", with_page=False)
     try:
         paths = server.app.openapi()["paths"]
         assert "/v1/routing" not in paths

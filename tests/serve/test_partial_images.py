@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from unidecouple.batch import Task
-from unidecouple.generate.engine import UNDRAWN
+from unidecouple.generate.engine import MISSING_GREY
 from unidecouple.serve.partial_images import due, image_events
 from unidecouple.serve.scheduler import Drawn
 from unidecouple.serve.stream import Watcher
@@ -41,12 +41,12 @@ def pixels(content: str) -> np.ndarray:
 
 def rows_drawn(content: str) -> int:
     """Rows of 16 pixels, a token each, that are not grey."""
-    return sum(not (row == UNDRAWN).all() for row in np.split(pixels(content), 4))
+    return sum(not (row == MISSING_GREY).all() for row in np.split(pixels(content), 4))
 
 
 def in_time(live: Any) -> Any:
     """Have each step wait until all previews so far are made: a model this small is done before."""
-    worker, thread = live.server.scheduler.task_queues[Task.T2I].worker, live.server.previewer._thread
+    worker, thread = live.server.scheduler.task_queues[Task.T2I].generator, live.server.partial_renderer._thread
     step = worker.step
     worker.step = lambda: (thread.submit(int).result(20), step())[1]
     return worker
@@ -134,7 +134,7 @@ def test_a_finished_picture_waits_for_no_preview(live: Any, client: openai.OpenA
     events = client.images.generate(**ASKED, n=2, stream=True, partial_images=3)
     assert [event.type for event in events] == ["image_generation.completed"] * 2
     go.set()
-    live.server.previewer._thread.submit(int).result(20)
+    live.server.partial_renderer._thread.submit(int).result(20)
     assert made == [4], "what is late is not made at all"
 
 
@@ -157,7 +157,7 @@ def test_a_preview_that_fails_is_left_out(
     monkeypatch.setattr(live.server.scheduler.engine, "preview", lambda tokens: tokens.no_such_thing)
     events = client.images.generate(**ASKED, stream=True, partial_images=3)
     assert [event.type for event in events] == ["image_generation.completed"]
-    live.server.previewer._thread.submit(int).result(20)
+    live.server.partial_renderer._thread.submit(int).result(20)
     assert "a partial picture is left out" in caplog.text
 
 
@@ -178,6 +178,6 @@ def test_a_fault_ends_the_stream_in_openais_form_and_the_next_picture_grows_agai
             list(client.images.generate(**asked))
         assert failed.value.code == "fault"
         assert live.jobs == 0
-        until(lambda: live.server.scheduler.task_queues[Task.T2I].worker is not worker)
+        until(lambda: live.server.scheduler.task_queues[Task.T2I].generator is not worker)
         in_time(live)
         assert [event.b64_json for event in client.images.generate(**asked)] == expected, "of the new worker, not of the old one's"

@@ -34,7 +34,7 @@ def as_url(picture: np.ndarray) -> str:
 
 @pytest.fixture(scope="module")
 def server(make_model: Callable[..., Any], processor: UniJanusProcessor) -> Iterator[Server]:
-    server = Server(Engine(make_model(ffn="ta_moe"), processor, most=2, prompt_length=40, length=96), "tiny")
+    server = Server(Engine(make_model(ffn="ta_moe"), processor, max_batch_size=2, max_prompt_length=40, max_length=96), "tiny")
     yield server
     server.close()
 

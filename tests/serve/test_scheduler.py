@@ -1,4 +1,4 @@
-"""Lanes and the worker's thread: who joins when, what a fault or a full queue does, and that nothing hangs."""
+"""Task queues and the worker's thread: who joins when, what a fault or a full queue does, and that nothing hangs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unidecouple.generate.engine import Engine
 from unidecouple.generate.jobs import AnswerJob, ImageJob
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.serve.scheduler import ClosedError, Scheduler
-from unidecouple.serve.task_queue import FaultError, Job, QueueFullError, TaskQueue
+from unidecouple.serve.task_queue import FaultError, QueuedJob, QueueFullError, TaskQueue
 
 
 class Counting:
@@ -42,6 +42,9 @@ class Counting:
         self.making = [one for one in self.making if one[0] > 0]
         return done
 
+    def renew(self) -> Counting:
+        return Counting()
+
     def remove(self, making: list[int]) -> None:
         self.making = [one for one in self.making if one is not making]
 
@@ -53,11 +56,11 @@ def ends() -> list[str]:
 
 @pytest.fixture
 def task_queue(ends: list[str]) -> TaskQueue[int, list[int]]:
-    return TaskQueue(Counting(), Counting, lambda done: ["counted"] * len(done), 4, lambda how, seconds: ends.append(how))
+    return TaskQueue(Counting(), lambda done: ["counted"] * len(done), 4, lambda how, seconds: ends.append(how))
 
 
 def test_jobs_join_as_others_leave(task_queue: TaskQueue[int, list[int]]) -> None:
-    jobs = [Job(steps) for steps in (3, 1, 1, 2)]
+    jobs = [QueuedJob(steps) for steps in (3, 1, 1, 2)]
     task_queue.submit(jobs)
     done = []
     for _ in range(4):
@@ -68,16 +71,16 @@ def test_jobs_join_as_others_leave(task_queue: TaskQueue[int, list[int]]) -> Non
 
 
 def test_a_full_queue_takes_all_or_none(task_queue: TaskQueue[int, list[int]]) -> None:
-    task_queue.submit([Job(1)] * 3)
+    task_queue.submit([QueuedJob(1)] * 3)
     with pytest.raises(QueueFullError) as refused:
-        task_queue.submit([Job(1), Job(1)])
+        task_queue.submit([QueuedJob(1), QueuedJob(1)])
     assert 1 <= refused.value.seconds <= 60
     assert task_queue.waiting == 3
-    task_queue.submit([Job(1)])
+    task_queue.submit([QueuedJob(1)])
 
 
 def test_a_job_given_up_leaves_wherever_it_is(task_queue: TaskQueue[int, list[int]], ends: list[str]) -> None:
-    jobs = [Job(9) for _ in range(4)]
+    jobs = [QueuedJob(9) for _ in range(4)]
     task_queue.submit(jobs)
     task_queue.turn()
     jobs[0].future.cancel()
@@ -88,7 +91,7 @@ def test_a_job_given_up_leaves_wherever_it_is(task_queue: TaskQueue[int, list[in
 
 
 def test_a_fault_ends_what_runs_and_no_more(task_queue: TaskQueue[int, list[int]], ends: list[str]) -> None:
-    running, waiting = Job(5), [Job(-1), Job(1)]
+    running, waiting = QueuedJob(5), [QueuedJob(-1), QueuedJob(1)]
     task_queue.submit([running, *waiting])
     with pytest.raises(RuntimeError, match="cannot count"):
         task_queue.turn()
@@ -120,12 +123,12 @@ class Gated:
 
 @pytest.fixture
 def engine() -> Engine:
-    return Engine.load("unified", most=3)
+    return Engine.load("unified", max_batch_size=3)
 
 
 @pytest.fixture
 def scheduler(engine: Engine) -> Iterator[Scheduler]:
-    scheduler = Scheduler(engine, queue=8)
+    scheduler = Scheduler(engine, max_waiting=8)
     yield scheduler
     scheduler.close(0)
 
@@ -136,9 +139,10 @@ def question(engine: Engine, most: int = 8) -> AnswerJob:
 
 def test_both_tasks_give_what_the_engine_gives(scheduler: Scheduler, engine: Engine) -> None:
     orders = [
-        Job(ImageJob.of(engine.builder, "a photo of a red cow", (7, 0, i), SamplingParams(guidance_scale=3.0))) for i in range(5)
+        QueuedJob(ImageJob.of(engine.builder, "a photo of a red cow", (7, 0, i), SamplingParams(guidance_scale=3.0)))
+        for i in range(5)
     ]
-    questions = [Job(question(engine)) for _ in range(5)]
+    questions = [QueuedJob(question(engine)) for _ in range(5)]
     scheduler.submit(Task.T2I, orders)
     scheduler.submit(Task.MMU, questions)
     drawn = [job.future.result(20) for job in orders]
@@ -149,11 +153,11 @@ def test_both_tasks_give_what_the_engine_gives(scheduler: Scheduler, engine: Eng
 
 
 def test_a_short_answer_does_not_wait_for_pictures(scheduler: Scheduler, engine: Engine) -> None:
-    gate = Gated(scheduler.task_queues[Task.T2I].worker.step)
-    scheduler.task_queues[Task.T2I].worker.step = gate  # type: ignore[method-assign]
-    drawing = Job(ImageJob.of(engine.builder, "a cow", (0,)))
+    gate = Gated(scheduler.task_queues[Task.T2I].generator.step)
+    scheduler.task_queues[Task.T2I].generator.step = gate  # type: ignore[method-assign]
+    drawing = QueuedJob(ImageJob.of(engine.builder, "a cow", (0,)))
     scheduler.submit(Task.T2I, [drawing])
-    answer = Job(question(engine, 1))
+    answer = QueuedJob(question(engine, 1))
     scheduler.submit(Task.MMU, [answer])
     assert len(answer.future.result(20).tokens) <= 1
     assert not drawing.future.done() or drawing.future.result(0) is not None
@@ -162,18 +166,18 @@ def test_a_short_answer_does_not_wait_for_pictures(scheduler: Scheduler, engine:
 
 def test_a_fault_of_the_model_ends_its_jobs_and_the_worker_goes_on(scheduler: Scheduler, engine: Engine) -> None:
     task_queue = scheduler.task_queues[Task.T2I]
-    gate = Gated(task_queue.worker.step)
+    gate = Gated(task_queue.generator.step)
     gate.error = RuntimeError("injected")
-    task_queue.worker.step = gate  # type: ignore[method-assign]
-    failed = [Job(ImageJob.of(engine.builder, "a cow", (i,))) for i in range(2)]
-    answer = Job(question(engine))
+    task_queue.generator.step = gate  # type: ignore[method-assign]
+    failed = [QueuedJob(ImageJob.of(engine.builder, "a cow", (i,))) for i in range(2)]
+    answer = QueuedJob(question(engine))
     scheduler.submit(Task.T2I, failed)
     scheduler.submit(Task.MMU, [answer])
     for job in failed:
         with pytest.raises(FaultError, match="RuntimeError"):
             job.future.result(20)
     assert answer.future.result(20) is not None
-    again = Job(ImageJob.of(engine.builder, "a photo of a red cow", (7, 0, 0), SamplingParams(guidance_scale=3.0)))
+    again = QueuedJob(ImageJob.of(engine.builder, "a photo of a red cow", (7, 0, 0), SamplingParams(guidance_scale=3.0)))
     scheduler.submit(Task.T2I, [again])
     alone = Engine.load("unified").generate_images(["a photo of a red cow"], 1, 7, SamplingParams(guidance_scale=3.0))[0][0]
     assert again.future.result(20).picture.tobytes() == alone.tobytes()
@@ -187,11 +191,11 @@ def test_a_model_that_cannot_go_on_is_said_to_be_broken(
         raise torch.OutOfMemoryError("injected")
 
     task_queue = scheduler.task_queues[Task.T2I]
-    gate = Gated(task_queue.worker.step)
+    gate = Gated(task_queue.generator.step)
     gate.error = RuntimeError("injected")
-    task_queue.worker.step = gate  # type: ignore[method-assign]
-    monkeypatch.setattr(task_queue, "_anew", never)
-    jobs = [Job(ImageJob.of(engine.builder, "a cow", (i,))) for i in range(5)]
+    task_queue.generator.step = gate  # type: ignore[method-assign]
+    monkeypatch.setattr(task_queue.generator, "renew", never)
+    jobs = [QueuedJob(ImageJob.of(engine.builder, "a cow", (i,))) for i in range(5)]
     scheduler.submit(Task.T2I, jobs)
     for job in jobs:
         with pytest.raises(FaultError):
@@ -203,17 +207,17 @@ def test_a_model_that_cannot_go_on_is_said_to_be_broken(
 
 @pytest.mark.parametrize("seconds", [20.0, 0.0])
 def test_closing_finishes_what_is_there_within_its_time(engine: Engine, seconds: float) -> None:
-    scheduler = Scheduler(engine, queue=8)
+    scheduler = Scheduler(engine, max_waiting=8)
     task_queue = scheduler.task_queues[Task.T2I]
-    gate = Gated(task_queue.worker.step)
+    gate = Gated(task_queue.generator.step)
     gate.open.clear()
-    task_queue.worker.step = gate  # type: ignore[method-assign]
-    jobs = [Job(ImageJob.of(engine.builder, "a cow", (i,))) for i in range(5)]  # two more than there is room for
+    task_queue.generator.step = gate  # type: ignore[method-assign]
+    jobs = [QueuedJob(ImageJob.of(engine.builder, "a cow", (i,))) for i in range(5)]  # two more than there is room for
     scheduler.submit(Task.T2I, jobs)
     assert gate.began.wait(20)
     scheduler.refuse()
     with pytest.raises(ClosedError, match="shutting down"):
-        scheduler.submit(Task.T2I, [Job(ImageJob.of(engine.builder, "a cow", (0,)))])
+        scheduler.submit(Task.T2I, [QueuedJob(ImageJob.of(engine.builder, "a cow", (0,)))])
     closing = threading.Thread(target=scheduler.close, args=(seconds,))
     closing.start()
     while scheduler._deadline == float("inf"):
@@ -226,7 +230,7 @@ def test_closing_finishes_what_is_there_within_its_time(engine: Engine, seconds:
 
 
 def test_a_job_given_up_is_told_so(scheduler: Scheduler, engine: Engine) -> None:
-    job = Job(ImageJob.of(engine.builder, "a cow", (0,)))
+    job = QueuedJob(ImageJob.of(engine.builder, "a cow", (0,)))
     assert job.future.cancel()
     scheduler.submit(Task.T2I, [job])
     with pytest.raises(CancelledError):

@@ -68,14 +68,14 @@ def test_what_only_began_like_a_stop_string_comes_after_all(client: openai.OpenA
 
 
 def test_the_decoding_ends_with_it(live: Any, client: openai.OpenAI, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker, steps = live.server.scheduler.task_queues[Task.MMU].worker, []
+    worker, steps = live.server.scheduler.task_queues[Task.MMU].generator, []
     step = worker.step
     monkeypatch.setattr(worker, "step", lambda: (steps.append(len(worker.answers)), step())[1])
     first = words.split(maxsplit=1)[0]
     said = client.chat.completions.create(**ASKED, stop=first)
     assert (said.choices[0].message.content, said.choices[0].finish_reason) == ("", "stop")
     assert steps == [1]
-    assert worker.room == worker.most
+    assert worker.room == worker.max_batch_size
 
 
 @pytest.mark.parametrize("stop", ["", ["a", ""], ["a"] * 5, [1], {"a": 1}, "a" * 257, "\ud800"])

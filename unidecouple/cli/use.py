@@ -1,4 +1,4 @@
-"""Commands that use a model: ask it, have it draw, go through a file, serve it."""
+"""Commands that use a model: chat, image generation, batched inference, the server."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def chat(arguments: argparse.Namespace) -> int:
-    """Ask a model about a picture or nothing: one question, or one a line until the input ends."""
+    """Chat with a model, about a picture or without: one question, or one per line of standard input."""
     from unidecouple.data.formats.record import ImageFile
     from unidecouple.data.pictures import ImagePreprocessor
 
     existing(arguments.image, "--image")
-    sampling, engine = sampling_of(arguments, GREEDY), _engine(arguments, "mmu", most=1)
+    sampling, engine = sampling_of(arguments, GREEDY), _engine(arguments, "mmu", max_batch_size=1)
     picture = [ImagePreprocessor(engine.processor).for_understanding(ImageFile(arguments.image))] if arguments.image else []
     turns: list[tuple[str, list[Any]]] = []
     questions = [arguments.question] if arguments.question else sys.stdin
@@ -45,30 +45,30 @@ def _answer(
     from unidecouple.batch import Task
     from unidecouple.generate.jobs import AnswerJob
 
-    sample, answering = engine.builder.conversation(turns, Task.MMU), engine.answering
+    sample, generator = engine.builder.conversation(turns, Task.MMU), engine.answers
     job = AnswerJob(sample.input_ids, sample.pictures, arguments.max_new_tokens, sampling, (arguments.seed, len(turns) // 2))
-    [answer] = answering.add([job])
+    [answer] = generator.add([job])
     shown = ""
-    while not answering.step():
-        text = answering.text(answer)
+    while not generator.step():
+        text = generator.text(answer)
         if not text.endswith("\ufffd"):  # a part of a character
             print(text[len(shown) :], end="", flush=True)
             shown = text
-    text = answering.text(answer)
+    text = generator.text(answer)
     print(text[len(shown) :], flush=True)
     return text
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    """Draw pictures for prompts: a PNG each, with its settings inside, and grid.png with a row a prompt."""
+    """Generate images for prompts: a PNG each, with its settings inside, and grid.png with a row per prompt."""
     from unidecouple.generate.album import grid, save_picture
     from unidecouple.ownership import check_file
 
     if not all(prompt.strip() for prompt in arguments.prompt):
-        raise ValueError("a prompt is empty: say what to draw")
+        raise ValueError("a prompt is empty: describe the image")
     places = [[arguments.output / f"{i:05}-{j:02}.png" for j in range(arguments.num_images)] for i in range(len(arguments.prompt))]
     for path in (*itertools.chain(*places), arguments.output / "grid.png"):
-        check_file(path)  # before minutes of drawing
+        check_file(path)  # before minutes of work
     engine = _engine(arguments, "t2i")
     sampling = sampling_of(arguments, engine.image_sampling)
     drawn = engine.generate_images(arguments.prompt, arguments.num_images, arguments.seed, sampling, arguments.negative_prompt)
@@ -84,7 +84,7 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def infer(arguments: argparse.Namespace) -> int:
-    """Answer or draw every line of a jsonl file, batched; the same command goes on after an interruption."""
+    """Answer, or generate an image for, every line of a jsonl file, batched; after an interruption the same command continues."""
     from unidecouple.generate.infer import Settings
     from unidecouple.generate.infer import infer as run
 
@@ -127,7 +127,7 @@ def serve(arguments: argparse.Namespace) -> int:
     address = f"http://{arguments.host}:{arguments.port}"
     page = "" if arguments.no_page else f", with a page at {address}/"
     say(f"serving {name!r} on {address}/v1{page} (Ctrl-C ends it)")
-    signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn sends it anew at its end, which would look like a crash
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn raises it again at its end, which would look like a crash
     try:
         http.run()
     except KeyboardInterrupt:  # the same with SIGINT
@@ -135,13 +135,14 @@ def serve(arguments: argparse.Namespace) -> int:
     return OK if http.started else FAILED
 
 
-def _engine(arguments: argparse.Namespace, task: str | None, most: int = 16) -> Engine:
+def _engine(arguments: argparse.Namespace, task: str | None, max_batch_size: int = 16) -> Engine:
     import torch
 
     from unidecouple.generate.engine import Engine
     from unidecouple.train.launch import device_of
 
-    return Engine.load(arguments.model, device_of(arguments.device), getattr(torch, arguments.dtype), task, most, arguments.eager)
+    device, dtype = device_of(arguments.device), getattr(torch, arguments.dtype)
+    return Engine.load(arguments.model, device, dtype, task, max_batch_size, arguments.eager)
 
 
 def add_commands(commands: Commands) -> None:
@@ -165,12 +166,12 @@ def add_commands(commands: Commands) -> None:
     add_sampling_options(made[infer], "temperature", prefix="image-")
     made[chat].add_argument("--image", type=Path, help="picture that the first question is about")
     made[chat].add_argument("--question", help="one question (default: lines of standard input)")
-    made[generate].add_argument("prompt", nargs="+", help="what to draw")
-    made[generate].add_argument("--output", type=Path, required=True, help="folder of the pictures")
-    made[generate].add_argument("--num-images", type=whole(1, 10_000), default=1, help="pictures a prompt (default: 1)")
+    made[generate].add_argument("prompt", nargs="+", help="text of an image")
+    made[generate].add_argument("--output", type=Path, required=True, help="folder of the images")
+    made[generate].add_argument("--num-images", type=whole(1, 10_000), default=1, help="images per prompt (default: 1)")
     made[generate].add_argument("--negative-prompt", help="what guidance leads away from")
-    made[infer].add_argument("data", type=Path, help="jsonl: messages or conversations to be answered, prompts to be drawn")
-    made[infer].add_argument("--output", type=Path, required=True, help="jsonl to write; pictures go to a folder beside it")
+    made[infer].add_argument("data", type=Path, help="jsonl: messages or conversations to be answered, prompts for images")
+    made[infer].add_argument("--output", type=Path, required=True, help="jsonl to write; images go to a folder beside it")
     _add_serve(made[serve])
 
 
@@ -187,9 +188,9 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--api-key", help="that clients must give (default: $UNIDECOUPLE_API_KEY, or none)")
     command.add_argument("--served-model-name", help="how clients call the model (default: the folder's name)")
     command.add_argument("--task", choices=("mmu", "t2i"), help="load only what serves this task (default: both)")
-    command.add_argument("--batch-size", type=whole(1), default=16, help="answers, and pictures, at a time (default: 16)")
+    command.add_argument("--batch-size", type=whole(1), default=16, help="answers, and images, at a time (default: 16)")
     command.add_argument(
-        "--max-queue", type=whole(1), default=64, help="answers, and pictures, that wait; above it comes 429 (default: 64)"
+        "--max-queue", type=whole(1), default=64, help="answers, and images, that wait; more are refused with 429 (default: 64)"
     )
     command.add_argument(
         "--no-page", action="store_true", help="no web page at / and no /v1/routing, for which the whole model stays in memory"

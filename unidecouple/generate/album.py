@@ -1,4 +1,4 @@
-"""Drawn pictures as files that say how they came about."""
+"""Generated images as PNG files with their settings inside, and as a grid."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from unidecouple.files import write_bytes_atomic
 from unidecouple.ownership import check_file
 
 KEY = "unidecouple"
-"""Of the PNG's text chunk (tEXt) that holds the settings as JSON."""
+"""Name of the PNG text chunk (tEXt) that holds the settings as JSON."""
 
 _GAP = 2
 
 
 def save_picture(path: Path, picture: Image.Image, settings: Mapping[str, object]) -> None:
-    """Write ``picture`` as a PNG with ``settings`` in its metadata; non-ASCII characters stand there as JSON escapes.
+    """Write ``picture`` as a PNG with ``settings`` in its metadata, non-ASCII characters as JSON escapes.
 
     Raises:
         ValueError: ``path`` holds a file that this package did not write.
@@ -35,7 +35,7 @@ def save_picture(path: Path, picture: Image.Image, settings: Mapping[str, object
 
 
 def settings_of(path: Path) -> dict[str, object]:
-    """What ``save_picture`` was told.
+    """Return the settings that ``save_picture`` wrote.
 
     Raises:
         ValueError: the picture holds no settings.
@@ -51,8 +51,8 @@ def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Pictures of one size, a row beneath another, on white."""
     width, height = rows[0][0].size
     columns = max(map(len, rows))
-    whole = Image.new("RGB", (columns * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP), "white")
+    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP), "white")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
-            whole.paste(picture, (x * (width + _GAP), y * (height + _GAP)))
-    return whole
+            sheet.paste(picture, (x * (width + _GAP), y * (height + _GAP)))
+    return sheet

@@ -13,9 +13,9 @@ from torch import Tensor
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.answering import Answering, answer_requests
-from unidecouple.generate.drawing import Drawing, draw_orders
+from unidecouple.generate.answer_generator import AnswerGenerator, generate_answers
 from unidecouple.generate.image import decode_pictures
+from unidecouple.generate.image_generator import ImageGenerator, generate_image_tokens
 from unidecouple.generate.jobs import AnswerJob, image_jobs
 from unidecouple.generate.layout import join_shared
 from unidecouple.generate.one_task import load_one_task
@@ -24,40 +24,43 @@ from unidecouple.generate.sampling import GREEDY, SamplingParams, image_sampling
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 
-UNDRAWN = 127
-"""Grey of what a growing picture does not show yet."""
+MISSING_GREY = 127
+"""Pixels of a partial image whose tokens do not exist yet."""
 
 
 class Engine:
-    """A model that answers and draws. Each side is laid out when it is first used; both share what both tasks use.
+    """A model that answers and generates images. Each task's generator is built when it is first used; both share common weights.
 
-    The model's parameters become views of what is laid out: it can still be called, but is not to be trained.
+    The model's parameters become views of the generators' weights: it can still be called, but is not to be trained.
 
     Args:
-        model: with our decoder; from ``load_one_task``, it has one side only.
+        model: with our decoder; from ``load_one_task``, it serves one task only.
         processor: its processor.
-        most: pictures at a time, and answers at a time.
-        prompt_length: most tokens of a prompt for a picture.
-        length: most tokens of a conversation, pictures and the answer among them.
+        max_batch_size: images at a time, and answers at a time.
+        max_prompt_length: most tokens of a prompt for an image.
+        max_length: most tokens of a conversation, pictures and the answer among them.
         task: the only one that ``model`` serves; None is both.
-        eager: launch every operator of a decoding step from Python, on a CUDA device too, where else a step is recorded once for
-            each size and replayed.
+        eager: launch every operator of a decoding step from Python on a CUDA device, too; by default a step is recorded there once
+            for each size and replayed.
+
+    Attributes:
+        image_sampling: the checkpoint's own settings for images.
     """
 
     def __init__(
         self,
         model: UnifiedModel,
         processor: UnifiedProcessor,
-        most: int = 16,
-        prompt_length: int = 256,
-        length: int = 1024,
+        max_batch_size: int = 16,
+        max_prompt_length: int = 256,
+        max_length: int = 1024,
         task: Task | None = None,
         eager: bool = False,
     ) -> None:
         self.processor, self.builder, self.task = processor, SequenceBuilder(processor), task
-        self.most, self.prompt_length, self.length = most, prompt_length, length
-        self.recorder = None if eager else recorder_of(model.device)
+        self.max_batch_size, self.max_prompt_length, self.max_length = max_batch_size, max_prompt_length, max_length
         self.image_sampling = image_sampling(model.generation_config)
+        self.recorder = None if eager else recorder_of(model.device)
         self._model: UnifiedModel | None = model.eval()
         join_shared(model.decoder)
 
@@ -68,51 +71,54 @@ class Engine:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         task: str | None = None,
-        most: int = 16,
+        max_batch_size: int = 16,
         eager: bool = False,
     ) -> Engine:
-        """The engine of a checkpoint: a shipped base's name, a folder, or a run's folder.
+        """Load the engine of a checkpoint: a shipped base's name, a folder, or a run's folder.
 
         Args:
             name_or_path: see ``convert.load.checkpoint_folder``.
             device: where to compute.
-            dtype: of the weights; float32 draws the plain loop's tokens.
-            task: "mmu" or "t2i" keeps only what serves that task, without ever holding the whole; None is both.
-            most: pictures, and answers, at a time.
+            dtype: of the weights; float32 generates the plain loop's tokens.
+            task: "mmu" or "t2i" loads only what serves that task, one layer at a time; None is both.
+            max_batch_size: images, and answers, at a time.
             eager: record no steps.
 
         Raises:
             ValueError: there is no such checkpoint, or no such task.
         """
-        if task is None:
-            model, processor = load(name_or_path, dtype)
-            return cls(model.to(device), processor, most, eager=eager)
         known = {one.key: one for one in Task}
-        if task not in known:
+        if task is not None and task not in known:
             raise ValueError(f"task={task!r} is not one of {', '.join(known)}; leave it out for both")
-        model, processor = load_one_task(name_or_path, known[task], dtype)
-        return cls(model.to(device), processor, most, task=known[task], eager=eager)
+        one = None if task is None else known[task]
+        model, processor = load(name_or_path, dtype) if one is None else load_one_task(name_or_path, one, dtype)
+        return cls(model.to(device), processor, max_batch_size, task=one, eager=eager)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that it serves."""
+        return tuple(Task) if self.task is None else (self.task,)
 
     @property
     def model(self) -> UnifiedModel:
-        """The whole model, until both sides are laid out: who needs it afterwards, routers included, keeps it and its memory.
+        """The whole model, routers included, as long as a generator is still to be built from it.
 
         Raises:
-            ValueError: it is gone.
+            ValueError: both are built, and the model was let go to free its memory; whoever needs it takes it before.
         """
         if self._model is None:
-            raise ValueError("both sides are laid out, and the whole model is gone: take it before")
+            raise ValueError("both generators are built, and the whole model is gone: take it before")
         return self._model
 
     @cached_property
-    def answering(self) -> Answering:
-        """The understanding side, for callers who step themselves."""
-        return Answering(self._for(Task.MMU), self.builder, self.most, self.length, self.recorder)
+    def answers(self) -> AnswerGenerator:
+        """The generator of answers, for callers who step themselves."""
+        return AnswerGenerator(self._for(Task.MMU), self.builder, self.max_batch_size, self.max_length, self.recorder)
 
     @cached_property
-    def drawing(self) -> Drawing:
-        """The generation side, for callers who step themselves."""
-        return Drawing(self._for(Task.T2I), self.builder, self.most, self.prompt_length, self.recorder)
+    def images(self) -> ImageGenerator:
+        """The generator of images, for callers who step themselves."""
+        return ImageGenerator(self._for(Task.T2I), self.builder, self.max_batch_size, self.max_prompt_length, self.recorder)
 
     def understand(
         self,
@@ -122,14 +128,14 @@ class Engine:
         sampling: SamplingParams = GREEDY,
         seed: int = 0,
     ) -> list[str]:
-        """Answer ``questions[i]`` about ``images[i]``, of any size. Answer i depends on (seed, i) only, if on chance at all.
+        """Answer ``questions[i]`` about ``images[i]``, of any size. A sampled answer i depends on (seed, i) only.
 
         Raises:
             ValueError: there are not as many questions as images, or one does not fit.
         """
         if len(images) != len(questions):
-            raise ValueError(f"{len(images)} images for {len(questions)} questions: give one image a question")
-        requests = [
+            raise ValueError(f"{len(images)} images for {len(questions)} questions: give one image per question")
+        jobs = [
             AnswerJob(
                 self.builder.understanding_prompt(question),
                 (self.processor.understood(image.convert("RGB")),),
@@ -139,7 +145,7 @@ class Engine:
             )
             for number, (image, question) in enumerate(zip(images, questions, strict=True))
         ]
-        return answer_requests(self.answering, requests)
+        return generate_answers(self.answers, jobs)
 
     def generate_images(
         self,
@@ -156,29 +162,29 @@ class Engine:
         jobs = image_jobs(self.builder, prompts, num_images, seed, sampling or self.image_sampling, negative_prompt)
         if not jobs:
             return [[] for _ in prompts]
-        pictures = self.render(draw_orders(self.drawing, jobs))
+        pictures = self.render(generate_image_tokens(self.images, jobs))
         return [pictures[i * num_images : (i + 1) * num_images] for i in range(len(prompts))]
 
     def render(self, tokens: Tensor) -> list[Image.Image]:
-        """Pictures of image tokens (N, tokens of a picture)."""
-        model = self.drawing.model
+        """Decode image tokens (N, tokens per image)."""
+        model = self.images.model
         return [Image.fromarray(picture) for picture in decode_pictures(model, tokens.to(model.device))]
 
     def preview(self, tokens: Tensor) -> Image.Image:
-        """The picture whose first ``tokens`` (drawn,) are there, grey where it is not. They stand in rows from the top left.
+        """Decode an image whose first ``tokens`` (count,) exist, in rows from the top left; the rest is grey.
 
-        What is drawn also shows what surrounds it: a token's pixels depend on others. Repeating the tokens that there are comes
-        nearer to the finished picture than filling the rest with one code.
+        A token's pixels also depend on its neighbours. Repeating the tokens that exist comes nearer to the finished image than
+        filling the rest with one code.
         """
-        drawing = self.drawing
-        side = round(drawing.length**0.5)
+        length = self.images.length
+        side = round(length**0.5)
         known = tokens if len(tokens) else tokens.new_zeros(1)
-        whole = known[torch.arange(drawing.length, device=known.device) % len(known)]
-        shown = np.array(self.render(whole.unsqueeze(0))[0])
-        patch = shown.shape[0] // side
-        drawn = np.arange(drawing.length).reshape(side, side) < len(tokens)
-        shown[~drawn.repeat(patch, 0).repeat(patch, 1)] = UNDRAWN
-        return Image.fromarray(shown)
+        filled = known[torch.arange(length, device=known.device) % len(known)]
+        pixels = np.array(self.render(filled.unsqueeze(0))[0])
+        patch = pixels.shape[0] // side
+        there = np.arange(length).reshape(side, side) < len(tokens)
+        pixels[~there.repeat(patch, 0).repeat(patch, 1)] = MISSING_GREY
+        return Image.fromarray(pixels)
 
     def _for(self, task: Task) -> UnifiedModel:
         if self.task not in (None, task):
@@ -187,7 +193,7 @@ class Engine:
             )
         model = self._model
         assert model is not None
-        other = "drawing" if task is Task.MMU else "answering"
+        other = "images" if task is Task.MMU else "answers"
         if self.task is not None or other in self.__dict__:
-            self._model = None  # what neither side needs of the whole model can go
+            self._model = None  # what neither generator needs of it is freed
         return model

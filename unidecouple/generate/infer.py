@@ -1,4 +1,4 @@
-"""A file of questions and prompts through the engine, batched; a killed run goes on where it stopped."""
+"""Batched inference over a file of questions and prompts; a killed run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.files import append_jsonl, write_bytes_atomic, write_json_atomic
 from unidecouple.generate.album import save_picture
 from unidecouple.generate.engine import Engine
-from unidecouple.generate.in_turn import in_turn
+from unidecouple.generate.generator import generate_all
 from unidecouple.generate.jobs import AnswerJob, ImageJob
 from unidecouple.generate.padding import check_length
 from unidecouple.generate.parsed_request import ParsedRequest, asked
@@ -66,10 +66,10 @@ class Counts:
 def infer(
     engine: Engine, source: Path, output: Path, settings: Settings, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> Counts:
-    """Answer or draw every line of ``source`` (see ``asked``) into ``output``, one line of JSON each, as they are done.
+    """Answer, or generate an image for, every line of ``source`` (see ``asked``); each result is a line of JSON in ``output``.
 
-    Each has the "line" it is of (from 1) and its "id" if it had one, then "answer", or "image" (a PNG in a folder beside
-    ``output``), or "error": a line that cannot be done stops no other. Settings stand in ``<output>.settings.json``.
+    A result has the number of its "line" (from 1), its "id" if it had one, then "answer", or "image" (a PNG in a folder beside
+    ``output``), or "error": a line that fails stops no other. Settings are in ``<output>.settings.json``.
 
     Raises:
         ValueError: ``output`` is of other settings, is ``source`` itself, or not a file that this package wrote; or ``source`` has
@@ -107,12 +107,12 @@ def infer(
             answers.append((number, kept, work))
         else:
             images.append((number, kept, work))
-        if len(answers) >= engine.most:
+        if len(answers) >= engine.max_batch_size:
             _answer(engine, answers, write)
-        if len(images) >= engine.most:
-            _draw(engine, images, settings, output, write)
+        if len(images) >= engine.max_batch_size:
+            _generate(engine, images, settings, output, write)
     _answer(engine, answers, write)
-    _draw(engine, images, settings, output, write)
+    _generate(engine, images, settings, output, write)
     return Counts(count, tuple(failed), len(done))
 
 
@@ -141,11 +141,11 @@ class _Reader:
             raise ValueError(f"the model was loaded without what serves {task.key}")
         if wanted.prompt is not None:
             job = ImageJob.of(builder, wanted.prompt, seed, settings.images)
-            if len(job.prompt_ids) > self.engine.prompt_length:
-                raise ValueError(f"{len(job.prompt_ids)} tokens of prompt are more than {self.engine.prompt_length}")
+            if len(job.prompt_ids) > self.engine.max_prompt_length:
+                raise ValueError(f"{len(job.prompt_ids)} tokens of prompt are more than {self.engine.max_prompt_length}")
             return kept | {"prompt": wanted.prompt}, job
         sample = builder.conversation(self._turns(wanted), Task.MMU)
-        room = min(self.engine.length, self.engine.answering.model.config.text_config.max_position_embeddings)
+        room = min(self.engine.max_length, self.engine.answers.model.config.text_config.max_position_embeddings)
         check_length(len(sample.input_ids), settings.max_new_tokens, room)
         return kept, AnswerJob(sample.input_ids, sample.pictures, settings.max_new_tokens, settings.answers, seed)
 
@@ -159,19 +159,20 @@ class _Reader:
 def _answer(engine: Engine, waiting: list[_Waiting[AnswerJob]], write: _Write) -> None:
     if not waiting:  # and a side of the engine that no line needs is not laid out
         return
-    for place, answer in in_turn(engine.answering, [job for _, _, job in waiting]):
+    for place, answer in generate_all(engine.answers, [job for _, _, job in waiting]):
         number, kept, _ = waiting[place]
-        write(number, {**kept, "answer": engine.answering.text(answer), "ended": answer.ended})
+        write(number, {**kept, "answer": engine.answers.text(answer), "ended": answer.ended})
     waiting.clear()
 
 
-def _draw(engine: Engine, waiting: list[_Waiting[ImageJob]], settings: Settings, output: Path, write: _Write) -> None:
+def _generate(engine: Engine, waiting: list[_Waiting[ImageJob]], settings: Settings, output: Path, write: _Write) -> None:
     if not waiting:
         return
-    for place, image in in_turn(engine.drawing, [job for _, _, job in waiting]):
+    for place, image in generate_all(engine.images, [job for _, _, job in waiting]):
         number, kept, _ = waiting[place]
         path = output.with_suffix("") / f"{number:06}.png"
-        [picture] = engine.render(engine.drawing.tokens(image).unsqueeze(0))
+        assert image.tokens is not None
+        [picture] = engine.render(image.tokens.unsqueeze(0))
         save_picture(path, picture, {"prompt": kept["prompt"], "line": number, **settings.to_json()})
         write(number, {**kept, "image": path.relative_to(output.parent).as_posix()})
     waiting.clear()

@@ -1,4 +1,4 @@
-"""The weights of a decoder layer that one group of tokens goes through, laid out for decoding: one matrix a product."""
+"""The weights of a decoder layer that serve one group of tokens, laid out for decoding: one matrix per product."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unidecouple.models.router import spans
 
 
 @dataclass(frozen=True)
-class Block:
+class LayerWeights:
     """The weights of one layer; matrices are (in, out), one input's weights side by side.
 
     With few rows that is up to 1.7 times as fast on a CPU as ``nn.Linear``'s order (2 rows), and never slower (to 32 rows).
@@ -26,8 +26,8 @@ class Block:
         gate_up: (H, b 2 I): of each of b FFNs its gates, then its ups; routed experts first, the shared one last.
         down: (b I, H), in the same order.
         router: (H, e) float32 of e routed experts; None for a dense FFN.
-        factor: (e, b, 1) float32: what the FFNs' inner activations are multiplied by for a token that goes to expert i whole: 1
-            for it, alpha for the shared one, 0 for the others; None for a dense FFN.
+        factor: (e, b, 1) float32, of the FFNs' inner activations for a token that is routed to expert i alone: 1 for it, alpha
+            for the shared one, 0 for the others; None for a dense FFN.
     """
 
     input_norm: Tensor
@@ -40,7 +40,7 @@ class Block:
     factor: Tensor | None = None
 
 
-def lay_out(decoder: UniLlamaModel, group: int) -> list[Block]:
+def lay_out(decoder: UniLlamaModel, group: int) -> list[LayerWeights]:
     """The weights of every layer that tokens of ``group`` go through.
 
     Where a layer serves one group only, its parameters become views of what is laid out, so that nothing is held twice; what is
@@ -50,12 +50,12 @@ def lay_out(decoder: UniLlamaModel, group: int) -> list[Block]:
 
 
 def layers_of(decoder: UniLlamaModel) -> list[UniLlamaDecoderLayer]:
-    """Its layers; torch's list of modules does not say what they are."""
+    """Return its layers with their type, which torch's list of modules loses."""
     return [layer for layer in decoder.layers if isinstance(layer, UniLlamaDecoderLayer)]
 
 
 def join_shared(decoder: UniLlamaModel) -> None:
-    """Lay out what both tasks use of every layer, before they are taken apart, so that they go on sharing it."""
+    """Lay out the weights that both tasks use, before each task's model is made, so that both share them."""
     for layer in layers_of(decoder):
         attention, ffn = layer.self_attn, layer.mlp
         if layer.sets == 1 and not attention.q_proj.groups:
@@ -67,7 +67,7 @@ def join_shared(decoder: UniLlamaModel) -> None:
 
 
 @torch.no_grad()
-def _block(layer: UniLlamaDecoderLayer, group: int) -> Block:
+def _block(layer: UniLlamaDecoderLayer, group: int) -> LayerWeights:
     attention, ffn, untied = layer.self_attn, layer.mlp, layer.sets > 1
 
     def mine(module: nn.Module) -> Tensor:
@@ -84,8 +84,8 @@ def _block(layer: UniLlamaDecoderLayer, group: int) -> Block:
         together(attention.o_proj),
     )
     if isinstance(ffn, MixtureOfExperts):
-        return Block(*square, *_mixture(ffn, group))
-    return Block(*square, together(ffn.gate_proj, ffn.up_proj), together(ffn.down_proj))
+        return LayerWeights(*square, *_mixture(ffn, group))
+    return LayerWeights(*square, together(ffn.gate_proj, ffn.up_proj), together(ffn.down_proj))
 
 
 @torch.no_grad()
@@ -100,10 +100,10 @@ def joined(modules: Sequence[nn.Module]) -> Tensor:
         place += len(weight)
     if lie_so:
         return first.detach().as_strided((first.shape[1], strides[1]), strides[::-1])
-    whole = torch.cat([weight.detach().T for weight in weights], dim=1)
-    for weight, view in zip(weights, whole.split(columns, dim=1), strict=True):
+    matrix = torch.cat([weight.detach().T for weight in weights], dim=1)
+    for weight, view in zip(weights, matrix.split(columns, dim=1), strict=True):
         weight.data = view.T
-    return whole
+    return matrix
 
 
 def _mixture(moe: MixtureOfExperts, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

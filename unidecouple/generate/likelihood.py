@@ -1,4 +1,4 @@
-"""How likely a model finds given answers, in one forward pass over many questions."""
+"""Log-likelihoods of given answers, in one forward pass over many questions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def log_likelihood(
     questions: Sequence[str],
     answers: Sequence[str],
 ) -> list[tuple[float, bool]]:
-    """How likely ``answers[i]`` is to ``questions[i]`` about ``pictures[i]`` (uint8, H x W x 3); the EOS after it does not count.
+    """Log-likelihood of ``answers[i]`` to ``questions[i]`` about ``pictures[i]`` (uint8, H x W x 3), without the EOS.
 
     Args:
         model: of any base family.
         builder: its sequence builder.
-        pictures: one a question; None asks with no picture in the conversation.
+        pictures: one per question; None asks with no picture in the conversation.
         questions: plain text.
         answers: plain text.
 
@@ -36,16 +36,16 @@ def log_likelihood(
     Raises:
         ValueError: an answer is empty, a text spells out a special token, or both are longer than the model takes.
     """
-    said = [builder.answer_ids(answer) for answer in answers]
-    if not all(said):
-        raise ValueError(f"answer {said.index([])} is empty: there is nothing whose likelihood could be told")
+    answer_ids = [builder.answer_ids(answer) for answer in answers]
+    if not all(answer_ids):
+        raise ValueError(f"answer {answer_ids.index([])} is empty: it has no likelihood")
     prompts = [builder.understanding_prompt(question, pictures is not None) for question in questions]
     longest = model.config.text_config.max_position_embeddings
-    for prompt, answer in zip(prompts, said, strict=True):
+    for prompt, answer in zip(prompts, answer_ids, strict=True):
         check_length(len(prompt), len(answer), longest)
-    rows = [prompt + answer for prompt, answer in zip(prompts, said, strict=True)]
+    rows = [prompt + answer for prompt, answer in zip(prompts, answer_ids, strict=True)]
     ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, model.device)
-    longest = max(map(len, said))
+    longest = max(map(len, answer_ids))
     logits = model(
         input_ids=ids,
         pixel_values=None if pictures is None else pixels(pictures).to(model.device),
@@ -57,7 +57,9 @@ def log_likelihood(
     ).logits[:, :-1]
     steps = torch.log_softmax(logits.float(), -1)
     targets = ids[:, -longest:]
-    mine = torch.arange(longest, device=ids.device) >= torch.tensor([[longest - len(answer)] for answer in said], device=ids.device)
+    mine = torch.arange(longest, device=ids.device) >= torch.tensor(
+        [[longest - len(answer)] for answer in answer_ids], device=ids.device
+    )
     sums = (steps.gather(2, targets.unsqueeze(2)).squeeze(2) * mine).sum(1)
     greedy = ((steps.argmax(2) == targets) | ~mine).all(1)
     return list(zip(sums.tolist(), greedy.tolist(), strict=True))

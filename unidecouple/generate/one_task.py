@@ -1,4 +1,4 @@
-"""A model that serves one task only, in memory: its group of experts, low-rank updates merged, nothing to route between tasks."""
+"""A model that serves one task only: its group of experts, low-rank updates merged, no routing between tasks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from unidecouple.models.processing import UnifiedProcessor
 
 @torch.no_grad()
 def one_task(model: UnifiedModel, task: Task) -> UnifiedModel:
-    """What serves ``task`` of ``model``, low-rank updates merged: what ``unidecouple convert --task --merge-lora`` would write.
+    """Return the part of ``model`` that serves ``task``, as ``unidecouple convert --task --merge-lora`` would write it.
 
-    Tokens go where routing by label sends them. Weights that no change touches are shared with ``model``, not copied; a model
-    that nothing is taken from (dense, untied, told groups) is returned itself.
+    Tokens are routed by label. Unchanged weights are shared with ``model``, not copied; a model that serves both tasks with the
+    same weights, or with group ids as input (dense, untied), is returned itself.
     """
     steps = _steps(model.config, task)
     if not steps:
@@ -37,10 +37,10 @@ def one_task(model: UnifiedModel, task: Task) -> UnifiedModel:
 
 @torch.no_grad()
 def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.float32) -> tuple[UnifiedModel, UnifiedProcessor]:
-    """``one_task`` of a checkpoint, without ever holding the whole of it: one layer at a time is read and made smaller.
+    """Return ``one_task`` of a checkpoint; one layer at a time is read and reduced, so the whole is never in memory.
 
-    Files are mapped, and understanding reads of them what it keeps. Generation reads understanding's experts too, and does not
-    keep them: the BOS, which counts as understanding, is carried through them once (``BosKeyValues``).
+    Files are memory-mapped; understanding reads only what it keeps. Generation also reads understanding's experts, for the BOS,
+    which counts as understanding and passes through them once (``BosKeyValues``).
 
     Raises:
         ValueError: as ``load``; a weight is missing or of another shape than config.json says.

@@ -1,4 +1,4 @@
-"""What a line of JSON asks of a model: an answer or a picture. Training data can be asked, too; what it says is left out."""
+"""A line of JSON as a request for an answer or an image. Lines of training data work too; their last answer is ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step of decoding recorded once for each size that it comes in, and repeated from then on: on a GPU as a CUDA graph.
+"""A decoding step that is recorded once per size and replayed from then on: on a GPU as a CUDA graph.
 
 One token of Janus-Pro-1B is some 600 small kernels, which Python launches far more slowly than a GPU runs them. A graph launches
 them at once. It repeats the very kernels on the very addresses, so a step that is recorded reads and writes tensors that stay where
@@ -94,5 +94,5 @@ def recorder_of(device: torch.device) -> Recorder | None:
 
 def fill(buffer: Tensor, values: Sequence[float], rest: float = 0) -> None:
     """Write ``values`` to ``buffer`` (N,) or (N, 1) in its place, and ``rest`` behind them."""
-    whole = [*values, *[rest] * (len(buffer) - len(values))]
-    buffer.copy_(torch.tensor(whole, dtype=buffer.dtype).view(buffer.shape))
+    padded = [*values, *[rest] * (len(buffer) - len(values))]
+    buffer.copy_(torch.tensor(padded, dtype=buffer.dtype).view(buffer.shape))

@@ -1,4 +1,4 @@
-"""Stop strings: where an answer ends before its EOS, and what of a growing answer can already be shown."""
+"""Stop strings: where an answer ends before its EOS, and how much of a partial answer can be shown."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def has_stop(text: str, stops: Sequence[str]) -> bool:
-    """Whether a growing ``text`` has come to one of ``stops``. U+FFFD at its end may yet become a character, and does not count."""
+    """Whether a partial ``text`` contains one of ``stops``. U+FFFD at its end may become another character and does not count."""
     return any(stop in text.rstrip("\ufffd") for stop in stops)
 
 
 def settled(text: str, stops: Sequence[str]) -> str:
-    """What of a growing ``text`` stays in the answer whatever comes: not the end that may be the start of one of ``stops``."""
+    """Return the part of a partial ``text`` that no further token can remove: without an end that may begin one of ``stops``."""
     ended = before_stop(text, stops)
     if len(ended) < len(text):
         return ended

@@ -30,14 +30,14 @@ def answer(
     Args:
         model: of any base family.
         builder: its sequence builder.
-        pictures: one a question; None asks the same words with no picture in the conversation.
+        pictures: one per question; None asks the same words with no picture in the conversation.
         questions: plain text.
         max_new_tokens: longest answer.
         batch_size: questions decoded together; answers do not depend on it.
         routing: "label" forces the understanding experts; None leaves the choice to the model's configuration.
 
     Returns:
-        One plain answer a question.
+        One plain answer per question.
 
     Raises:
         ValueError: a question spells out a special token, or leaves the answer no room within the model's length.

@@ -1,6 +1,6 @@
 """A checkpoint of ours as a model of lmms-eval (0.7): greedy answers and likelihoods of given ones, about one picture each.
 
-Arguments in ``--model_args``: pretrained, device, dtype. A question with several pictures is an error, told with its document.
+Arguments in ``--model_args``: pretrained, device, dtype. A question with several pictures is an error that names its document.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unidecouple.generate.stopping import before_stop
 from unidecouple.generate.text import answer
 
 _LONGEST = 32
-"""Tokens of an answer where a task says nothing."""
+"""Default longest answer, in tokens."""
 
 
 class Unidecouple(lmms):

@@ -46,7 +46,7 @@ from unidecouple.serve.schemas import (
     with_schemas,
 )
 from unidecouple.serve.stream import Events, Watcher, answer_job, chat_events, result, results
-from unidecouple.serve.task_queue import Job
+from unidecouple.serve.task_queue import QueuedJob
 
 B = TypeVar("B", bound=Body)
 _DOES = {Task.MMU: "understanding", Task.T2I: "generation"}
@@ -83,7 +83,7 @@ class Server:
         self.preparer = Preparer(engine, self.limits)
         self.viewer = None if whole is None else Viewer(whole, self.preparer)
         self.scheduler = Scheduler(engine, self.limits.queue, self.metrics.ended)
-        self.previewer = PartialImageRenderer(self.scheduler, self.metrics)
+        self.partial_renderer = PartialImageRenderer(self.scheduler, self.metrics)
         self.metrics.watch(self.scheduler)
         self._texts, self._pictures = (ThreadPoolExecutor(1, f"unidecouple-{what}") for what in ("texts", "pictures"))
         self._deadline: float | None = None
@@ -111,7 +111,7 @@ class Server:
         self.refuse()
         assert self._deadline is not None
         self.scheduler.close(max(0.0, self._deadline - time.monotonic()))
-        self.previewer.close()
+        self.partial_renderer.close()
         for thread in (self._texts, self._pictures):
             thread.shutdown(wait=False, cancel_futures=True)
         if self.viewer is not None:
@@ -192,7 +192,7 @@ class Server:
         return self._card()
 
     async def chat(self, request: Request) -> Response:
-        """Answer a conversation, with pictures or without, whole or as a stream."""
+        """Answer a conversation, with pictures or without, in one response or as a stream."""
         body = await self._parsed(request, ChatRequest)
         self._check_model(body.model)
         self._check_task(Task.MMU)
@@ -230,14 +230,14 @@ class Server:
         return JSONResponse({**base, "object": "chat.completion", "choices": choices, "usage": count})
 
     async def images(self, request: Request) -> Response:
-        """Draw pictures for a prompt, whole or as they grow. Picture i depends on the seed and i only."""
+        """Generate images, in one response or as a stream with partial images. Image i depends on the seed and i only."""
         body = await self._parsed(request, ImageRequest)
         if body.model is not None:
             self._check_model(body.model)
         self._check_task(Task.T2I)
         prepared = await result(request, self._texts.submit(self.preparer.images, body))
         if body.stream:
-            return self._growing(prepared, body.partial_images or 0)
+            return self._streamed(prepared, body.partial_images or 0)
         pictures: list[Drawn] = await self._done(request, Task.T2I, prepared.work)
         data = [{"b64_json": await self._encode(one.picture), "image_tokens": one.tokens} for one in pictures]
         return JSONResponse(
@@ -286,25 +286,25 @@ class Server:
         return {"id": file_id, "object": "file", "deleted": True}
 
     async def _done(self, request: Request, task: Task, work: Any) -> list[Any]:
-        jobs = [Job(one) for one in work]
+        jobs = [QueuedJob(one) for one in work]
         self.scheduler.submit(task, jobs)
         return await results(request, [job.future for job in jobs])
 
-    def _growing(self, prepared: Prepared, partial_images: int) -> Response:
-        """The stream of pictures that are shown ``partial_images`` times before they are done."""
+    def _streamed(self, prepared: Prepared, partial_images: int) -> Response:
+        """The stream of images with ``partial_images`` partial ones each."""
         watcher, places = Watcher(), due(self.preparer.builder.num_image_tokens, partial_images)
 
         def finished(drawn: Drawn) -> dict[str, Any]:
             return {"image_tokens": drawn.tokens, "seed": prepared.seed, "usage": self._used(prepared, 1)}
 
-        jobs = [self.previewer.job(watcher, index, work, places) for index, work in enumerate(prepared.work)]
+        jobs = [self.partial_renderer.job(watcher, index, work, places) for index, work in enumerate(prepared.work)]
         self.scheduler.submit(Task.T2I, jobs)
         made = {"created_at": int(time.time()), "size": self.preparer.size, "output_format": "png"}
         base = {**made, "quality": "auto", "background": "opaque"}
         return Events(image_events(watcher, len(jobs), base, self._encode, finished), jobs)
 
     def _used(self, prepared: Prepared, pictures: int) -> dict[str, Any]:
-        """Usage of ``pictures`` that are done, which the metrics are told of."""
+        """Usage of finished images; also counts their tokens."""
         drawn = self.preparer.image_tokens * pictures
         self.metrics.tokens.labels(Task.T2I.key).inc(drawn)
         return image_usage(prepared.prompt_tokens, drawn)

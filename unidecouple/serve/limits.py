@@ -1,4 +1,4 @@
-"""What a server takes on."""
+"""Limits of a server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Limits:
     Attributes:
         body_bytes: of one request.
         picture_bytes: of one encoded picture.
-        pixels: of one picture, as its head says, before any is decoded.
-        side: pixels of one picture's longer side, as its head says.
+        pixels: of one picture, as its header states, before decoding.
+        side: pixels of one picture's longer side, as its header states.
         aspect: of a picture's longer side to its shorter one.
         pictures: in one conversation.
         characters: of all words of a conversation, or of a prompt.

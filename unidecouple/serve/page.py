@@ -1,4 +1,4 @@
-"""The page at ``/``: one document with its style and scripts inside it, which asks nothing of any other server."""
+"""The page at ``/``: one document with its style and scripts inside it, which loads nothing from other servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures while they grow: after which tokens they are shown, who makes that, and OpenAI's events of one request."""
+"""Partial images: after which tokens they are made, the thread that makes them, and OpenAI's events of one request."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from unidecouple.batch import Task
-from unidecouple.generate.drawing import Picture
+from unidecouple.generate.image_generator import ImageProgress
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.pictures import as_png
 from unidecouple.serve.scheduler import Drawn, Scheduler
 from unidecouple.serve.stream import Watcher, error_event, event
-from unidecouple.serve.task_queue import Job
+from unidecouple.serve.task_queue import QueuedJob
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ def due(length: int, count: int) -> tuple[int, ...]:
 class PartialImageRenderer:
     """Makes partial pictures on a thread of its own, so that neither the next tokens nor a finished picture wait for them.
 
-    Decoding a picture's tokens can take as long as drawing several of them. What is not made when its picture is done, or given
-    up, is left out, and so is what fails.
+    Decoding an image's tokens can take as long as generating several of them. A partial image that is not made before its image is
+    done or cancelled is left out, and so is one that fails.
 
     Args:
-        scheduler: that draws.
-        metrics: told of the seconds that each takes.
+        scheduler: that generates the images.
+        metrics: counts the seconds that each takes.
     """
 
     def __init__(self, scheduler: Scheduler, metrics: Metrics) -> None:
@@ -47,21 +47,21 @@ class PartialImageRenderer:
         """End the thread; the scheduler must be closed before."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def job(self, watcher: Watcher, index: int, work: Any, places: tuple[int, ...]) -> Job[Any]:
+    def job(self, watcher: Watcher, index: int, work: Any, places: tuple[int, ...]) -> QueuedJob[Any]:
         """A job whose previews after ``places`` tokens (base64 of a PNG) arrive at ``watcher``, and then its picture."""
         passed = 0
 
-        def watch(picture: Picture) -> None:
+        def watch(image: ImageProgress) -> None:
             nonlocal passed
-            if passed < len(places) and picture.drawn >= places[passed]:
+            if passed < len(places) and image.count >= places[passed]:
                 passed += 1
-                drawing: Any = self._scheduler.task_queues[Task.T2I].worker  # the one that draws now: after a fault, it is another
-                self._thread.submit(self._make, drawing.tokens(picture), job, lambda preview: watcher.put(index, preview))
+                generator: Any = self._scheduler.task_queues[Task.T2I].generator  # after a fault it is another
+                self._thread.submit(self._make, generator.partial(image), job, lambda preview: watcher.put(index, preview))
 
-        job = Job(work, watch)
+        job = QueuedJob(work, watch)
         return watcher.follow(index, job)
 
-    def _make(self, tokens: Tensor, job: Job[Any], put: Callable[[str], None]) -> None:
+    def _make(self, tokens: Tensor, job: QueuedJob[Any], put: Callable[[str], None]) -> None:
         if job.future.done():
             return
         try:

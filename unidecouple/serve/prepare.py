@@ -1,4 +1,4 @@
-"""From requests to the engine's work; what cannot be done is refused here, before it waits."""
+"""From requests to the engine's jobs; invalid requests are refused here, before they wait."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unidecouple.serve.limits import Limits
 from unidecouple.serve.schemas import ChatRequest, ImagePart, ImageRequest, Message
 
 ANSWER = 256
-"""Tokens of an answer, unless a request says."""
+"""Default of ``max_tokens``."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Preparer:
         self.processor = copy.deepcopy(engine.processor)
         self.builder, self.limits, self._engine = SequenceBuilder(self.processor), limits, engine
         self.image_tokens = self.builder.seen_tokens  # of a picture, with what ends its rows
-        config = (engine.answering if engine.task in (None, Task.MMU) else engine.drawing).model.config.text_config
-        self.length = min(engine.length, config.max_position_embeddings)
-        self._prompt = min(engine.prompt_length, config.max_position_embeddings - self.image_tokens)
+        config = (engine.answers if Task.MMU in engine.tasks else engine.images).model.config.text_config
+        self.length = min(engine.max_length, config.max_position_embeddings)
+        self._prompt = min(engine.max_prompt_length, config.max_position_embeddings - self.image_tokens)
 
     @property
     def size(self) -> str:

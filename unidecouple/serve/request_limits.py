@@ -1,4 +1,4 @@
-"""What stands before every route: the API key, how many requests are open, how large a body is and how long it takes."""
+"""Checks before every route: the API key, the number of open requests, the size of a body and the time it takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _OPEN = {"/health", "/"}
-"""ParsedRequest by supervisors, which have no key; and the page, which asks for it."""
+"""Open without a key: health checks of supervisors, and the page, which asks for the key."""
 
 
 class RequestLimits:

@@ -32,7 +32,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 def _end() -> None:
-    logging.getLogger(__name__).warning("the time to finish is over; what still ran is given up")
+    logging.getLogger(__name__).warning("the time to finish is over; running requests are dropped")
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""One thread that owns the model and gives every answer and every picture a token in turn."""
+"""The one thread that owns the model: in turn every answer and every image gets a token."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 
 from unidecouple.batch import Task
-from unidecouple.generate.answering import Answer, Answering
-from unidecouple.generate.drawing import Drawing, Picture
+from unidecouple.generate.answer_generator import AnswerProgress
 from unidecouple.generate.engine import Engine
-from unidecouple.serve.task_queue import FaultError, Job, TaskQueue
+from unidecouple.generate.image_generator import ImageProgress
+from unidecouple.serve.task_queue import FaultError, QueuedJob, TaskQueue
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ _STEP_SECONDS = 5.0
 """That a closing scheduler waits for the model's last step."""
 
 Ended = Callable[[Task, str, float], None]
-"""Told of each job's end: its task, "done", "failed" or "cancelled", and its seconds since it came."""
+"""Called at each job's end with its task, "done", "failed" or "cancelled", and the seconds since it came."""
 
 
 class ClosedError(Exception):
@@ -51,28 +52,30 @@ class Scheduler:
     """Continuous batching of both tasks on one engine.
 
     Between two steps jobs join and leave; then every answer gets one token, then every picture, so that neither task starves. A
-    fault ends the running jobs of its task, whose queue begins anew; if that fails too, nothing is accepted any more (``broken``).
+    fault ends the running jobs of its task, whose generator is renewed; if that fails too, no more jobs are accepted (``broken``).
 
     Args:
         engine: of one or both tasks; it must not be used elsewhere from now on.
-        queue: most jobs of a task that wait.
-        ended: told of each job's end, on the worker's thread.
+        max_waiting: most jobs of a task that wait.
+        ended: called at each job's end, on the worker's thread.
     """
 
-    def __init__(self, engine: Engine, queue: int = 64, ended: Ended = lambda task, how, seconds: None) -> None:
+    def __init__(self, engine: Engine, max_waiting: int = 64, ended: Ended = lambda task, how, seconds: None) -> None:
         self.engine = engine
         self.task_queues: dict[Task, TaskQueue[Any, Any]] = {}
-        if engine.task in (None, Task.MMU):
-            self.task_queues[Task.MMU] = _answers(engine, queue, lambda how, seconds: ended(Task.MMU, how, seconds))
-        if engine.task in (None, Task.T2I):
-            self.task_queues[Task.T2I] = _pictures(engine, queue, lambda how, seconds: ended(Task.T2I, how, seconds))
+        for task in engine.tasks:
+            on_end = partial(ended, task)
+            if task is Task.MMU:
+                self.task_queues[task] = TaskQueue(engine.answers, _answered, max_waiting, on_end)
+            else:
+                self.task_queues[task] = TaskQueue(engine.images, self._drawn, max_waiting, on_end)
         self.broken: Exception | None = None
         self._wake = threading.Condition()
         self._closing, self._deadline = False, float("inf")
         self._thread = threading.Thread(target=self._run, name="unidecouple-worker", daemon=True)
         self._thread.start()
 
-    def submit(self, task: Task, jobs: Sequence[Job[Any]]) -> None:
+    def submit(self, task: Task, jobs: Sequence[QueuedJob[Any]]) -> None:
         """Let ``jobs`` wait for their turn, all or none.
 
         Raises:
@@ -132,37 +135,17 @@ class Scheduler:
             task_queue.fail(FaultError(error))
             try:
                 task_queue.rebuild()
-            except Exception as second:  # noqa: BLE001 -- and here the server says that it is broken
-                _LOG.exception("%s cannot begin anew", task.key)
+            except Exception as second:  # noqa: BLE001 -- then the server reports that it is broken
+                _LOG.exception("%s cannot be renewed", task.key)
                 with self._wake:
                     self.broken = second
                 for one in self.task_queues.values():
                     one.fail(FaultError(second), everyone=True)
 
-
-def _answers(engine: Engine, queue: int, ended: Callable[[str, float], None]) -> TaskQueue[Any, Answer]:
-    worker = engine.answering
-
-    def finish(answers: Sequence[Answer]) -> list[Answered]:
-        return [Answered(tuple(answer.tokens), answer.ended) for answer in answers]
-
-    def anew() -> Answering:
-        return Answering(worker.model, engine.builder, engine.most, engine.length, engine.recorder)
-
-    return TaskQueue(worker, anew, finish, queue, ended)
+    def _drawn(self, images: Sequence[ImageProgress]) -> list[Drawn]:
+        tokens = torch.stack([image.tokens for image in images if image.tokens is not None])
+        return [Drawn(picture, tuple(row)) for picture, row in zip(self.engine.render(tokens), tokens.tolist(), strict=True)]
 
 
-def _pictures(engine: Engine, queue: int, ended: Callable[[str, float], None]) -> TaskQueue[Any, Picture]:
-    worker = engine.drawing
-
-    def finish(pictures: Sequence[Picture]) -> list[Drawn]:
-        drawing = task_queue.worker
-        assert isinstance(drawing, Drawing)
-        tokens = torch.stack([drawing.tokens(picture) for picture in pictures])
-        return [Drawn(picture, tuple(row)) for picture, row in zip(engine.render(tokens), tokens.tolist(), strict=True)]
-
-    def anew() -> Drawing:
-        return Drawing(worker.model, engine.builder, engine.most, engine.prompt_length, engine.recorder)
-
-    task_queue: TaskQueue[Any, Picture] = TaskQueue(worker, anew, finish, queue, ended)
-    return task_queue
+def _answered(answers: Sequence[AnswerProgress]) -> list[Answered]:
+    return [Answered(tuple(answer.tokens), answer.ended) for answer in answers]

@@ -1,4 +1,4 @@
-"""Waiting for jobs while the client is there, whole or token by token; when it goes, its jobs are given up."""
+"""Waiting for jobs, for their results or token by token; when the client disconnects, its jobs are cancelled."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from unidecouple.generate.answering import Answer
+from unidecouple.generate.answer_generator import AnswerProgress
 from unidecouple.generate.stopping import before_stop, settled
 from unidecouple.serve.errors import ApiError, of_exception
 from unidecouple.serve.scheduler import Answered
-from unidecouple.serve.task_queue import Job
+from unidecouple.serve.task_queue import QueuedJob
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -62,7 +62,7 @@ async def _gone(request: Request) -> None:
 class Events(StreamingResponse):
     """Server-sent events that end their ``jobs`` when they end, however that comes."""
 
-    def __init__(self, events: AsyncIterator[str], jobs: Sequence[Job[Any]]) -> None:
+    def __init__(self, events: AsyncIterator[str], jobs: Sequence[QueuedJob[Any]]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._jobs = jobs
 
@@ -82,7 +82,7 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
-    def follow(self, index: int, job: Job[Any]) -> Job[Any]:
+    def follow(self, index: int, job: QueuedJob[Any]) -> QueuedJob[Any]:
         """``job``, whose end arrives here as (index, result or error)."""
 
         def end(future: Future[Any]) -> None:
@@ -102,17 +102,17 @@ class Watcher:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, news))
 
 
-def answer_job(watcher: Watcher, index: int, work: Any) -> Job[Any]:
+def answer_job(watcher: Watcher, index: int, work: Any) -> QueuedJob[Any]:
     """A job whose new tokens arrive at ``watcher``, and then its answer."""
     seen = 0
 
-    def watch(answer: Answer) -> None:
+    def watch(answer: AnswerProgress) -> None:
         nonlocal seen
         if len(answer.tokens) > seen:
             watcher.put(index, answer.tokens[seen:])
             seen = len(answer.tokens)
 
-    return watcher.follow(index, Job(work, watch))
+    return watcher.follow(index, QueuedJob(work, watch))
 
 
 async def chat_events(

@@ -1,4 +1,4 @@
-"""One task's work on the engine: jobs wait, run together, and end with a result, an error, or because nobody wants it any more."""
+"""The queue of one task: jobs wait, run together, and end with a result, with an error, or cancelled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
+
+from unidecouple.generate.generator import Generator, Progress
 
 Work = TypeVar("Work")
-Work_contra = TypeVar("Work_contra", contravariant=True)
-Making = TypeVar("Making")
 
 
 class QueueFullError(Exception):
@@ -31,31 +31,14 @@ class FaultError(Exception):
         self.__cause__ = cause
 
 
-class TaskWorker(Protocol[Work_contra, Making]):
-    """What ``Answering`` and ``Drawing`` have in common."""
-
-    @property
-    def room(self) -> int:
-        """How many can be added."""
-
-    def add(self, works: Sequence[Work_contra], /) -> list[Making]:
-        """Begin ``works``."""
-
-    def step(self) -> list[Making]:
-        """One token of each. Returns those that are done."""
-
-    def remove(self, making: Making, /) -> None:
-        """Stop one."""
-
-
 @dataclass(eq=False)
-class Job(Generic[Work]):
+class QueuedJob(Generic[Work]):
     """One answer or picture.
 
     Attributes:
         work: what is asked for.
-        future: of its result. Cancelling it is how a job is given up: it leaves before the next step.
-        watch: called with what is being made after each step, on the worker's thread.
+        future: of its result. Cancelling it cancels the job: it leaves before the next step.
+        watch: called with its progress after each step, on the worker's thread.
     """
 
     work: Work
@@ -64,30 +47,28 @@ class Job(Generic[Work]):
     came: float = field(default_factory=time.monotonic)
 
 
-class TaskQueue(Generic[Work, Making]):
-    """Jobs of one task. ``submit`` is for any thread, ``turn``, ``fail`` and ``rebuild`` for the worker's.
+class TaskQueue(Generic[Work, Progress]):
+    """Jobs of one task. ``submit`` is for any thread; ``turn``, ``fail`` and ``rebuild`` are for the worker's.
 
     Args:
-        worker: what gives answers or draws pictures.
-        anew: makes it again after a fault, empty.
+        generator: of answers or images.
         finish: from what is done to results, on the worker's thread.
-        queue: most jobs that wait.
-        ended: told each job's seconds from coming to its result, or None where it failed or was given up.
+        max_waiting: most jobs that wait.
+        ended: called with how each job ended ("done", "failed" or "cancelled") and the seconds since it came.
     """
 
     def __init__(
         self,
-        worker: TaskWorker[Work, Making],
-        anew: Callable[[], TaskWorker[Work, Making]],
-        finish: Callable[[Sequence[Making]], Sequence[object]],
-        queue: int,
+        generator: Generator[Work, Progress],
+        finish: Callable[[Sequence[Progress]], Sequence[object]],
+        max_waiting: int,
         ended: Callable[[str, float], None],
     ) -> None:
-        self.worker, self._anew, self._finish, self.queue, self._ended = worker, anew, finish, queue, ended
+        self.generator, self._finish, self.max_waiting, self._ended = generator, finish, max_waiting, ended
         self._lock = threading.Lock()
-        self._waiting: deque[Job[Work]] = deque()
-        self._running: list[tuple[Job[Work], Making]] = []
-        self._places, self._pace = worker.room, 0.1
+        self._waiting: deque[QueuedJob[Work]] = deque()
+        self._running: list[tuple[QueuedJob[Work], Progress]] = []
+        self._places, self._pace = generator.room, 0.1
 
     @property
     def waiting(self) -> int:
@@ -99,31 +80,31 @@ class TaskQueue(Generic[Work, Making]):
         """Jobs that are given tokens."""
         return len(self._running)
 
-    def submit(self, jobs: Sequence[Job[Work]]) -> None:
+    def submit(self, jobs: Sequence[QueuedJob[Work]]) -> None:
         """Let ``jobs`` wait, all or none.
 
         Raises:
             QueueFullError: too many wait already.
         """
         with self._lock:
-            if len(self._waiting) + len(jobs) > self.queue:
+            if len(self._waiting) + len(jobs) > self.max_waiting:
                 rounds = -(-len(self._waiting) // self._places)
                 raise QueueFullError(max(1, min(60, round(rounds * self._pace))))
             self._waiting.extend(jobs)
 
     def turn(self) -> None:
-        """Drop what nobody wants, begin what there is room for, and take one step."""
+        """Drop cancelled jobs, start waiting ones as far as there is room, and generate one token of each."""
         self._drop()
         self._begin()
         if not self._running:
             return
-        done = self.worker.step()
-        finished = [(job, making) for job, making in self._running if any(making is one for one in done)]
-        for job, making in self._running:
+        done = self.generator.step()
+        finished = [(job, progress) for job, progress in self._running if any(progress is one for one in done)]
+        for job, progress in self._running:
             if job.watch is not None:
-                job.watch(making)
+                job.watch(progress)
         if finished:
-            results = self._finish([making for _, making in finished])
+            results = self._finish([progress for _, progress in finished])
             self._running = [pair for pair in self._running if all(pair[0] is not job for job, _ in finished)]
             for (job, _), result in zip(finished, results, strict=True):
                 self._end(job, result)
@@ -139,13 +120,13 @@ class TaskQueue(Generic[Work, Making]):
             self._end(job, error)
 
     def rebuild(self) -> None:
-        """Begin with an empty worker, whatever state a fault left the last one in."""
-        self.worker = self._anew()
+        """Begin with an empty generator, whatever state a fault left the last one in."""
+        self.generator = self.generator.renew()
 
     def _drop(self) -> None:
-        for job, making in [pair for pair in self._running if pair[0].future.cancelled()]:
+        for job, progress in [pair for pair in self._running if pair[0].future.cancelled()]:
             self._running = [pair for pair in self._running if pair[0] is not job]
-            self.worker.remove(making)
+            self.generator.remove(progress)
             self._ended("cancelled", time.monotonic() - job.came)
         with self._lock:
             gone = [job for job in self._waiting if job.future.cancelled()]
@@ -156,25 +137,25 @@ class TaskQueue(Generic[Work, Making]):
 
     def _begin(self) -> None:
         with self._lock:
-            coming = [self._waiting.popleft() for _ in range(min(self.worker.room, len(self._waiting)))]
+            coming = [self._waiting.popleft() for _ in range(min(self.generator.room, len(self._waiting)))]
         if not coming:
             return
         try:
-            made = self.worker.add([job.work for job in coming])
+            made = self.generator.add([job.work for job in coming])
         except Exception as error:
             for job in coming:  # those that run are failed by whoever catches it
                 self._end(job, FaultError(error))
             raise
         self._running += zip(coming, made, strict=True)
 
-    def _end(self, job: Job[Work], result: object) -> None:
+    def _end(self, job: QueuedJob[Work], result: object) -> None:
         seconds = time.monotonic() - job.came
         try:
             if isinstance(result, Exception):
                 job.future.set_exception(result)
             else:
                 job.future.set_result(result)
-        except InvalidStateError:  # given up in this very moment
+        except InvalidStateError:  # cancelled at this moment
             self._ended("cancelled", seconds)
             return
         self._pace += 0.1 * (seconds - self._pace)

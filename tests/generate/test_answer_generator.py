@@ -14,7 +14,7 @@ from decoder_kinds import KINDS, every_kind
 from tiny_emu3 import SIZE
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.answering import Answering, answer_requests
+from unidecouple.generate.answer_generator import AnswerGenerator, generate_answers
 from unidecouple.generate.jobs import AnswerJob
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
@@ -40,9 +40,12 @@ def test_greedy_answers_are_the_plain_loops(
     expected = answer(model, builder, list(pictures), QUESTIONS, 8, routing="label")
     if "per_group_attention" in kind:
         with pytest.raises(ValueError, match="plain loops"):
-            Answering(model, builder)
+            AnswerGenerator(model, builder)
         return
-    assert answer_requests(Answering(model, builder, most=3, length=96), requests_of(builder, pictures)) == expected
+    assert (
+        generate_answers(AnswerGenerator(model, builder, max_batch_size=3, max_length=96), requests_of(builder, pictures))
+        == expected
+    )
     assert len(set(expected)) > 1
 
 
@@ -51,7 +54,7 @@ def test_emu3s_answers_are_the_plain_loops(emu3_base: Path) -> None:
     builder = SequenceBuilder(processor)
     pictures = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
     expected = answer(model, builder, list(pictures), QUESTIONS, 8)
-    assert answer_requests(Answering(model, builder, length=128), requests_of(builder, pictures)) == expected
+    assert generate_answers(AnswerGenerator(model, builder, max_length=128), requests_of(builder, pictures)) == expected
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[4]], ids=str)
@@ -64,12 +67,12 @@ def test_neighbours_do_not_notice_who_comes_and_goes(
     wanted.append(AnswerJob([builder.tokenizer.bos_token_id], (), 3, SamplingParams(), (9,)))
     alone = []
     for request in wanted:
-        one = Answering(model, builder, most=1, length=96)
+        one = AnswerGenerator(model, builder, max_batch_size=1, max_length=96)
         [made] = one.add([request])
         while one.answers:
             one.step()
         alone.append(made.tokens)
-    answering = Answering(model, builder, most=3, length=96)
+    answering = AnswerGenerator(model, builder, max_batch_size=3, max_length=96)
     first = answering.add(wanted[:2])
     answering.step()
     third = answering.add(wanted[2:3])[0]
@@ -81,14 +84,14 @@ def test_neighbours_do_not_notice_who_comes_and_goes(
     assert first[0].tokens == alone[0][:2]
     assert [one.tokens for one in (first[1], third, late)] == [alone[1], alone[2], alone[4]]
     assert answering.text(third) == builder.tokenizer.decode(third.tokens, skip_special_tokens=True)
-    with pytest.raises(ValueError, match="not being given"):
+    with pytest.raises(ValueError, match="not being generated"):
         answering.remove(first[0])
 
 
 def test_the_eos_ends_an_answer_and_is_not_in_it(make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray) -> None:
     model = make_model()
     request = requests_of(builder, pictures)[0]
-    answering = Answering(model, builder, length=96)
+    answering = AnswerGenerator(model, builder, max_length=96)
     [cut] = answering.add([request])
     while answering.answers:
         answering.step()
@@ -105,11 +108,11 @@ def test_the_eos_ends_an_answer_and_is_not_in_it(make_model: MakeModel, builder:
 
 
 def test_refusals(make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray) -> None:
-    answering = Answering(make_model(), builder, most=1, length=100)
+    answering = AnswerGenerator(make_model(), builder, max_batch_size=1, max_length=100)
     request = requests_of(builder, pictures)[0]
     with pytest.raises(ValueError, match="16 image placeholders for 0 pictures"):
         answering.add([AnswerJob(request.prompt_ids, ())])
-    with pytest.raises(ValueError, match="2 answers are more than the 1"):
+    with pytest.raises(ValueError, match="2 answers do not fit, there is room for 1"):
         answering.add([request, request])
     with pytest.raises(ValueError, match="for 100 tokens each"):
         answering.add([AnswerJob(request.prompt_ids, request.pictures, 90)])
@@ -122,12 +125,12 @@ def test_a_stop_string_ends_an_answer_and_nobody_elses(
     """Its step is its last, and frees its place; the text goes up to the string, the tokens to its end."""
     model, random = make_model(), SamplingParams(temperature=100.0)
     free = requests_of(builder, pictures, sampling=random, seed=(3,))
-    expected = answer_requests(Answering(model, builder, length=96), free)
+    expected = generate_answers(AnswerGenerator(model, builder, max_length=96), free)
     words = expected[0].split()
     stop = f"{words[1][-1]} {words[2]}"
     stopped = [replace(free[0], stop=(stop, "never said")), *free[1:]]
-    answering = Answering(model, builder, length=96)
-    assert answer_requests(answering, stopped) == [expected[0][: expected[0].index(stop)], *expected[1:]]
+    answering = AnswerGenerator(model, builder, max_length=96)
+    assert generate_answers(answering, stopped) == [expected[0][: expected[0].index(stop)], *expected[1:]]
     [made] = answering.add(stopped[:1])
     assert [answering.step() for _ in range(3)] == [[], [], [made]]
-    assert (made.ended, answering.text(made), answering.room) == (True, " ".join(words[:3]), answering.most)
+    assert (made.ended, answering.text(made), answering.room) == (True, " ".join(words[:3]), answering.max_batch_size)

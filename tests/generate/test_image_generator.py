@@ -16,8 +16,8 @@ from decoder_kinds import KINDS, every_kind
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.generate.drawing import Drawing, Picture, draw_orders
 from unidecouple.generate.image import draw_tokens
+from unidecouple.generate.image_generator import ImageGenerator, ImageProgress, generate_image_tokens
 from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad
@@ -64,9 +64,11 @@ def test_whole_pictures_are_the_plain_loops(make_model: MakeModel, builder: Sequ
     expected = torch.stack([plainly(model, builder, order) for order in orders])
     if APART in kind:
         with pytest.raises(ValueError, match=r"per_group_attention='group'.*plain loops"):
-            Drawing(model, builder)
+            ImageGenerator(model, builder)
         return
-    found = draw_orders(Drawing(model, builder, most=3, prompt_length=40), orders)  # fewer at a time than there are
+    found = generate_image_tokens(
+        ImageGenerator(model, builder, max_batch_size=3, max_prompt_length=40), orders
+    )  # fewer at a time than there are
     assert torch.equal(found, expected)
     assert len({tuple(row) for row in found.tolist()}) == len(orders)
 
@@ -86,7 +88,7 @@ def test_greedy_pictures_equal_transformers(
         setattr(plain.generation_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     theirs = plain.generate(input_ids=ids, attention_mask=mask, generation_mode="image", guidance_scale=guidance, do_sample=False)
     orders = [ImageJob.of(builder, prompt, (0,), SamplingParams(guidance_scale=guidance, temperature=0.0)) for prompt in PROMPTS]
-    assert torch.equal(draw_orders(Drawing(model, builder), orders), theirs)
+    assert torch.equal(generate_image_tokens(ImageGenerator(model, builder), orders), theirs)
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[4]], ids=str)
@@ -94,26 +96,26 @@ def test_neighbours_do_not_notice_who_comes_and_goes(make_model: MakeModel, buil
     """Pictures join at different steps, one is cancelled in the middle, and its slot is taken by the next."""
     model, orders = make_model(**kind), mixed_orders(builder)
     expected = [plainly(model, builder, order) for order in orders]
-    drawing, found, given, step = Drawing(model, builder, most=4, prompt_length=40), {}, {}, 0
+    drawing, found, given, step = ImageGenerator(model, builder, max_batch_size=4, max_prompt_length=40), {}, {}, 0
     waiting = list(range(len(orders)))
-    cancelled: Picture | None = None
-    while waiting or drawing.pictures:
+    cancelled: ImageProgress | None = None
+    while waiting or drawing.images:
         if waiting and drawing.room and step % 3 == 0:
             number = waiting.pop(0)
             given[number] = drawing.add([orders[number]])[0]
         if step == 7:
             cancelled = given.pop(1)
-            assert torch.equal(drawing.tokens(cancelled), expected[1][: cancelled.drawn])  # of a growing picture
+            assert torch.equal(drawing.partial(cancelled), expected[1][: cancelled.count])  # of a growing picture
             drawing.remove(cancelled)
         for picture in drawing.step():
             number = next(n for n, one in given.items() if one is picture)
-            found[number] = drawing.tokens(picture)
+            found[number] = picture.tokens
         step += 1
     assert sorted(found) == [0, *range(2, 8)]
     assert all(torch.equal(tokens, expected[number]) for number, tokens in found.items())
     assert drawing.room == 4
     assert cancelled is not None
-    with pytest.raises(ValueError, match="not being drawn"):
+    with pytest.raises(ValueError, match="not being generated"):
         drawing.remove(cancelled)
 
 
@@ -134,13 +136,13 @@ def test_rows_that_end(emu3_base: Path, enliven: Any, kind: dict[str, Any]) -> N
         for prompt, away in (("a red cat", None), ("dog", "no blue"))
     ]
     expected = [plainly(model, builder, order) for order in orders]
-    drawing = Drawing(model, builder, most=2)
+    drawing = ImageGenerator(model, builder, max_batch_size=2)
     first = drawing.add(orders[:1])[0]
     for _ in range(2):
         drawing.step()
     second, done = drawing.add(orders[1:])[0], []
-    while drawing.pictures:
-        done += [(picture, drawing.tokens(picture)) for picture in drawing.step()]
+    while drawing.images:
+        done += [(picture, picture.tokens) for picture in drawing.step()]
     assert [picture for picture, _ in done] == [first, second]
     assert all(torch.equal(tokens, wanted) for (_, tokens), wanted in zip(done, expected, strict=True))
 
@@ -151,13 +153,13 @@ def test_two_groups_in_one_drawing_are_refused(emu3_base: Path) -> None:
     text = raw["text_config"] | {"per_group_layers": [0], "per_group_norm": True, "group_by": "image_out"}
     model = type(dense)(type(dense.config)(**raw | {"text_config": text}))
     with pytest.raises(ValueError, match=r"group_by='image_out'.*plain loop"):
-        Drawing(model, SequenceBuilder(processor))
+        ImageGenerator(model, SequenceBuilder(processor))
 
 
 def test_what_there_is_no_room_for(make_model: MakeModel, builder: SequenceBuilder) -> None:
     model = make_model()
-    drawing = Drawing(model, builder, most=1, prompt_length=12)
-    with pytest.raises(ValueError, match="2 pictures are more than the 1"):
+    drawing = ImageGenerator(model, builder, max_batch_size=1, max_prompt_length=12)
+    with pytest.raises(ValueError, match="2 images do not fit, there is room for 1"):
         drawing.add([ImageJob.of(builder, "a cow", (0,))] * 2)
     with pytest.raises(ValueError, match="shorten the prompt"):
         drawing.add([ImageJob.of(builder, "a cow " * 30, (0,))])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from unidecouple.generate.in_turn import in_turn
+from unidecouple.generate.generator import generate_all
 
 
 @dataclass
@@ -47,13 +47,13 @@ class Shop:
 )
 def test_each_joins_as_another_leaves(wanted: list[int], order: list[int], log: list[int]) -> None:
     shop = Shop()
-    assert [number for number, _ in in_turn(shop, wanted)] == order
+    assert [number for number, _ in generate_all(shop, wanted)] == order
     assert shop.log == log
 
 
 def test_what_is_done_is_given_before_others_come() -> None:
     """A picture's tokens are its own until the next ``add`` alone."""
     shop = Shop()
-    for _, job in in_turn(shop, [1, 2, 1, 1]):
+    for _, job in generate_all(shop, [1, 2, 1, 1]):
         assert job not in shop.jobs
         assert len(shop.jobs) < 2

@@ -1,0 +1,46 @@
+"""The interface of what generates many results at a time, each joining and leaving between two steps (continuous batching)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, Self, TypeVar
+
+Job_contra = TypeVar("Job_contra", contravariant=True)
+Progress = TypeVar("Progress")
+
+
+class Generator(Protocol[Job_contra, Progress]):
+    """Generates answers or images; what is being generated is named by the object that ``add`` returned for it."""
+
+    @property
+    def room(self) -> int:
+        """How many jobs can be added now."""
+        ...
+
+    def add(self, jobs: Sequence[Job_contra], /) -> list[Progress]:
+        """Start all of ``jobs``, at most ``room``, in order."""
+        ...
+
+    def step(self) -> list[Progress]:
+        """Generate one token of each. Returns those that are done."""
+        ...
+
+    def remove(self, progress: Progress, /) -> None:
+        """Stop one before it is done."""
+        ...
+
+    def renew(self) -> Self:
+        """Return an empty generator with the same weights and sizes."""
+        ...
+
+
+def generate_all(generator: Generator[Job_contra, Progress], jobs: Sequence[Job_contra]) -> Iterator[tuple[int, Progress]]:
+    """Run all of ``jobs``, each as soon as there is room. Yields each with its number when it is done."""
+    waiting, numbers = list(enumerate(jobs)), dict[int, int]()
+    while waiting or numbers:
+        coming, waiting = waiting[: generator.room], waiting[generator.room :]
+        if coming:
+            added = generator.add([job for _, job in coming])
+            numbers |= {id(progress): number for (number, _), progress in zip(coming, added, strict=True)}
+        for progress in generator.step():
+            yield numbers.pop(id(progress)), progress

@@ -59,10 +59,6 @@ class AblationCost:
     cost: float
     error: float | None
 
-    def to_json(self) -> dict[str, float | str | None]:
-        """As a JSON object."""
-        return asdict(self)
-
 
 @torch.no_grad()
 def ablations(
@@ -180,7 +176,7 @@ def measure(subject: ProbeInput, progress: Progress) -> Measured:
     if not costs:
         return Skipped("the model is dense and no layer is untied: it has no experts and no sets of weights to take away")
     absent = _not_taken_away(subject.model.config.text_config)
-    return {"batches": subject.batches, "intact": intact, "costs": [cost.to_json() for cost in costs], "not_measured": absent}
+    return {"batches": subject.batches, "intact": intact, "costs": [asdict(cost) for cost in costs], "not_measured": absent}
 
 
 def _not_taken_away(text: UniLlamaConfig) -> list[str]:

@@ -61,11 +61,11 @@ folder = Path(sys.argv[1])
 Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "a.png")
 rows = [{"image": "a.png", "letter": letter} for letter in "ABCD"]
 (folder / "letters.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
-(quiz,) = open_benchmarks(["letters"], BenchmarkOptions(folder))
-report = quiz.score(dict(zip([query.id for query in quiz.queries], ["A", "b.", "D", ""], strict=True)))
+(benchmark,) = open_benchmarks(["letters"], BenchmarkOptions(folder))
+report = benchmark.score(dict(zip([query.id for query in benchmark.queries], ["A", "b.", "D", ""], strict=True)))
 print([(row.metric, row.value, row.floor) for row in report.scores], metric_named("letters").title)
-(quiz,) = open_benchmarks(["letters"], BenchmarkOptions(folder, limit=2))
-assert len(quiz.queries) == 2
+(benchmark,) = open_benchmarks(["letters"], BenchmarkOptions(folder, limit=2))
+assert len(benchmark.queries) == 2
 """
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from unidecouple.files import atomic_directory, sha256_tree, write_text_atomic
+from unidecouple.files import atomic_directory, sha256_tree, write_json_atomic, write_text_atomic
 from unidecouple.generate.album import save_picture
 from unidecouple.ownership import MARKER, check_directory, check_file, foreign
 
@@ -160,6 +162,21 @@ class TestFiles:
         for path in (tmp_path, tmp_path / "pipe", tmp_path / "link", Path(os.devnull)):
             with pytest.raises(ValueError, match="is no regular file"):
                 check_file(path)
+
+    @pytest.mark.parametrize(
+        ("content", "ours"),
+        [
+            ({"step": 0, "checkpoint": "unified", "data": "world", "scores": []}, True),
+            ({"step": 400, "wall_seconds": 1.0, "scores": []}, False),
+            ({"meta": {"name": "a", "created": "2026", "command": "unidecouple report a b --output c"}, "rows": []}, True),
+            ({"meta": {"name": "a", "created": "2026", "command": "unidecouple compare a.yaml"}, "rows": []}, False),
+            ({"meta": {}, "rows": []}, False),
+        ],
+    )
+    def test_scores_of_runs_and_results_of_comparisons_stay(self, tmp_path: Path, content: dict[str, Any], ours: bool) -> None:
+        write_json_atomic(tmp_path / "a.json", content)
+        with contextlib.nullcontext() if ours else pytest.raises(ValueError, match="did not write it"):
+            check_file(tmp_path / "a.json")
 
     def test_pages_pictures_and_diagnoses_of_ours_are_replaced(self, tmp_path: Path) -> None:
         picture = Image.new("RGB", (8, 8))

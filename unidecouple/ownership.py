@@ -22,6 +22,8 @@ MARKER = ".unidecouple"
 _HEAD = 2048
 _SIGNATURES = re.compile(
     rb'<meta name="generator" content="unidecouple">|<title>[^<\n]* \xc2\xb7 UniDecouple report</title>'  # pages; the 2nd: 0.1.0
+    rb'|\A\{\n "step": \d+,\n "checkpoint": '  # scores.json of an evaluation, not of a run
+    rb'|\A\{\n "meta": \{\n  "name": [^\n]*,\n  "created": [^\n]*,\n  "command": "unidecouple report'  # not of `compare`
     rb"|\A<!-- unidecouple -->\n|\A## [^\n]*\n\n\| \| seeds \||\A\| claim \| source \| where \|"  # tables; the 2nd and 3rd: 0.2.0
     rb"|tEXtunidecouple\0"  # a picture's settings, see generate/album.py
     rb'|\A\{\n "generator": "unidecouple",\n|\A\{\n "name": "[^\n]*",\n "checkpoint": "'  # diagnosis.json; the 2nd: 0.1.0

@@ -89,3 +89,13 @@ def test_scores_of_an_evaluation_are_those_of_its_cards(tmp_path: Path) -> None:
     assert path is not None
     content = json.loads(path.read_text())
     assert content == {"step": 7, "checkpoint": "runs/a/checkpoint-7", "data": "world", "scores": [row]}
+
+
+def test_results_of_a_comparison_are_not_replaced(folders: list[Path], tmp_path: Path) -> None:
+    first = gather(folders, tmp_path / "page")
+    assert gather(folders, tmp_path / "page") == first, "its own earlier results are"
+    grid = json.loads(first.read_text())
+    grid["meta"]["command"] = "unidecouple compare demo.yaml"
+    first.write_text(json.dumps(grid, indent=1))
+    with pytest.raises(ValueError, match=r"results\.json was not written by `unidecouple report`: choose another --output"):
+        gather(folders, tmp_path / "page")

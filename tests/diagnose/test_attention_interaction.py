@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_mean_and_error_by_hand(make_model: MakeModel, joint_batch: JointBatch) 
         assert rows[layer].error == pytest.approx(abs(a - b) / 3**0.5 / 3**0.5)  # std of (a, b, b) is |a - b| / sqrt(3)
         assert rows[2 + layer].intensity == pytest.approx(float(drawn[layer]))
         assert rows[2 + layer].error == pytest.approx(0.0, abs=1e-7), "a batch of dropped prompts counts for nothing"
-    assert rows[0].to_json().keys() == {"layer", "task", "intensity", "error"}
+    assert asdict(rows[0]).keys() == {"layer", "task", "intensity", "error"}
     assert not torch.is_grad_enabled() or all(p.grad is None for p in model.parameters())
 
 

@@ -20,7 +20,7 @@ def test_official_prompts_need_a_detector(tmp_path: Path) -> None:
     assert isinstance(benchmark, GenerationBenchmark)
     assert (len(benchmark.metadata), list(benchmark.files)) == (12, ["prompts/evaluation_metadata.jsonl"])
     with pytest.raises(ValueError, match="no judge of images comes with geneval"):
-        benchmark.judged([])
+        benchmark.score_images([])
     rows = [
         {
             "filename": f"x/{number:05d}/samples/0000.png",

@@ -28,11 +28,13 @@ def test_the_first_four_letters_decide(answer: str, label: str) -> None:
 
 
 def test_scores_by_hand(tmp_path: Path) -> None:
-    quiz = open_files(write_mme(tmp_path / "MME_Benchmark_release_version").parent)
-    assert [query.id for query in quiz.queries] == [f"{s}/{p}/{n}" for s in ("existence", "artwork") for p in "12" for n in "12"]
-    answers = {query.id: "Yes" if query.id.endswith("/1") else "No" for query in quiz.queries}
+    benchmark = open_files(write_mme(tmp_path / "MME_Benchmark_release_version").parent)
+    assert [query.id for query in benchmark.queries] == [
+        f"{s}/{p}/{n}" for s in ("existence", "artwork") for p in "12" for n in "12"
+    ]
+    answers = {query.id: "Yes" if query.id.endswith("/1") else "No" for query in benchmark.queries}
     answers |= {"artwork/1/1": "maybe", "artwork/2/2": "yes"}
-    report = quiz.score(answers)
+    report = benchmark.score(answers)
     rows = {row.metric: row for row in report.scores}
     assert (rows["score/existence"].value, rows["score/artwork"].value, rows["perception"].value) == (200.0, 50.0, 250.0)
     assert (rows["perception"].ceiling, rows["perception"].floor) == (400.0, 150.0)
@@ -42,8 +44,8 @@ def test_scores_by_hand(tmp_path: Path) -> None:
 
 
 def test_always_yes_gets_what_its_row_says(tmp_path: Path) -> None:
-    quiz = open_files(write_mme(tmp_path))
-    rows = {row.metric: row.value for row in quiz.score({query.id: "yes" for query in quiz.queries}).scores}
+    benchmark = open_files(write_mme(tmp_path))
+    rows = {row.metric: row.value for row in benchmark.score({query.id: "yes" for query in benchmark.queries}).scores}
     assert rows["perception"] == rows["perception/always yes"] == 100.0
 
 
@@ -52,9 +54,9 @@ def test_a_limit_keeps_pairs_whole(tmp_path: Path) -> None:
 
 
 def test_answers_are_written_as_calculation_py_reads_them(tmp_path: Path) -> None:
-    quiz = open_files(write_mme(tmp_path / "data"))
-    assert quiz.export is not None
-    quiz.export({query.id: "Yes,\n\tof course" for query in quiz.queries}, tmp_path)
+    benchmark = open_files(write_mme(tmp_path / "data"))
+    assert benchmark.export is not None
+    benchmark.export({query.id: "Yes,\n\tof course" for query in benchmark.queries}, tmp_path)
     lines = (tmp_path / "artwork.txt").read_text().splitlines()
     assert lines[0].split("\t") == ["1", "Is this artwork? Please answer yes or no.", "Yes", "Yes, of course"]
     assert len(lines) == 4

@@ -32,21 +32,21 @@ def as_datasets(folder: Path) -> None:
 @pytest.mark.parametrize("write", [as_parquet, as_datasets])
 def test_rows_become_the_official_prompts(tmp_path: Path, write: Callable[[Path], None]) -> None:
     write(tmp_path / "mmmu")
-    quiz = open_files(tmp_path)
-    texts = {query.id: query.text for query in quiz.queries}
+    benchmark = open_files(tmp_path)
+    texts = {query.id: query.text for query in benchmark.queries}
     assert list(texts) == ["validation_Art_1", "validation_Art_2", "validation_Public_Health_1"]
     ending = "Answer with the option's letter from the given choices directly."
     assert texts["validation_Art_1"] == f"What is <image 1>?\n\n(A) a cat\n(B) a dog\n\n{ending}"
     assert texts["validation_Public_Health_1"] == "What is <image 1>?\n\nAnswer the question using a single word or phrase."
-    assert quiz.queries[0].picture == ImageBytes(png(1))
+    assert benchmark.queries[0].picture == ImageBytes(png(1))
     assert len(open_files(tmp_path, limit=1).queries) == 2
 
 
 def test_scores_by_hand_with_failures_wrong_and_guessed(tmp_path: Path) -> None:
     as_parquet(tmp_path)
-    quiz = open_files(tmp_path)
+    benchmark = open_files(tmp_path)
     said = {"validation_Art_1": "(B)", "validation_Art_2": "no idea", "validation_Public_Health_1": "it is 12.50"}
-    report = quiz.score(said)
+    report = benchmark.score(said)
     rows = {row.metric: row for row in report.scores}
     assert rows["accuracy"].value == pytest.approx(2 / 3)
     assert rows["accuracy"].floor == pytest.approx((1 / 2 + 1 / 4) / 3)
@@ -58,9 +58,11 @@ def test_scores_by_hand_with_failures_wrong_and_guessed(tmp_path: Path) -> None:
 
 def test_the_official_answer_files(tmp_path: Path) -> None:
     as_parquet(tmp_path / "data")
-    quiz = open_files(tmp_path / "data")
-    assert quiz.export is not None
-    quiz.export({"validation_Art_1": "It is (B)", "validation_Art_2": "?", "validation_Public_Health_1": "12.5"}, tmp_path / "out")
+    benchmark = open_files(tmp_path / "data")
+    assert benchmark.export is not None
+    benchmark.export(
+        {"validation_Art_1": "It is (B)", "validation_Art_2": "?", "validation_Public_Health_1": "12.5"}, tmp_path / "out"
+    )
     total = json.loads((tmp_path / "out" / "total_val_output.json").read_text())
     assert total == {"validation_Art_1": "B", "validation_Art_2": "?", "validation_Public_Health_1": "12.5"}
     rows = json.loads((tmp_path / "out" / "Art" / "output.json").read_text())

@@ -41,7 +41,9 @@ def test_asked_by_text_a_model_gets_the_same_words_and_no_picture(judged: EvalMo
     pq.write_table(pa.Table.from_pylist(MMMU["Art"]), tmp_path / "mmmu" / "validation-0.parquet")
     for name, write in (("pope", write_pope), ("mme", write_mme), ("vqa", write_vqav2)):
         write(tmp_path / name)
-    queries = [q for quiz in open_benchmarks(["pope", "mmmu", "mme", "vqa"], BenchmarkOptions(tmp_path)) for q in quiz.queries]
+    queries = [
+        q for benchmark in open_benchmarks(["pope", "mmmu", "mme", "vqa"], BenchmarkOptions(tmp_path)) for q in benchmark.queries
+    ]
     given: list[dict[str, Any]] = []
     hook = judged.model.register_forward_pre_hook(lambda module, args, inputs: given.append(inputs), with_kwargs=True)
     with hook:

@@ -30,16 +30,16 @@ def write(folder: Path, name: str, *rows: object) -> Path:
 @pytest.mark.parametrize("value", ["no", "No", "NO", "no ", "\tNo.\n", "false", "False", "FALSE", False, 0, 0.0, "0"])
 def test_every_spelling_of_no_scores_as_no(tmp_path: Path, value: object) -> None:
     assert yes_no(value) == "no"
-    quiz = pope_files.open_files(write(tmp_path, "coco_pope_random.json", POPE | {"label": value}), "official")
-    rows = {row.metric: row.value for row in quiz.score({"a.png Is there a cow?": "No"}).scores}
+    benchmark = pope_files.open_files(write(tmp_path, "coco_pope_random.json", POPE | {"label": value}), "official")
+    rows = {row.metric: row.value for row in benchmark.score({"a.png Is there a cow?": "No"}).scores}
     assert (rows["accuracy"], rows["accuracy/always yes"]) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("value", ["yes", "Yes.", " YES", "true", True, 1, 1.0, "1"])
 def test_every_spelling_of_yes_scores_as_yes(tmp_path: Path, value: object) -> None:
     assert yes_no(value) == "yes"
-    quiz = pope_files.open_files(write(tmp_path, "coco_pope_random.json", POPE | {"label": value}), "official")
-    assert {row.metric: row.value for row in quiz.score({"a.png Is there a cow?": "yes"}).scores}["recall"] == 1.0
+    benchmark = pope_files.open_files(write(tmp_path, "coco_pope_random.json", POPE | {"label": value}), "official")
+    assert {row.metric: row.value for row in benchmark.score({"a.png Is there a cow?": "yes"}).scores}["recall"] == 1.0
 
 
 @pytest.mark.parametrize("value", ["maybe", "", "n", "nope", 2, -1, 0.5, None, [], {}, "yes, no", "unknown"])
@@ -73,10 +73,10 @@ def test_contradicting_labels_of_one_question_are_refused(tmp_path: Path) -> Non
 )
 def test_answers_in_every_usual_form(tmp_path: Path, given: dict[str, Any], gold: tuple[str, ...]) -> None:
     row = {key: value for key, value in (QUESTION | given).items() if key in given or key != "answer"}
-    quiz = vqa_files.open_files(write(tmp_path, "vqa.jsonl", row), "exact")
+    benchmark = vqa_files.open_files(write(tmp_path, "vqa.jsonl", row), "exact")
     for answer in gold:
-        assert quiz.score({"0": answer}).scores[0].value == 1.0
-    assert quiz.score({"0": "seven"}).scores[0].value == 0.0
+        assert benchmark.score({"0": answer}).scores[0].value == 1.0
+    assert benchmark.score({"0": "seven"}).scores[0].value == 0.0
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_rows_of_mmmu_that_cannot_be_scored(tmp_path: Path, changed: dict[str, A
 def test_labels_of_mme_in_every_usual_form(tmp_path: Path) -> None:
     write_mme(tmp_path)
     (tmp_path / "existence" / "1.txt").write_bytes(b"\xef\xbb\xbfIs it\xe2\x80\xa8?\tYES.\r\nIs it not?\t no \r\n\r\n")
-    quiz = mme.open_files(tmp_path)
-    assert quiz.queries[0].text == "Is it\u2028?"
-    rows = {row.metric: row.value for row in quiz.score({query.id: "yes" for query in quiz.queries}).scores}
+    benchmark = mme.open_files(tmp_path)
+    assert benchmark.queries[0].text == "Is it\u2028?"
+    rows = {row.metric: row.value for row in benchmark.score({query.id: "yes" for query in benchmark.queries}).scores}
     assert rows["accuracy/existence"] == 0.5
 
 

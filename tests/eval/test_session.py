@@ -56,41 +56,41 @@ class Dead(Yes):
         raise AssertionError
 
 
-def answered(session: EvalSession, quiz: QABenchmark, model: Any) -> None:
-    session.run(quiz, model)
+def answered(session: EvalSession, benchmark: QABenchmark, model: Any) -> None:
+    session.run(benchmark, model)
 
 
 @pytest.fixture
-def quiz(tmp_path: Path) -> QABenchmark:
+def benchmark(tmp_path: Path) -> QABenchmark:
     return open_files(write_pope(tmp_path / "data"), "official")
 
 
-def test_changed_pictures_are_not_continued(tmp_path: Path, quiz: QABenchmark) -> None:
+def test_changed_pictures_are_not_continued(tmp_path: Path, benchmark: QABenchmark) -> None:
     session = EvalSession(tmp_path / "out", SETUP)
-    answered(session, quiz, Yes())
+    answered(session, benchmark, Yes())
     picture = tmp_path / "data" / "val2014" / "a.jpg"
     before = picture.read_bytes()
     picture.write_bytes(before + b"x")
     with pytest.raises(ValueError, match="pictures_sha256"):
-        answered(session, quiz, Dead())
+        answered(session, benchmark, Dead())
     picture.write_bytes(before)
-    answered(session, quiz, Dead())
+    answered(session, benchmark, Dead())
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"a": 1}', "null", "{"])
-def test_damaged_settings_are_named(tmp_path: Path, quiz: QABenchmark, content: str) -> None:
+def test_damaged_settings_are_named(tmp_path: Path, benchmark: QABenchmark, content: str) -> None:
     session = EvalSession(tmp_path / "out", SETUP)
-    answered(session, quiz, Yes())
+    answered(session, benchmark, Yes())
     (tmp_path / "out" / "pope" / "settings.json").write_text(content)
-    for work in (lambda: answered(session, quiz, Yes()), lambda: session.score(quiz)):
+    for work in (lambda: answered(session, benchmark, Yes()), lambda: session.score(benchmark)):
         with pytest.raises(ValueError, match=r"settings\.json is damaged"):
             work()
 
 
-def test_answers_cards_and_official_files(tmp_path: Path, quiz: QABenchmark) -> None:
+def test_answers_cards_and_official_files(tmp_path: Path, benchmark: QABenchmark) -> None:
     session = EvalSession(tmp_path / "out", SETUP, blind=BLIND)
-    answered(session, quiz, Yes())
-    report = session.score(quiz)
+    answered(session, benchmark, Yes())
+    report = session.score(benchmark)
     assert report is not None
     values = {row.metric: row.value for row in report.scores}
     assert (values["accuracy"], values["yes_ratio"]) == (0.5, 1.0)
@@ -102,7 +102,7 @@ def test_answers_cards_and_official_files(tmp_path: Path, quiz: QABenchmark) -> 
     assert (folder / "official" / "pope_popular.jsonl").is_file()
     card = json.loads((folder / "card.json").read_text())
     assert card["weights"] == {"model.safetensors": "ab"}
-    assert card["files"] == dict(quiz.files)
+    assert card["files"] == dict(benchmark.files)
     assert set(card["versions"]) == {"python", *PACKAGES}
     assert (card["judge"], card["dtype"], card["device"], card["failures"]) == ("official", "float32", "cpu", {"unparsed": 0})
     assert card["settings"]["questions"] == 4
@@ -116,19 +116,19 @@ def test_answers_cards_and_official_files(tmp_path: Path, quiz: QABenchmark) -> 
     assert card["settings"]["questions_sha256"] in page
 
 
-def test_each_way_of_asking_blindly_is_one_s_own_choice(tmp_path: Path, quiz: QABenchmark) -> None:
+def test_each_way_of_asking_blindly_is_one_s_own_choice(tmp_path: Path, benchmark: QABenchmark) -> None:
     for way, told, silent in (("text", "(no picture)", "(grey picture)"), ("grey", "(grey picture)", "(no picture)")):
         session = EvalSession(tmp_path / way, SETUP, blind=(way,))  # type: ignore[arg-type]
-        answered(session, quiz, Yes())
-        report = session.score(quiz)
+        answered(session, benchmark, Yes())
+        report = session.score(benchmark)
         assert report is not None
         metrics = [row.metric for row in report.scores]
         assert any(told in metric for metric in metrics)
         assert not any(silent in metric for metric in metrics)
 
 
-def test_scoring_again_needs_no_model_and_may_read_otherwise(tmp_path: Path, quiz: QABenchmark) -> None:
-    answered(EvalSession(tmp_path / "out", SETUP), quiz, Yes())
+def test_scoring_again_needs_no_model_and_may_read_otherwise(tmp_path: Path, benchmark: QABenchmark) -> None:
+    answered(EvalSession(tmp_path / "out", SETUP), benchmark, Yes())
     bare = EvalSession(tmp_path / "out", EvalSetup("runs/x", {}, {}, "float32", "cpu"))
     strict = open_files(tmp_path / "data", "exact")
     report = bare.score(strict)
@@ -146,20 +146,20 @@ def test_scoring_again_needs_no_model_and_may_read_otherwise(tmp_path: Path, qui
         ({"dtype": "bfloat16"}, "dtype float32, not bfloat16"),
     ],
 )
-def test_another_model_or_setting_is_refused(tmp_path: Path, quiz: QABenchmark, change: dict[str, Any], said: str) -> None:
-    answered(EvalSession(tmp_path / "out", SETUP), quiz, Yes())
+def test_another_model_or_setting_is_refused(tmp_path: Path, benchmark: QABenchmark, change: dict[str, Any], said: str) -> None:
+    answered(EvalSession(tmp_path / "out", SETUP), benchmark, Yes())
     with pytest.raises(ValueError, match=said):
-        answered(EvalSession(tmp_path / "out", dataclasses.replace(SETUP, **change)), quiz, Dead())
+        answered(EvalSession(tmp_path / "out", dataclasses.replace(SETUP, **change)), benchmark, Dead())
     moved = dataclasses.replace(SETUP, checkpoint="elsewhere", device="cuda:0")
-    answered(EvalSession(tmp_path / "out", moved), quiz, Dead())  # nothing left to ask
+    answered(EvalSession(tmp_path / "out", moved), benchmark, Dead())  # nothing left to ask
 
 
-def test_other_questions_are_refused(tmp_path: Path, quiz: QABenchmark) -> None:
-    answered(EvalSession(tmp_path / "out", SETUP), quiz, Yes())
+def test_other_questions_are_refused(tmp_path: Path, benchmark: QABenchmark) -> None:
+    answered(EvalSession(tmp_path / "out", SETUP), benchmark, Yes())
     with pytest.raises(ValueError, match="questions 4, not 1"):
         EvalSession(tmp_path / "out", SETUP).score(open_files(tmp_path / "data", "official", limit=1))
     with pytest.raises(ValueError, match="holds nothing to score"):
-        EvalSession(tmp_path / "new", SETUP).score(quiz)
+        EvalSession(tmp_path / "new", SETUP).score(benchmark)
 
 
 def test_drawn_pictures_are_part_of_what_is_asked(tmp_path: Path) -> None:

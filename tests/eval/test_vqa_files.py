@@ -19,13 +19,13 @@ PLAIN = [
 
 
 def test_vqav2(tmp_path: Path) -> None:
-    quiz = open_files(write_vqav2(tmp_path), "vqav2")
-    assert [query.text for query in quiz.queries] == ["How many?" + ONE_WORD, "What is it?" + ONE_WORD]
-    assert len(quiz.files) == 2
-    rows = {row.metric: row.value for row in quiz.score({"70": "Two", "71": "dog"}).scores}
+    benchmark = open_files(write_vqav2(tmp_path), "vqav2")
+    assert [query.text for query in benchmark.queries] == ["How many?" + ONE_WORD, "What is it?" + ONE_WORD]
+    assert len(benchmark.files) == 2
+    rows = {row.metric: row.value for row in benchmark.score({"70": "Two", "71": "dog"}).scores}
     assert (rows["accuracy/number"], rows["accuracy/other"], rows["accuracy"]) == (1.0, 0.0, 0.5)
-    assert quiz.export is not None
-    quiz.export({"70": "2", "71": "x"}, tmp_path)
+    assert benchmark.export is not None
+    benchmark.export({"70": "2", "71": "x"}, tmp_path)
     results = json.loads((tmp_path / "vqa_results.json").read_text())
     assert results == [{"question_id": 70, "answer": "2"}, {"question_id": 71, "answer": "x"}]
 
@@ -33,8 +33,8 @@ def test_vqav2(tmp_path: Path) -> None:
 def test_plain_lines_by_exact_match(tmp_path: Path) -> None:
     write_pictures(tmp_path / "images", "a.png", "b.png")
     write_jsonl(tmp_path / "vqa.jsonl", PLAIN)
-    quiz = open_files(tmp_path, "exact")
-    report = quiz.score({"0": "a cat", "1": "Dark red", "2": ""})
+    benchmark = open_files(tmp_path, "exact")
+    report = benchmark.score({"0": "a cat", "1": "Dark red", "2": ""})
     rows = {row.metric: row for row in report.scores}
     assert rows["accuracy"].value == pytest.approx(2 / 3)
     assert (rows["accuracy/color"].value, rows["accuracy/color"].floor) == (0.5, 0.5)  # "red" is as frequent as any

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from unidecouple.diagnose.attention_interaction import InteractionCurves, LayerInteraction, _half_widths, interaction_figure
-from unidecouple.report.logs import read_interaction
+from unidecouple.diagnose.attention_interaction import (
+    InteractionCurves,
+    LayerInteraction,
+    _half_widths,
+    interaction_figure,
+    interaction_of,
+)
+from unidecouple.report.logs import read_measured
 
 
 def written(folder: Path, correlation: float | None = -0.5, tasks: tuple[str, ...] = ("mmu", "t2i")) -> Path:
@@ -19,15 +25,15 @@ def written(folder: Path, correlation: float | None = -0.5, tasks: tuple[str, ..
 
 
 def test_what_a_run_wrote_is_read(tmp_path: Path) -> None:
-    assert read_interaction(tmp_path / "interaction.json") is None
-    found = read_interaction(written(tmp_path))
+    assert read_measured(tmp_path / "interaction.json", interaction_of) is None
+    found = read_measured(written(tmp_path), interaction_of)
     assert found is not None
     assert (found.step, found.correlation, [*found.curves]) == (400, -0.5, ["mmu", "t2i"])
     assert found.curves["t2i"][2] == LayerInteraction(2, "t2i", pytest.approx(0.3), 0.01)
 
 
 def test_both_tasks_are_drawn_and_their_correlation_said(tmp_path: Path) -> None:
-    found = read_interaction(written(tmp_path))
+    found = read_measured(written(tmp_path), interaction_of)
     plot = interaction_figure("a", "dense joint", [found])
     assert "correlation of the two tasks' curves over layers is \u22120.50;" in plot.caption
     assert plot.alt.startswith("dense joint: share of attention")
@@ -38,7 +44,7 @@ def test_both_tasks_are_drawn_and_their_correlation_said(tmp_path: Path) -> None
 
 
 def test_of_one_task_there_is_one_curve(tmp_path: Path) -> None:
-    plot = interaction_figure("a", "x", [read_interaction(written(tmp_path, None, ("t2i",)))])
+    plot = interaction_figure("a", "x", [read_measured(written(tmp_path, None, ("t2i",)), interaction_of)])
     assert plot.caption == "There are not two curves to compare."
     assert "answers at the image" not in plot.svg
     assert interaction_figure("a", "x", [InteractionCurves(0, {}, None)]) is None

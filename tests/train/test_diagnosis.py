@@ -11,9 +11,9 @@ from small_runs import Run
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.diagnose.attention_interaction import attention_interaction
+from unidecouple.diagnose.attention_interaction import attention_interaction, interaction_of
 from unidecouple.diagnose.probe import BATCH
-from unidecouple.report.logs import read_interaction
+from unidecouple.report.logs import read_measured
 from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.world.batches import world_batches
@@ -22,7 +22,7 @@ from unidecouple.world.batches import world_batches
 def test_curves_of_the_trained_model(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
     config = replace(small_run, max_steps=1, diagnose=True)
     assert run(config, tmp_path)
-    found = read_interaction(tmp_path / "interaction.json")
+    found = read_measured(tmp_path / "interaction.json", interaction_of)
     assert found is not None
     assert (found.step, found.correlation) == (1, None), "two layers have no correlation"
     model, processor = load(str(all_checkpoints(tmp_path)[-1]))

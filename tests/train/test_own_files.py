@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from own_data import asked, flat, write_jsonl, write_pictures
 from small_runs import Run
 from unidecouple import config as configs
+from unidecouple.convert.load import load
 from unidecouple.data.bad_records import BadDataError
 from unidecouple.data.settings import Files, Source
 from unidecouple.run import RunConfig
@@ -55,6 +57,10 @@ def test_held_out_scores_by_task(own: RunConfig, run: Run, tmp_path: Path) -> No
     assert all(row["value"] < 0 for row in rows)
     assert rows[-2]["value"] > rows[0]["value"]
     assert scores(tmp_path / "run") == [(row["benchmark"], row["value"]) for row in rows[-2:]]
+    config = load(str(own.model_name_or_path))[0].config
+    guesses = [-math.log(config.text_config.vocab_size), -math.log(config.vq_config.num_embeddings)]
+    written = json.loads((tmp_path / "run" / "scores.json").read_text())["scores"]
+    assert [(row["floor"], row["ceiling"]) for row in written] == [(guess, 0.0) for guess in guesses]
 
 
 def test_resumed_and_cut_runs_are_the_unbroken_one(own: RunConfig, run: Run, tmp_path: Path) -> None:

@@ -31,14 +31,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Score a model on benchmarks: answers and images are written as they come, then scored; a rerun continues."""
     from unidecouple.eval.answering import WorkShare
     from unidecouple.eval.benchmark import GenerationBenchmark
-    from unidecouple.eval.scores_file import write_scores
+    from unidecouple.eval.scores_file import SCORES, write_scores
     from unidecouple.eval.session import EvalSession
     from unidecouple.eval.suite import open_benchmarks
+    from unidecouple.ownership import check_file
     from unidecouple.train.launch import processes
 
     if arguments.score_only and arguments.blind is not None:
         raise ValueError("--score-only asks nothing, so --blind has no effect: leave one out")
     existing(arguments.detections, "--detections")
+    check_file(arguments.output / SCORES)
     opened = open_benchmarks(arguments.benchmarks.split(","), _options(arguments))
     with processes(arguments.device, bf16=False, kind="ddp") as place:
         model, setup = _model(arguments, place)

@@ -1,4 +1,4 @@
-"""What a variant costs, computed from its shapes by ``plan``: parameters, those a token meets, FLOPs a token."""
+"""What a variant costs, computed from its shapes by ``plan``: parameters, those active for a token, FLOPs per token."""
 
 from __future__ import annotations
 

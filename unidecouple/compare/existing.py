@@ -13,6 +13,7 @@ from typing import Any
 from unidecouple import config as configs
 from unidecouple.compare.readings import readings
 from unidecouple.files import write_json_atomic
+from unidecouple.ownership import check_file
 from unidecouple.report.results import RESULTS, START
 from unidecouple.run import RunConfig
 from unidecouple.train.run_folder import RESULT, RUN
@@ -26,7 +27,7 @@ def gather(folders: Sequence[Path], output: Path, control: str = "", command: st
     """Write ``output/results.json`` from the ``scores.json`` of ``folders``, which runs and ``unidecouple eval`` leave.
 
     Args:
-        folders: each becomes a variant of its own name; ``NAME/seed0`` and ``NAME/seed1`` are two seeds of NAME, paired by seed
+        folders: each becomes a variant named after it; ``NAME/seed0`` and ``NAME/seed1`` are two seeds of NAME, paired by seed
             with those of others. One called "start" is the base that changes are measured from.
         output: folder of the results; made where it is missing.
         control: name of the variant that others are compared with; the first if it is empty.
@@ -36,13 +37,18 @@ def gather(folders: Sequence[Path], output: Path, control: str = "", command: st
         Path of the results.
 
     Raises:
-        ValueError: a folder has no scores, two have one name and seed, or ``control`` is none of them.
+        ValueError: a folder has no scores, two have one name and seed, or ``control`` is none of them; or ``output`` holds the
+            results of a comparison, which cannot be replaced by these.
     """
     found: dict[tuple[str, int], Path] = {}
     for folder in folders:
         place = _place(folder)
         if (other := found.setdefault(place, folder)) != folder:
             raise ValueError(f"{other} and {folder} are both variant {place[0]!r}, seed {place[1]}: rename one of them")
+    try:
+        check_file(output / RESULTS)
+    except ValueError as error:
+        raise ValueError(f"{output / RESULTS} was not written by `unidecouple report`: choose another --output") from error
     names = [name for name in dict.fromkeys(name for name, _ in found) if name != START]
     if control and control not in names:
         raise ValueError(f"--control {control!r} is none of the folders' variants: {', '.join(map(repr, names))}")
@@ -61,7 +67,7 @@ def gather(folders: Sequence[Path], output: Path, control: str = "", command: st
     meta = {
         "name": output.resolve().name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": command or "unidecouple report",
         "control": control,
         "focus": next((name for name in names if name != control), ""),
         "data": "world" if data == {"world"} else "files",

@@ -16,7 +16,7 @@ class Merge:
     """What is merged, and how.
 
     Attributes:
-        of: names of variants of the same grid, as a rule one a task. Their runs of the same scenario, rate and seed are merged;
+        of: names of variants of the same grid, usually one per task. Their runs of the same scenario, rate and seed are merged;
             they are trained once, whether or not they have rows of their own.
         method: see ``methods/merging``. A method that learns sees the scenario's training data again, without its loss.
     """

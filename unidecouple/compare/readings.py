@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from unidecouple.batch import TASK_KEYS
+from unidecouple.diagnose.attention_interaction import interaction_of
+from unidecouple.diagnose.gradient_conflict import conflict_of
 from unidecouple.diagnose.routing import RoutingLayer, routing_of
 from unidecouple.report import logs
 
@@ -20,8 +22,8 @@ FROM_ONE_TASK = "from_one_task"
 def readings(folder: Path) -> list[dict[str, Any]]:
     """Rows (step, benchmark, metric, value) of the run in ``folder``; those of which it kept no log are left out.
 
-    - every validation score, as metric "accuracy/val" and the like, at each step but 0, and at these steps "loss", nats a token of
-      each task in training ("mmu"), mean since the step logged before;
+    - every validation score, as metric "accuracy/val" and the like, at each step but 0, and at these steps "loss", nats per
+      token of each task in training ("mmu"), mean since the step logged before;
     - "interaction": intensity of each task and layer ("mmu/0", eq. 1 of AIA, arXiv 2511.22663), and the curves' "correlation";
     - "routing": mean over the layers of each token's entropy over the experts of its group, 1 where it could go to any
       ("token_entropy/mmu"), and that of the experts' load, at the first and the last step logged;
@@ -77,7 +79,7 @@ def _losses(folder: Path) -> Iterator[tuple[int, str, str, float]]:
 
 
 def _interaction(folder: Path) -> Iterator[tuple[int, str, str, float]]:
-    found = logs.read_interaction(folder / logs.INTERACTION)
+    found = logs.read_measured(folder / logs.INTERACTION, interaction_of)
     if found is None:
         return
     for task, points in found.curves.items():
@@ -103,7 +105,7 @@ def _entropies(layer: RoutingLayer, name: str) -> Mapping[str, Any]:
 
 
 def _conflict(folder: Path) -> Iterator[tuple[int, str, str, float]]:
-    found = logs.read_conflict(folder / logs.CONFLICT)
+    found = logs.read_measured(folder / logs.CONFLICT, conflict_of)
     if found is None or found.step is None or not found.matrices:
         return
     for metric, values in {

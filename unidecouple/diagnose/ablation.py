@@ -41,7 +41,7 @@ _LEAST_COST = 0.02  # nats per token; smaller costs are not blown up to full col
 
 @dataclass(frozen=True)
 class AblationCost:
-    """What a task pays for doing without a part.
+    """Rise of a task's loss without a part.
 
     Attributes:
         part: "shared expert"; "mmu group" and the like (``GROUP_NAMES``), whose tokens the other group's router and experts then
@@ -49,7 +49,7 @@ class AblationCost:
             which one does; or "e3" (expert 3 of all), whose tokens then get nothing from it.
         layer: where, None for all layers at once.
         task: key of the task.
-        cost: mean loss without minus with, in nats a target token, over the same batches.
+        cost: mean loss without minus with, in nats per target token, over the same batches.
         error: its standard error over batches; None of one batch.
     """
 
@@ -58,10 +58,6 @@ class AblationCost:
     task: str
     cost: float
     error: float | None
-
-    def to_json(self) -> dict[str, float | str | None]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 @torch.no_grad()
@@ -180,7 +176,7 @@ def measure(subject: ProbeInput, progress: Progress) -> Measured:
     if not costs:
         return Skipped("the model is dense and no layer is untied: it has no experts and no sets of weights to take away")
     absent = _not_taken_away(subject.model.config.text_config)
-    return {"batches": subject.batches, "intact": intact, "costs": [cost.to_json() for cost in costs], "not_measured": absent}
+    return {"batches": subject.batches, "intact": intact, "costs": [asdict(cost) for cost in costs], "not_measured": absent}
 
 
 def _not_taken_away(text: UniLlamaConfig) -> list[str]:
@@ -196,7 +192,7 @@ def draw(measured: Any) -> Drawn:
 
 
 def ablation_map(name: str, costs: Sequence[Mapping[str, Any]]) -> Plot:
-    """Cost of every part by layer, one panel a task; ``costs`` as ``measure`` gives them."""
+    """Cost of every part by layer, one panel per task; ``costs`` as ``measure`` gives them."""
     parts = list(dict.fromkeys(cost["part"] for cost in costs))
     layers = sorted({cost["layer"] for cost in costs if cost["layer"] is not None})
     tasks = [task for task in TASK_KEYS if any(cost["task"] == task for cost in costs)]

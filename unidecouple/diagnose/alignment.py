@@ -49,10 +49,6 @@ class DepthAlignment:
     apart: float
     together: float
 
-    def to_json(self) -> dict[str, float | str]:
-        """As a JSON object."""
-        return asdict(self)
-
 
 def mutual_knn(a: Tensor, b: Tensor, k: int) -> float:
     """Mean share of the k nearest neighbours (cosine, itself left out) that an item has in both ``a`` and ``b``.
@@ -192,7 +188,7 @@ def measure(subject: ProbeInput, progress: Progress) -> Measured:
             "pairs": pairs,
             "neighbours": k,
             "chance": chance(pairs, k),
-            "depths": [depth.to_json() for depth in depths],
+            "depths": [asdict(depth) for depth in depths],
         }
     return (
         {"tasks": found}

@@ -45,10 +45,6 @@ class LayerInteraction:
     intensity: float
     error: float
 
-    def to_json(self) -> dict[str, float | str]:
-        """As a JSON object."""
-        return asdict(self)
-
 
 @torch.no_grad()
 def attention_interaction(
@@ -95,7 +91,7 @@ def measure(subject: ProbeInput, progress: Progress) -> Measured:
     )
     if not rows:
         return Skipped("no sample shows both a picture and words about it")
-    return {"step": subject.step, "correlation": depth_correlation(rows), "rows": [row.to_json() for row in rows]}
+    return {"step": subject.step, "correlation": depth_correlation(rows), "rows": [asdict(row) for row in rows]}
 
 
 def draw(measured: Any) -> Drawn:

@@ -21,7 +21,7 @@ from unidecouple.batch import JointBatch, Task
 from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped, task_names
 from unidecouple.figures.estimates import SeedEstimate, estimate
 from unidecouple.figures.grids import draw_grid, label_grid, name_room
-from unidecouple.figures.style import DARK, LIGHT, WIDTH, Plot, canvas, to_svg
+from unidecouple.figures.style import WIDTH, Plot, canvas, to_svg
 from unidecouple.figures.wording import decimal
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.sharing import common_rows
@@ -64,10 +64,6 @@ class Conflict:
     floor: float
     floor_std: float
     norm_ratio: float
-
-    def to_json(self) -> dict[str, float | str]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 def gradient_conflict(model: UnifiedModel, batch_of: BatchOf, batches: int = 8) -> list[Conflict]:
@@ -160,7 +156,7 @@ def measure(subject: ProbeInput, progress: Progress) -> Measured:
     rows = gradient_conflict(model, batch_of, total // 2)
     if not rows:
         return Skipped("the tasks share no weight matrix of the decoder")
-    measured = {"step": subject.step, "pairs": total, "rows": [row.to_json() for row in rows]}
+    measured = {"step": subject.step, "pairs": total, "rows": [asdict(row) for row in rows]}
     few = f"{records[fewest]} records of {fewest.key} are few, so the cosines are noisy: give {wanted * BATCH} or more with --data"
     return measured | ({"few": few} if records[fewest] < wanted * BATCH else {})
 
@@ -237,7 +233,9 @@ def conflict_map(name: str, title: str, seeds: Sequence[ConflictLog], limit: flo
     figure, axes = canvas(WIDTH, 1.1 + 0.34 * len(layers) + name_room(parts, len(grids)), 1, len(grids))
     marked = {(layers.index(matrix.layer), parts.index(matrix.part)) for matrix, differs in found if differs}
     for axis, (panel, grid) in zip(axes, grids.items(), strict=True):
-        draw_grid(axis, grid, limit, marked=marked if panel.startswith("Tasks") else ())
+        dots = marked if panel.startswith("Tasks") else set()
+        texts = {at: decimal(value, 2) + " •" * (at in dots) for at, value in np.ndenumerate(grid) if not np.isnan(value)}
+        draw_grid(axis, grid, limit, texts=texts)
         label_grid(axis, panel, parts, [f"layer {layer}" for layer in layers], len(grids))
     below = sum(differs and matrix.cosine < matrix.floor for matrix, differs in found)
     across, within = (float(np.mean([getattr(matrix, name) for matrix in matrices])) for name in ("cosine", "floor"))
@@ -264,12 +262,8 @@ def ratio_map(name: str, title: str, log: ConflictLog) -> Plot | None:
     grid = _grid([(matrix, matrix.norm_ratio) for matrix in log.matrices], layers, parts)
     figure, axes = canvas(WIDTH, 1.1 + 0.34 * len(layers))
     limit = max(1.0, float(np.nanmax(np.abs(np.log2(grid)))))
-    axes[0].pcolormesh(np.log2(grid), cmap="PuOr_r", vmin=-limit, vmax=limit)
-    for (row, column), value in np.ndenumerate(grid):
-        if not np.isnan(value):
-            color = LIGHT if abs(np.log2(value)) > 0.6 * limit else DARK
-            text = f"{value:.2g}" if value < 10 else f"{value:.0f}"
-            axes[0].text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=color)
+    texts = {at: f"{value:.2g}" if value < 10 else f"{value:.0f}" for at, value in np.ndenumerate(grid) if not np.isnan(value)}
+    draw_grid(axes[0], np.log2(grid), limit, "PuOr_r", texts)
     label_grid(axes[0], "Gradient norm, generation over understanding", parts, [f"layer {layer}" for layer in layers], 1)
     typical = float(np.nanmedian(grid))
     larger = "generation's" if typical > 1 else "understanding's"
@@ -299,6 +293,6 @@ PROBE: Final = Probe(
     "Cells with a dot whose difference is red, above all where the cosine itself is below zero: a step for one task "
     "undoes the other's. Where one gradient is many times larger, it decides where shared weights go; then change mmu_coeff "
     "and t2i_coeff before anything else. In experts that both tasks may use, a cosine near zero may also mean that each has "
-    "found experts of its own: see where tokens go.",
+    "found experts of its own: see where tokens are routed.",
     "Uni-X, arXiv 2509.24365; UniDecouple, arXiv 2506.03591",
 )

@@ -41,7 +41,7 @@ class RequestView:
         groups: their names, in order; ("all",) where there is one.
         label: (T,) int64 group by each token's label; None where there is one group.
         modality: (T,) int64 ``Modality`` of each token.
-        learned: one entry a layer with routing, as the model decides; empty for a dense model.
+        learned: one entry per layer with routing, as the model decides; empty for a dense model.
         labelled: the same by label; None where the model has no task router, so that there is only one way to go.
         interaction: (layers,) float32 of the decoder, the share of attention given to the other modality; None where the
             request shows only one.

@@ -54,7 +54,7 @@ def count_routing(joint: JointBatch, routing: Sequence[Sequence[Routing]], sizes
 
     Args:
         joint: the batches.
-        routing: for each, one ``Routing`` a mixture.
+        routing: for each, one ``Routing`` per mixture.
         sizes: experts in each group.
 
     Returns:
@@ -87,7 +87,7 @@ def router_hits(joint: JointBatch, routing: Sequence[Sequence[Routing]]) -> Tens
 
 
 def routing_rows(counts: Tensor, layers: Sequence[int], sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """``counts`` of ``count_routing`` as one JSON object a mixture; tasks without tokens are left out of each mapping.
+    """``counts`` of ``count_routing`` as one JSON object per mixture; tasks without tokens are left out of each mapping.
 
     Returns:
         Of each: ``layer``; ``sizes`` of its groups; by task key ``group_share`` and ``expert_share`` (each sums to one),

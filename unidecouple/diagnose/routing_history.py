@@ -82,7 +82,7 @@ def _own_group(layer: RoutingLayer, task: str) -> float | None:
 
 
 def _curves(found: Sequence[tuple[int, Sequence[RoutingLayer]]], value: Value, task: str) -> list[Curve]:
-    """One curve a layer, of the steps that have a value."""
+    """One curve per layer, of the steps that have a value."""
     curves: dict[int, Curve] = {}
     for step, layers in found:
         for layer in layers:

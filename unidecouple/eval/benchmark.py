@@ -135,7 +135,7 @@ class GenerationBenchmark:
     read_detections: Callable[[Path], BenchmarkResult] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
 
-    def judged(self, images: Images) -> BenchmarkResult:
+    def score_images(self, images: Images) -> BenchmarkResult:
         """The result of ``images``.
 
         Raises:
@@ -169,7 +169,7 @@ def evaluate(benchmark: AnyBenchmark, model: ScoredModel, batch_size: int = 256)
         ValueError: no judge comes with the benchmark.
     """
     if isinstance(benchmark, GenerationBenchmark):
-        return benchmark.judged(generate(model, benchmark))
+        return benchmark.score_images(generate(model, benchmark))
     answers: dict[str, str] = {}
     for start in range(0, len(benchmark.queries), batch_size):
         answers |= ask(model.ask, benchmark.queries[start : start + batch_size])

@@ -1,6 +1,6 @@
-"""Score cards: beside every score all that it depends on, as JSON for programs and as a page for people.
+"""Score cards: every score with all that it depends on, as JSON and as a Markdown page.
 
-Who cannot reproduce a score compares two cards and sees what differs.
+To find why a score is not reproduced, compare two cards.
 """
 
 from __future__ import annotations

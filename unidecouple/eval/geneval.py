@@ -73,7 +73,7 @@ def summarize(verdicts: Sequence[ImageVerdict]) -> dict[str, float]:
 
 
 def judge_image(detections: Sequence[Detection], metadata: Metadata, color: Callable[[Box], str]) -> tuple[bool, str]:
-    """The official rules for one image: whether it is correct, and the reasons why not, one a line.
+    """The official rules for one image: whether it is correct, and the reasons why not, one per line.
 
     Args:
         detections: of any confidence and order.

@@ -1,6 +1,6 @@
 """GenEval's 553 prompts, made anew: the published ``evaluation_metadata.jsonl`` byte for byte (``PUBLISHED_SHA256``).
 
-The official ``create_prompts.py`` (djghosh13/geneval, MIT) draws 100 samples a tag (every class once for single objects) from one
+The official ``create_prompts.py`` (djghosh13/geneval, MIT) draws 100 samples per tag (every class once for single objects) from one
 ``numpy.random.default_rng(43)`` and drops repeated ones. What must agree is the order of the draws, which each function says.
 Odd plurals ("four benchs", "two knifes") are the published ones.
 """

@@ -1,4 +1,4 @@
-"""MME (arXiv 2306.13394) from its release folder: a folder a subtask, two questions a picture, one yes and one no.
+"""MME (arXiv 2306.13394) from its release folder: one folder per subtask, two questions per image, one yes and one no.
 
 Scored as the official ``calculation.py``: a subtask's score is 100 times the share of right answers plus 100 times the share of
 pictures with both right (accuracy+), at most 200, and Perception and Cognition are the sums of their subtasks. An answer is the
@@ -116,7 +116,7 @@ def _read(path: Path, subtask: str) -> list[MmeQuestion]:
 
 
 def _one_line(answer: str) -> str:
-    """White space of any kind and length becomes one space: the official file has an answer a line, fields parted by tabs."""
+    """White space of any kind and length becomes one space: the official file has one answer per line, fields separated by tabs."""
     return " ".join(answer.split())
 
 
@@ -125,7 +125,7 @@ def _there(folder: Path, name: str) -> bool:
 
 
 def _export(lines: Sequence[MmeQuestion], answers: Answers, folder: Path) -> None:
-    """A file a subtask as ``calculation.py`` reads them: picture, question, gold, answer; answers on one line."""
+    """One file per subtask, as ``calculation.py`` reads them: picture, question, gold, answer; answers on one line."""
     for subtask in dict.fromkeys(line.subtask for line in lines):
         rows = [
             "\t".join((line.image, line.text, line.label.capitalize(), _one_line(answers[line.id])))

@@ -1,6 +1,6 @@
 """MMMU's validation set (arXiv 2311.16502) from parquet files or ``save_to_disk`` folders, with both ways to treat failures.
 
-A question is put as the official ``configs/llava1.5.yaml`` does. Where an answer names no option, the official parser guesses
+Questions are worded as in the official ``configs/llava1.5.yaml``. Where an answer names no option, the official parser guesses
 (seed 42); "accuracy" counts such answers as wrong, "accuracy/official" lets a seeded guess stand, and both come with their number.
 As in the official runner a question is shown its first picture; those with several are counted.
 """

@@ -74,7 +74,7 @@ class EvalModel:
         return int(self.model.config.text_config.max_position_embeddings)
 
     def ask(self, queries: Sequence[Query]) -> list[str]:
-        """Greedy answers, one a query; a picture that cannot be read raises ``ValueError``."""
+        """Greedy answers, one per query; an image that cannot be read raises ``ValueError``."""
         return self._answer([self._see(query) for query in queries], queries)
 
     def ask_grey(self, queries: Sequence[Query]) -> list[str]:

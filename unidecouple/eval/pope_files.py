@@ -106,7 +106,7 @@ def _first(lines: Sequence[PopeQuestion], limit: int | None) -> list[PopeQuestio
 
 
 def _export(lines: Sequence[PopeQuestion], answers: Answers, folder: Path) -> None:
-    """A file a split as ``evaluate.py`` reads it: {"question", "answer"}, in the order of the labels."""
+    """One file per split, as ``evaluate.py`` reads it: {"question", "answer"}, in the order of the labels."""
     for split in dict.fromkeys(line.split for line in lines):
         said = [{"question": line.text, "answer": answers[line.id]} for line in lines if line.split == split]
         write_text_atomic(folder / f"pope_{split}.jsonl", "".join(json.dumps(row) + "\n" for row in said))

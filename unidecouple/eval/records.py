@@ -115,7 +115,7 @@ def yes_no(value: object) -> YesNo | None:
 
 
 def read_records(path: Path, needed: Sequence[str] = ()) -> list[BenchmarkRecord]:
-    """Return the objects of ``path``: one a line, blank lines skipped, or the items of one JSON array.
+    """Return the objects of ``path``: one per line, blank lines skipped, or the items of one JSON array.
 
     Raises:
         ValueError: there are none; one is no JSON object, or lacks one of the keys ``needed``.

@@ -43,7 +43,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Mean of ``values`` (one a seed) with Student's t interval; of equal values it is theirs, to the bit.
+    """Mean of ``values`` (one per seed) with Student's t interval; of equal values it is theirs, to the bit.
 
     Raises:
         ValueError: fewer than two values, or ``level`` outside (0, 1).
@@ -82,7 +82,7 @@ def seeds_to_exclude_zero(found: Interval, most: int = 100) -> int | None:
 
 
 def paired_t(differences: Sequence[float]) -> float | None:
-    """Two-sided p of Student's paired t test that the mean of ``differences`` (one a seed) is zero.
+    """Two-sided p of Student's paired t test that the mean of ``differences`` (one per seed) is zero.
 
     Differences that are all equal, up to rounding, have no spread to judge by: p is 1 if they are zero, else None.
 

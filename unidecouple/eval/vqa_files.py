@@ -124,7 +124,7 @@ def _vqav2(path: Path) -> list[tuple[VqaQuestion, str]]:
 
 
 def _people(row: BenchmarkRecord) -> tuple[str, ...]:
-    """What each of VQAv2's people said; nothing is an answer there."""
+    """The answer of each of VQAv2's annotators; an empty one counts."""
     said = [one.get("answer") if isinstance(one, dict) else None for one in row.listed("answers")]
     if not all(isinstance(one, str) for one in said):
         row.fail("'answers' must be a list of objects with a text 'answer'")

@@ -39,7 +39,7 @@ class SeedEstimate:
 
 
 def estimate(values: Sequence[float]) -> SeedEstimate:
-    """Mean of ``values``, one a seed (at least one), with Student's t interval where there are two or more."""
+    """Mean of ``values``, one per seed (at least one), with Student's t interval where there are two or more."""
     if len(values) == 1:
         return SeedEstimate(values[0], None, 1)
     interval = mean_interval(values)

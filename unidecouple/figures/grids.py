@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unidecouple.figures.style import DARK, LIGHT, name_panel
+from unidecouple.figures.style import DARK, LIGHT, MUTED, name_panel
 from unidecouple.figures.wording import decimal
 
 if TYPE_CHECKING:
@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 _LETTERS = 150  # of columns' names, from one side of the page to the other
 
 
-def draw_grid(axis: Axes, grid: np.ndarray, limit: float, colors: str = "RdBu", marked: Collection[tuple[int, int]] = ()) -> None:
-    """Draw (rows, columns) cells coloured from ``-limit`` to ``limit``, with their values and a dot where ``marked``.
+def draw_grid(
+    axis: Axes, grid: np.ndarray, limit: float, colors: str = "RdBu", texts: Mapping[tuple[int, int], str] | None = None
+) -> None:
+    """Draw (rows, columns) cells coloured from ``-limit`` to ``limit`` with their ``texts``, else their values.
 
-    Sequential ``colors`` run from 0. NaN is an empty cell.
+    Sequential "Blues" run from 0. NaN is an empty cell.
     """
-    axis.pcolormesh(grid, cmap=colors, vmin=-limit if colors.startswith("RdBu") else 0, vmax=limit)
-    for (row, column), value in np.ndenumerate(grid):
-        if not np.isnan(value):
-            text = decimal(value, 2) + (" •" if (row, column) in marked else "")
-            color = LIGHT if abs(value) > 0.6 * limit else DARK
-            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=color)
+    axis.pcolormesh(grid, cmap=colors, vmin=0 if colors == "Blues" else -limit, vmax=limit)
+    for place, value in np.ndenumerate(grid):
+        missing = np.isnan(value)
+        text = "" if missing and texts is None else decimal(value, 2) if texts is None else texts.get(place, "")
+        color = MUTED if missing else LIGHT if abs(value) > 0.6 * limit else DARK
+        axis.text(place[1] + 0.5, place[0] + 0.5, text, ha="center", va="center", fontsize=8, color=color)
 
 
 def name_room(names: Sequence[str], panels: int) -> float:

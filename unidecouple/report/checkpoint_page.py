@@ -111,7 +111,7 @@ def _facts(content: dict[str, Any]) -> Sequence[str]:
     size = content["parameters"]
     facts = [content["structure"], f"{content['layers']} layers, {size / 1e6:,.1f} M parameters"]
     facts += [f"step {content['step']}"] if content["step"] is not None else []
-    return [*facts, f"{content['batches']} batches a task", f"data: {content['data']}"]
+    return [*facts, f"{content['batches']} batches per task", f"data: {content['data']}"]
 
 
 def _progress(say: Say) -> Callable[[str, int, int], None]:

@@ -13,7 +13,7 @@ from unidecouple.report.results import START, Results, split_rate
 
 COST_COLUMNS = (
     ("Parameters", "active: understanding / generation"),
-    ("FLOPs a token", "of a training step; of drawing"),
+    ("FLOPs per token", "of a training step; of drawing"),
     ("A run", "CPU time; most memory"),
 )
 """(heading, what stands in its cells)."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unidecouple.diagnose.gradient_conflict import color_limit, conflict_map
-from unidecouple.diagnose.routing import draw_routing
+from unidecouple.diagnose.gradient_conflict import color_limit, conflict_map, conflict_of
+from unidecouple.diagnose.routing import draw_routing, routing_of
 from unidecouple.diagnose.routing_history import routing_history
 from unidecouple.figures.style import Plot, VariantStyle
 from unidecouple.figures.wording import counted, listed
@@ -54,7 +54,7 @@ def conflicts(results: Results, scenario: str) -> FigureGroup:
         (variant, file): found
         for variant in results.trained(scenario)
         for file in (logs.CONFLICT_START, logs.CONFLICT)
-        if (found := [c for run in _runs(results, scenario, variant) if (c := logs.read_conflict(run.folder / file))])
+        if (found := [c for run in _runs(results, scenario, variant) if (c := logs.read_measured(run.folder / file, conflict_of))])
     }
     limit = color_limit([log for found in measured.values() for log in found])
     plots = []
@@ -72,7 +72,7 @@ def routings(results: Results, scenario: str, look: Mapping[str, VariantStyle]) 
     plots = []
     for variant in results.trained(scenario):
         for run in _runs(results, scenario, variant):
-            layers = logs.read_routing(run.folder / logs.ROUTING)
+            layers = logs.read_measured(run.folder / logs.ROUTING, routing_of)
             heading = f"{results.title(variant)}, seed {run.seed}"
             plot = draw_routing(_name("routing", scenario, variant), heading, layers, look[variant]) if layers else None
             if plot:
@@ -86,7 +86,7 @@ def routings(results: Results, scenario: str, look: Mapping[str, VariantStyle]) 
 
 
 def fronts(results: Results, scenario: str, look: Mapping[str, VariantStyle]) -> FigureGroup:
-    """Understanding against generation, a figure a group of variants; none without several rates or several groups."""
+    """Understanding against generation, one figure per group of variants; none without several rates or several groups."""
     groups = results.groups(scenario)
     if len(groups) == 1 and not front_names(results, scenario):
         return FigureGroup((), ())

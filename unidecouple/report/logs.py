@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-from unidecouple.diagnose.attention_interaction import InteractionCurves, interaction_of
-from unidecouple.diagnose.gradient_conflict import ConflictLog, conflict_of
-from unidecouple.diagnose.routing import RoutingLayer, routing_of
+from typing import Any, TypeVar
 
 METRICS, SCORES, CONFLICT, ROUTING, SAMPLES = "metrics.jsonl", "scores.jsonl", "conflict.json", "routing.json", "samples.json"
 CONFLICT_START, ROUTING_LOG, INTERACTION = "conflict-start.json", "routing.jsonl", "interaction.json"
 
+T = TypeVar("T")
 Curve = dict[int, float]
 """Step -> value."""
 
@@ -58,22 +55,10 @@ def stage_starts(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
     return [(int(after["step"]), str(after["stage"])) for before, after in pairwise(records) if after["stage"] != before["stage"]]
 
 
-def read_conflict(path: Path) -> ConflictLog | None:
-    """``conflict.json``, without matrices that could not be measured; None if there is none."""
+def read_measured(path: Path, read: Callable[[Any], T]) -> T | None:
+    """What a probe measured, read by e.g. ``conflict_of``; None if the file is missing."""
     content = _object(path)
-    return None if content is None else conflict_of(content)
-
-
-def read_routing(path: Path) -> tuple[RoutingLayer, ...] | None:
-    """``routing.json``; None if there is none."""
-    content = _object(path)
-    return None if content is None else routing_of(content)
-
-
-def read_interaction(path: Path) -> InteractionCurves | None:
-    """``interaction.json``; None if there is none."""
-    content = _object(path)
-    return None if content is None else interaction_of(content)
+    return None if content is None else read(content)
 
 
 def read_samples(path: Path) -> tuple[JudgedSample, ...] | None:

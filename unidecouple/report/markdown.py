@@ -12,7 +12,7 @@ from unidecouple.report.results import Results
 
 
 def scores_table(results: Results, scenario: str) -> str:
-    """Names as in the recipe and scores at the last step, a line a variant: mean and standard deviation over seeds."""
+    """Names as in the recipe and scores at the last step, one line per variant: mean and standard deviation over seeds."""
     shown = results.metrics
     lines = [f"| | seeds | {' | '.join(metric.title for metric in shown)} |", "|---" * (2 + len(shown)) + "|"]
     for variant in results.variants(scenario):
@@ -36,7 +36,7 @@ def _number(value: float, unit: Unit) -> str:
 
 
 def claims_table(found: Sequence[ClaimResult]) -> str:
-    """The verdicts, a line a claim and scenario."""
+    """The verdicts, one line per claim and scenario."""
     lines = ["| claim | source | where | difference | seeds | here |", "|---|---|---|---|---|---|"]
     for one in found:
         words = f"{one.compared}: {', '.join(finding.text for finding in one.findings)}" if one.findings else ""

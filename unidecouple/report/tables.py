@@ -18,7 +18,7 @@ from unidecouple.report.significance import CorrectedDifference, compared, corre
 _COUNTS = ("unparsed",)
 """Metrics that are numbers of answers; all others are shares."""
 _BLIND = "blind"
-"""Ends the metric of an answerer that never looks at the picture, beside a benchmark's headline metric."""
+"""Ends the metric of a model that never sees the image, beside a benchmark's headline metric."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class HeadlineTable:
 
 @dataclass(frozen=True)
 class AreaTable:
-    """Fronts as one number: ``lines`` of (variant, points of its front, a cell a column); ``control`` as in ``HeadlineTable``."""
+    """Areas below fronts: ``lines`` of (variant, points of its front, one cell per column); ``control`` as in ``HeadlineTable``."""
 
     columns: tuple[str, ...]
     lines: tuple[tuple[str, str, tuple[ScoreCell | None, ...]], ...]
@@ -179,7 +179,7 @@ def _range(metric: Metric, values: Sequence[float | None]) -> str:
 
 
 def details(results: Results, scenario: str) -> tuple[DetailTable, ...]:
-    """One table a benchmark with every metric in it, as means and intervals over seeds."""
+    """One table per benchmark with every metric in it, as means and intervals over seeds."""
     variants = results.variants(scenario)
     columns = (*map(results.title, variants), "ceiling", "floor")
     found = dict.fromkeys((row.benchmark, row.metric) for row in results.rows if row.scenario == scenario)

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
 from unidecouple.eval.benchmark import Metric
 from unidecouple.figures.estimates import SeedEstimate, difference
-from unidecouple.figures.grids import bare
-from unidecouple.figures.style import DARK, LIGHT, MUTED, WIDTH, Plot, canvas, name_panel, to_svg
+from unidecouple.figures.grids import bare, draw_grid
+from unidecouple.figures.style import WIDTH, Plot, canvas, name_panel, to_svg
 from unidecouple.figures.wording import DASH, listed, signed, spread, unit_words
 from unidecouple.report.results import START, Results
 
@@ -74,11 +73,15 @@ def transfer_map(name: str, scenario: str, cells: list[TransferCell], title: Cal
         grid = np.full((len(variants), len(metrics)), np.nan)
         for (variant, metric), gap in found.items():
             grid[variants.index(variant), metrics.index(metric)] = metric.gain(gap.mean) / limits[metric.unit]
-        axis.pcolormesh(grid, cmap="RdBu", vmin=-1, vmax=1)
-        for row, variant in enumerate(variants):
-            for column, metric in enumerate(metrics):
-                _write(axis, (row, column), found.get((variant, metric)), metric, strong=abs(grid[row, column]) > 0.6)
-        _label(axis, panel, [_column(metric) for metric in metrics])
+        texts = {
+            (row, column): _text(found.get((variant, metric)), metric)
+            for row, variant in enumerate(variants)
+            for column, metric in enumerate(metrics)
+        }
+        draw_grid(axis, grid, 1, texts=texts)
+        name_panel(axis, panel)
+        axis.set_xticks(np.arange(len(metrics)) + 0.5, [_column(metric) for metric in metrics])
+        bare(axis)
     axes[0].set_yticks(np.arange(len(variants)) + 0.5, [title(variant) for variant in variants])
     axes[0].invert_yaxis()
     caption = _caption(cells, title)
@@ -89,10 +92,8 @@ def _column(metric: Metric) -> str:
     return f"{metric.title},\n{unit_words(metric.unit)}" if metric.unit == "nats" else metric.title
 
 
-def _write(axis: Axes, place: tuple[int, int], gap: SeedEstimate | None, metric: Metric, *, strong: bool) -> None:
-    text = DASH if gap is None else signed(gap.mean, metric.unit) + spread(gap, metric.unit)
-    color = MUTED if gap is None else LIGHT if strong else DARK
-    axis.text(place[1] + 0.5, place[0] + 0.5, text, ha="center", va="center", fontsize=8.5, color=color)
+def _text(gap: SeedEstimate | None, metric: Metric) -> str:
+    return DASH if gap is None else signed(gap.mean, metric.unit) + spread(gap, metric.unit)
 
 
 def _caption(cells: list[TransferCell], title: Callable[[str], str]) -> str:
@@ -116,9 +117,3 @@ def _caption(cells: list[TransferCell], title: Callable[[str], str]) -> str:
 
 def _falls(metric: Metric, gap: SeedEstimate) -> bool:
     return gap.is_shown and metric.gain(gap.mean) < 0
-
-
-def _label(axis: Axes, title: str, columns: list[str]) -> None:
-    name_panel(axis, title)
-    axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
-    bare(axis)

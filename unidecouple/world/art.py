@@ -1,4 +1,4 @@
-"""The world's classes drawn by another hand: a folder of emoji named by code point, for scores on a style never trained on.
+"""The synthetic classes in another style: a folder of emoji named by code point, for scores on a style never trained on.
 
 Any set of PNG files fits, such as npm's ``emoji-datasource-google`` (Noto, Apache-2.0; ``img/google/64``). They have their own
 colours, so each pixel takes the tone of the wanted colour's ramp that has its lightness rank, by the same thresholds as the
@@ -24,7 +24,7 @@ class Art:
     """Sprites from a folder of PNG files; called as ``sprites.sprite`` is.
 
     Args:
-        folder: with one file a class, ``1f404.png`` or ``1f3cd-fe0f.png``.
+        folder: with one file per class, ``1f404.png`` or ``1f3cd-fe0f.png``.
 
     Raises:
         ValueError: a class has no file.

@@ -43,7 +43,7 @@ def template_bounds(per_tag: int, seed: int) -> JudgeBounds:
 def judge_bounds(
     judge: Judge, prompts: Sequence[Prompt], seed: int = 0, num_images: int = 4, transform: Transform | None = None
 ) -> JudgeBounds:
-    """Ceiling and floor of ``judge``: ``num_images`` ground-truth renders a prompt, judged against it and against another.
+    """Ceiling and floor of ``judge``: ``num_images`` ground-truth renders per prompt, judged against it and against another.
 
     With ``transform`` (an image tokenizer and back) the ceiling is the most that any model with this tokenizer can reach.
 

@@ -58,7 +58,7 @@ class Scorer:
         asked = evaluate(pope_benchmark(size.pope_images, TEST_SEED, self.evaluation.parser), scored).scores
         asked += evaluate(vqa_benchmark(size.vqa_questions, TEST_SEED), scored).scores
         images = generate(scored, prompts)
-        result = prompts.judged(images)
+        result = prompts.score_images(images)
         _keep_samples(folder, result.verdicts, images)
         return [*asked, *result.scores]
 

@@ -1,8 +1,8 @@
-"""Verdicts from a file: what a detector, run elsewhere, saw in the pictures of a folder.
+"""Verdicts from a file: what a detector, run elsewhere, found in the images of a folder.
 
 Either the official ``results.jsonl`` of GenEval's ``evaluate_images.py`` (Mask2Former and CLIP on a GPU), whose verdicts stand as
 they are, while every prompt that names no colour is judged once more by our rules from the boxes in its "details". Or, from
-any other detector, a line a picture: {"filename": "00000/samples/0000.png", "detections": [{"class", "score", "box": [left, top,
+any other detector, one line per image: {"filename": "00000/samples/0000.png", "detections": [{"class", "score", "box": [left, top,
 right, bottom], "color"}]}, judged by our rules; "color" is needed where a prompt names one.
 """
 
@@ -32,7 +32,7 @@ class JudgedImages:
     """Verdicts of a file, in order of prompt and picture.
 
     Attributes:
-        verdicts: one a picture.
+        verdicts: one per image.
         judge: ``OFFICIAL`` or "detections".
         disagree: official verdicts that our rules, given the same boxes, do not share.
     """

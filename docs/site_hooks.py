@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+from typing import TYPE_CHECKING, Any
 
 from unidecouple.cli import _parser
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import File, Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -45,6 +46,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and the files of the repository that pages link to."""
+    from mkdocs.structure.files import File
+
     made = {site: (ROOT / source).read_text(encoding="utf-8") for source, site in PAGES.items()}
     made |= {"reference/cli.md": command_line(), f"{API}/index.md": _api_index()}
     made |= {f"{API}/{name}.md": _api_page(name, modules) for name, modules in _packages().items()}
@@ -172,6 +175,8 @@ def _site_path(target: Path) -> str:
 
 
 def _shown(target: Path, config: MkDocsConfig) -> File:
+    from mkdocs.structure.files import File
+
     site, name = _site_path(target), target.relative_to(ROOT).as_posix()
     if target.suffix in LANGUAGES:
         text = target.read_text(encoding="utf-8")

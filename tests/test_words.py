@@ -39,7 +39,11 @@ WORDS = {
     r"an? (?:update|pair|set|expert|model|branch|row|line|figure|column) a (?:task|token|group|layer|prompt|sample)": "… per …",
 }
 """Pattern of whole words, any case -> what to write."""
-_FOUND = {re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.IGNORECASE): better for words, better in WORDS.items()}
+_GAP = r"\s+(?:# )?"
+"""Between two words: also the end of a line, of a comment too."""
+_FOUND = {
+    re.compile(rf"(?<![\w-])(?:{words.replace(' ', _GAP)})(?![\w-])", re.IGNORECASE): better for words, better in WORDS.items()
+}
 _NOT_PROSE = re.compile(
     r"<!-- results/[^>]*-->\n\n(?:\|.*\n)+"  # a table that results/refresh.py writes
     r"|<!-- keys, written by docs/recipe_keys.py -->\n(?s:.*)"  # docstrings of the package
@@ -64,12 +68,12 @@ def prose(path: Path, text: str) -> str:
 
 
 def old_words(path: Path, text: str) -> list[str]:
-    """Lines of ``text`` with an old word, each with what to write."""
+    """Old words of ``text``, each with its line and what to write."""
+    text = prose(path, text)
     return [
-        f"{number}: {found[0]!r}: {better}"
-        for number, line in enumerate(prose(path, text).splitlines(), start=1)
+        f"{text.count(chr(10), 0, found.start()) + 1}: {found[0]!r}: {better}"
         for pattern, better in _FOUND.items()
-        for found in pattern.finditer(line)
+        for found in pattern.finditer(text)
     ]
 
 
@@ -83,6 +87,7 @@ def test_what_is_found_and_what_is_not() -> None:
     table = "<!-- results/field: claims -->\n\n| told |\n\n"
     text = f"The task is told.\n{table}`told` and [page](told.md): one LoRA pair per task.\n"
     assert old_words(page, text) == ["1: 'told': labelled, given as input, reported"]
+    assert old_words(page, "a\n\nthe drawn\nworld") == ["3: 'drawn\\nworld': synthetic benchmark"]
     assert old_words(page, "An update a task.") == ["1: 'An update a task': … per …"]
     assert old_words(Path("code.py"), "told = 1\nretold, told_updates") == ["1: 'told': labelled, given as input, reported"]
     assert old_words(page, "```python\ntold = 1\n```\nthe Drawn World") == ["4: 'Drawn World': synthetic benchmark"]

@@ -24,7 +24,7 @@ from unidecouple.data.settings import Files, Source
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
-from unidecouple.train.build import fit
+from unidecouple.train.build import apply_structure
 from unidecouple.train.stages import Trainer
 from unidecouple.train.train import train
 from unidecouple.world.scratch import Scratch
@@ -72,7 +72,7 @@ def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) ->
     builder = SequenceBuilder(processor)
     source = data_source(chosen).open(chosen, model, processor, builder, cache, lambda what, done, of: None)
     folder.mkdir(exist_ok=True)
-    model = fit(model, chosen.structure, chosen.seed, source)
+    model = apply_structure(model, chosen.structure, chosen.seed, source)
     run_stages(Trainer(chosen, model, processor, source, folder, lambda line: None))
     return len((folder / "metrics.jsonl").read_text().splitlines())
 

@@ -14,7 +14,7 @@ from unidecouple.methods.gradient import MAOP, Gradient, PCGrad, Sum, TorchJDAgg
 from unidecouple.methods.objective import GroupRouterLoss, LoadBalance, Microbatch, Objective
 from unidecouple.methods.stage import Stage
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.plan.stages import Question, plan, stage_load
+from unidecouple.plan.stages import PlanRequest, plan, stage_load
 from unidecouple.run import RunConfig
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
@@ -97,7 +97,7 @@ def test_a_stage_of_one_task_has_gradients_of_what_it_meets(make_model: MakeMode
 def planned(stages: tuple[Stage, ...], **question: Any) -> Any:
     run = RunConfig("understanding", stages=stages, objective=Objective(), max_steps=100)
     return plan(
-        replace(run, data=replace(run.data, mmu_batch_size=8, t2i_batch_size=24, router_aux_samples=8)), Question(**question)
+        replace(run, data=replace(run.data, mmu_batch_size=8, t2i_batch_size=24, router_aux_samples=8)), PlanRequest(**question)
     )
 
 
@@ -133,4 +133,4 @@ def test_stages_of_one_task_plan_its_samples_alone() -> None:
 def test_a_task_that_the_recipe_has_no_samples_of() -> None:
     run = RunConfig("understanding", stages=(Stage("late", train={"attention": 1}, tasks="mmu"),))
     with pytest.raises(ValueError, match="stage 'late' has tasks=mmu, but the run has no data of it"):
-        plan(replace(run, data=replace(run.data, mmu_batch_size=0)), Question(gpus=(1,)))
+        plan(replace(run, data=replace(run.data, mmu_batch_size=0)), PlanRequest(gpus=(1,)))

@@ -13,7 +13,7 @@ from unidecouple.cli import main
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.plan.devices import DEVICES
-from unidecouple.plan.stages import Question, plan
+from unidecouple.plan.stages import PlanRequest, plan
 from unidecouple.run import RunConfig
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.stages import Trainer
@@ -25,7 +25,7 @@ RUN = config.load(RunConfig, [SCALE])
 
 
 def test_stages_as_the_recipe_says() -> None:
-    apart, joint = plan(replace(RUN, gradient_accumulation_steps=256), Question(gpus=(1, 8)))
+    apart, joint = plan(replace(RUN, gradient_accumulation_steps=256), PlanRequest(gpus=(1, 8)))
     assert apart.config.text_config.lora_rank == 0
     assert joint.config.text_config.lora_rank == 16
     assert (apart.samples, joint.samples) == (3_072_000, 27_648_000)
@@ -38,7 +38,7 @@ def test_stages_as_the_recipe_says() -> None:
 
 
 def test_days_and_costs_by_hand() -> None:
-    stage = plan(RUN, Question(gpus=(8,), samples=1_000_000, batch_size=128))[0]
+    stage = plan(RUN, PlanRequest(gpus=(8,), samples=1_000_000, batch_size=128))[0]
     found = stage.estimates[0]
     steps = -(-100_000 // 128)  # a tenth of the samples, rounded up
     assert stage.days(found) == pytest.approx(steps * found.seconds / 86400)
@@ -46,7 +46,7 @@ def test_days_and_costs_by_hand() -> None:
 
 
 def test_task_homogeneous_ranks_send_half_of_the_experts_gradients() -> None:
-    stage = plan(RUN, Question(gpus=(8, 64, 1024)))[0]
+    stage = plan(RUN, PlanRequest(gpus=(8, 64, 1024)))[0]
     by_way = {(one.way, one.gpus): sum(c.sent for c in one.collectives) for one in stage.estimates}
     for gpus in (8, 64, 1024):
         rest = 2 * (gpus - 1) / gpus * 4 * (stage.load.weights.trainable - stage.load.weights.private)
@@ -57,7 +57,7 @@ def test_task_homogeneous_ranks_send_half_of_the_experts_gradients() -> None:
 def test_a_step_means_what_it_means_to_training(accumulation: int) -> None:
     """The batch size is the step's; more devices or parts cut it smaller, as the trainer does, and are refused as it refuses."""
     run = replace(RUN, data=SyntheticData(mmu_batch_size=16, t2i_batch_size=48), gradient_accumulation_steps=accumulation)
-    stage = plan(run, Question(gpus=(2, 4)))[0]
+    stage = plan(run, PlanRequest(gpus=(2, 4)))[0]
     for found in stage.estimates:
         assert found.samples == 64
         assert found.tokens == 16 * 706 + 48 * 640
@@ -65,7 +65,7 @@ def test_a_step_means_what_it_means_to_training(accumulation: int) -> None:
             assert [micro.samples for micro in found.parts["both"]] == [n / found.gpus / accumulation for n in (16, 48)]
     gpus = 16 // accumulation + 1
     with pytest.raises(ValueError, match="leaves some without a sample") as mine:
-        plan(run, Question(gpus=(gpus,)))
+        plan(run, PlanRequest(gpus=(gpus,)))
     with pytest.raises(ValueError, match="leaves some without a sample") as trainers:
         Trainer(run, None, None, None, Path(), print, parallel=Parallel(0, gpus))  # type: ignore[arg-type]
     assert str(mine.value) == str(trainers.value)
@@ -74,7 +74,7 @@ def test_a_step_means_what_it_means_to_training(accumulation: int) -> None:
 def test_accumulation_saves_activations_and_costs_gathers() -> None:
     run = replace(RUN, data=SyntheticData(mmu_batch_size=64, t2i_batch_size=64))
     whole, cut = (
-        {one.way: one for one in plan(replace(run, gradient_accumulation_steps=n), Question())[0].estimates} for n in (1, 4)
+        {one.way: one for one in plan(replace(run, gradient_accumulation_steps=n), PlanRequest())[0].estimates} for n in (1, 4)
     )
     for way in ("ddp", "fsdp2"):
         assert cut[way].memory.activations == pytest.approx(whole[way].memory.activations / 4, rel=0.01)
@@ -86,18 +86,18 @@ def test_accumulation_saves_activations_and_costs_gathers() -> None:
 def test_averages_are_one_more_copy_of_what_any_stage_trained() -> None:
     stages = tuple(Stage(part, train={part: 1}) for part in ("experts", "generation"))
     run = replace(RUN, stages=stages, ema_decay=0.999)
-    first, second = plan(run, Question(gpus=(64,)))
+    first, second = plan(run, PlanRequest(gpus=(64,)))
     trained = [first.load.weights.parts["experts"][0], second.load.weights.parts["generation"][0]]
     for stage, floats in ((first, trained[0]), (second, sum(trained))):
         averages = {one.way: one.memory.averages for one in stage.estimates}
         assert averages == {"ddp": 4 * floats, "fsdp2": 4 * floats // 64, "tasks": 4 * floats}
-    assert all(not one.memory.averages for one in plan(replace(run, ema_decay=None), Question())[0].estimates)
+    assert all(not one.memory.averages for one in plan(replace(run, ema_decay=None), PlanRequest())[0].estimates)
 
 
 def test_lora_twice_is_refused() -> None:
     stages = tuple(Stage(name, train={"lora": 1}, lora=Lora(r=4)) for name in ("one", "two"))
     with pytest.raises(ValueError, match="stage 'two' adds LoRA to a model that has some"):
-        plan(RunConfig(structure=TaskAwareMoE(), stages=stages, data=SyntheticData()), Question())
+        plan(RunConfig(structure=TaskAwareMoE(), stages=stages, data=SyntheticData()), PlanRequest())
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_lora_twice_is_refused() -> None:
 )
 def test_impossible_questions_are_named(asked: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Question(**asked)  # type: ignore[arg-type]
+        PlanRequest(**asked)  # type: ignore[arg-type]
 
 
 def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,5 +151,5 @@ def test_help_names_every_device(capsys: pytest.CaptureFixture[str]) -> None:
 def test_recipes_can_be_planned(recipe: Path) -> None:
     run = config.load(RunConfig, [recipe])
     start = "scratch" if run.model_name_or_path.startswith("runs/") else run.model_name_or_path
-    for stage in plan(replace(run, model_name_or_path=start), Question(gpus=(1, 4))):
+    for stage in plan(replace(run, model_name_or_path=start), PlanRequest(gpus=(1, 4))):
         assert all(one.seconds > 0 for one in stage.estimates)

@@ -21,7 +21,7 @@ from unidecouple.methods.objective import LoadBalance, Objective
 from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import MoE, Rosetta, Symbiotic
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.plan.stages import Question, plan
+from unidecouple.plan.stages import PlanRequest, plan
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource
 from unidecouple.train.build import USAGE_BATCH, USAGE_BATCHES, apply_structure, restructure
@@ -119,7 +119,7 @@ def test_a_dry_run_says_what_becomes_of_the_groups(chain: RunConfig, small_cache
 )
 def test_plans_count_every_group(structure: Any, active: int) -> None:
     stage = Stage(train={"experts": 1, "expert_router": 1})
-    (planned,) = plan(RunConfig(model_name_or_path="janus-pro-1b", structure=structure, stages=(stage,)), Question())
+    (planned,) = plan(RunConfig(model_name_or_path="janus-pro-1b", structure=structure, stages=(stage,)), PlanRequest())
     weights, text = planned.load.weights, planned.config.text_config
     expert = 3 * text.hidden_size * text.intermediate_size * text.num_hidden_layers
     router = text.num_experts * text.hidden_size * text.num_hidden_layers
@@ -130,5 +130,5 @@ def test_plans_count_every_group(structure: Any, active: int) -> None:
 
 def test_a_plan_follows_the_change() -> None:
     run = RunConfig(model_name_or_path="janus-pro-1b", structure=MoE(), stages=MOE_THEN_SYMBIOTIC)
-    before, after = (stage.config.text_config for stage in plan(run, Question()))
+    before, after = (stage.config.text_config for stage in plan(run, PlanRequest()))
     assert (before.expert_groups, after.expert_groups) == ((4,), (3, 1))

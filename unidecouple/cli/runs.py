@@ -60,13 +60,13 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(run: RunConfig, cache: Path) -> int:
-    from unidecouple.plan.stages import Question
+    from unidecouple.plan.stages import PlanRequest
     from unidecouple.plan.stages import plan as stages
     from unidecouple.plan.text import memory_of_one
     from unidecouple.train.dry_run import describe
 
     describe(run, cache, say)
-    question = Question((1,), dtype="bf16" if run.bf16 else "fp32")
+    question = PlanRequest((1,), dtype="bf16" if run.bf16 else "fp32")
     print("\nmemory of one process at the peak of a step, computed (see docs/scale.md)")
     print("\n".join(memory_of_one(stages(run, question), run.gradient_checkpointing)))
     return OK
@@ -77,7 +77,7 @@ def plan(arguments: argparse.Namespace) -> int:
     import json
 
     from unidecouple.plan.load import Lengths
-    from unidecouple.plan.stages import Question
+    from unidecouple.plan.stages import PlanRequest
     from unidecouple.plan.stages import plan as stages
     from unidecouple.plan.text import lines, plain
     from unidecouple.run import RunConfig
@@ -85,7 +85,7 @@ def plan(arguments: argparse.Namespace) -> int:
     run = load_config(RunConfig, arguments.recipe)
     lengths = Lengths(arguments.mmu_length, arguments.t2i_length)
     samples = None if arguments.samples is None else int(arguments.samples)
-    question = Question(
+    question = PlanRequest(
         tuple(arguments.gpus), arguments.device, arguments.dtype, arguments.batch_size, lengths, samples, arguments.price
     )
     plans = stages(run, question)

@@ -17,11 +17,11 @@ from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files
 from unidecouple.plan.load import Lengths
-from unidecouple.plan.stages import Question, StagePlan, plan
+from unidecouple.plan.stages import PlanRequest, StagePlan, plan
 from unidecouple.run import RunConfig
 from unidecouple.train.stages import stage_steps
 
-PAPER = Question((1,), dtype="fp32")
+PAPER = PlanRequest((1,), dtype="fp32")
 """What is asked of ``plan``; parameters, lengths and FLOPs do not depend on it."""
 MEASURED_BATCHES, MEASURED_SAMPLES = 4, 16
 """Batches, and samples of each, that lengths of users' files are measured on."""

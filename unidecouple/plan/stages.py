@@ -32,7 +32,7 @@ SECONDS_A_DAY = 86400
 
 
 @dataclass(frozen=True)
-class Question:
+class PlanRequest:
     """What is asked of a recipe.
 
     Attributes:
@@ -94,7 +94,7 @@ class StagePlan:
         return self.days(found) * 24 * found.gpus * price
 
 
-def plan(run: RunConfig, question: Question) -> list[StagePlan]:
+def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
     """Plans of the stages of ``run``, in order. The recipe means what it means to training: batch sizes are of a whole step.
 
     Raises:
@@ -169,7 +169,7 @@ def stage_load(
     return Load(replace(weights, averaged=averages, apart=apart), tuple(step), accumulation, taped)
 
 
-def _answered(stage: StagePlan, question: Question) -> StagePlan:
+def _answered(stage: StagePlan, question: PlanRequest) -> StagePlan:
     hardware: Device = device(question.device)
     asked = (hardware, question.dtype, question.assume)
     found = [estimate(stage.load, way, gpus, *asked) for gpus in question.gpus for way in WAYS]

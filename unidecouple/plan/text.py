@@ -11,7 +11,7 @@ from typing import Any
 from unidecouple.plan.devices import device
 from unidecouple.plan.estimate import Estimate, by_part
 from unidecouple.plan.load import MMU_ANSWERS, MMU_TEXT, T2I_TEXT, has_processor
-from unidecouple.plan.stages import Question, StagePlan
+from unidecouple.plan.stages import PlanRequest, StagePlan
 from unidecouple.run import RunConfig
 
 COLUMNS = ("GPUs", "way", "memory", "ckpt", "fits", "bottleneck", "s/step", "exposed", "tokens/s", "MFU", "sent", "part", "days")
@@ -26,7 +26,7 @@ SHOWN = 6
 """Parts of the model whose FLOPs the table names; the JSON has all."""
 
 
-def lines(run: RunConfig, question: Question, plans: Sequence[StagePlan]) -> list[str]:
+def lines(run: RunConfig, question: PlanRequest, plans: Sequence[StagePlan]) -> list[str]:
     """The plan as lines of text."""
     hardware = device(question.device)
     about = [
@@ -46,7 +46,7 @@ def lines(run: RunConfig, question: Question, plans: Sequence[StagePlan]) -> lis
     return [*out, "", *textwrap.wrap(LEGEND, WIDTH)]
 
 
-def _assumed(run: RunConfig, question: Question) -> str:
+def _assumed(run: RunConfig, question: PlanRequest) -> str:
     a = question.assume
     told = (
         f"{a.compute:.0%} of peak FLOPs in matrix products, {a.bandwidth:.0%} of memory bandwidth elsewhere, {a.link:.0%} of "
@@ -69,7 +69,7 @@ def memory_of_one(plans: Sequence[StagePlan], checkpointing: bool) -> list[str]:
     return out
 
 
-def plain(run: RunConfig, question: Question, plans: Sequence[StagePlan]) -> dict[str, Any]:
+def plain(run: RunConfig, question: PlanRequest, plans: Sequence[StagePlan]) -> dict[str, Any]:
     """The plan as JSON's own types: bytes, seconds and FLOPs of a step, unrounded."""
     return {
         "model": run.model_name_or_path,

@@ -90,7 +90,7 @@ def _current(cls: type[PreTrainedConfig], given: Fields, former: Mapping[str, st
             if old in given and new in given:
                 raise _misfit(f"has {old!r} and {new!r}, the former and the present name of one field", given)
         given = migrate(given)
-    known = {field.name for field in fields(cls)} | GenerationConfig._get_default_generation_params().keys()
+    known = {field.name for field in fields(cls)} | GenerationConfig().to_dict().keys()
     known |= {*_TRANSFORMERS.split()}
     for name in given.keys() - known:
         if not (name.startswith("_") or hasattr(cls.__mro__[1], name)):

@@ -132,10 +132,10 @@ def test_the_page_shows_them(compared: Path) -> None:
 def test_what_only_the_world_has_is_refused(small_base: Path, tmp_path: Path) -> None:
     grid = grid_of(small_base, tmp_path)
     with_pairs = replace(grid, variants={"joint": Variant("a", data={"router_aux_samples": 2})}, focus="")
-    with pytest.raises(ValueError, match=r"variant 'joint' has data.router_aux_samples, which data of kind files lack"):
+    with pytest.raises(ValueError, match=r"data of variant 'joint': unknown key 'router_aux_samples'"):
         jobs(with_pairs)
     simple = replace(grid, scenarios={"own": Scenario("a", str(small_base), data={"single_object_steps": 3})})
-    with pytest.raises(ValueError, match=r"scenario 'own' has data.single_object_steps"):
+    with pytest.raises(ValueError, match=r"data of scenario 'own': unknown key 'single_object_steps'"):
         jobs(simple)
     unseen = replace(grid, run=replace(grid.run, data=replace(grid.run.data, validation=())))
     with pytest.raises(ValueError, match=r"run\.data\.validation is empty"):

@@ -128,7 +128,7 @@ def test_an_empty_or_impossible_part_is_refused(name: str, value: object) -> Non
         (lambda: Rate(-1.0), "factor=-1"),
         (
             lambda: jobs(replace(GRID, variants={"a": Variant("a", data={"router_aux_samples": -1})}, control="")),
-            "variant 'a': data.router_aux_samples=-1",
+            "data of variant 'a': router_aux_samples=-1",
         ),
     ],
 )

@@ -195,7 +195,7 @@ def test_the_task_rule(user: Any, assistant: Any, task: str | None, kind: str) -
         (messages("<image>?", "A.", images=[3]), "a picture is int"),
         ({"prompt": " ", "image": "a.png"}, "the prompt is ' '"),
         ({"prompt": "a cow", "image": "a.png", "task": "mmu"}, "give messages instead"),
-        (asked() | {"task": "t2i"}, "needs the picture to draw"),
+        (asked() | {"task": "t2i"}, "needs the image to generate"),
     ],
 )  # fmt: skip
 def test_broken_entries_say_where_and_why(entry: object, reason: str) -> None:

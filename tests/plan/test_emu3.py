@@ -18,7 +18,7 @@ from unidecouple import config as configs
 from unidecouple.batch import Batch, Task
 from unidecouple.cli import main
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import PlanRequest, SequenceBuilder, collate
+from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Dense, MoT, TaskAwareMoE
 from unidecouple.models import emu3
@@ -28,7 +28,7 @@ from unidecouple.plan import heads
 from unidecouple.plan.encoding import _Bytes, encoding
 from unidecouple.plan.load import Lengths, joint, picture_tokens
 from unidecouple.plan.sizes import SIZES, build, configuration
-from unidecouple.plan.stages import PlanRequest as Asked
+from unidecouple.plan.stages import PlanRequest
 from unidecouple.plan.stages import plan
 from unidecouple.plan.ways import memory
 from unidecouple.plan.weights import count
@@ -58,7 +58,7 @@ def builder(emu3_base: Path) -> SequenceBuilder:
 def batch(builder: SequenceBuilder) -> tuple[Batch, Batch]:
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
-    asked = [[PlanRequest("vqa", "what is this ?", answer)] for answer in ("a red cat", "no", "a blue dog in the picture")]
+    asked = [[QAPair("vqa", "what is this ?", answer)] for answer in ("a red cat", "no", "a blue dog in the picture")]
     seen = [builder.understanding(picture, turns) for picture, turns in zip(pictures, asked, strict=True)]
     drawn = [builder.generation(text, rng.integers(0, CODES, SIDE * SIDE).tolist()) for text in ("a cat", "a photo of a pig")]
     pad = builder.tokenizer.pad_token_id
@@ -180,7 +180,7 @@ def test_the_published_size() -> None:
 
 def test_recipes_are_planned(tmp_path: Path, emu3_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = replace(configs.load(RunConfig, [RECIPES / "unidecouple.yaml"]), model_name_or_path="emu3")
-    apart, together = plan(run, Asked(gpus=(8,)))
+    apart, together = plan(run, PlanRequest(gpus=(8,)))
     for stage in (apart, together):
         found = {one.way: one for one in stage.estimates}
         assert set(found) == {"ddp", "fsdp2", "tasks"}

@@ -45,7 +45,9 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--recipe", nargs="+", default=[], help="recipes of a run: look at the files that it is scored on (default: the run's own)"
     )
-    command.add_argument("--data", type=Path, nargs="+", default=[], help="your data instead, in any format (default: drawn world)")
+    command.add_argument(
+        "--data", type=Path, nargs="+", default=[], help="your data instead, in any format (default: the synthetic benchmark)"
+    )
     command.add_argument("--output", type=Path, help="folder of diagnosis.json and diagnosis.html (default: diagnosis/<name>)")
     command.add_argument("--batches", type=whole(1), default=8, help="batches of 16 samples a task and measurement (default: 8)")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from unidecouple.plan.devices import Assumptions, Device
 from unidecouple.plan.load import Micro
 from unidecouple.plan.tape import Op, Tape
-from unidecouple.plan.ways import Collective, Memory, Way, communication, memory
+from unidecouple.plan.ways import Collective, Memory, Way, communication, memory, memory_of_weights
 from unidecouple.plan.weights import Weights
 
 OPTIMIZER_TRAFFIC = 32
@@ -164,12 +165,19 @@ def estimate(load: Load, way: Way, gpus: int, device: Device, dtype: str, assume
 
 def smallest(load: Load, way: Way, device: Device, assume: Assumptions) -> int | None:
     """The least number of devices, up to ``MOST``, on which the stage fits in ``way``, with checkpointing if need be."""
-    for gpus in range(1, MOST + 1):
+    room, width = assume.memory * device.memory, load.trace(load.step).width
+
+    def fits(gpus: int) -> bool:
+        if memory_of_weights(way, load.weights, width, gpus).total > room:
+            return False  # counting what is computed would take far longer, and change nothing
         tapes = [load.tape(role, devices) for role, devices in split(load, way, gpus, device.node).items()]
-        needed = [memory(way, load.weights, tape, gpus, checkpointing=True).total for tape in tapes]
-        if needed and max(needed) <= assume.memory * device.memory:
-            return gpus
-    return None
+        return bool(tapes) and all(memory(way, load.weights, tape, gpus, checkpointing=True).total <= room for tape in tapes)
+
+    numbers = range(1, _most(load, way, device) + 1)
+    if way == "tasks":  # devices are shared out by samples and in whole nodes, so one more may make another's part larger
+        return next((gpus for gpus in numbers if fits(gpus)), None)
+    place = bisect.bisect_left(numbers, True, key=fits)
+    return numbers[place] if place < len(numbers) else None
 
 
 def breaks_first(load: Load, way: Way, device: Device, dtype: str, assume: Assumptions) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from unidecouple.plan.devices import Assumptions, Device
@@ -59,9 +59,9 @@ class Collective(NamedTuple):
     seconds: float
 
 
-def memory(way: Way, weights: Weights, tape: Tape, gpus: int, checkpointing: bool) -> Memory:
-    """What the fullest device holds in ``way``; gradients at their fullest and activations at theirs count together."""
-    width, shard = tape.width, gpus if way == "fsdp2" else 1
+def memory_of_weights(way: Way, weights: Weights, width: int, gpus: int) -> Memory:
+    """What the fullest device holds in ``way`` whatever it computes; ``width`` is the computation's bytes per number."""
+    shard = gpus if way == "fsdp2" else 1
     moving = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
     frozen = weights.total - weights.trainable - weights.tokenizer
     copy = weights.trainable * width if width < 4 and shard == 1 else 0
@@ -69,16 +69,26 @@ def memory(way: Way, weights: Weights, tape: Tape, gpus: int, checkpointing: boo
     if shard > 1:
         largest, root = weights.largest, weights.root
         gathered = (root.total + 2 * largest.total) * width + max(root.trainable, largest.trainable) * (width + 4)
-    activations, logits = tape.kept_by_checkpoints() if checkpointing else tape.kept, tape.logits + tape.head
     return Memory(
         weights=(frozen * width + weights.trainable * 4) // shard + copy + weights.tokenizer * width,
         gradients=(weights.apart[0] if weights.by_task else moving) * 4 // shard,
         optimizer=(8 * moving) // shard + 4 * weights.tensors,
         averages=4 * weights.averaged // shard,
+        activations=0,
+        logits=0,
+        working=0,
+        gathered=gathered,
+    )
+
+
+def memory(way: Way, weights: Weights, tape: Tape, gpus: int, checkpointing: bool) -> Memory:
+    """What the fullest device holds in ``way``; gradients at their fullest and activations at theirs count together."""
+    activations, logits = tape.kept_by_checkpoints() if checkpointing else tape.kept, tape.logits + tape.head
+    return replace(
+        memory_of_weights(way, weights, tape.width, gpus),
         activations=activations,
         logits=logits,
         working=max(2 * tape.largest, tape.encoding - activations - logits),
-        gathered=gathered,
     )
 
 

@@ -30,23 +30,30 @@ SAMPLINGS = [
 ]
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"guidance {s.guidance_scale} temperature {s.temperature}")
 @every_kind
-def test_a_padded_batch_equals_one_by_one(
-    make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any], sampling: SamplingParams
-) -> None:
+def test_a_padded_batch_equals_one_by_one(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
+    """Prompts of three lengths, each image with settings of its own, guided and not."""
     model = make_model(**kind)
-    jobs = image_jobs(builder, PROMPTS, 2, 7, sampling)
+    jobs = [image_jobs(builder, PROMPTS, 2, 7, sampling)[number] for number, sampling in enumerate(SAMPLINGS)]
     together = draw_tokens(model, builder, jobs)
     assert together.shape == (6, 16)
-    for size in (1, 4):  # one by one, and with one prompt's pictures in two batches
+    for size in (1, 4):
         assert torch.equal(draw_tokens(model, builder, jobs, size), together)
+    assert len({tuple(row) for row in together.tolist()}) == 6
+    assert len(together.unique()) > 8
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"guidance {s.guidance_scale} temperature {s.temperature}")
+def test_neither_other_prompts_nor_more_copies_change_an_image(
+    make_model: MakeModel, builder: SequenceBuilder, sampling: SamplingParams
+) -> None:
+    model = make_model(ffn="ta_moe")
+    together = draw_tokens(model, builder, image_jobs(builder, PROMPTS, 2, 7, sampling))
     first = draw_tokens(model, builder, image_jobs(builder, PROMPTS[:1], 3, 7, sampling))
-    assert torch.equal(first[:2], together[:2])  # neither other prompts nor more copies change a picture
+    assert torch.equal(first[:2], together[:2])
     copies = [torch.equal(together[2 * i], together[2 * i + 1]) for i in range(3)]
     assert copies == [sampling.temperature == 0] * 3
     assert len({tuple(row) for row in together.tolist()}) == (3 if sampling.temperature == 0 else 6)
-    assert len(together.unique()) > 8
 
 
 def test_each_image_has_its_own_settings(make_model: MakeModel, builder: SequenceBuilder) -> None:

@@ -41,6 +41,7 @@ def test_the_world_is_scored_and_every_score_has_its_card(scored: Path, small_ba
     assert list(dict.fromkeys(row["benchmark"] for row in rows)) == ["geneval", "pope", "vqa"]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_answers_and_pictures(scored: Path, small_base: Path, tmp_path: Path) -> None:
     command = world(small_base, tmp_path)
     launched = [

@@ -177,6 +177,7 @@ def test_the_example_s_recipe_takes_a_step(copy: Path, small_base: Path, small_c
     call(copy, "step.py", str(small_base), str(small_cache), str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_example_of_a_benchmark_is_scored_and_known_to_reports(copy: Path, tmp_path: Path) -> None:
     (copy / "letters.py").write_text(LETTERS)
     told = call(copy, "letters.py", str(tmp_path))
@@ -192,6 +193,7 @@ def test_the_example_of_a_format_is_found_and_read(copy: Path, tmp_path: Path) -
     assert printed[1] == f"{tmp_path / 'captions.tsv'}:2: no tab between the image's name and its caption"
 
 
+@pytest.mark.slow
 def test_the_example_of_a_data_source_is_trained_on(copy: Path, small_base: Path, tmp_path: Path) -> None:
     (copy / "noise_run.py").write_text(NOISE)
     assert call(copy, "noise_run.py", str(small_base), str(tmp_path)).strip() == "2 noise"

@@ -115,6 +115,7 @@ class TestFullDisk:
         assert "StorageError: could not write log.jsonl" in self.run(tmp_path, code)
         assert tree(tmp_path) == {"log.jsonl": '{"step": 1}\n'}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "save",
         [

@@ -31,6 +31,7 @@ def grid_of(page: Path, folder: Path) -> Comparison:
     return config.load(Comparison, [folder / "grid.yaml"], ["scenarios.own.model_name_or_path=unified"])
 
 
+@pytest.mark.slow
 @every_page
 def test_snippets_are_grids_of_equal_budgets(page: Path, tmp_path: Path) -> None:
     grid = grid_of(page, tmp_path)

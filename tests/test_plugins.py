@@ -71,6 +71,7 @@ def test_commands_and_lengths_are_there() -> None:
         assert all(isinstance(kind, type) and text for kind, text in module.recipes().items())
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_without_the_synthetic_benchmark() -> None:
     code = (
         f"import importlib, sys; [importlib.import_module('unidecouple.' + name) for name in {GENERIC}]; "

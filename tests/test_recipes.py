@@ -138,6 +138,7 @@ def test_aligned_variants_take_a_step(small_base: Path, small_cache: Path, tmp_p
         assert '"loss/aia_t2i"' in (folder / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", JANUS_PRO, ids=lambda path: path.stem)
 def test_janus_pro_recipes_take_a_step_at_reduced_depth(recipe: Path, tiny_pro: Path, small_cache: Path, tmp_path: Path) -> None:
     step_on_files(recipe, tiny_pro, small_cache, tmp_path)

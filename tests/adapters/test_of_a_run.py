@@ -37,6 +37,7 @@ def ran(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@pytest.mark.slow
 def test_of_its_start_only_with_experts(ran: Path, small_base: Path, same_checkpoint: Any, tmp_path: Path, capsys: Any) -> None:
     """Base, structure and seed are the run's own."""
     command = ["adapter", "save", str(ran), "--output", str(tmp_path / "adapter")]

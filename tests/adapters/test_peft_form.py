@@ -47,6 +47,7 @@ def test_packing_by_hand() -> None:
     assert all(torch.equal(back[name], stacked[name]) for name in stacked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "lora", "parts"),
     [
@@ -83,6 +84,7 @@ def test_peft_computes_the_same(
     torch.testing.assert_close(logits(whole.get_base_model()), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

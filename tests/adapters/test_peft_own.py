@@ -39,6 +39,7 @@ def trained(model: Any, folder: Path, **lora: Any) -> PeftModel:
     return wrapped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "lora"),
     [

@@ -32,6 +32,7 @@ BY_TASK = replace(ALL, per_task=("attention", "shared_expert"))
 SMALL_PARTS = ["generation", "task_router", "expert_router", "norms", "text_head"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "lora", "parts"),
     [
@@ -64,6 +65,7 @@ def test_round_trip(
     assert {file.name for file in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", MARKER}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", [TaskAwareMoE(context_router=True), MoE(moe_layers=(1,))], ids=lambda s: s.kind)
 def test_a_dense_base_becomes_the_mixture_again(
     make_model: MakeModel, write: Any, train: Any, saved: Any, same_checkpoint: Any, tmp_path: Path, structure: Structure
@@ -134,6 +136,7 @@ def test_size_is_said(make_model: MakeModel, write: Any, train: Any, saved: Any)
     assert any(line.split() == ["task_router", "2", "tensors", "512", "bytes"] for line in said)  # 2 layers x 2 tasks x 32 x 4
 
 
+@pytest.mark.slow
 def test_what_is_not_small_is_refused(make_model: MakeModel, write: Any, train: Any, saved: Any, same_checkpoint: Any) -> None:
     dense = make_model()
     base = write("base", dense)

@@ -14,6 +14,7 @@ from published import PRO_1B, PRO_7B
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_a_mixture_beside_the_librarys(capsys: pytest.CaptureFixture[str]) -> None:
     """Greedy tokens of all sides are compared on the way, dense and mixture."""
     gpu.main(["--tiny", "--only", "G4 1B"])

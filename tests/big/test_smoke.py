@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("smoke.py")
 
 
+@pytest.mark.slow
 def test_it_runs_in_small(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(SCRIPT), str(tmp_path / "run"), "--size", "tiny", "--threads", "1"]

@@ -30,6 +30,7 @@ def cost_of(structure: Structure, base: str = "understanding", mmu: int = 2, t2i
     return cost(plan(RunConfig(base, structure, data, stages=stages), PAPER))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UPCYCLED)
 def test_parameters_are_the_model_s(kind: type[Upcycled], small_base: Path) -> None:
     found = cost_of(kind(), str(small_base))

@@ -35,6 +35,7 @@ def elsewhere(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run_comparison(grid_of(small_base), CompareOptions(folder / "grid", folder / "cache", 2, command="theirs"))
 
 
+@pytest.mark.slow
 def test_a_part_here_and_the_rest_from_elsewhere_are_the_whole(small_base: Path, elsewhere: Path, tmp_path: Path) -> None:
     """Of two files the later tells; what it took itself keeps the source it had."""
     theirs = json.loads(elsewhere.read_text())
@@ -61,6 +62,7 @@ def test_a_part_here_and_the_rest_from_elsewhere_are_the_whole(small_base: Path,
     assert set(third["meta"]["sources"]) == {source, whole["meta"]["created"]}
 
 
+@pytest.mark.slow
 def test_what_is_merged_here_is_trained_here(small_base: Path, elsewhere: Path, tmp_path: Path) -> None:
     grid = grid_of(small_base, merged=Variant("c", merge=Merge(("one", "two")), other_budget="two models"))
     path = run_comparison(grid, CompareOptions(tmp_path / "grid", tmp_path / "cache", 2, ("variant=merged",), (elsewhere,)))

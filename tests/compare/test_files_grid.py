@@ -71,6 +71,7 @@ def compared(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return place / "grid"
 
 
+@pytest.mark.slow
 def test_every_variant_is_scored_on_both_tasks(compared: Path) -> None:
     """Also the one that trains generation alone: without that, nobody sees what it forgets."""
     content = json.loads((compared / "results.json").read_text())

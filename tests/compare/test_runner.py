@@ -45,6 +45,7 @@ def small_grid(base: Path, **variants: Variant) -> Comparison:
     return Comparison("grid", {"S1-r0": Scenario("no replay", str(base), 2, 0)}, variants, rates=RATES, run=TWO_STEPS)
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_told_and_the_others_are_kept(small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """First a part of the grid, then the rest: one variant diverges at its second step, the others' runs never run again."""
     rates = ("lr=0.3",)  # the folder has an equals sign, as overrides have

@@ -34,6 +34,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=5,
     deadline=None,
@@ -83,6 +84,7 @@ def test_numbers_by_hand(published: Path, ours: Path, tensors_of: Tensors) -> No
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_decoder_of_ours_is_copied_as_it_is(
     make_model: Callable[..., UniJanusForConditionalGeneration],

@@ -53,6 +53,7 @@ def difference(left: list[Tensor], right: list[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure",
     [
@@ -86,6 +87,7 @@ def test_upcycling_computes_the_same(
     assert not torch.equal(other.decoder.layers[1].mlp.gate.weight, gate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize(
     "text",
@@ -128,6 +130,7 @@ def test_slimmed_to_one_task(
         assert len(pictures.unique()) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_one_expert_folds_to_a_dense_janus(
     make_model: MakeModel, joint_batch: Joint, save: Save, converted: Convert, tmp_path: Path, shared: bool

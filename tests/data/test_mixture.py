@@ -15,6 +15,7 @@ from unidecouple.data.mixture import CYCLE, Pool, Stream, quotas
 from unidecouple.data.settings import Files, Source
 
 
+@pytest.mark.slow
 def test_shares_hold_in_every_cycle() -> None:
     stream = Stream([Pool(0, 50, 50, 3.0), Pool(2, 7, 7, 1.0)], (5, 0))
     counts = Counter(stream.draw(4 * CYCLE + number)[0] for number in range(CYCLE))

@@ -60,6 +60,7 @@ def test_the_shared_expert_by_hand(make_model: MakeModel, joint_batch: Joint) ->
         assert costs["shared expert", None, task.key].error == pytest.approx(0.0, abs=1e-7), "the same batch twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "names"),
     [

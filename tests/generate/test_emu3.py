@@ -69,6 +69,7 @@ def transformers_own(prompt: str, guidance: float, negative: str) -> Tensor:
     return rows[..., :-1].flatten(1) - names["<|visual token 000000|>"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (3.0, ""), (3.0, NEGATIVE)])
 def test_drawing_is_transformers_own_greedy_loop(emu3_base: Path, builder: SequenceBuilder, guidance: float, negative: str) -> None:
     model, _ = load(str(emu3_base))
@@ -79,6 +80,7 @@ def test_drawing_is_transformers_own_greedy_loop(emu3_base: Path, builder: Seque
     assert len({tuple(row) for row in ours.tolist()}) == len(PROMPTS)
 
 
+@pytest.mark.slow
 @every_kind
 def test_a_padded_batch_equals_one_by_one(emu3_base: Path, builder: SequenceBuilder, enliven: Any, kind: dict[str, Any]) -> None:
     """Guided, since then prompts and hidden prompts, of other lengths, are rows of one batch."""

@@ -23,6 +23,7 @@ SERVED = [kind for kind in KINDS if "per_group_attention" not in kind]
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits", [True, False], ids=["each expert its rows", "side by side"])
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize("kind", [*SERVED, GROUPED, {"ffn": "ta_moe", "moe_layers": [1], **GROUPED}], ids=str)

@@ -30,6 +30,7 @@ SAMPLINGS = [
 ]
 
 
+@pytest.mark.slow
 @every_kind
 def test_a_padded_batch_equals_one_by_one(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
     """Prompts of three lengths, each image with settings of its own, guided and not."""
@@ -84,6 +85,7 @@ def teacher_forced(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @every_kind
 @torch.no_grad()

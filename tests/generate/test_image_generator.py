@@ -58,6 +58,7 @@ def mixed_orders(builder: SequenceBuilder) -> list[ImageJob]:
     return orders
 
 
+@pytest.mark.slow
 @every_kind
 def test_whole_pictures_are_the_plain_loops(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
     model, orders = make_model(**kind), mixed_orders(builder)

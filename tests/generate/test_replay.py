@@ -172,6 +172,7 @@ def test_rows_of_tokens_that_end(emu3_base: Path) -> None:
     assert tape.of("_choose")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[2]], ids=str)
 def test_no_graph_breaks_and_one_compilation_a_size(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
     """torch.compile takes the whole step, and over a whole picture compiles it once for each bucket of keys (C5)."""

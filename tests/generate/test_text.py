@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from decoder_kinds import every_kind
@@ -26,6 +27,7 @@ def stop_sometimes(model: UniJanusForConditionalGeneration, builder: SequenceBui
     return model
 
 
+@pytest.mark.slow
 @every_kind
 def test_a_padded_batch_equals_one_by_one(
     make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray, kind: dict[str, Any]
@@ -37,6 +39,7 @@ def test_a_padded_batch_equals_one_by_one(
     assert len(set(together)) == 4
 
 
+@pytest.mark.slow
 @every_kind
 @torch.no_grad()
 def test_cache_equals_full_recompute(

@@ -237,6 +237,7 @@ def reached(model: UniJanusForConditionalGeneration, joint: Joint, task: Task, r
     return sum(gradient is not None and bool(gradient[rows.start : rows.stop].any()) for gradient, rows in mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*STRUCTURED, UPDATES])
 def test_a_task_s_loss_leaves_the_other_s_weights_alone(make_model: MakeModel, joint_batch: Joint, enliven: Any, name: str) -> None:
     """Not a bit of gradient, both ways, if a drawing's first token goes with it; as it is, through that alone.
@@ -263,6 +264,7 @@ def test_those_let_off_are_reached_otherwise(make_model: MakeModel, joint_batch:
     assert all(reached(model, joint_batch, task, "learned") > 0 for task in Task)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", [kind() for kind in UPCYCLED], ids=lambda structure: structure.kind)
 @torch.no_grad()
 def test_saved_and_loaded(

@@ -126,6 +126,7 @@ def test_every_task_reaches_its_experts(emu3_base: Path, joint: tuple[Batch, Bat
     assert (grad.flatten(1).abs().sum(1) > 0).view(2, 2).any(1).all()  # of each task's group
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", [kind for kind in UPCYCLED if kind is not UniX])
 @torch.no_grad()
 def test_every_structure_starts_as_the_dense_model(emu3_base: Path, joint: tuple[Batch, Batch], structure: type) -> None:

@@ -123,6 +123,7 @@ def assert_same_gradients(wanted: dict[str, Tensor], found: dict[str, Tensor]) -
         assert float((found[name] - gradient).abs().max()) <= 5e-5 * scale, name  # rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @every_kind
 def test_values_and_gradients_are_those_of_eager_maps(

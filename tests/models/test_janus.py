@@ -67,6 +67,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore: int) -> tuple[float, 
     return total, count
 
 
+@pytest.mark.slow
 @every_kind
 @torch.no_grad()
 def test_saved_and_loaded_is_the_same_model(

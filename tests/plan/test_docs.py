@@ -73,11 +73,13 @@ def test_both_sizes_are_documented() -> None:
     assert all("--gpus 64 256 1024" in shown[index] for index in (0, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block["arguments"])
 def test_documented_tables_are_what_the_command_prints(block: re.Match[str]) -> None:
     assert block["output"].rstrip("\n") == printed(block["arguments"]).rstrip("\n")
 
 
+@pytest.mark.slow
 def test_the_largest_runs() -> None:
     assert largest() in DOCUMENT.read_text(encoding="utf-8")
 

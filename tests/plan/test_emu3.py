@@ -81,6 +81,7 @@ def step(base: Path, case: str, batch: tuple[Batch, Batch], attention: str = "ea
 every_case = pytest.mark.parametrize("case", list(CASES))
 
 
+@pytest.mark.slow
 @every_case
 def test_flops_and_gradients_are_the_counter_s_and_autograd_s(case: str, emu3_base: Path, batch: tuple[Batch, Batch]) -> None:
     """The image tokenizer's are in the forward pass: of three pictures that are seen, none that is drawn."""
@@ -92,6 +93,7 @@ def test_flops_and_gradients_are_the_counter_s_and_autograd_s(case: str, emu3_ba
     assert 3 * one.flops == sum(op.flops for op in done.tape.ops if op.part == "image_tokenizer") > 0
 
 
+@pytest.mark.slow
 @every_case
 def test_kept_bytes_are_autograd_s(case: str, emu3_base: Path, batch: tuple[Batch, Batch]) -> None:
     done = step(emu3_base, case, batch, "sdpa")
@@ -177,6 +179,7 @@ def test_the_published_size() -> None:
     assert picture_tokens(model.config) == (90 * 91 + 9, 90 * 91, 8100)  # <|image start|> 9 0 * 9 0 <|image token|> rows, two ends
 
 
+@pytest.mark.slow
 def test_recipes_are_planned(tmp_path: Path, emu3_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = replace(configs.load(RunConfig, [RECIPES / "unidecouple.yaml"]), model_name_or_path="emu3")
     apart, together = plan(run, PlanRequest(gpus=(8,)))

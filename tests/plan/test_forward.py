@@ -60,6 +60,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float], str]] = {
 every_case = pytest.mark.parametrize("case", list(CASES))
 
 
+@pytest.mark.slow
 @every_case
 def test_flops_are_the_counters(step: TakeStep, case: str) -> None:
     text, train, routing = CASES[case]
@@ -68,6 +69,7 @@ def test_flops_are_the_counters(step: TakeStep, case: str) -> None:
     assert done.tape.flops(backward=True) == done.backward
 
 
+@pytest.mark.slow
 @every_case
 def test_weights_with_gradients_are_autograds(step: TakeStep, case: str) -> None:
     text, train, routing = CASES[case]
@@ -75,6 +77,7 @@ def test_weights_with_gradients_are_autograds(step: TakeStep, case: str) -> None
     assert set(done.tape.trains) & done.tape.used == done.moving
 
 
+@pytest.mark.slow
 @every_case
 def test_kept_bytes_are_autograds(step: TakeStep, case: str) -> None:
     """Within 2%: masks, indices and the routers' own losses are not followed to the byte."""

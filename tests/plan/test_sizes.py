@@ -28,6 +28,7 @@ def test_published_sizes(name: str, billions: float) -> None:
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", UPCYCLED)
 def test_meta_models_are_those_that_training_builds(structure: type, small_base: Path) -> None:
     real = restructure(load(str(small_base))[0], structure(), 0)

@@ -45,6 +45,7 @@ def test_days_and_costs_by_hand() -> None:
     assert stage.cost(found, 2.5) == pytest.approx(steps * found.seconds / 3600 * 8 * 2.5)
 
 
+@pytest.mark.slow
 def test_task_homogeneous_ranks_send_half_of_the_experts_gradients() -> None:
     stage = plan(RUN, PlanRequest(gpus=(8, 64, 1024)))[0]
     by_way = {(one.way, one.gpus): sum(c.sent for c in one.collectives) for one in stage.estimates}
@@ -71,6 +72,7 @@ def test_a_step_means_what_it_means_to_training(accumulation: int) -> None:
     assert str(mine.value) == str(trainers.value)
 
 
+@pytest.mark.slow
 def test_accumulation_saves_activations_and_costs_gathers() -> None:
     run = replace(RUN, data=SyntheticData(mmu_batch_size=64, t2i_batch_size=64))
     whole, cut = (
@@ -83,6 +85,7 @@ def test_accumulation_saves_activations_and_costs_gathers() -> None:
         assert sum(c.sent for c in cut[way].collectives) == factor * sum(c.sent for c in whole[way].collectives)
 
 
+@pytest.mark.slow
 def test_averages_are_one_more_copy_of_what_any_stage_trained() -> None:
     stages = tuple(Stage(part, train={part: 1}) for part in ("experts", "generation"))
     run = replace(RUN, stages=stages, ema_decay=0.999)
@@ -147,6 +150,7 @@ def test_help_names_every_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in shown for name in DEVICES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [RECIPES / "base" / "understanding.yaml", SCALE], ids=lambda path: path.stem)
 def test_recipes_can_be_planned(recipe: Path) -> None:
     run = config.load(RunConfig, [recipe])

@@ -56,6 +56,7 @@ def test_a_token_meets_its_task_s_updates_alone(step: TakeStep) -> None:
     assert parted.active == shared.active == counted(step({"*": 1})).active + 2 * 4 * (attention + ffn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", UNTIED, ids=str)
 def test_a_token_meets_one_set_of_two(step: TakeStep, text: dict[str, object]) -> None:
     assert counted(step({"*": 1}, **text)).active == counted(step({"*": 1})).active

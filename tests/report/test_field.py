@@ -56,6 +56,7 @@ def test_the_table_has_a_line_a_variant_and_headed_groups(field: Results, look: 
     assert all(len(line.cost) == len(table.costs) for line in table.lines[1:])
 
 
+@pytest.mark.slow
 def test_figures_come_a_group_with_the_control_in_each(field: Results, look: dict[str, VariantStyle]) -> None:
     for part in (fronts(field, "S2", look), scores(field, "S2", look)):
         assert [heading for heading, _ in part.plots] == GROUPS
@@ -110,6 +111,7 @@ def test_areas(field: Results) -> None:
     assert compared == {name for name, *_ in table.lines} - {"dense joint"}
 
 
+@pytest.mark.slow
 def test_the_whole_page(field: Results) -> None:
     page = write_report(field.folder).read_text(encoding="utf-8")
     assert field.num_runs < len(field.runs), "scoring the start is no run"

@@ -68,6 +68,7 @@ def test_the_page_is_well_formed_and_loads_nothing(experiment: Any) -> None:
     assert not re.search(r"url\((?!#)|@import|<script|<link", text)
 
 
+@pytest.mark.slow
 def test_a_file_of_the_user_s_own_stays(experiment: Any) -> None:
     experiment.meta["config"] |= {"claims": [{"says": "s", "source": "p", "of": None}]}
     folder = experiment.write()
@@ -84,6 +85,7 @@ def test_a_file_of_the_user_s_own_stays(experiment: Any) -> None:
     assert (folder / "scores.md").read_text().startswith("<!-- unidecouple -->")
 
 
+@pytest.mark.slow
 def test_counts_of_runs_agree(experiment: Any) -> None:
     """Scoring the start is no run: not in the line under the title, nor among those that are missing."""
     runs = sum(run["variant"] != "start" for run in experiment.runs)
@@ -128,6 +130,7 @@ def test_every_part_is_there(experiment: Any) -> None:
     assert "is missing" not in page.text
 
 
+@pytest.mark.slow
 def test_pictures_stand_side_by_side_for_shared_prompts(experiment: Any) -> None:
     page = read(experiment.write())
     assert [image["alt"] for image in page.images] == [
@@ -139,6 +142,7 @@ def test_pictures_stand_side_by_side_for_shared_prompts(experiment: Any) -> None
     assert 'title="no &#34;cow&#34; &amp; so on"' in (experiment.folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [(), ("metrics.jsonl",), ("samples.json", "conflict.json")])
 def test_missing_logs_leave_out_their_figure_and_say_so(experiment: Any, keep: tuple[str, ...]) -> None:
     folder = experiment.write()

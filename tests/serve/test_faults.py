@@ -174,6 +174,7 @@ uvicorn_server(server, "127.0.0.1", int(sys.argv[1])).run()
 """
 
 
+@pytest.mark.slow
 def test_a_step_that_never_ends_does_not_hold_up_the_shutdown() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -70,6 +70,7 @@ def asking(content: bytes) -> dict[str, Any]:
     return {"model": "unified", "messages": [{"role": "user", "content": [picture]}], "max_tokens": 1}
 
 
+@pytest.mark.slow
 def test_damaged_pictures(client: TestClient) -> None:
     """What PIL reads all the same is answered; what it does not is a 400."""
     chance, whole = random.Random(0), originals()
@@ -141,6 +142,7 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", VALID)
 def test_every_field_with_every_wrong_value(client: TestClient, route: str) -> None:
     """570 bodies on the two routes; a few of them are right."""
@@ -184,6 +186,7 @@ def test_paths_and_methods_that_do_not_exist(client: TestClient) -> None:
     assert client.delete(CHAT).status_code == 405
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "route",
     ["/v1/chat/completions", "/v1/images/generations", "/v1/routing", "/v1/files", "/v1/files/{file_id}", "/v1/models/{model}"],

@@ -41,6 +41,7 @@ def test_it_fails_as_the_run_would(small_run: RunConfig, small_cache: Path) -> N
         describe(shielded, small_cache, lambda line: None)
 
 
+@pytest.mark.slow
 def test_the_command(small_run: RunConfig, small_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(configs.dump(small_run))
     command = [sys.executable, "-m", "unidecouple", "train", str(tmp_path / "run.yaml"), "--dry-run"]

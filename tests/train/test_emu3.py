@@ -63,6 +63,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(all_checkpoints(folder)[-1] / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", [Dense(), TaskAwareMoE()], ids=lambda structure: structure.kind)
 def test_both_losses_fall_and_a_resumed_run_is_the_unbroken_one(
     own: RunConfig, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, structure: Dense | TaskAwareMoE

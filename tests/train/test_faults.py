@@ -135,6 +135,7 @@ def test_broken_files_of_a_checkpoint_stop_every_process(config: RunConfig, smal
     assert all(f"{newest / 'optimizer.safetensors'} is missing or broken" in text for text in errors(folder).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "ema.safetensors", "trainer_state.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
 def test_a_broken_checkpoint_is_named_and_the_one_before_goes_on(

@@ -36,6 +36,7 @@ def test_every_file_that_a_run_reads_has_its_hash(own: RunConfig, tmp_path: Path
     assert {"base/config.json", "base/model.safetensors", "base/tokenizer.json"} <= found.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["train.jsonl", "held.jsonl", "a.png", "b.png"])
 def test_resume_on_other_data_is_refused(changed: str, own: RunConfig, run: Run, tmp_path: Path) -> None:
     """Of the same length, too: size and time would not tell."""

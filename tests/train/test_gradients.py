@@ -161,6 +161,7 @@ def conflicting(small_run: RunConfig) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [PCGrad(), TorchJDAggregator(name="Random")], ids=["pcgrad", "random"])
 def test_a_run_resumes_exactly_and_in_parts(gradient: Gradient, conflicting: RunConfig, run: Run, tmp_path: Path) -> None:
     """One that draws draws alike in parts, though sums are rounded otherwise there."""
@@ -195,6 +196,7 @@ def test_maop_and_shield_on_two_processes(kind: str, shielded: RunConfig, run: R
     same(tmp_path / "two", tmp_path / "one", exact=False)
 
 
+@pytest.mark.slow
 def test_maop_and_shield_resume_exactly(shielded: RunConfig, run: Run, tmp_path: Path) -> None:
     """The moment that anchors MAOP is the optimizer's, and the shield counts the stage's steps."""
     assert run(shielded, tmp_path / "whole")
@@ -222,6 +224,7 @@ def test_nothing_to_shield_or_to_project(shielded: RunConfig, run: Run, tmp_path
         )
 
 
+@pytest.mark.slow
 def test_a_stage_of_one_task(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
     """It logs that task's loss alone, on the samples it would have seen beside the other; the other's head stays where it is."""
     both = replace(small_run.stages[0], name="both", share=0.5)

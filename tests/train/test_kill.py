@@ -39,6 +39,7 @@ def newest(folder: Path) -> int:
     return max((int(path.name.split("-")[1]) for path in all_checkpoints(folder)), default=0)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_any_checkpoint_logs_each_step_once(small_run: RunConfig, small_cache: Path, tmp_path: Path) -> None:
     scored = replace(small_run.evaluation, eval_steps=2)
     data = replace(small_run.data, evaluation=replace(FEW, eval_images=2, eval_prompts=1))

@@ -69,6 +69,7 @@ def test_no_member_is_left_out() -> None:
     assert NOT_SHARDED.keys() == {name for name, gradient in COMBINED.items() if gradient.by_task}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_resumed_equals_unbroken(
     name: str, whole: Callable[[str], Path], small_base: Path, small_cache: Path, tmp_path: Path
@@ -98,6 +99,7 @@ def test_gradient_methods_do_something(whole: Callable[[str], Path]) -> None:
         assert any(not torch.allclose(weight, plain[key]) for key, weight in weights(whole(f"gradient {name}")).items()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize("name", KINDS)
 def test_what_is_an_absent_task_s_rests(name: str, task: Task, make_model: MakeModel, joint_batch: Joint) -> None:
@@ -120,6 +122,7 @@ def test_what_is_an_absent_task_s_rests(name: str, task: Task, make_model: MakeM
     assert any(moved(task)) == bool(moved(task))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize("name", COMBINED)
 def test_a_task_alone_gets_its_own_gradient(name: str, task: Task, make_model: MakeModel, joint_batch: Joint) -> None:

@@ -21,6 +21,7 @@ def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint_folder(str(folder)) / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["task_arithmetic", "adamerging"])
 def test_two_runs_become_one_model(
     method: str, small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

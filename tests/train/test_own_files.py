@@ -63,6 +63,7 @@ def test_held_out_scores_by_task(own: RunConfig, run: Run, tmp_path: Path) -> No
     assert [(row["floor"], row["ceiling"]) for row in written] == [(guess, 0.0) for guess in guesses]
 
 
+@pytest.mark.slow
 def test_resumed_and_cut_runs_are_the_unbroken_one(own: RunConfig, run: Run, tmp_path: Path) -> None:
     assert run(own, tmp_path / "whole")
     assert not run(own, tmp_path / "broken", stop_after=3)
@@ -74,6 +75,7 @@ def test_resumed_and_cut_runs_are_the_unbroken_one(own: RunConfig, run: Run, tmp
         torch.testing.assert_close(cut[name], weight, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_batches_built_ahead_are_the_same(own: RunConfig, run: Run, tmp_path: Path) -> None:
     ahead = replace(own, dataloader_num_workers=1, gradient_accumulation_steps=3)
     assert run(replace(ahead, dataloader_num_workers=0), tmp_path / "whole")

@@ -101,6 +101,7 @@ def forget(folder: Path, after: int) -> None:
             shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_parts_of_a_step_change_nothing(decoupled: RunConfig, run: Run, tmp_path: Path) -> None:
     assert run(decoupled, tmp_path / "whole")
     assert run(replace(decoupled, gradient_accumulation_steps=3), tmp_path / "parts")
@@ -127,6 +128,7 @@ def test_balance_in_parts_is_told(
     assert [line for line in told if line.startswith("warning: the loss 'load_balance'")] == told[:1] * warned
 
 
+@pytest.mark.slow
 def test_recomputed_layers_change_nothing(decoupled: RunConfig, run: Run, tmp_path: Path) -> None:
     assert run(decoupled, tmp_path / "kept")
     assert run(replace(decoupled, gradient_checkpointing=True), tmp_path / "recomputed")
@@ -204,6 +206,7 @@ def test_more_parts_than_samples_is_an_error(small_run: RunConfig, run: Run, tmp
         run(replace(small_run, gradient_accumulation_steps=2), tmp_path)
 
 
+@pytest.mark.slow
 def test_bf16_is_close_and_keeps_what_must_be_exact(decoupled: RunConfig, run: Run, tmp_path: Path) -> None:
     decoupled = replace(decoupled, stages=(APART_THEN_JOINT[0], replace(APART_THEN_JOINT[1], lora=Lora(8))))
     assert run(decoupled, tmp_path / "float32")

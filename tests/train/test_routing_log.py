@@ -67,6 +67,7 @@ def test_a_dense_run_writes_none(small_run: RunConfig, run: Run, tmp_path: Path)
     assert read_routing_log(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_has_the_log_of_an_unbroken_one(unidecouple_run: RunConfig, run: Run, tmp_path: Path) -> None:
     assert run(unidecouple_run, tmp_path / "whole")
     assert not run(unidecouple_run, tmp_path / "broken", stop_after=5)

@@ -87,6 +87,7 @@ EXPERTS = (APART_THEN_JOINT[0], replace(APART_THEN_JOINT[1], lora=Lora(4, 8.0, p
 UPDATES = (Stage("LoRA", 1.0, 1e-2, {"generation": 1, "lora": 1}, lora=Lora(4, 8.0, ("attention", "mlp"), ("attention", "mlp"))),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "stages"),
     [
@@ -114,6 +115,7 @@ def test_generation_data_alone_leaves_understanding_bit_for_bit(
     assert not torch.equal(after.model.generation_head.vision_head.weight, before.model.generation_head.vision_head.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lent", [False, True], ids=["first token with its picture", "first token with understanding"])
 def test_joint_experts_stage_equals_one_task_at_a_time(
     small_run: RunConfig, source: WorldBatches, enliven: Callable[[torch.nn.Module, int], None], lent: bool
@@ -167,6 +169,7 @@ def test_nan_loss_stops_before_any_update(small_run: RunConfig, source: WorldBat
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters() if name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [Sum(), PCGrad(), TorchJDAggregator(name="IMTLG")], ids=lambda g: g.kind)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_stops_before_any_update(

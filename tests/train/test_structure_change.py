@@ -54,6 +54,7 @@ def forget(folder: Path, after: int) -> None:
             shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_resumed_on_either_side_of_the_change_is_the_unbroken_run(chain: RunConfig, run: Run, tmp_path: Path) -> None:
     """Six steps, the change after the third; cut off before it, at the stage's end, and after it."""
     assert run(chain, tmp_path)
@@ -112,6 +113,7 @@ def test_a_dry_run_says_what_becomes_of_the_groups(chain: RunConfig, small_cache
         describe(replace(chain, stages=(MOE_THEN_SYMBIOTIC[0], wrong)), small_cache, said.append)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "active"),
     [(MoE(num_experts_per_tok=2), 2), (Rosetta(), 2), (Rosetta(text_experts=1, image_out_experts=2, num_experts_per_tok=1), 1)],

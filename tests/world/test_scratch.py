@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from small_runs import SMALL, save_small_base
@@ -17,6 +18,7 @@ from unidecouple.world.scratch import Scratch, align, make_scratch
 from unidecouple.world.tokenizer import TokenizerTraining, fit_tokenizer
 
 
+@pytest.mark.slow
 def test_a_base_from_nothing_loads(tmp_path: Path) -> None:
     little = Alignment(steps=2, batch_size=2)
     scratch = Scratch(SMALL, TokenizerTraining(steps=4, batch_size=2), little, pictures=8)
@@ -32,6 +34,7 @@ def test_a_base_from_nothing_loads(tmp_path: Path) -> None:
     assert any(line.startswith("alignment step") for line in said)
 
 
+@pytest.mark.slow
 def test_alignment_teaches_the_words_of_what_is_shown(tmp_path: Path) -> None:
     """Words (for a random tokenizer's tokens, which tell little: tokens) are found better than by guessing; nothing else moves."""
     model, processor = load(str(save_small_base(tmp_path)))
@@ -57,6 +60,7 @@ def test_alignment_teaches_the_words_of_what_is_shown(tmp_path: Path) -> None:
         before = {name: value.clone() for name, value in model.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_align_writes_a_copy_whose_generation_side_alone_is_new(tmp_path: Path) -> None:
     base = save_small_base(tmp_path / "base")
     said: list[str] = []
@@ -68,6 +72,7 @@ def test_align_writes_a_copy_whose_generation_side_alone_is_new(tmp_path: Path) 
     assert all(name.startswith("model.generation_") for name in changed)
 
 
+@pytest.mark.slow
 def test_an_image_tokenizer_learns(tmp_path: Path) -> None:
     """Two dozen steps halve the pixel loss; codes end on the unit sphere and in use."""
     vq = load(str(save_small_base(tmp_path)))[0].model.vqmodel

@@ -13,7 +13,7 @@ from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import add_lora, apply_structure
 from unidecouple.train.gradients import Gradients
-from unidecouple.train.group_rates import slowed
+from unidecouple.train.lr_scaling import scaled_rows
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.stages import Say
 from unidecouple.train.trainable import apply, check_shield, table
@@ -38,7 +38,7 @@ def describe(run: RunConfig, cache: Path, say: Say) -> None:
         if stage.lora is not None:
             model = add_lora(model, stage.lora, run.seed)
         groups = apply(model, stage.train, stage.learning_rate)
-        Gradients.of(model, stage.gradient, Parallel(), slowed(model, stage.group_lr_scale))  # raises as the run would
+        Gradients.of(model, stage.gradient, Parallel(), scaled_rows(model, stage.group_lr_scale))  # raises as the run would
         check_shield(model, stage)
         stage.of(source.tasks)
         if not groups:

@@ -14,7 +14,7 @@ from unidecouple.methods.gradient.aggregation import draws
 from unidecouple.methods.objective import Losses
 from unidecouple.methods.selection import select
 from unidecouple.models.sharing import unshared
-from unidecouple.train.group_rates import Slowed, leave_out_held
+from unidecouple.train.lr_scaling import ScaledRows, zero_frozen_rows
 from unidecouple.train.parallel import Parallel
 
 TOTAL = "total"
@@ -38,18 +38,18 @@ class Gradients:
         weights: what trains.
         chosen: places in ``weights`` of those that ``strategy`` may work on.
         parallel: the processes that share the step.
-        slowed: groups of weights with rates of their own; those that are held get no gradient.
+        scaled_rows: groups of weights with rates of their own; those that are held get no gradient.
     """
 
     strategy: Gradient = field(default_factory=Sum)
     weights: Sequence[nn.Parameter] = ()
     chosen: Sequence[int] = ()
     parallel: Parallel = field(default_factory=Parallel)
-    slowed: Sequence[Slowed] = ()
+    scaled_rows: Sequence[ScaledRows] = ()
     _found: dict[str, Found] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, strategy: Gradient, parallel: Parallel, slowed: Sequence[Slowed] = ()) -> Gradients:
+    def of(cls, model: nn.Module, strategy: Gradient, parallel: Parallel, scaled_rows: Sequence[ScaledRows] = ()) -> Gradients:
         """For ``model``, of whose weights those that train require gradients.
 
         Raises:
@@ -68,7 +68,7 @@ class Gradients:
                 f"gradient {strategy.kind!r} works on {', '.join(strategy.parameters)}, which are one task's each: name weights "
                 "that the tasks share, or train a low-rank update that is not per_task"
             )
-        return cls(strategy, tuple(trained.values()), chosen, parallel, slowed)
+        return cls(strategy, tuple(trained.values()), chosen, parallel, scaled_rows)
 
     def backward(self, losses: Losses) -> None:
         """Add the gradients of one part of a step to those of the parts before."""
@@ -88,7 +88,7 @@ class Gradients:
         found = {name: self._summed(rows) for name, rows in self._found.items()} or {TOTAL: [w.grad for w in self.weights]}
         self._found = {}
         for rows in found.values():  # before they are combined: what is held has no say in what others do
-            leave_out_held(self.slowed, dict(zip(map(id, self.weights), rows, strict=True)))
+            zero_frozen_rows(self.scaled_rows, dict(zip(map(id, self.weights), rows, strict=True)))
         if self.chosen or self.strategy.by_task:
             with draws(*draw, self.weights[0].device):
                 self._combine(found, optimizer)

@@ -28,7 +28,7 @@ from unidecouple.train.build import add_lora, apply_structure
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.ema import Averages
 from unidecouple.train.gradients import Gradients
-from unidecouple.train.group_rates import slow, slowed
+from unidecouple.train.lr_scaling import install_lr_scaling, scaled_rows
 from unidecouple.train.meter import Meter
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.prefetch import Prefetch
@@ -137,11 +137,11 @@ class Trainer:
             raise ValueError(f"stage {stage.name!r} trains nothing: name parts in its train, as train: {{attention: 1, ffn: 1}}")
         what = table(trained, groups, stage.group_lr_scale)
         self.say(f"stage {index + 1}/{len(self.config.stages)} {stage.name!r}, {steps} steps\n{what}")
-        slower = slowed(trained, stage.group_lr_scale)
-        gradients = Gradients.of(trained, stage.gradient, self.parallel, slower)
+        scaled = scaled_rows(trained, stage.group_lr_scale)
+        gradients = Gradients.of(trained, stage.gradient, self.parallel, scaled)
         check_shield(trained, stage)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True)
-        slow(optimizer, slower)
+        install_lr_scaling(optimizer, scaled)
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer, self.parallel)
         before = sum(count for _, count in self.plan()[:index])

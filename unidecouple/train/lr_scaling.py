@@ -23,7 +23,7 @@ from unidecouple.train.trainable import local
 
 
 @dataclass(frozen=True)
-class Slowed:
+class ScaledRows:
     """Rows of a stacked weight, and the factor on their steps."""
 
     weight: nn.Parameter
@@ -31,7 +31,7 @@ class Slowed:
     factor: float
 
 
-def slowed(model: nn.Module, rates: Mapping[str, float]) -> list[Slowed]:
+def scaled_rows(model: nn.Module, rates: Mapping[str, float]) -> list[ScaledRows]:
     """Where the groups that ``rates`` names have weights that train.
 
     Those are their experts and their rows of the expert router, their sets of untied layers, and their low-rank updates where these
@@ -46,11 +46,11 @@ def slowed(model: nn.Module, rates: Mapping[str, float]) -> list[Slowed]:
     """
     stacked = list(group_rows(model))
     known = GROUP_NAMES[group_by_of(model)] if stacked else ()
-    found: list[Slowed] = []
+    found: list[ScaledRows] = []
     for name, factor in rates.items():
         if name not in known:
             raise ValueError(f"group_lr_scale: {name!r} is no group of this model's weights; it has {', '.join(known) or 'none'}")
-        mine = [Slowed(weight, rows[known.index(name)], factor) for weight, rows in stacked if weight.requires_grad]
+        mine = [ScaledRows(weight, rows[known.index(name)], factor) for weight, rows in stacked if weight.requires_grad]
         if not mine:
             raise ValueError(
                 f"group_lr_scale: nothing of group {name!r} trains; train what the groups have apart (experts and expert_router, "
@@ -60,7 +60,7 @@ def slowed(model: nn.Module, rates: Mapping[str, float]) -> list[Slowed]:
     return found
 
 
-def leave_out_held(parts: Sequence[Slowed], gradients: Mapping[int, Tensor | None]) -> None:
+def zero_frozen_rows(parts: Sequence[ScaledRows], gradients: Mapping[int, Tensor | None]) -> None:
     """Zero the rows of ``parts`` that do not move at all in ``gradients``, so that they have no share in a norm or a direction.
 
     Args:
@@ -73,7 +73,7 @@ def leave_out_held(parts: Sequence[Slowed], gradients: Mapping[int, Tensor | Non
             local(gradient, part.rows).zero_()
 
 
-def slow(optimizer: torch.optim.Optimizer, parts: Sequence[Slowed]) -> None:
+def install_lr_scaling(optimizer: torch.optim.Optimizer, parts: Sequence[ScaledRows]) -> None:
     """From now on, ``optimizer`` moves ``parts`` by their factors, and all else as ever.
 
     They are copied for the length of its step, when no activations are held any more. What is held (factor 0) still has gradients

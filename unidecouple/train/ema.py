@@ -23,7 +23,7 @@ _ENDING = "|ema"
 """After each name: torch's distributed reader takes all files of a folder together, and these names must not be the weights'."""
 
 
-class Averages:
+class EMA:
     """Float32 averages of every weight that any stage so far has trained; the others are their own average.
 
     A weight that is frozen again goes on being averaged, so that the result is the average of whole models.

@@ -12,7 +12,7 @@ SPENT = "spent.json"
 
 
 @dataclass(frozen=True)
-class Spent:
+class ResourceUsage:
     """What was taken.
 
     Attributes:
@@ -32,15 +32,15 @@ class Meter:
     What an attempt did after its last checkpoint is lost with it, and counts nowhere.
     """
 
-    def __init__(self, before: Spent | None = None) -> None:
-        self._before = before or Spent()
+    def __init__(self, before: ResourceUsage | None = None) -> None:
+        self._before = before or ResourceUsage()
         self._began = time.monotonic(), time.process_time()
 
-    def read(self) -> Spent:
+    def read(self) -> ResourceUsage:
         """All so far."""
         before, (wall, cpu) = self._before, self._began
         peaks = [peak for peak in (before.peak_memory_bytes, peak_memory()) if peak is not None]
-        return Spent(
+        return ResourceUsage(
             before.wall_seconds + time.monotonic() - wall,
             before.cpu_seconds + time.process_time() - cpu,
             max(peaks, default=None),

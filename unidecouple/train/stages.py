@@ -26,7 +26,7 @@ from unidecouple.source import BatchSource
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import add_lora, apply_structure
 from unidecouple.train.checkpoint import TrainerState
-from unidecouple.train.ema import Averages
+from unidecouple.train.ema import EMA
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import install_lr_scaling, scaled_rows
 from unidecouple.train.meter import Meter
@@ -40,7 +40,7 @@ from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import apply, check_shield, table
 
 Say = Callable[[str], None]
-Watch = Callable[[int, UnifiedModel], None]
+EvalCallback = Callable[[int, UnifiedModel], None]
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Trainer:
     source: BatchSource
     folder: Path
     say: Say
-    evaluate: Watch = lambda step, model: None
+    evaluate: EvalCallback = lambda step, model: None
     stop: threading.Event = field(default_factory=threading.Event)
     parallel: Parallel = field(default_factory=Parallel)
     trackers: Sequence[Tracker] = ()
@@ -145,7 +145,7 @@ class Trainer:
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer, self.parallel)
         before = sum(count for _, count in self.plan()[:index])
-        averages = Averages(self.config.ema_decay, trained, self.parallel, self._averaged(stage, before, start))
+        averages = EMA(self.config.ema_decay, trained, self.parallel, self._averaged(stage, before, start))
         if self.config.gradient_checkpointing:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.21
                 trained.gradient_checkpointing_enable({"use_reentrant": False})
@@ -246,7 +246,7 @@ class StageRun:
     num_steps: int
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    averages: Averages
+    averages: EMA
     settings: StepSettings
     _began: float = field(default_factory=time.monotonic)
     _tokens: int = 0

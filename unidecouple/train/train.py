@@ -28,11 +28,11 @@ from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import reading
 from unidecouple.train.launch import processes
 from unidecouple.train.lock import held
-from unidecouple.train.meter import Meter, Spent
+from unidecouple.train.meter import Meter, ResourceUsage
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.run_folder import RESULT, claim, scored
 from unidecouple.train.run_logs import METRICS, SCORES, forget_after, read_log
-from unidecouple.train.stages import Say, Trainer, Watch
+from unidecouple.train.stages import EvalCallback, Say, Trainer
 from unidecouple.train.step import train_step
 from unidecouple.train.stop_request import InterruptedRunError, deferred
 from unidecouple.train.trackers import Tracker, tracking
@@ -129,7 +129,7 @@ def _build(run: RunConfig, folder: Path, cache: Path, say: Say, parallel: Parall
     if parallel.holds_weights:
         model.to(parallel.device)
     builder = SequenceBuilder(processor)
-    meter = Meter(Spent(**state.spent))
+    meter = Meter(ResourceUsage(**state.spent))
     with parallel.first_alone():  # it draws and encodes; the others find it done
         kind = data_source(run)
         source = kind.open(run, model, processor, builder, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
@@ -141,7 +141,7 @@ def _build(run: RunConfig, folder: Path, cache: Path, say: Say, parallel: Parall
     return _Job(model, processor, source, scorer, resume, state.step, meter, parallel)
 
 
-def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: Say, validate: Watch) -> None:
+def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: Say, validate: EvalCallback) -> None:
     """Cut the logs to the step that the run goes on from; at the start, measure the model before training."""
     forget_after(folder, job.step if job.resume else -1, say)  # without a checkpoint the start is measured again, too
     if job.resume is not None:

@@ -12,7 +12,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def held(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def run_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold ``folder`` (made when absent) for the block; while another process has it, say so and wait.
 
     The system frees it with the process, however that ends. A command that was killed may leave a run it had started behind,

@@ -27,7 +27,7 @@ from unidecouple.train.build import apply_structure
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import reading
 from unidecouple.train.launch import processes
-from unidecouple.train.lock import held
+from unidecouple.train.lock import run_lock
 from unidecouple.train.meter import Meter, ResourceUsage
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.run_folder import RESULT, claim, scored
@@ -50,7 +50,7 @@ def train(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.E
         InterruptedRunError: ``stop`` was set; the same call resumes.
         TrainingDivergedError: a loss or a gradient is not finite; checkpoints written before stay.
     """
-    with processes(run.device, run.bf16, run.parallel) as parallel, held(folder, say) if parallel.first else nullcontext():
+    with processes(run.device, run.bf16, run.parallel) as parallel, run_lock(folder, say) if parallel.first else nullcontext():
         if parallel.first:
             claim(folder, run, cache, say)
         parallel.wait()

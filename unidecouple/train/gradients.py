@@ -55,7 +55,7 @@ class Gradients:
         Raises:
             ValueError: ``strategy`` names no weight that trains and that the tasks share, or no process keeps gradients whole.
         """
-        if strategy.by_task and not parallel.whole_gradients:
+        if strategy.by_task and not parallel.keeps_full_gradients:
             raise ValueError(
                 f"gradient {strategy.kind!r} needs each task's gradient whole, and with parallel=fsdp no process has it: use ddp"
             )

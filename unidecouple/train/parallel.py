@@ -46,7 +46,7 @@ class Parallel:
         return True
 
     @property
-    def whole_gradients(self) -> bool:
+    def keeps_full_gradients(self) -> bool:
         """Whether this process keeps gradients whole."""
         return True
 
@@ -76,7 +76,7 @@ class Parallel:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @contextlib.contextmanager
-    def whole_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
+    def full_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
         """``model`` with the weights that training has reached, in the first process, for the length of the block."""
         yield model
 
@@ -90,7 +90,7 @@ class Parallel:
             dist.all_reduce(value)
         return value
 
-    def whole(self, value: Tensor) -> Tensor:
+    def full_tensor(self, value: Tensor) -> Tensor:
         """A result that may be sharded, whole."""
         return value
 

@@ -42,7 +42,7 @@ class Sharded(Parallel):
         return self.first
 
     @property
-    def whole_gradients(self) -> bool:
+    def keeps_full_gradients(self) -> bool:
         """Each process has a share of every gradient."""
         return False
 
@@ -78,7 +78,7 @@ class Sharded(Parallel):
         return cast(nn.Module, sharded)
 
     @contextlib.contextmanager
-    def whole_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
+    def full_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
         """``model`` with the weights that training has reached, on the first process's device for the length of the block."""
         state = get_model_state_dict(wrapped, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if self.first:
@@ -89,7 +89,7 @@ class Sharded(Parallel):
             model.to("cpu")
         self.wait()
 
-    def whole(self, value: Tensor) -> Tensor:
+    def full_tensor(self, value: Tensor) -> Tensor:
         """A sharded result, whole on each process."""
         return value.full_tensor() if isinstance(value, DTensor) else value
 

@@ -115,7 +115,7 @@ class Trainer:
             running = self._begin(index, steps, start, resume if start else None)
             yield running
             self.save(running, running.before + steps, None)
-            with self.parallel.whole_model(running.model, self.model):
+            with self.parallel.full_model(running.model, self.model):
                 pass  # the next stage starts from it
 
     def batches(self) -> Prefetch[list[JointBatch]]:
@@ -287,9 +287,9 @@ class StageRun:
             rate_now = self.optimizer.param_groups[-1]["lr"]
             trainer.log(step, self.stage, result, rate_now, self._tokens / seconds, seconds / (done - self.start))
         if config.evaluation.eval_steps and step % config.evaluation.eval_steps == 0:
-            with parallel.whole_model(self.model, trainer.model) as whole:
+            with parallel.full_model(self.model, trainer.model) as full:
                 if parallel.first:
-                    trainer.evaluate(step, whole)
+                    trainer.evaluate(step, full)
         stopped = parallel.agree(trainer.stop.is_set())
         if done < self.num_steps and (stopped or (config.save_steps and step % config.save_steps == 0)):
             trainer.save(self, step, self.optimizer)

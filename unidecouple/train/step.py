@@ -146,7 +146,7 @@ def _update(
     settings.gradients.combine(optimizer, (settings.seed, step))
     hold_absent_tasks(model, [task for task in Task if task not in settings.tasks])
     weights: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)).item()
+    norm = parallel.full_tensor(torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)).item()
     if not math.isfinite(norm):  # AdamW would carry it into every weight, and the next checkpoint replace the last good one
         raise TrainingDivergedError(f"the gradient is not finite (norm {norm}, losses {dict(means)}): {_REMEDY}")
     optimizer.step()

@@ -19,7 +19,7 @@ from unidecouple.run import RunConfig
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import count_totals
-from unidecouple.train.trainable import apply
+from unidecouple.train.trainable import make_param_groups
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 Joint = tuple[Batch, Batch]
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], Stage, Objective]] = {
 def measured(model: UniJanusForConditionalGeneration, stage: Stage, joint: JointBatch, objective: Objective) -> tuple[int, int]:
     """Bytes and number of all gradients that the training code holds after the backward passes of a step."""
     model.train()
-    apply(model, stage.train, 0.0)
+    make_param_groups(model, stage.train, 0.0)
     tasks, gradients = stage.of(BOTH), Gradients.of(model, stage.gradient, Parallel())
     output = model(batch=joint, routing=stage.routing)
     gradients.backward(objective.losses(Microbatch(joint, output, tasks, count_totals([joint], Parallel()))))

@@ -20,7 +20,7 @@ from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import ScaledRows, install_lr_scaling, scaled_rows
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import train_step
-from unidecouple.train.trainable import apply, table
+from unidecouple.train.trainable import make_param_groups, table
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
@@ -37,7 +37,7 @@ FIRST = ("und", "text", "mmu", "und", "text")
 def stepped(model: nn.Module, rates: dict[str, float], factor: float = 1.0, steps: int = 1) -> dict[str, Tensor]:
     """Weights of a copy of ``model`` after some steps of AdamW on gradients that do not depend on it."""
     model = copy.deepcopy(model)
-    groups = apply(model, {"*": 1.0}, factor * 1e-2)
+    groups = make_param_groups(model, {"*": 1.0}, factor * 1e-2)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
     install_lr_scaling(optimizer, scaled_rows(model, rates))
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +113,7 @@ def test_what_is_held_has_no_share_in_the_norm_that_is_clipped(
     norms, left = {}, {}
     for held in (False, True):
         model = make_model(**kind).train()
-        optimizer = torch.optim.SGD(apply(model, dict(train), 0.0))
+        optimizer = torch.optim.SGD(make_param_groups(model, dict(train), 0.0))
         rates = scaled_rows(model, {"und": 0.0} if held else {})
         gradients = Gradients.of(model, gradient, Parallel(), rates)
         objective = Objective(auxiliary=())
@@ -149,7 +149,7 @@ def test_what_is_held_has_no_say_in_what_others_do() -> None:
 
 def test_a_group_of_which_nothing_trains(make_model: MakeModel) -> None:
     model = make_model(**KINDS[0])
-    groups = apply(model, {"attention": 1.0}, 1e-2)
+    groups = make_param_groups(model, {"attention": 1.0}, 1e-2)
     with pytest.raises(ValueError, match="nothing of group 'und' trains"):
         scaled_rows(model, {"und": 0.1})
     assert table(model, groups, {"und": 0.01}).endswith("group und      lr x 0.01")

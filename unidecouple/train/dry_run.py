@@ -16,7 +16,7 @@ from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import scaled_rows
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.stages import Say
-from unidecouple.train.trainable import apply, check_shield, table
+from unidecouple.train.trainable import check_shield, make_param_groups, table
 
 _SHOWN = 2
 
@@ -37,7 +37,7 @@ def describe(run: RunConfig, cache: Path, say: Say) -> None:
             model = apply_structure(model, stage.structure, run.seed, source)
         if stage.lora is not None:
             model = add_lora(model, stage.lora, run.seed)
-        groups = apply(model, stage.train, stage.learning_rate)
+        groups = make_param_groups(model, stage.train, stage.learning_rate)
         Gradients.of(model, stage.gradient, Parallel(), scaled_rows(model, stage.group_lr_scale))  # raises as the run would
         check_shield(model, stage)
         stage.of(source.tasks)

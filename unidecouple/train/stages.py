@@ -37,7 +37,7 @@ from unidecouple.train.run_logs import METRICS
 from unidecouple.train.step import StepResult, StepSettings
 from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
-from unidecouple.train.trainable import apply, check_shield, table
+from unidecouple.train.trainable import check_shield, make_param_groups, table
 
 Say = Callable[[str], None]
 EvalCallback = Callable[[int, UnifiedModel], None]
@@ -129,10 +129,10 @@ class Trainer:
     def _begin(self, index: int, steps: int, start: int, resume: Path | None) -> StageRun:
         """Wrap the model and make the optimizer of stage ``index``, of which ``start`` steps are done."""
         stage = self.config.stages[index]
-        apply(self.model, stage.train, stage.learning_rate)  # before it is wrapped, which must know what trains
+        make_param_groups(self.model, stage.train, stage.learning_rate)  # before it is wrapped, which must know what trains
         wrapped = self.parallel.wrap(self.model)
         trained = self.parallel.trained(wrapped)
-        groups = apply(trained, stage.train, stage.learning_rate)
+        groups = make_param_groups(trained, stage.train, stage.learning_rate)
         if not groups:
             raise ValueError(f"stage {stage.name!r} trains nothing: name parts in its train, as train: {{attention: 1, ffn: 1}}")
         what = table(trained, groups, stage.group_lr_scale)

@@ -15,7 +15,7 @@ from unidecouple.models.sharing import task_rows, unshared
 from unidecouple.train.sharded import local_rows
 
 
-def apply(model: nn.Module, train: Mapping[str, float], learning_rate: float) -> list[dict[str, object]]:
+def make_param_groups(model: nn.Module, train: Mapping[str, float], learning_rate: float) -> list[dict[str, object]]:
     """Set ``requires_grad`` by ``train`` and return AdamW's parameter groups, one a learning rate, with names in "names"."""
     chosen = select([name for name, _ in model.named_parameters()], train)
     groups: dict[float, dict[str, list[object]]] = {}

@@ -17,7 +17,7 @@ from unidecouple.data.settings import Files, Source
 from unidecouple.diagnose.probe import ProbeInput
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource, Progress, data_source
-from unidecouple.train.own_files import named
+from unidecouple.train.file_source import named
 from unidecouple.train.routing_log import read_routing_log
 
 _CHECKPOINT = "checkpoint-"

@@ -78,7 +78,7 @@ class ValidationLoss:
         return Score(BENCHMARKS[task.key], "log_probability", -total / max(1, count), ceiling=0.0, floor=-math.log(choices))
 
 
-def held_out(
+def open_validation(
     files: Files,
     evaluation: Evaluation,
     processor: UnifiedProcessor,

@@ -104,7 +104,7 @@ def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
     whole = sum(stage.share for stage in run.stages)
     data = resized(run.data, question.batch_size)
     for gpus in question.gpus:
-        replace(run, data=data).parts(gpus)
+        replace(run, data=data).num_microbatches(gpus)
     averaged: set[str] = set()
     plans: list[StagePlan] = []
     lora: Lora | None = None

@@ -61,7 +61,7 @@ class Trainer:
         tokens: seen in all steps of the run so far, by the task they count as (see ``Task``); padding left out. The first token of
             a pair, and all of a router pair, are understanding's.
         meter: what the run took so far, earlier attempts included.
-        parts: of a step, over all processes.
+        num_microbatches: per step, over all processes.
     """
 
     config: RunConfig
@@ -76,10 +76,10 @@ class Trainer:
     trackers: Sequence[Tracker] = ()
     tokens: Counter[str] = field(default_factory=Counter)
     meter: Meter = field(default_factory=Meter)
-    parts: int = field(init=False)
+    num_microbatches: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parts = self.config.parts(self.parallel.size)
+        self.num_microbatches = self.config.num_microbatches(self.parallel.size)
         for stage in self.config.stages if self.config.bf16 else ():
             if stage.lora is not None and "experts" in stage.lora.targets and stage.lora.r % 8:
                 raise ValueError(
@@ -197,8 +197,8 @@ class Trainer:
         ends = itertools.accumulate(steps for _, steps in plan)
         stage = next(stage for (stage, _), end in zip(plan, ends, strict=True) if step < end)
         tasks = tuple(task for task in Task if stage.tasks in ("both", task.key))  # router pairs come where no task's data does
-        mine = range(self.parallel.rank, self.parts, self.parallel.size)
-        drawn = [self.source.batch(step, part, self.parts, tasks) for part in mine]
+        mine = range(self.parallel.rank, self.num_microbatches, self.parallel.size)
+        drawn = [self.source.batch(step, part, self.num_microbatches, tasks) for part in mine]
         return [tuple(batch.to(self.parallel.device) for batch in part) for part in drawn]
 
     def save(self, running: StageRun, step: int, optimizer: torch.optim.Optimizer | None) -> None:

@@ -28,10 +28,10 @@ from unidecouple.methods.selection import part_of
 from unidecouple.models.shipped import located
 from unidecouple.ownership import check_directory
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
-def save(name_or_path: str, target: Path, base: str | None, seed: int | None, with_experts: bool, say: Say) -> None:
+def save(name_or_path: str, target: Path, base: str | None, seed: int | None, with_experts: bool, say: PrintLine) -> None:
     """Write what the checkpoint ``name_or_path`` has beyond ``base`` to the folder ``target``.
 
     Args:

@@ -20,7 +20,7 @@ from unidecouple.ownership import check_file
 from unidecouple.train.subject import Opened
 
 DIAGNOSIS, PAGE = "diagnosis.json", "diagnosis.html"
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 _TEMPLATE = "diagnosis.html.j2"
 
 
@@ -33,7 +33,7 @@ class ProbeSection:
     missing: tuple[str, ...]
 
 
-def write_diagnosis(opened: Opened, output: Path, say: Say) -> Path:
+def write_diagnosis(opened: Opened, output: Path, say: PrintLine) -> Path:
     """Run all probes on ``opened`` and write both files into ``output``.
 
     Returns:
@@ -114,7 +114,7 @@ def _facts(content: dict[str, Any]) -> Sequence[str]:
     return [*facts, f"{content['batches']} batches per task", f"data: {content['data']}"]
 
 
-def _progress(say: Say) -> Callable[[str, int, int], None]:
+def _progress(say: PrintLine) -> Callable[[str, int, int], None]:
     """Says how far a long measurement is, about every fifth of it."""
 
     def show(what: str, done: int, of: int) -> None:

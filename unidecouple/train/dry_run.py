@@ -15,13 +15,13 @@ from unidecouple.train.build import add_lora, apply_structure
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import scaled_rows
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.stages import Say
+from unidecouple.train.stages import PrintLine
 from unidecouple.train.trainable import check_shield, make_param_groups, table
 
 _SHOWN = 2
 
 
-def describe(run: RunConfig, cache: Path, say: Say) -> None:
+def describe(run: RunConfig, cache: Path, say: PrintLine) -> None:
     """Say what ``run`` would do; writes nothing but indices and encoded pictures into ``cache``.
 
     Raises:

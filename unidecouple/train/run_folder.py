@@ -12,14 +12,14 @@ from unidecouple.run import RunConfig
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.fingerprints import check_fingerprints, take_fingerprints, write_fingerprints
 from unidecouple.train.run_logs import METRICS
-from unidecouple.train.stages import Say
+from unidecouple.train.stages import PrintLine
 
 RUN, RESULT = "run.yaml", "scores.json"
 _WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")
 """What a run writes beside its configuration, and may replace."""
 
 
-def claim(folder: Path, run: RunConfig, cache: Path, say: Say) -> None:
+def claim(folder: Path, run: RunConfig, cache: Path, say: PrintLine) -> None:
     """Save ``run`` and hashes of its data in ``folder``, or make sure that they are the ones saved there.
 
     Raises:

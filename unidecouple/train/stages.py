@@ -39,7 +39,7 @@ from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import check_shield, make_param_groups, table
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 EvalCallback = Callable[[int, UnifiedModel], None]
 
 
@@ -69,7 +69,7 @@ class Trainer:
     processor: UnifiedProcessor
     source: BatchSource
     folder: Path
-    say: Say
+    say: PrintLine
     evaluate: EvalCallback = lambda step, model: None
     stop: threading.Event = field(default_factory=threading.Event)
     parallel: Parallel = field(default_factory=Parallel)

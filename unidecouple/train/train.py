@@ -32,13 +32,13 @@ from unidecouple.train.meter import Meter, ResourceUsage
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.run_folder import RESULT, claim, scored
 from unidecouple.train.run_logs import METRICS, SCORES, forget_after, read_log
-from unidecouple.train.stages import EvalCallback, Say, Trainer
+from unidecouple.train.stages import EvalCallback, PrintLine, Trainer
 from unidecouple.train.step import train_step
 from unidecouple.train.stop_request import InterruptedRunError, deferred
 from unidecouple.train.trackers import Tracker, tracking
 
 
-def train(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.Event) -> None:
+def train(run: RunConfig, folder: Path, cache: Path, say: PrintLine, stop: threading.Event) -> None:
     """Train, score and diagnose ``run``; resume where an earlier attempt in ``folder`` stopped.
 
     Writes into ``folder``: ``run.yaml`` and ``fingerprints.json``; during training ``metrics.jsonl``, ``scores.jsonl``
@@ -104,7 +104,7 @@ class _Job:
     meter: Meter
     parallel: Parallel
 
-    def trainer(self, run: RunConfig, folder: Path, say: Say, stop: threading.Event, trackers: Sequence[Tracker]) -> Trainer:
+    def trainer(self, run: RunConfig, folder: Path, say: PrintLine, stop: threading.Event, trackers: Sequence[Tracker]) -> Trainer:
         """The trainer of ``run``, which validates by ``scorer``."""
         return Trainer(
             run,
@@ -121,7 +121,7 @@ class _Job:
         )
 
 
-def _build(run: RunConfig, folder: Path, cache: Path, say: Say, parallel: Parallel) -> _Job:
+def _build(run: RunConfig, folder: Path, cache: Path, say: PrintLine, parallel: Parallel) -> _Job:
     resume = next(reversed(all_checkpoints(folder)), None)
     state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
     with reading(resume / "model.safetensors") if resume else nullcontext():
@@ -141,7 +141,7 @@ def _build(run: RunConfig, folder: Path, cache: Path, say: Say, parallel: Parall
     return _Job(model, processor, source, scorer, resume, state.step, meter, parallel)
 
 
-def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: Say, validate: EvalCallback) -> None:
+def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: PrintLine, validate: EvalCallback) -> None:
     """Cut the logs to the step that the run goes on from; at the start, measure the model before training."""
     forget_after(folder, job.step if job.resume else -1, say)  # without a checkpoint the start is measured again, too
     if job.resume is not None:
@@ -156,7 +156,7 @@ def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: Say, validate: Eva
         _write_measured(gradient_conflict.measure(subject, _no_progress), folder / "conflict-start.json")
 
 
-def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, say: Say) -> None:
+def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, say: PrintLine) -> None:
     scores = job.scorer.test(model, folder)
     rows = [score.to_json() for score in scores]
     write_json_atomic(folder / RESULT, {"step": run.max_steps, **vars(job.meter.read()), "scores": rows})
@@ -179,7 +179,7 @@ def _validate(
     scorer: RunScorer,
     folder: Path,
     trackers: Sequence[Tracker],
-    say: Say,
+    say: PrintLine,
     step: int,
     model: UnifiedModel,
 ) -> None:

@@ -26,7 +26,7 @@ from unidecouple.world.judge import TemplateJudge
 from unidecouple.world.prompts import held_out
 from unidecouple.world.tokenizer import TokenizerTraining, fit_tokenizer
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 GENERATION = Alignment(steps=5000, batch_size=256, learning_rate=2e-3)
 """How the generation side of the shipped bases is aligned."""
 
@@ -57,7 +57,7 @@ class Scratch:
         bounds.at_least(0, self, "picture_seed", "seed")
 
 
-def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
+def make_scratch(scratch: Scratch, folder: Path, say: PrintLine) -> None:
     """Write the checkpoint ``folder``, ``image_tokenizer.jsonl`` (losses) and ``image_tokenizer.json`` (the judge's bounds)."""
     check_directory(folder)
     torch.set_num_threads(scratch.threads)
@@ -97,7 +97,7 @@ def tokenizer_bounds(model: UniJanusForConditionalGeneration, split: str = "val"
     return {"ceiling": direct.ceiling["overall"], "through_tokenizer": through.ceiling["overall"], "floor": direct.floor["overall"]}
 
 
-def align(checkpoint: Path, folder: Path, say: Say, alignment: Alignment = GENERATION) -> Path:
+def align(checkpoint: Path, folder: Path, say: PrintLine, alignment: Alignment = GENERATION) -> Path:
     """Write ``checkpoint`` with its generation side aligned with its words to ``folder``.
 
     It is done once the words are learned: aligned with those of a model from scratch, which training turns by 30 degrees,
@@ -110,6 +110,6 @@ def align(checkpoint: Path, folder: Path, say: Say, alignment: Alignment = GENER
     return write_copy(model, processor, folder, source)
 
 
-def follow(what: str, steps: int, say: Say) -> Report:
+def follow(what: str, steps: int, say: PrintLine) -> Report:
     """A report of ``what`` that says each step and its values."""
     return lambda step, values: say(f"{what} step {step}/{steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))

@@ -152,8 +152,8 @@ def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: PrintLine, validat
     if run.evaluation.eval_steps:
         validate(0, job.model)
     if run.diagnose and len(job.source.tasks) == len(Task):
-        subject = ProbeInput(job.model, job.source, job.source, 0)
-        _write_measured(gradient_conflict.measure(subject, _no_progress), folder / "conflict-start.json")
+        probe_input = ProbeInput(job.model, job.source, job.source, 0)
+        _write_measured(gradient_conflict.measure(probe_input, _no_progress), folder / "conflict-start.json")
 
 
 def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, say: PrintLine) -> None:
@@ -199,10 +199,10 @@ def _validate(
         say(f"step {step}: {warning}")
 
 
-def _probe(subject: ProbeInput, folder: Path) -> None:
-    _write_measured(routing.measure(subject, _no_progress), folder / "routing.json")
-    _write_measured(attention_interaction.measure(subject, _no_progress), folder / "interaction.json")
-    _write_measured(gradient_conflict.measure(subject, _no_progress), folder / "conflict.json")
+def _probe(probe_input: ProbeInput, folder: Path) -> None:
+    _write_measured(routing.measure(probe_input, _no_progress), folder / "routing.json")
+    _write_measured(attention_interaction.measure(probe_input, _no_progress), folder / "interaction.json")
+    _write_measured(gradient_conflict.measure(probe_input, _no_progress), folder / "conflict.json")
 
 
 def _write_measured(measured: Measured, path: Path) -> None:

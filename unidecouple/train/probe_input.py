@@ -24,15 +24,15 @@ _CHECKPOINT = "checkpoint-"
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedCheckpoint:
     """A subject, and in words what was opened."""
 
-    subject: ProbeInput
+    probe_input: ProbeInput
     checkpoint: Path
     data: str
 
 
-def open_subject(
+def open_probe_input(
     checkpoint: str,
     recipe: RunConfig | None,
     data: Sequence[Path],
@@ -40,7 +40,7 @@ def open_subject(
     device: torch.device,
     cache: Path,
     progress: Progress,
-) -> Opened:
+) -> OpenedCheckpoint:
     """Load ``checkpoint`` (see ``checkpoint_folder``) and open data to show it.
 
     The data are ``data``; without it the files that ``recipe`` is scored on; without that those of the run that the checkpoint
@@ -69,7 +69,9 @@ def open_subject(
     source = opened(probed.run)
     described = source if probed.described is probed.run else opened(probed.described)
     said = f"the files given: {named(files)}" if files else probed.text
-    return Opened(ProbeInput(model, source, described, step, batches, read_routing_log(home) if home else ()), folder, said)
+    return OpenedCheckpoint(
+        ProbeInput(model, source, described, step, batches, read_routing_log(home) if home else ()), folder, said
+    )
 
 
 def _files(data: Sequence[Path], cache: Path) -> Files:

@@ -21,10 +21,10 @@ from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
 from unidecouple.plan.devices import DEVICES, Assumptions
 from unidecouple.plan.load import Micro
 from unidecouple.plan.stages import stage_load
-from unidecouple.plan.ways import Way, communication
+from unidecouple.plan.strategies import ParallelStrategy, communication
 
 GOAL = 0.52
-WAYS: tuple[Way, ...] = ("ddp", "tasks")
+STRATEGIES: tuple[ParallelStrategy, ...] = ("ddp", "tasks")
 
 
 def planned(processes: int) -> dict[str, float]:
@@ -45,7 +45,7 @@ def planned(processes: int) -> dict[str, float]:
     load = stage_load(make_model(), APART, parts, 4)
     tape = load.tape("both", 1)
     found = {}
-    for way in WAYS:
+    for way in STRATEGIES:
         for one in communication(way, load.weights, tape, processes, DEVICES["h100"], Assumptions(), processes // 2):
             found[f"{way}: {one.name}"] = one.sent
     return found

@@ -17,7 +17,7 @@ from unidecouple.plan.estimate import MOST, Load
 from unidecouple.plan.load import Lengths, joint
 from unidecouple.plan.sizes import SIZES, build
 from unidecouple.plan.stages import stage_load
-from unidecouple.plan.ways import memory
+from unidecouple.plan.strategies import memory
 from unidecouple.run import RunConfig
 
 ROOT = Path(__file__).parents[2]

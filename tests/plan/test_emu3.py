@@ -29,7 +29,7 @@ from unidecouple.plan.encoding import _Bytes, encoding
 from unidecouple.plan.load import Lengths, joint, picture_tokens
 from unidecouple.plan.sizes import SIZES, build, configuration
 from unidecouple.plan.stages import PlanRequest, plan
-from unidecouple.plan.ways import memory
+from unidecouple.plan.strategies import memory
 from unidecouple.plan.weights import count
 from unidecouple.run import RunConfig
 from unidecouple.train.build import add_lora, restructure

@@ -14,7 +14,7 @@ from unidecouple.plan.estimate import Load, breaks_first, by_part, estimate, sma
 from unidecouple.plan.load import Micro
 from unidecouple.plan.sizes import SIZES, build
 from unidecouple.plan.stages import stage_load
-from unidecouple.plan.ways import WAYS, memory
+from unidecouple.plan.strategies import STRATEGIES, memory
 
 H100, ASSUMED = DEVICES["h100"], Assumptions()
 STAGE_1 = {"generation": 1.0, "experts": 1.0, "expert_router": 1.0, "task_router": 1.0}
@@ -42,7 +42,7 @@ def large() -> Load:
 
 
 @pytest.mark.parametrize("name", list(DEVICES))
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("way", list(STRATEGIES))
 def test_no_roofline_is_exceeded(small: Load, name: str, way: str) -> None:
     for gpus in (1, 8, 1024):
         for dtype in ("bf16", "fp32"):
@@ -94,7 +94,7 @@ def test_devices_are_split_by_samples_in_whole_nodes(small: Load) -> None:
 
 
 def test_a_step_counts_all_devices(small: Load) -> None:
-    for way in WAYS:
+    for way in STRATEGIES:
         found = estimate(for_devices(small, 64), way, 64, H100, "bf16", ASSUMED)
         assert found is not None
         assert found.samples == 64 * 8

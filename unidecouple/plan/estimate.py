@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from unidecouple.plan.devices import Assumptions, Device
 from unidecouple.plan.load import Micro
+from unidecouple.plan.strategies import Collective, Memory, ParallelStrategy, communication, memory
 from unidecouple.plan.tape import Op, Tape
-from unidecouple.plan.ways import Collective, Memory, Way, communication, memory
 from unidecouple.plan.weights import Weights
 
 OPTIMIZER_TRAFFIC = 32
@@ -56,7 +56,7 @@ class Estimate:
     """One stage in one way on ``gpus`` devices. Seconds are of one step.
 
     Attributes:
-        way, gpus: see ``WAYS``.
+        way, gpus: see ``STRATEGIES``.
         split: devices by role.
         parts: what a device of each role computes at a time.
         memory: with every activation kept, and ``checkpointed`` with gradient checkpointing.
@@ -70,7 +70,7 @@ class Estimate:
         utilization: of peak FLOPs.
     """
 
-    way: Way
+    way: ParallelStrategy
     gpus: int
     split: dict[str, int]
     parts: dict[str, tuple[Micro, ...]]
@@ -102,7 +102,7 @@ class Estimate:
         return max(shares, key=lambda name: shares[name])
 
 
-def split(load: Load, way: Way, gpus: int, node: int) -> dict[str, int]:
+def split(load: Load, way: ParallelStrategy, gpus: int, node: int) -> dict[str, int]:
     """Devices by role; tasks share them out by samples, in whole nodes where there are several, at least one each.
 
     Empty where it is impossible: devices cannot keep to one task if there is one device or one task, and some may lack samples;
@@ -121,7 +121,7 @@ def split(load: Load, way: Way, gpus: int, node: int) -> dict[str, int]:
     return shares if all(load.part(role, devices) for role, devices in shares.items()) else {}
 
 
-def estimate(load: Load, way: Way, gpus: int, device: Device, dtype: str, assume: Assumptions) -> Estimate | None:
+def estimate(load: Load, way: ParallelStrategy, gpus: int, device: Device, dtype: str, assume: Assumptions) -> Estimate | None:
     """The stage in ``way`` on ``gpus`` devices; None where that way is impossible (see ``split``)."""
     shares = split(load, way, gpus, device.node)
     if not shares:
@@ -162,7 +162,7 @@ def estimate(load: Load, way: Way, gpus: int, device: Device, dtype: str, assume
     )
 
 
-def smallest(load: Load, way: Way, device: Device, assume: Assumptions) -> int | None:
+def smallest(load: Load, way: ParallelStrategy, device: Device, assume: Assumptions) -> int | None:
     """The least number of devices, up to ``MOST``, on which the stage fits in ``way``, with checkpointing if need be."""
     for gpus in range(1, MOST + 1):
         tapes = [load.tape(role, devices) for role, devices in split(load, way, gpus, device.node).items()]
@@ -172,7 +172,7 @@ def smallest(load: Load, way: Way, device: Device, assume: Assumptions) -> int |
     return None
 
 
-def breaks_first(load: Load, way: Way, device: Device, dtype: str, assume: Assumptions) -> str:
+def breaks_first(load: Load, way: ParallelStrategy, device: Device, dtype: str, assume: Assumptions) -> str:
     """What ends the growth of ``way`` first, over powers of two up to ``MOST``."""
     least = smallest(load, way, device, assume)
     if least is None and not _most(load, way, device):
@@ -207,13 +207,13 @@ def executed(tape: Tape, again: bool) -> Iterator[Op]:
         yield from (op._replace(backward=True) for op in tape.ops if not op.backward and op.block in moving)
 
 
-def _most(load: Load, way: Way, device: Device) -> int:
+def _most(load: Load, way: ParallelStrategy, device: Device) -> int:
     """The largest number of devices, up to ``MOST``, for which the step has samples."""
     return max((gpus for gpus in range(1, MOST + 1) if split(load, way, gpus, device.node)), default=0)
 
 
 def _times(
-    way: Way,
+    way: ParallelStrategy,
     load: Load,
     tape: Tape,
     gpus: int,

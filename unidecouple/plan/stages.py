@@ -22,8 +22,8 @@ from unidecouple.plan.estimate import Estimate, Load, breaks_first, estimate, sm
 from unidecouple.plan.forward import DECODER, trace
 from unidecouple.plan.load import Lengths, Micro, joint, resized
 from unidecouple.plan.sizes import build, configuration
+from unidecouple.plan.strategies import STRATEGIES, ParallelStrategy
 from unidecouple.plan.tape import Shape, Tape
-from unidecouple.plan.ways import WAYS, Way
 from unidecouple.plan.weights import count
 from unidecouple.run import RunConfig
 
@@ -82,8 +82,8 @@ class StagePlan:
     load: Load
     samples: int
     estimates: list[Estimate]
-    smallest: dict[Way, int | None]
-    breaks: dict[Way, str]
+    smallest: dict[ParallelStrategy, int | None]
+    breaks: dict[ParallelStrategy, str]
 
     def days(self, found: Estimate) -> float:
         """Days that the stage takes."""
@@ -172,10 +172,10 @@ def stage_load(
 def _answered(stage: StagePlan, question: PlanRequest) -> StagePlan:
     hardware: Device = device(question.device)
     asked = (hardware, question.dtype, question.assume)
-    found = [estimate(stage.load, way, gpus, *asked) for gpus in question.gpus for way in WAYS]
+    found = [estimate(stage.load, way, gpus, *asked) for gpus in question.gpus for way in STRATEGIES]
     return replace(
         stage,
         estimates=[one for one in found if one is not None],
-        smallest={way: smallest(stage.load, way, hardware, question.assume) for way in WAYS},
-        breaks={way: breaks_first(stage.load, way, *asked) for way in WAYS},
+        smallest={way: smallest(stage.load, way, hardware, question.assume) for way in STRATEGIES},
+        breaks={way: breaks_first(stage.load, way, *asked) for way in STRATEGIES},
     )

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from measured_step import Step, shapes_of
 from unidecouple.batch import Batch
 from unidecouple.plan.devices import DEVICES, Assumptions
+from unidecouple.plan.strategies import STRATEGIES, ParallelStrategy, communication, memory
 from unidecouple.plan.tape import Tape
-from unidecouple.plan.ways import WAYS, Way, communication, memory
 from unidecouple.plan.weights import Weights, count
 from unidecouple.train.parallel import Parallel
 
@@ -33,7 +33,7 @@ def stage(step: TakeStep) -> tuple[Weights, Tape]:
     return count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS), done.tape
 
 
-def sent(way: Way, stage: tuple[Weights, Tape], gpus: int, sharing: int = 0) -> dict[str, float]:
+def sent(way: ParallelStrategy, stage: tuple[Weights, Tape], gpus: int, sharing: int = 0) -> dict[str, float]:
     return {one.name: one.sent for one in communication(way, *stage, gpus, H100, ASSUMED, sharing or gpus)}
 
 
@@ -91,11 +91,11 @@ def test_homogeneous_ranks_halve_the_experts_gradients(stage: tuple[Weights, Tap
 
 
 def test_one_device_sends_nothing(stage: tuple[Weights, Tape]) -> None:
-    assert [sent(way, stage, 1) for way in WAYS] == [{}, {}, {}]
+    assert [sent(way, stage, 1) for way in STRATEGIES] == [{}, {}, {}]
 
 
 def test_links_bound_the_time(stage: tuple[Weights, Tape]) -> None:
-    for way in WAYS:
+    for way in STRATEGIES:
         for gpus, peak in ((8, H100.link), (64, H100.network * H100.node)):
             for one in communication(way, *stage, gpus, H100, ASSUMED, gpus // 2):
                 assert one.seconds > one.sent / peak

@@ -10,8 +10,8 @@ from unidecouple.plan.devices import Assumptions, Device
 from unidecouple.plan.tape import Tape
 from unidecouple.plan.weights import Weights
 
-Way = Literal["ddp", "fsdp2", "tasks"]
-WAYS: dict[Way, str] = {
+ParallelStrategy = Literal["ddp", "fsdp2", "tasks"]
+STRATEGIES: dict[ParallelStrategy, str] = {
     "ddp": "every device holds everything and both tasks; gradients are all-reduced",
     "fsdp2": "weights, gradients and optimizer states are shared out (fully_shard a layer and the root), gathered for use",
     "tasks": "as ddp, but a device keeps to one task: the other group's experts get no gradient, state or all-reduce there",
@@ -59,7 +59,7 @@ class Collective(NamedTuple):
     seconds: float
 
 
-def memory(way: Way, weights: Weights, tape: Tape, gpus: int, checkpointing: bool) -> Memory:
+def memory(way: ParallelStrategy, weights: Weights, tape: Tape, gpus: int, checkpointing: bool) -> Memory:
     """What the fullest device holds in ``way``; gradients at their fullest and activations at theirs count together."""
     width, shard = tape.width, gpus if way == "fsdp2" else 1
     moving = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
@@ -83,12 +83,19 @@ def memory(way: Way, weights: Weights, tape: Tape, gpus: int, checkpointing: boo
 
 
 def communication(
-    way: Way, weights: Weights, tape: Tape, gpus: int, device: Device, assume: Assumptions, sharing: int, accumulation: int = 1
+    way: ParallelStrategy,
+    weights: Weights,
+    tape: Tape,
+    gpus: int,
+    device: Device,
+    assume: Assumptions,
+    sharing: int,
+    accumulation: int = 1,
 ) -> list[Collective]:
     """What a device sends in a step.
 
     Args:
-        way: see ``WAYS``.
+        way: see ``STRATEGIES``.
         weights: of the stage.
         tape: of a part of the device's step; a layer is gathered each time the part comes by it.
         gpus: in all.

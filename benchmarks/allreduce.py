@@ -43,10 +43,10 @@ def planned(processes: int) -> dict[str, float]:
         for batch in made[task][0]
     ]
     load = stage_load(make_model(), APART, parts, 4)
-    tape = load.tape("both", 1)
+    trace = load.trace("both", 1)
     found = {}
     for way in STRATEGIES:
-        for one in communication(way, load.weights, tape, processes, DEVICES["h100"], Assumptions(), processes // 2):
+        for one in communication(way, load.weights, trace, processes, DEVICES["h100"], Assumptions(), processes // 2):
             found[f"{way}: {one.name}"] = one.sent
     return found
 

@@ -37,8 +37,8 @@ def printed(arguments: str) -> str:
 
 def fewest_of(load: Load, parts: int) -> int | None:
     """The fewest H100s that hold a stage, their step cut into ``parts`` over all."""
-    room, tape = Assumptions().memory * DEVICES["h100"].memory, load.tape("both", parts)
-    fits = (gpus for gpus in range(1, MOST + 1) if memory("fsdp2", load.weights, tape, gpus, checkpointing=True).total <= room)
+    room, trace = Assumptions().memory * DEVICES["h100"].memory, load.trace("both", parts)
+    fits = (gpus for gpus in range(1, MOST + 1) if memory("fsdp2", load.weights, trace, gpus, checkpointing=True).total <= room)
     return next(fits, None)
 
 

@@ -57,7 +57,7 @@ def test_no_roofline_is_exceeded(small: Load, name: str, way: str) -> None:
 def test_flops_are_about_six_a_parameter_and_token() -> None:
     """The rule of thumb for a dense decoder that trains whole, plus attention's scores; tokens meet heads and vision unevenly."""
     load = stage_load(build(SIZES["janus-pro-1b"], Dense(), None), Stage(train={"attention": 1, "ffn": 1}), (T2I,), 2)
-    parts = by_part(load.trace(load.step))
+    parts = by_part(load.trace_ops(load.step))
     weights = sum(load.weights.parts[part][0] for part in ("attention", "ffn"))
     assert sum(sum(parts[part]) for part in ("attention", "ffn")) == pytest.approx(6 * weights * T2I.tokens, rel=0.02)
     assert sum(parts["attention scores"]) == pytest.approx(24 * 3 * 4 * 4 * 640**2 * 2048, rel=0.03)  # 3 passes of 4 B T² d
@@ -99,8 +99,8 @@ def test_a_step_counts_all_devices(small: Load) -> None:
         assert found is not None
         assert found.samples == 64 * 8
         assert found.tokens == 64 * (MMU.tokens + T2I.tokens)
-        tapes = [(n, for_devices(small, 64).tape(role, n)) for role, n in found.split.items()]
-        assert found.flops == pytest.approx(sum(n * (tape.flops(False) + tape.flops(True)) for n, tape in tapes))
+        traces = [(n, for_devices(small, 64).trace(role, n)) for role, n in found.split.items()]
+        assert found.flops == pytest.approx(sum(n * (trace.flops(False) + trace.flops(True)) for n, trace in traces))
 
 
 def test_the_smallest_number_that_fits_is_the_smallest(large: Load) -> None:
@@ -109,7 +109,7 @@ def test_the_smallest_number_that_fits_is_the_smallest(large: Load) -> None:
     assert least is not None
     assert least > 1
     room = ASSUMED.memory * H100.memory
-    needed = [memory("fsdp2", large.weights, large.tape("both", gpus), gpus, True).total for gpus in (least - 1, least)]
+    needed = [memory("fsdp2", large.weights, large.trace("both", gpus), gpus, True).total for gpus in (least - 1, least)]
     assert needed[0] > room >= needed[1]
     assert smallest(large, "ddp", H100, ASSUMED) is None
     assert estimate(large, "ddp", 8, H100, "bf16", ASSUMED).bottleneck == "capacity"  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ from unidecouple.batch import Task
 from unidecouple.methods.objective import Objective
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.plan.load import Micro
-from unidecouple.plan.tape import Shape
+from unidecouple.plan.op_trace import Shape
 
 Reached = Callable[[tuple[Micro, ...], tuple[Task, ...]], Set[str]]
 """From some micro-batches and the tasks whose losses they bear to the weights that train and take part."""

@@ -1,4 +1,4 @@
-"""Seconds, tokens, days and the bottleneck of a stage on a number of devices: a roofline over the operations of its tape."""
+"""Seconds, tokens, days and the bottleneck of a stage on a number of devices: a roofline over the operations of its trace."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from unidecouple.plan.devices import Assumptions, Device
 from unidecouple.plan.load import Micro
+from unidecouple.plan.op_trace import Op, OpTrace
 from unidecouple.plan.strategies import Collective, Memory, ParallelStrategy, communication, memory
-from unidecouple.plan.tape import Op, Tape
 from unidecouple.plan.weights import Weights
 
 OPTIMIZER_TRAFFIC = 32
@@ -28,13 +28,13 @@ class Load:
         weights: of the stage.
         step: micro-batches of a whole step, over all devices and parts.
         accumulation: parts that a device cuts its share of a step into.
-        trace: gives the tape of some micro-batches.
+        trace_ops: gives the trace of some micro-batches.
     """
 
     weights: Weights
     step: tuple[Micro, ...]
     accumulation: int
-    trace: Callable[[tuple[Micro, ...]], Tape]
+    trace_ops: Callable[[tuple[Micro, ...]], OpTrace]
 
     @property
     def samples(self) -> dict[str, int]:
@@ -46,9 +46,9 @@ class Load:
         mine, parts = [part for part in self.step if role in ("both", part.task.key)], devices * self.accumulation
         return () if min(part.samples for part in mine) < parts else tuple(part.cut(parts) for part in mine)
 
-    def tape(self, role: str, devices: int) -> Tape:
-        """The tape of ``part``, which must not be empty."""
-        return self.trace(self.part(role, devices))
+    def trace(self, role: str, devices: int) -> OpTrace:
+        """The trace of ``part``, which must not be empty."""
+        return self.trace_ops(self.part(role, devices))
 
 
 @dataclass(frozen=True)
@@ -127,19 +127,19 @@ def estimate(load: Load, way: ParallelStrategy, gpus: int, device: Device, dtype
     if not shares:
         return None
     room = assume.memory * device.memory
-    tapes = [load.tape(role, devices) for role, devices in shares.items()]
+    traces = [load.trace(role, devices) for role, devices in shares.items()]
     full, small = (
-        max((memory(way, load.weights, tape, gpus, again) for tape in tapes), key=lambda m: m.total) for again in (False, True)
+        max((memory(way, load.weights, trace, gpus, again) for trace in traces), key=lambda m: m.total) for again in (False, True)
     )
     again = full.total > room
     sharing = max(shares.values())
     timed = []
-    for tape in tapes:
-        collectives = communication(way, load.weights, tape, gpus, device, assume, sharing, load.accumulation)
-        timed.append((*_times(way, load, tape, gpus, device, dtype, assume, again, collectives), collectives))
+    for trace in traces:
+        collectives = communication(way, load.weights, trace, gpus, device, assume, sharing, load.accumulation)
+        timed.append((*_times(way, load, trace, gpus, device, dtype, assume, again, collectives), collectives))
     compute, traffic, exposed, collectives = max(timed, key=lambda times: sum(times[:3]))
     seconds = compute + traffic + exposed
-    whole = load.trace(load.step)
+    whole = load.trace_ops(load.step)
     flops = whole.flops(False) + whole.flops(True) - whole.again
     return Estimate(
         way,
@@ -165,8 +165,8 @@ def estimate(load: Load, way: ParallelStrategy, gpus: int, device: Device, dtype
 def smallest(load: Load, way: ParallelStrategy, device: Device, assume: Assumptions) -> int | None:
     """The least number of devices, up to ``MOST``, on which the stage fits in ``way``, with checkpointing if need be."""
     for gpus in range(1, MOST + 1):
-        tapes = [load.tape(role, devices) for role, devices in split(load, way, gpus, device.node).items()]
-        needed = [memory(way, load.weights, tape, gpus, checkpointing=True).total for tape in tapes]
+        traces = [load.trace(role, devices) for role, devices in split(load, way, gpus, device.node).items()]
+        needed = [memory(way, load.weights, trace, gpus, checkpointing=True).total for trace in traces]
         if needed and max(needed) <= assume.memory * device.memory:
             return gpus
     return None
@@ -187,24 +187,24 @@ def breaks_first(load: Load, way: ParallelStrategy, device: Device, dtype: str, 
     return f"nothing up to {_most(load, way, device)} devices"
 
 
-def by_part(tape: Tape) -> dict[str, tuple[int, int]]:
+def by_part(trace: OpTrace) -> dict[str, tuple[int, int]]:
     """(forward, backward) FLOPs by part, largest first."""
     sums: Counter[tuple[str, bool]] = Counter()
-    for op in tape.ops:
+    for op in trace.ops:
         sums[op.part, op.backward] += op.flops
-    parts = {part: (sums[part, False], sums[part, True]) for part in dict.fromkeys(op.part for op in tape.ops)}
+    parts = {part: (sums[part, False], sums[part, True]) for part in dict.fromkeys(op.part for op in trace.ops)}
     return {part: pair for part, pair in sorted(parts.items(), key=lambda item: -sum(item[1])) if sum(pair)}
 
 
-def executed(tape: Tape, again: bool) -> Iterator[Op]:
+def executed(trace: OpTrace, again: bool) -> Iterator[Op]:
     """The operations as they run; with ``again`` (checkpointing), a layer's forward runs once more where a gradient passes it.
 
     At most: torch stops a layer's second forward at the last tensor that is needed.
     """
-    yield from tape.ops
+    yield from trace.ops
     if again:
-        moving = {index for index, block in enumerate(tape.blocks) if block.kept}
-        yield from (op._replace(backward=True) for op in tape.ops if not op.backward and op.block in moving)
+        moving = {index for index, block in enumerate(trace.blocks) if block.kept}
+        yield from (op._replace(backward=True) for op in trace.ops if not op.backward and op.block in moving)
 
 
 def _most(load: Load, way: ParallelStrategy, device: Device) -> int:
@@ -215,7 +215,7 @@ def _most(load: Load, way: ParallelStrategy, device: Device) -> int:
 def _times(
     way: ParallelStrategy,
     load: Load,
-    tape: Tape,
+    trace: OpTrace,
     gpus: int,
     device: Device,
     dtype: str,
@@ -223,11 +223,11 @@ def _times(
     again: bool,
     collectives: list[Collective],
 ) -> tuple[float, float, float]:
-    """Seconds of a step bound by FLOPs, by memory bandwidth, and of communication in sight; ``tape`` is of one part."""
+    """Seconds of a step bound by FLOPs, by memory bandwidth, and of communication in sight; ``trace`` is of one part."""
     weights, parts = load.weights, load.accumulation
     rate, stream = assume.compute * device.peak(dtype), assume.bandwidth * device.bandwidth
     bound = {(backward, by_flops): 0.0 for backward in (False, True) for by_flops in (False, True)}
-    for op in executed(tape, again):
+    for op in executed(trace, again):
         computing, moving = op.flops / rate, op.moved / stream
         bound[op.backward, computing >= moving] += max(computing, moving)
     moved = weights.trainable - (weights.private // 2 if way == "tasks" else 0)

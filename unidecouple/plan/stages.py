@@ -19,11 +19,11 @@ from unidecouple.models.families import UnifiedConfig
 from unidecouple.plan.apart import kept_apart
 from unidecouple.plan.devices import Assumptions, Device, device
 from unidecouple.plan.estimate import Estimate, Load, breaks_first, estimate, smallest
-from unidecouple.plan.forward import DECODER, trace
+from unidecouple.plan.forward import DECODER, trace_ops
 from unidecouple.plan.load import Lengths, Micro, joint, resized
+from unidecouple.plan.op_trace import OpTrace, Shape
 from unidecouple.plan.sizes import build, configuration
 from unidecouple.plan.strategies import STRATEGIES, ParallelStrategy
-from unidecouple.plan.tape import Shape, Tape
 from unidecouple.plan.weights import count
 from unidecouple.run import RunConfig
 
@@ -152,21 +152,21 @@ def stage_load(
     routing = stage.routing or model.config.text_config.task_routing
 
     @functools.cache
-    def taped(parts: tuple[Micro, ...]) -> Tape:
-        return trace(model.config, shapes, chosen, parts, routing, width, tasks)
+    def traced(parts: tuple[Micro, ...]) -> OpTrace:
+        return trace_ops(model.config, shapes, chosen, parts, routing, width, tasks)
 
     def reached(parts: tuple[Micro, ...], losses: tuple[Task, ...]) -> set[str]:
-        return chosen & trace(model.config, shapes, chosen, parts, routing, width, losses).used
+        return chosen & trace_ops(model.config, shapes, chosen, parts, routing, width, losses).used
 
     text = model.config.text_config
     layers = [f"{DECODER}.layers.{index}" for index in range(text.num_hidden_layers)]
     if isinstance(model.config, UniJanusConfig):
         layers += [f"{VISION_LAYERS}.{index}" for index in range(model.config.vision_config.num_hidden_layers)]
-    weights = count(text, shapes, chosen & taped(tuple(step)).used, layers)
+    weights = count(text, shapes, chosen & traced(tuple(step)).used, layers)
     by_task = stage.gradient.by_task
     apart = kept_apart(text, shapes, step, tasks, objective or Objective(), reached) if by_task else (0, 0)
     averages = sum(math.prod(shapes[name]) for name in averaged)
-    return Load(replace(weights, averaged=averages, apart=apart), tuple(step), accumulation, taped)
+    return Load(replace(weights, averaged=averages, apart=apart), tuple(step), accumulation, traced)
 
 
 def _answered(stage: StagePlan, question: PlanRequest) -> StagePlan:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from unidecouple.plan.devices import Assumptions, Device
-from unidecouple.plan.tape import Tape
+from unidecouple.plan.op_trace import OpTrace
 from unidecouple.plan.weights import Weights
 
 ParallelStrategy = Literal["ddp", "fsdp2", "tasks"]
@@ -59,9 +59,9 @@ class Collective(NamedTuple):
     seconds: float
 
 
-def memory(way: ParallelStrategy, weights: Weights, tape: Tape, gpus: int, checkpointing: bool) -> Memory:
+def memory(way: ParallelStrategy, weights: Weights, trace: OpTrace, gpus: int, checkpointing: bool) -> Memory:
     """What the fullest device holds in ``way``; gradients at their fullest and activations at theirs count together."""
-    width, shard = tape.width, gpus if way == "fsdp2" else 1
+    width, shard = trace.width, gpus if way == "fsdp2" else 1
     moving = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
     frozen = weights.total - weights.trainable - weights.tokenizer
     copy = weights.trainable * width if width < 4 and shard == 1 else 0
@@ -69,7 +69,7 @@ def memory(way: ParallelStrategy, weights: Weights, tape: Tape, gpus: int, check
     if shard > 1:
         largest, root = weights.largest, weights.root
         gathered = (root.total + 2 * largest.total) * width + max(root.trainable, largest.trainable) * (width + 4)
-    activations, logits = tape.kept_by_checkpoints() if checkpointing else tape.kept, tape.logits + tape.head
+    activations, logits = trace.kept_by_checkpoints() if checkpointing else trace.kept, trace.logits + trace.head
     return Memory(
         weights=(frozen * width + weights.trainable * 4) // shard + copy + weights.tokenizer * width,
         gradients=(weights.apart[0] if weights.by_task else moving) * 4 // shard,
@@ -77,7 +77,7 @@ def memory(way: ParallelStrategy, weights: Weights, tape: Tape, gpus: int, check
         averages=4 * weights.averaged // shard,
         activations=activations,
         logits=logits,
-        working=max(2 * tape.largest, tape.encoding - activations - logits),
+        working=max(2 * trace.largest, trace.encoding - activations - logits),
         gathered=gathered,
     )
 
@@ -85,7 +85,7 @@ def memory(way: ParallelStrategy, weights: Weights, tape: Tape, gpus: int, check
 def communication(
     way: ParallelStrategy,
     weights: Weights,
-    tape: Tape,
+    trace: OpTrace,
     gpus: int,
     device: Device,
     assume: Assumptions,
@@ -97,7 +97,7 @@ def communication(
     Args:
         way: see ``STRATEGIES``.
         weights: of the stage.
-        tape: of a part of the device's step; a layer is gathered each time the part comes by it.
+        trace: of a part of the device's step; a layer is gathered each time the part comes by it.
         gpus: in all.
         device: and its links.
         assume: shares and latencies.
@@ -114,10 +114,10 @@ def communication(
         if way == "tasks" and weights.private:
             found.append(_all_reduce("all-reduce inside the task", 4 * (weights.private // 2), sharing, device, assume))
         return found
-    passing = {op.block for op in tape.ops if op.backward}
-    seen = [(weights.layers[block.name], index in passing) for index, block in enumerate(tape.blocks)]
+    passing = {op.block for op in trace.ops if op.backward}
+    seen = [(weights.layers[block.name], index in passing) for index, block in enumerate(trace.blocks)]
     gathers = 1 + sum(1 + backward for _, backward in seen)
-    gathered = tape.width * (weights.root.total + sum(unit.total * (1 + backward) for unit, backward in seen))
+    gathered = trace.width * (weights.root.total + sum(unit.total * (1 + backward) for unit, backward in seen))
     units = [unit for unit in (*weights.layers.values(), weights.root) if unit.trainable]  # once a part, however often it came by
     reduced = 4 * sum(unit.trainable for unit in units)
     return [

@@ -90,7 +90,7 @@ def plain(run: RunConfig, question: PlanRequest, plans: Sequence[StagePlan]) -> 
                 "micro_batches": [asdict(part) for part in stage.load.step],
                 "flops": {
                     part: {"forward": forward, "backward": backward}
-                    for part, (forward, backward) in by_part(stage.load.trace(stage.load.step)).items()
+                    for part, (forward, backward) in by_part(stage.load.trace_ops(stage.load.step)).items()
                 },
                 "estimates": [_plain(stage, found, question.price) for found in stage.estimates],
                 "smallest": stage.smallest,
@@ -115,16 +115,16 @@ def _plain(stage: StagePlan, found: Estimate, price: float | None) -> dict[str, 
 
 def _head(stage: StagePlan) -> list[str]:
     weights, load, gpus = stage.load.weights, stage.load, stage.estimates[0].gpus
-    tape, part = load.trace(load.step), load.tape("both", gpus)
+    trace, part = load.trace_ops(load.step), load.trace("both", gpus)
     parts = [f"{p.samples} {p.task.key if p.counted else 'router'} of {p.length} tokens" for p in load.step]
     cut = f", each in {load.accumulation} parts" if load.accumulation > 1 else ""
     trained = ", ".join(f"{part} {_count(t)}" for part, (_, t) in weights.parts.items() if t)
-    flops = ", ".join(f"{part} {_count(a)}+{_count(b)}".strip() for part, (a, b) in list(by_part(tape).items())[:SHOWN])
+    flops = ", ".join(f"{part} {_count(a)}+{_count(b)}".strip() for part, (a, b) in list(by_part(trace).items())[:SHOWN])
     return [
         f"parameters  {_count(weights.total)} in all, {_count(weights.active)} active a token, {_count(weights.trainable)} train "
         f"({trained}), {_count(weights.optimizer_bytes)}B of optimizer states",
-        f"a step      {', '.join(parts)}, shared by all devices{cut}; {_count(tape.flops(False))}FLOP forward + "
-        f"{_count(tape.flops(True))}FLOP backward ({flops}, ...)",
+        f"a step      {', '.join(parts)}, shared by all devices{cut}; {_count(trace.flops(False))}FLOP forward + "
+        f"{_count(trace.flops(True))}FLOP backward ({flops}, ...)",
         f"activations {_count(part.kept + part.logits)}B kept for the backward pass by each of {gpus}, "
         f"{_count(part.kept_by_checkpoints() + part.logits)}B with checkpointing; logits are {_count(part.logits)}B of them",
         f"the stage   {stage.samples:,} samples",

@@ -9,7 +9,7 @@ from math import prod
 
 from unidecouple.methods.selection import part_of
 from unidecouple.models.configuration import UniLlamaConfig
-from unidecouple.plan.tape import Shape
+from unidecouple.plan.op_trace import Shape
 
 _LAYER = re.compile(r"^model\.language_model\.layers\.(\d+)\.")
 _FINAL_NORM = "model.language_model.norm.weight"

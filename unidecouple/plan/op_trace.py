@@ -58,7 +58,7 @@ class Block:
 
 
 @dataclass
-class Tape:
+class OpTrace:
     """What a pass over weights of ``shapes`` costs when ``trains`` of them train.
 
     Attributes:

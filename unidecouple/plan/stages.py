@@ -16,12 +16,12 @@ from unidecouple.methods.structure import Structure
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.families import UnifiedConfig
-from unidecouple.plan.apart import kept_apart
 from unidecouple.plan.devices import Assumptions, Device, device
 from unidecouple.plan.estimate import Estimate, Load, breaks_first, estimate, smallest
 from unidecouple.plan.forward import DECODER, trace_ops
 from unidecouple.plan.load import Lengths, Micro, joint, resized
 from unidecouple.plan.op_trace import OpTrace, Shape
+from unidecouple.plan.per_task_gradients import count_per_task_gradients
 from unidecouple.plan.sizes import build, configuration
 from unidecouple.plan.strategies import STRATEGIES, ParallelStrategy
 from unidecouple.plan.weights import count
@@ -164,9 +164,9 @@ def stage_load(
         layers += [f"{VISION_LAYERS}.{index}" for index in range(model.config.vision_config.num_hidden_layers)]
     weights = count(text, shapes, chosen & traced(tuple(step)).used, layers)
     by_task = stage.gradient.by_task
-    apart = kept_apart(text, shapes, step, tasks, objective or Objective(), reached) if by_task else (0, 0)
+    per_task = count_per_task_gradients(text, shapes, step, tasks, objective or Objective(), reached) if by_task else (0, 0)
     averages = sum(math.prod(shapes[name]) for name in averaged)
-    return Load(replace(weights, averaged=averages, apart=apart), tuple(step), accumulation, traced)
+    return Load(replace(weights, averaged=averages, per_task_gradients=per_task), tuple(step), accumulation, traced)
 
 
 def _answered(stage: StagePlan, question: PlanRequest) -> StagePlan:

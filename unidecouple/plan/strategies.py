@@ -72,7 +72,7 @@ def memory(way: ParallelStrategy, weights: Weights, trace: OpTrace, gpus: int, c
     activations, logits = trace.kept_by_checkpoints() if checkpointing else trace.kept, trace.logits + trace.head
     return Memory(
         weights=(frozen * width + weights.trainable * 4) // shard + copy + weights.tokenizer * width,
-        gradients=(weights.apart[0] if weights.by_task else moving) * 4 // shard,
+        gradients=(weights.per_task_gradients[0] if weights.by_task else moving) * 4 // shard,
         optimizer=(8 * moving) // shard + 4 * weights.tensors,
         averages=4 * weights.averaged // shard,
         activations=activations,
@@ -107,7 +107,7 @@ def communication(
     if gpus == 1:
         return []
     if weights.by_task:  # one call a tensor, after the last part's backward pass
-        floats, tensors = weights.apart
+        floats, tensors = weights.per_task_gradients
         return [_all_reduce("all-reduce by task", 4 * floats, gpus, device, assume, tensors)]
     if way != "fsdp2":
         found = [_all_reduce("all-reduce", 4 * (weights.trainable - weights.private * (way == "tasks")), gpus, device, assume)]

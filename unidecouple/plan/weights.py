@@ -39,7 +39,7 @@ class Weights:
         layers: of the decoder and the vision tower, by prefix of their parameters' names; each is a unit of sharding.
         root: all others but the image tokenizer.
         averaged: those that an exponential moving average is kept of (see ``train/ema.py``).
-        apart: (floats, tensors) of gradients kept by task until they are combined; zeros where one backward pass makes their sum.
+        per_task_gradients: (floats, tensors) kept until they are combined; zeros where one backward pass makes their sum.
     """
 
     parts: Mapping[str, tuple[int, int]]
@@ -51,7 +51,7 @@ class Weights:
     layers: Mapping[str, Unit]
     root: Unit
     averaged: int = 0
-    apart: tuple[int, int] = (0, 0)
+    per_task_gradients: tuple[int, int] = (0, 0)
 
     @property
     def total(self) -> int:
@@ -61,7 +61,7 @@ class Weights:
     @property
     def by_task(self) -> bool:
         """Whether each task's gradient is kept by itself."""
-        return self.apart != (0, 0)
+        return self.per_task_gradients != (0, 0)
 
     @property
     def optimizer_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Gradients that methods which work task by task keep apart until they combine them: which weights each loss reaches."""
+"""Size of per-task gradients, which some methods keep until they combine them: the weights that each loss reaches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Reached = Callable[[tuple[Micro, ...], tuple[Task, ...]], Set[str]]
 """From some micro-batches and the tasks whose losses they bear to the weights that train and take part."""
 
 
-def kept_apart(
+def count_per_task_gradients(
     text: UniLlamaConfig,
     shapes: Mapping[str, Shape],
     step: Sequence[Micro],

@@ -19,7 +19,7 @@ from benchmarks.hooked_step import APART, Sent, batches, make_model, worker
 from benchmarks.record import Result, Row
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
 from unidecouple.plan.devices import DEVICES, Assumptions
-from unidecouple.plan.load import Micro
+from unidecouple.plan.load import BatchShape
 from unidecouple.plan.stages import stage_load
 from unidecouple.plan.strategies import ParallelStrategy, communication
 
@@ -31,7 +31,7 @@ def planned(processes: int) -> dict[str, float]:
     """What the plan says each of ``processes`` sends, in bytes, by way and collective."""
     made = batches(processes)
     parts = [
-        Micro(
+        BatchShape(
             task,
             samples=batch.input_ids.shape[0],
             length=batch.input_ids.shape[1],

@@ -13,7 +13,7 @@ from unidecouple.methods.objective import Microbatch, Objective
 from unidecouple.methods.selection import select
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.plan.forward import trace_ops
-from unidecouple.plan.load import Micro
+from unidecouple.plan.load import BatchShape
 from unidecouple.plan.op_trace import OpTrace
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import count_totals
@@ -31,10 +31,10 @@ class Step:
     trace: OpTrace
 
 
-def micro_batches(joint: JointBatch) -> tuple[Micro, ...]:
+def micro_batches(joint: JointBatch) -> tuple[BatchShape, ...]:
     """What the plan is told of real batches."""
     return tuple(
-        Micro(
+        BatchShape(
             Task.MMU if batch.pixel_values is not None else Task.T2I,
             *batch.input_ids.shape,
             answers=int((batch.labels[:, 1:] != IGNORE).sum()),

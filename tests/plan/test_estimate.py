@@ -11,14 +11,14 @@ from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import Dense, TaskAwareMoE
 from unidecouple.plan.devices import DEVICES, Assumptions
 from unidecouple.plan.estimate import Load, breaks_first, by_part, estimate, smallest, split
-from unidecouple.plan.load import Micro
+from unidecouple.plan.load import BatchShape
 from unidecouple.plan.sizes import SIZES, build
 from unidecouple.plan.stages import stage_load
 from unidecouple.plan.strategies import STRATEGIES, memory
 
 H100, ASSUMED = DEVICES["h100"], Assumptions()
 STAGE_1 = {"generation": 1.0, "experts": 1.0, "expert_router": 1.0, "task_router": 1.0}
-MMU, T2I = Micro(Task.MMU, 4, 706, 256, 0, 4), Micro(Task.T2I, 4, 640, 0, 2304, 0)
+MMU, T2I = BatchShape(Task.MMU, 4, 706, 256, 0, 4), BatchShape(Task.T2I, 4, 640, 0, 2304, 0)
 
 
 def for_devices(load: Load, devices: int) -> Load:

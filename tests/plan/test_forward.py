@@ -13,7 +13,7 @@ from measured_step import Step, shapes_of
 from unidecouple.batch import Batch, Task
 from unidecouple.plan.estimate import by_part, executed
 from unidecouple.plan.forward import trace_ops
-from unidecouple.plan.load import Micro
+from unidecouple.plan.load import BatchShape
 from unidecouple.plan.op_trace import Op
 
 TakeStep = Callable[..., Step]
@@ -144,7 +144,7 @@ def test_no_backward_below_what_trains(step: TakeStep) -> None:
 
 def test_half_precision_keeps_less(step: TakeStep) -> None:
     model = step(ALL).model
-    parts = (Micro(Task.MMU, 4, 40, 8, 0, 4),)
+    parts = (BatchShape(Task.MMU, 4, 40, 8, 0, 4),)
     wide, half = (trace_ops(model.config, shapes_of(model), set(shapes_of(model)), parts, "learned", width) for width in (4, 2))
     assert 0.5 * wide.kept < half.kept < wide.kept  # norms keep float32
     assert half.logits == wide.logits  # so does the loss

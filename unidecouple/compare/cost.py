@@ -9,7 +9,7 @@ from typing import Any
 
 from unidecouple.batch import Task
 from unidecouple.compare.budget import VariantPlan
-from unidecouple.plan.load import Micro
+from unidecouple.plan.load import BatchShape
 from unidecouple.plan.op_trace import OpTrace
 from unidecouple.plan.stages import StagePlan
 from unidecouple.plan.weights import count
@@ -86,5 +86,5 @@ def _active(stage: StagePlan, task: Task, trace: OpTrace) -> int:
     return count(stage.config.text_config, met, (), ()).active
 
 
-def _drawn(parts: Sequence[Micro], trace: OpTrace) -> float:
+def _drawn(parts: Sequence[BatchShape], trace: OpTrace) -> float:
     return trace.flops(backward=False) / sum(part.drawn for part in parts)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from unidecouple.plan.devices import Assumptions, Device
-from unidecouple.plan.load import Micro
+from unidecouple.plan.load import BatchShape
 from unidecouple.plan.op_trace import Op, OpTrace
 from unidecouple.plan.strategies import Collective, Memory, ParallelStrategy, communication, memory
 from unidecouple.plan.weights import Weights
@@ -32,16 +32,16 @@ class Load:
     """
 
     weights: Weights
-    step: tuple[Micro, ...]
+    step: tuple[BatchShape, ...]
     accumulation: int
-    trace_ops: Callable[[tuple[Micro, ...]], OpTrace]
+    trace_ops: Callable[[tuple[BatchShape, ...]], OpTrace]
 
     @property
     def samples(self) -> dict[str, int]:
         """Samples of a step by task; router pairs are none."""
         return {part.task.key: part.samples for part in self.step if part.counted}
 
-    def part(self, role: str, devices: int) -> tuple[Micro, ...]:
+    def part(self, role: str, devices: int) -> tuple[BatchShape, ...]:
         """What one of ``devices`` of ``role`` computes at a time: the fullest part of the step. Empty if some have no sample."""
         mine, parts = [part for part in self.step if role in ("both", part.task.key)], devices * self.accumulation
         return () if min(part.samples for part in mine) < parts else tuple(part.cut(parts) for part in mine)
@@ -73,7 +73,7 @@ class Estimate:
     way: ParallelStrategy
     gpus: int
     split: dict[str, int]
-    parts: dict[str, tuple[Micro, ...]]
+    parts: dict[str, tuple[BatchShape, ...]]
     memory: Memory
     checkpointed: Memory
     fits: bool

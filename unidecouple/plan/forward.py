@@ -11,7 +11,7 @@ from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.plan.encoding import encoding
 from unidecouple.plan.heads import head
-from unidecouple.plan.load import Micro
+from unidecouple.plan.load import BatchShape
 from unidecouple.plan.op_trace import INDEX, OpTrace, Shape, Value
 
 DECODER = "model.language_model"
@@ -21,7 +21,7 @@ def trace_ops(
     config: UnifiedConfig,
     shapes: dict[str, Shape],
     trains: Collection[str],
-    parts: Sequence[Micro],
+    parts: Sequence[BatchShape],
     routing: str,
     width: int,
     tasks: Collection[Task] = tuple(Task),
@@ -32,7 +32,7 @@ def trace_ops(
         config: of the model.
         shapes: of all its parameters.
         trains: names of those that train.
-        parts: see ``Micro``.
+        parts: see ``BatchShape``.
         routing: "learned" or "label".
         width: bytes an activation, 4 or 2.
         tasks: whose losses are made.
@@ -45,7 +45,7 @@ def trace_ops(
     return trace
 
 
-def _embed(trace: OpTrace, config: UnifiedConfig, part: Micro) -> Value:
+def _embed(trace: OpTrace, config: UnifiedConfig, part: BatchShape) -> Value:
     rows, hidden = part.tokens, config.text_config.hidden_size
     if text := trace.use(f"{DECODER}.embed_tokens.weight"):
         trace.kept += rows * INDEX
@@ -98,7 +98,7 @@ def _mlp(trace: OpTrace, name: str, rows: int, x: Value, part: str) -> Value:
     return x
 
 
-def _decoder(trace: OpTrace, config: UnifiedConfig, part: Micro, x: Value, routing: str) -> Value:
+def _decoder(trace: OpTrace, config: UnifiedConfig, part: BatchShape, x: Value, routing: str) -> Value:
     text, rows = config.text_config, part.tokens
     turn = trace.new(2 * part.length * text.head_dim, False)  # cosines and sines of the positions, one tensor for all layers
     if text.context_router:
@@ -116,7 +116,7 @@ def _decoder(trace: OpTrace, config: UnifiedConfig, part: Micro, x: Value, routi
     return trace.rms_norm(f"{DECODER}.norm", rows, x)
 
 
-def _attention(trace: OpTrace, config: UnifiedConfig, part: Micro, name: str, x: Value, turn: Value, grouped: bool) -> Value:
+def _attention(trace: OpTrace, config: UnifiedConfig, part: BatchShape, name: str, x: Value, turn: Value, grouped: bool) -> Value:
     text, rows = config.text_config, part.tokens
     untied = len(trace.shapes[f"{name}.q_proj.weight"]) == 3
     if untied:
@@ -149,7 +149,7 @@ def _set(trace: OpTrace, name: str, rows: int, x: Value) -> Value:
     return out
 
 
-def _context_router(trace: OpTrace, config: UnifiedConfig, part: Micro, turn: Value) -> None:
+def _context_router(trace: OpTrace, config: UnifiedConfig, part: BatchShape, turn: Value) -> None:
     text, rows, name = config.text_config, part.tokens, f"{DECODER}.context_router"
     x = trace.pointwise("task_router", (), rows * text.hidden_size, False)
     query, key, value = (trace.linear(f"{name}.attention.{p}_proj", rows, x) for p in "qkv")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from unidecouple.batch import Task
 from unidecouple.models.emu3 import LOGITS_AT_ONCE, UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
-from unidecouple.plan.load import Micro
+from unidecouple.plan.load import BatchShape
 from unidecouple.plan.op_trace import INDEX, OpTrace, Value
 
 _GENERATION = ("model.generation_head.proj_out", "model.generation_head.vision_head")
 
 
-def head(trace: OpTrace, task: Task, part: Micro, hidden: Value, config: UnifiedConfig) -> None:
+def head(trace: OpTrace, task: Task, part: BatchShape, hidden: Value, config: UnifiedConfig) -> None:
     """The loss of ``task`` over ``part``, from the decoder's states ``hidden``."""
     if task is Task.MMU:
         _head(trace, part.answers, hidden, config, ("lm_head",))

@@ -22,7 +22,7 @@ MMU_TEXT, MMU_ANSWERS, T2I_TEXT = 128, 64, 64
 
 
 @dataclass(frozen=True)
-class Micro:
+class BatchShape:
     """One rectangle of a joint batch.
 
     Attributes:
@@ -47,7 +47,7 @@ class Micro:
         """Tokens of the rectangle, padding and placeholders too: what the decoder computes."""
         return self.samples * self.length
 
-    def cut(self, parts: int) -> Micro:
+    def cut(self, parts: int) -> BatchShape:
         """The fullest of ``parts`` parts, as training deals samples out."""
         samples = math.ceil(self.samples / parts)
         answers, drawn, pictures = (round(n * samples / self.samples) for n in (self.answers, self.drawn, self.pictures))
@@ -86,7 +86,7 @@ def picture_tokens(config: UnifiedConfig) -> PictureTokens:
     return PictureTokens(tokens + 2, tokens, tokens)
 
 
-def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths: Lengths) -> tuple[Micro, ...]:
+def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths: Lengths) -> tuple[BatchShape, ...]:
     """Micro-batches of a whole step, over all devices and parts. Each is padded to its longest sample, its parts are no longer.
 
     Args:
@@ -110,9 +110,9 @@ def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths:
         t2i = lengths.t2i
     b, g, r = data.mmu_batch_size, data.t2i_batch_size, data.router_aux_samples
     parts = (
-        Micro(Task.MMU, b, mmu[0], round(b * mmu[1]), 0, b),
-        Micro(Task.T2I, g, t2i, 0, g * picture.learned, 0),
-        Micro(Task.MMU, r, mmu[0], 0, 0, r, counted=False),
+        BatchShape(Task.MMU, b, mmu[0], round(b * mmu[1]), 0, b),
+        BatchShape(Task.T2I, g, t2i, 0, g * picture.learned, 0),
+        BatchShape(Task.MMU, r, mmu[0], 0, 0, r, counted=False),
     )
     return tuple(part for part in parts if part.samples)
 

@@ -8,17 +8,17 @@ from math import prod
 from unidecouple.batch import Task
 from unidecouple.methods.objective import Objective
 from unidecouple.models.configuration import UniLlamaConfig
-from unidecouple.plan.load import Micro
+from unidecouple.plan.load import BatchShape
 from unidecouple.plan.op_trace import Shape
 
-Reached = Callable[[tuple[Micro, ...], tuple[Task, ...]], Set[str]]
+Reached = Callable[[tuple[BatchShape, ...], tuple[Task, ...]], Set[str]]
 """From some micro-batches and the tasks whose losses they bear to the weights that train and take part."""
 
 
 def count_per_task_gradients(
     text: UniLlamaConfig,
     shapes: Mapping[str, Shape],
-    step: Sequence[Micro],
+    step: Sequence[BatchShape],
     tasks: Sequence[Task],
     objective: Objective,
     reached: Reached,

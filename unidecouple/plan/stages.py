@@ -19,7 +19,7 @@ from unidecouple.models.families import UnifiedConfig
 from unidecouple.plan.devices import Assumptions, Device, device
 from unidecouple.plan.estimate import Estimate, Load, breaks_first, estimate, smallest
 from unidecouple.plan.forward import DECODER, trace_ops
-from unidecouple.plan.load import Lengths, Micro, joint, resized
+from unidecouple.plan.load import BatchShape, Lengths, joint, resized
 from unidecouple.plan.op_trace import OpTrace, Shape
 from unidecouple.plan.per_task_gradients import count_per_task_gradients
 from unidecouple.plan.sizes import build, configuration
@@ -127,7 +127,7 @@ def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
     return plans
 
 
-def _of_stage(stage: Stage, step: Sequence[Micro]) -> tuple[Micro, ...]:
+def _of_stage(stage: Stage, step: Sequence[BatchShape]) -> tuple[BatchShape, ...]:
     """What of ``step`` the stage trains on; router samples are understanding's, as in training."""
     tasks = stage.of([part.task for part in step if part.counted])
     return tuple(part for part in step if part.task in tasks)
@@ -136,7 +136,7 @@ def _of_stage(stage: Stage, step: Sequence[Micro]) -> tuple[Micro, ...]:
 def stage_load(
     model: UnifiedModel,
     stage: Stage,
-    step: Sequence[Micro],
+    step: Sequence[BatchShape],
     width: int,
     accumulation: int = 1,
     averaged: Collection[str] = (),
@@ -152,10 +152,10 @@ def stage_load(
     routing = stage.routing or model.config.text_config.task_routing
 
     @functools.cache
-    def traced(parts: tuple[Micro, ...]) -> OpTrace:
+    def traced(parts: tuple[BatchShape, ...]) -> OpTrace:
         return trace_ops(model.config, shapes, chosen, parts, routing, width, tasks)
 
-    def reached(parts: tuple[Micro, ...], losses: tuple[Task, ...]) -> set[str]:
+    def reached(parts: tuple[BatchShape, ...], losses: tuple[Task, ...]) -> set[str]:
         return chosen & trace_ops(model.config, shapes, chosen, parts, routing, width, losses).used
 
     text = model.config.text_config

@@ -292,7 +292,7 @@ def test_router_samples_say_anything_about_a_picture_and_teach_no_answer(source:
 
 
 def test_scenes_that_nobody_can_point_at(source: WorldBatches) -> None:
-    alone = [scene for scene in source.world.scenes if len(scene.things) == 1]
+    alone = [scene for scene in source.world.scenes if len(scene.objects) == 1]
     taught = replace(
         source, world=replace(source.world, scenes=alone), data=replace(source.data, curriculum=(CurriculumPhase("asking", 1),))
     )

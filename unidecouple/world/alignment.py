@@ -22,7 +22,7 @@ from unidecouple.data.sequences import pixels
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.world.catalog import CLASSES, COLORS
-from unidecouple.world.scene import SIZES, Scene, Thing, random_scene, render
+from unidecouple.world.scene import SIZES, Scene, SceneObject, random_scene, render
 
 WORDS: dict[str, Sequence[str]] = {"class": CLASSES, "color": COLORS, "row": ("top", "bottom"), "column": ("left", "right")}
 Report = Callable[[int, dict[str, float]], None]
@@ -78,7 +78,7 @@ def align_generation(
     """
     directions = _directions(model, tokenizer)
     every = itertools.product(CLASSES, COLORS, SIZES)
-    scenes = [Scene((Thing(name, color, cell=0, size=size),)) for name, color, size in every]
+    scenes = [Scene((SceneObject(name, color, cell=0, size=size),)) for name, color, size in every]
     pictures = pixels([render(scene) for scene in scenes])
     tokens = torch.cat([encode_image_tokens(model.model.vqmodel, part) for part in pictures.split(64)])
     shown = _shown(scenes, round(tokens.shape[1] ** 0.5), _place_in_object).flatten(0, 1)
@@ -137,12 +137,12 @@ def _shown(scenes: Sequence[Scene], side: int, place: Callable[[int, int, int], 
     """(scenes, side * side, 4) numbers of class, colour, row and column of each patch (raster order), -1 where nothing is drawn."""
     rows = []
     for scene in scenes:
-        by_cell = {thing.cell: (CLASSES.index(thing.name), COLORS.index(thing.color)) for thing in scene.things}
+        by_cell = {obj.cell: (CLASSES.index(obj.name), COLORS.index(obj.color)) for obj in scene.objects}
         row = []
         for y in range(side):
             for x in range(side):
-                thing = by_cell.get(2 * (y * 2 // side) + x * 2 // side)
-                row.append((*thing, *place(y, x, side)) if thing else (-1,) * 4)
+                obj = by_cell.get(2 * (y * 2 // side) + x * 2 // side)
+                row.append((*obj, *place(y, x, side)) if obj else (-1,) * 4)
         rows.append(row)
     return torch.tensor(rows)
 

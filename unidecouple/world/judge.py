@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from unidecouple.eval.judges import Box, Detection
 from unidecouple.world.catalog import CLASSES, COLORS
-from unidecouple.world.scene import SIZES, Scene, Thing, render
+from unidecouple.world.scene import SIZES, Scene, SceneObject, render
 
 _INK = 0.25  # share of full ink from which a smoothed pixel counts as drawn: above the haze of a tokenizer
 _LINE = 1.5  # ink in a row or column from which it belongs to an object: thin tails do not stretch its box
@@ -220,7 +220,7 @@ def _templates() -> _Templates:
     keys = [(kind, tone, size) for kind in range(len(CLASSES)) for tone in range(len(COLORS)) for size in SIZES]
     windows = []
     for kind, tone, size in keys:
-        ink = _ink(render(Scene((Thing(CLASSES[kind], COLORS[tone], 0, size),))))
+        ink = _ink(render(Scene((SceneObject(CLASSES[kind], COLORS[tone], 0, size),))))
         windows.append(_window(ink, _drawn(ink), (0, 0, *ink.shape[:2])))
     stacked = np.stack(windows)
     middle = slice(_SHIFT, _SHIFT + _WINDOW)

@@ -126,7 +126,7 @@ def training_pair(rng: np.random.Generator) -> tuple[Prompt, Scene]:
         wording = str(rng.choice(WORDINGS))
         if tag == "caption":
             scene = random_scene_of(rng, distinct_names(rng, int(rng.integers(1, MAX_OBJECTS + 1))), CENTRED)
-            clauses = tuple(Clause(thing.name, color=thing.color) for thing in scene.things)
+            clauses = tuple(Clause(obj.name, color=obj.color) for obj in scene.objects)
             if not _is_held_out(_caption_key(clauses)):
                 return Prompt(tag, f"{wording} {caption(scene)}", clauses), scene
         elif not _is_held_out(key := _random_key(rng, tag, wording)):

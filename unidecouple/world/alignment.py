@@ -25,7 +25,7 @@ from unidecouple.world.catalog import CLASSES, COLORS
 from unidecouple.world.scene import SIZES, Scene, SceneObject, random_scene, render
 
 WORDS: dict[str, Sequence[str]] = {"class": CLASSES, "color": COLORS, "row": ("top", "bottom"), "column": ("left", "right")}
-Report = Callable[[int, dict[str, float]], None]
+LossCallback = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Alignment:
 
 
 def align_vision(
-    model: UniJanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, alignment: Alignment, report: Report
+    model: UniJanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, alignment: Alignment, report: LossCallback
 ) -> None:
     """Train the vision tower and aligner of ``model`` in place, its word embeddings held.
 
@@ -67,7 +67,7 @@ def align_vision(
 
 
 def align_generation(
-    model: UniJanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, alignment: Alignment, report: Report
+    model: UniJanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, alignment: Alignment, report: LossCallback
 ) -> None:
     """Train embeddings and aligner of image tokens, and the image head, of ``model`` in place; the decoder does not run.
 
@@ -105,7 +105,7 @@ def align_generation(
     _fit([inner.generation_embeddings, inner.generation_aligner, inner.generation_head], alignment, losses, report)
 
 
-def _fit(parts: list[nn.Module], alignment: Alignment, losses: Callable[[], dict[str, Tensor]], report: Report) -> None:
+def _fit(parts: list[nn.Module], alignment: Alignment, losses: Callable[[], dict[str, Tensor]], report: LossCallback) -> None:
     """Minimise the sum of what ``losses`` returns over the weights of ``parts``."""
     weights = [weight for part in parts for weight in part.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=alignment.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)

@@ -19,7 +19,7 @@ from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_proc
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.ownership import check_directory
 from unidecouple.train.export import source_of_copy, write_copy
-from unidecouple.world.alignment import Alignment, Report, align_generation, align_vision
+from unidecouple.world.alignment import Alignment, LossCallback, align_generation, align_vision
 from unidecouple.world.dataset import tokenizer_pictures, vocabulary
 from unidecouple.world.geneval import judge_bounds
 from unidecouple.world.judge import TemplateJudge
@@ -110,6 +110,6 @@ def align(checkpoint: Path, folder: Path, say: PrintLine, alignment: Alignment =
     return write_copy(model, processor, folder, source)
 
 
-def follow(what: str, steps: int, say: PrintLine) -> Report:
+def follow(what: str, steps: int, say: PrintLine) -> LossCallback:
     """A report of ``what`` that says each step and its values."""
     return lambda step, values: say(f"{what} step {step}/{steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))

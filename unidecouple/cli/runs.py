@@ -1,4 +1,4 @@
-"""Commands that train, and what is said about runs before and after."""
+"""Commands that train, that plan and that report on runs."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ PROBE: Final = Probe(
     "How much the held-out loss of each task rises when a part is taken away from the trained model: the shared expert; a "
     "group's experts, or its set of untied layers, whose tokens another group's then serve (of three, the one named after "
     "'by'); a single expert.",
-    "A task's own group that costs it nothing to lose: the groups have not parted. A shared expert that is worth nothing. A "
-    "part that costs the other task much: it is not as private as its name says.",
+    "A group whose removal costs its task nothing: the groups have not specialized. A shared expert that is worth nothing. A "
+    "part that costs the other task much: it is not private to its task.",
     "ours; what is removed is UniDecouple's, arXiv 2506.03591",
 )

@@ -46,7 +46,7 @@ BatchOf = Callable[[Task, int], JointBatch]
 class Conflict:
     """Gradients of one weight matrix that both tasks use, over several batches.
 
-    Of a stack of matrices it is the rows that are no task's own (``common_rows``), all together: the experts of a plain mixture,
+    Of a stack of matrices it is the rows that both tasks use (``common_rows``), all together: the experts of a plain mixture,
     or the one set of BAGEL's split that text of both tasks goes through.
 
     Attributes:

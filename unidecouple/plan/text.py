@@ -48,14 +48,14 @@ def lines(run: RunConfig, question: PlanRequest, plans: Sequence[StagePlan]) -> 
 
 def _assumed(run: RunConfig, question: PlanRequest) -> str:
     a = question.assume
-    told = (
+    assumed = (
         f"{a.compute:.0%} of peak FLOPs in matrix products, {a.bandwidth:.0%} of memory bandwidth elsewhere, {a.link:.0%} of "
         f"links, {a.overlap:.0%} of the computation hides communication, {a.memory:.0%} of memory holds tensors, a ring's step "
         f"takes {1e6 * a.hop:g} us in a node and {1e6 * a.far_hop:g} us between nodes"
     )
     if not has_processor(run.model_name_or_path):
-        told += f"; {MMU_TEXT} text tokens a conversation, {MMU_ANSWERS} of them answers, and {T2I_TEXT} a prompt"
-    return told if question.price is None else f"{told}; price {question.price:g} a device hour"
+        assumed += f"; {MMU_TEXT} text tokens a conversation, {MMU_ANSWERS} of them answers, and {T2I_TEXT} a prompt"
+    return assumed if question.price is None else f"{assumed}; price {question.price:g} a device hour"
 
 
 def memory_of_one(plans: Sequence[StagePlan], checkpointing: bool) -> list[str]:
@@ -161,7 +161,7 @@ def _table(stage: StagePlan, price: float | None) -> list[str]:
 
 def _ends(stage: StagePlan) -> list[str]:
     fits = ", ".join(f"{way} {'none' if least is None else least}" for way, least in stage.smallest.items())
-    return [f"  smallest number of devices that fits: {fits}", *(f"  {way:6} {told}" for way, told in stage.breaks.items())]
+    return [f"  smallest number of devices that fits: {fits}", *(f"  {way:6} {limit}" for way, limit in stage.breaks.items())]
 
 
 def _count(number: float) -> str:

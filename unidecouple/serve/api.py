@@ -252,7 +252,7 @@ class Server:
         )
 
     async def routing(self, request: Request) -> dict[str, Any]:
-        """Where each token of a request and its answer is routed, layer by layer, and how much layers look across."""
+        """Where each token of a request and its answer is routed, layer by layer, and how much layers attend across modalities."""
         body = await self._parsed(request, RoutingRequest)
         self._check_model(body.model)
         self._check_task(Task.MMU if body.drawn is None else Task.T2I)

@@ -28,15 +28,15 @@ Codes = Annotated[list[Whole], Field(fail_fast=True, max_length=1 << 14)]
 
 
 class RoutingRequest(Body):
-    """``POST /v1/routing``: a conversation, and what it was answered with: words, or a picture drawn for its last turn.
+    """``POST /v1/routing``: a conversation and its answer: words, or an image generated for its last turn.
 
-    The picture is given by its tokens, as ``/v1/images/generations`` returns them: encoded again, it would become others.
+    The image is given by its tokens, as ``/v1/images/generations`` returns them: encoding its pixels gives other tokens.
     """
 
     model: Name
     messages: Messages
-    answer: str | None = Field(None, description="the words it was answered with")
-    drawn: Codes | None = Field(None, description="image_tokens of the picture that was drawn")
+    answer: str | None = Field(None, description="text of the answer")
+    drawn: Codes | None = Field(None, description="image_tokens of the generated image")
 
 
 class Viewer:
@@ -75,12 +75,12 @@ class Viewer:
             ApiError: it cannot be read, or is too long.
         """
         if body.answer is not None and body.drawn is not None:
-            raise ApiError(400, "give the answer or the picture drawn, not both", "drawn", "two_answers")
+            raise ApiError(400, "give the answer or the generated image, not both", "drawn", "two_answers")
         turns: list[tuple[str, Sequence[TurnPart]]] = [*self._preparer.turns(body.messages, pictures)]
         builder = self._preparer.builder
         if body.drawn is not None:
             self._check_drawn(body.drawn)
-            return Task.T2I, builder.generation(self._prompt(turns[-1][1]), body.drawn)  # drawn for the last turn alone
+            return Task.T2I, builder.generation(self._prompt(turns[-1][1]), body.drawn)  # generated from the last turn alone
         if body.answer is not None and body.answer.strip():
             self._preparer.check_text(body.answer, "answer")
             turns.append(("assistant", [body.answer]))
@@ -116,7 +116,7 @@ class Viewer:
     def _prompt(self, parts: Sequence[TurnPart]) -> str:
         words = [part for part in parts if isinstance(part, str)]
         if len(words) < len(parts):
-            raise ApiError(400, "a picture is drawn for words alone", "messages", "invalid_picture")
+            raise ApiError(400, "an image is generated from text alone: leave out pictures", "messages", "invalid_picture")
         prompt = " ".join(words)
         self._preparer.prompt_ids(prompt, "messages")
         return prompt

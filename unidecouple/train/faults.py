@@ -1,4 +1,4 @@
-"""Faults that a run meets (another process that ended, a broken file of a checkpoint), told with what broke and what to do."""
+"""Errors for faults that a run meets (another process that ended, a broken checkpoint file): the cause and the remedy."""
 
 from __future__ import annotations
 

@@ -68,11 +68,11 @@ def _learned(
         raise ValueError(f"{method.kind} needs inputs of both tasks: give mmu_batch_size and t2i_batch_size of the recipe's data")
     states = [load(name)[0].state_dict() for name in tuned]
 
-    def told(step: int, entropy: float) -> None:
+    def report(step: int, entropy: float) -> None:
         if step % _SAID_EVERY == 0 or step == method.steps - 1:
             say(f"step {step + 1}/{method.steps}  entropy {entropy:.3f}")
 
-    found = method.learn(model, states, _batches(source, method), told)
+    found = method.learn(model, states, _batches(source, method), report)
     for number, name in enumerate(tuned):
         learned = [found(weight)[number] for weight, _ in model.named_parameters() if any(found(weight))]
         if learned:

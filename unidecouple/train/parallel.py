@@ -111,10 +111,10 @@ class Parallel:
     def folder(self, target: Path) -> Iterator[Path]:
         """``atomic_directory`` of the first process, in which all may write."""
         with atomic_directory(target, internal=True) if self.first else contextlib.nullcontext(target) as made:
-            told = [made]
+            shared = [made]
             if self.size > 1:
-                dist.broadcast_object_list(told)
-            yield told[0]
+                dist.broadcast_object_list(shared)
+            yield shared[0]
             self.wait()
 
     def save_weights(self, folder: Path, wrapped: nn.Module) -> None:

@@ -28,14 +28,14 @@ def claim(folder: Path, run: RunConfig, cache: Path, say: PrintLine) -> None:
     path = folder / RUN
     if not path.is_file() and (name := next((name for name in _WRITTEN if any(folder.glob(name))), None)):
         raise ValueError(
-            f"{folder} holds {name}, but no {RUN} that says of which run: bring that file back, or choose another output folder"
+            f"{folder} holds {name}, but no {RUN} to tell which run: bring that file back, or choose another output folder"
         )
     if begun(folder) and (found := configs.differences(configs.load(RunConfig, [path]), run)):
-        told = "; ".join(found)
+        changes = "; ".join(found)
         of_the_test = tuple(f"data.{key}:" for key in run.data.TEST_SETTINGS)
         if not (_trained(folder, run) and all(line.startswith(of_the_test) for line in found)):
-            raise ValueError(f"{folder} holds another run ({path} has {told}): choose another output folder, or remove it")
-        say(f"{folder} is trained and not scored yet ({RUN} has {told}): it is scored as asked now")
+            raise ValueError(f"{folder} holds another run ({path} has {changes}): choose another output folder, or remove it")
+        say(f"{folder} is trained and not scored yet ({RUN} has {changes}): scoring it with the new settings")
     write_text_atomic(path, configs.dump(run))
     checkpoints.sweep(folder)
     if scored(folder):

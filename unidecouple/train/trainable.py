@@ -64,8 +64,8 @@ def hold_absent_tasks(model: nn.Module, absent: Sequence[Task]) -> None:
     """Zero the gradients of weights private to tasks that the run has no data of.
 
     Their tokens can only be misrouted ones, and Adam makes full-size steps of rare small gradients. With zero gradients
-    (and no weight decay) Adam leaves a weight bit for bit where it is. A group's weights are a task's own only if the way that
-    tokens are split gives it a group (``PRIVATE``).
+    (and no weight decay) Adam leaves a weight bit for bit where it is. A group's weights are private to a
+    task only if the split of the tokens gives that task a group (``PRIVATE``).
     """
     for weight, rows in task_rows(model) if absent else ():
         for task in absent:

@@ -1,4 +1,4 @@
-"""Judge "template": compares what a picture shows with the world's own drawings.
+"""Judge "template": compares what a picture shows with the drawings that scenes are made of.
 
 Exact on ground truth, and made for pictures that went through a lossy tokenizer. Three steps, each blind to the prompt:
 

@@ -143,8 +143,8 @@ def scene_of(prompt: Prompt, rng: np.random.Generator) -> Scene:
     cells = None
     relation = next((clause.position for clause in prompt.include if clause.position), None)
     if relation:
-        lane = int(rng.integers(2))
-        other, subject = (2 * lane + 1, 2 * lane) if relation[0] in ("left of", "right of") else (2 + lane, lane)
+        line = int(rng.integers(2))  # row of left and right, column of above and below
+        other, subject = (2 * line + 1, 2 * line) if relation[0] in ("left of", "right of") else (2 + line, line)
         cells = [other, subject] if relation[0] in ("left of", "above") else [subject, other]
     return place(rng, items, cells, CENTRED)
 

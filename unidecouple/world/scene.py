@@ -1,6 +1,6 @@
-"""Scenes: one to four drawn objects on a 2 x 2 board, and their picture.
+"""Scenes: one to four objects on a 2 x 2 board, and their picture.
 
-A scene is plain data; everything said or asked about it (language.py, questions.py) is derived from it, so every answer is
+A scene is plain data; captions, prompts and questions about it (prompts.py, questions.py) are derived from it, so every answer is
 exact by construction.
 """
 
@@ -23,7 +23,7 @@ CELL_NAMES: tuple[str, ...] = ("top left", "top right", "bottom left", "bottom r
 SIZES: tuple[int, ...] = (24, 27)
 OFFSETS: tuple[int, ...] = (-1, 1)
 CENTRED: tuple[int, ...] = (0,)
-"""Offsets in pictures to be drawn: each variant of an object needs image tokens of its own, which a generator must learn."""
+"""Offsets in images to be generated: each variant of an object needs image tokens of its own, which a generator must learn."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Scene:
 
 
 def render(scene: Scene, drawing: Sprites = sprite) -> np.ndarray:
-    """Picture of ``scene`` on white, in the world's own art or another: uint8 (64, 64, 3)."""
+    """Picture of ``scene`` on white, in OpenMoji's art or another: uint8 (64, 64, 3)."""
     image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 255, dtype=np.float32)
     for obj in scene.objects:
         art = drawing(obj.name, obj.color, obj.size).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Documents, recipes' comments, the site and the package use the field's words: words that only this code base gave a meaning stay out.
+"""Documents, recipes, the site and the package use the field's words: words that only this code base gave a meaning stay out.
 
 Tests become part of the check by adding "tests" to ``CHECKED`` once they are clean. Results and old keys keep their words.
 """

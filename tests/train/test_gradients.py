@@ -215,7 +215,7 @@ def test_nothing_to_shield_or_to_project(shielded: RunConfig, run: Run, tmp_path
     per_task = Lora(4, 8.0, per_task=("shared_expert",))
     with pytest.raises(ValueError, match=r"low-rank update of it that is not per_task"):
         run(replace(shielded, stages=(replace(plain, lora=per_task, train={"lora": 1}),)), tmp_path / "own")
-    with pytest.raises(ValueError, match=r"gradient 'maop' works on \*\.mlp\.shared_expert\.\*, which are one task's each"):
+    with pytest.raises(ValueError, match=r"gradient 'maop' works on \*\.mlp\.shared_expert\.\*, which belong to one task each"):
         run(
             replace(shielded, stages=(replace(plain, lora=per_task, gradient=MAOP(), shield=None, train={"lora": 1}),)),
             tmp_path / "maop",

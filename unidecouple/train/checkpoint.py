@@ -1,4 +1,4 @@
-"""Checkpoints: model, processor, optimizer, averages and step, written whole or not at all, in safetensors and json only."""
+"""Checkpoints: model, processor, optimizer, averages and step, written atomically, in safetensors and json only."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrainerState:
         stage: that they end in.
         stage_step: done in that stage.
         tokens: seen, by task.
-        spent: fields of what the run took so far (``meter.ResourceUsage``); empty in checkpoints of earlier versions.
+        spent: fields of ``meter.ResourceUsage`` so far; empty in checkpoints of earlier versions.
     """
 
     step: int

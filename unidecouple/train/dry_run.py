@@ -1,4 +1,4 @@
-"""What a run would do, before it does anything: resolved configuration, what trains, one decoded batch of each task."""
+"""Dry run: print the resolved configuration, the trained weights and one decoded batch of each task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 2
 
 
 def describe(run: RunConfig, cache: Path, say: PrintLine) -> None:
-    """Say what ``run`` would do; writes nothing but indices and encoded pictures into ``cache``.
+    """Print what ``run`` would do; writes nothing but indices and encoded pictures into ``cache``.
 
     Raises:
         ValueError: as the run itself would: a start that does not load, a pattern that matches nothing, data that is missing.

@@ -1,4 +1,4 @@
-"""The data source of runs on users' own files."""
+"""The data source of runs on your own files (``data: {kind: files}``)."""
 
 from __future__ import annotations
 

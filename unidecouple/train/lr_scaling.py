@@ -1,11 +1,11 @@
 """Learning rates by group of tokens, where one stacked weight holds several groups.
 
 Of experts: Symbiotic-MoE (arXiv 2604.07753) and Rosetta (arXiv 2607.00293, B.2). Of whole layers: LMFusion (arXiv 2412.15188),
-which holds the modules that were there before and trains those added.
+which freezes the pretrained modules and trains those added.
 
-A rate belongs to a whole tensor in torch's optimizers, and scaling gradients does nothing to Adam's steps. So the step itself
-is scaled: a group's rows go a share of the way that the optimizer took them, weight decay included. To rounding that is what
-AdamW does at a rate of that share.
+torch's optimizers have one learning rate per tensor, and Adam's steps do not change when gradients are scaled. So the step is
+scaled: each group's update, weight decay included, is multiplied by its factor. Up to rounding this equals AdamW at the learning
+rate times the factor.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class ScaledRows:
 
 
 def scaled_rows(model: nn.Module, rates: Mapping[str, float]) -> list[ScaledRows]:
-    """Where the groups that ``rates`` names have weights that train.
+    """Find the trained rows of the groups that ``rates`` names.
 
-    Those are their experts and their rows of the expert router, their sets of untied layers, and their low-rank updates where these
+    These are their experts, their rows of the expert router, their sets of per-group layers, and their low-rank updates if these
     are routed by task.
 
     Args:
         model: as the optimizer has its weights (whole, or this process's shards).
-        rates: factor on the learning rate by name of a group, see ``GROUP_NAMES``; 0 holds the group.
+        rates: factor on the learning rate by name of a group, see ``GROUP_NAMES``; 0 freezes the group.
 
     Raises:
         ValueError: no layer has such a group, or nothing of it trains.
@@ -53,18 +53,18 @@ def scaled_rows(model: nn.Module, rates: Mapping[str, float]) -> list[ScaledRows
         mine = [ScaledRows(weight, rows[known.index(name)], factor) for weight, rows in stacked if weight.requires_grad]
         if not mine:
             raise ValueError(
-                f"group_lr_scale: nothing of group {name!r} trains; train what the groups have apart (experts and expert_router, "
-                "or norms, attention and ffn of untied layers), or leave it out"
+                f"group_lr_scale: nothing of group {name!r} trains; train what each group has separately (experts and "
+                "expert_router, or norms, attention and ffn of per-group layers), or leave it out"
             )
         found += mine
     return found
 
 
 def zero_frozen_rows(parts: Sequence[ScaledRows], gradients: Mapping[int, Tensor | None]) -> None:
-    """Zero the rows of ``parts`` that do not move at all in ``gradients``, so that they have no share in a norm or a direction.
+    """Zero the frozen rows of ``parts`` in ``gradients``, so that norms and gradient methods leave them out.
 
     Args:
-        parts: groups with rates of their own.
+        parts: rows with a factor; those with factor 0 are frozen.
         gradients: by ``id`` of the weight.
     """
     for part in parts:
@@ -74,10 +74,10 @@ def zero_frozen_rows(parts: Sequence[ScaledRows], gradients: Mapping[int, Tensor
 
 
 def install_lr_scaling(optimizer: torch.optim.Optimizer, parts: Sequence[ScaledRows]) -> None:
-    """From now on, ``optimizer`` moves ``parts`` by their factors, and all else as ever.
+    """Make ``optimizer`` multiply its updates of ``parts`` by their factors, by hooks around its step.
 
-    They are copied for the length of its step, when no activations are held any more. What is held (factor 0) still has gradients
-    and moments of Adam, since it lies in one tensor with what moves.
+    The rows are copied for the length of the step, when activations are freed already. Frozen rows (factor 0) keep gradients and
+    Adam moments, since they share a tensor with rows that train.
     """
     if not parts:
         return
@@ -88,11 +88,11 @@ def install_lr_scaling(optimizer: torch.optim.Optimizer, parts: Sequence[ScaledR
         before.extend(local(part.weight, part.rows).clone() for part in parts)
 
     @torch.no_grad()
-    def hold_back(*_: Any) -> None:
+    def scale(*_: Any) -> None:
         for part, start in zip(parts, before, strict=True):
             now = local(part.weight, part.rows)
             now.copy_(start.lerp(now, part.factor))
         before.clear()
 
     optimizer.register_step_pre_hook(copy)
-    optimizer.register_step_post_hook(hold_back)
+    optimizer.register_step_post_hook(scale)

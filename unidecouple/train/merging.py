@@ -1,4 +1,4 @@
-"""Merge two single-task models by any method: given coefficients, or coefficients that a recipe's data teach."""
+"""Merge two single-task models by any method: given coefficients, or coefficients learned on a recipe's data."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def merge_checkpoints(
 
     Args:
         base, tuned: folders of checkpoints or runs, or shipped bases' names.
-        target: written whole or not at all; ``spent.json`` in it tells what the merge took.
+        target: written whole or not at all; ``spent.json`` in it has the time and memory used.
         method: where the coefficients come from.
         run: its data are the inputs of a method that learns.
-        cache: folder of drawn and encoded data.
+        cache: folder of generated and encoded data.
         say: prints a line.
 
     Raises:

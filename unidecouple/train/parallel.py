@@ -1,4 +1,4 @@
-"""The processes that share a run: torch's own engine (torchrun, DDP), or one process alone."""
+"""The processes that share a run: DDP under torchrun, or a single process."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Parallel:
 
     @property
     def keeps_full_gradients(self) -> bool:
-        """Whether this process keeps gradients whole."""
+        """Whether this process has full (unsharded) gradients."""
         return True
 
     def wrap(self, model: Model) -> nn.Module:
-        """``model`` as training calls it. Weights that a step leaves unused (one task's head) are found, not waited for.
+        """``model`` as training calls it. DDP detects weights that a step leaves unused (one task's head).
 
-        Gradients lie in the buckets that travel, so that they are there once.
+        Gradients are views into DDP's buckets, so that they are stored once.
         """
         model.to(self.device)
         if self.size == 1:
@@ -67,7 +67,7 @@ class Parallel:
 
     @contextlib.contextmanager
     def gradients(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """Forward and backward of one part of a step; gradients travel between processes with the ``last`` one only."""
+        """Context of one micro-batch's forward and backward; gradients are reduced with the ``last`` one only."""
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else contextlib.nullcontext():
             yield
 
@@ -77,7 +77,7 @@ class Parallel:
 
     @contextlib.contextmanager
     def full_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
-        """``model`` with the weights that training has reached, in the first process, for the length of the block."""
+        """Yield ``model`` with the current weights, unsharded in the first process, for the block."""
         yield model
 
     def sum(self, value: Tensor) -> Tensor:
@@ -91,11 +91,11 @@ class Parallel:
         return value
 
     def full_tensor(self, value: Tensor) -> Tensor:
-        """A result that may be sharded, whole."""
+        """Return a possibly sharded tensor in full."""
         return value
 
     def agree(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Return whether ``flag`` is set in any process."""
         return bool(self.sum(torch.tensor(int(flag), device=self.device)))
 
     @contextlib.contextmanager
@@ -137,6 +137,6 @@ class Parallel:
                 tensor.copy_(found)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()

@@ -1,4 +1,4 @@
-"""What a diagnosis looks at: a model, and held-out data of both tasks to show it."""
+"""Inputs of a diagnosis: a model, and held-out data of both tasks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHECKPOINT = "checkpoint-"
 
 @dataclass(frozen=True)
 class OpenedCheckpoint:
-    """A subject, and in words what was opened."""
+    """A probe's input, and a description of its data for the report."""
 
     probe_input: ProbeInput
     checkpoint: Path
@@ -41,10 +41,10 @@ def open_probe_input(
     cache: Path,
     progress: Progress,
 ) -> OpenedCheckpoint:
-    """Load ``checkpoint`` (see ``checkpoint_folder``) and open data to show it.
+    """Load ``checkpoint`` (see ``checkpoint_folder``) and open data for probes.
 
-    The data are ``data``; without it the files that ``recipe`` is scored on; without that those of the run that the checkpoint
-    is of; and where none of them has files, synthetic data that no recipe trains on.
+    The data are ``data``; by default the files that ``recipe`` is scored on, then those of the checkpoint's run, then synthetic
+    data that no recipe trains on.
 
     Raises:
         ValueError: the checkpoint or the data cannot be read, or the data do not fit the model.
@@ -68,9 +68,9 @@ def open_probe_input(
     probed = data_source(run).probe_data(run, processor)
     source = opened(probed.run)
     described = source if probed.described is probed.run else opened(probed.described)
-    said = f"the files given: {named(files)}" if files else probed.text
+    description = f"the files given: {named(files)}" if files else probed.text
     return OpenedCheckpoint(
-        ProbeInput(model, source, described, step, batches, read_routing_log(home) if home else ()), folder, said
+        ProbeInput(model, source, described, step, batches, read_routing_log(home) if home else ()), folder, description
     )
 
 

@@ -1,4 +1,4 @@
-"""Routing over steps: one record every ``logging_steps`` in ``routing.jsonl``, and the alarm that watches them."""
+"""Routing over steps: one record every ``logging_steps`` in ``routing.jsonl``, and warnings about them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from unidecouple.train.run_logs import ROUTING, read_log
 
 
 class RoutingLog:
-    """Writes ``folder``/routing.jsonl and says what is wrong; knows the records that an earlier attempt at the run left.
+    """Writes ``folder``/routing.jsonl and prints warnings; continues from the records of an earlier attempt at the run.
 
-    The alarm starts anew where the structure changes: its layers and experts are others then, whatever their numbers.
+    Warnings start anew where the structure changes, since layers and experts are others then.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None], changes: Sequence[int] = ()) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, whether it is finished, and whether its data are still what they were."""
+"""The folder of a run: which run it holds, whether that is finished, and whether its data are unchanged."""
 
 from __future__ import annotations
 

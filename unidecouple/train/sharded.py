@@ -31,9 +31,9 @@ from unidecouple.train.parallel import Parallel
 
 
 class Sharded(Parallel):
-    """Processes that hold a share of every weight each. The first alone has the whole model, on the CPU; others its shapes.
+    """Processes that hold a shard of every weight each. Only the first has the full model, on the CPU; others its shapes.
 
-    Gradients are reduced with every part of a step: FSDP2 would hold them whole on each process until the last.
+    Gradients are reduced with every micro-batch: otherwise FSDP2 keeps them unsharded on each process until the last.
     """
 
     @property
@@ -43,13 +43,13 @@ class Sharded(Parallel):
 
     @property
     def keeps_full_gradients(self) -> bool:
-        """Each process has a share of every gradient."""
+        """Each process has a shard of every gradient."""
         return False
 
     def wrap(self, model: Model) -> nn.Module:
-        """A sharded copy of the first process's ``model``: a group for each decoder layer, one for the rest.
+        """A sharded copy of the first process's ``model``: one FSDP group per decoder layer, one for the rest.
 
-        The vision tower is in the rest: a group of its own would wait for processes that have no picture in a step.
+        The vision tower is in the rest: a separate group would wait for processes without an image in a step.
         """
         # what layers report of their routing are views, which nobody changes in place
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -90,7 +90,7 @@ class Sharded(Parallel):
         self.wait()
 
     def full_tensor(self, value: Tensor) -> Tensor:
-        """A sharded result, whole on each process."""
+        """Return a sharded tensor in full, on each process."""
         return value.full_tensor() if isinstance(value, DTensor) else value
 
     def save_weights(self, folder: Path, wrapped: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The stages of a run: how each begins, what follows each of its steps (log, validation, checkpoint), and exact resume."""
+"""The stages of a run: setup, the work after each step (log, validation, checkpoint), and exact resume."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class Trainer:
         trackers: where measurements go besides ``metrics.jsonl``.
         stop: set from outside (Ctrl-C) to end the run after the step it is in.
         tokens: seen in all steps of the run so far, by the task they count as (see ``Task``); padding left out. The first token of
-            a pair, and all of a router pair, are understanding's.
-        meter: what the run took so far, earlier attempts included.
+            a pair, and all of a router sample, count as understanding.
+        meter: time and memory used so far, earlier attempts included.
         num_microbatches: per step, over all processes.
     """
 
@@ -89,9 +89,9 @@ class Trainer:
             stage.of(self.source.tasks)
 
     def stages(self, resume: Path | None = None) -> Iterator[StageRun]:
-        """The stages that are left, each ready to step; ``resume`` is the checkpoint whose weights ``model`` holds.
+        """Yield the stages that are left, each ready to step; ``resume`` is the checkpoint whose weights ``model`` holds.
 
-        A stage is begun when it is asked for, and saved and gathered when the next one is.
+        A stage is set up when it is yielded, and saved and gathered before the next one.
 
         Raises:
             ValueError: ``resume`` is of no step of this run.
@@ -119,7 +119,7 @@ class Trainer:
                 pass  # the next stage starts from it
 
     def batches(self) -> Prefetch[list[JointBatch]]:
-        """This process's micro-batches by step (from 0), the next step's perhaps built ahead."""
+        """This process's micro-batches by step (from 0); workers may build the next step's ahead."""
         return Prefetch(self._share, self.config.max_steps, self.config.dataloader_num_workers)
 
     def plan(self) -> list[tuple[Stage, int]]:
@@ -129,7 +129,7 @@ class Trainer:
     def _begin(self, index: int, steps: int, start: int, resume: Path | None) -> StageRun:
         """Wrap the model and make the optimizer of stage ``index``, of which ``start`` steps are done."""
         stage = self.config.stages[index]
-        make_param_groups(self.model, stage.train, stage.learning_rate)  # before it is wrapped, which must know what trains
+        make_param_groups(self.model, stage.train, stage.learning_rate)  # before it is wrapped: DDP and FSDP2 read requires_grad
         wrapped = self.parallel.wrap(self.model)
         trained = self.parallel.trained(wrapped)
         groups = make_param_groups(trained, stage.train, stage.learning_rate)
@@ -186,23 +186,23 @@ class Trainer:
         return RoutingLog(self.folder, self.say, changes)
 
     def _averaged(self, stage: Stage, before: int, start: int) -> Path | None:
-        """The checkpoint whose averages go on at step ``start`` of ``stage``; those of another structure are of other weights."""
+        """The checkpoint whose averages continue at step ``start`` of ``stage``; None after a change of structure."""
         if (stage.structure is not None and start == 0) or not before + start:
             return None
         return self.folder / f"checkpoint-{before + start}"  # a stage's end is saved, too
 
     def _share(self, step: int) -> list[JointBatch]:
-        """This process's parts of ``step`` (from 0), without what its stage leaves out, on its device."""
+        """This process's micro-batches of ``step`` (from 0), of its stage's tasks, on its device."""
         plan = self.plan()
         ends = itertools.accumulate(steps for _, steps in plan)
         stage = next(stage for (stage, _), end in zip(plan, ends, strict=True) if step < end)
-        tasks = tuple(task for task in Task if stage.tasks in ("both", task.key))  # router pairs come where no task's data does
+        tasks = tuple(task for task in Task if stage.tasks in ("both", task.key))
         mine = range(self.parallel.rank, self.num_microbatches, self.parallel.size)
-        drawn = [self.source.batch(step, part, self.num_microbatches, tasks) for part in mine]
-        return [tuple(batch.to(self.parallel.device) for batch in part) for part in drawn]
+        batches = [self.source.batch(step, part, self.num_microbatches, tasks) for part in mine]
+        return [tuple(batch.to(self.parallel.device) for batch in part) for part in batches]
 
     def save(self, running: StageRun, step: int, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write a checkpoint of ``step``; without ``optimizer`` at a stage's end, whose successor starts a new one."""
+        """Write a checkpoint of ``step``; without ``optimizer`` at a stage's end, since the next stage starts a new one."""
         state = TrainerState(step, running.index, step - running.before, dict(self.tokens), vars(self.meter.read()))
         keep, base = self.config.save_total_limit, self.config.model_name_or_path
         checkpoints.save(self.folder, running.model, self.processor, state, optimizer, running.averages, keep, self.parallel, base)
@@ -228,11 +228,11 @@ class StageRun:
     """A stage that is running.
 
     Attributes:
-        trainer: whose stage it is.
+        trainer: of the run.
         index: of the stage, from 0.
         before: steps of the stages before it.
-        start: steps of it that an earlier attempt did.
-        num_steps: steps of it in all.
+        start: steps of it done by an earlier attempt.
+        num_steps: steps of the stage in all.
         model: as ``Parallel`` wrapped it.
         optimizer: over what trains.
         averages: EMA of what trains.
@@ -257,7 +257,7 @@ class StageRun:
         return self.trainer.config.stages[self.index]
 
     def steps(self) -> Iterator[int]:
-        """Numbers of the run's steps that are left of this stage, from 1; each is yielded when model and rates are ready for it."""
+        """Yield the step numbers (of the run, from 1) that are left, each with model and learning rates set."""
         trained = self.trainer.parallel.trained(self.model)
         self._began = time.monotonic()
         for done in range(self.start, self.num_steps):
@@ -268,14 +268,14 @@ class StageRun:
             yield self.before + done + 1
 
     def counted_groups(self, step: int) -> Sequence[int]:
-        """Experts in each group where ``step`` is logged, so that its routing is counted; else none."""
+        """Experts per group if ``step`` is logged, so that its routing is counted; else empty."""
         return self.trainer.model.config.text_config.expert_groups if self._logged(step) else ()
 
     def finish_step(self, step: int, result: StepResult) -> None:
-        """Log, validate and save after ``step`` as the run asks.
+        """Log, validate and save after ``step``, as configured.
 
         Raises:
-            InterruptedRunError: the run was asked to stop; a checkpoint of this very step was written.
+            InterruptedRunError: the run was asked to stop; a checkpoint of this step was written.
         """
         trainer, config, parallel = self.trainer, self.trainer.config, self.trainer.parallel
         self._tokens += sum(result.tokens.values())

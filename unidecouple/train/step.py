@@ -38,7 +38,7 @@ class StepResult:
         router_accuracy: share of tokens in the right group, per task; empty without a task router.
         grad_norm: before clipping.
         tokens: per task, without padding.
-        routing: the step's ``count_routing``, where it was asked for and there is a mixture.
+        routing: the step's ``count_routing``, if requested and the model is a mixture.
     """
 
     losses: dict[str, float]
@@ -58,13 +58,13 @@ class StepSettings:
 
     Attributes:
         objective: losses and their coefficients.
-        tasks: tasks the run has data of; weights private to others are held.
+        tasks: tasks the run has data of; weights private to others are frozen.
         max_grad_norm: clipping.
         parallel: the processes that share the step; by default this one alone.
         gradients: how gradients are made; by default of the sum of all losses.
         forward_options: keyword arguments of the model's forward, given a micro-batch and the number of the run's step: the stage's
-            routing and what else its schedule changes (see ``Stage.forward_options``).
-        seed: of gradient methods that draw.
+            routing and other scheduled options (see ``Stage.forward_options``).
+        seed: of gradient methods that are random.
     """
 
     objective: Objective
@@ -99,10 +99,10 @@ def train_step(
     Args:
         model: in training mode, as ``settings.parallel`` wrapped it.
         optimizer: over the weights that train.
-        parts: this process's micro-batches of the step; each holds every task.
+        parts: this process's micro-batches of the step; each has samples of every task.
         settings: see ``StepSettings``.
         step: its number in the run, from 1.
-        expert_groups: experts in each group of the mixtures, to count where tokens went; by default nothing is counted.
+        expert_groups: experts in each group of the mixtures, to count routing; by default nothing is counted.
 
     Raises:
         TrainingDivergedError: a loss or a gradient is NaN or infinite in any process; nothing was updated.

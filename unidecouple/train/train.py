@@ -1,4 +1,4 @@
-"""One training run from its configuration to its scores, in a folder of its own; a finished run is not run again."""
+"""One training run from its configuration to its scores, in one folder; a finished run is not run again."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def train(run: RunConfig, folder: Path, cache: Path, say: PrintLine, stop: threa
 
 @dataclass(frozen=True)
 class _Job:
-    """What a run works with, loaded.
+    """The loaded parts of a run.
 
     Attributes:
-        model, processor: of the start, or of the checkpoint that the run goes on from.
+        model, processor: of the start, or of the checkpoint that is resumed.
         source: its batches.
         scorer: its benchmarks.
         resume: the checkpoint, or None.
         step: of the checkpoint; 0 without.
-        meter: what earlier attempts took.
+        meter: usage of earlier attempts included.
         parallel: the processes that share the run.
     """
 
@@ -130,7 +130,7 @@ def _build(run: RunConfig, folder: Path, cache: Path, say: PrintLine, parallel: 
         model.to(parallel.device)
     builder = SequenceBuilder(processor)
     meter = Meter(ResourceUsage(**state.spent))
-    with parallel.first_alone():  # it draws and encodes; the others find it done
+    with parallel.first_alone():  # it generates and encodes the data; the others read the cache
         kind = data_source(run)
         source = kind.open(run, model, processor, builder, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
         scorer = kind.scorer(run, model, processor, builder, cache)
@@ -142,12 +142,12 @@ def _build(run: RunConfig, folder: Path, cache: Path, say: PrintLine, parallel: 
 
 
 def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: PrintLine, validate: EvalCallback) -> None:
-    """Cut the logs to the step that the run goes on from; at the start, measure the model before training."""
+    """Cut the logs to the step that is resumed; at the start, measure the model before training."""
     forget_after(folder, job.step if job.resume else -1, say)  # without a checkpoint the start is measured again, too
     if job.resume is not None:
         logged = job.step - job.step % run.logging_steps
         if max((record["step"] for record in read_log(folder / METRICS)), default=0) < logged:
-            say(f"warning: {folder / METRICS} lacks the last steps before {job.step}, where the run goes on: a part of it was lost")
+            say(f"warning: {folder / METRICS} lacks the last steps before {job.step}, where the run resumes: part of it was lost")
         return
     if run.evaluation.eval_steps:
         validate(0, job.model)
@@ -170,7 +170,7 @@ def _say_nothing(line: str) -> None:
 
 
 def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
-    """Draw and encode the data that ``run`` needs, so that processes started together find it in ``cache``."""
+    """Generate and encode the data that ``run`` needs, so that processes started together find it in ``cache``."""
     model, processor = load(run.model_name_or_path)
     data_source(run).open(run, model, processor, SequenceBuilder(processor), cache, progress)
 
@@ -183,7 +183,7 @@ def _validate(
     step: int,
     model: UnifiedModel,
 ) -> None:
-    """Score on validation samples; say when one task falls while the other rises."""
+    """Score on validation samples; warn if one task falls while the other rises."""
     model.eval()
     scores = scorer.validate(model)
     for score in scores:
@@ -211,4 +211,4 @@ def _write_measured(measured: Measured, path: Path) -> None:
 
 
 def _no_progress(what: str, done: int, of: int) -> None:
-    """A run's diagnosis is short beside the run."""
+    """Print no progress: a run's diagnosis is short."""

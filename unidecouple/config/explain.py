@@ -1,4 +1,4 @@
-"""Turns what pydantic found into lines that a user can act on: source, place, cause, and the nearest known name."""
+"""Turns pydantic's errors into lines that a user can act on: source, place, cause, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def _explain_one(schema: type, layers: Layers, error: Mapping[str, Any]) -> tupl
     return sort, f"{source}: {line}" if source else line
 
 
-def _named(said: str) -> Location:
+def _named(message: str) -> Location:
     """The place of the value that a complaint begins with, as "train.vision=-1 must be"; () if it begins with none."""
-    found = re.match(r"[\w.]+(?==)", said)
+    found = re.match(r"[\w.]+(?==)", message)
     return tuple(int(step) if step.isdecimal() else step for step in found.group().split(".")) if found else ()
 
 

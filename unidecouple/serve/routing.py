@@ -1,4 +1,4 @@
-"""One request seen from inside: where each of its tokens is routed, layer by layer. Ours, not OpenAI's."""
+"""Routing of one request: where each of its tokens is routed, layer by layer. Ours, not OpenAI's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unidecouple.serve.schemas import Body, Messages, Name, Whole
 from unidecouple.serve.task_queue import QueueFullError
 
 MOST = 4
-"""Requests looked at, or waiting for it; above it comes a 429."""
+"""Maximum requests running or waiting; more get a 429."""
 
 
 Codes = Annotated[list[Whole], Field(fail_fast=True, max_length=1 << 14)]
@@ -40,7 +40,7 @@ class RoutingRequest(Body):
 
 
 class Viewer:
-    """Looks at requests with the whole model, routers included; serving itself goes by label.
+    """Runs requests through the whole model with its routers; serving itself routes by label.
 
     Args:
         model: the engine's whole model, which stays in memory for this.
@@ -53,14 +53,14 @@ class Viewer:
         self._room = Semaphore(MOST)
 
     def close(self) -> None:
-        """Drop what waits; what is being looked at may go on."""
+        """Drop waiting requests; a running one may finish."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, task: Task, sample: Sample) -> Future[dict[str, Any]]:
-        """The response to come, of what ``read`` gave; made on a thread of its own, beside answers and drawings.
+        """Return a future of the response to what ``read`` returned; computed on a separate thread, beside serving.
 
         Raises:
-            QueueFullError: too many are being looked at.
+            QueueFullError: too many are running or waiting.
         """
         if not self._room.acquire(blocking=False):
             raise QueueFullError(1)
@@ -91,7 +91,7 @@ class Viewer:
         return Task.MMU, sample
 
     def view(self, sample: Sample) -> RequestView:
-        """Look at it, on any thread."""
+        """Compute the routing, on any thread."""
         return view_request(self.model, collate([sample], self._preparer.builder.tokenizer.pad_token_id).to(self.model.device))
 
     def to_json(self, task: Task, sample: Sample, view: RequestView) -> dict[str, Any]:

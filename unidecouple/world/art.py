@@ -1,6 +1,6 @@
 """The synthetic classes in another style: a folder of emoji named by code point, for scores on a style never trained on.
 
-Any set of PNG files fits, such as npm's ``emoji-datasource-google`` (Noto, Apache-2.0; ``img/google/64``). They have their own
+Any set of PNG files fits, such as npm's ``emoji-datasource-google`` (Noto, Apache-2.0; ``img/google/64``). They have other
 colours, so each pixel takes the tone of the wanted colour's ramp that has its lightness rank, by the same thresholds as the
 OpenMoji drawings; (near) black stays. That is ours, as is the choice to keep the layout of the scenes and change the art alone.
 """

@@ -28,7 +28,7 @@ class WorldData:
 
     Attributes:
         pairs: prompt and picture pairs for generation.
-        scenes: pictures for understanding; conversations about them are made when a batch is.
+        scenes: images for understanding; conversations about them are generated with each batch.
         seed: of both; the test sets use other seeds and held-out prompts.
     """
 
@@ -47,7 +47,7 @@ class World:
         single_object_pairs: indices of the pairs with one object whose colour the prompt names.
         scenes: one scene per image to be understood.
         scene_images: uint8 (scenes, 64, 64, 3).
-        folder: where it lies.
+        folder: of its cache.
     """
 
     prompts: list[str]

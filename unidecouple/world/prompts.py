@@ -1,6 +1,6 @@
 """Text-to-image prompts in GenEval's six tags, with held-out combinations for validation and test.
 
-A prompt's ``key`` is what it asks for, without its wording (with it for ``single_object``, whose 36 classes must all be
+A prompt's ``key`` is its content without its wording (with it for ``single_object``, whose 36 classes must all be
 trained). Training never uses a key of the validation or test lists, in any wording.
 """
 
@@ -44,7 +44,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: GenEval tag ("caption" for training captions), what must and must not be seen, and its text."""
+    """A prompt: GenEval tag ("caption" for training captions), required and forbidden objects, and its text."""
 
     tag: str
     text: str
@@ -119,7 +119,7 @@ def spread(split: str, per_tag: int) -> list[Prompt]:
 def training_pair(rng: np.random.Generator) -> tuple[Prompt, Scene]:
     """A training prompt (one of the six tags, or a full caption) that is not held out, and a scene that it describes.
 
-    The scene holds what the prompt names and nothing else, so its likelihood says all that the prompt asks.
+    The scene holds what the prompt names and nothing else, so its likelihood covers all of the prompt.
     """
     while True:
         tag = str(rng.choice([*TAGS, "caption"]))
@@ -135,7 +135,7 @@ def training_pair(rng: np.random.Generator) -> tuple[Prompt, Scene]:
 
 
 def scene_of(prompt: Prompt, rng: np.random.Generator) -> Scene:
-    """A scene that satisfies ``prompt``: unnamed colours and places are drawn at random (one colour for counted objects)."""
+    """A scene that satisfies ``prompt``: unnamed colours and places are random (one colour for counted objects)."""
     items: list[tuple[str, str]] = []
     for clause in prompt.include:
         color = clause.color or str(rng.choice(COLORS))

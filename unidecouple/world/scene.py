@@ -85,7 +85,7 @@ def place(
 
 
 def random_scene(rng: np.random.Generator, min_objects: int = 1, repeat: float = 0.3, off_theme: float = 0.2) -> Scene:
-    """A themed scene as understanding data sees it.
+    """A themed scene of understanding data.
 
     Args:
         rng: source of randomness; equal states give equal scenes.
@@ -102,7 +102,7 @@ def random_scene(rng: np.random.Generator, min_objects: int = 1, repeat: float =
 
 
 def random_distinct_scene(rng: np.random.Generator, objects: int) -> Scene:
-    """A themed scene of ``objects`` different classes: what POPE asks its questions about."""
+    """A themed scene of ``objects`` different classes: as POPE needs them."""
     return random_scene_of(rng, distinct_names(rng, objects))
 
 

@@ -1,4 +1,4 @@
-"""Where bases come from: a tiny model with random weights, its image tokenizer and vision tower fitted to the world."""
+"""Make a base: a tiny model with random weights, its image tokenizer and vision tower trained on synthetic images."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ GENERATION = Alignment(steps=5000, batch_size=256, learning_rate=2e-3)
 
 @dataclass(frozen=True)
 class Scratch:
-    """A tiny model from nothing.
+    """Settings of a tiny model trained from scratch.
 
     Attributes:
         size: its shape.
-        tokenizer: how its image tokenizer is fitted.
-        alignment: how its vision tower is aligned with words.
-        pictures, picture_seed: what it is fitted to.
+        tokenizer: training of its image tokenizer.
+        alignment: training of its vision tower on word embeddings.
+        pictures, picture_seed: number and seed of the training images.
         seed: of the random weights.
         threads: of torch.
     """
@@ -85,7 +85,7 @@ def make_scratch(scratch: Scratch, folder: Path, say: PrintLine) -> None:
 
 @torch.no_grad()
 def tokenizer_bounds(model: UniJanusForConditionalGeneration, split: str = "val") -> dict[str, float]:
-    """GenEval ``overall`` of ground-truth renders as the judge sees them, directly and through the model's tokenizer."""
+    """GenEval ``overall`` of ground-truth renders by the template judge, directly and through the model's tokenizer."""
 
     def round_trip(batch: np.ndarray) -> np.ndarray:
         chunks = [batch[start : start + 64] for start in range(0, len(batch), 64)]
@@ -100,8 +100,8 @@ def tokenizer_bounds(model: UniJanusForConditionalGeneration, split: str = "val"
 def align(checkpoint: Path, folder: Path, say: PrintLine, alignment: Alignment = GENERATION) -> Path:
     """Write ``checkpoint`` with its generation side aligned with its words to ``folder``.
 
-    It is done once the words are learned: aligned with those of a model from scratch, which training turns by 30 degrees,
-    UniDecouple learns to read prompts half as fast (docs/experiments/word-alignment.md).
+    Do this after the words are learned. Training turns the embeddings of a model from scratch by 30 degrees; aligned with those,
+    UniDecouple learns to follow prompts half as fast (docs/experiments/word-alignment.md).
     """
     source = source_of_copy(checkpoint, folder)
     torch.set_num_threads(1)  # sums in another order would give other weights
@@ -111,5 +111,5 @@ def align(checkpoint: Path, folder: Path, say: PrintLine, alignment: Alignment =
 
 
 def follow(what: str, steps: int, say: PrintLine) -> LossCallback:
-    """A report of ``what`` that says each step and its values."""
+    """Return a callback that prints each step of ``what`` with its values."""
     return lambda step, values: say(f"{what} step {step}/{steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))

@@ -113,7 +113,7 @@ def test_surgery_takes_a_copy_more_and_keeps_to_ddp() -> None:
     assert (sent.calls, sent.sent) == (2 * usual.load.weights.tensors, 2 * 3 / 4 * 4 * 2 * attention)
     assert surgery.estimates[1].exposed == pytest.approx(sent.seconds)
     assert surgery.smallest["fsdp2"] is None
-    assert surgery.breaks["fsdp2"] == surgery.breaks["tasks"] == "impossible: the stage cannot be spread this way"
+    assert surgery.breaks["fsdp2"] == surgery.breaks["tasks"] == "impossible: the stage does not allow this strategy"
 
 
 def test_stages_of_one_task_plan_its_samples_alone() -> None:

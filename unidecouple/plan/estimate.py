@@ -1,4 +1,4 @@
-"""Seconds, tokens, days and the bottleneck of a stage on a number of devices: a roofline over the operations of its trace."""
+"""Roofline estimate of a stage on a number of devices: seconds per step, tokens, days and the bottleneck."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from unidecouple.plan.strategies import Collective, Memory, ParallelStrategy, co
 from unidecouple.plan.weights import Weights
 
 OPTIMIZER_TRAFFIC = 32
-"""Bytes a trainable parameter that clipping and AdamW move: gradient twice, weight and two moments read and written (float32)."""
+"""Bytes per trainable parameter that clipping and AdamW move: gradient twice, weight and two moments read and written (float32)."""
 MOST = 1024
 HEAVY = 0.2
-"""Share of a step that visible communication may take before we say that the link breaks first."""
+"""Share of a step that visible communication may take before the link counts as the bottleneck."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Load:
 
     Attributes:
         weights: of the stage.
-        step: micro-batches of a whole step, over all devices and parts.
-        accumulation: parts that a device cuts its share of a step into.
-        trace_ops: gives the trace of some micro-batches.
+        step: shapes of a whole step, over all devices and micro-batches.
+        accumulation: micro-batches per device and step.
+        trace_ops: traces a forward and backward over some shapes.
     """
 
     weights: Weights
@@ -38,35 +38,35 @@ class Load:
 
     @property
     def samples(self) -> dict[str, int]:
-        """Samples of a step by task; router pairs are none."""
+        """Samples per step by task, without router samples."""
         return {part.task.key: part.samples for part in self.step if part.counted}
 
     def part(self, role: str, devices: int) -> tuple[BatchShape, ...]:
-        """What one of ``devices`` of ``role`` computes at a time: the fullest part of the step. Empty if some have no sample."""
+        """The largest micro-batch of one of ``devices`` of ``role``. Empty if there are fewer samples than micro-batches."""
         mine, parts = [part for part in self.step if role in ("both", part.task.key)], devices * self.accumulation
         return () if min(part.samples for part in mine) < parts else tuple(part.cut(parts) for part in mine)
 
     def trace(self, role: str, devices: int) -> OpTrace:
-        """The trace of ``part``, which must not be empty."""
+        """The trace of ``part(role, devices)``, which must not be empty."""
         return self.trace_ops(self.part(role, devices))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One stage in one way on ``gpus`` devices. Seconds are of one step.
+    """One stage with one parallel strategy on ``gpus`` devices. Seconds are per step.
 
     Attributes:
         way, gpus: see ``STRATEGIES``.
         split: devices by role.
-        parts: what a device of each role computes at a time.
+        parts: shapes of one micro-batch of a device, by role.
         memory: with every activation kept, and ``checkpointed`` with gradient checkpointing.
         fits, fits_checkpointed: whether these do. If only the second does, the times are with checkpointing.
-        flops: of all devices, forward and backward, none computed twice.
+        flops: of all devices, forward and backward, without recomputation.
         compute, traffic, exposed: seconds bound by FLOPs, by memory bandwidth (the optimizer too), and of communication that
-            nothing hides.
+            does not overlap.
         seconds: their sum, of the slowest role.
         collectives: of that role.
-        samples, tokens: a step, over all devices; router pairs count in neither.
+        samples, tokens: per step, over all devices, without router samples.
         utilization: of peak FLOPs.
     """
 
@@ -103,10 +103,10 @@ class Estimate:
 
 
 def split(load: Load, way: ParallelStrategy, gpus: int, node: int) -> dict[str, int]:
-    """Devices by role; tasks share them out by samples, in whole nodes where there are several, at least one each.
+    """Return devices by role: split between tasks by samples, in whole nodes if there are several, at least one each.
 
-    Empty where it is impossible: devices cannot keep to one task if there is one device or one task, and some may lack samples;
-    a method that combines the tasks' gradients needs both of them whole on every device.
+    Empty if impossible: strategy "tasks" needs two devices and two tasks, each device needs a sample, and a method that
+    combines the tasks' gradients needs both in full on every device.
     """
     if load.weights.by_task and way != "ddp":
         return {}
@@ -122,7 +122,7 @@ def split(load: Load, way: ParallelStrategy, gpus: int, node: int) -> dict[str, 
 
 
 def estimate(load: Load, way: ParallelStrategy, gpus: int, device: Device, dtype: str, assume: Assumptions) -> Estimate | None:
-    """The stage in ``way`` on ``gpus`` devices; None where that way is impossible (see ``split``)."""
+    """Estimate the stage with strategy ``way`` on ``gpus`` devices; None if impossible (see ``split``)."""
     shares = split(load, way, gpus, device.node)
     if not shares:
         return None
@@ -163,7 +163,7 @@ def estimate(load: Load, way: ParallelStrategy, gpus: int, device: Device, dtype
 
 
 def smallest(load: Load, way: ParallelStrategy, device: Device, assume: Assumptions) -> int | None:
-    """The least number of devices, up to ``MOST``, on which the stage fits in ``way``, with checkpointing if need be."""
+    """Return the least number of devices, up to ``MOST``, on which the stage fits, with checkpointing if needed."""
     for gpus in range(1, MOST + 1):
         traces = [load.trace(role, devices) for role, devices in split(load, way, gpus, device.node).items()]
         needed = [memory(way, load.weights, trace, gpus, checkpointing=True).total for trace in traces]
@@ -173,17 +173,17 @@ def smallest(load: Load, way: ParallelStrategy, device: Device, assume: Assumpti
 
 
 def breaks_first(load: Load, way: ParallelStrategy, device: Device, dtype: str, assume: Assumptions) -> str:
-    """What ends the growth of ``way`` first, over powers of two up to ``MOST``."""
+    """Return what limits scaling first, over powers of two up to ``MOST`` devices."""
     least = smallest(load, way, device, assume)
     if least is None and not _most(load, way, device):
-        return "impossible: the stage cannot be spread this way"
+        return "impossible: the stage does not allow this strategy"
     if least is None:
         return f"capacity: it fits on no number of devices up to {_most(load, way, device)}"
     grown = (estimate(load, way, 2**power, device, dtype, assume) for power in range(math.ceil(math.log2(least)), 11))
     for found in grown:
         if found is not None and found.exposed > HEAVY * found.seconds:
             share = round(100 * found.exposed / found.seconds)
-            return f"link: from {found.gpus} devices on, communication that nothing hides takes {share}% of a step or more"
+            return f"link: from {found.gpus} devices on, communication that does not overlap takes {share}% of a step or more"
     return f"nothing up to {_most(load, way, device)} devices"
 
 
@@ -197,9 +197,9 @@ def by_part(trace: OpTrace) -> dict[str, tuple[int, int]]:
 
 
 def executed(trace: OpTrace, again: bool) -> Iterator[Op]:
-    """The operations as they run; with ``again`` (checkpointing), a layer's forward runs once more where a gradient passes it.
+    """Yield the operations as they run; with ``again`` (checkpointing), layers that gradients pass run their forward twice.
 
-    At most: torch stops a layer's second forward at the last tensor that is needed.
+    This is an upper bound: torch stops a recomputed forward at the last tensor that is needed.
     """
     yield from trace.ops
     if again:
@@ -223,7 +223,7 @@ def _times(
     again: bool,
     collectives: list[Collective],
 ) -> tuple[float, float, float]:
-    """Seconds of a step bound by FLOPs, by memory bandwidth, and of communication in sight; ``trace`` is of one part."""
+    """Seconds per step bound by FLOPs, by memory bandwidth, and by exposed communication; ``trace`` is of one micro-batch."""
     weights, parts = load.weights, load.accumulation
     rate, stream = assume.compute * device.peak(dtype), assume.bandwidth * device.bandwidth
     bound = {(backward, by_flops): 0.0 for backward in (False, True) for by_flops in (False, True)}
@@ -232,7 +232,7 @@ def _times(
         bound[op.backward, computing >= moving] += max(computing, moving)
     moved = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
     optimizer = OPTIMIZER_TRAFFIC * moved / (gpus if way == "fsdp2" else 1) / stream
-    # DDP's gradients travel in the last part's backward pass, those by task after it; FSDP2's gathers in both passes of each part
+    # DDP reduces in the last backward pass, per-task gradients after it; FSDP2 gathers in both passes of each micro-batch
     hiding = parts * sum(bound.values()) if way == "fsdp2" else 0.0 if weights.by_task else bound[True, True] + bound[True, False]
     exposed = max(0.0, sum(c.seconds for c in collectives) - assume.overlap * hiding)
     computing, moving = (parts * (bound[False, limit] + bound[True, limit]) for limit in (True, False))

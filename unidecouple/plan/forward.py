@@ -1,4 +1,4 @@
-"""The model's forward on a joint batch, operation by operation, on a ``OpTrace``. Follows ``models/`` and transformers' own."""
+"""The model's forward on a joint batch as an ``OpTrace``. Follows ``models/`` and transformers' own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trace_ops(
     width: int,
     tasks: Collection[Task] = tuple(Task),
 ) -> OpTrace:
-    """The trace of one step's forward and backward over the micro-batches ``parts``.
+    """Trace one step's forward and backward over micro-batches of shapes ``parts``.
 
     Args:
         config: of the model.
@@ -34,8 +34,8 @@ def trace_ops(
         trains: names of those that train.
         parts: see ``BatchShape``.
         routing: "learned" or "label".
-        width: bytes an activation, 4 or 2.
-        tasks: whose losses are made.
+        width: bytes per activation, 4 or 2.
+        tasks: whose losses are computed.
     """
     trace = OpTrace(shapes, trains, width)
     for part in parts:

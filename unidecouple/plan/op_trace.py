@@ -1,8 +1,8 @@
-"""A forward pass on paper: each operation notes its FLOPs, the bytes it moves, and what it keeps for the backward pass.
+"""A symbolic forward pass: each operation records its FLOPs, the bytes it moves, and what it keeps for the backward pass.
 
 The rules are autograd's. A product y = x W costs 2 · rows · |W| FLOPs forward, as much again for the gradient of x if one flows
-there, and as much again for the gradient of W if W trains; x is kept for the latter only. So frozen weights need no gradient
-of their own, and where nothing below trains there is no backward at all.
+there, and as much again for the gradient of W if W trains; x is kept for the latter only. So frozen weights need no gradient,
+and where nothing below trains there is no backward at all.
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ class Block:
 
 @dataclass
 class OpTrace:
-    """What a pass over weights of ``shapes`` costs when ``trains`` of them train.
+    """Operations and memory of a pass over weights of ``shapes``, of which ``trains`` train.
 
     Attributes:
         shapes: of every parameter, by name.
         trains: names of those that train.
-        width: bytes an activation.
-        ops: in the order noted.
+        width: bytes per activation.
+        ops: in order of execution.
         kept: bytes kept for the backward pass, without the heads' ``logits``.
         logits: bytes of the heads' log-probabilities kept, always float32.
-        head: bytes that the largest head needs besides, while it runs.
+        head: additional bytes that the largest head needs while it runs.
         largest: bytes of the largest activation, the heads' aside.
-        encoding: most bytes that the image tokenizer takes where it runs in the forward pass; none of them are kept.
+        encoding: peak bytes of the image tokenizer if it runs in the forward pass; none of them are kept.
         again: of the backward FLOPs, those that a checkpointed head computes a second time.
         used: parameters that take part.
         blocks: layers, in the order they ran.
@@ -143,8 +143,8 @@ class OpTrace:
     def product(self, name: str, rows: int, x: Value, share: float = 1.0, stacked: bool = False, updated: bool = False) -> Value:
         """``rows`` times the matrix ``name`` (out, in); or, stacked (E, out, in), each row times one of E matrices.
 
-        ``share`` < 1 says which part of the weights is read, where few rows meet many matrices; ``updated``, that something
-        that trains was added to the matrix.
+        ``share`` < 1 is the fraction of the weights that is read, if few rows meet many matrices; with ``updated`` a trained
+        update was added to the matrix.
         """
         shape = self.shapes[name]
         active = math.prod(shape[1:] if stacked else shape)

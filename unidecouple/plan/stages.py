@@ -33,17 +33,17 @@ SECONDS_A_DAY = 86400
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is asked of a recipe.
+    """The hardware and sizes to plan for.
 
     Attributes:
         gpus: numbers of devices.
         device: name of the device.
         dtype: "bf16" (trainable weights stay float32, see ``Memory``) or "fp32".
-        batch_size: samples of a whole step, over all devices, both tasks together in the recipe's ratio; None is the recipe's own.
+        batch_size: samples of a whole step, over all devices, both tasks together in the recipe's ratio; None: the recipe's.
         lengths: tokens of a sample.
-        samples: of the whole run; None is max_steps steps.
-        price: of a device hour, in any currency; None leaves costs out.
-        assume: what no data sheet says.
+        samples: of the whole run; None: max_steps steps.
+        price: per device hour, in any currency; None leaves costs out.
+        assume: efficiencies and latencies that no data sheet gives.
     """
 
     gpus: tuple[int, ...] = (8,)
@@ -70,11 +70,11 @@ class StagePlan:
     Attributes:
         stage: of the recipe.
         config: of the model in this stage.
-        load: what a step computes.
+        load: work of a step.
         samples: of the stage, over all devices and steps.
-        estimates: by way and number of devices, where possible.
-        smallest: number of devices that fit, by way; None if none does up to 1,024, or as many as a step has samples for.
-        breaks: what ends growth first, by way.
+        estimates: by strategy and number of devices, if possible.
+        smallest: number of devices that fit, by strategy; None if none does up to 1,024 or the number of samples.
+        breaks: what limits scaling first, by strategy.
     """
 
     stage: Stage
@@ -90,15 +90,15 @@ class StagePlan:
         return math.ceil(self.samples / found.samples) * found.seconds / SECONDS_A_DAY
 
     def cost(self, found: Estimate, price: float) -> float:
-        """What it costs at ``price`` a device hour."""
+        """Cost of the stage at ``price`` per device hour."""
         return self.days(found) * 24 * found.gpus * price
 
 
 def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
-    """Plans of the stages of ``run``, in order. The recipe means what it means to training: batch sizes are of a whole step.
+    """Plans of the stages of ``run``, in order. As in training, the recipe's batch sizes are per whole step.
 
     Raises:
-        ValueError: the model is not known, a stage trains what the model lacks, or a device has less than a sample of each task.
+        ValueError: the model is not known, a stage trains what the model lacks, or a device has less than one sample of each task.
     """
     raw = configuration(run.model_name_or_path)
     whole = sum(stage.share for stage in run.stages)

@@ -34,7 +34,7 @@ class Weights:
             of other groups.
         trainable: those that get gradients; what trains but takes no part in the run has none, and no optimizer state.
         tensors: how many tensors ``trainable`` is made of.
-        private: of ``trainable``, those that one task alone moves, both tasks' together; only where each has a half.
+        private: of ``trainable``, those private to a task, of both tasks together; only if each has a half.
         tokenizer: of the image tokenizer, which is frozen and never sharded.
         layers: of the decoder and the vision tower, by prefix of their parameters' names; each is a unit of sharding.
         root: all others but the image tokenizer.

@@ -18,8 +18,8 @@ from torch.multiprocessing.spawn import start_processes
 from benchmarks.hooked_step import APART, Sent, batches, make_model, worker
 from benchmarks.record import Result, Row
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.devices import DEVICES, Assumptions
-from unidecouple.plan.load import BatchShape
 from unidecouple.plan.stages import stage_load
 from unidecouple.plan.strategies import ParallelStrategy, communication
 

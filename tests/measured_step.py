@@ -12,8 +12,8 @@ from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, JointBatch, Task
 from unidecouple.methods.objective import Microbatch, Objective
 from unidecouple.methods.selection import select
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.forward import trace_ops
-from unidecouple.plan.load import BatchShape
 from unidecouple.plan.op_trace import OpTrace
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import count_totals

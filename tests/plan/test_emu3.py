@@ -25,8 +25,8 @@ from unidecouple.models import emu3
 from unidecouple.models.emu3 import UniEmu3ForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.plan import heads
+from unidecouple.plan.batch_shapes import Lengths, joint, picture_tokens
 from unidecouple.plan.encoding import _Bytes, encoding
-from unidecouple.plan.load import Lengths, joint, picture_tokens
 from unidecouple.plan.sizes import SIZES, build, configuration
 from unidecouple.plan.stages import PlanRequest, plan
 from unidecouple.plan.strategies import memory

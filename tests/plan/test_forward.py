@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from measured_step import Step, shapes_of
 from unidecouple.batch import Batch, Task
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.estimate import by_part, executed
 from unidecouple.plan.forward import trace_ops
-from unidecouple.plan.load import BatchShape
 from unidecouple.plan.op_trace import Op
 
 TakeStep = Callable[..., Step]

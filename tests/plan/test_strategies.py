@@ -18,7 +18,7 @@ from unidecouple.batch import Batch
 from unidecouple.plan.devices import DEVICES, Assumptions
 from unidecouple.plan.op_trace import OpTrace
 from unidecouple.plan.strategies import STRATEGIES, ParallelStrategy, communication, memory
-from unidecouple.plan.weights import Weights, count
+from unidecouple.plan.weights import WeightCounts, count
 from unidecouple.train.parallel import Parallel
 
 TakeStep = Callable[..., Step]
@@ -28,16 +28,16 @@ H100, ASSUMED = DEVICES["h100"], Assumptions()
 
 
 @pytest.fixture
-def stage(step: TakeStep) -> tuple[Weights, OpTrace]:
+def stage(step: TakeStep) -> tuple[WeightCounts, OpTrace]:
     done = step(STAGE_1, "label", ffn="ta_moe")
     return count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS), done.trace
 
 
-def sent(way: ParallelStrategy, stage: tuple[Weights, OpTrace], gpus: int, sharing: int = 0) -> dict[str, float]:
+def sent(way: ParallelStrategy, stage: tuple[WeightCounts, OpTrace], gpus: int, sharing: int = 0) -> dict[str, float]:
     return {one.name: one.sent for one in communication(way, *stage, gpus, H100, ASSUMED, sharing or gpus)}
 
 
-def test_memory_of_copies_by_hand(stage: tuple[Weights, OpTrace]) -> None:
+def test_memory_of_copies_by_hand(stage: tuple[WeightCounts, OpTrace]) -> None:
     weights, trace = stage
     for gpus in (1, 8, 1024):
         held = memory("ddp", weights, trace, gpus, checkpointing=False)
@@ -49,7 +49,7 @@ def test_memory_of_copies_by_hand(stage: tuple[Weights, OpTrace]) -> None:
     assert memory("ddp", weights, trace, 8, checkpointing=True).activations == trace.kept_by_checkpoints() < trace.kept
 
 
-def test_shards_shrink_as_one_over_n(stage: tuple[Weights, OpTrace]) -> None:
+def test_shards_shrink_as_one_over_n(stage: tuple[WeightCounts, OpTrace]) -> None:
     weights, trace = stage
 
     def sharded(gpus: int) -> int:
@@ -60,14 +60,14 @@ def test_shards_shrink_as_one_over_n(stage: tuple[Weights, OpTrace]) -> None:
         assert sharded(gpus) == pytest.approx(sharded(1) / gpus, abs=3)
 
 
-def test_gathered_weights_do_not_shrink(stage: tuple[Weights, OpTrace]) -> None:
+def test_gathered_weights_do_not_shrink(stage: tuple[WeightCounts, OpTrace]) -> None:
     weights, trace = stage
     gathered = [memory("fsdp2", weights, trace, gpus, checkpointing=False).gathered for gpus in (1, 2, 1024)]
     assert gathered[0] == 0
     assert gathered[1] == gathered[2] >= 4 * (weights.root.total + 2 * weights.largest.total)
 
 
-def test_a_task_alone_needs_half_of_the_private_states(stage: tuple[Weights, OpTrace]) -> None:
+def test_a_task_alone_needs_half_of_the_private_states(stage: tuple[WeightCounts, OpTrace]) -> None:
     weights, trace = stage
     both, one = (memory(way, weights, trace, 8, checkpointing=False) for way in ("ddp", "tasks"))
     assert both.gradients - one.gradients == 4 * weights.private // 2
@@ -76,12 +76,12 @@ def test_a_task_alone_needs_half_of_the_private_states(stage: tuple[Weights, OpT
 
 
 @pytest.mark.parametrize("gpus", [2, 8, 64, 1024])
-def test_all_reduce_sends_two_of_n_minus_one(stage: tuple[Weights, OpTrace], gpus: int) -> None:
+def test_all_reduce_sends_two_of_n_minus_one(stage: tuple[WeightCounts, OpTrace], gpus: int) -> None:
     assert sent("ddp", stage, gpus) == {"all-reduce": pytest.approx(2 * (gpus - 1) / gpus * 4 * stage[0].trainable)}
 
 
 @pytest.mark.parametrize("gpus", [2, 8, 64, 1024])
-def test_homogeneous_ranks_halve_the_experts_gradients(stage: tuple[Weights, OpTrace], gpus: int) -> None:
+def test_homogeneous_ranks_halve_the_experts_gradients(stage: tuple[WeightCounts, OpTrace], gpus: int) -> None:
     weights, _ = stage
     shared_part = 2 * (gpus - 1) / gpus * 4 * (weights.trainable - weights.private)
     experts_before = sent("ddp", stage, gpus)["all-reduce"] - shared_part
@@ -90,11 +90,11 @@ def test_homogeneous_ranks_halve_the_experts_gradients(stage: tuple[Weights, OpT
     assert after["all-reduce inside the task"] <= 0.52 * experts_before
 
 
-def test_one_device_sends_nothing(stage: tuple[Weights, OpTrace]) -> None:
+def test_one_device_sends_nothing(stage: tuple[WeightCounts, OpTrace]) -> None:
     assert [sent(way, stage, 1) for way in STRATEGIES] == [{}, {}, {}]
 
 
-def test_links_bound_the_time(stage: tuple[Weights, OpTrace]) -> None:
+def test_links_bound_the_time(stage: tuple[WeightCounts, OpTrace]) -> None:
     for way in STRATEGIES:
         for gpus, peak in ((8, H100.link), (64, H100.network * H100.node)):
             for one in communication(way, *stage, gpus, H100, ASSUMED, gpus // 2):

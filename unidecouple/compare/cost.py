@@ -9,7 +9,7 @@ from typing import Any
 
 from unidecouple.batch import Task
 from unidecouple.compare.budget import VariantPlan
-from unidecouple.plan.load import BatchShape
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.op_trace import OpTrace
 from unidecouple.plan.stages import StagePlan
 from unidecouple.plan.weights import count

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.devices import Assumptions, Device
-from unidecouple.plan.load import BatchShape
 from unidecouple.plan.op_trace import Op, OpTrace
 from unidecouple.plan.strategies import Collective, Memory, ParallelStrategy, communication, memory
-from unidecouple.plan.weights import Weights
+from unidecouple.plan.weights import WeightCounts
 
 OPTIMIZER_TRAFFIC = 32
 """Bytes per trainable parameter that clipping and AdamW move: gradient twice, weight and two moments read and written (float32)."""
@@ -21,7 +21,7 @@ HEAVY = 0.2
 
 
 @dataclass(frozen=True)
-class Load:
+class StageWorkload:
     """A stage's work. Devices have roles: "both" in ddp and fsdp2, a task's name where devices keep to one.
 
     Attributes:
@@ -31,7 +31,7 @@ class Load:
         trace_ops: traces a forward and backward over some shapes.
     """
 
-    weights: Weights
+    weights: WeightCounts
     step: tuple[BatchShape, ...]
     accumulation: int
     trace_ops: Callable[[tuple[BatchShape, ...]], OpTrace]
@@ -102,7 +102,7 @@ class Estimate:
         return max(shares, key=lambda name: shares[name])
 
 
-def split(load: Load, way: ParallelStrategy, gpus: int, node: int) -> dict[str, int]:
+def split(load: StageWorkload, way: ParallelStrategy, gpus: int, node: int) -> dict[str, int]:
     """Return devices by role: split between tasks by samples, in whole nodes if there are several, at least one each.
 
     Empty if impossible: strategy "tasks" needs two devices and two tasks, each device needs a sample, and a method that
@@ -121,7 +121,9 @@ def split(load: Load, way: ParallelStrategy, gpus: int, node: int) -> dict[str, 
     return shares if all(load.part(role, devices) for role, devices in shares.items()) else {}
 
 
-def estimate(load: Load, way: ParallelStrategy, gpus: int, device: Device, dtype: str, assume: Assumptions) -> Estimate | None:
+def estimate(
+    load: StageWorkload, way: ParallelStrategy, gpus: int, device: Device, dtype: str, assume: Assumptions
+) -> Estimate | None:
     """Estimate the stage with strategy ``way`` on ``gpus`` devices; None if impossible (see ``split``)."""
     shares = split(load, way, gpus, device.node)
     if not shares:
@@ -162,7 +164,7 @@ def estimate(load: Load, way: ParallelStrategy, gpus: int, device: Device, dtype
     )
 
 
-def smallest(load: Load, way: ParallelStrategy, device: Device, assume: Assumptions) -> int | None:
+def smallest(load: StageWorkload, way: ParallelStrategy, device: Device, assume: Assumptions) -> int | None:
     """Return the least number of devices, up to ``MOST``, on which the stage fits, with checkpointing if needed."""
     for gpus in range(1, MOST + 1):
         traces = [load.trace(role, devices) for role, devices in split(load, way, gpus, device.node).items()]
@@ -172,7 +174,7 @@ def smallest(load: Load, way: ParallelStrategy, device: Device, assume: Assumpti
     return None
 
 
-def breaks_first(load: Load, way: ParallelStrategy, device: Device, dtype: str, assume: Assumptions) -> str:
+def breaks_first(load: StageWorkload, way: ParallelStrategy, device: Device, dtype: str, assume: Assumptions) -> str:
     """Return what limits scaling first, over powers of two up to ``MOST`` devices."""
     least = smallest(load, way, device, assume)
     if least is None and not _most(load, way, device):
@@ -207,14 +209,14 @@ def executed(trace: OpTrace, again: bool) -> Iterator[Op]:
         yield from (op._replace(backward=True) for op in trace.ops if not op.backward and op.block in moving)
 
 
-def _most(load: Load, way: ParallelStrategy, device: Device) -> int:
+def _most(load: StageWorkload, way: ParallelStrategy, device: Device) -> int:
     """The largest number of devices, up to ``MOST``, for which the step has samples."""
     return max((gpus for gpus in range(1, MOST + 1) if split(load, way, gpus, device.node)), default=0)
 
 
 def _times(
     way: ParallelStrategy,
-    load: Load,
+    load: StageWorkload,
     trace: OpTrace,
     gpus: int,
     device: Device,

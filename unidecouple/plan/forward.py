@@ -9,10 +9,10 @@ from unidecouple.batch import Task
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.encoding import encoding
 from unidecouple.plan.heads import head
-from unidecouple.plan.load import BatchShape
-from unidecouple.plan.op_trace import INDEX, OpTrace, Shape, Value
+from unidecouple.plan.op_trace import INDEX, OpTrace, Shape, TracedTensor
 
 DECODER = "model.language_model"
 
@@ -45,7 +45,7 @@ def trace_ops(
     return trace
 
 
-def _embed(trace: OpTrace, config: UnifiedConfig, part: BatchShape) -> Value:
+def _embed(trace: OpTrace, config: UnifiedConfig, part: BatchShape) -> TracedTensor:
     rows, hidden = part.tokens, config.text_config.hidden_size
     if text := trace.use(f"{DECODER}.embed_tokens.weight"):
         trace.kept += rows * INDEX
@@ -67,7 +67,7 @@ def _embed(trace: OpTrace, config: UnifiedConfig, part: BatchShape) -> Value:
     return trace.pointwise("embeddings", (drawn, drawn), rows * hidden, grad)
 
 
-def _vision(trace: OpTrace, config: UniJanusConfig, pictures: int) -> Value:
+def _vision(trace: OpTrace, config: UniJanusConfig, pictures: int) -> TracedTensor:
     vision, name = config.vision_config, "model.vision_model"
     rows, width = pictures * vision.num_image_tokens, vision.hidden_size
     pixels = trace.new(pictures * vision.num_channels * vision.image_size**2, False)
@@ -91,14 +91,14 @@ def _vision(trace: OpTrace, config: UniJanusConfig, pictures: int) -> Value:
     return _mlp(trace, "model.aligner", rows, x, "vision")
 
 
-def _mlp(trace: OpTrace, name: str, rows: int, x: Value, part: str) -> Value:
+def _mlp(trace: OpTrace, name: str, rows: int, x: TracedTensor, part: str) -> TracedTensor:
     x, index = trace.linear(f"{name}.fc1", rows, x), 0
     while f"{name}.hidden_layers.{index}.weight" in trace.shapes:
         x, index = trace.linear(f"{name}.hidden_layers.{index}", rows, trace.activation(x, part)), index + 1
     return x
 
 
-def _decoder(trace: OpTrace, config: UnifiedConfig, part: BatchShape, x: Value, routing: str) -> Value:
+def _decoder(trace: OpTrace, config: UnifiedConfig, part: BatchShape, x: TracedTensor, routing: str) -> TracedTensor:
     text, rows = config.text_config, part.tokens
     turn = trace.new(2 * part.length * text.head_dim, False)  # cosines and sines of the positions, one tensor for all layers
     if text.context_router:
@@ -116,7 +116,9 @@ def _decoder(trace: OpTrace, config: UnifiedConfig, part: BatchShape, x: Value, 
     return trace.rms_norm(f"{DECODER}.norm", rows, x)
 
 
-def _attention(trace: OpTrace, config: UnifiedConfig, part: BatchShape, name: str, x: Value, turn: Value, grouped: bool) -> Value:
+def _attention(
+    trace: OpTrace, config: UnifiedConfig, part: BatchShape, name: str, x: TracedTensor, turn: TracedTensor, grouped: bool
+) -> TracedTensor:
     text, rows = config.text_config, part.tokens
     untied = len(trace.shapes[f"{name}.q_proj.weight"]) == 3
     if untied:
@@ -136,20 +138,20 @@ def _attention(trace: OpTrace, config: UnifiedConfig, part: BatchShape, name: st
     return _adapted(trace, f"{name}.o_proj", rows, mixed, grouped)
 
 
-def _by_group(trace: OpTrace, part: str, rows: int, x: Value) -> Value:
+def _by_group(trace: OpTrace, part: str, rows: int, x: TracedTensor) -> TracedTensor:
     """Tokens laid side by side by group, or back; the way back keeps where each stands."""
     trace.kept += rows * INDEX * x.grad
     return trace.pointwise(part, (x,), x.elements, x.grad)
 
 
-def _set(trace: OpTrace, name: str, rows: int, x: Value) -> Value:
+def _set(trace: OpTrace, name: str, rows: int, x: TracedTensor) -> TracedTensor:
     """An ``UntiedLinear`` on sorted rows: each row meets one of its matrices."""
     out = trace.product(f"{name}.weight", rows, x, stacked=True)
     out.grad |= trace.use(f"{name}.bias")
     return out
 
 
-def _context_router(trace: OpTrace, config: UnifiedConfig, part: BatchShape, turn: Value) -> None:
+def _context_router(trace: OpTrace, config: UnifiedConfig, part: BatchShape, turn: TracedTensor) -> None:
     text, rows, name = config.text_config, part.tokens, f"{DECODER}.context_router"
     x = trace.pointwise("task_router", (), rows * text.hidden_size, False)
     query, key, value = (trace.linear(f"{name}.attention.{p}_proj", rows, x) for p in "qkv")
@@ -161,7 +163,7 @@ def _context_router(trace: OpTrace, config: UnifiedConfig, part: BatchShape, tur
     trace.product(f"{name}.weight", rows, trace.pointwise("task_router", (x, seen), x.elements, seen.grad))
 
 
-def _adapted(trace: OpTrace, name: str, rows: int, x: Value, grouped: bool) -> Value:
+def _adapted(trace: OpTrace, name: str, rows: int, x: TracedTensor, grouped: bool) -> TracedTensor:
     """A ``LoraLinear``; with one pair a task it needs the token's group, else its update is left out."""
     out = trace.linear(name, rows, x)
     if f"{name}.lora_A" not in trace.shapes:
@@ -179,7 +181,7 @@ def _adapted(trace: OpTrace, name: str, rows: int, x: Value, grouped: bool) -> V
     return trace.pointwise("lora", (out, change), out.elements, out.grad or change.grad)
 
 
-def _flat_product(trace: OpTrace, name: str, rows: int, x: Value, shape: Shape) -> Value:
+def _flat_product(trace: OpTrace, name: str, rows: int, x: TracedTensor, shape: Shape) -> TracedTensor:
     """``product`` with all groups' matrices (G, out, in) seen as one."""
     trains, flops = trace.use(name), 2 * rows * shape[0] * shape[1]
     out = trace.new(rows * shape[0], x.grad or trains)
@@ -192,16 +194,16 @@ def _flat_product(trace: OpTrace, name: str, rows: int, x: Value, shape: Shape) 
     return out
 
 
-def _swiglu(trace: OpTrace, gate: Value, up: Value, part: str) -> Value:
+def _swiglu(trace: OpTrace, gate: TracedTensor, up: TracedTensor, part: str) -> TracedTensor:
     return trace.times(trace.activation(gate, part), up, part)
 
 
-def _dense(trace: OpTrace, rows: int, name: str, x: Value, grouped: bool, part: str) -> Value:
+def _dense(trace: OpTrace, rows: int, name: str, x: TracedTensor, grouped: bool, part: str) -> TracedTensor:
     gate, up = (_adapted(trace, f"{name}.{p}_proj", rows, x, grouped) for p in ("gate", "up"))
     return _adapted(trace, f"{name}.down_proj", rows, _swiglu(trace, gate, up, part), grouped)
 
 
-def _feed_forward(trace: OpTrace, config: UnifiedConfig, rows: int, name: str, x: Value, known: bool) -> Value:
+def _feed_forward(trace: OpTrace, config: UnifiedConfig, rows: int, name: str, x: TracedTensor, known: bool) -> TracedTensor:
     text = config.text_config
     if len(trace.shapes.get(f"{name}.gate_proj.weight", ())) == 3:
         x = _by_group(trace, "ffn", rows, x)
@@ -240,7 +242,7 @@ def _low_rank(trace: OpTrace, name: str) -> bool:
     return any(trains)
 
 
-def _expert_router(trace: OpTrace, name: str, rows: int, x: Value, experts: int, top_k: int) -> Value:
+def _expert_router(trace: OpTrace, name: str, rows: int, x: TracedTensor, experts: int, top_k: int) -> TracedTensor:
     """Weights of the chosen experts, (rows, k) float32; keeps probabilities over ``experts``, choices and their sums."""
     updated = _low_rank(trace, name)
     flops, trains = 2 * rows * prod(trace.shapes[f"{name}.weight"]), trace.use(f"{name}.weight") or updated
@@ -255,7 +257,7 @@ def _expert_router(trace: OpTrace, name: str, rows: int, x: Value, experts: int,
     return trace.new(rows * top_k, grad, 4)
 
 
-def _experts(trace: OpTrace, name: str, chosen: int, rows: int, x: Value, weight: Value) -> Value:
+def _experts(trace: OpTrace, name: str, chosen: int, rows: int, x: TracedTensor, weight: TracedTensor) -> TracedTensor:
     """Stacked experts on rows sorted by expert; each row meets one of them."""
     sorted_rows = trace.pointwise("experts", (x,), chosen * (x.elements // rows), x.grad)
     trace.kept += chosen * INDEX * (x.grad + weight.grad)
@@ -279,7 +281,7 @@ def _experts(trace: OpTrace, name: str, chosen: int, rows: int, x: Value, weight
     return trace.pointwise("experts", (weighted,), x.elements, weighted.grad)
 
 
-def _routed(trace: OpTrace, name: str, rows: int, x: Value) -> Value:
+def _routed(trace: OpTrace, name: str, rows: int, x: TracedTensor) -> TracedTensor:
     out = trace.product(f"{name}_proj", rows, x, stacked=True)
     if f"{name}_lora_A" not in trace.shapes:
         return out

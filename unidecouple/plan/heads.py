@@ -5,13 +5,13 @@ from __future__ import annotations
 from unidecouple.batch import Task
 from unidecouple.models.emu3 import LOGITS_AT_ONCE, UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
-from unidecouple.plan.load import BatchShape
-from unidecouple.plan.op_trace import INDEX, OpTrace, Value
+from unidecouple.plan.batch_shapes import BatchShape
+from unidecouple.plan.op_trace import INDEX, OpTrace, TracedTensor
 
 _GENERATION = ("model.generation_head.proj_out", "model.generation_head.vision_head")
 
 
-def head(trace: OpTrace, task: Task, part: BatchShape, hidden: Value, config: UnifiedConfig) -> None:
+def head(trace: OpTrace, task: Task, part: BatchShape, hidden: TracedTensor, config: UnifiedConfig) -> None:
     """The loss of ``task`` over ``part``, from the decoder's states ``hidden``."""
     if task is Task.MMU:
         _head(trace, part.answers, hidden, config, ("lm_head",))
@@ -21,7 +21,7 @@ def head(trace: OpTrace, task: Task, part: BatchShape, hidden: Value, config: Un
         _head(trace, part.drawn, hidden, config, _GENERATION)
 
 
-def _head(trace: OpTrace, targets: int, hidden: Value, config: UnifiedConfig, layers: tuple[str, ...]) -> None:
+def _head(trace: OpTrace, targets: int, hidden: TracedTensor, config: UnifiedConfig, layers: tuple[str, ...]) -> None:
     """Logits and cross-entropy at the positions that have a target."""
     x = trace.new(targets * config.text_config.hidden_size, hidden.grad)
     for index, layer in enumerate(layers):
@@ -32,7 +32,7 @@ def _head(trace: OpTrace, targets: int, hidden: Value, config: UnifiedConfig, la
         trace.head = max(trace.head, x.elements * (4 + (x.width if x.width < 4 else 0)))
 
 
-def _head_in_pieces(trace: OpTrace, targets: int, hidden: Value, config: UniEmu3Config) -> None:
+def _head_in_pieces(trace: OpTrace, targets: int, hidden: TracedTensor, config: UniEmu3Config) -> None:
     """``_head`` of image tokens over the whole vocabulary; if they are many, a piece at a time, and once more for the backward."""
     if targets <= LOGITS_AT_ONCE:
         _head(trace, targets, hidden, config, ("lm_head",))

@@ -20,7 +20,7 @@ INDEX = 8
 """Bytes of an int64."""
 
 
-class Value:
+class TracedTensor:
     """A tensor of the pass: elements, bytes each, whether a gradient flows to it; kept for backward at most once."""
 
     def __init__(self, elements: int, width: int, grad: bool) -> None:
@@ -101,7 +101,7 @@ class OpTrace:
         return self.kept - saved + max((block.kept for block in moving), default=0)
 
     @contextmanager
-    def block(self, name: str, entry: Value) -> Iterator[None]:
+    def block(self, name: str, entry: TracedTensor) -> Iterator[None]:
         """Note what follows as the layer ``name`` with input ``entry``."""
         before, self._block = self.kept, len(self.blocks)
         self.blocks.append(Block(name, entry.bytes))
@@ -115,13 +115,13 @@ class OpTrace:
         self.used.add(name)
         return name in self.trains
 
-    def new(self, elements: int, grad: bool, width: int | None = None) -> Value:
+    def new(self, elements: int, grad: bool, width: int | None = None) -> TracedTensor:
         """A tensor that some operation made."""
-        made = Value(elements, width or self.width, grad)
+        made = TracedTensor(elements, width or self.width, grad)
         self.largest = max(self.largest, made.bytes)
         return made
 
-    def keep(self, value: Value) -> None:
+    def keep(self, value: TracedTensor) -> None:
         """Keep ``value`` for the backward pass."""
         if not value.kept:
             value.kept = True
@@ -131,7 +131,7 @@ class OpTrace:
         """Add an operation."""
         self.ops.append(Op(part, backward, flops, moved, self._block))
 
-    def pointwise(self, part: str, inputs: tuple[Value, ...], elements: int, grad: bool) -> Value:
+    def pointwise(self, part: str, inputs: tuple[TracedTensor, ...], elements: int, grad: bool) -> TracedTensor:
         """An operation that is all memory traffic: reads ``inputs``, writes ``elements``; backward moves twice as much."""
         out = self.new(elements, grad)
         moved = sum(value.bytes for value in inputs) + out.bytes
@@ -140,7 +140,9 @@ class OpTrace:
             self.note(part, 0, 2 * moved, True)
         return out
 
-    def product(self, name: str, rows: int, x: Value, share: float = 1.0, stacked: bool = False, updated: bool = False) -> Value:
+    def product(
+        self, name: str, rows: int, x: TracedTensor, share: float = 1.0, stacked: bool = False, updated: bool = False
+    ) -> TracedTensor:
         """``rows`` times the matrix ``name`` (out, in); or, stacked (E, out, in), each row times one of E matrices.
 
         ``share`` < 1 is the fraction of the weights that is read, if few rows meet many matrices; with ``updated`` a trained
@@ -160,13 +162,15 @@ class OpTrace:
             self.note(part, flops, moved, True)
         return out
 
-    def linear(self, name: str, rows: int, x: Value) -> Value:
+    def linear(self, name: str, rows: int, x: TracedTensor) -> TracedTensor:
         """A linear layer with or without a bias."""
         out = self.product(f"{name}.weight", rows, x)
         out.grad |= self.use(f"{name}.bias")
         return out
 
-    def attention(self, batch: int, heads: int, length: int, width: int, projected: tuple[Value, Value, Value]) -> Value:
+    def attention(
+        self, batch: int, heads: int, length: int, width: int, projected: tuple[TracedTensor, TracedTensor, TracedTensor]
+    ) -> TracedTensor:
         """Scaled dot-product attention by a fused kernel, which keeps its operands and no scores.
 
         Counted over the full square, as torch's counter does; a causal kernel computes half of it.
@@ -185,7 +189,7 @@ class OpTrace:
             self.kept += batch * heads * length * 4  # float32 log of each row's sum
         return out
 
-    def rms_norm(self, name: str, rows: int, x: Value) -> Value:
+    def rms_norm(self, name: str, rows: int, x: TracedTensor) -> TracedTensor:
         """Llama's norm, written out: it computes on a float32 copy. Scales of a group each (G, H) are laid out by token first."""
         trains = self.use(f"{name}.weight")
         if len(self.shapes[f"{name}.weight"]) == 2 and x.grad:
@@ -199,7 +203,7 @@ class OpTrace:
             self.keep(scaled)
         return self.pointwise("norms", (scaled,), x.elements, x.grad or trains)
 
-    def layer_norm(self, name: str, rows: int, x: Value, part: str) -> Value:
+    def layer_norm(self, name: str, rows: int, x: TracedTensor, part: str) -> TracedTensor:
         """The library's fused norm."""
         trains = [self.use(f"{name}.{tensor}") for tensor in ("weight", "bias")]
         if x.grad or any(trains):
@@ -207,13 +211,13 @@ class OpTrace:
             self.kept += rows * 8
         return self.pointwise(part, (x,), x.elements, x.grad or any(trains))
 
-    def activation(self, x: Value, part: str) -> Value:
+    def activation(self, x: TracedTensor, part: str) -> TracedTensor:
         """GELU or SiLU: keeps its input."""
         if x.grad:
             self.keep(x)
         return self.pointwise(part, (x,), x.elements, x.grad)
 
-    def times(self, a: Value, b: Value, part: str) -> Value:
+    def times(self, a: TracedTensor, b: TracedTensor, part: str) -> TracedTensor:
         """Elementwise product: each side's gradient needs the other."""
         if a.grad:
             self.keep(b)

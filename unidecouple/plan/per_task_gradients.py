@@ -8,7 +8,7 @@ from math import prod
 from unidecouple.batch import Task
 from unidecouple.methods.objective import Objective
 from unidecouple.models.configuration import UniLlamaConfig
-from unidecouple.plan.load import BatchShape
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.op_trace import Shape
 
 Reached = Callable[[tuple[BatchShape, ...], tuple[Task, ...]], Set[str]]

@@ -16,10 +16,10 @@ from unidecouple.methods.structure import Structure
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.families import UnifiedConfig
+from unidecouple.plan.batch_shapes import BatchShape, Lengths, joint, resized
 from unidecouple.plan.devices import Assumptions, Device, device
-from unidecouple.plan.estimate import Estimate, Load, breaks_first, estimate, smallest
+from unidecouple.plan.estimate import Estimate, StageWorkload, breaks_first, estimate, smallest
 from unidecouple.plan.forward import DECODER, trace_ops
-from unidecouple.plan.load import BatchShape, Lengths, joint, resized
 from unidecouple.plan.op_trace import OpTrace, Shape
 from unidecouple.plan.per_task_gradients import count_per_task_gradients
 from unidecouple.plan.sizes import build, configuration
@@ -79,7 +79,7 @@ class StagePlan:
 
     stage: Stage
     config: UnifiedConfig
-    load: Load
+    load: StageWorkload
     samples: int
     estimates: list[Estimate]
     smallest: dict[ParallelStrategy, int | None]
@@ -141,7 +141,7 @@ def stage_load(
     accumulation: int = 1,
     averaged: Collection[str] = (),
     objective: Objective | None = None,
-) -> Load:
+) -> StageWorkload:
     """A stage's weights and work, for the whole step ``step``, each device's share in ``accumulation`` parts.
 
     Weights named in ``averaged`` have a moving average.
@@ -166,7 +166,7 @@ def stage_load(
     by_task = stage.gradient.by_task
     per_task = count_per_task_gradients(text, shapes, step, tasks, objective or Objective(), reached) if by_task else (0, 0)
     averages = sum(math.prod(shapes[name]) for name in averaged)
-    return Load(replace(weights, averaged=averages, per_task_gradients=per_task), tuple(step), accumulation, traced)
+    return StageWorkload(replace(weights, averaged=averages, per_task_gradients=per_task), tuple(step), accumulation, traced)
 
 
 def _answered(stage: StagePlan, question: PlanRequest) -> StagePlan:

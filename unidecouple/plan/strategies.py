@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from unidecouple.plan.devices import Assumptions, Device
 from unidecouple.plan.op_trace import OpTrace
-from unidecouple.plan.weights import Weights
+from unidecouple.plan.weights import WeightCounts
 
 ParallelStrategy = Literal["ddp", "fsdp2", "tasks"]
 STRATEGIES: dict[ParallelStrategy, str] = {
@@ -59,7 +59,7 @@ class Collective(NamedTuple):
     seconds: float
 
 
-def memory(way: ParallelStrategy, weights: Weights, trace: OpTrace, gpus: int, checkpointing: bool) -> Memory:
+def memory(way: ParallelStrategy, weights: WeightCounts, trace: OpTrace, gpus: int, checkpointing: bool) -> Memory:
     """Return the memory of the device that needs most; peaks of gradients and of activations are added."""
     width, shard = trace.width, gpus if way == "fsdp2" else 1
     moving = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
@@ -84,7 +84,7 @@ def memory(way: ParallelStrategy, weights: Weights, trace: OpTrace, gpus: int, c
 
 def communication(
     way: ParallelStrategy,
-    weights: Weights,
+    weights: WeightCounts,
     trace: OpTrace,
     gpus: int,
     device: Device,

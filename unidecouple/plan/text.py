@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from unidecouple.plan.batch_shapes import MMU_ANSWERS, MMU_TEXT, T2I_TEXT, has_processor
 from unidecouple.plan.devices import device
 from unidecouple.plan.estimate import Estimate, by_part
-from unidecouple.plan.load import MMU_ANSWERS, MMU_TEXT, T2I_TEXT, has_processor
 from unidecouple.plan.stages import PlanRequest, StagePlan
 from unidecouple.run import RunConfig
 

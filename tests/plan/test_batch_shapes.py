@@ -13,7 +13,7 @@ from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.structure import Dense
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.plan.load import BatchShape, Lengths, joint, resized
+from unidecouple.plan.batch_shapes import BatchShape, Lengths, joint, resized
 from unidecouple.plan.sizes import SIZES, build, configuration
 from unidecouple.world.batches import world_batches
 from unidecouple.world.settings import SyntheticData

@@ -18,6 +18,8 @@ from unidecouple.run import RunConfig
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, of)."""
+PrintLine = Callable[[str], None]
+"""Prints one line of text."""
 
 
 class BatchSource(Protocol):

@@ -17,10 +17,10 @@ from unidecouple.diagnose.probes import PROBES
 from unidecouple.figures.style import GRID, INK, MUTED, PAPER, Plot
 from unidecouple.files import write_json_atomic, write_text_atomic
 from unidecouple.ownership import check_file
+from unidecouple.source import PrintLine
 from unidecouple.train.probe_input import OpenedCheckpoint
 
 DIAGNOSIS, PAGE = "diagnosis.json", "diagnosis.html"
-PrintLine = Callable[[str], None]
 _TEMPLATE = "diagnosis.html.j2"
 
 

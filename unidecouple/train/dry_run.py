@@ -10,12 +10,11 @@ from unidecouple.convert.load import load
 from unidecouple.data.preview import token_spans
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.run import RunConfig
-from unidecouple.source import data_source
+from unidecouple.source import PrintLine, data_source
 from unidecouple.train.build import add_lora, apply_structure
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import scaled_rows
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.stages import PrintLine
 from unidecouple.train.trainable import check_shield, make_param_groups, table
 
 _SHOWN = 2

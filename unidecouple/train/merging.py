@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unidecouple.batch import JointBatch, Task
@@ -15,14 +15,14 @@ from unidecouple.methods.merging.task_arithmetic import Coefficients
 from unidecouple.models.shipped import located
 from unidecouple.ownership import check_directory
 from unidecouple.run import RunConfig
-from unidecouple.source import BatchSource, data_source
+from unidecouple.source import BatchSource, PrintLine, data_source
 from unidecouple.train.meter import SPENT, Meter
 
 _SAID_EVERY = 50
 
 
 def merge_checkpoints(
-    base: str, tuned: Sequence[str], target: Path, method: Merging, run: RunConfig | None, cache: Path, say: Callable[[str], None]
+    base: str, tuned: Sequence[str], target: Path, method: Merging, run: RunConfig | None, cache: Path, say: PrintLine
 ) -> None:
     """Merge ``tuned``, models fine-tuned from ``base``, into the folder ``target``.
 
@@ -57,9 +57,7 @@ def merge_checkpoints(
     )
 
 
-def _learned(
-    method: AdaMerging, base: str, tuned: Sequence[str], run: RunConfig, cache: Path, say: Callable[[str], None]
-) -> Coefficients:
+def _learned(method: AdaMerging, base: str, tuned: Sequence[str], run: RunConfig, cache: Path, say: PrintLine) -> Coefficients:
     model, processor = load(base)
     source = data_source(run).open(
         run, model, processor, SequenceBuilder(processor), cache, lambda what, done, of: say(f"{what}: {done} of {of}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from unidecouple.diagnose.routing import routing_rows
 from unidecouple.diagnose.routing_alarm import RoutingAlarm
 from unidecouple.files import append_jsonl
 from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.source import PrintLine
 from unidecouple.train.run_logs import ROUTING, read_log
 
 
@@ -23,7 +24,7 @@ class RoutingLog:
     Warnings start anew where the structure changes, since layers and experts are others then.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None], changes: Sequence[int] = ()) -> None:
+    def __init__(self, folder: Path, say: PrintLine, changes: Sequence[int] = ()) -> None:
         """``changes``: the steps after which a stage changes the structure."""
         self._path, self._say, self._changes = folder / ROUTING, say, changes
         self._alarm, self._last = RoutingAlarm(), 0

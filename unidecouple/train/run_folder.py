@@ -9,10 +9,10 @@ from unidecouple import config as configs
 from unidecouple.convert.load import all_checkpoints
 from unidecouple.files import write_text_atomic
 from unidecouple.run import RunConfig
+from unidecouple.source import PrintLine
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.fingerprints import check_fingerprints, take_fingerprints, write_fingerprints
 from unidecouple.train.run_logs import METRICS
-from unidecouple.train.stages import PrintLine
 
 RUN, RESULT = "run.yaml", "scores.json"
 _WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")

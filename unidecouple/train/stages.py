@@ -22,7 +22,7 @@ from unidecouple.methods.stage import Stage
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
-from unidecouple.source import BatchSource
+from unidecouple.source import BatchSource, PrintLine
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import add_lora, apply_structure
 from unidecouple.train.checkpoint import TrainerState
@@ -39,7 +39,6 @@ from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import check_shield, make_param_groups, table
 
-PrintLine = Callable[[str], None]
 EvalCallback = Callable[[int, UnifiedModel], None]
 
 

@@ -21,7 +21,7 @@ from unidecouple.files import append_jsonl, write_json_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
-from unidecouple.source import BatchSource, Progress, RunScorer, data_source
+from unidecouple.source import BatchSource, PrintLine, Progress, RunScorer, data_source
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import apply_structure
 from unidecouple.train.checkpoint import TrainerState
@@ -32,7 +32,7 @@ from unidecouple.train.meter import Meter, ResourceUsage
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.run_folder import RESULT, claim, scored
 from unidecouple.train.run_logs import METRICS, SCORES, forget_after, read_log
-from unidecouple.train.stages import EvalCallback, PrintLine, Trainer
+from unidecouple.train.stages import EvalCallback, Trainer
 from unidecouple.train.step import train_step
 from unidecouple.train.stop_request import InterruptedRunError, deferred
 from unidecouple.train.trackers import Tracker, tracking

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.ownership import check_directory
+from unidecouple.source import PrintLine
 from unidecouple.train.export import source_of_copy, write_copy
 from unidecouple.world.alignment import Alignment, LossCallback, align_generation, align_vision
 from unidecouple.world.dataset import tokenizer_pictures, vocabulary
@@ -26,7 +26,6 @@ from unidecouple.world.judge import TemplateJudge
 from unidecouple.world.prompts import held_out
 from unidecouple.world.tokenizer import TokenizerTraining, fit_tokenizer
 
-PrintLine = Callable[[str], None]
 GENERATION = Alignment(steps=5000, batch_size=256, learning_rate=2e-3)
 """How the generation side of the shipped bases is aligned."""
 

@@ -81,7 +81,7 @@ class FileBatches:
         return self.tasks
 
     def batch(self, step: int, part: int = 0, of: int = 1, tasks: Sequence[Task] = tuple(Task)) -> JointBatch:
-        """The joint batch of ``step``, or one ``part`` ``of`` several: one micro-batch a task, or one of packed rows.
+        """The joint batch of ``step``, or one ``part`` ``of`` several: one micro-batch per task, or one of packed rows.
 
         A process reads the records of its own parts and of ``tasks`` only.
 

@@ -119,7 +119,7 @@ def _updates(name: str, shape: Shape) -> int:
 
 
 def _private(name: str, shape: Shape, text: UniLlamaConfig) -> bool:
-    """Whether each half of the tensor serves one task: experts, their routers, low-rank pairs and sets of one a task.
+    """Whether each half of the tensor serves one task: experts, their routers, low-rank pairs and sets of one per task.
 
     Groups of a "typed_moe" are none a task's halves: text of both tasks meets the same experts.
     """

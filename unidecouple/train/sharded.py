@@ -94,7 +94,7 @@ class Sharded(Parallel):
         return value.full_tensor() if isinstance(value, DTensor) else value
 
     def save_weights(self, folder: Path, wrapped: nn.Module) -> None:
-        """Write configuration and weights as ``from_pretrained`` reads them; no process holds them whole."""
+        """Write configuration and weights as ``from_pretrained`` reads them, without gathering them in one process."""
         if self.first:
             model = self.trained(wrapped)
             model.config.save_pretrained(folder)
@@ -141,7 +141,7 @@ def _say_int64(path: Path, names: Iterable[str]) -> None:
 
 
 def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
-    """What this process holds of ``tensor``, and the number of its first row in the whole."""
+    """Return this process's shard of ``tensor``, and the index of its first row in the full tensor."""
     if not isinstance(tensor, DTensor):
         return tensor, 0
     mesh: DeviceMesh = tensor.device_mesh

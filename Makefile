@@ -75,7 +75,7 @@ CORE := tests/models/test_decoder.py tests/models/test_janus.py tests/models/tes
 	tests/models/test_context_router.py tests/models/test_vq.py tests/generate/test_text.py tests/generate/test_image.py \
 	tests/generate/test_drawing.py tests/generate/test_answering.py tests/generate/test_emu3.py tests/convert/test_parity.py \
 	tests/convert/test_processors.py tests/convert/test_emu3.py tests/methods/test_gradients.py tests/data/formats \
-	tests/train/test_own_files.py tests/lmms tests/cli
+	tests/train/test_file_source.py tests/lmms tests/cli
 OWN_PIP := -m pip --disable-pip-version-check install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 test-oldest: .venv-oldest/.installed ## core tests with the oldest versions of pyproject.toml's ranges (constraints-oldest.txt)

@@ -116,7 +116,7 @@ def _aligned(found: Sequence[Interaction]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Way:
+class Implementation:
     """A model and how it comes to its loss."""
 
     name: str
@@ -147,16 +147,20 @@ class Way:
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def ways(case: Case) -> tuple[list[Way], JointBatch]:
+def implementations(case: Case) -> tuple[list[Implementation], JointBatch]:
     """Ours, the public way and the step without the loss, of one set of weights; and their batch."""
     processor = processor_of(case.size)
     fused, eager = (model_of(processor, case.size) for _ in range(2))
     eager.set_attn_implementation({"text_config": "eager"})  # the vision tower's maps are no part of the loss
     batch = case.batch(SequenceBuilder(processor))
-    return [Way(OURS, fused, ours), Way(PUBLIC, eager, public), Way(WITHOUT, fused, without)], batch
+    return [
+        Implementation(OURS, fused, ours),
+        Implementation(PUBLIC, eager, public),
+        Implementation(WITHOUT, fused, without),
+    ], batch
 
 
-def difference(one: Way, other: Way, batch: JointBatch, tolerance: float = 1e-5) -> float:
+def difference(one: Implementation, other: Implementation, batch: JointBatch, tolerance: float = 1e-5) -> float:
     """The largest difference: of intensities, of the loss relative to itself, of gradients relative to the largest of all.
 
     Raises:
@@ -186,7 +190,7 @@ def run(cases: Sequence[Case] = CASES, repeats: int = 7) -> Result:
     rows: list[Row] = []
     details: dict[str, object] = {}
     for case in cases:
-        made, batch = ways(case)
+        made, batch = implementations(case)
         off = difference(made[0], made[1], batch)
         kept = {way.name: way.kept(batch) for way in made}
         times = interleave({way.name: functools.partial(way.step, batch) for way in made}, repeats, lambda: None)

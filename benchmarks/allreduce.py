@@ -18,20 +18,20 @@ from torch.multiprocessing.spawn import start_processes
 from benchmarks.hooked_step import APART, Sent, batches, make_model, worker
 from benchmarks.record import Result, Row
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.devices import DEVICES, Assumptions
-from unidecouple.plan.load import Micro
 from unidecouple.plan.stages import stage_load
-from unidecouple.plan.ways import Way, communication
+from unidecouple.plan.strategies import ParallelStrategy, communication
 
 GOAL = 0.52
-WAYS: tuple[Way, ...] = ("ddp", "tasks")
+STRATEGIES: tuple[ParallelStrategy, ...] = ("ddp", "tasks")
 
 
 def planned(processes: int) -> dict[str, float]:
     """What the plan says each of ``processes`` sends, in bytes, by way and collective."""
     made = batches(processes)
     parts = [
-        Micro(
+        BatchShape(
             task,
             samples=batch.input_ids.shape[0],
             length=batch.input_ids.shape[1],
@@ -43,10 +43,10 @@ def planned(processes: int) -> dict[str, float]:
         for batch in made[task][0]
     ]
     load = stage_load(make_model(), APART, parts, 4)
-    tape = load.tape("both", 1)
+    trace = load.trace("both", 1)
     found = {}
-    for way in WAYS:
-        for one in communication(way, load.weights, tape, processes, DEVICES["h100"], Assumptions(), processes // 2):
+    for way in STRATEGIES:
+        for one in communication(way, load.weights, trace, processes, DEVICES["h100"], Assumptions(), processes // 2):
             found[f"{way}: {one.name}"] = one.sent
     return found
 

@@ -12,29 +12,29 @@ from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, JointBatch, Task
 from unidecouple.methods.objective import Microbatch, Objective
 from unidecouple.methods.selection import select
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.plan.forward import trace
-from unidecouple.plan.load import Micro
-from unidecouple.plan.tape import Tape
+from unidecouple.plan.batch_shapes import BatchShape
+from unidecouple.plan.forward import trace_ops
+from unidecouple.plan.op_trace import OpTrace
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import count_totals
 
 
 @dataclass(frozen=True)
 class Step:
-    """A model after one real forward and backward, and the plan's tape of the same step."""
+    """A model after one real forward and backward, and the plan's trace of the same step."""
 
     model: UniJanusForConditionalGeneration
     forward: int
     backward: int
     kept: int
     moving: set[str]
-    tape: Tape
+    trace: OpTrace
 
 
-def micro_batches(joint: JointBatch) -> tuple[Micro, ...]:
+def micro_batches(joint: JointBatch) -> tuple[BatchShape, ...]:
     """What the plan is told of real batches."""
     return tuple(
-        Micro(
+        BatchShape(
             Task.MMU if batch.pixel_values is not None else Task.T2I,
             *batch.input_ids.shape,
             answers=int((batch.labels[:, 1:] != IGNORE).sum()),
@@ -91,5 +91,5 @@ def measured_step(
         counter.get_total_flops() - forward,
         sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
         {name for name, parameter in model.named_parameters() if parameter.grad is not None},
-        trace(model.config, shapes_of(model), chosen, micro_batches(joint), routing, 4),
+        trace_ops(model.config, shapes_of(model), chosen, micro_batches(joint), routing, 4),
     )

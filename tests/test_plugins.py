@@ -17,7 +17,7 @@ from unidecouple.eval.suite import Benchmark, BenchmarkOptions, benchmarks, head
 from unidecouple.run import RunConfig
 from unidecouple.source import DataSource
 
-GENERIC = ("cli", "compare.runner", "eval.suite", "plan.stages", "report", "run", "source", "train.train", "train.own_files")
+GENERIC = ("cli", "compare.runner", "eval.suite", "plan.stages", "report", "run", "source", "train.train", "train.file_source")
 
 
 @pytest.mark.parametrize("name", plugins.BENCHMARKS)

@@ -26,7 +26,7 @@ SYNTHETIC_BENCHMARKS: Final = {
 """Name -> ``eval.suite.Benchmark`` that replaces the published one where no folder of files is given."""
 
 DATA_SOURCES: Final = {
-    "files": "unidecouple.train.own_files:SOURCE",
+    "files": "unidecouple.train.file_source:SOURCE",
     "world": "unidecouple.world.source:SOURCE",
 }
 """``kind`` of ``RunConfig.data`` -> ``source.DataSource``."""

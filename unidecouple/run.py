@@ -170,7 +170,7 @@ class RunConfig:
         old = "data" if "data" in values else "data left out"
         return {**values, "data": {"kind": "world", **data}}, {old: "data: {kind: world, …}"}
 
-    def parts(self, processes: int) -> int:
+    def num_microbatches(self, processes: int) -> int:
         """Parts that a step is cut into: ``gradient_accumulation_steps`` for each of ``processes``.
 
         Raises:

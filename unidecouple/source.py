@@ -1,4 +1,4 @@
-"""Where a run's batches come from: what training needs of a data source, and how one is found."""
+"""Data sources: the interface that training uses, and how a source is found."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from unidecouple.run import RunConfig
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, of)."""
+PrintLine = Callable[[str], None]
+"""Prints one line of text."""
 
 
 class BatchSource(Protocol):
@@ -29,10 +31,10 @@ class BatchSource(Protocol):
 
     @property
     def measurable(self) -> tuple[Task, ...]:
-        """Tasks that ``task_batch`` draws."""
+        """Tasks that ``task_batch`` has data of."""
 
     def batch(self, step: int, part: int = 0, of: int = 1, tasks: Sequence[Task] = tuple(Task)) -> JointBatch:
-        """One ``part`` ``of`` the joint batch of ``step``; only what is of ``tasks``."""
+        """One ``part`` ``of`` the joint batch of ``step``, with samples of ``tasks`` only."""
 
     def task_batch(self, task: Task, size: int, key: int) -> JointBatch:
         """A batch of one task for measurements, in an order that training does not use."""

@@ -15,7 +15,7 @@ TINY = aia.Case(length=48, image=4, hidden=32, layers=2, rows=1)
 
 
 def test_rows_are_as_long_as_said() -> None:
-    _, batch = aia.ways(TINY)
+    _, batch = aia.implementations(TINY)
     assert [part.input_ids.shape for part in batch] == [(1, 48)] * 2
     assert all(part.attention_mask.all() for part in batch)
 
@@ -40,12 +40,12 @@ def test_maps_are_what_grows_with_the_square() -> None:
     assert more[192] / more[96] < 2.5
 
 
-def lengths() -> dict[int, tuple[list[aia.Way], tuple[object, ...]]]:
-    return {length: aia.ways(aia.Case(length, 4, hidden=32, layers=2, rows=1)) for length in (96, 192)}
+def lengths() -> dict[int, tuple[list[aia.Implementation], tuple[object, ...]]]:
+    return {length: aia.implementations(aia.Case(length, 4, hidden=32, layers=2, rows=1)) for length in (96, 192)}
 
 
 def test_a_wrong_weight_stops_it() -> None:
-    made, batch = aia.ways(TINY)
+    made, batch = aia.implementations(TINY)
     with torch.no_grad():
         made[1].model.decoder.layers[1].self_attn.k_proj.weight[0] += 0.1
     with pytest.raises(SidesDifferError, match="nothing was timed"):

@@ -33,7 +33,7 @@ from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.train.step import train_step
-from unidecouple.train.trainable import apply
+from unidecouple.train.trainable import make_param_groups
 
 SIZES = {"1B": PRO_1B, "tiny": TINY}
 TRAINED = {"task_router": 1.0, "alpha": 1.0}  # gradients reach every layer, yet the optimizer holds next to nothing
@@ -63,7 +63,7 @@ def train(model: UniJanusForConditionalGeneration, builder: SequenceBuilder, pic
     talk = builder.understanding(picture, [QAPair("pope", "Is there a cow in the image?", "yes")])
     pad = builder.tokenizer.pad_token_id
     batch = collate([talk], pad), collate([builder.generation("a photo of a blue pig", tokens)], pad)
-    optimizer = torch.optim.AdamW(apply(model, TRAINED, 1e-3), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(make_param_groups(model, TRAINED, 1e-3), weight_decay=0.0)
     model.train()
     model.model.vqmodel.eval()
     results = [train_step(model, optimizer, [batch], step_settings(Objective(), list(Task), "label", 1.0)) for _ in range(STEPS)]

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unidecouple.data.mixture import CYCLE, Pool, Stream, quotas
+from unidecouple.data.mixture import CYCLE, SourcePool, Stream, quotas
 from unidecouple.data.settings import Files, Source
 
 
 @pytest.mark.slow
 def test_shares_hold_in_every_cycle() -> None:
-    stream = Stream([Pool(0, 50, 50, 3.0), Pool(2, 7, 7, 1.0)], (5, 0))
+    stream = Stream([SourcePool(0, 50, 50, 3.0), SourcePool(2, 7, 7, 1.0)], (5, 0))
     counts = Counter(stream.draw(4 * CYCLE + number)[0] for number in range(CYCLE))
     assert counts == {0: CYCLE * 3 // 4, 1: CYCLE // 4}
 
 
 def test_an_epoch_has_every_record_once_in_an_order_of_its_own() -> None:
-    stream = Stream([Pool(0, 12, 12, 1.0)], (0, 0))
+    stream = Stream([SourcePool(0, 12, 12, 1.0)], (0, 0))
     epochs = [[stream.draw(epoch * 12 + rank)[1] for rank in range(12)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -31,7 +31,7 @@ def test_an_epoch_has_every_record_once_in_an_order_of_its_own() -> None:
 
 def test_two_sources_each_have_their_epochs() -> None:
     """Through cycles and epochs: the records of one source, in the order they are drawn, fall into whole epochs."""
-    stream = Stream([Pool(0, 30, 30, 2.0), Pool(1, 11, 11, 1.0)], (3, 1))
+    stream = Stream([SourcePool(0, 30, 30, 2.0), SourcePool(1, 11, 11, 1.0)], (3, 1))
     drawn: dict[int, list[int]] = {0: [], 1: []}
     ended = quotas([2.0, 1.0])
     for number in range(CYCLE - 200, CYCLE + 200):
@@ -45,16 +45,16 @@ def test_two_sources_each_have_their_epochs() -> None:
 
 
 def test_a_cap_keeps_the_same_records() -> None:
-    stream = Stream([Pool(0, 1000, 20, 1.0)], (0, 0))
+    stream = Stream([SourcePool(0, 1000, 20, 1.0)], (0, 0))
     epochs = [{stream.draw(epoch * 20 + rank)[1] for rank in range(20)} for epoch in range(3)]
     assert epochs[0] == epochs[1] == epochs[2]
     assert len(epochs[0]) == 20
     assert max(epochs[0]) > 500  # not the first ones
-    assert {Stream([Pool(0, 1000, 20, 1.0)], (1, 0)).draw(rank)[1] for rank in range(20)} != epochs[0]
+    assert {Stream([SourcePool(0, 1000, 20, 1.0)], (1, 0)).draw(rank)[1] for rank in range(20)} != epochs[0]
 
 
 def test_draws_need_no_earlier_ones() -> None:
-    pools = [Pool(0, 100, 100, 1.0), Pool(1, 9, 9, 1.0)]
+    pools = [SourcePool(0, 100, 100, 1.0), SourcePool(1, 9, 9, 1.0)]
     in_order = [Stream(pools, (0, 0)).draw(number) for number in range(300)]
     stream = Stream(pools, (0, 0))
     for number in np.random.default_rng(0).permutation(300).tolist():
@@ -64,7 +64,7 @@ def test_draws_need_no_earlier_ones() -> None:
 
 
 def test_a_bad_record_gives_way_to_others_of_its_epoch() -> None:
-    stream = Stream([Pool(0, 8, 8, 1.0)], (0, 0))
+    stream = Stream([SourcePool(0, 8, 8, 1.0)], (0, 0))
     assert sorted(stream.draw(3, skip)[1] for skip in range(8)) == list(range(8))
     assert stream.draw(3, 1) == stream.draw(4)
 

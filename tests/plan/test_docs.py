@@ -12,12 +12,12 @@ import pytest
 
 from unidecouple import config
 from unidecouple.cli import main
+from unidecouple.plan.batch_shapes import Lengths, joint
 from unidecouple.plan.devices import DEVICES, Assumptions
-from unidecouple.plan.estimate import MOST, Load
-from unidecouple.plan.load import Lengths, joint
+from unidecouple.plan.estimate import MOST, StageWorkload
 from unidecouple.plan.sizes import SIZES, build
 from unidecouple.plan.stages import stage_load
-from unidecouple.plan.ways import memory
+from unidecouple.plan.strategies import memory
 from unidecouple.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -35,10 +35,10 @@ def printed(arguments: str) -> str:
     return "".join(f"    {line}".rstrip() + "\n" for line in out.getvalue().splitlines())
 
 
-def fewest_of(load: Load, parts: int) -> int | None:
+def fewest_of(load: StageWorkload, parts: int) -> int | None:
     """The fewest H100s that hold a stage, their step cut into ``parts`` over all."""
-    room, tape = Assumptions().memory * DEVICES["h100"].memory, load.tape("both", parts)
-    fits = (gpus for gpus in range(1, MOST + 1) if memory("fsdp2", load.weights, tape, gpus, checkpointing=True).total <= room)
+    room, trace = Assumptions().memory * DEVICES["h100"].memory, load.trace("both", parts)
+    fits = (gpus for gpus in range(1, MOST + 1) if memory("fsdp2", load.weights, trace, gpus, checkpointing=True).total <= room)
     return next(fits, None)
 
 

@@ -25,11 +25,11 @@ from unidecouple.models import emu3
 from unidecouple.models.emu3 import UniEmu3ForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.plan import heads
+from unidecouple.plan.batch_shapes import Lengths, joint, picture_tokens
 from unidecouple.plan.encoding import _Bytes, encoding
-from unidecouple.plan.load import Lengths, joint, picture_tokens
 from unidecouple.plan.sizes import SIZES, build, configuration
 from unidecouple.plan.stages import PlanRequest, plan
-from unidecouple.plan.ways import memory
+from unidecouple.plan.strategies import memory
 from unidecouple.plan.weights import count
 from unidecouple.run import RunConfig
 from unidecouple.train.build import add_lora, restructure
@@ -86,34 +86,34 @@ every_case = pytest.mark.parametrize("case", list(CASES))
 def test_flops_and_gradients_are_the_counter_s_and_autograd_s(case: str, emu3_base: Path, batch: tuple[Batch, Batch]) -> None:
     """The image tokenizer's are in the forward pass: of three pictures that are seen, none that is drawn."""
     done = step(emu3_base, case, batch)
-    assert done.tape.flops(backward=False) == done.forward
-    assert done.tape.flops(backward=True) == done.backward
-    assert set(done.tape.trains) & done.tape.used == done.moving
+    assert done.trace.flops(backward=False) == done.forward
+    assert done.trace.flops(backward=True) == done.backward
+    assert set(done.trace.trains) & done.trace.used == done.moving
     one = encoding(done.model.config.vq_config, SIZE)  # type: ignore[arg-type]
-    assert 3 * one.flops == sum(op.flops for op in done.tape.ops if op.part == "image_tokenizer") > 0
+    assert 3 * one.flops == sum(op.flops for op in done.trace.ops if op.part == "image_tokenizer") > 0
 
 
 @pytest.mark.slow
 @every_case
 def test_kept_bytes_are_autograd_s(case: str, emu3_base: Path, batch: tuple[Batch, Batch]) -> None:
     done = step(emu3_base, case, batch, "sdpa")
-    assert done.tape.kept + done.tape.logits == pytest.approx(done.kept, rel=0.02)
+    assert done.trace.kept + done.trace.logits == pytest.approx(done.kept, rel=0.02)
 
 
 @pytest.mark.parametrize("case", ["dense", "dense, no head"])
 def test_a_head_in_pieces_is_computed_again(
     case: str, emu3_base: Path, batch: tuple[Batch, Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = step(emu3_base, case, batch, "sdpa").tape
+    whole = step(emu3_base, case, batch, "sdpa").trace
     for module in (emu3, heads):
         monkeypatch.setattr(module, "LOGITS_AT_ONCE", 8)
     counted, kept = step(emu3_base, case, batch), step(emu3_base, case, batch, "sdpa")
-    assert counted.tape.flops(backward=True) == counted.backward
-    assert counted.tape.again == 2 * 2 * SIDE**2 * counted.model.lm_head.weight.numel()
-    assert counted.tape.flops(backward=True) - counted.tape.again == whole.flops(backward=True)
-    assert kept.tape.kept + kept.tape.logits == pytest.approx(kept.kept, rel=0.02)
-    assert kept.tape.logits < whole.logits
-    assert kept.tape.head < whole.head
+    assert counted.trace.flops(backward=True) == counted.backward
+    assert counted.trace.again == 2 * 2 * SIDE**2 * counted.model.lm_head.weight.numel()
+    assert counted.trace.flops(backward=True) - counted.trace.again == whole.flops(backward=True)
+    assert kept.trace.kept + kept.trace.logits == pytest.approx(kept.kept, rel=0.02)
+    assert kept.trace.logits < whole.logits
+    assert kept.trace.head < whole.head
 
 
 def test_encoding_a_picture_is_measured_by_torch(emu3_base: Path) -> None:
@@ -153,9 +153,9 @@ def test_encoding_counts_where_it_takes_more_than_all_that_is_kept(emu3_base: Pa
     done = step(emu3_base, "dense, head alone", batch)
     shapes = {name: tuple(p.shape) for name, p in done.model.named_parameters()}
     layers = [f"model.language_model.layers.{index}" for index in range(2)]
-    held = memory("ddp", count(done.model.config.text_config, shapes, done.moving, layers), done.tape, 1, checkpointing=False)
-    assert done.tape.encoding == 3 * encoding(done.model.config.vq_config, SIZE).peak  # type: ignore[arg-type]
-    assert held.working + held.activations + held.logits == done.tape.encoding > 2 * done.tape.largest
+    held = memory("ddp", count(done.model.config.text_config, shapes, done.moving, layers), done.trace, 1, checkpointing=False)
+    assert done.trace.encoding == 3 * encoding(done.model.config.vq_config, SIZE).peak  # type: ignore[arg-type]
+    assert held.working + held.activations + held.logits == done.trace.encoding > 2 * done.trace.largest
 
 
 def test_lengths_are_those_of_real_sequences(emu3_base: Path, builder: SequenceBuilder, batch: tuple[Batch, Batch]) -> None:

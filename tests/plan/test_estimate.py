@@ -9,19 +9,19 @@ import pytest
 from unidecouple.batch import Task
 from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import Dense, TaskAwareMoE
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.devices import DEVICES, Assumptions
-from unidecouple.plan.estimate import Load, breaks_first, by_part, estimate, smallest, split
-from unidecouple.plan.load import Micro
+from unidecouple.plan.estimate import StageWorkload, breaks_first, by_part, estimate, smallest, split
 from unidecouple.plan.sizes import SIZES, build
 from unidecouple.plan.stages import stage_load
-from unidecouple.plan.ways import WAYS, memory
+from unidecouple.plan.strategies import STRATEGIES, memory
 
 H100, ASSUMED = DEVICES["h100"], Assumptions()
 STAGE_1 = {"generation": 1.0, "experts": 1.0, "expert_router": 1.0, "task_router": 1.0}
-MMU, T2I = Micro(Task.MMU, 4, 706, 256, 0, 4), Micro(Task.T2I, 4, 640, 0, 2304, 0)
+MMU, T2I = BatchShape(Task.MMU, 4, 706, 256, 0, 4), BatchShape(Task.T2I, 4, 640, 0, 2304, 0)
 
 
-def for_devices(load: Load, devices: int) -> Load:
+def for_devices(load: StageWorkload, devices: int) -> StageWorkload:
     """``load`` with a step that gives each of ``devices`` what the whole step was."""
     step = []
     for part in load.step:
@@ -31,19 +31,19 @@ def for_devices(load: Load, devices: int) -> Load:
 
 
 @pytest.fixture(scope="module")
-def small() -> Load:
+def small() -> StageWorkload:
     """Stage 1 of UniDecouple on Janus-Pro-1B, two tasks."""
     return stage_load(build(SIZES["janus-pro-1b"], TaskAwareMoE(), None), Stage(train=STAGE_1, routing="label"), (MMU, T2I), 2)
 
 
 @pytest.fixture(scope="module")
-def large() -> Load:
+def large() -> StageWorkload:
     return stage_load(build(SIZES["janus-pro-7b"], TaskAwareMoE(), None), Stage(train=STAGE_1, routing="label"), (MMU, T2I), 2)
 
 
 @pytest.mark.parametrize("name", list(DEVICES))
-@pytest.mark.parametrize("way", list(WAYS))
-def test_no_roofline_is_exceeded(small: Load, name: str, way: str) -> None:
+@pytest.mark.parametrize("way", list(STRATEGIES))
+def test_no_roofline_is_exceeded(small: StageWorkload, name: str, way: str) -> None:
     for gpus in (1, 8, 1024):
         for dtype in ("bf16", "fp32"):
             found = estimate(for_devices(small, gpus), way, gpus, DEVICES[name], dtype, ASSUMED)  # type: ignore[arg-type]
@@ -57,13 +57,13 @@ def test_no_roofline_is_exceeded(small: Load, name: str, way: str) -> None:
 def test_flops_are_about_six_a_parameter_and_token() -> None:
     """The rule of thumb for a dense decoder that trains whole, plus attention's scores; tokens meet heads and vision unevenly."""
     load = stage_load(build(SIZES["janus-pro-1b"], Dense(), None), Stage(train={"attention": 1, "ffn": 1}), (T2I,), 2)
-    parts = by_part(load.trace(load.step))
+    parts = by_part(load.trace_ops(load.step))
     weights = sum(load.weights.parts[part][0] for part in ("attention", "ffn"))
     assert sum(sum(parts[part]) for part in ("attention", "ffn")) == pytest.approx(6 * weights * T2I.tokens, rel=0.02)
     assert sum(parts["attention scores"]) == pytest.approx(24 * 3 * 4 * 4 * 640**2 * 2048, rel=0.03)  # 3 passes of 4 B T² d
 
 
-def test_checkpointing_costs_a_forward(small: Load) -> None:
+def test_checkpointing_costs_a_forward(small: StageWorkload) -> None:
     roomy, tight = (
         estimate(for_devices(small, 8), "fsdp2", 8, replace(H100, memory=memory_bytes), "bf16", ASSUMED)
         for memory_bytes in (80e9, 30e9)
@@ -75,7 +75,7 @@ def test_checkpointing_costs_a_forward(small: Load) -> None:
     assert tight.flops == roomy.flops  # what is computed twice is no progress
 
 
-def test_devices_are_split_by_samples_in_whole_nodes(small: Load) -> None:
+def test_devices_are_split_by_samples_in_whole_nodes(small: StageWorkload) -> None:
     assert split(small, "ddp", 64, 8) == {}  # four samples of each task
     assert split(replace(small, accumulation=2), "ddp", 4, 8) == {}
     small = for_devices(small, 64)
@@ -93,29 +93,29 @@ def test_devices_are_split_by_samples_in_whole_nodes(small: Load) -> None:
     assert estimate(alone, "tasks", 64, H100, "bf16", ASSUMED) is None
 
 
-def test_a_step_counts_all_devices(small: Load) -> None:
-    for way in WAYS:
+def test_a_step_counts_all_devices(small: StageWorkload) -> None:
+    for way in STRATEGIES:
         found = estimate(for_devices(small, 64), way, 64, H100, "bf16", ASSUMED)
         assert found is not None
         assert found.samples == 64 * 8
         assert found.tokens == 64 * (MMU.tokens + T2I.tokens)
-        tapes = [(n, for_devices(small, 64).tape(role, n)) for role, n in found.split.items()]
-        assert found.flops == pytest.approx(sum(n * (tape.flops(False) + tape.flops(True)) for n, tape in tapes))
+        traces = [(n, for_devices(small, 64).trace(role, n)) for role, n in found.split.items()]
+        assert found.flops == pytest.approx(sum(n * (trace.flops(False) + trace.flops(True)) for n, trace in traces))
 
 
-def test_the_smallest_number_that_fits_is_the_smallest(large: Load) -> None:
+def test_the_smallest_number_that_fits_is_the_smallest(large: StageWorkload) -> None:
     large = for_devices(large, 64)
     least = smallest(large, "fsdp2", H100, ASSUMED)
     assert least is not None
     assert least > 1
     room = ASSUMED.memory * H100.memory
-    needed = [memory("fsdp2", large.weights, large.tape("both", gpus), gpus, True).total for gpus in (least - 1, least)]
+    needed = [memory("fsdp2", large.weights, large.trace("both", gpus), gpus, True).total for gpus in (least - 1, least)]
     assert needed[0] > room >= needed[1]
     assert smallest(large, "ddp", H100, ASSUMED) is None
     assert estimate(large, "ddp", 8, H100, "bf16", ASSUMED).bottleneck == "capacity"  # type: ignore[union-attr]
 
 
-def test_what_breaks_first(small: Load, large: Load) -> None:
+def test_what_breaks_first(small: StageWorkload, large: StageWorkload) -> None:
     small, large = (for_devices(load, 64) for load in (small, large))
     assert breaks_first(large, "ddp", H100, "bf16", ASSUMED) == "capacity: it fits on no number of devices up to 256"
     slow = replace(H100, network=1e8)
@@ -126,7 +126,7 @@ def test_what_breaks_first(small: Load, large: Load) -> None:
     assert breaks_first(small, "fsdp2", instant, "bf16", patient) == "nothing up to 256 devices"
 
 
-def test_slow_memory_is_named(small: Load) -> None:
+def test_slow_memory_is_named(small: StageWorkload) -> None:
     found = estimate(for_devices(small, 8), "ddp", 8, replace(H100, bandwidth=1e11), "bf16", ASSUMED)
     assert found is not None
     assert found.bottleneck == "memory bandwidth"

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from measured_step import Step, shapes_of
 from unidecouple.batch import Batch, Task
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.estimate import by_part, executed
-from unidecouple.plan.forward import trace
-from unidecouple.plan.load import Micro
-from unidecouple.plan.tape import Op
+from unidecouple.plan.forward import trace_ops
+from unidecouple.plan.op_trace import Op
 
 TakeStep = Callable[..., Step]
 
@@ -65,8 +65,8 @@ every_case = pytest.mark.parametrize("case", list(CASES))
 def test_flops_are_the_counters(step: TakeStep, case: str) -> None:
     text, train, routing = CASES[case]
     done = step(train, routing, **text)
-    assert done.tape.flops(backward=False) == done.forward
-    assert done.tape.flops(backward=True) == done.backward
+    assert done.trace.flops(backward=False) == done.forward
+    assert done.trace.flops(backward=True) == done.backward
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_flops_are_the_counters(step: TakeStep, case: str) -> None:
 def test_weights_with_gradients_are_autograds(step: TakeStep, case: str) -> None:
     text, train, routing = CASES[case]
     done = step(train, routing, **text)
-    assert set(done.tape.trains) & done.tape.used == done.moving
+    assert set(done.trace.trains) & done.trace.used == done.moving
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_kept_bytes_are_autograds(step: TakeStep, case: str) -> None:
     """Within 2%: masks, indices and the routers' own losses are not followed to the byte."""
     text, train, routing = CASES[case]
     done = step(train, routing, "sdpa", **text)
-    assert done.tape.kept + done.tape.logits == pytest.approx(done.kept, rel=0.02)
+    assert done.trace.kept + done.trace.logits == pytest.approx(done.kept, rel=0.02)
 
 
 @pytest.mark.parametrize("case", ["stage 1", "stage 2", "LoRA alone", "dense", "experts alone"])
@@ -91,12 +91,12 @@ def test_checkpointing_computes_layers_again(step: TakeStep, case: str) -> None:
     """Exactly where every weight's layer ends in what is needed again; else torch stops before the last products."""
     text, train, routing = CASES[case]
     done = step(train, routing, again=True, **text)
-    planned = sum(op.flops for op in executed(done.tape, again=True) if op.backward)
+    planned = sum(op.flops for op in executed(done.trace, again=True) if op.backward)
     if case in ("dense", "experts alone"):
         assert done.backward < planned < 1.1 * done.backward
     else:
         assert planned == done.backward
-    assert set(done.tape.trains) & done.tape.used == done.moving
+    assert set(done.trace.trains) & done.trace.used == done.moving
 
 
 @pytest.mark.parametrize("case", ["stage 1", "stage 2", "dense"])
@@ -104,33 +104,33 @@ def test_checkpointing_keeps_inputs_of_layers(step: TakeStep, case: str) -> None
     """Within 8%: what a checkpoint of a tiny layer keeps besides (task ids, positions, the routers' losses) weighs more."""
     text, train, routing = CASES[case]
     done = step(train, routing, "sdpa", again=True, **text)
-    inputs = done.tape.kept - sum(block.kept - block.entry for block in done.tape.blocks if block.kept)
-    assert inputs + done.tape.logits == pytest.approx(done.kept, rel=0.08)
-    assert inputs < 0.2 * done.tape.kept
+    inputs = done.trace.kept - sum(block.kept - block.entry for block in done.trace.blocks if block.kept)
+    assert inputs + done.trace.logits == pytest.approx(done.kept, rel=0.08)
+    assert inputs < 0.2 * done.trace.kept
 
 
 def test_generation_data_alone_leaves_vision_out(step: TakeStep, joint_batch: tuple[Batch, Batch]) -> None:
     done = step(ALL, batch=(joint_batch[Task.T2I],))
-    assert done.tape.flops(backward=True) == done.backward
-    assert set(done.tape.trains) & done.tape.used == done.moving
+    assert done.trace.flops(backward=True) == done.backward
+    assert set(done.trace.trains) & done.trace.used == done.moving
     assert not [name for name in done.moving if name.startswith(("model.vision_model.", "model.aligner."))]
 
 
 def test_every_weight_is_met(step: TakeStep) -> None:
     """A weight that the plan forgets, or a new one of the model, shows here; only the frozen tokenizer takes no part."""
-    tape = step(ALL, ffn="ta_moe", context_router=True, **LORA).tape
-    assert {name for name in tape.shapes if name not in tape.used} == {name for name in tape.shapes if "vqmodel" in name}
+    trace = step(ALL, ffn="ta_moe", context_router=True, **LORA).trace
+    assert {name for name in trace.shapes if name not in trace.used} == {name for name in trace.shapes if "vqmodel" in name}
 
 
 def test_first_layers_updates_by_task_rest_without_a_group(step: TakeStep) -> None:
-    tape = step({"lora": 1}, ffn="ta_moe", **LORA).tape
-    resting = {name for name in tape.trains if name not in tape.used}
+    trace = step({"lora": 1}, ffn="ta_moe", **LORA).trace
+    resting = {name for name in trace.trains if name not in trace.used}
     assert resting
     assert all(".layers.0.self_attn." in name for name in resting)
 
 
 def test_frozen_weights_cost_no_gradient_of_their_own(step: TakeStep) -> None:
-    frozen, full = (by_part(step(train, "label", ffn="ta_moe").tape) for train in (STAGE_1, ALL))
+    frozen, full = (by_part(step(train, "label", ffn="ta_moe").trace) for train in (STAGE_1, ALL))
     assert frozen["shared_expert"] == (full["shared_expert"][0], full["shared_expert"][0])  # gradients of activations only
     assert full["shared_expert"][1] == 2 * full["shared_expert"][0]
     assert frozen["experts"] == full["experts"]
@@ -138,17 +138,17 @@ def test_frozen_weights_cost_no_gradient_of_their_own(step: TakeStep) -> None:
 
 
 def test_no_backward_below_what_trains(step: TakeStep) -> None:
-    tape = step({"*.layers.1.mlp.*": 1}).tape
-    moving = {op.block for op in tape.ops if op.backward}
-    names = {tape.blocks[index].name for index in moving if index >= 0}
+    trace = step({"*.layers.1.mlp.*": 1}).trace
+    moving = {op.block for op in trace.ops if op.backward}
+    names = {trace.blocks[index].name for index in moving if index >= 0}
     assert names == {"model.language_model.layers.1"}
-    assert all(block.kept == 0 for block in tape.blocks if not block.name.endswith("layers.1"))
+    assert all(block.kept == 0 for block in trace.blocks if not block.name.endswith("layers.1"))
 
 
 def test_half_precision_keeps_less(step: TakeStep) -> None:
     model = step(ALL).model
-    parts = (Micro(Task.MMU, 4, 40, 8, 0, 4),)
-    wide, half = (trace(model.config, shapes_of(model), set(shapes_of(model)), parts, "learned", width) for width in (4, 2))
+    parts = (BatchShape(Task.MMU, 4, 40, 8, 0, 4),)
+    wide, half = (trace_ops(model.config, shapes_of(model), set(shapes_of(model)), parts, "learned", width) for width in (4, 2))
     assert 0.5 * wide.kept < half.kept < wide.kept  # norms keep float32
     assert half.logits == wide.logits  # so does the loss
     assert [op.flops for op in half.ops] == [op.flops for op in wide.ops]
@@ -166,7 +166,7 @@ def test_the_counter_sees_no_grouped_mm(make_model: Callable[..., Any], joint_ba
 
 
 def test_operations_name_their_part(step: TakeStep) -> None:
-    ops: list[Op] = step(STAGE_2, ffn="ta_moe", **LORA).tape.ops
+    ops: list[Op] = step(STAGE_2, ffn="ta_moe", **LORA).trace.ops
     assert "other" not in {op.part for op in ops}
     assert {"attention", "experts", "shared_expert", "lora", "text_head", "generation", "vision", "attention scores"} <= {
         op.part for op in ops

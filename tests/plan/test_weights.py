@@ -9,7 +9,7 @@ import torch
 
 from measured_step import Step, shapes_of
 from unidecouple.batch import Task
-from unidecouple.plan.weights import Weights, count
+from unidecouple.plan.weights import WeightCounts, count
 from unidecouple.train.trainable import hold_absent_tasks
 
 TakeStep = Callable[..., Step]
@@ -20,7 +20,7 @@ UNTIED = [{"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "task
 UNTIED += [{"per_group_layers": [0, 1], "group_by": group_by} for group_by in ("modality", "image_out")]
 
 
-def counted(done: Step) -> Weights:
+def counted(done: Step) -> WeightCounts:
     return count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS)
 
 

@@ -26,7 +26,7 @@ from unidecouple.methods.structure import TaskAwareMoE, UniFork
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.report.checkpoint_page import DIAGNOSIS, PAGE, render
 from unidecouple.train.build import restructure
-from unidecouple.train.subject import ProbeInput
+from unidecouple.train.probe_input import ProbeInput
 from unidecouple.world import source as worlds
 
 

@@ -108,7 +108,7 @@ def test_a_fault_of_the_model_is_a_500_and_the_next_request_works(serve: Any) ->
             reply = httpx.post(f"{live.url}/v1/chat/completions", json={**asked, "stream": stream})
             text = reply.text.split("data: ")[-1] if stream else reply.text
             assert json.loads(text)["error"] == {
-                "message": "the model failed on this request (RuntimeError); the server's log says more",
+                "message": "the model failed on this request (RuntimeError); see the server's log",
                 "type": "server_error",
                 "param": None,
                 "code": "fault",

@@ -17,7 +17,7 @@ from unidecouple.convert.load import load
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
-from unidecouple.train.ema import AVERAGES, Averages
+from unidecouple.train.ema import AVERAGES, EMA
 from unidecouple.train.parallel import Parallel
 
 
@@ -25,7 +25,7 @@ def test_average_by_hand() -> None:
     model = nn.Linear(1, 1).requires_grad_(False)
     model.weight.requires_grad_(True)
     model.weight.data.fill_(8.0)
-    averages = Averages(0.75, model, Parallel(), None)
+    averages = EMA(0.75, model, Parallel(), None)
     seen = []
     for weight in (0.0, 4.0):
         model.weight.data.fill_(weight)
@@ -37,7 +37,7 @@ def test_average_by_hand() -> None:
 
 def test_kept_in_float32_and_a_frozen_weight_stays_to_the_last_bit() -> None:
     model = nn.Linear(64, 1, dtype=torch.bfloat16)
-    averages = Averages(0.999, model, Parallel(), None)
+    averages = EMA(0.999, model, Parallel(), None)
     for _ in range(20):
         averages.update()
     assert averages.means["weight"].dtype == torch.float32

@@ -29,7 +29,7 @@ from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import Sharded
 from unidecouple.train.step import train_step
-from unidecouple.train.trainable import apply
+from unidecouple.train.trainable import make_param_groups
 
 BY_TASK_SUM = TorchJDAggregator(name="Sum", scale=1.0)
 TA_MOE = {"ffn": "ta_moe", "shared_expert": True, "task_routing": "label"}
@@ -47,7 +47,7 @@ def stepped(
     objective: Objective = BALANCED,
 ) -> dict[str, Tensor]:
     """What the optimizer sees in one step that moves nothing."""
-    groups = apply(model, train, 0.0)
+    groups = make_param_groups(model, train, 0.0)
     gradients = Gradients.of(model, strategy, Parallel())
     train_step(model, torch.optim.SGD(groups, lr=0.0), parts, step_settings(objective, tasks, "label", 1e9, gradients))
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -85,7 +85,7 @@ def test_pcgrad_on_what_both_tasks_share(make_model: MakeModel, joint_batch: Joi
     """A reference by hand. Heads, vision, experts, their router and whatever one task alone reaches are summed and do not count."""
     model = make_model(**TA_MOE)
     train = {**EVERYTHING, "experts": 1, "expert_router": 1, "shared_expert": 1}
-    apply(model, train, 0.0)
+    make_param_groups(model, train, 0.0)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     output = model(batch=joint_batch, routing="label")
     rows = [
@@ -217,7 +217,7 @@ def test_nothing_to_shield_or_to_project(shielded: RunConfig, run: Run, tmp_path
     per_task = Lora(4, 8.0, per_task=("shared_expert",))
     with pytest.raises(ValueError, match=r"low-rank update of it that is not per_task"):
         run(replace(shielded, stages=(replace(plain, lora=per_task, train={"lora": 1}),)), tmp_path / "own")
-    with pytest.raises(ValueError, match=r"gradient 'maop' works on \*\.mlp\.shared_expert\.\*, which are one task's each"):
+    with pytest.raises(ValueError, match=r"gradient 'maop' works on \*\.mlp\.shared_expert\.\*, which belong to one task each"):
         run(
             replace(shielded, stages=(replace(plain, lora=per_task, gradient=MAOP(), shield=None, train={"lora": 1}),)),
             tmp_path / "maop",

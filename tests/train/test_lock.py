@@ -8,13 +8,13 @@ import threading
 import time
 from pathlib import Path
 
-from unidecouple.train.lock import held
+from unidecouple.train.lock import run_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from unidecouple.train.lock import held
-with held(Path(sys.argv[1]), print):
+from unidecouple.train.lock import run_lock
+with run_lock(Path(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -28,7 +28,7 @@ def test_a_second_process_waits_until_the_first_is_gone(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def enter() -> None:
-        with held(tmp_path, said.append):
+        with run_lock(tmp_path, said.append):
             entered.set()
 
     waiting = threading.Thread(target=enter)
@@ -46,5 +46,5 @@ def test_a_second_process_waits_until_the_first_is_gone(tmp_path: Path) -> None:
 
 def test_a_free_folder_is_made_and_taken_at_once(tmp_path: Path) -> None:
     for _ in range(2):
-        with held(tmp_path / "new", lambda line: (_ for _ in ()).throw(AssertionError(line))):
+        with run_lock(tmp_path / "new", lambda line: (_ for _ in ()).throw(AssertionError(line))):
             assert (tmp_path / "new").is_dir()

@@ -27,7 +27,7 @@ from unidecouple.models.sharing import task_rows
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import train_step
-from unidecouple.train.trainable import apply
+from unidecouple.train.trainable import make_param_groups
 
 Joint = tuple[Batch, Batch]
 NAMES = [*runs(Path())]
@@ -105,7 +105,7 @@ def test_gradient_methods_do_something(whole: Callable[[str], Path]) -> None:
 def test_what_is_an_absent_task_s_rests(name: str, task: Task, make_model: MakeModel, joint_batch: Joint) -> None:
     """Two steps on one task leave every weight private to the other bit for bit, and move what is the task's own."""
     model = started(make_model(), name)
-    optimizer = torch.optim.AdamW(apply(model, {"*": 1}, 1e-2), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(make_param_groups(model, {"*": 1}, 1e-2), weight_decay=0.0)
     before = {id(weight): weight.detach().clone() for weight, _ in task_rows(model)}
     for _ in range(2):
         result = train_step(
@@ -130,7 +130,7 @@ def test_a_task_alone_gets_its_own_gradient(name: str, task: Task, make_model: M
 
     def gradients(strategy: object, tasks: list[Task]) -> dict[str, Tensor]:
         model = started(make_model(), "ta_moe")
-        optimizer = torch.optim.SGD(apply(model, {"*": 1}, 0.0))
+        optimizer = torch.optim.SGD(make_param_groups(model, {"*": 1}, 0.0))
         how = Gradients.of(model, strategy, Parallel())  # type: ignore[arg-type]
         train_step(model, optimizer, [(joint_batch[task],)], step_settings(Objective(auxiliary=()), tasks, "label", 1e9, how))
         return {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}

@@ -31,7 +31,7 @@ from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.stages import Trainer
 from unidecouple.train.step import TrainingDivergedError, train_step
-from unidecouple.train.trainable import apply, table
+from unidecouple.train.trainable import make_param_groups, table
 from unidecouple.world.batches import WorldBatches, world_batches
 from unidecouple.world.catalog import COLORS
 from unidecouple.world.scene import CELL_NAMES
@@ -130,7 +130,7 @@ def test_joint_experts_stage_equals_one_task_at_a_time(
 
     def trained(*tasks: Task) -> torch.Tensor:
         model = copy.deepcopy(start)
-        optimizer = torch.optim.AdamW(apply(model, {"experts": 1}, 1e-3), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(make_param_groups(model, {"experts": 1}, 1e-3), weight_decay=0.0)
         for step in range(4):
             mmu, t2i = source.batch(step)[:2]
             t2i = t2i if lent else replace(t2i, task_ids=torch.full_like(t2i.task_ids, Task.T2I))
@@ -150,7 +150,7 @@ def test_joint_experts_stage_equals_one_task_at_a_time(
 
 def test_table_counts_what_trains(small_run: RunConfig) -> None:
     model, _ = load(small_run.model_name_or_path)
-    lines = table(model, apply(model, {"attention": 0.5}, 1e-2)).splitlines()
+    lines = table(model, make_param_groups(model, {"attention": 0.5}, 1e-2)).splitlines()
     attention = next(line for line in lines if "attention" in line)
     total = sum(p.numel() for n, p in model.named_parameters() if "self_attn" in n and "language_model" in n)
     assert f"{total:,} of" in " ".join(attention.split())
@@ -160,7 +160,7 @@ def test_table_counts_what_trains(small_run: RunConfig) -> None:
 
 def test_nan_loss_stops_before_any_update(small_run: RunConfig, source: WorldBatches) -> None:
     model, _ = load(small_run.model_name_or_path)
-    optimizer = torch.optim.AdamW(apply(model, {"attention": 1}, 1e-2))
+    optimizer = torch.optim.AdamW(make_param_groups(model, {"attention": 1}, 1e-2))
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
     before = {name: value.clone() for name, value in model.named_parameters() if "self_attn" in name}
@@ -177,7 +177,7 @@ def test_a_gradient_that_is_not_finite_stops_before_any_update(
 ) -> None:
     """Its losses are; solvers of gradient methods do not come in between."""
     model, _ = load(small_run.model_name_or_path)
-    optimizer = torch.optim.AdamW(apply(model, {"attention": 1}, 1e-2))
+    optimizer = torch.optim.AdamW(make_param_groups(model, {"attention": 1}, 1e-2))
     moved = {name: value for name, value in model.named_parameters() if value.requires_grad}
     next(iter(moved.values())).register_hook(lambda found: found * bad)
     before = {name: value.detach().clone() for name, value in moved.items()}
@@ -295,7 +295,7 @@ def test_router_samples_say_anything_about_a_picture_and_teach_no_answer(source:
 
 
 def test_scenes_that_nobody_can_point_at(source: WorldBatches) -> None:
-    alone = [scene for scene in source.world.scenes if len(scene.things) == 1]
+    alone = [scene for scene in source.world.scenes if len(scene.objects) == 1]
     taught = replace(
         source, world=replace(source.world, scenes=alone), data=replace(source.data, curriculum=(CurriculumPhase("asking", 1),))
     )

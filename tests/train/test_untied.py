@@ -13,14 +13,14 @@ from unidecouple.batch import Batch, Task
 from unidecouple.methods.objective import Objective
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.train.step import train_step
-from unidecouple.train.trainable import apply
+from unidecouple.train.trainable import make_param_groups
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
 
 def moved_sets(model: UniJanusForConditionalGeneration, batch: Batch, task: Task) -> dict[str, tuple[bool, ...]]:
     """Which of the two sets of each untied weight two steps on ``task`` alone moved."""
-    groups = apply(model, {"attention": 1, "ffn": 1, "norms": 1}, 1e-2)
+    groups = make_param_groups(model, {"attention": 1, "ffn": 1, "norms": 1}, 1e-2)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     names = [name for name, p in model.decoder.named_parameters() if p.requires_grad]
     before = {name: model.decoder.get_parameter(name).detach().clone() for name in names}

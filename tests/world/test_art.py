@@ -10,7 +10,7 @@ import pytest
 from published_sets import write_art
 from unidecouple.world.art import Art, tint
 from unidecouple.world.catalog import COLOR_RAMPS
-from unidecouple.world.scene import Scene, Thing, render
+from unidecouple.world.scene import Scene, SceneObject, render
 
 
 def rgb(tone: str) -> tuple[int, ...]:
@@ -25,7 +25,7 @@ def test_pixels_take_the_tone_of_their_lightness() -> None:
 
 
 def test_a_scene_keeps_its_layout_and_colours(tmp_path: Path) -> None:
-    picture = render(Scene((Thing("cow", "red", 1), Thing("bus", "blue", 2))), Art(write_art(tmp_path)))
+    picture = render(Scene((SceneObject("cow", "red", 1), SceneObject("bus", "blue", 2))), Art(write_art(tmp_path)))
     assert tuple(picture[16, 48]) == rgb(COLOR_RAMPS["red"][2])
     assert tuple(picture[48, 16]) == rgb(COLOR_RAMPS["blue"][2])
     assert (picture[:32, :32] == 255).all()

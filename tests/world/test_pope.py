@@ -20,7 +20,7 @@ from unidecouple.world.pope import (
     sample,
     score,
 )
-from unidecouple.world.scene import Scene, Thing, render
+from unidecouple.world.scene import Scene, SceneObject, render
 
 OBJECTS = [["cow", "pig", "sheep"], ["cow", "pig", "duck"], ["apple", "cup", "egg", "cow"]]
 """Frequencies: cow 3, pig 2, then sheep, duck, apple, cup and egg once each, in this order."""
@@ -141,7 +141,7 @@ def test_constant_yes_and_a_coin_are_at_chance() -> None:
 
 
 def test_blind_baseline_by_hand() -> None:
-    scenes = tuple(Scene(tuple(Thing(name, "red", cell) for cell, name in enumerate(names))) for names in OBJECTS)
+    scenes = tuple(Scene(tuple(SceneObject(name, "red", cell) for cell, name in enumerate(names))) for names in OBJECTS)
     asked = PopeSet(scenes, sample(OBJECTS, "popular", rng()))
     answers = dict(zip([item.id for item in asked.questions], blind_answers(asked), strict=True))
     assert {name.split("/")[1] for name, answer in answers.items() if answer == "yes"} == {"cow", "pig", "sheep"}

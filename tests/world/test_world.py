@@ -21,7 +21,7 @@ from unidecouple.world.scene import (
     IMAGE_SIZE,
     SIZES,
     Scene,
-    Thing,
+    SceneObject,
     distinct_names,
     random_distinct_scene,
     random_scene,
@@ -40,25 +40,25 @@ def scenes(count: int, seed: int = 0) -> list[Scene]:
 def looked_up(scene: Scene, question: str) -> str:
     """The answer by reading the question and looking at the scene, knowing nothing of how questions are made."""
     if found := re.fullmatch(r"Is there an? (\w+) in the image\?", question):
-        return "yes" if any(thing.name == found[1] for thing in scene.things) else "no"
+        return "yes" if any(obj.name == found[1] for obj in scene.objects) else "no"
     if found := re.fullmatch(r"How many (\w+) are there\?", question):
-        return NUMBER_WORDS[len([thing for thing in scene.things if thing.name == SINGULAR[found[1]]])]
+        return NUMBER_WORDS[len([obj for obj in scene.objects if obj.name == SINGULAR[found[1]]])]
     if question == "Describe the image.":
-        spots = sorted(scene.things, key=lambda thing: (thing.cell // 2, thing.cell % 2))
-        return " and ".join(f"{article(thing.color)} {thing.color} {thing.name}" for thing in spots)
+        spots = sorted(scene.objects, key=lambda obj: (obj.cell // 2, obj.cell % 2))
+        return " and ".join(f"{article(obj.color)} {obj.color} {obj.name}" for obj in spots)
     found = re.fullmatch(r"(What color|Where) is the (\w+)\?", question)
     assert found, question
-    (thing,) = (thing for thing in scene.things if thing.name == found[2])
-    where = f"{'bottom' if thing.cell >= 2 else 'top'} {'right' if thing.cell % 2 else 'left'}"
-    return thing.color if found[1] == "What color" else where
+    (obj,) = (obj for obj in scene.objects if obj.name == found[2])
+    where = f"{'bottom' if obj.cell >= 2 else 'top'} {'right' if obj.cell % 2 else 'left'}"
+    return obj.color if found[1] == "What color" else where
 
 
 def asks(prompt: Prompt) -> tuple[object, ...]:
     """What a prompt asks for, from its clauses: equal for all wordings, orders and mirrored relations."""
-    things = [(clause.name, clause.count, clause.color) for clause in prompt.include]
+    objects = [(clause.name, clause.count, clause.color) for clause in prompt.include]
     place_of = next(((clause.name, *clause.position) for clause in prompt.include if clause.position), None)
     if place_of is None:
-        return ("all of", frozenset(things), len(things))
+        return ("all of", frozenset(objects), len(objects))
     subject, relation, index = place_of
     other = prompt.include[index].name
     mirrored = {"right of": "left of", "below": "above"}
@@ -68,11 +68,11 @@ def asks(prompt: Prompt) -> tuple[object, ...]:
 def satisfies(scene: Scene, prompt: Prompt) -> bool:
     """GenEval's rules on the scene itself."""
     for clause in prompt.include:
-        mine = [thing for thing in scene.things if thing.name == clause.name and clause.color in (None, thing.color)]
+        mine = [obj for obj in scene.objects if obj.name == clause.name and clause.color in (None, obj.color)]
         if len(mine) < clause.count:
             return False
         if clause.position:
-            other = next(thing for thing in scene.things if thing.name == prompt.include[clause.position[1]].name)
+            other = next(obj for obj in scene.objects if obj.name == prompt.include[clause.position[1]].name)
             dx, dy = mine[0].cell % 2 - other.cell % 2, mine[0].cell // 2 - other.cell // 2
             if {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}[clause.position[0]] != (dx, dy):
                 return False
@@ -98,10 +98,10 @@ def test_equal_seeds_give_equal_worlds() -> None:
 
 def test_scenes_have_what_they_may_have() -> None:
     drawn = scenes(400)
-    assert {len(scene.things) for scene in drawn} == {1, 2, 3, 4}
-    assert {thing.cell for scene in drawn for thing in scene.things} == {0, 1, 2, 3}
+    assert {len(scene.objects) for scene in drawn} == {1, 2, 3, 4}
+    assert {obj.cell for scene in drawn for obj in scene.objects} == {0, 1, 2, 3}
     for scene in drawn:
-        cells = [thing.cell for thing in scene.things]
+        cells = [obj.cell for obj in scene.objects]
         assert cells == sorted(set(cells))
     assert any(scene.count(name) == 3 for scene in drawn for name in scene.names)
     rng = np.random.default_rng(0)
@@ -124,7 +124,7 @@ def test_every_answer_is_right() -> None:
 
 
 def test_vqa_asks_all_that_has_one_answer() -> None:
-    scene = Scene((Thing("cow", "red", 0), Thing("cow", "blue", 1), Thing("egg", "green", 3)))
+    scene = Scene((SceneObject("cow", "red", 0), SceneObject("cow", "blue", 1), SceneObject("egg", "green", 3)))
     assert vqa(scene) == [
         QAPair("count", "How many cows are there?", "two"),
         QAPair("count", "How many eggs are there?", "one"),
@@ -152,20 +152,20 @@ def test_conversations_end_with_the_caption_and_give_nothing_away() -> None:
 
 
 def test_objects_to_point_at_cannot_be_answered_from_the_bag() -> None:
-    red_cow, blue_egg = Thing("cow", "red", 0), Thing("egg", "blue", 3)
+    red_cow, blue_egg = SceneObject("cow", "red", 0), SceneObject("egg", "blue", 3)
     assert distinguishable(Scene((red_cow, blue_egg))) == [red_cow, blue_egg]
-    assert distinguishable(Scene((red_cow, Thing("egg", "red", 3)))) == []
-    assert distinguishable(Scene((red_cow, Thing("cow", "blue", 3)))) == []
+    assert distinguishable(Scene((red_cow, SceneObject("egg", "red", 3)))) == []
+    assert distinguishable(Scene((red_cow, SceneObject("cow", "blue", 3)))) == []
     assert distinguishable(Scene((red_cow,))) == []
 
 
 def test_pictures_to_be_drawn_are_centred_and_those_to_be_understood_are_not() -> None:
     rng = np.random.default_rng(0)
-    drawn = [thing for _ in range(100) for thing in training_pair(rng)[1].things]
-    seen = [thing for scene in scenes(100) for thing in scene.things]
-    assert {(thing.dx, thing.dy) for thing in drawn} == {(0, 0)}
-    assert {(thing.dx, thing.dy) for thing in seen} == {(-1, -1), (-1, 1), (1, -1), (1, 1)}
-    assert {thing.size for thing in drawn} == {thing.size for thing in seen} == set(SIZES)
+    drawn = [obj for _ in range(100) for obj in training_pair(rng)[1].objects]
+    seen = [obj for scene in scenes(100) for obj in scene.objects]
+    assert {(obj.dx, obj.dy) for obj in drawn} == {(0, 0)}
+    assert {(obj.dx, obj.dy) for obj in seen} == {(-1, -1), (-1, 1), (1, -1), (1, 1)}
+    assert {obj.size for obj in drawn} == {obj.size for obj in seen} == set(SIZES)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -179,7 +179,7 @@ def test_held_out_prompts(split: str) -> None:
     for prompt in prompts:
         scene = scene_of(prompt, rng)
         assert satisfies(scene, prompt), (prompt, scene)
-        assert len(scene.things) == sum(clause.count for clause in prompt.include)  # and nothing else is there
+        assert len(scene.objects) == sum(clause.count for clause in prompt.include)  # and nothing else is there
         for clause in prompt.include:
             assert re.search(rf"\b(?:{clause.name}|{plural(clause.name)})\b", prompt.text)
             assert clause.color is None or f"{clause.color} {clause.name}" in prompt.text
@@ -192,14 +192,14 @@ def test_held_out_prompts(split: str) -> None:
 
 def test_a_scene_may_fail_a_prompt() -> None:
     """The checks above can tell right from wrong."""
-    cow_left = Scene((Thing("cow", "red", 0), Thing("pig", "blue", 1)))
+    cow_left = Scene((SceneObject("cow", "red", 0), SceneObject("pig", "blue", 1)))
     assert satisfies(cow_left, build(("position", "cow", "left of", "pig"), "a photo of"))
     assert not satisfies(cow_left, build(("position", "cow", "right of", "pig"), "a photo of"))
     assert not satisfies(cow_left, build(("colors", "cow", "blue"), "a photo of"))
     assert not satisfies(cow_left, build(("counting", "cow", "2"), "a photo of"))
-    two = Scene((Thing("cow", "red", 0), Thing("cow", "red", 1)))
+    two = Scene((SceneObject("cow", "red", 0), SceneObject("cow", "red", 1)))
     assert satisfies(two, build(("counting", "cow", "2"), "a photo of"))
-    three = Scene((*two.things, Thing("cow", "red", 2)))
+    three = Scene((*two.objects, SceneObject("cow", "red", 2)))
     assert not satisfies(three, build(("counting", "cow", "2"), "a photo of"))
 
 

@@ -7,7 +7,6 @@ processor is the base's: training changes none.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from unidecouple.models.families import configuration, model_class
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.shipped import located
 from unidecouple.ownership import check_directory
+from unidecouple.source import PrintLine
 
 
 def rebuild(base: str, adapter: Path) -> tuple[UnifiedModel, UnifiedProcessor]:
@@ -90,7 +90,7 @@ def apply_peft(base: str, adapter: Path, keep_unmerged: bool) -> tuple[UnifiedMo
     return made.eval(), processor, found
 
 
-def write(base: str, adapter: Path, target: Path, say: Callable[[str], None], keep_unmerged: bool = False) -> None:
+def write(base: str, adapter: Path, target: Path, say: PrintLine, keep_unmerged: bool = False) -> None:
     """``rebuild``, or of PEFT's own adapters ``apply_peft``, into the folder ``target``.
 
     Raises:

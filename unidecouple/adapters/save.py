@@ -9,7 +9,7 @@ what ``unidecouple convert --structure`` made) and ``peft_form.obstacles`` finds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -27,11 +27,10 @@ from unidecouple.files import atomic_directory, write_json_atomic
 from unidecouple.methods.selection import part_of
 from unidecouple.models.shipped import located
 from unidecouple.ownership import check_directory
+from unidecouple.source import PrintLine
 
-Say = Callable[[str], None]
 
-
-def save(name_or_path: str, target: Path, base: str | None, seed: int | None, with_experts: bool, say: Say) -> None:
+def save(name_or_path: str, target: Path, base: str | None, seed: int | None, with_experts: bool, say: PrintLine) -> None:
     """Write what the checkpoint ``name_or_path`` has beyond ``base`` to the folder ``target``.
 
     Args:

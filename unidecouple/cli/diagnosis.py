@@ -17,14 +17,14 @@ def diagnose(arguments: argparse.Namespace) -> int:
     from unidecouple.report.checkpoint_page import write_diagnosis
     from unidecouple.run import RunConfig
     from unidecouple.train.launch import processes
-    from unidecouple.train.subject import open_subject
+    from unidecouple.train.probe_input import open_probe_input
 
     if arguments.recipe and arguments.data:
         raise ValueError("--recipe and --data are both given: each says which data to look at; leave one out")
     recipe = load_config(RunConfig, arguments.recipe) if arguments.recipe else None
     output = arguments.output or Path("diagnosis") / Path(arguments.checkpoint).name
     with processes(arguments.device, bf16=False, kind="ddp") as place:
-        opened = open_subject(
+        opened = open_probe_input(
             arguments.checkpoint,
             recipe,
             arguments.data,

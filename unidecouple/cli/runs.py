@@ -1,4 +1,4 @@
-"""Commands that train, and what is said about runs before and after."""
+"""Commands that train, that plan and that report on runs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def plan(arguments: argparse.Namespace) -> int:
     """Say on paper what a run needs on other hardware: memory, FLOPs, communication, time, cost, and what breaks first."""
     import json
 
-    from unidecouple.plan.load import Lengths
+    from unidecouple.plan.batch_shapes import Lengths
     from unidecouple.plan.stages import PlanRequest
     from unidecouple.plan.stages import plan as stages
     from unidecouple.plan.text import lines, plain

@@ -16,7 +16,7 @@ from unidecouple.convert.load import checkpoint_folder, load_processor
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files
-from unidecouple.plan.load import Lengths
+from unidecouple.plan.batch_shapes import Lengths
 from unidecouple.plan.stages import PlanRequest, StagePlan, plan
 from unidecouple.run import RunConfig
 from unidecouple.train.stages import stage_steps

@@ -43,7 +43,7 @@ def collect(
     wall_seconds: float | None,
     command: str,
 ) -> dict[str, Any]:
-    """What ``results.json`` holds: a row a score, with the budget of its run, and ``meta``.
+    """Contents of ``results.json``: one row per score, with the budget of its run, and ``meta``.
 
     Args:
         grid: as asked for.

@@ -9,13 +9,13 @@ from typing import Any
 
 from unidecouple.batch import Task
 from unidecouple.compare.budget import VariantPlan
-from unidecouple.plan.load import Micro
+from unidecouple.plan.batch_shapes import BatchShape
+from unidecouple.plan.op_trace import OpTrace
 from unidecouple.plan.stages import StagePlan
-from unidecouple.plan.tape import Tape
 from unidecouple.plan.weights import count
 
 _HEADS = {Task.MMU: "model.generation_head.", Task.T2I: "lm_head."}
-"""Weights that a task's tokens have no use for, though the step's tape passes them with no rows."""
+"""Weights that a task's tokens have no use for, though the step's trace passes them with no rows."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class VariantCost:
 def cost(stages: Sequence[StagePlan]) -> VariantCost:
     """Of a variant whose run is planned as ``stages``."""
     last, whole = stages[-1], sum(stage.stage.share for stage in stages)
-    steps = [(stage.stage.share / whole, stage.load.step, stage.load.trace(stage.load.step)) for stage in stages]
-    flops = sum(share * (tape.flops(backward=False) + tape.flops(backward=True)) for share, _, tape in steps)
+    steps = [(stage.stage.share / whole, stage.load.step, stage.load.trace_ops(stage.load.step)) for stage in stages]
+    flops = sum(share * (trace.flops(backward=False) + trace.flops(backward=True)) for share, _, trace in steps)
     tokens = sum(share * sum(part.tokens for part in parts if part.counted) for share, parts, _ in steps)
     passes = {}
     for task, stage in itertools.product(Task, stages):  # the last stage that trains on the task says
         if parts := tuple(part for part in stage.load.step if part.task is task):
-            passes[task] = (stage, parts, stage.load.trace(parts))
+            passes[task] = (stage, parts, stage.load.trace_ops(parts))
     return VariantCost(
         parameters=last.load.weights.total,
-        active={task.key: _active(stage, task, tape) for task, (stage, _, tape) in passes.items()},
+        active={task.key: _active(stage, task, trace) for task, (stage, _, trace) in passes.items()},
         trainable=[(stage.stage.name, stage.load.weights.trainable) for stage in stages],
         train_flops=flops / tokens,
         generated_flops=_drawn(*passes[Task.T2I][1:]) if Task.T2I in passes else None,
@@ -80,11 +80,11 @@ def cost_of(cell: VariantPlan) -> VariantCost:
     )
 
 
-def _active(stage: StagePlan, task: Task, tape: Tape) -> int:
-    apart = any(name.startswith(_HEADS[Task.MMU]) for name in tape.shapes)  # Emu3 has one head for both
-    met = {name: tape.shapes[name] for name in tape.used if not (apart and name.startswith(_HEADS[task]))}
+def _active(stage: StagePlan, task: Task, trace: OpTrace) -> int:
+    apart = any(name.startswith(_HEADS[Task.MMU]) for name in trace.shapes)  # Emu3 has one head for both
+    met = {name: trace.shapes[name] for name in trace.used if not (apart and name.startswith(_HEADS[task]))}
     return count(stage.config.text_config, met, (), ()).active
 
 
-def _drawn(parts: Sequence[Micro], tape: Tape) -> float:
-    return tape.flops(backward=False) / sum(part.drawn for part in parts)
+def _drawn(parts: Sequence[BatchShape], trace: OpTrace) -> float:
+    return trace.flops(backward=False) / sum(part.drawn for part in parts)

@@ -1,4 +1,4 @@
-"""Turns what pydantic found into lines that a user can act on: source, place, cause, and the nearest known name."""
+"""Turns pydantic's errors into lines that a user can act on: source, place, cause, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _OFFERED = 3
 def explain(schema: type, layers: Layers, errors: Sequence[Mapping[str, Any]]) -> str:
     """One line for each of pydantic's errors, in its order.
 
-    A value meant for a union is tried on every member, and each member complains. Only complaints of the gravest sort are told,
-    so that members the value was not meant for are silent.
+    A value meant for a union is tried on every member, and each member complains. Only the gravest
+    sort is reported: complaints of members that the value was not meant for are left out.
     """
-    told = [_explain_one(schema, layers, error) for error in errors]
-    gravest = min(sort for sort, _ in told)
-    return "\n".join(dict.fromkeys(line for sort, line in told if sort is gravest))
+    found = [_explain_one(schema, layers, error) for error in errors]
+    gravest = min(sort for sort, _ in found)
+    return "\n".join(dict.fromkeys(line for sort, line in found if sort is gravest))
 
 
 class _Sort(enum.IntEnum):
@@ -60,9 +60,9 @@ def _explain_one(schema: type, layers: Layers, error: Mapping[str, Any]) -> tupl
     return sort, f"{source}: {line}" if source else line
 
 
-def _named(said: str) -> Location:
+def _named(message: str) -> Location:
     """The place of the value that a complaint begins with, as "train.vision=-1 must be"; () if it begins with none."""
-    found = re.match(r"[\w.]+(?==)", said)
+    found = re.match(r"[\w.]+(?==)", message)
     return tuple(int(step) if step.isdecimal() else step for step in found.group().split(".")) if found else ()
 
 

@@ -1,4 +1,4 @@
-"""Recipe keys of earlier versions: read under their new names, with a line that says so.
+"""Recipe keys of earlier versions: read under their new names, with a warning.
 
 A configuration class that renamed keys has ``RENAMED_KEYS`` (old name -> new name). Where values move into another mapping, it has
 ``MOVED_KEYS`` (old dotted key -> new dotted key and the ``kind`` that its mapping gets, "" for none), or ``migrate_keys``. One that

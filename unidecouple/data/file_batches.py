@@ -13,7 +13,7 @@ from unidecouple.batch import JointBatch, Task
 from unidecouple.data.bad_records import BadDataError, BadRecordCounter
 from unidecouple.data.build_sample import build
 from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, RecordIndex, open_readers
-from unidecouple.data.mixture import Pool, Stream
+from unidecouple.data.mixture import SourcePool, Stream
 from unidecouple.data.packing import pack
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
@@ -81,7 +81,7 @@ class FileBatches:
         return self.tasks
 
     def batch(self, step: int, part: int = 0, of: int = 1, tasks: Sequence[Task] = tuple(Task)) -> JointBatch:
-        """The joint batch of ``step``, or one ``part`` ``of`` several: one micro-batch a task, or one of packed rows.
+        """The joint batch of ``step``, or one ``part`` ``of`` several: one micro-batch per task, or one of packed rows.
 
         A process reads the records of its own parts and of ``tasks`` only.
 
@@ -123,14 +123,14 @@ class FileBatches:
         """Tokens of the first ``count`` training samples of ``task``, images included; no image is encoded."""
         return [len(self._sample(self._training[task], task, number, False).input_ids) for number in range(count)]
 
-    def _pools(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[list[Pool], list[RecordIndex]]:
+    def _pools(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[list[SourcePool], list[RecordIndex]]:
         pools, indices = [], []
         for number, (source, readers) in enumerate(zip(self.files.sources, opened, strict=True)):
             index = RecordIndex(readers, KINDS_OF[task])
             if size := len(index):
                 used = min(size, source.max_samples or size)
                 share = used * source.repeats if source.weight is None else source.weight
-                pools.append(Pool(number, size, used, share))
+                pools.append(SourcePool(number, size, used, share))
                 indices.append(index)
         if not pools:
             name = "mmu_batch_size" if task is Task.MMU else "t2i_batch_size"

@@ -19,7 +19,7 @@ CYCLE: Final = 1 << 14
 
 
 @dataclass(frozen=True)
-class Pool:
+class SourcePool:
     """One source's records in a stream: ``size`` of them, ``used`` after the cap, with ``share`` of the samples."""
 
     source: int
@@ -35,7 +35,7 @@ class Stream:
     once per epoch, reshuffled each epoch.
     """
 
-    def __init__(self, pools: Sequence[Pool], key: Sequence[int]) -> None:
+    def __init__(self, pools: Sequence[SourcePool], key: Sequence[int]) -> None:
         self.pools, self._key = tuple(pools), tuple(key)
         self._quotas = quotas([pool.share for pool in pools])
         self._pattern = functools.lru_cache(4)(self._shuffled)

@@ -169,14 +169,14 @@ class _Sender(nn.Module):
         return self.gate(x, group.masked_fill(group == self.group, self.other))
 
 
-def measure(subject: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
     """``ablations``: {"batches", "intact", "costs", "not_measured"}; the last says which parts of the model were not taken away."""
-    held = {task: [subject.batch(task, BATCH, number) for number in range(subject.batches)] for task in subject.tasks}
-    intact, costs = ablations(subject.model, held, progress)
+    held = {task: [probe_input.batch(task, BATCH, number) for number in range(probe_input.batches)] for task in probe_input.tasks}
+    intact, costs = ablations(probe_input.model, held, progress)
     if not costs:
         return Skipped("the model is dense and no layer is untied: it has no experts and no sets of weights to take away")
-    absent = _not_taken_away(subject.model.config.text_config)
-    return {"batches": subject.batches, "intact": intact, "costs": [asdict(cost) for cost in costs], "not_measured": absent}
+    absent = _not_taken_away(probe_input.model.config.text_config)
+    return {"batches": probe_input.batches, "intact": intact, "costs": [asdict(cost) for cost in costs], "not_measured": absent}
 
 
 def _not_taken_away(text: UniLlamaConfig) -> list[str]:
@@ -236,7 +236,7 @@ PROBE: Final = Probe(
     "How much the held-out loss of each task rises when a part is taken away from the trained model: the shared expert; a "
     "group's experts, or its set of untied layers, whose tokens another group's then serve (of three, the one named after "
     "'by'); a single expert.",
-    "A task's own group that costs it nothing to lose: the groups have not parted. A shared expert that is worth nothing. A "
-    "part that costs the other task much: it is not as private as its name says.",
+    "A group whose removal costs its task nothing: the groups have not specialized. A shared expert that is worth nothing. A "
+    "part that costs the other task much: it is not private to its task.",
     "ours; what is removed is UniDecouple's, arXiv 2506.03591",
 )

@@ -175,13 +175,13 @@ def _alone(model: UnifiedModel, batch: Batch, keep: Tensor, places: Tensor) -> T
     return _pool(_states(model, less), move(places, 0))
 
 
-def measure(subject: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
     """``alignment``: {"tasks": task key -> {"pairs", "neighbours", "chance", "depths"}}."""
     found = {}
-    for task in subject.tasks:
-        joint = [subject.batch(task, BATCH, number, described=True) for number in range(2 * subject.batches)]
+    for task in probe_input.tasks:
+        joint = [probe_input.batch(task, BATCH, number, described=True) for number in range(2 * probe_input.batches)]
         try:
-            depths, pairs, k = alignment(subject.model, task, [batch for part in joint for batch in part])
+            depths, pairs, k = alignment(probe_input.model, task, [batch for part in joint for batch in part])
         except TooFewPairsError:
             continue
         found[task.key] = {

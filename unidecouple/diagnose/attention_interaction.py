@@ -84,14 +84,14 @@ def depth_correlation(rows: Sequence[LayerInteraction]) -> float | None:
     return float(torch.corrcoef(torch.tensor([mmu, t2i], dtype=torch.float64))[0, 1])
 
 
-def measure(subject: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
     """``attention_interaction``: {"step", "correlation", "rows"}."""
     rows = attention_interaction(
-        subject.model, lambda task, number: subject.batch(task, BATCH, number), subject.tasks, 2 * subject.batches
+        probe_input.model, lambda task, number: probe_input.batch(task, BATCH, number), probe_input.tasks, 2 * probe_input.batches
     )
     if not rows:
         return Skipped("no sample shows both a picture and words about it")
-    return {"step": subject.step, "correlation": depth_correlation(rows), "rows": [asdict(row) for row in rows]}
+    return {"step": probe_input.step, "correlation": depth_correlation(rows), "rows": [asdict(row) for row in rows]}
 
 
 def draw(measured: Any) -> Drawn:

@@ -46,7 +46,7 @@ BatchOf = Callable[[Task, int], JointBatch]
 class Conflict:
     """Gradients of one weight matrix that both tasks use, over several batches.
 
-    Of a stack of matrices it is the rows that are no task's own (``common_rows``), all together: the experts of a plain mixture,
+    Of a stack of matrices it is the rows that both tasks use (``common_rows``), all together: the experts of a plain mixture,
     or the one set of BAGEL's split that text of both tasks goes through.
 
     Attributes:
@@ -130,33 +130,33 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a, b) / (a.norm() * b.norm()).clamp_min(1e-12)
 
 
-def measure(subject: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
     """``gradient_conflict``: {"step", "pairs", "rows"}, and "few" where more records would help. Cosines are means over the pairs.
 
     No two batches of a task share a record, else the floor would be the cosine of a gradient with itself. With fewer records than
-    ``subject.batches`` asks for there are fewer pairs, and below 2 x ``BATCH`` records smaller batches.
+    ``probe_input.batches`` asks for there are fewer pairs, and below 2 x ``BATCH`` records smaller batches.
     """
-    if len(subject.tasks) < len(Task):
-        return Skipped(f"there is data of {task_names(subject.tasks)} only, and a conflict needs two")
-    wanted = 2 * subject.batches
-    records = {task: subject.source.distinct_samples(task, wanted * BATCH) for task in Task}
+    if len(probe_input.tasks) < len(Task):
+        return Skipped(f"there is data of {task_names(probe_input.tasks)} only, and a conflict needs two")
+    wanted = 2 * probe_input.batches
+    records = {task: probe_input.source.distinct_samples(task, wanted * BATCH) for task in Task}
     fewest = min(Task, key=lambda task: records[task])
     size = min(BATCH, records[fewest] // 2)
     if size < LEAST_BATCH:
         there = f"there are {records[fewest]} of {fewest.key}"
         return Skipped(f"{2 * LEAST_BATCH} different records of each task are needed, and {there}; give more with --data")
     total = min(wanted, records[fewest] // size // 2 * 2)
-    model = subject.model
+    model = probe_input.model
 
     def batch_of(task: Task, number: int) -> Any:
         if task is Task.MMU:
             progress("gradients", number, total)
-        return subject.distinct_batch(task, size, number)
+        return probe_input.distinct_batch(task, size, number)
 
     rows = gradient_conflict(model, batch_of, total // 2)
     if not rows:
         return Skipped("the tasks share no weight matrix of the decoder")
-    measured = {"step": subject.step, "pairs": total, "rows": [asdict(row) for row in rows]}
+    measured = {"step": probe_input.step, "pairs": total, "rows": [asdict(row) for row in rows]}
     few = f"{records[fewest]} records of {fewest.key} are few, so the cosines are noisy: give {wanted * BATCH} or more with --data"
     return measured | ({"few": few} if records[fewest] < wanted * BATCH else {})
 

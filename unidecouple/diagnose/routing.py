@@ -158,11 +158,13 @@ def _dead(chosen: Tensor, sizes: Sequence[int]) -> list[int]:
     return dead
 
 
-def measure(subject: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
     """``routing_map``: {"layers"}."""
-    both = tuple(batch for task in subject.tasks for n in range(subject.batches) for batch in subject.batch(task, BATCH, n))
-    layers = routing_map(subject.model, both)
-    return {"layers": layers} if layers else Skipped(_no_router(subject.model.config.text_config))
+    both = tuple(
+        batch for task in probe_input.tasks for n in range(probe_input.batches) for batch in probe_input.batch(task, BATCH, n)
+    )
+    layers = routing_map(probe_input.model, both)
+    return {"layers": layers} if layers else Skipped(_no_router(probe_input.model.config.text_config))
 
 
 def draw(measured: Any) -> Drawn:

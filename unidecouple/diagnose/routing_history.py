@@ -20,9 +20,9 @@ Curve = dict[int, float]
 Value = Callable[[RoutingLayer, str], float | None]
 
 
-def measure(subject: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
     """What training logged: {"records"}."""
-    records = list(subject.routing_log)
+    records = list(probe_input.routing_log)
     return (
         {"records": records}
         if records

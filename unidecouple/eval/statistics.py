@@ -43,7 +43,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Mean of ``values`` (one per seed) with Student's t interval; of equal values it is theirs, to the bit.
+    """Mean of ``values`` (one per seed) with Student's t interval; of equal values it is theirs, bit for bit.
 
     Raises:
         ValueError: fewer than two values, or ``level`` outside (0, 1).

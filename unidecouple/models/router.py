@@ -118,7 +118,7 @@ class ExpertRouter(nn.Module):
         hidden_size: H.
         group_sizes: experts of each group.
         top_k: k, experts a token is sent to.
-        rank, scale: of low-rank updates, a pair a group; only of groups of one size.
+        rank, scale: of low-rank updates, one pair per group; only for groups of one size.
     """
 
     def __init__(self, hidden_size: int, group_sizes: tuple[int, ...], top_k: int, rank: int = 0, scale: float = 1.0) -> None:

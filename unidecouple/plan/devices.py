@@ -49,7 +49,7 @@ def device(name: str) -> Device:
     """The device called ``name``.
 
     Raises:
-        ValueError: none is.
+        ValueError: the name is unknown.
     """
     if name not in DEVICES:
         raise ValueError(f"device {name!r} is not known; known are {', '.join(DEVICES)}")
@@ -58,7 +58,7 @@ def device(name: str) -> Device:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What no data sheet says. None of it was measured on a GPU by us; every output repeats it.
+    """Efficiencies and latencies that no data sheet gives. They are not measured on GPUs; every output repeats them.
 
     Attributes:
         compute: share of peak FLOPs that large matrix products reach.

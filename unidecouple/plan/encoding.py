@@ -1,4 +1,4 @@
-"""What encoding pictures to tokens costs within a step, as Emu3 does with those it is shown: its tokenizer on the meta device."""
+"""Cost of encoding images to tokens within a step, as Emu3 does with images to be understood: its tokenizer on the meta device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seconds, tokens, days and the bottleneck of a stage on a number of devices: a roofline over the operations of its tape."""
+"""Roofline estimate of a stage on a number of devices: seconds per step, tokens, days and the bottleneck."""
 
 from __future__ import annotations
 
@@ -8,73 +8,73 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.devices import Assumptions, Device
-from unidecouple.plan.load import Micro
-from unidecouple.plan.tape import Op, Tape
-from unidecouple.plan.ways import Collective, Memory, Way, communication, memory, memory_of_weights
-from unidecouple.plan.weights import Weights
+from unidecouple.plan.op_trace import Op, OpTrace
+from unidecouple.plan.strategies import Collective, Memory, ParallelStrategy, communication, memory, memory_of_weights
+from unidecouple.plan.weights import WeightCounts
 
 OPTIMIZER_TRAFFIC = 32
-"""Bytes a trainable parameter that clipping and AdamW move: gradient twice, weight and two moments read and written (float32)."""
+"""Bytes per trainable parameter that clipping and AdamW move: gradient twice, weight and two moments read and written (float32)."""
 MOST = 1024
 HEAVY = 0.2
-"""Share of a step that visible communication may take before we say that the link breaks first."""
+"""Share of a step that visible communication may take before the link counts as the bottleneck."""
 
 
 @dataclass(frozen=True)
-class Load:
+class StageWorkload:
     """A stage's work. Devices have roles: "both" in ddp and fsdp2, a task's name where devices keep to one.
 
     Attributes:
         weights: of the stage.
-        step: micro-batches of a whole step, over all devices and parts.
-        accumulation: parts that a device cuts its share of a step into.
-        trace: gives the tape of some micro-batches.
+        step: shapes of a whole step, over all devices and micro-batches.
+        accumulation: micro-batches per device and step.
+        trace_ops: traces a forward and backward over some shapes.
     """
 
-    weights: Weights
-    step: tuple[Micro, ...]
+    weights: WeightCounts
+    step: tuple[BatchShape, ...]
     accumulation: int
-    trace: Callable[[tuple[Micro, ...]], Tape]
+    trace_ops: Callable[[tuple[BatchShape, ...]], OpTrace]
 
     @property
     def samples(self) -> dict[str, int]:
-        """Samples of a step by task; router pairs are none."""
+        """Samples per step by task, without router samples."""
         return {part.task.key: part.samples for part in self.step if part.counted}
 
-    def part(self, role: str, devices: int) -> tuple[Micro, ...]:
-        """What one of ``devices`` of ``role`` computes at a time: the fullest part of the step. Empty if some have no sample."""
+    def part(self, role: str, devices: int) -> tuple[BatchShape, ...]:
+        """The largest micro-batch of one of ``devices`` of ``role``. Empty if there are fewer samples than micro-batches."""
         mine, parts = [part for part in self.step if role in ("both", part.task.key)], devices * self.accumulation
         return () if min(part.samples for part in mine) < parts else tuple(part.cut(parts) for part in mine)
 
-    def tape(self, role: str, devices: int) -> Tape:
-        """The tape of ``part``, which must not be empty."""
-        return self.trace(self.part(role, devices))
+    def trace(self, role: str, devices: int) -> OpTrace:
+        """The trace of ``part(role, devices)``, which must not be empty."""
+        return self.trace_ops(self.part(role, devices))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One stage in one way on ``gpus`` devices. Seconds are of one step.
+    """One stage with one parallel strategy on ``gpus`` devices. Seconds are per step.
 
     Attributes:
-        way, gpus: see ``WAYS``.
+        way, gpus: see ``STRATEGIES``.
         split: devices by role.
-        parts: what a device of each role computes at a time.
+        parts: shapes of one micro-batch of a device, by role.
         memory: with every activation kept, and ``checkpointed`` with gradient checkpointing.
         fits, fits_checkpointed: whether these do. If only the second does, the times are with checkpointing.
-        flops: of all devices, forward and backward, none computed twice.
+        flops: of all devices, forward and backward, without recomputation.
         compute, traffic, exposed: seconds bound by FLOPs, by memory bandwidth (the optimizer too), and of communication that
-            nothing hides.
+            does not overlap.
         seconds: their sum, of the slowest role.
         collectives: of that role.
-        samples, tokens: a step, over all devices; router pairs count in neither.
+        samples, tokens: per step, over all devices, without router samples.
         utilization: of peak FLOPs.
     """
 
-    way: Way
+    way: ParallelStrategy
     gpus: int
     split: dict[str, int]
-    parts: dict[str, tuple[Micro, ...]]
+    parts: dict[str, tuple[BatchShape, ...]]
     memory: Memory
     checkpointed: Memory
     fits: bool
@@ -103,11 +103,11 @@ class Estimate:
         return max(shares, key=lambda name: shares[name])
 
 
-def split(load: Load, way: Way, gpus: int, node: int) -> dict[str, int]:
-    """Devices by role; tasks share them out by samples, in whole nodes where there are several, at least one each.
+def split(load: StageWorkload, way: ParallelStrategy, gpus: int, node: int) -> dict[str, int]:
+    """Return devices by role: split between tasks by samples, in whole nodes if there are several, at least one each.
 
-    Empty where it is impossible: devices cannot keep to one task if there is one device or one task, and some may lack samples;
-    a method that combines the tasks' gradients needs both of them whole on every device.
+    Empty if impossible: strategy "tasks" needs two devices and two tasks, each device needs a sample, and a method that
+    combines the tasks' gradients needs both in full on every device.
     """
     if load.weights.by_task and way != "ddp":
         return {}
@@ -122,25 +122,27 @@ def split(load: Load, way: Way, gpus: int, node: int) -> dict[str, int]:
     return shares if all(load.part(role, devices) for role, devices in shares.items()) else {}
 
 
-def estimate(load: Load, way: Way, gpus: int, device: Device, dtype: str, assume: Assumptions) -> Estimate | None:
-    """The stage in ``way`` on ``gpus`` devices; None where that way is impossible (see ``split``)."""
+def estimate(
+    load: StageWorkload, way: ParallelStrategy, gpus: int, device: Device, dtype: str, assume: Assumptions
+) -> Estimate | None:
+    """Estimate the stage with strategy ``way`` on ``gpus`` devices; None if impossible (see ``split``)."""
     shares = split(load, way, gpus, device.node)
     if not shares:
         return None
     room = assume.memory * device.memory
-    tapes = [load.tape(role, devices) for role, devices in shares.items()]
+    traces = [load.trace(role, devices) for role, devices in shares.items()]
     full, small = (
-        max((memory(way, load.weights, tape, gpus, again) for tape in tapes), key=lambda m: m.total) for again in (False, True)
+        max((memory(way, load.weights, trace, gpus, again) for trace in traces), key=lambda m: m.total) for again in (False, True)
     )
     again = full.total > room
     sharing = max(shares.values())
     timed = []
-    for tape in tapes:
-        collectives = communication(way, load.weights, tape, gpus, device, assume, sharing, load.accumulation)
-        timed.append((*_times(way, load, tape, gpus, device, dtype, assume, again, collectives), collectives))
+    for trace in traces:
+        collectives = communication(way, load.weights, trace, gpus, device, assume, sharing, load.accumulation)
+        timed.append((*_times(way, load, trace, gpus, device, dtype, assume, again, collectives), collectives))
     compute, traffic, exposed, collectives = max(timed, key=lambda times: sum(times[:3]))
     seconds = compute + traffic + exposed
-    whole = load.trace(load.step)
+    whole = load.trace_ops(load.step)
     flops = whole.flops(False) + whole.flops(True) - whole.again
     return Estimate(
         way,
@@ -163,67 +165,67 @@ def estimate(load: Load, way: Way, gpus: int, device: Device, dtype: str, assume
     )
 
 
-def smallest(load: Load, way: Way, device: Device, assume: Assumptions) -> int | None:
-    """The least number of devices, up to ``MOST``, on which the stage fits in ``way``, with checkpointing if need be."""
-    room, width = assume.memory * device.memory, load.trace(load.step).width
+def smallest(load: StageWorkload, way: ParallelStrategy, device: Device, assume: Assumptions) -> int | None:
+    """Return the least number of devices, up to ``MOST``, on which the stage fits, with checkpointing if needed."""
+    room, width = assume.memory * device.memory, load.trace_ops(load.step).width
 
     def fits(gpus: int) -> bool:
         if memory_of_weights(way, load.weights, width, gpus).total > room:
-            return False  # counting what is computed would take far longer, and change nothing
-        tapes = [load.tape(role, devices) for role, devices in split(load, way, gpus, device.node).items()]
-        return bool(tapes) and all(memory(way, load.weights, tape, gpus, checkpointing=True).total <= room for tape in tapes)
+            return False  # tracing the operations would take far longer, and change nothing
+        traces = [load.trace(role, devices) for role, devices in split(load, way, gpus, device.node).items()]
+        return bool(traces) and all(memory(way, load.weights, one, gpus, checkpointing=True).total <= room for one in traces)
 
     numbers = range(1, _most(load, way, device) + 1)
-    if way == "tasks":  # devices are shared out by samples and in whole nodes, so one more may make another's part larger
+    if way == "tasks":  # devices are shared by samples and in whole nodes, so one more device may enlarge another's part
         return next((gpus for gpus in numbers if fits(gpus)), None)
     place = bisect.bisect_left(numbers, True, key=fits)
     return numbers[place] if place < len(numbers) else None
 
 
-def breaks_first(load: Load, way: Way, device: Device, dtype: str, assume: Assumptions) -> str:
-    """What ends the growth of ``way`` first, over powers of two up to ``MOST``."""
+def breaks_first(load: StageWorkload, way: ParallelStrategy, device: Device, dtype: str, assume: Assumptions) -> str:
+    """Return what limits scaling first, over powers of two up to ``MOST`` devices."""
     least = smallest(load, way, device, assume)
     if least is None and not _most(load, way, device):
-        return "impossible: the stage cannot be spread this way"
+        return "impossible: the stage does not allow this strategy"
     if least is None:
         return f"capacity: it fits on no number of devices up to {_most(load, way, device)}"
     grown = (estimate(load, way, 2**power, device, dtype, assume) for power in range(math.ceil(math.log2(least)), 11))
     for found in grown:
         if found is not None and found.exposed > HEAVY * found.seconds:
             share = round(100 * found.exposed / found.seconds)
-            return f"link: from {found.gpus} devices on, communication that nothing hides takes {share}% of a step or more"
+            return f"link: from {found.gpus} devices on, communication that does not overlap takes {share}% of a step or more"
     return f"nothing up to {_most(load, way, device)} devices"
 
 
-def by_part(tape: Tape) -> dict[str, tuple[int, int]]:
+def by_part(trace: OpTrace) -> dict[str, tuple[int, int]]:
     """(forward, backward) FLOPs by part, largest first."""
     sums: Counter[tuple[str, bool]] = Counter()
-    for op in tape.ops:
+    for op in trace.ops:
         sums[op.part, op.backward] += op.flops
-    parts = {part: (sums[part, False], sums[part, True]) for part in dict.fromkeys(op.part for op in tape.ops)}
+    parts = {part: (sums[part, False], sums[part, True]) for part in dict.fromkeys(op.part for op in trace.ops)}
     return {part: pair for part, pair in sorted(parts.items(), key=lambda item: -sum(item[1])) if sum(pair)}
 
 
-def executed(tape: Tape, again: bool) -> Iterator[Op]:
-    """The operations as they run; with ``again`` (checkpointing), a layer's forward runs once more where a gradient passes it.
+def executed(trace: OpTrace, again: bool) -> Iterator[Op]:
+    """Yield the operations as they run; with ``again`` (checkpointing), layers that gradients pass run their forward twice.
 
-    At most: torch stops a layer's second forward at the last tensor that is needed.
+    This is an upper bound: torch stops a recomputed forward at the last tensor that is needed.
     """
-    yield from tape.ops
+    yield from trace.ops
     if again:
-        moving = {index for index, block in enumerate(tape.blocks) if block.kept}
-        yield from (op._replace(backward=True) for op in tape.ops if not op.backward and op.block in moving)
+        moving = {index for index, block in enumerate(trace.blocks) if block.kept}
+        yield from (op._replace(backward=True) for op in trace.ops if not op.backward and op.block in moving)
 
 
-def _most(load: Load, way: Way, device: Device) -> int:
+def _most(load: StageWorkload, way: ParallelStrategy, device: Device) -> int:
     """The largest number of devices, up to ``MOST``, for which the step has samples."""
     return max((gpus for gpus in range(1, MOST + 1) if split(load, way, gpus, device.node)), default=0)
 
 
 def _times(
-    way: Way,
-    load: Load,
-    tape: Tape,
+    way: ParallelStrategy,
+    load: StageWorkload,
+    trace: OpTrace,
     gpus: int,
     device: Device,
     dtype: str,
@@ -231,16 +233,16 @@ def _times(
     again: bool,
     collectives: list[Collective],
 ) -> tuple[float, float, float]:
-    """Seconds of a step bound by FLOPs, by memory bandwidth, and of communication in sight; ``tape`` is of one part."""
+    """Seconds per step bound by FLOPs, by memory bandwidth, and by exposed communication; ``trace`` is of one micro-batch."""
     weights, parts = load.weights, load.accumulation
     rate, stream = assume.compute * device.peak(dtype), assume.bandwidth * device.bandwidth
     bound = {(backward, by_flops): 0.0 for backward in (False, True) for by_flops in (False, True)}
-    for op in executed(tape, again):
+    for op in executed(trace, again):
         computing, moving = op.flops / rate, op.moved / stream
         bound[op.backward, computing >= moving] += max(computing, moving)
     moved = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
     optimizer = OPTIMIZER_TRAFFIC * moved / (gpus if way == "fsdp2" else 1) / stream
-    # DDP's gradients travel in the last part's backward pass, those by task after it; FSDP2's gathers in both passes of each part
+    # DDP reduces in the last backward pass, per-task gradients after it; FSDP2 gathers in both passes of each micro-batch
     hiding = parts * sum(bound.values()) if way == "fsdp2" else 0.0 if weights.by_task else bound[True, True] + bound[True, False]
     exposed = max(0.0, sum(c.seconds for c in collectives) - assume.overlap * hiding)
     computing, moving = (parts * (bound[False, limit] + bound[True, limit]) for limit in (True, False))

@@ -5,46 +5,46 @@ from __future__ import annotations
 from unidecouple.batch import Task
 from unidecouple.models.emu3 import LOGITS_AT_ONCE, UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
-from unidecouple.plan.load import Micro
-from unidecouple.plan.tape import INDEX, Tape, Value
+from unidecouple.plan.batch_shapes import BatchShape
+from unidecouple.plan.op_trace import INDEX, OpTrace, TracedTensor
 
 _GENERATION = ("model.generation_head.proj_out", "model.generation_head.vision_head")
 
 
-def head(tape: Tape, task: Task, part: Micro, hidden: Value, config: UnifiedConfig) -> None:
+def head(trace: OpTrace, task: Task, part: BatchShape, hidden: TracedTensor, config: UnifiedConfig) -> None:
     """The loss of ``task`` over ``part``, from the decoder's states ``hidden``."""
     if task is Task.MMU:
-        _head(tape, part.answers, hidden, config, ("lm_head",))
+        _head(trace, part.answers, hidden, config, ("lm_head",))
     elif isinstance(config, UniEmu3Config):
-        _head_in_pieces(tape, part.drawn, hidden, config)
+        _head_in_pieces(trace, part.drawn, hidden, config)
     else:
-        _head(tape, part.drawn, hidden, config, _GENERATION)
+        _head(trace, part.drawn, hidden, config, _GENERATION)
 
 
-def _head(tape: Tape, targets: int, hidden: Value, config: UnifiedConfig, layers: tuple[str, ...]) -> None:
+def _head(trace: OpTrace, targets: int, hidden: TracedTensor, config: UnifiedConfig, layers: tuple[str, ...]) -> None:
     """Logits and cross-entropy at the positions that have a target."""
-    x = tape.new(targets * config.text_config.hidden_size, hidden.grad)
+    x = trace.new(targets * config.text_config.hidden_size, hidden.grad)
     for index, layer in enumerate(layers):
-        x = tape.linear(layer, targets, tape.activation(x, "generation") if index else x)
+        x = trace.linear(layer, targets, trace.activation(x, "generation") if index else x)
     if x.grad:
-        tape.kept += 3 * targets * INDEX * hidden.grad
-        tape.logits += x.elements * 4
-        tape.head = max(tape.head, x.elements * (4 + (x.width if x.width < 4 else 0)))
+        trace.kept += 3 * targets * INDEX * hidden.grad
+        trace.logits += x.elements * 4
+        trace.head = max(trace.head, x.elements * (4 + (x.width if x.width < 4 else 0)))
 
 
-def _head_in_pieces(tape: Tape, targets: int, hidden: Value, config: UniEmu3Config) -> None:
+def _head_in_pieces(trace: OpTrace, targets: int, hidden: TracedTensor, config: UniEmu3Config) -> None:
     """``_head`` of image tokens over the whole vocabulary; if they are many, a piece at a time, and once more for the backward."""
     if targets <= LOGITS_AT_ONCE:
-        _head(tape, targets, hidden, config, ("lm_head",))
+        _head(trace, targets, hidden, config, ("lm_head",))
         return
     for start in range(0, targets, LOGITS_AT_ONCE):
         rows = min(LOGITS_AT_ONCE, targets - start)
-        x = tape.new(rows * config.text_config.hidden_size, hidden.grad)
-        logits = tape.linear("lm_head", rows, x)
+        x = trace.new(rows * config.text_config.hidden_size, hidden.grad)
+        logits = trace.linear("lm_head", rows, x)
         if logits.grad:
-            tape.keep(x)
-            again = tape.ops[-1].flops
-            tape.note("text_head", again, x.bytes + logits.bytes, True)
-            tape.again += again
-            tape.head = max(tape.head, logits.elements * (8 + (logits.width if logits.width < 4 else 0)))
-    tape.kept += 3 * targets * INDEX * hidden.grad
+            trace.keep(x)
+            again = trace.ops[-1].flops
+            trace.note("text_head", again, x.bytes + logits.bytes, True)
+            trace.again += again
+            trace.head = max(trace.head, logits.elements * (8 + (logits.width if logits.width < 4 else 0)))
+    trace.kept += 3 * targets * INDEX * hidden.grad

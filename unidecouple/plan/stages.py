@@ -16,14 +16,14 @@ from unidecouple.methods.structure import Structure
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.families import UnifiedConfig
-from unidecouple.plan.apart import kept_apart
+from unidecouple.plan.batch_shapes import BatchShape, Lengths, joint, resized
 from unidecouple.plan.devices import Assumptions, Device, device
-from unidecouple.plan.estimate import Estimate, Load, breaks_first, estimate, smallest
-from unidecouple.plan.forward import DECODER, trace
-from unidecouple.plan.load import Lengths, Micro, joint, resized
+from unidecouple.plan.estimate import Estimate, StageWorkload, breaks_first, estimate, smallest
+from unidecouple.plan.forward import DECODER, trace_ops
+from unidecouple.plan.op_trace import OpTrace, Shape
+from unidecouple.plan.per_task_gradients import count_per_task_gradients
 from unidecouple.plan.sizes import build, configuration
-from unidecouple.plan.tape import Shape, Tape
-from unidecouple.plan.ways import WAYS, Way
+from unidecouple.plan.strategies import STRATEGIES, ParallelStrategy
 from unidecouple.plan.weights import count
 from unidecouple.run import RunConfig
 
@@ -33,17 +33,17 @@ SECONDS_A_DAY = 86400
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is asked of a recipe.
+    """The hardware and sizes to plan for.
 
     Attributes:
         gpus: numbers of devices.
         device: name of the device.
         dtype: "bf16" (trainable weights stay float32, see ``Memory``) or "fp32".
-        batch_size: samples of a whole step, over all devices, both tasks together in the recipe's ratio; None is the recipe's own.
+        batch_size: samples of a whole step, over all devices, both tasks together in the recipe's ratio; None: the recipe's.
         lengths: tokens of a sample.
-        samples: of the whole run; None is max_steps steps.
-        price: of a device hour, in any currency; None leaves costs out.
-        assume: what no data sheet says.
+        samples: of the whole run; None: max_steps steps.
+        price: per device hour, in any currency; None leaves costs out.
+        assume: efficiencies and latencies that no data sheet gives.
     """
 
     gpus: tuple[int, ...] = (8,)
@@ -70,41 +70,41 @@ class StagePlan:
     Attributes:
         stage: of the recipe.
         config: of the model in this stage.
-        load: what a step computes.
+        load: work of a step.
         samples: of the stage, over all devices and steps.
-        estimates: by way and number of devices, where possible.
-        smallest: number of devices that fit, by way; None if none does up to 1,024, or as many as a step has samples for.
-        breaks: what ends growth first, by way.
+        estimates: by strategy and number of devices, if possible.
+        smallest: number of devices that fit, by strategy; None if none does up to 1,024 or the number of samples.
+        breaks: what limits scaling first, by strategy.
     """
 
     stage: Stage
     config: UnifiedConfig
-    load: Load
+    load: StageWorkload
     samples: int
     estimates: list[Estimate]
-    smallest: dict[Way, int | None]
-    breaks: dict[Way, str]
+    smallest: dict[ParallelStrategy, int | None]
+    breaks: dict[ParallelStrategy, str]
 
     def days(self, found: Estimate) -> float:
         """Days that the stage takes."""
         return math.ceil(self.samples / found.samples) * found.seconds / SECONDS_A_DAY
 
     def cost(self, found: Estimate, price: float) -> float:
-        """What it costs at ``price`` a device hour."""
+        """Cost of the stage at ``price`` per device hour."""
         return self.days(found) * 24 * found.gpus * price
 
 
 def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
-    """Plans of the stages of ``run``, in order. The recipe means what it means to training: batch sizes are of a whole step.
+    """Plans of the stages of ``run``, in order. As in training, the recipe's batch sizes are per whole step.
 
     Raises:
-        ValueError: the model is not known, a stage trains what the model lacks, or a device has less than a sample of each task.
+        ValueError: the model is not known, a stage trains what the model lacks, or a device has less than one sample of each task.
     """
     raw = configuration(run.model_name_or_path)
     whole = sum(stage.share for stage in run.stages)
     data = resized(run.data, question.batch_size)
     for gpus in question.gpus:
-        replace(run, data=data).parts(gpus)
+        replace(run, data=data).num_microbatches(gpus)
     averaged: set[str] = set()
     plans: list[StagePlan] = []
     lora: Lora | None = None
@@ -127,7 +127,7 @@ def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
     return plans
 
 
-def _of_stage(stage: Stage, step: Sequence[Micro]) -> tuple[Micro, ...]:
+def _of_stage(stage: Stage, step: Sequence[BatchShape]) -> tuple[BatchShape, ...]:
     """What of ``step`` the stage trains on; router samples are understanding's, as in training."""
     tasks = stage.of([part.task for part in step if part.counted])
     return tuple(part for part in step if part.task in tasks)
@@ -136,12 +136,12 @@ def _of_stage(stage: Stage, step: Sequence[Micro]) -> tuple[Micro, ...]:
 def stage_load(
     model: UnifiedModel,
     stage: Stage,
-    step: Sequence[Micro],
+    step: Sequence[BatchShape],
     width: int,
     accumulation: int = 1,
     averaged: Collection[str] = (),
     objective: Objective | None = None,
-) -> Load:
+) -> StageWorkload:
     """A stage's weights and work, for the whole step ``step``, each device's share in ``accumulation`` parts.
 
     Weights named in ``averaged`` have a moving average.
@@ -152,30 +152,30 @@ def stage_load(
     routing = stage.routing or model.config.text_config.task_routing
 
     @functools.cache
-    def taped(parts: tuple[Micro, ...]) -> Tape:
-        return trace(model.config, shapes, chosen, parts, routing, width, tasks)
+    def traced(parts: tuple[BatchShape, ...]) -> OpTrace:
+        return trace_ops(model.config, shapes, chosen, parts, routing, width, tasks)
 
-    def reached(parts: tuple[Micro, ...], losses: tuple[Task, ...]) -> set[str]:
-        return chosen & trace(model.config, shapes, chosen, parts, routing, width, losses).used
+    def reached(parts: tuple[BatchShape, ...], losses: tuple[Task, ...]) -> set[str]:
+        return chosen & trace_ops(model.config, shapes, chosen, parts, routing, width, losses).used
 
     text = model.config.text_config
     layers = [f"{DECODER}.layers.{index}" for index in range(text.num_hidden_layers)]
     if isinstance(model.config, UniJanusConfig):
         layers += [f"{VISION_LAYERS}.{index}" for index in range(model.config.vision_config.num_hidden_layers)]
-    weights = count(text, shapes, chosen & taped(tuple(step)).used, layers)
+    weights = count(text, shapes, chosen & traced(tuple(step)).used, layers)
     by_task = stage.gradient.by_task
-    apart = kept_apart(text, shapes, step, tasks, objective or Objective(), reached) if by_task else (0, 0)
+    per_task = count_per_task_gradients(text, shapes, step, tasks, objective or Objective(), reached) if by_task else (0, 0)
     averages = sum(math.prod(shapes[name]) for name in averaged)
-    return Load(replace(weights, averaged=averages, apart=apart), tuple(step), accumulation, taped)
+    return StageWorkload(replace(weights, averaged=averages, per_task_gradients=per_task), tuple(step), accumulation, traced)
 
 
 def _answered(stage: StagePlan, question: PlanRequest) -> StagePlan:
     hardware: Device = device(question.device)
     asked = (hardware, question.dtype, question.assume)
-    found = [estimate(stage.load, way, gpus, *asked) for gpus in question.gpus for way in WAYS]
+    found = [estimate(stage.load, way, gpus, *asked) for gpus in question.gpus for way in STRATEGIES]
     return replace(
         stage,
         estimates=[one for one in found if one is not None],
-        smallest={way: smallest(stage.load, way, hardware, question.assume) for way in WAYS},
-        breaks={way: breaks_first(stage.load, way, *asked) for way in WAYS},
+        smallest={way: smallest(stage.load, way, hardware, question.assume) for way in STRATEGIES},
+        breaks={way: breaks_first(stage.load, way, *asked) for way in STRATEGIES},
     )

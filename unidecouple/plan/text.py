@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from unidecouple.plan.batch_shapes import MMU_ANSWERS, MMU_TEXT, T2I_TEXT, has_processor
 from unidecouple.plan.devices import device
 from unidecouple.plan.estimate import Estimate, by_part
-from unidecouple.plan.load import MMU_ANSWERS, MMU_TEXT, T2I_TEXT, has_processor
 from unidecouple.plan.stages import PlanRequest, StagePlan
 from unidecouple.run import RunConfig
 
 COLUMNS = ("GPUs", "way", "memory", "ckpt", "fits", "bottleneck", "s/step", "exposed", "tokens/s", "MFU", "sent", "part", "days")
 LEGEND = (
-    "memory and ckpt: peak a device without and with gradient checkpointing; fits: ckpt if only with it, and the times are then "
-    "with it; exposed: share of the step that waits for links; sent: bytes a device sends a step; part: samples that a device "
-    "computes at a time, of each task"
+    "way: parallel strategy; memory and ckpt: peak per device without and with gradient checkpointing; fits: ckpt if only with it, "
+    "then times are with it; exposed: share of the step that waits for links; sent: bytes per device and step; part: samples of "
+    "each task in a micro-batch"
 )
 WIDTH = 132
 """Columns that text is wrapped at; tables are wider where they must."""
@@ -32,7 +32,7 @@ def lines(run: RunConfig, question: PlanRequest, plans: Sequence[StagePlan]) -> 
     about = [
         f"{run.model_name_or_path} with {run.structure.kind}, planned on {question.device}: {hardware.memory / 1e9:g} GB, "
         f"{hardware.peak(question.dtype) / 1e12:g} TFLOP/s in {question.dtype}, {hardware.bandwidth / 1e12:g} TB/s, links "
-        f"{hardware.link / 1e9:g} GB/s in a node of {hardware.node}, {hardware.network / 1e9:g} GB/s a device between nodes",
+        f"{hardware.link / 1e9:g} GB/s in a node of {hardware.node}, {hardware.network / 1e9:g} GB/s per device between nodes",
         f"assumed, not measured: {_assumed(run, question)}",
     ]
     if run.data.planning_note:
@@ -48,18 +48,18 @@ def lines(run: RunConfig, question: PlanRequest, plans: Sequence[StagePlan]) -> 
 
 def _assumed(run: RunConfig, question: PlanRequest) -> str:
     a = question.assume
-    told = (
+    assumed = (
         f"{a.compute:.0%} of peak FLOPs in matrix products, {a.bandwidth:.0%} of memory bandwidth elsewhere, {a.link:.0%} of "
         f"links, {a.overlap:.0%} of the computation hides communication, {a.memory:.0%} of memory holds tensors, a ring's step "
         f"takes {1e6 * a.hop:g} us in a node and {1e6 * a.far_hop:g} us between nodes"
     )
     if not has_processor(run.model_name_or_path):
-        told += f"; {MMU_TEXT} text tokens a conversation, {MMU_ANSWERS} of them answers, and {T2I_TEXT} a prompt"
-    return told if question.price is None else f"{told}; price {question.price:g} a device hour"
+        assumed += f"; {MMU_TEXT} text tokens per conversation, {MMU_ANSWERS} of them answers, and {T2I_TEXT} per prompt"
+    return assumed if question.price is None else f"{assumed}; price {question.price:g} per device hour"
 
 
 def memory_of_one(plans: Sequence[StagePlan], checkpointing: bool) -> list[str]:
-    """A line a stage: peak memory of one device that holds everything, by what fills it."""
+    """One line per stage: peak memory of one device that holds everything, by use."""
     out = []
     for stage in plans:
         (alone,) = (found for found in stage.estimates if found.way == "ddp")
@@ -70,7 +70,7 @@ def memory_of_one(plans: Sequence[StagePlan], checkpointing: bool) -> list[str]:
 
 
 def plain(run: RunConfig, question: PlanRequest, plans: Sequence[StagePlan]) -> dict[str, Any]:
-    """The plan as JSON's own types: bytes, seconds and FLOPs of a step, unrounded."""
+    """The plan as JSON types: bytes, seconds and FLOPs of a step, unrounded."""
     return {
         "model": run.model_name_or_path,
         "question": asdict(question),
@@ -90,7 +90,7 @@ def plain(run: RunConfig, question: PlanRequest, plans: Sequence[StagePlan]) -> 
                 "micro_batches": [asdict(part) for part in stage.load.step],
                 "flops": {
                     part: {"forward": forward, "backward": backward}
-                    for part, (forward, backward) in by_part(stage.load.trace(stage.load.step)).items()
+                    for part, (forward, backward) in by_part(stage.load.trace_ops(stage.load.step)).items()
                 },
                 "estimates": [_plain(stage, found, question.price) for found in stage.estimates],
                 "smallest": stage.smallest,
@@ -115,16 +115,16 @@ def _plain(stage: StagePlan, found: Estimate, price: float | None) -> dict[str, 
 
 def _head(stage: StagePlan) -> list[str]:
     weights, load, gpus = stage.load.weights, stage.load, stage.estimates[0].gpus
-    tape, part = load.trace(load.step), load.tape("both", gpus)
+    trace, part = load.trace_ops(load.step), load.trace("both", gpus)
     parts = [f"{p.samples} {p.task.key if p.counted else 'router'} of {p.length} tokens" for p in load.step]
     cut = f", each in {load.accumulation} parts" if load.accumulation > 1 else ""
     trained = ", ".join(f"{part} {_count(t)}" for part, (_, t) in weights.parts.items() if t)
-    flops = ", ".join(f"{part} {_count(a)}+{_count(b)}".strip() for part, (a, b) in list(by_part(tape).items())[:SHOWN])
+    flops = ", ".join(f"{part} {_count(a)}+{_count(b)}".strip() for part, (a, b) in list(by_part(trace).items())[:SHOWN])
     return [
-        f"parameters  {_count(weights.total)} in all, {_count(weights.active)} active a token, {_count(weights.trainable)} train "
+        f"parameters  {_count(weights.total)} in all, {_count(weights.active)} active per token, {_count(weights.trainable)} train "
         f"({trained}), {_count(weights.optimizer_bytes)}B of optimizer states",
-        f"a step      {', '.join(parts)}, shared by all devices{cut}; {_count(tape.flops(False))}FLOP forward + "
-        f"{_count(tape.flops(True))}FLOP backward ({flops}, ...)",
+        f"a step      {', '.join(parts)}, split over all devices{cut}; {_count(trace.flops(False))}FLOP forward + "
+        f"{_count(trace.flops(True))}FLOP backward ({flops}, ...)",
         f"activations {_count(part.kept + part.logits)}B kept for the backward pass by each of {gpus}, "
         f"{_count(part.kept_by_checkpoints() + part.logits)}B with checkpointing; logits are {_count(part.logits)}B of them",
         f"the stage   {stage.samples:,} samples",
@@ -161,7 +161,7 @@ def _table(stage: StagePlan, price: float | None) -> list[str]:
 
 def _ends(stage: StagePlan) -> list[str]:
     fits = ", ".join(f"{way} {'none' if least is None else least}" for way, least in stage.smallest.items())
-    return [f"  smallest number of devices that fits: {fits}", *(f"  {way:6} {told}" for way, told in stage.breaks.items())]
+    return [f"  smallest number of devices that fits: {fits}", *(f"  {way:6} {limit}" for way, limit in stage.breaks.items())]
 
 
 def _count(number: float) -> str:

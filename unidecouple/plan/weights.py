@@ -9,7 +9,7 @@ from math import prod
 
 from unidecouple.methods.selection import part_of
 from unidecouple.models.configuration import UniLlamaConfig
-from unidecouple.plan.tape import Shape
+from unidecouple.plan.op_trace import Shape
 
 _LAYER = re.compile(r"^model\.language_model\.layers\.(\d+)\.")
 _FINAL_NORM = "model.language_model.norm.weight"
@@ -17,7 +17,7 @@ _LOW_RANK = ("_proj.lora_A", "_proj.lora_B")
 
 
 @dataclass(frozen=True)
-class Unit:
+class ShardingUnit:
     """Parameters of one layer, or of all that is in none (the root): how many, and how many of them get gradients."""
 
     total: int
@@ -25,7 +25,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightCounts:
     """Parameters of a model in one stage.
 
     Attributes:
@@ -34,12 +34,12 @@ class Weights:
             of other groups.
         trainable: those that get gradients; what trains but takes no part in the run has none, and no optimizer state.
         tensors: how many tensors ``trainable`` is made of.
-        private: of ``trainable``, those that one task alone moves, both tasks' together; only where each has a half.
+        private: of ``trainable``, those private to a task, of both tasks together; only if each has a half.
         tokenizer: of the image tokenizer, which is frozen and never sharded.
         layers: of the decoder and the vision tower, by prefix of their parameters' names; each is a unit of sharding.
         root: all others but the image tokenizer.
         averaged: those that an exponential moving average is kept of (see ``train/ema.py``).
-        apart: (floats, tensors) of gradients kept by task until they are combined; zeros where one backward pass makes their sum.
+        per_task_gradients: (floats, tensors) kept until they are combined; zeros where one backward pass makes their sum.
     """
 
     parts: Mapping[str, tuple[int, int]]
@@ -48,10 +48,10 @@ class Weights:
     tensors: int
     private: int
     tokenizer: int
-    layers: Mapping[str, Unit]
-    root: Unit
+    layers: Mapping[str, ShardingUnit]
+    root: ShardingUnit
     averaged: int = 0
-    apart: tuple[int, int] = (0, 0)
+    per_task_gradients: tuple[int, int] = (0, 0)
 
     @property
     def total(self) -> int:
@@ -61,7 +61,7 @@ class Weights:
     @property
     def by_task(self) -> bool:
         """Whether each task's gradient is kept by itself."""
-        return self.apart != (0, 0)
+        return self.per_task_gradients != (0, 0)
 
     @property
     def optimizer_bytes(self) -> int:
@@ -69,31 +69,31 @@ class Weights:
         return 8 * self.trainable + 4 * self.tensors
 
     @property
-    def largest(self) -> Unit:
+    def largest(self) -> ShardingUnit:
         """The layer with most parameters."""
         return max(self.layers.values(), key=lambda unit: unit.total)
 
 
-def count(text: UniLlamaConfig, shapes: Mapping[str, Shape], moving: Collection[str], layers: Collection[str]) -> Weights:
+def count(text: UniLlamaConfig, shapes: Mapping[str, Shape], moving: Collection[str], layers: Collection[str]) -> WeightCounts:
     """The parameters of ``shapes``, of which those named in ``moving`` get gradients; ``layers`` are prefixes of names."""
     sizes = {name: prod(shape) for name, shape in shapes.items()}
     parts: dict[str, tuple[int, int]] = {}
-    units = dict.fromkeys(layers, Unit(0, 0))
-    root = Unit(0, 0)
+    units = dict.fromkeys(layers, ShardingUnit(0, 0))
+    root = ShardingUnit(0, 0)
     for name, size in sizes.items():
         part, trains = part_of(name), size * (name in moving)
         before = parts.get(part, (0, 0))
         parts[part] = (before[0] + size, before[1] + trains)
         layer = next((prefix for prefix in units if name.startswith(f"{prefix}.")), None)
         if layer is not None:
-            units[layer] = Unit(units[layer].total + size, units[layer].trainable + trains)
+            units[layer] = ShardingUnit(units[layer].total + size, units[layer].trainable + trains)
         elif part != "image_tokenizer":
-            root = Unit(root.total + size, root.trainable + trains)
+            root = ShardingUnit(root.total + size, root.trainable + trains)
     experts = sum(size for name, size in sizes.items() if ".mlp.experts." in name)
     apart = sum(size * (1 - 1 / (_updates(name, shapes[name]) * _sets(name, text))) for name, size in sizes.items())
     tokenizer = parts.get("image_tokenizer", (0, 0))[0]
     resting = 1 - text.num_experts_per_tok / text.num_experts
-    return Weights(
+    return WeightCounts(
         parts=parts,
         active=sum(sizes.values()) - tokenizer - round(experts * resting) - round(apart),
         trainable=sum(sizes[name] for name in moving),
@@ -119,7 +119,7 @@ def _updates(name: str, shape: Shape) -> int:
 
 
 def _private(name: str, shape: Shape, text: UniLlamaConfig) -> bool:
-    """Whether each half of the tensor serves one task: experts, their routers, low-rank pairs and sets of one a task.
+    """Whether each half of the tensor serves one task: experts, their routers, low-rank pairs and sets of one per task.
 
     Groups of a "typed_moe" are none a task's halves: text of both tasks meets the same experts.
     """

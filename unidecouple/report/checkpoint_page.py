@@ -17,10 +17,10 @@ from unidecouple.diagnose.probes import PROBES
 from unidecouple.figures.style import GRID, INK, MUTED, PAPER, Plot
 from unidecouple.files import write_json_atomic, write_text_atomic
 from unidecouple.ownership import check_file
-from unidecouple.train.subject import Opened
+from unidecouple.source import PrintLine
+from unidecouple.train.probe_input import OpenedCheckpoint
 
 DIAGNOSIS, PAGE = "diagnosis.json", "diagnosis.html"
-Say = Callable[[str], None]
 _TEMPLATE = "diagnosis.html.j2"
 
 
@@ -33,7 +33,7 @@ class ProbeSection:
     missing: tuple[str, ...]
 
 
-def write_diagnosis(opened: Opened, output: Path, say: Say) -> Path:
+def write_diagnosis(opened: OpenedCheckpoint, output: Path, say: PrintLine) -> Path:
     """Run all probes on ``opened`` and write both files into ``output``.
 
     Returns:
@@ -50,7 +50,7 @@ def write_diagnosis(opened: Opened, output: Path, say: Say) -> Path:
     left_out: dict[str, str] = {}
     for number, probe in enumerate(PROBES, start=1):
         say(f"{number}/{len(PROBES)} {probe.name}: {probe.title}")
-        found = probe.measure(opened.subject, _progress(say))
+        found = probe.measure(opened.probe_input, _progress(say))
         if isinstance(found, Skipped):
             say(f"  left out: {found.reason}")
             left_out[probe.name] = found.reason
@@ -89,19 +89,19 @@ def _section(probe: Probe, content: dict[str, Any]) -> ProbeSection:
     return ProbeSection(probe, plots, (*few, *(f"Not measured: {what}." for what in measured.get("not_measured", ()))))
 
 
-def _about(opened: Opened) -> dict[str, Any]:
-    subject, text = opened.subject, opened.subject.model.config.text_config
+def _about(opened: OpenedCheckpoint) -> dict[str, Any]:
+    probe_input, text = opened.probe_input, opened.probe_input.model.config.text_config
     folder = opened.checkpoint
     return {
         "name": f"{folder.parent.name}/{folder.name}" if folder.name.startswith("checkpoint-") else folder.name,
         "checkpoint": str(folder),
-        "step": subject.step,
+        "step": probe_input.step,
         "structure": text.described,
         "layers": text.num_hidden_layers,
-        "parameters": sum(weight.numel() for weight in subject.model.parameters()),
+        "parameters": sum(weight.numel() for weight in probe_input.model.parameters()),
         "data": opened.data,
-        "tasks": [task.key for task in subject.tasks],
-        "batches": subject.batches,
+        "tasks": [task.key for task in probe_input.tasks],
+        "batches": probe_input.batches,
         "versions": {"unidecouple": __version__, "torch": str(torch.__version__)},
     }
 
@@ -114,7 +114,7 @@ def _facts(content: dict[str, Any]) -> Sequence[str]:
     return [*facts, f"{content['batches']} batches per task", f"data: {content['data']}"]
 
 
-def _progress(say: Say) -> Callable[[str, int, int], None]:
+def _progress(say: PrintLine) -> Callable[[str, int, int], None]:
     """Says how far a long measurement is, about every fifth of it."""
 
     def show(what: str, done: int, of: int) -> None:

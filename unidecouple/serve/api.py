@@ -57,13 +57,13 @@ _TEXT_BYTES = 256 << 10
 
 
 class Server:
-    """An engine with its scheduler, and what routes need besides.
+    """An engine with its scheduler, and the settings of the routes.
 
     Args:
         engine: of one or both tasks.
         name: of the model, as clients name it.
         limits: of requests.
-        api_key: that clients must give; None asks for none.
+        api_key: required from clients; None: no key is required.
         with_page: whether there is a page at ``/``, and ``/v1/routing``, for which the whole model stays in memory.
         hosts: names and addresses that clients may call the server by, besides those of this machine's loopback.
     """
@@ -101,13 +101,13 @@ class Server:
         self._add_routes()
 
     def refuse(self) -> None:
-        """Take no more work; the limits' time for what runs starts now."""
+        """Accept no more work; the time limit for running work starts now."""
         if self._deadline is None:
             self._deadline = time.monotonic() + self.limits.drain_seconds
         self.scheduler.refuse()
 
     def close(self) -> None:
-        """Finish what runs, within the limits' time since ``refuse``, and end all threads that can end."""
+        """Finish running work within the time limit since ``refuse``, then end all threads that can end."""
         self.refuse()
         assert self._deadline is not None
         self.scheduler.close(max(0.0, self._deadline - time.monotonic()))
@@ -121,13 +121,13 @@ class Server:
         return await asyncio.wrap_future(self._pictures.submit(as_png, picture))
 
     async def _parsed(self, request: Request, model: type[B]) -> B:
-        """The request's JSON body, parsed and validated beside the event loop."""
+        """The request's JSON body, parsed and validated off the event loop."""
         content = await request.body()
         thread = self._texts if len(content) <= _TEXT_BYTES else self._pictures
         return await result(request, thread.submit(parse, model, content, request.headers.get("content-type", "")))
 
     async def _pictures_in(self, request: Request, messages: Sequence[Message]) -> dict[str, np.ndarray]:
-        """The pictures of ``messages`` by their addresses; decoded one by one, as long as the client is there."""
+        """The pictures of ``messages`` by their addresses; decoded one by one while the client is connected."""
         limits, found = self.limits, {}
         for url, place in self.preparer.check(messages).items():
             if url.startswith(UPLOAD):
@@ -252,7 +252,7 @@ class Server:
         )
 
     async def routing(self, request: Request) -> dict[str, Any]:
-        """Where each token of a request and its answer is routed, layer by layer, and how much layers look across."""
+        """Where each token of a request and its answer is routed, layer by layer, and how much layers attend across modalities."""
         body = await self._parsed(request, RoutingRequest)
         self._check_model(body.model)
         self._check_task(Task.MMU if body.drawn is None else Task.T2I)

@@ -21,7 +21,7 @@ class ApiError(Exception):
         status: of HTTP.
         message: what is wrong and what to do.
         param: the field of the body that it is about.
-        code: a word for programs.
+        code: machine-readable.
     """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
@@ -48,7 +48,7 @@ def of_exception(error: BaseException) -> JSONResponse:
         return as_response(503, str(error), code="unavailable")
     if isinstance(error, FaultError):
         return as_response(500, str(error), code="fault")
-    return as_response(500, "a fault of the server; its log says more", code="fault")
+    return as_response(500, "a fault of the server; see its log", code="fault")
 
 
 def add_handlers(app: FastAPI) -> None:

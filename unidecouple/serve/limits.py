@@ -18,14 +18,14 @@ class Limits:
         side: pixels of one picture's longer side, as its header states.
         aspect: of a picture's longer side to its shorter one.
         pictures: in one conversation.
-        characters: of all words of a conversation, or of a prompt.
+        characters: of all text of a conversation, or of a prompt.
         n: choices, or pictures, of one request.
-        queue: choices, and as many pictures, that wait for a place; above it comes a 429.
-        requests: open at a time, those that wait and are read among them; above it comes a 429.
+        queue: choices, and as many pictures, that wait; more get a 429.
+        requests: open at a time, waiting and incoming ones included; more get a 429.
         uploads: pictures kept for later requests; the oldest go first.
-        open_bytes: of the bodies of all open requests together; above it comes a 429.
+        open_bytes: of the bodies of all open requests together; more get a 429.
         read_seconds: until a request's body is there.
-        drain_seconds: that a shutdown waits for what runs.
+        drain_seconds: that a shutdown waits for running work.
     """
 
     body_bytes: int = 20 << 20

@@ -1,4 +1,4 @@
-"""What Prometheus reads."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 
 
 class Metrics:
-    """Counters of one server, under ``unidecouple_…``; of their own registry, so that two servers in a process stay apart."""
+    """Counters of one server, under ``unidecouple_…``; in a separate registry per server."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()

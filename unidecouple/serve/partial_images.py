@@ -24,12 +24,12 @@ PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.complet
 
 
 def due(length: int, count: int) -> tuple[int, ...]:
-    """After how many of a picture's ``length`` tokens it is shown: ``count`` times, evenly spaced; fewer if it has fewer."""
+    """Return the token counts, of ``length``, after which an image is shown: ``count`` of them, evenly spaced."""
     return tuple(sorted({length * part // (count + 1) for part in range(1, count + 1)} - {0}))
 
 
 class PartialImageRenderer:
-    """Makes partial pictures on a thread of its own, so that neither the next tokens nor a finished picture wait for them.
+    """Decodes partial images on a separate thread, so that neither the next tokens nor finished images wait for them.
 
     Decoding an image's tokens can take as long as generating several of them. A partial image that is not made before its image is
     done or cancelled is left out, and so is one that fails.

@@ -49,7 +49,7 @@ def open_picture(content: bytes, limits: Limits, processor: UnifiedProcessor, pa
 
 
 def _check_head(content: bytes, limits: Limits) -> None:
-    """Refuse by what the file's head says, before any pixel is decoded."""
+    """Check the file's header, before any pixel is decoded."""
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _MAX_SCANS:
         raise ValueError(f"a JPEG of more than {_MAX_SCANS} scans")
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""From requests to the engine's jobs; invalid requests are refused here, before they wait."""
+"""From requests to the engine's jobs; invalid requests are refused here, before they are queued."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANSWER = 256
 
 @dataclass(frozen=True)
 class Prepared:
-    """The jobs' work of one request, and what they have in common: the seed, the prompt's length, and where answers stop."""
+    """The jobs of one request, and their common settings: the seed, the prompt's length, and where answers stop."""
 
     work: tuple[AnswerJob, ...] | tuple[ImageJob, ...]
     seed: int
@@ -33,7 +33,7 @@ class Prepared:
 
 
 class Preparer:
-    """Prepares requests on one thread, beside the model's; its tokenizer is a copy, since they are not safe to share.
+    """Prepares requests on one thread, beside the model's; its tokenizer is a copy, since tokenizers are not thread-safe.
 
     Args:
         engine: whose work it prepares.
@@ -57,7 +57,7 @@ class Preparer:
         """Work of a conversation that passed ``check``; ``pictures`` has the picture of each address in it.
 
         Raises:
-            ApiError: something of it is not to be done.
+            ApiError: the request cannot be served.
         """
         sample = self.conversation(self.turns(body.messages, pictures))
         room = self.length - len(sample.input_ids)

@@ -1,4 +1,4 @@
-"""One request seen from inside: where each of its tokens is routed, layer by layer. Ours, not OpenAI's."""
+"""Routing of one request: where each of its tokens is routed, layer by layer. Ours, not OpenAI's."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from unidecouple.serve.schemas import Body, Messages, Name, Whole
 from unidecouple.serve.task_queue import QueueFullError
 
 MOST = 4
-"""Requests looked at, or waiting for it; above it comes a 429."""
+"""Maximum requests running or waiting; more get a 429."""
 
 
 Codes = Annotated[list[Whole], Field(fail_fast=True, max_length=1 << 14)]
 
 
 class RoutingRequest(Body):
-    """``POST /v1/routing``: a conversation, and what it was answered with: words, or a picture drawn for its last turn.
+    """``POST /v1/routing``: a conversation and its answer: words, or an image generated for its last turn.
 
-    The picture is given by its tokens, as ``/v1/images/generations`` returns them: encoded again, it would become others.
+    The image is given by its tokens, as ``/v1/images/generations`` returns them: encoding its pixels gives other tokens.
     """
 
     model: Name
     messages: Messages
-    answer: str | None = Field(None, description="the words it was answered with")
-    drawn: Codes | None = Field(None, description="image_tokens of the picture that was drawn")
+    answer: str | None = Field(None, description="text of the answer")
+    drawn: Codes | None = Field(None, description="image_tokens of the generated image")
 
 
 class Viewer:
-    """Looks at requests with the whole model, routers included; serving itself goes by label.
+    """Runs requests through the whole model with its routers; serving itself routes by label.
 
     Args:
         model: the engine's whole model, which stays in memory for this.
@@ -53,14 +53,14 @@ class Viewer:
         self._room = Semaphore(MOST)
 
     def close(self) -> None:
-        """Drop what waits; what is being looked at may go on."""
+        """Drop waiting requests; a running one may finish."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, task: Task, sample: Sample) -> Future[dict[str, Any]]:
-        """The response to come, of what ``read`` gave; made on a thread of its own, beside answers and drawings.
+        """Return a future of the response to what ``read`` returned; computed on a separate thread, beside serving.
 
         Raises:
-            QueueFullError: too many are being looked at.
+            QueueFullError: too many are running or waiting.
         """
         if not self._room.acquire(blocking=False):
             raise QueueFullError(1)
@@ -75,12 +75,12 @@ class Viewer:
             ApiError: it cannot be read, or is too long.
         """
         if body.answer is not None and body.drawn is not None:
-            raise ApiError(400, "give the answer or the picture drawn, not both", "drawn", "two_answers")
+            raise ApiError(400, "give the answer or the generated image, not both", "drawn", "two_answers")
         turns: list[tuple[str, Sequence[TurnPart]]] = [*self._preparer.turns(body.messages, pictures)]
         builder = self._preparer.builder
         if body.drawn is not None:
             self._check_drawn(body.drawn)
-            return Task.T2I, builder.generation(self._prompt(turns[-1][1]), body.drawn)  # drawn for the last turn alone
+            return Task.T2I, builder.generation(self._prompt(turns[-1][1]), body.drawn)  # generated from the last turn alone
         if body.answer is not None and body.answer.strip():
             self._preparer.check_text(body.answer, "answer")
             turns.append(("assistant", [body.answer]))
@@ -91,7 +91,7 @@ class Viewer:
         return Task.MMU, sample
 
     def view(self, sample: Sample) -> RequestView:
-        """Look at it, on any thread."""
+        """Compute the routing, on any thread."""
         return view_request(self.model, collate([sample], self._preparer.builder.tokenizer.pad_token_id).to(self.model.device))
 
     def to_json(self, task: Task, sample: Sample, view: RequestView) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Viewer:
     def _prompt(self, parts: Sequence[TurnPart]) -> str:
         words = [part for part in parts if isinstance(part, str)]
         if len(words) < len(parts):
-            raise ApiError(400, "a picture is drawn for words alone", "messages", "invalid_picture")
+            raise ApiError(400, "an image is generated from text alone: leave out pictures", "messages", "invalid_picture")
         prompt = " ".join(words)
         self._preparer.prompt_ids(prompt, "messages")
         return prompt

@@ -1,4 +1,4 @@
-"""A server on a port, until a signal: then it takes nothing new, finishes what runs, and ends."""
+"""A server on a port, until a signal: then it accepts nothing new, finishes running work, and ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one thread that owns the model: in turn every answer and every image gets a token."""
+"""The thread that owns the model: each step gives every answer, then every image, one token."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from unidecouple.serve.task_queue import FaultError, QueuedJob, TaskQueue
 _LOG = logging.getLogger(__name__)
 
 _STEP_SECONDS = 5.0
-"""That a closing scheduler waits for the model's last step."""
+"""Seconds that a closing scheduler waits for the model's last step."""
 
 Ended = Callable[[Task, str, float], None]
 """Called at each job's end with its task, "done", "failed" or "cancelled", and the seconds since it came."""
 
 
 class ClosedError(Exception):
-    """The scheduler takes no more jobs: it shuts down, or is broken."""
+    """The scheduler accepts no more jobs: it shuts down, or is broken."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished picture, and the tokens that it was made of."""
+    """A finished image and its tokens."""
 
     picture: Image.Image
     tokens: tuple[int, ...]
@@ -76,11 +76,11 @@ class Scheduler:
         self._thread.start()
 
     def submit(self, task: Task, jobs: Sequence[QueuedJob[Any]]) -> None:
-        """Let ``jobs`` wait for their turn, all or none.
+        """Queue ``jobs``, all or none.
 
         Raises:
             QueueFullError: too many of this task wait already.
-            ClosedError: nothing is taken any more.
+            ClosedError: no jobs are accepted any more.
         """
         with self._wake:
             if self.broken is not None:
@@ -91,15 +91,15 @@ class Scheduler:
             self._wake.notify()
 
     def refuse(self) -> None:
-        """Take no more jobs; those that wait or run go on."""
+        """Accept no more jobs; waiting and running ones continue."""
         with self._wake:
             self._closing = True
             self._wake.notify()
 
     def close(self, seconds: float = 30.0) -> None:
-        """Take no more jobs, finish those there are within ``seconds``, fail the rest, and end the thread.
+        """Accept no more jobs, finish the present ones within ``seconds``, fail the rest, and end the thread.
 
-        A step of the model that takes longer is left to itself.
+        A step of the model that takes longer is abandoned.
         """
         with self._wake:
             self._closing, self._deadline = True, time.monotonic() + seconds
@@ -108,7 +108,7 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs can be done."""
+        """Whether the scheduler works."""
         return self.broken is None and self._thread.is_alive()
 
     @property

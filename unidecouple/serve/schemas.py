@@ -142,12 +142,12 @@ class ChatRequest(Body):
     model: Name
     messages: Messages
     max_tokens: Whole | None = Field(None, ge=1, description="longest answer; by default 256, or what the model has room for")
-    max_completion_tokens: Whole | None = Field(None, ge=1, description="the same under OpenAI's newer name")
+    max_completion_tokens: Whole | None = Field(None, ge=1, description="OpenAI's newer name of max_tokens")
     temperature: Temperature = Field(0.0, description="0, which is the default, is greedy")
     top_p: TopP = 1.0
-    top_k: TopK = Field(0, description="0 is all")
+    top_k: TopK = Field(0, description="0: all tokens")
     n: Whole = Field(1, ge=1)
-    seed: Seed | None = Field(None, description="by default another one each time; the response names it")
+    seed: Seed | None = Field(None, description="random by default; the response contains it")
     stop: Stops = Field([], description="a string, or up to 4; the answer ends before the first that comes")
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -167,12 +167,12 @@ class ImageRequest(Body):
     prompt: str = Field(min_length=1)
     n: Whole = Field(1, ge=1)
     size: Name | None = Field(None, description="the model's own size, or auto", examples=["auto"])
-    response_format: Literal["b64_json"] = Field("b64_json", description="nothing is kept that a URL could name")
+    response_format: Literal["b64_json"] = Field("b64_json", description="images are not stored, so there are no URLs")
     quality: Literal["auto", "standard"] | None = Field(None, description="accepted and not used")
     output_format: Literal["png"] | None = None
     stream: bool = Field(False, description="server-sent events; every picture of n has its index in its events")
     partial_images: Whole | None = Field(
-        None, ge=0, le=3, description="how often each picture is shown while it grows; above 0 only with stream"
+        None, ge=0, le=3, description="number of partial images per image; above 0 only with stream"
     )
     seed: Seed | None = Field(None, description="picture i depends on (seed, i) only")
     guidance_scale: GuidanceScale | None = Field(None, description="1 is no guidance; left out, the checkpoint's own, or 5")

@@ -27,7 +27,7 @@ class FaultError(Exception):
     """The model failed while it worked on a job; the cause is what it raised."""
 
     def __init__(self, cause: Exception) -> None:
-        super().__init__(f"the model failed on this request ({type(cause).__name__}); the server's log says more")
+        super().__init__(f"the model failed on this request ({type(cause).__name__}); see the server's log")
         self.__cause__ = cause
 
 

@@ -17,11 +17,11 @@ from unidecouple.models.families import UnifiedConfig
 from unidecouple.source import BatchSource
 
 USAGE_BATCH, USAGE_BATCHES = 64, 4
-"""Understanding samples that the use of experts is measured on: a batch's, and batches."""
+"""Understanding samples that expert usage is measured on: batch size, number of batches."""
 
 
 def restructure(model: UnifiedModel, structure: Structure, seed: int, usage: Sequence[torch.Tensor] = ()) -> UnifiedModel:
-    """``model`` with ``structure`` in place of its own; computes what it did where the structure is ``Upcycled``.
+    """``model`` with ``structure`` in place of its own; its outputs are unchanged if the structure is ``Upcycled``.
 
     Args:
         model: dense, or what the structure starts from.
@@ -49,7 +49,7 @@ def apply_structure(model: UnifiedModel, structure: Structure, seed: int, source
         return restructure(model, structure, seed)
     if Task.MMU not in source.measurable:
         raise ValueError(
-            f"{structure.kind!r} parts experts by how understanding uses them, but there is no understanding data: add some"
+            f"{structure.kind!r} splits experts by how understanding uses them, but there is no understanding data: add some"
         )
     if model.device.type == "meta":  # the first process measures, and has the weights that the result will have
         return restructure(model, structure, seed, [torch.zeros(text.num_experts)] * len(text.mixture_layers))

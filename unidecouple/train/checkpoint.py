@@ -1,4 +1,4 @@
-"""Checkpoints: model, processor, optimizer, averages and step, written whole or not at all, in safetensors and json only."""
+"""Checkpoints: model, processor, optimizer, averages and step, written atomically, in safetensors and json only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from unidecouple.convert.load import all_checkpoints
 from unidecouple.files import remove_directory
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.shipped import located
-from unidecouple.train.ema import AVERAGES, Averages
+from unidecouple.train.ema import AVERAGES, EMA
 from unidecouple.train.faults import reading
-from unidecouple.train.meter import Spent
+from unidecouple.train.meter import ResourceUsage
 from unidecouple.train.parallel import Parallel
 
 OPTIMIZER = "optimizer.safetensors"
@@ -34,7 +34,7 @@ class TrainerState:
         stage: that they end in.
         stage_step: done in that stage.
         tokens: seen, by task.
-        spent: fields of what the run took so far (``meter.Spent``); empty in checkpoints of earlier versions.
+        spent: fields of ``meter.ResourceUsage`` so far; empty in checkpoints of earlier versions.
     """
 
     step: int
@@ -50,7 +50,7 @@ def save(
     processor: UnifiedProcessor,
     state: TrainerState,
     optimizer: torch.optim.Optimizer | None,
-    averages: Averages,
+    averages: EMA,
     keep: int,
     parallel: Parallel,
     base: str,
@@ -100,7 +100,7 @@ def read_state(checkpoint: Path) -> TrainerState:
             raise ValueError("step, stage, stage_step and tokens must be whole numbers from 0")
         if checkpoint.name != f"checkpoint-{state.step}":
             raise ValueError(f"it is of step {state.step}")
-        Spent(**state.spent)
+        ResourceUsage(**state.spent)
         return state
 
 

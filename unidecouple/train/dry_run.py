@@ -1,4 +1,4 @@
-"""What a run would do, before it does anything: resolved configuration, what trains, one decoded batch of each task."""
+"""Dry run: print the resolved configuration, the trained weights and one decoded batch of each task."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from unidecouple.convert.load import load
 from unidecouple.data.preview import token_spans
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.run import RunConfig
-from unidecouple.source import data_source
+from unidecouple.source import PrintLine, data_source
 from unidecouple.train.build import add_lora, apply_structure
 from unidecouple.train.gradients import Gradients
-from unidecouple.train.group_rates import slowed
+from unidecouple.train.lr_scaling import scaled_rows
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.stages import Say
-from unidecouple.train.trainable import apply, check_shield, table
+from unidecouple.train.trainable import check_shield, make_param_groups, table
 
 _SHOWN = 2
 
 
-def describe(run: RunConfig, cache: Path, say: Say) -> None:
-    """Say what ``run`` would do; writes nothing but indices and encoded pictures into ``cache``.
+def describe(run: RunConfig, cache: Path, say: PrintLine) -> None:
+    """Print what ``run`` would do; writes nothing but indices and encoded pictures into ``cache``.
 
     Raises:
         ValueError: as the run itself would: a start that does not load, a pattern that matches nothing, data that is missing.
@@ -37,8 +36,8 @@ def describe(run: RunConfig, cache: Path, say: Say) -> None:
             model = apply_structure(model, stage.structure, run.seed, source)
         if stage.lora is not None:
             model = add_lora(model, stage.lora, run.seed)
-        groups = apply(model, stage.train, stage.learning_rate)
-        Gradients.of(model, stage.gradient, Parallel(), slowed(model, stage.group_lr_scale))  # raises as the run would
+        groups = make_param_groups(model, stage.train, stage.learning_rate)
+        Gradients.of(model, stage.gradient, Parallel(), scaled_rows(model, stage.group_lr_scale))  # raises as the run would
         check_shield(model, stage)
         stage.of(source.tasks)
         if not groups:

@@ -23,17 +23,17 @@ _ENDING = "|ema"
 """After each name: torch's distributed reader takes all files of a folder together, and these names must not be the weights'."""
 
 
-class Averages:
-    """Float32 averages of every weight that any stage so far has trained; the others are their own average.
+class EMA:
+    """Float32 averages of every weight that any stage so far has trained; for other weights the average is the weight.
 
-    A weight that is frozen again goes on being averaged, so that the result is the average of whole models.
+    A weight that is frozen again is still averaged, so that the result is the average of whole models.
 
     Args:
         decay: d, between 0 and 1; None keeps no averages.
         model: its weights, as the optimizer has them (whole, or this process's shards).
         parallel: the processes that share the run.
-        checkpoint: what the averages go on from; None starts them at the weights. Averages of weights that train only from
-            here on start there, too.
+        checkpoint: what the averages continue from; None: they start at the weights, as averages of newly trained
+            weights do.
 
     Raises:
         ValueError: the averages in ``checkpoint`` are missing or broken.
@@ -55,7 +55,7 @@ class Averages:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights of one more step. Where a weight equals its average, both stay as they are to the last bit."""
+        """Update the averages with the current weights. A weight equal to its average leaves it unchanged bit for bit."""
         if self.decay is None:
             return
         for name, weight in self.weights.items():

@@ -1,4 +1,4 @@
-"""Faults that a run meets (another process that ended, a broken file of a checkpoint), told with what broke and what to do."""
+"""Errors for faults that a run meets (another process that ended, a broken checkpoint file): the cause and the remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 _LOST = re.compile(r"(closed|reset) by peer|[Bb]roken pipe|Connection refused|[Tt]imed out|pair closure|NCCL")
-"""How gloo and NCCL word it; their errors have no type of their own."""
+"""Wordings of gloo and NCCL, whose errors have no specific type."""
 
 
 class LostProcessError(ConnectionError):
@@ -20,7 +20,7 @@ class LostProcessError(ConnectionError):
 
 @contextlib.contextmanager
 def naming_lost_processes() -> Iterator[None]:
-    """Say so where a collective failed because another process is gone.
+    """Name the cause if a collective failed because another process is gone.
 
     Raises:
         LostProcessError: in place of torch's own error.
@@ -32,8 +32,8 @@ def naming_lost_processes() -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[0]
         raise LostProcessError(
-            f"another process of this run ended or does not answer ({reason}). Its own message says why; what was saved is intact, "
-            "and the same command resumes it"
+            f"another process of this run ended or does not answer ({reason}). The cause is in its own output. What was saved is "
+            "intact, and the same command resumes it"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a run was trained on, as hashes beside its ``run.yaml``: a run that resumes on other data would be no run of any data.
+"""What a run was trained on, as hashes beside its ``run.yaml``: a resumed run must use the same data.
 
 Covered: every file of records (jsonl, json, parquet, tar shards, caches of image tokens, folders of ``datasets``) whole up to
 ``_WHOLE`` bytes each; picture files of up to ``_RECORDS`` records of each file of records; the base checkpoint. Of larger files
@@ -54,7 +54,7 @@ def take_fingerprints(run: RunConfig, cache: Path) -> dict[str, str]:
 
 
 def check_fingerprints(folder: Path, found: Mapping[str, str]) -> None:
-    """Hold ``found`` against what the run in ``folder`` began with; a run of an earlier version has nothing to hold against.
+    """Compare ``found`` with the hashes saved when the run in ``folder`` began; runs of earlier versions have none.
 
     Raises:
         ValueError: something changed, is new or is gone; or the file cannot be read.

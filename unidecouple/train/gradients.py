@@ -1,4 +1,4 @@
-"""The gradients of a step: one backward pass of the whole loss, or one a task, combined where the tasks share weights."""
+"""The gradients of a step: one backward pass of the whole loss, or one per task, combined where the tasks share weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unidecouple.methods.gradient.aggregation import draws
 from unidecouple.methods.objective import Losses
 from unidecouple.methods.selection import select
 from unidecouple.models.sharing import unshared
-from unidecouple.train.group_rates import Slowed, leave_out_held
+from unidecouple.train.lr_scaling import ScaledRows, zero_frozen_rows
 from unidecouple.train.parallel import Parallel
 
 TOTAL = "total"
@@ -27,35 +27,35 @@ Found = list[Tensor | None]
 
 @dataclass
 class Gradients:
-    """Makes the gradients of a stage's steps as ``strategy`` says.
+    """Makes the gradients of a stage's steps by ``strategy``.
 
-    By task, gradients are kept apart over the parts of a step, summed over its processes (DDP's own reduction is left out, since
-    it knows one backward pass only), and combined once; it takes a copy of the gradients for each task. Weights that the losses
-    of all tasks reach, and whose rows are not one task's each, are combined; others get the sum.
+    With a per-task strategy, each task's gradients are accumulated separately over the micro-batches of a step, summed over
+    processes (without DDP's reduction, which supports one backward pass only), and combined once. This takes one copy of the
+    gradients per task. Weights that every task's loss reaches and that the tasks share are combined; others get the sum.
 
     Attributes:
         strategy: how they are combined.
         weights: what trains.
         chosen: places in ``weights`` of those that ``strategy`` may work on.
         parallel: the processes that share the step.
-        slowed: groups of weights with rates of their own; those that are held get no gradient.
+        scaled_rows: rows of groups with a factor on the learning rate; those with factor 0 get no gradient.
     """
 
     strategy: Gradient = field(default_factory=Sum)
     weights: Sequence[nn.Parameter] = ()
     chosen: Sequence[int] = ()
     parallel: Parallel = field(default_factory=Parallel)
-    slowed: Sequence[Slowed] = ()
+    scaled_rows: Sequence[ScaledRows] = ()
     _found: dict[str, Found] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, strategy: Gradient, parallel: Parallel, slowed: Sequence[Slowed] = ()) -> Gradients:
+    def of(cls, model: nn.Module, strategy: Gradient, parallel: Parallel, scaled_rows: Sequence[ScaledRows] = ()) -> Gradients:
         """For ``model``, of whose weights those that train require gradients.
 
         Raises:
             ValueError: ``strategy`` names no weight that trains and that the tasks share, or no process keeps gradients whole.
         """
-        if strategy.by_task and not parallel.whole_gradients:
+        if strategy.by_task and not parallel.keeps_full_gradients:
             raise ValueError(
                 f"gradient {strategy.kind!r} needs each task's gradient whole, and with parallel=fsdp no process has it: use ddp"
             )
@@ -65,13 +65,13 @@ class Gradients:
         chosen = [place for place, (name, weight) in enumerate(trained.items()) if name in named and id(weight) not in own]
         if strategy.parameters and not chosen:
             raise ValueError(
-                f"gradient {strategy.kind!r} works on {', '.join(strategy.parameters)}, which are one task's each: name weights "
-                "that the tasks share, or train a low-rank update that is not per_task"
+                f"gradient {strategy.kind!r} works on {', '.join(strategy.parameters)}, which belong to one task each: name "
+                "weights that the tasks share, or train a low-rank update that is not per_task"
             )
-        return cls(strategy, tuple(trained.values()), chosen, parallel, slowed)
+        return cls(strategy, tuple(trained.values()), chosen, parallel, scaled_rows)
 
     def backward(self, losses: Losses) -> None:
-        """Add the gradients of one part of a step to those of the parts before."""
+        """Add the gradients of one micro-batch of the step."""
         if not self.strategy.by_task:
             (losses.total * self.parallel.size).backward()  # processes average their gradients, and each has a share of the sum
             return
@@ -84,11 +84,11 @@ class Gradients:
 
     @torch.no_grad()
     def combine(self, optimizer: torch.optim.Optimizer, draw: tuple[int, int] = (0, 0)) -> None:
-        """Leave in every weight's ``grad`` what ``optimizer`` shall see; ``draw``, seed and step, is what draws start from."""
+        """Leave in every weight's ``grad`` what ``optimizer`` shall see; ``draw``, seed and step, seeds random methods."""
         found = {name: self._summed(rows) for name, rows in self._found.items()} or {TOTAL: [w.grad for w in self.weights]}
         self._found = {}
-        for rows in found.values():  # before they are combined: what is held has no say in what others do
-            leave_out_held(self.slowed, dict(zip(map(id, self.weights), rows, strict=True)))
+        for rows in found.values():  # before they are combined: frozen rows must not influence the others
+            zero_frozen_rows(self.scaled_rows, dict(zip(map(id, self.weights), rows, strict=True)))
         if self.chosen or self.strategy.by_task:
             with draws(*draw, self.weights[0].device):
                 self._combine(found, optimizer)

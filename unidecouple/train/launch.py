@@ -1,4 +1,4 @@
-"""How a run gets its processes: from torchrun's environment, or one alone."""
+"""The processes of a run: from torchrun's environment, or a single one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process at a time trains in a folder."""
+"""A lock file, so that one process at a time trains in a folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LOCK = ".lock"
 
 
 @contextmanager
-def held(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold ``folder`` (made when absent) for the block; while another process has it, say so and wait.
+def run_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Lock ``folder`` (created if absent) for the block; report and wait while another process holds the lock.
 
-    The system frees it with the process, however that ends. A command that was killed may leave a run it had started behind,
-    which goes on until it next prints; started anew, the command must not train in the same folder beside it. Where the
-    system has no such locks (Windows), nothing is held.
+    The system releases it when the process ends, in whatever way. A killed command may leave its run behind, which continues
+    until it next prints; a second command must not train in the same folder meanwhile. Systems without such locks (Windows)
+    get none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
@@ -34,4 +34,4 @@ def held(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)  # frees it
+        os.close(handle)  # releases it

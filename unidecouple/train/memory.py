@@ -1,4 +1,4 @@
-"""Memory that a process took."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def peak_memory() -> int | None:
-    """Most bytes of main memory that this process held at once so far; None where the system does not say (Windows)."""
+    """Return the peak main memory of this process, bytes; None if the system does not report it (Windows)."""
     if sys.platform == "win32":
         return None
     import resource

@@ -1,8 +1,8 @@
-"""Merge two single-task models by any method: given coefficients, or coefficients that a recipe's data teach."""
+"""Merge two single-task models by any method: given coefficients, or coefficients learned on a recipe's data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unidecouple.batch import JointBatch, Task
@@ -15,23 +15,23 @@ from unidecouple.methods.merging.task_arithmetic import Coefficients
 from unidecouple.models.shipped import located
 from unidecouple.ownership import check_directory
 from unidecouple.run import RunConfig
-from unidecouple.source import BatchSource, data_source
+from unidecouple.source import BatchSource, PrintLine, data_source
 from unidecouple.train.meter import SPENT, Meter
 
 _SAID_EVERY = 50
 
 
 def merge_checkpoints(
-    base: str, tuned: Sequence[str], target: Path, method: Merging, run: RunConfig | None, cache: Path, say: Callable[[str], None]
+    base: str, tuned: Sequence[str], target: Path, method: Merging, run: RunConfig | None, cache: Path, say: PrintLine
 ) -> None:
     """Merge ``tuned``, models fine-tuned from ``base``, into the folder ``target``.
 
     Args:
         base, tuned: folders of checkpoints or runs, or shipped bases' names.
-        target: written whole or not at all; ``spent.json`` in it tells what the merge took.
+        target: written whole or not at all; ``spent.json`` in it has the time and memory used.
         method: where the coefficients come from.
         run: its data are the inputs of a method that learns.
-        cache: folder of drawn and encoded data.
+        cache: folder of generated and encoded data.
         say: prints a line.
 
     Raises:
@@ -57,9 +57,7 @@ def merge_checkpoints(
     )
 
 
-def _learned(
-    method: AdaMerging, base: str, tuned: Sequence[str], run: RunConfig, cache: Path, say: Callable[[str], None]
-) -> Coefficients:
+def _learned(method: AdaMerging, base: str, tuned: Sequence[str], run: RunConfig, cache: Path, say: PrintLine) -> Coefficients:
     model, processor = load(base)
     source = data_source(run).open(
         run, model, processor, SequenceBuilder(processor), cache, lambda what, done, of: say(f"{what}: {done} of {of}")
@@ -68,11 +66,11 @@ def _learned(
         raise ValueError(f"{method.kind} needs inputs of both tasks: give mmu_batch_size and t2i_batch_size of the recipe's data")
     states = [load(name)[0].state_dict() for name in tuned]
 
-    def told(step: int, entropy: float) -> None:
+    def report(step: int, entropy: float) -> None:
         if step % _SAID_EVERY == 0 or step == method.steps - 1:
             say(f"step {step + 1}/{method.steps}  entropy {entropy:.3f}")
 
-    found = method.learn(model, states, _batches(source, method), told)
+    found = method.learn(model, states, _batches(source, method), report)
     for number, name in enumerate(tuned):
         learned = [found(weight)[number] for weight, _ in model.named_parameters() if any(found(weight))]
         if learned:

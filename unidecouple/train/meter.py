@@ -1,4 +1,4 @@
-"""What a run took, over all its attempts: time, and memory."""
+"""Time and memory that a run used, over all its attempts."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from unidecouple.train.memory import peak_memory
 
 SPENT = "spent.json"
-"""What a merge took, beside the weights that it wrote."""
+"""Resource usage of a merge, beside the weights that it wrote."""
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What was taken.
+class ResourceUsage:
+    """Time and memory used.
 
     Attributes:
-        wall_seconds: passed.
+        wall_seconds: elapsed.
         cpu_seconds: of all threads of the first process.
-        peak_memory_bytes: most main memory that it held at once; None where the system does not say.
+        peak_memory_bytes: peak main memory of that process; None if the system does not report it.
     """
 
     wall_seconds: float = 0.0
@@ -27,20 +27,20 @@ class Spent:
 
 
 class Meter:
-    """Counts from now on, on top of ``before``: what earlier attempts had taken when the checkpoint that is resumed was written.
+    """Measures from its creation, on top of ``before``: the usage saved in the checkpoint that is resumed.
 
-    What an attempt did after its last checkpoint is lost with it, and counts nowhere.
+    Work after the last checkpoint of an attempt is lost and not counted.
     """
 
-    def __init__(self, before: Spent | None = None) -> None:
-        self._before = before or Spent()
+    def __init__(self, before: ResourceUsage | None = None) -> None:
+        self._before = before or ResourceUsage()
         self._began = time.monotonic(), time.process_time()
 
-    def read(self) -> Spent:
-        """All so far."""
+    def read(self) -> ResourceUsage:
+        """Return the usage so far."""
         before, (wall, cpu) = self._before, self._began
         peaks = [peak for peak in (before.peak_memory_bytes, peak_memory()) if peak is not None]
-        return Spent(
+        return ResourceUsage(
             before.wall_seconds + time.monotonic() - wall,
             before.cpu_seconds + time.process_time() - cpu,
             max(peaks, default=None),

@@ -1,4 +1,4 @@
-"""The processes that share a run: torch's own engine (torchrun, DDP), or one process alone."""
+"""The processes that share a run: DDP under torchrun, or a single process."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Parallel:
         return True
 
     @property
-    def whole_gradients(self) -> bool:
-        """Whether this process keeps gradients whole."""
+    def keeps_full_gradients(self) -> bool:
+        """Whether this process has full (unsharded) gradients."""
         return True
 
     def wrap(self, model: Model) -> nn.Module:
-        """``model`` as training calls it. Weights that a step leaves unused (one task's head) are found, not waited for.
+        """``model`` as training calls it. DDP detects weights that a step leaves unused (one task's head).
 
-        Gradients lie in the buckets that travel, so that they are there once.
+        Gradients are views into DDP's buckets, so that they are stored once.
         """
         model.to(self.device)
         if self.size == 1:
@@ -67,7 +67,7 @@ class Parallel:
 
     @contextlib.contextmanager
     def gradients(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """Forward and backward of one part of a step; gradients travel between processes with the ``last`` one only."""
+        """Context of one micro-batch's forward and backward; gradients are reduced with the ``last`` one only."""
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else contextlib.nullcontext():
             yield
 
@@ -76,8 +76,8 @@ class Parallel:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @contextlib.contextmanager
-    def whole_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
-        """``model`` with the weights that training has reached, in the first process, for the length of the block."""
+    def full_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
+        """Yield ``model`` with the current weights, unsharded in the first process, for the block."""
         yield model
 
     def sum(self, value: Tensor) -> Tensor:
@@ -90,12 +90,12 @@ class Parallel:
             dist.all_reduce(value)
         return value
 
-    def whole(self, value: Tensor) -> Tensor:
-        """A result that may be sharded, whole."""
+    def full_tensor(self, value: Tensor) -> Tensor:
+        """Return a possibly sharded tensor in full."""
         return value
 
     def agree(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Return whether ``flag`` is set in any process."""
         return bool(self.sum(torch.tensor(int(flag), device=self.device)))
 
     @contextlib.contextmanager
@@ -111,10 +111,10 @@ class Parallel:
     def folder(self, target: Path) -> Iterator[Path]:
         """``atomic_directory`` of the first process, in which all may write."""
         with atomic_directory(target, internal=True) if self.first else contextlib.nullcontext(target) as made:
-            told = [made]
+            shared = [made]
             if self.size > 1:
-                dist.broadcast_object_list(told)
-            yield told[0]
+                dist.broadcast_object_list(shared)
+            yield shared[0]
             self.wait()
 
     def save_weights(self, folder: Path, wrapped: nn.Module) -> None:
@@ -137,6 +137,6 @@ class Parallel:
                 tensor.copy_(found)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()

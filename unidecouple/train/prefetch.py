@@ -37,7 +37,7 @@ class Prefetch(Generic[T]):
         return batch
 
     def settle(self) -> None:
-        """Wait until the thread rests. What went wrong in it is raised when that step is taken."""
+        """Wait until the thread is idle. Its errors are raised when that step is taken."""
         if self._next is not None:
             wait([self._next[1]])
 

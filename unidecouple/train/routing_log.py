@@ -1,9 +1,9 @@
-"""Routing over steps: one record every ``logging_steps`` in ``routing.jsonl``, and the alarm that watches them."""
+"""Routing over steps: one record every ``logging_steps`` in ``routing.jsonl``, and warnings about them."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ from unidecouple.diagnose.routing import routing_rows
 from unidecouple.diagnose.routing_alarm import RoutingAlarm
 from unidecouple.files import append_jsonl
 from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.source import PrintLine
 from unidecouple.train.run_logs import ROUTING, read_log
 
 
 class RoutingLog:
-    """Writes ``folder``/routing.jsonl and says what is wrong; knows the records that an earlier attempt at the run left.
+    """Writes ``folder``/routing.jsonl and prints warnings; continues from the records of an earlier attempt at the run.
 
-    The alarm starts anew where the structure changes: its layers and experts are others then, whatever their numbers.
+    Warnings start anew where the structure changes, since layers and experts are others then.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None], changes: Sequence[int] = ()) -> None:
+    def __init__(self, folder: Path, say: PrintLine, changes: Sequence[int] = ()) -> None:
         """``changes``: the steps after which a stage changes the structure."""
         self._path, self._say, self._changes = folder / ROUTING, say, changes
         self._alarm, self._last = RoutingAlarm(), 0

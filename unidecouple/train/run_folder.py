@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, whether it is finished, and whether its data are still what they were."""
+"""The folder of a run: which run it holds, whether that is finished, and whether its data are unchanged."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from unidecouple import config as configs
 from unidecouple.convert.load import all_checkpoints
 from unidecouple.files import write_text_atomic
 from unidecouple.run import RunConfig
+from unidecouple.source import PrintLine
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.fingerprints import check_fingerprints, take_fingerprints, write_fingerprints
 from unidecouple.train.run_logs import METRICS
-from unidecouple.train.stages import Say
 
 RUN, RESULT = "run.yaml", "scores.json"
 _WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")
 """What a run writes beside its configuration, and may replace."""
 
 
-def claim(folder: Path, run: RunConfig, cache: Path, say: Say) -> None:
+def claim(folder: Path, run: RunConfig, cache: Path, say: PrintLine) -> None:
     """Save ``run`` and hashes of its data in ``folder``, or make sure that they are the ones saved there.
 
     Raises:
@@ -28,14 +28,14 @@ def claim(folder: Path, run: RunConfig, cache: Path, say: Say) -> None:
     path = folder / RUN
     if not path.is_file() and (name := next((name for name in _WRITTEN if any(folder.glob(name))), None)):
         raise ValueError(
-            f"{folder} holds {name}, but no {RUN} that says of which run: bring that file back, or choose another output folder"
+            f"{folder} holds {name}, but no {RUN} to tell which run: bring that file back, or choose another output folder"
         )
     if begun(folder) and (found := configs.differences(configs.load(RunConfig, [path]), run)):
-        told = "; ".join(found)
+        changes = "; ".join(found)
         of_the_test = tuple(f"data.{key}:" for key in run.data.TEST_SETTINGS)
         if not (_trained(folder, run) and all(line.startswith(of_the_test) for line in found)):
-            raise ValueError(f"{folder} holds another run ({path} has {told}): choose another output folder, or remove it")
-        say(f"{folder} is trained and not scored yet ({RUN} has {told}): it is scored as asked now")
+            raise ValueError(f"{folder} holds another run ({path} has {changes}): choose another output folder, or remove it")
+        say(f"{folder} is trained and not scored yet ({RUN} has {changes}): scoring it with the new settings")
     write_text_atomic(path, configs.dump(run))
     checkpoints.sweep(folder)
     if scored(folder):

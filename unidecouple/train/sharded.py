@@ -31,9 +31,9 @@ from unidecouple.train.parallel import Parallel
 
 
 class Sharded(Parallel):
-    """Processes that hold a share of every weight each. The first alone has the whole model, on the CPU; others its shapes.
+    """Processes that hold a shard of every weight each. Only the first has the full model, on the CPU; others its shapes.
 
-    Gradients are reduced with every part of a step: FSDP2 would hold them whole on each process until the last.
+    Gradients are reduced with every micro-batch: otherwise FSDP2 keeps them unsharded on each process until the last.
     """
 
     @property
@@ -42,14 +42,14 @@ class Sharded(Parallel):
         return self.first
 
     @property
-    def whole_gradients(self) -> bool:
-        """Each process has a share of every gradient."""
+    def keeps_full_gradients(self) -> bool:
+        """Each process has a shard of every gradient."""
         return False
 
     def wrap(self, model: Model) -> nn.Module:
-        """A sharded copy of the first process's ``model``: a group for each decoder layer, one for the rest.
+        """A sharded copy of the first process's ``model``: one FSDP group per decoder layer, one for the rest.
 
-        The vision tower is in the rest: a group of its own would wait for processes that have no picture in a step.
+        The vision tower is in the rest: a separate group would wait for processes without an image in a step.
         """
         # what layers report of their routing are views, which nobody changes in place
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -78,7 +78,7 @@ class Sharded(Parallel):
         return cast(nn.Module, sharded)
 
     @contextlib.contextmanager
-    def whole_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
+    def full_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
         """``model`` with the weights that training has reached, on the first process's device for the length of the block."""
         state = get_model_state_dict(wrapped, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if self.first:
@@ -89,12 +89,12 @@ class Sharded(Parallel):
             model.to("cpu")
         self.wait()
 
-    def whole(self, value: Tensor) -> Tensor:
-        """A sharded result, whole on each process."""
+    def full_tensor(self, value: Tensor) -> Tensor:
+        """Return a sharded tensor in full, on each process."""
         return value.full_tensor() if isinstance(value, DTensor) else value
 
     def save_weights(self, folder: Path, wrapped: nn.Module) -> None:
-        """Write configuration and weights as ``from_pretrained`` reads them; no process holds them whole."""
+        """Write configuration and weights as ``from_pretrained`` reads them, without gathering them in one process."""
         if self.first:
             model = self.trained(wrapped)
             model.config.save_pretrained(folder)
@@ -141,7 +141,7 @@ def _say_int64(path: Path, names: Iterable[str]) -> None:
 
 
 def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
-    """What this process holds of ``tensor``, and the number of its first row in the whole."""
+    """Return this process's shard of ``tensor``, and the index of its first row in the full tensor."""
     if not isinstance(tensor, DTensor):
         return tensor, 0
     mesh: DeviceMesh = tensor.device_mesh

@@ -1,4 +1,4 @@
-"""The stages of a run: how each begins, what follows each of its steps (log, validation, checkpoint), and exact resume."""
+"""The stages of a run: setup, the work after each step (log, validation, checkpoint), and exact resume."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from unidecouple.methods.stage import Stage
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
-from unidecouple.source import BatchSource
+from unidecouple.source import BatchSource, PrintLine
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import add_lora, apply_structure
 from unidecouple.train.checkpoint import TrainerState
-from unidecouple.train.ema import Averages
+from unidecouple.train.ema import EMA
 from unidecouple.train.gradients import Gradients
-from unidecouple.train.group_rates import slow, slowed
+from unidecouple.train.lr_scaling import install_lr_scaling, scaled_rows
 from unidecouple.train.meter import Meter
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.prefetch import Prefetch
@@ -37,10 +37,9 @@ from unidecouple.train.run_logs import METRICS
 from unidecouple.train.step import StepResult, StepSettings
 from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
-from unidecouple.train.trainable import apply, check_shield, table
+from unidecouple.train.trainable import check_shield, make_param_groups, table
 
-Say = Callable[[str], None]
-Watch = Callable[[int, UnifiedModel], None]
+EvalCallback = Callable[[int, UnifiedModel], None]
 
 
 @dataclass
@@ -59,9 +58,9 @@ class Trainer:
         trackers: where measurements go besides ``metrics.jsonl``.
         stop: set from outside (Ctrl-C) to end the run after the step it is in.
         tokens: seen in all steps of the run so far, by the task they count as (see ``Task``); padding left out. The first token of
-            a pair, and all of a router pair, are understanding's.
-        meter: what the run took so far, earlier attempts included.
-        parts: of a step, over all processes.
+            a pair, and all of a router sample, count as understanding.
+        meter: time and memory used so far, earlier attempts included.
+        num_microbatches: per step, over all processes.
     """
 
     config: RunConfig
@@ -69,17 +68,17 @@ class Trainer:
     processor: UnifiedProcessor
     source: BatchSource
     folder: Path
-    say: Say
-    evaluate: Watch = lambda step, model: None
+    say: PrintLine
+    evaluate: EvalCallback = lambda step, model: None
     stop: threading.Event = field(default_factory=threading.Event)
     parallel: Parallel = field(default_factory=Parallel)
     trackers: Sequence[Tracker] = ()
     tokens: Counter[str] = field(default_factory=Counter)
     meter: Meter = field(default_factory=Meter)
-    parts: int = field(init=False)
+    num_microbatches: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parts = self.config.parts(self.parallel.size)
+        self.num_microbatches = self.config.num_microbatches(self.parallel.size)
         for stage in self.config.stages if self.config.bf16 else ():
             if stage.lora is not None and "experts" in stage.lora.targets and stage.lora.r % 8:
                 raise ValueError(
@@ -89,9 +88,9 @@ class Trainer:
             stage.of(self.source.tasks)
 
     def stages(self, resume: Path | None = None) -> Iterator[StageRun]:
-        """The stages that are left, each ready to step; ``resume`` is the checkpoint whose weights ``model`` holds.
+        """Yield the stages that are left, each ready to step; ``resume`` is the checkpoint whose weights ``model`` holds.
 
-        A stage is begun when it is asked for, and saved and gathered when the next one is.
+        A stage is set up when it is yielded, and saved and gathered before the next one.
 
         Raises:
             ValueError: ``resume`` is of no step of this run.
@@ -115,11 +114,11 @@ class Trainer:
             running = self._begin(index, steps, start, resume if start else None)
             yield running
             self.save(running, running.before + steps, None)
-            with self.parallel.whole_model(running.model, self.model):
+            with self.parallel.full_model(running.model, self.model):
                 pass  # the next stage starts from it
 
     def batches(self) -> Prefetch[list[JointBatch]]:
-        """This process's micro-batches by step (from 0), the next step's perhaps built ahead."""
+        """This process's micro-batches by step (from 0); workers may build the next step's ahead."""
         return Prefetch(self._share, self.config.max_steps, self.config.dataloader_num_workers)
 
     def plan(self) -> list[tuple[Stage, int]]:
@@ -129,23 +128,23 @@ class Trainer:
     def _begin(self, index: int, steps: int, start: int, resume: Path | None) -> StageRun:
         """Wrap the model and make the optimizer of stage ``index``, of which ``start`` steps are done."""
         stage = self.config.stages[index]
-        apply(self.model, stage.train, stage.learning_rate)  # before it is wrapped, which must know what trains
+        make_param_groups(self.model, stage.train, stage.learning_rate)  # before it is wrapped: DDP and FSDP2 read requires_grad
         wrapped = self.parallel.wrap(self.model)
         trained = self.parallel.trained(wrapped)
-        groups = apply(trained, stage.train, stage.learning_rate)
+        groups = make_param_groups(trained, stage.train, stage.learning_rate)
         if not groups:
             raise ValueError(f"stage {stage.name!r} trains nothing: name parts in its train, as train: {{attention: 1, ffn: 1}}")
         what = table(trained, groups, stage.group_lr_scale)
         self.say(f"stage {index + 1}/{len(self.config.stages)} {stage.name!r}, {steps} steps\n{what}")
-        slower = slowed(trained, stage.group_lr_scale)
-        gradients = Gradients.of(trained, stage.gradient, self.parallel, slower)
+        scaled = scaled_rows(trained, stage.group_lr_scale)
+        gradients = Gradients.of(trained, stage.gradient, self.parallel, scaled)
         check_shield(trained, stage)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True)
-        slow(optimizer, slower)
+        install_lr_scaling(optimizer, scaled)
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer, self.parallel)
         before = sum(count for _, count in self.plan()[:index])
-        averages = Averages(self.config.ema_decay, trained, self.parallel, self._averaged(stage, before, start))
+        averages = EMA(self.config.ema_decay, trained, self.parallel, self._averaged(stage, before, start))
         if self.config.gradient_checkpointing:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.21
                 trained.gradient_checkpointing_enable({"use_reentrant": False})
@@ -186,23 +185,23 @@ class Trainer:
         return RoutingLog(self.folder, self.say, changes)
 
     def _averaged(self, stage: Stage, before: int, start: int) -> Path | None:
-        """The checkpoint whose averages go on at step ``start`` of ``stage``; those of another structure are of other weights."""
+        """The checkpoint whose averages continue at step ``start`` of ``stage``; None after a change of structure."""
         if (stage.structure is not None and start == 0) or not before + start:
             return None
         return self.folder / f"checkpoint-{before + start}"  # a stage's end is saved, too
 
     def _share(self, step: int) -> list[JointBatch]:
-        """This process's parts of ``step`` (from 0), without what its stage leaves out, on its device."""
+        """This process's micro-batches of ``step`` (from 0), of its stage's tasks, on its device."""
         plan = self.plan()
         ends = itertools.accumulate(steps for _, steps in plan)
         stage = next(stage for (stage, _), end in zip(plan, ends, strict=True) if step < end)
-        tasks = tuple(task for task in Task if stage.tasks in ("both", task.key))  # router pairs come where no task's data does
-        mine = range(self.parallel.rank, self.parts, self.parallel.size)
-        drawn = [self.source.batch(step, part, self.parts, tasks) for part in mine]
-        return [tuple(batch.to(self.parallel.device) for batch in part) for part in drawn]
+        tasks = tuple(task for task in Task if stage.tasks in ("both", task.key))
+        mine = range(self.parallel.rank, self.num_microbatches, self.parallel.size)
+        batches = [self.source.batch(step, part, self.num_microbatches, tasks) for part in mine]
+        return [tuple(batch.to(self.parallel.device) for batch in part) for part in batches]
 
     def save(self, running: StageRun, step: int, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write a checkpoint of ``step``; without ``optimizer`` at a stage's end, whose successor starts a new one."""
+        """Write a checkpoint of ``step``; without ``optimizer`` at a stage's end, since the next stage starts a new one."""
         state = TrainerState(step, running.index, step - running.before, dict(self.tokens), vars(self.meter.read()))
         keep, base = self.config.save_total_limit, self.config.model_name_or_path
         checkpoints.save(self.folder, running.model, self.processor, state, optimizer, running.averages, keep, self.parallel, base)
@@ -228,11 +227,11 @@ class StageRun:
     """A stage that is running.
 
     Attributes:
-        trainer: whose stage it is.
+        trainer: of the run.
         index: of the stage, from 0.
         before: steps of the stages before it.
-        start: steps of it that an earlier attempt did.
-        num_steps: steps of it in all.
+        start: steps of it done by an earlier attempt.
+        num_steps: steps of the stage in all.
         model: as ``Parallel`` wrapped it.
         optimizer: over what trains.
         averages: EMA of what trains.
@@ -246,7 +245,7 @@ class StageRun:
     num_steps: int
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    averages: Averages
+    averages: EMA
     settings: StepSettings
     _began: float = field(default_factory=time.monotonic)
     _tokens: int = 0
@@ -257,7 +256,7 @@ class StageRun:
         return self.trainer.config.stages[self.index]
 
     def steps(self) -> Iterator[int]:
-        """Numbers of the run's steps that are left of this stage, from 1; each is yielded when model and rates are ready for it."""
+        """Yield the step numbers (of the run, from 1) that are left, each with model and learning rates set."""
         trained = self.trainer.parallel.trained(self.model)
         self._began = time.monotonic()
         for done in range(self.start, self.num_steps):
@@ -268,14 +267,14 @@ class StageRun:
             yield self.before + done + 1
 
     def counted_groups(self, step: int) -> Sequence[int]:
-        """Experts in each group where ``step`` is logged, so that its routing is counted; else none."""
+        """Experts per group if ``step`` is logged, so that its routing is counted; else empty."""
         return self.trainer.model.config.text_config.expert_groups if self._logged(step) else ()
 
     def finish_step(self, step: int, result: StepResult) -> None:
-        """Log, validate and save after ``step`` as the run asks.
+        """Log, validate and save after ``step``, as configured.
 
         Raises:
-            InterruptedRunError: the run was asked to stop; a checkpoint of this very step was written.
+            InterruptedRunError: the run was asked to stop; a checkpoint of this step was written.
         """
         trainer, config, parallel = self.trainer, self.trainer.config, self.trainer.parallel
         self._tokens += sum(result.tokens.values())
@@ -287,9 +286,9 @@ class StageRun:
             rate_now = self.optimizer.param_groups[-1]["lr"]
             trainer.log(step, self.stage, result, rate_now, self._tokens / seconds, seconds / (done - self.start))
         if config.evaluation.eval_steps and step % config.evaluation.eval_steps == 0:
-            with parallel.whole_model(self.model, trainer.model) as whole:
+            with parallel.full_model(self.model, trainer.model) as full:
                 if parallel.first:
-                    trainer.evaluate(step, whole)
+                    trainer.evaluate(step, full)
         stopped = parallel.agree(trainer.stop.is_set())
         if done < self.num_steps and (stopped or (config.save_steps and step % config.save_steps == 0)):
             trainer.save(self, step, self.optimizer)

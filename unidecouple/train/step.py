@@ -38,7 +38,7 @@ class StepResult:
         router_accuracy: share of tokens in the right group, per task; empty without a task router.
         grad_norm: before clipping.
         tokens: per task, without padding.
-        routing: the step's ``count_routing``, where it was asked for and there is a mixture.
+        routing: the step's ``count_routing``, if requested and the model is a mixture.
     """
 
     losses: dict[str, float]
@@ -58,13 +58,13 @@ class StepSettings:
 
     Attributes:
         objective: losses and their coefficients.
-        tasks: tasks the run has data of; weights private to others are held.
+        tasks: tasks the run has data of; weights private to others are frozen.
         max_grad_norm: clipping.
         parallel: the processes that share the step; by default this one alone.
         gradients: how gradients are made; by default of the sum of all losses.
         forward_options: keyword arguments of the model's forward, given a micro-batch and the number of the run's step: the stage's
-            routing and what else its schedule changes (see ``Stage.forward_options``).
-        seed: of gradient methods that draw.
+            routing and other scheduled options (see ``Stage.forward_options``).
+        seed: of gradient methods that are random.
     """
 
     objective: Objective
@@ -99,10 +99,10 @@ def train_step(
     Args:
         model: in training mode, as ``settings.parallel`` wrapped it.
         optimizer: over the weights that train.
-        parts: this process's micro-batches of the step; each holds every task.
+        parts: this process's micro-batches of the step; each has samples of every task.
         settings: see ``StepSettings``.
         step: its number in the run, from 1.
-        expert_groups: experts in each group of the mixtures, to count where tokens went; by default nothing is counted.
+        expert_groups: experts in each group of the mixtures, to count routing; by default nothing is counted.
 
     Raises:
         TrainingDivergedError: a loss or a gradient is NaN or infinite in any process; nothing was updated.
@@ -146,7 +146,7 @@ def _update(
     settings.gradients.combine(optimizer, (settings.seed, step))
     hold_absent_tasks(model, [task for task in Task if task not in settings.tasks])
     weights: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)).item()
+    norm = parallel.full_tensor(torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)).item()
     if not math.isfinite(norm):  # AdamW would carry it into every weight, and the next checkpoint replace the last good one
         raise TrainingDivergedError(f"the gradient is not finite (norm {norm}, losses {dict(means)}): {_REMEDY}")
     optimizer.step()

@@ -41,7 +41,7 @@ class StopRequest(threading.Event):
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Take the signals for the block. SIGHUP stays ignored under nohup; outside the main thread nothing is taken."""
+        """Handle the signals in the block. SIGHUP stays ignored under nohup; outside the main thread nothing is handled."""
         before = {}
         try:
             for name in _SIGNALS if threading.current_thread() is threading.main_thread() else ():

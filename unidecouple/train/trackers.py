@@ -15,11 +15,11 @@ class Tracker(Protocol):
         """Show ``values`` at ``step``."""
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Flush buffered values."""
 
 
 class TensorBoard:
-    """Event files in ``folder``/tensorboard; those past ``start`` are of steps that are run again and are hidden."""
+    """Event files in ``folder``/tensorboard; those past ``start`` are hidden, since their steps run again."""
 
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -27,7 +27,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One curve a name."""
+        """Add one curve per name."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
@@ -37,7 +37,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases named as the run's folder; a resumed run goes on in it."""
+    """A run of Weights & Biases named as the run's folder; a resumed run continues it."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         try:
@@ -49,7 +49,7 @@ class WeightsAndBiases:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One curve a name."""
+        """Add one curve per name."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One training run from its configuration to its scores, in a folder of its own; a finished run is not run again."""
+"""One training run from its configuration to its scores, in one folder; a finished run is not run again."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from unidecouple.files import append_jsonl, write_json_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
-from unidecouple.source import BatchSource, Progress, RunScorer, data_source
+from unidecouple.source import BatchSource, PrintLine, Progress, RunScorer, data_source
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import apply_structure
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import reading
 from unidecouple.train.launch import processes
-from unidecouple.train.lock import held
-from unidecouple.train.meter import Meter, Spent
+from unidecouple.train.lock import run_lock
+from unidecouple.train.meter import Meter, ResourceUsage
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.run_folder import RESULT, claim, scored
 from unidecouple.train.run_logs import METRICS, SCORES, forget_after, read_log
-from unidecouple.train.stages import Say, Trainer, Watch
+from unidecouple.train.stages import EvalCallback, Trainer
 from unidecouple.train.step import train_step
 from unidecouple.train.stop_request import InterruptedRunError, deferred
 from unidecouple.train.trackers import Tracker, tracking
 
 
-def train(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.Event) -> None:
+def train(run: RunConfig, folder: Path, cache: Path, say: PrintLine, stop: threading.Event) -> None:
     """Train, score and diagnose ``run``; resume where an earlier attempt in ``folder`` stopped.
 
     Writes into ``folder``: ``run.yaml`` and ``fingerprints.json``; during training ``metrics.jsonl``, ``scores.jsonl``
@@ -50,7 +50,7 @@ def train(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.E
         InterruptedRunError: ``stop`` was set; the same call resumes.
         TrainingDivergedError: a loss or a gradient is not finite; checkpoints written before stay.
     """
-    with processes(run.device, run.bf16, run.parallel) as parallel, held(folder, say) if parallel.first else nullcontext():
+    with processes(run.device, run.bf16, run.parallel) as parallel, run_lock(folder, say) if parallel.first else nullcontext():
         if parallel.first:
             claim(folder, run, cache, say)
         parallel.wait()
@@ -83,15 +83,15 @@ def train(run: RunConfig, folder: Path, cache: Path, say: Say, stop: threading.E
 
 @dataclass(frozen=True)
 class _Job:
-    """What a run works with, loaded.
+    """The loaded parts of a run.
 
     Attributes:
-        model, processor: of the start, or of the checkpoint that the run goes on from.
+        model, processor: of the start, or of the checkpoint that is resumed.
         source: its batches.
         scorer: its benchmarks.
         resume: the checkpoint, or None.
         step: of the checkpoint; 0 without.
-        meter: what earlier attempts took.
+        meter: usage of earlier attempts included.
         parallel: the processes that share the run.
     """
 
@@ -104,7 +104,7 @@ class _Job:
     meter: Meter
     parallel: Parallel
 
-    def trainer(self, run: RunConfig, folder: Path, say: Say, stop: threading.Event, trackers: Sequence[Tracker]) -> Trainer:
+    def trainer(self, run: RunConfig, folder: Path, say: PrintLine, stop: threading.Event, trackers: Sequence[Tracker]) -> Trainer:
         """The trainer of ``run``, which validates by ``scorer``."""
         return Trainer(
             run,
@@ -121,7 +121,7 @@ class _Job:
         )
 
 
-def _build(run: RunConfig, folder: Path, cache: Path, say: Say, parallel: Parallel) -> _Job:
+def _build(run: RunConfig, folder: Path, cache: Path, say: PrintLine, parallel: Parallel) -> _Job:
     resume = next(reversed(all_checkpoints(folder)), None)
     state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
     with reading(resume / "model.safetensors") if resume else nullcontext():
@@ -129,8 +129,8 @@ def _build(run: RunConfig, folder: Path, cache: Path, say: Say, parallel: Parall
     if parallel.holds_weights:
         model.to(parallel.device)
     builder = SequenceBuilder(processor)
-    meter = Meter(Spent(**state.spent))
-    with parallel.first_alone():  # it draws and encodes; the others find it done
+    meter = Meter(ResourceUsage(**state.spent))
+    with parallel.first_alone():  # it generates and encodes the data; the others read the cache
         kind = data_source(run)
         source = kind.open(run, model, processor, builder, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
         scorer = kind.scorer(run, model, processor, builder, cache)
@@ -141,22 +141,22 @@ def _build(run: RunConfig, folder: Path, cache: Path, say: Say, parallel: Parall
     return _Job(model, processor, source, scorer, resume, state.step, meter, parallel)
 
 
-def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: Say, validate: Watch) -> None:
-    """Cut the logs to the step that the run goes on from; at the start, measure the model before training."""
+def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: PrintLine, validate: EvalCallback) -> None:
+    """Cut the logs to the step that is resumed; at the start, measure the model before training."""
     forget_after(folder, job.step if job.resume else -1, say)  # without a checkpoint the start is measured again, too
     if job.resume is not None:
         logged = job.step - job.step % run.logging_steps
         if max((record["step"] for record in read_log(folder / METRICS)), default=0) < logged:
-            say(f"warning: {folder / METRICS} lacks the last steps before {job.step}, where the run goes on: a part of it was lost")
+            say(f"warning: {folder / METRICS} lacks the last steps before {job.step}, where the run resumes: part of it was lost")
         return
     if run.evaluation.eval_steps:
         validate(0, job.model)
     if run.diagnose and len(job.source.tasks) == len(Task):
-        subject = ProbeInput(job.model, job.source, job.source, 0)
-        _write_measured(gradient_conflict.measure(subject, _no_progress), folder / "conflict-start.json")
+        probe_input = ProbeInput(job.model, job.source, job.source, 0)
+        _write_measured(gradient_conflict.measure(probe_input, _no_progress), folder / "conflict-start.json")
 
 
-def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, say: Say) -> None:
+def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, say: PrintLine) -> None:
     scores = job.scorer.test(model, folder)
     rows = [score.to_json() for score in scores]
     write_json_atomic(folder / RESULT, {"step": run.max_steps, **vars(job.meter.read()), "scores": rows})
@@ -170,7 +170,7 @@ def _say_nothing(line: str) -> None:
 
 
 def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
-    """Draw and encode the data that ``run`` needs, so that processes started together find it in ``cache``."""
+    """Generate and encode the data that ``run`` needs, so that processes started together find it in ``cache``."""
     model, processor = load(run.model_name_or_path)
     data_source(run).open(run, model, processor, SequenceBuilder(processor), cache, progress)
 
@@ -179,11 +179,11 @@ def _validate(
     scorer: RunScorer,
     folder: Path,
     trackers: Sequence[Tracker],
-    say: Say,
+    say: PrintLine,
     step: int,
     model: UnifiedModel,
 ) -> None:
-    """Score on validation samples; say when one task falls while the other rises."""
+    """Score on validation samples; warn if one task falls while the other rises."""
     model.eval()
     scores = scorer.validate(model)
     for score in scores:
@@ -199,10 +199,10 @@ def _validate(
         say(f"step {step}: {warning}")
 
 
-def _probe(subject: ProbeInput, folder: Path) -> None:
-    _write_measured(routing.measure(subject, _no_progress), folder / "routing.json")
-    _write_measured(attention_interaction.measure(subject, _no_progress), folder / "interaction.json")
-    _write_measured(gradient_conflict.measure(subject, _no_progress), folder / "conflict.json")
+def _probe(probe_input: ProbeInput, folder: Path) -> None:
+    _write_measured(routing.measure(probe_input, _no_progress), folder / "routing.json")
+    _write_measured(attention_interaction.measure(probe_input, _no_progress), folder / "interaction.json")
+    _write_measured(gradient_conflict.measure(probe_input, _no_progress), folder / "conflict.json")
 
 
 def _write_measured(measured: Measured, path: Path) -> None:
@@ -211,4 +211,4 @@ def _write_measured(measured: Measured, path: Path) -> None:
 
 
 def _no_progress(what: str, done: int, of: int) -> None:
-    """A run's diagnosis is short beside the run."""
+    """Print no progress: a run's diagnosis is short."""

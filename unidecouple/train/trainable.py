@@ -1,4 +1,4 @@
-"""Which weights move: patterns to parameter groups, printed and obeyed."""
+"""Trainable weights: from patterns to parameter groups, and their table."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from unidecouple.models.sharing import task_rows, unshared
 from unidecouple.train.sharded import local_rows
 
 
-def apply(model: nn.Module, train: Mapping[str, float], learning_rate: float) -> list[dict[str, object]]:
-    """Set ``requires_grad`` by ``train`` and return AdamW's parameter groups, one a learning rate, with names in "names"."""
+def make_param_groups(model: nn.Module, train: Mapping[str, float], learning_rate: float) -> list[dict[str, object]]:
+    """Set ``requires_grad`` by ``train`` and return AdamW's parameter groups, one per learning rate, with names in "names"."""
     chosen = select([name for name, _ in model.named_parameters()], train)
     groups: dict[float, dict[str, list[object]]] = {}
     for name, parameter in model.named_parameters():
@@ -29,7 +29,7 @@ def apply(model: nn.Module, train: Mapping[str, float], learning_rate: float) ->
 
 
 def table(model: nn.Module, groups: Sequence[Mapping[str, object]], group_lr_scale: Mapping[str, float] | None = None) -> str:
-    """What trains, by part: parameters and peak learning rate, then factors on the rates of groups, as lines of text."""
+    """Return a table of trained parameters and peak learning rate by part, then factors of groups, as lines of text."""
     rates = {name: float(str(group["peak"])) for group in groups for name in group["names"]}  # type: ignore[attr-defined]
     lines = []
     for part, patterns in PARTS.items():
@@ -45,7 +45,7 @@ def table(model: nn.Module, groups: Sequence[Mapping[str, object]], group_lr_sca
 
 
 def check_shield(model: nn.Module, stage: Stage) -> None:
-    """Refuse a shield with nothing behind it.
+    """Refuse a shield that shields no trained weight.
 
     Raises:
         ValueError: the shared expert, if there is one, has no weight that trains and that the tasks share.
@@ -64,8 +64,8 @@ def hold_absent_tasks(model: nn.Module, absent: Sequence[Task]) -> None:
     """Zero the gradients of weights private to tasks that the run has no data of.
 
     Their tokens can only be misrouted ones, and Adam makes full-size steps of rare small gradients. With zero gradients
-    (and no weight decay) Adam leaves a weight bit for bit where it is. A group's weights are a task's own only if the way that
-    tokens are split gives it a group (``PRIVATE``).
+    (and no weight decay) Adam leaves a weight bit for bit where it is. A group's weights are private to a
+    task only if the split of the tokens gives that task a group (``PRIVATE``).
     """
     for weight, rows in task_rows(model) if absent else ():
         for task in absent:
@@ -74,6 +74,6 @@ def hold_absent_tasks(model: nn.Module, absent: Sequence[Task]) -> None:
 
 
 def local(stacked: Tensor, rows: range) -> Tensor:
-    """What this process holds of ``rows`` of a stacked weight or its gradient: a view, maybe of no rows."""
+    """Return this process's shard of ``rows`` of a stacked weight or gradient: a view, possibly of no rows."""
     held, first = local_rows(stacked)
     return held[max(0, rows.start - first) : max(0, rows.stop - first)]

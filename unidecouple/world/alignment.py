@@ -1,7 +1,7 @@
-"""Aligns both sides' adaptors with words before any language model sees them.
+"""Align the adaptors of both tasks with word embeddings before the language model is trained on them.
 
 The vision tower is aligned as SigLIP (arXiv 2303.15343) is before Janus; the generation side's adaptors and image head as in
-Janus-Pro's first stage (arXiv 2501.17811, section 2.2), here without the decoder (ours). Together a minute; what they buy is in
+Janus-Pro's first stage (arXiv 2501.17811, section 2.2), here without the decoder (ours). Both take a minute; their effect is in
 docs/experiments/word-alignment.md.
 """
 
@@ -22,10 +22,10 @@ from unidecouple.data.sequences import pixels
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.world.catalog import CLASSES, COLORS
-from unidecouple.world.scene import SIZES, Scene, Thing, random_scene, render
+from unidecouple.world.scene import SIZES, Scene, SceneObject, random_scene, render
 
 WORDS: dict[str, Sequence[str]] = {"class": CLASSES, "color": COLORS, "row": ("top", "bottom"), "column": ("left", "right")}
-Report = Callable[[int, dict[str, float]], None]
+LossCallback = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Alignment:
 
 
 def align_vision(
-    model: UniJanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, alignment: Alignment, report: Report
+    model: UniJanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, alignment: Alignment, report: LossCallback
 ) -> None:
-    """Train the vision tower and aligner of ``model`` in place, its word embeddings held.
+    """Train the vision tower and aligner of ``model`` in place, with frozen word embeddings.
 
-    Each image token is taught to point at the embeddings of what its patch shows: class, colour, row and column of the board.
+    Each image token is trained to match the embeddings of what its patch shows: class, colour, row and column of the board.
     ``report`` gets, every 50 steps, the cross-entropy (nats) of finding a patch's class among all classes; the same for its
     colour, row and column.
     """
@@ -67,18 +67,18 @@ def align_vision(
 
 
 def align_generation(
-    model: UniJanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, alignment: Alignment, report: Report
+    model: UniJanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, alignment: Alignment, report: LossCallback
 ) -> None:
     """Train embeddings and aligner of image tokens, and the image head, of ``model`` in place; the decoder does not run.
 
-    An image token is taught to point at the embeddings of what it draws: class and colour of its object, and which part of it
-    (row and column). The head is taught to give the token from those embeddings, added up with random weights and noise as a
-    decoder's last state might hold them. What is left to learn from prompts is which words to look up, and for which place.
+    An image token is trained to match the embeddings of what it depicts: class and colour of its object, and which part of it
+    (row and column). The head is trained to predict the token from those embeddings, added up with random weights and noise as a
+    decoder's last state might hold them. Prompts then only have to teach which words to look up, and for which place.
     ``report`` gets, every 50 steps, the head's cross-entropy (nats) as "token", the others as in ``align_vision``.
     """
     directions = _directions(model, tokenizer)
     every = itertools.product(CLASSES, COLORS, SIZES)
-    scenes = [Scene((Thing(name, color, cell=0, size=size),)) for name, color, size in every]
+    scenes = [Scene((SceneObject(name, color, cell=0, size=size),)) for name, color, size in every]
     pictures = pixels([render(scene) for scene in scenes])
     tokens = torch.cat([encode_image_tokens(model.model.vqmodel, part) for part in pictures.split(64)])
     shown = _shown(scenes, round(tokens.shape[1] ** 0.5), _place_in_object).flatten(0, 1)
@@ -92,7 +92,7 @@ def align_generation(
         mine, token = shown[chosen], tokens[chosen]
         drawn = mine[:, 0] >= 0
         state = torch.randn(len(mine), model.config.text_config.hidden_size, generator=draw)
-        state = F.normalize(state, dim=-1)  # all there is where nothing is drawn, else noise
+        state = F.normalize(state, dim=-1)  # the whole state where the patch is blank, else noise
         for place, words in enumerate(directions.values()):
             weight = (0.5 + torch.rand(len(mine), 1, generator=draw)) * drawn.unsqueeze(-1)
             state = state + weight * words[mine[:, place].clamp_min(0)]
@@ -105,7 +105,7 @@ def align_generation(
     _fit([inner.generation_embeddings, inner.generation_aligner, inner.generation_head], alignment, losses, report)
 
 
-def _fit(parts: list[nn.Module], alignment: Alignment, losses: Callable[[], dict[str, Tensor]], report: Report) -> None:
+def _fit(parts: list[nn.Module], alignment: Alignment, losses: Callable[[], dict[str, Tensor]], report: LossCallback) -> None:
     """Minimise the sum of what ``losses`` returns over the weights of ``parts``."""
     weights = [weight for part in parts for weight in part.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=alignment.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
@@ -134,15 +134,15 @@ def _pointing(features: Tensor, shown: Tensor, directions: dict[str, Tensor], te
 
 
 def _shown(scenes: Sequence[Scene], side: int, place: Callable[[int, int, int], tuple[int, int]]) -> Tensor:
-    """(scenes, side * side, 4) numbers of class, colour, row and column of each patch (raster order), -1 where nothing is drawn."""
+    """(scenes, side * side, 4) numbers of class, colour, row and column of each patch (raster order); -1: blank."""
     rows = []
     for scene in scenes:
-        by_cell = {thing.cell: (CLASSES.index(thing.name), COLORS.index(thing.color)) for thing in scene.things}
+        by_cell = {obj.cell: (CLASSES.index(obj.name), COLORS.index(obj.color)) for obj in scene.objects}
         row = []
         for y in range(side):
             for x in range(side):
-                thing = by_cell.get(2 * (y * 2 // side) + x * 2 // side)
-                row.append((*thing, *place(y, x, side)) if thing else (-1,) * 4)
+                obj = by_cell.get(2 * (y * 2 // side) + x * 2 // side)
+                row.append((*obj, *place(y, x, side)) if obj else (-1,) * 4)
         rows.append(row)
     return torch.tensor(rows)
 

@@ -1,8 +1,8 @@
 """The synthetic classes in another style: a folder of emoji named by code point, for scores on a style never trained on.
 
-Any set of PNG files fits, such as npm's ``emoji-datasource-google`` (Noto, Apache-2.0; ``img/google/64``). They have their own
+Any set of PNG files fits, such as npm's ``emoji-datasource-google`` (Noto, Apache-2.0; ``img/google/64``). They have other
 colours, so each pixel takes the tone of the wanted colour's ramp that has its lightness rank, by the same thresholds as the
-world's own drawings; (near) black stays. That is ours, as is the choice to keep the world's layout and change the art alone.
+OpenMoji drawings; (near) black stays. That is ours, as is the choice to keep the layout of the scenes and change the art alone.
 """
 
 from __future__ import annotations

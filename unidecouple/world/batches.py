@@ -114,14 +114,14 @@ class WorldBatches:
     def _understanding(self, rng: np.random.Generator, kind: str) -> Sample:
         if kind in POINTING:
             index = self._distinguishable[int(rng.integers(len(self._distinguishable)))]
-            things = distinguishable(self.world.scenes[index])
-            thing = things[int(rng.integers(len(things)))]
-            row_and_column = CELL_NAMES[thing.cell].split()
+            objects = distinguishable(self.world.scenes[index])
+            obj = objects[int(rng.integers(len(objects)))]
+            row_and_column = CELL_NAMES[obj.cell].split()
             answer = {
                 "placing": " ".join(row_and_column),
-                "describing": " ".join([thing.color, *rng.permutation(row_and_column)]),
-            }.get(kind, thing.color)
-            return self.builder.pointing(self.world.scene_images[index], thing.name, answer, kind in ("asking", "placing"))
+                "describing": " ".join([obj.color, *rng.permutation(row_and_column)]),
+            }.get(kind, obj.color)
+            return self.builder.pointing(self.world.scene_images[index], obj.name, answer, kind in ("asking", "placing"))
         index = int(rng.integers(len(self.world.scenes)))
         if kind != "presence":
             return self._conversation(rng, index, 0 if kind == "caption" else self.data.turns)

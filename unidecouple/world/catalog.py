@@ -1,4 +1,4 @@
-"""What exists in the world: 36 object classes in six themes, six colours, four relations.
+"""Contents of synthetic scenes: 36 object classes in six themes, six colours, four relations.
 
 Each class is one OpenMoji drawing (CC BY-SA 4.0, https://openmoji.org), named here by its Unicode code point.
 Themes make co-occurrence real: POPE's adversarial sampling needs objects that usually come together.

@@ -1,4 +1,4 @@
-"""Commands that make bases from nothing: ``unidecouple tokenizer`` and ``unidecouple align``."""
+"""Commands that make bases from scratch: ``unidecouple tokenizer`` and ``unidecouple align``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def tokenizer(arguments: argparse.Namespace) -> int:
-    """Make a tiny model with random weights and fit its image tokenizer to the world."""
+    """Make a tiny model with random weights and train its image tokenizer on synthetic images."""
     from unidecouple.world.scratch import Scratch, make_scratch
 
     make_scratch(load_config(Scratch, arguments.recipe), arguments.output, say)
@@ -21,7 +21,7 @@ def tokenizer(arguments: argparse.Namespace) -> int:
 
 
 def align(arguments: argparse.Namespace) -> int:
-    """Copy a checkpoint with its image tokens and their head aligned with its words, for a model that shall learn to draw."""
+    """Copy a checkpoint, its image tokens and image head aligned with its word embeddings: a start for text-to-image training."""
     from unidecouple.world.scratch import align as copy
 
     print(copy(arguments.checkpoint, arguments.output, say))

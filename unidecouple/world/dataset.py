@@ -17,7 +17,7 @@ from unidecouple.source import Progress
 from unidecouple.world.catalog import CLASSES, COLORS, plural
 from unidecouple.world.prompts import WORDINGS, training_pair
 from unidecouple.world.questions import CAPTION_REQUEST
-from unidecouple.world.scene import CELL_NAMES, CENTRED, IMAGE_SIZE, Scene, Thing, place, random_scene, render
+from unidecouple.world.scene import CELL_NAMES, CENTRED, IMAGE_SIZE, Scene, SceneObject, place, random_scene, render
 
 FORMAT = 3
 
@@ -28,7 +28,7 @@ class WorldData:
 
     Attributes:
         pairs: prompt and picture pairs for generation.
-        scenes: pictures for understanding; conversations about them are made when a batch is.
+        scenes: images for understanding; conversations about them are generated with each batch.
         seed: of both; the test sets use other seeds and held-out prompts.
     """
 
@@ -47,7 +47,7 @@ class World:
         single_object_pairs: indices of the pairs with one object whose colour the prompt names.
         scenes: one scene per image to be understood.
         scene_images: uint8 (scenes, 64, 64, 3).
-        folder: where it lies.
+        folder: of its cache.
     """
 
     prompts: list[str]
@@ -106,7 +106,7 @@ def _draw(config: WorldData, folder: Path, progress: Progress) -> None:
     for index in range(config.pairs):
         prompt, scene = training_pair(rng)
         prompts.append(prompt.text)
-        if len(scene.things) == 1 and prompt.include[0].color:
+        if len(scene.objects) == 1 and prompt.include[0].color:
             simple.append(index)
         pair_images[index] = render(scene)
         if index % 500 == 0:
@@ -129,11 +129,11 @@ def _draw(config: WorldData, folder: Path, progress: Progress) -> None:
 
 def _pack(scene: Scene) -> np.ndarray:
     rows = np.full((4, 6), -1, np.int16)
-    for index, thing in enumerate(scene.things):
-        rows[index] = (CLASSES.index(thing.name), COLORS.index(thing.color), thing.cell, thing.size, thing.dx, thing.dy)
+    for index, obj in enumerate(scene.objects):
+        rows[index] = (CLASSES.index(obj.name), COLORS.index(obj.color), obj.cell, obj.size, obj.dx, obj.dy)
     return rows
 
 
 def _unpack(rows: np.ndarray) -> Scene:
     found = [row for row in rows.tolist() if row[0] >= 0]
-    return Scene(tuple(Thing(CLASSES[name], COLORS[color], cell, size, dx, dy) for name, color, cell, size, dx, dy in found))
+    return Scene(tuple(SceneObject(CLASSES[name], COLORS[color], cell, size, dx, dy) for name, color, cell, size, dx, dy in found))

@@ -1,6 +1,6 @@
-"""Judge "template": compares what a picture shows with the world's own drawings.
+"""Judge "template": compares what a picture shows with the drawings that scenes are made of.
 
-Exact on ground truth, and made for pictures that went through a lossy tokenizer. Three steps, each blind to the prompt:
+Exact on ground truth, and made for pictures that went through a lossy tokenizer. Three steps, none of which sees the prompt:
 
 1. Objects are separated by recursive X-Y cuts (Nagy & Seth 1984): ink wider or taller than any drawing is cut at its lightest
    line. Unlike connected components this keeps detached parts together and separates neighbours that blur has joined.
@@ -23,9 +23,9 @@ from scipy import ndimage
 
 from unidecouple.eval.judges import Box, Detection
 from unidecouple.world.catalog import CLASSES, COLORS
-from unidecouple.world.scene import SIZES, Scene, Thing, render
+from unidecouple.world.scene import SIZES, Scene, SceneObject, render
 
-_INK = 0.25  # share of full ink from which a smoothed pixel counts as drawn: above the haze of a tokenizer
+_INK = 0.25  # share of full ink from which a smoothed pixel counts as ink: above the haze of a tokenizer
 _LINE = 1.5  # ink in a row or column from which it belongs to an object: thin tails do not stretch its box
 _LONGEST = SIZES[-1] + 5  # drawings plus blur; two objects on one board span more
 _SMOOTH = 0.7  # sigma below which detail is not compared
@@ -55,7 +55,7 @@ class TemplateJudge:
     name = "template"
 
     def detect_batch(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
-        """One detection an object found, with its best class.
+        """One detection per object found, with its best class.
 
         Raises:
             ValueError: a picture that is not uint8 (H, W, 3).
@@ -66,7 +66,7 @@ class TemplateJudge:
         return out
 
     def color(self, image: np.ndarray, box: Box) -> str:
-        """Colour of what is drawn in ``box``.
+        """Colour of the object in ``box``.
 
         Raises:
             ValueError: a picture that is not uint8 (H, W, 3), or a box that covers no pixel of it.
@@ -220,7 +220,7 @@ def _templates() -> _Templates:
     keys = [(kind, tone, size) for kind in range(len(CLASSES)) for tone in range(len(COLORS)) for size in SIZES]
     windows = []
     for kind, tone, size in keys:
-        ink = _ink(render(Scene((Thing(CLASSES[kind], COLORS[tone], 0, size),))))
+        ink = _ink(render(Scene((SceneObject(CLASSES[kind], COLORS[tone], 0, size),))))
         windows.append(_window(ink, _drawn(ink), (0, 0, *ink.shape[:2])))
     stacked = np.stack(windows)
     middle = slice(_SHIFT, _SHIFT + _WINDOW)

@@ -1,6 +1,6 @@
 """POPE (arXiv 2305.10355, MIT) over generated scenes: the official sampler and question schema.
 
-Deviations: negatives are drawn with a numpy generator, not Python's ``random``; the article fits the noun without also turning
+Deviations: negatives are sampled with a numpy generator, not Python's ``random``; the article fits the noun without also turning
 "image" into "imange"; where the official fallback would loop for ever because no class is left, we raise.
 """
 
@@ -52,12 +52,12 @@ def sample(objects: Sequence[Sequence[str]], split: str, rng: np.random.Generato
     """The official sampler: for the first three objects of each image, in list order, a positive and then a negative.
 
     A negative is neither in the image nor asked before of it. "popular" takes the most frequent such class over all images,
-    "adversarial" the one that most often comes with the positive; both fall back to "random", a draw over all classes seen.
+    "adversarial" the one that most often comes with the positive; both fall back to "random", sampled from all classes seen.
 
     Args:
         objects: the classes of each image (at least three different ones).
         split: one of ``SPLITS``.
-        rng: source of the random draws.
+        rng: random number generator.
 
     Raises:
         ValueError: unknown split, an image of fewer than three classes, or no class left to ask for.
@@ -104,7 +104,7 @@ def score(asked: PopeSet, parser: str, answers: Answers) -> BenchmarkResult:
 
 
 def blind_answers(asked: PopeSet) -> list[str]:
-    """Answers of a model that never looks: "yes" for the more frequent half of the scenes' classes, else "no"."""
+    """Answers without the image: "yes" for the more frequent half of the scenes' classes, else "no"."""
     ranked = _by_count(Counter(name for scene in asked.scenes for name in scene.names))
     common = set(ranked[: len(ranked) // 2])
     return ["yes" if item.id.split("/", 1)[1] in common else "no" for item in asked.questions]

@@ -1,6 +1,6 @@
 """Text-to-image prompts in GenEval's six tags, with held-out combinations for validation and test.
 
-A prompt's ``key`` is what it asks for, without its wording (with it for ``single_object``, whose 36 classes must all be
+A prompt's ``key`` is its content without its wording (with it for ``single_object``, whose 36 classes must all be
 trained). Training never uses a key of the validation or test lists, in any wording.
 """
 
@@ -20,7 +20,7 @@ TAGS: tuple[str, ...] = ("single_object", "two_object", "counting", "colors", "p
 WORDINGS: tuple[str, ...] = ("a photo of", "a picture of", "a drawing of", "an image of", "a sketch of", "a painting of")
 PROMPTS_PER_TAG = {"train": 0, "val": 24, "test": 102}
 _SPLIT_SEED = 20260604
-Key = tuple[object, ...]
+PromptKey = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: GenEval tag ("caption" for training captions), what must and must not be seen, and its text."""
+    """A prompt: GenEval tag ("caption" for training captions), required and forbidden objects, and its text."""
 
     tag: str
     text: str
@@ -59,7 +59,7 @@ class Prompt:
         return out | {"prompt": self.text}
 
 
-def build(key: Key, wording: str) -> Prompt:
+def build(key: PromptKey, wording: str) -> Prompt:
     """The prompt of a key (see ``keys``) in one of ``WORDINGS``."""
     tag, *rest = key
     names = [str(value) for value in rest]
@@ -86,12 +86,12 @@ def build(key: Key, wording: str) -> Prompt:
 
 
 @functools.cache
-def held_out(split: str) -> tuple[tuple[Prompt, ...], frozenset[Key]]:
+def held_out(split: str) -> tuple[tuple[Prompt, ...], frozenset[PromptKey]]:
     """Prompts of "val" or "test" and their keys, disjoint by key from each other and from training."""
     if split not in ("val", "test"):
         raise ValueError(f"unknown split {split!r}; known: val, test")
     prompts: list[Prompt] = []
-    used: set[Key] = set()
+    used: set[PromptKey] = set()
     for number, tag in enumerate(TAGS):
         rng = np.random.default_rng([_SPLIT_SEED, number])
         order = rng.permutation(np.array(_keys(tag), dtype=object), axis=0).tolist()
@@ -99,7 +99,7 @@ def held_out(split: str) -> tuple[tuple[Prompt, ...], frozenset[Key]]:
         test, val = (-(-PROMPTS_PER_TAG[s] // repeat) for s in ("test", "val"))
         mine = order[:test] if split == "test" else order[test : test + val]
         for raw in mine:
-            key: Key = (tag, *raw)
+            key: PromptKey = (tag, *raw)
             used.add(_canonical(key))
             words = [str(raw[-1])] if tag == "single_object" else rng.permutation(WORDINGS)[:repeat].tolist()
             prompts.extend(build(key, word) for word in words)
@@ -119,14 +119,14 @@ def spread(split: str, per_tag: int) -> list[Prompt]:
 def training_pair(rng: np.random.Generator) -> tuple[Prompt, Scene]:
     """A training prompt (one of the six tags, or a full caption) that is not held out, and a scene that it describes.
 
-    The scene holds what the prompt names and nothing else, so its likelihood says all that the prompt asks.
+    The scene holds what the prompt names and nothing else, so its likelihood covers all of the prompt.
     """
     while True:
         tag = str(rng.choice([*TAGS, "caption"]))
         wording = str(rng.choice(WORDINGS))
         if tag == "caption":
             scene = random_scene_of(rng, distinct_names(rng, int(rng.integers(1, MAX_OBJECTS + 1))), CENTRED)
-            clauses = tuple(Clause(thing.name, color=thing.color) for thing in scene.things)
+            clauses = tuple(Clause(obj.name, color=obj.color) for obj in scene.objects)
             if not _is_held_out(_caption_key(clauses)):
                 return Prompt(tag, f"{wording} {caption(scene)}", clauses), scene
         elif not _is_held_out(key := _random_key(rng, tag, wording)):
@@ -135,7 +135,7 @@ def training_pair(rng: np.random.Generator) -> tuple[Prompt, Scene]:
 
 
 def scene_of(prompt: Prompt, rng: np.random.Generator) -> Scene:
-    """A scene that satisfies ``prompt``: unnamed colours and places are drawn at random (one colour for counted objects)."""
+    """A scene that satisfies ``prompt``: unnamed colours and places are random (one colour for counted objects)."""
     items: list[tuple[str, str]] = []
     for clause in prompt.include:
         color = clause.color or str(rng.choice(COLORS))
@@ -143,8 +143,8 @@ def scene_of(prompt: Prompt, rng: np.random.Generator) -> Scene:
     cells = None
     relation = next((clause.position for clause in prompt.include if clause.position), None)
     if relation:
-        lane = int(rng.integers(2))
-        other, subject = (2 * lane + 1, 2 * lane) if relation[0] in ("left of", "right of") else (2 + lane, lane)
+        line = int(rng.integers(2))  # row of left and right, column of above and below
+        other, subject = (2 * line + 1, 2 * line) if relation[0] in ("left of", "right of") else (2 + line, line)
         cells = [other, subject] if relation[0] in ("left of", "above") else [subject, other]
     return place(rng, items, cells, CENTRED)
 
@@ -167,10 +167,10 @@ def _keys(tag: str) -> list[tuple[object, ...]]:
     return [(a, str(rng.choice(COLORS)), b, str(rng.choice(COLORS))) for a, b in pairs]
 
 
-def _random_key(rng: np.random.Generator, tag: str, wording: str) -> Key:
+def _random_key(rng: np.random.Generator, tag: str, wording: str) -> PromptKey:
     first, second = (str(name) for name in rng.choice(CLASSES, 2, replace=False))
     color, shade = str(rng.choice(COLORS)), str(rng.choice(COLORS))
-    options: dict[str, Key] = {
+    options: dict[str, PromptKey] = {
         "single_object": (first, wording),
         "two_object": (first, second),
         "counting": (first, str(rng.integers(2, MAX_OBJECTS + 1))),
@@ -181,17 +181,17 @@ def _random_key(rng: np.random.Generator, tag: str, wording: str) -> Key:
     return (tag, *options[tag])
 
 
-def _caption_key(clauses: tuple[Clause, ...]) -> Key:
-    """Key of a caption: of one object it is a "colors" prompt, of two a "color_attr" prompt."""
+def _caption_key(clauses: tuple[Clause, ...]) -> PromptKey:
+    """PromptKey of a caption: of one object it is a "colors" prompt, of two a "color_attr" prompt."""
     asked = [word for clause in clauses for word in (clause.name, clause.color)]
     return ({1: "colors", 2: "color_attr"}.get(len(clauses), "caption"), *asked)
 
 
-def _is_held_out(key: Key) -> bool:
+def _is_held_out(key: PromptKey) -> bool:
     return any(_canonical(key) in held_out(split)[1] for split in ("val", "test"))
 
 
-def _canonical(key: Key) -> Key:
+def _canonical(key: PromptKey) -> PromptKey:
     """Keys that ask for the same picture are one: order of a pair, and "a left of b" = "b right of a"."""
     tag, *rest = key
     if tag == "two_object":

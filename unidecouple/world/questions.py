@@ -6,14 +6,14 @@ import numpy as np
 
 from unidecouple.data.sequences import QAPair
 from unidecouple.world.catalog import CLASSES, NUMBER_WORDS, THEME_OF, THEMES, article, plural
-from unidecouple.world.scene import CELL_NAMES, Scene, Thing
+from unidecouple.world.scene import CELL_NAMES, Scene, SceneObject
 
 CAPTION_REQUEST = "Describe the image."
 
 
 def caption(scene: Scene) -> str:
     """Every object with its colour, in reading order: "a red cow and a blue pig"."""
-    return " and ".join(f"{article(thing.color)} {thing.color} {thing.name}" for thing in scene.things)
+    return " and ".join(f"{article(obj.color)} {obj.color} {obj.name}" for obj in scene.objects)
 
 
 def pope(name: str, present: bool) -> QAPair:
@@ -24,20 +24,20 @@ def pope(name: str, present: bool) -> QAPair:
 def vqa(scene: Scene) -> list[QAPair]:
     """Every count, colour and position question that ``scene`` answers without ambiguity."""
     questions = [QAPair("count", f"How many {plural(n)} are there?", NUMBER_WORDS[scene.count(n)]) for n in scene.names]
-    for thing in scene.things:
-        if scene.count(thing.name) == 1:
-            questions.append(QAPair("color", f"What color is the {thing.name}?", thing.color))
-            questions.append(QAPair("position", f"Where is the {thing.name}?", CELL_NAMES[thing.cell]))
+    for obj in scene.objects:
+        if scene.count(obj.name) == 1:
+            questions.append(QAPair("color", f"What color is the {obj.name}?", obj.color))
+            questions.append(QAPair("position", f"Where is the {obj.name}?", CELL_NAMES[obj.cell]))
     return questions
 
 
-def distinguishable(scene: Scene) -> list[Thing]:
+def distinguishable(scene: Scene) -> list[SceneObject]:
     """The objects of ``scene`` if each has another class and not all have one colour, else none.
 
     The colour of one of them cannot be answered without finding it in the image.
     """
-    different = len(scene.names) == len(scene.things) and len({thing.color for thing in scene.things}) > 1
-    return list(scene.things) if different else []
+    different = len(scene.names) == len(scene.objects) and len({obj.color for obj in scene.objects}) > 1
+    return list(scene.objects) if different else []
 
 
 def conversation(scene: Scene, rng: np.random.Generator, turns: int) -> list[QAPair]:

@@ -1,6 +1,6 @@
-"""Scenes: one to four drawn objects on a 2 x 2 board, and their picture.
+"""Scenes: one to four objects on a 2 x 2 board, and their picture.
 
-A scene is plain data; everything said or asked about it (language.py, questions.py) is derived from it, so every answer is
+A scene is plain data; captions, prompts and questions about it (prompts.py, questions.py) are derived from it, so every answer is
 exact by construction.
 """
 
@@ -23,11 +23,11 @@ CELL_NAMES: tuple[str, ...] = ("top left", "top right", "bottom left", "bottom r
 SIZES: tuple[int, ...] = (24, 27)
 OFFSETS: tuple[int, ...] = (-1, 1)
 CENTRED: tuple[int, ...] = (0,)
-"""Offsets in pictures to be drawn: each variant of an object needs image tokens of its own, which a generator must learn."""
+"""Offsets in images to be generated: each variant of an object needs image tokens of its own, which a generator must learn."""
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object: class, colour, board cell (0..3 in reading order), size and offset from the cell's centre in pixels."""
 
     name: str
@@ -42,27 +42,27 @@ class Thing:
 class Scene:
     """Objects in reading order; at most one in a cell."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
     def count(self, name: str) -> int:
         """How many objects of class ``name`` the scene has."""
-        return sum(thing.name == name for thing in self.things)
+        return sum(obj.name == name for obj in self.objects)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The classes present, each once, in reading order."""
-        return tuple(dict.fromkeys(thing.name for thing in self.things))
+        return tuple(dict.fromkeys(obj.name for obj in self.objects))
 
 
 def render(scene: Scene, drawing: Sprites = sprite) -> np.ndarray:
-    """Picture of ``scene`` on white, in the world's own art or another: uint8 (64, 64, 3)."""
+    """Picture of ``scene`` on white, in OpenMoji's art or another: uint8 (64, 64, 3)."""
     image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 255, dtype=np.float32)
-    for thing in scene.things:
-        art = drawing(thing.name, thing.color, thing.size).astype(np.float32)
+    for obj in scene.objects:
+        art = drawing(obj.name, obj.color, obj.size).astype(np.float32)
         height, width = art.shape[:2]
-        row, column = divmod(thing.cell, 2)
-        top = row * CELL + (CELL - height) // 2 + thing.dy
-        left = column * CELL + (CELL - width) // 2 + thing.dx
+        row, column = divmod(obj.cell, 2)
+        top = row * CELL + (CELL - height) // 2 + obj.dy
+        left = column * CELL + (CELL - width) // 2 + obj.dx
         alpha = art[..., 3:] / 255
         patch = image[top : top + height, left : left + width]
         patch[:] = patch * (1 - alpha) + art[..., :3] * alpha
@@ -77,15 +77,15 @@ def place(
 ) -> Scene:
     """A scene of the (class, colour) ``items``: random cells unless given, random sizes, offsets from ``offsets``."""
     chosen = rng.permutation(4)[: len(items)].tolist() if cells is None else cells
-    things = [
-        Thing(name, color, cell, int(rng.choice(SIZES)), int(rng.choice(offsets)), int(rng.choice(offsets)))
+    objects = [
+        SceneObject(name, color, cell, int(rng.choice(SIZES)), int(rng.choice(offsets)), int(rng.choice(offsets)))
         for (name, color), cell in zip(items, chosen, strict=True)
     ]
-    return Scene(tuple(sorted(things, key=lambda thing: thing.cell)))
+    return Scene(tuple(sorted(objects, key=lambda obj: obj.cell)))
 
 
 def random_scene(rng: np.random.Generator, min_objects: int = 1, repeat: float = 0.3, off_theme: float = 0.2) -> Scene:
-    """A themed scene as understanding data sees it.
+    """A themed scene of understanding data.
 
     Args:
         rng: source of randomness; equal states give equal scenes.
@@ -102,7 +102,7 @@ def random_scene(rng: np.random.Generator, min_objects: int = 1, repeat: float =
 
 
 def random_distinct_scene(rng: np.random.Generator, objects: int) -> Scene:
-    """A themed scene of ``objects`` different classes: what POPE asks its questions about."""
+    """A themed scene of ``objects`` different classes: as POPE needs them."""
     return random_scene_of(rng, distinct_names(rng, objects))
 
 

@@ -1,8 +1,7 @@
-"""Where bases come from: a tiny model with random weights, its image tokenizer and vision tower fitted to the world."""
+"""Make a base: a tiny model with random weights, its image tokenizer and vision tower trained on synthetic images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,28 +17,28 @@ from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.ownership import check_directory
+from unidecouple.source import PrintLine
 from unidecouple.train.export import source_of_copy, write_copy
-from unidecouple.world.alignment import Alignment, Report, align_generation, align_vision
+from unidecouple.world.alignment import Alignment, LossCallback, align_generation, align_vision
 from unidecouple.world.dataset import tokenizer_pictures, vocabulary
 from unidecouple.world.geneval import judge_bounds
 from unidecouple.world.judge import TemplateJudge
 from unidecouple.world.prompts import held_out
 from unidecouple.world.tokenizer import TokenizerTraining, fit_tokenizer
 
-Say = Callable[[str], None]
 GENERATION = Alignment(steps=5000, batch_size=256, learning_rate=2e-3)
 """How the generation side of the shipped bases is aligned."""
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """A tiny model from nothing.
+    """Settings of a tiny model trained from scratch.
 
     Attributes:
         size: its shape.
-        tokenizer: how its image tokenizer is fitted.
-        alignment: how its vision tower is aligned with words.
-        pictures, picture_seed: what it is fitted to.
+        tokenizer: training of its image tokenizer.
+        alignment: training of its vision tower on word embeddings.
+        pictures, picture_seed: number and seed of the training images.
         seed: of the random weights.
         threads: of torch.
     """
@@ -57,7 +56,7 @@ class Scratch:
         bounds.at_least(0, self, "picture_seed", "seed")
 
 
-def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
+def make_scratch(scratch: Scratch, folder: Path, say: PrintLine) -> None:
     """Write the checkpoint ``folder``, ``image_tokenizer.jsonl`` (losses) and ``image_tokenizer.json`` (the judge's bounds)."""
     check_directory(folder)
     torch.set_num_threads(scratch.threads)
@@ -85,7 +84,7 @@ def make_scratch(scratch: Scratch, folder: Path, say: Say) -> None:
 
 @torch.no_grad()
 def tokenizer_bounds(model: UniJanusForConditionalGeneration, split: str = "val") -> dict[str, float]:
-    """GenEval ``overall`` of ground-truth renders as the judge sees them, directly and through the model's tokenizer."""
+    """GenEval ``overall`` of ground-truth renders by the template judge, directly and through the model's tokenizer."""
 
     def round_trip(batch: np.ndarray) -> np.ndarray:
         chunks = [batch[start : start + 64] for start in range(0, len(batch), 64)]
@@ -97,11 +96,11 @@ def tokenizer_bounds(model: UniJanusForConditionalGeneration, split: str = "val"
     return {"ceiling": direct.ceiling["overall"], "through_tokenizer": through.ceiling["overall"], "floor": direct.floor["overall"]}
 
 
-def align(checkpoint: Path, folder: Path, say: Say, alignment: Alignment = GENERATION) -> Path:
+def align(checkpoint: Path, folder: Path, say: PrintLine, alignment: Alignment = GENERATION) -> Path:
     """Write ``checkpoint`` with its generation side aligned with its words to ``folder``.
 
-    It is done once the words are learned: aligned with those of a model from scratch, which training turns by 30 degrees,
-    UniDecouple learns to read prompts half as fast (docs/experiments/word-alignment.md).
+    Do this after the words are learned. Training turns the embeddings of a model from scratch by 30 degrees; aligned with those,
+    UniDecouple learns to follow prompts half as fast (docs/experiments/word-alignment.md).
     """
     source = source_of_copy(checkpoint, folder)
     torch.set_num_threads(1)  # sums in another order would give other weights
@@ -110,6 +109,6 @@ def align(checkpoint: Path, folder: Path, say: Say, alignment: Alignment = GENER
     return write_copy(model, processor, folder, source)
 
 
-def follow(what: str, steps: int, say: Say) -> Report:
-    """A report of ``what`` that says each step and its values."""
+def follow(what: str, steps: int, say: PrintLine) -> LossCallback:
+    """Return a callback that prints each step of ``what`` with its values."""
     return lambda step, values: say(f"{what} step {step}/{steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))

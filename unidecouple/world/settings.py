@@ -64,7 +64,7 @@ class SyntheticData(DataSettings):
         pairs, scenes, seed: size and seed of the training data (see ``WorldData``).
         t2i_batch_size: text-to-image samples per step; 0: understanding only.
         mmu_batch_size: conversations about images per step; 0: generation only.
-        turns: most questions per conversation; 0: captions alone, as diagnoses use them.
+        turns: maximum questions per conversation; 0: captions alone, as diagnoses use them.
         curriculum: phases of simpler understanding samples, one after the other, before conversations. A model from scratch needs
             them to use the image at all (docs/experiments/learning-to-look.md).
         single_object_steps: steps at the start of the run whose pairs show one object with its colour named. A model that has
@@ -110,7 +110,7 @@ class SyntheticData(DataSettings):
         return "the curriculum is planned as conversations of the recipe's batch size" if self.curriculum else ""
 
     def samples(self, task: Task, steps: range) -> int:
-        """See ``DataSettings``; the curriculum has batch sizes of its own."""
+        """See ``DataSettings``; phases of the curriculum have separate batch sizes."""
         found, end = super().samples(task, steps), 0
         for phase in self.curriculum if task is Task.MMU else ():
             begin, end = end, end + phase.steps

@@ -17,7 +17,7 @@ from unidecouple.world.scoring import Scorer
 from unidecouple.world.settings import SyntheticData
 
 UNSEEN = SyntheticData(pairs=512, scenes=512, seed=101, cond_dropout_prob=0.0)
-"""What diagnoses use: a seed that no recipe trains on, no prompt dropped."""
+"""Data of diagnoses: a seed that no recipe trains on, without prompt dropout."""
 
 
 class WorldSource:
@@ -50,10 +50,10 @@ class WorldSource:
         return Scorer(run.evaluation, _synthetic(run).evaluation, processor)
 
     def probe_data(self, run: RunConfig, processor: UnifiedProcessor) -> ProbeData:
-        """Scenes and pairs of a seed that no recipe trains on; captions alone describe.
+        """Scenes and pairs of a seed that no recipe trains on; the described data are captions alone.
 
         Raises:
-            ValueError: the model looks at pictures of another size.
+            ValueError: the model takes images of another size.
         """
         side = processor.image_processor.size["height"]
         if side != IMAGE_SIZE:

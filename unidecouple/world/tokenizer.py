@@ -1,6 +1,6 @@
-"""Fits the VQ tokenizer (vector quantisation, arXiv 1711.00937) of a tiny model to the pictures of the world.
+"""Fits the VQ tokenizer (vector quantisation, arXiv 1711.00937) of a tiny model to synthetic images.
 
-Choices of ours, each against a failure seen here (docs/experiments/image-tokenizer.md): drawn pixels weigh more than background
+Our choices, each against a failure seen here (docs/experiments/image-tokenizer.md): foreground pixels weigh more than background
 (else capacity goes to white); chroma weighs more than lightness (else line art takes every code and colours merge); the codebook
 follows moving averages and starts from k-means of encoder outputs, and codes nobody uses are moved to latents nobody serves (else
 most codes die); the first steps go without quantisation.
@@ -29,8 +29,8 @@ class TokenizerTraining:
 
     Attributes:
         steps: the first ``warmup_share`` of them go without quantisation.
-        batch_size: pictures a step.
-        foreground_weight, chroma_weight: of drawn pixels and of colour in the pixel loss.
+        batch_size: images per step.
+        foreground_weight, chroma_weight: of foreground pixels and of colour in the pixel loss.
         commitment: weight of the distance from latents to their codes.
         ema_decay: of the codebook's moving averages.
         restart_every: steps between moves of unused codes.
@@ -160,9 +160,9 @@ class _Codebook:
 
 
 def _foreground(target: Tensor) -> Tensor:
-    """1 where something is drawn (or next to it), else 0: (B, 3, H, W) -> (B, 1, H, W)."""
-    drawn = (target.amin(1, keepdim=True) < 0.95).float()
-    return F.max_pool2d(drawn, 3, stride=1, padding=1)
+    """1 on and next to foreground pixels, else 0: (B, 3, H, W) -> (B, 1, H, W)."""
+    foreground = (target.amin(1, keepdim=True) < 0.95).float()
+    return F.max_pool2d(foreground, 3, stride=1, padding=1)
 
 
 def _color_error(difference: Tensor, chroma_weight: float) -> Tensor:

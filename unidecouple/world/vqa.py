@@ -46,7 +46,7 @@ class VqaSet:
 
 
 def vqa_set(questions_per_kind: int, seed: int) -> VqaSet:
-    """Random scenes until every kind has ``questions_per_kind`` questions, at most one of a kind a scene.
+    """Random scenes until every kind has ``questions_per_kind`` questions, at most one of a kind per scene.
 
     Raises:
         ValueError: ``questions_per_kind`` is below 1.

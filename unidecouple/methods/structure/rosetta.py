@@ -1,4 +1,4 @@
-"""Rosetta's structure: experts of their own for text, for pictures seen and for pictures drawn (arXiv 2607.00293, 3.2.2)."""
+"""Rosetta's structure: separate experts for text, images to be understood and images to be generated (arXiv 2607.00293, 3.2.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Symbiotic-MoE's structure: a trained mixture parted by who uses its experts (arXiv 2604.07753, expert disentanglement)."""
+"""Symbiotic-MoE's structure: a trained mixture whose experts are split by use (arXiv 2604.07753, expert disentanglement)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GATE = re.compile(r"^(?P<mlp>.*\.layers\.(?P<layer>\d+)\.mlp)\.gate\.weight$")
 
 @dataclass(frozen=True)
 class Symbiotic:
-    """The experts that understanding uses most serve text and pictures seen, the others the image tokens to be drawn.
+    """The experts that understanding uses most serve text and images to be understood, the others the images to be generated.
 
     Starts from a plain mixture (``kind: moe``), not from a dense model. Per layer, experts are ranked by how often understanding
     tokens are sent to them, a figure that must be measured. The router of a group is the rows of its experts in the old router,

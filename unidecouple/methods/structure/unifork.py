@@ -1,4 +1,4 @@
-"""UniFork (arXiv 2506.17202): shared layers first, then one branch of layers a task."""
+"""UniFork (arXiv 2506.17202): shared layers first, then one branch of layers per task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unidecouple.models.configuration import UniLlamaConfig
 
 @dataclass(frozen=True)
 class UniFork:
-    """The layers from ``fork`` on, and the final norm, have one set a task; the layers before serve both.
+    """The layers from ``fork`` on, and the final norm, have one set per task; the layers before serve both.
 
     A token goes by its own task, so a row may hold both (ours; in the paper a sequence has one task and meets one branch). The
     first token counts as understanding (see ``Task``), so a picture's tokens attend to one key and value of the other branch.

@@ -29,7 +29,7 @@ def depth_of(share: float, layers: int) -> int:
 
 
 def copy_into_sets(state: Mapping[str, Tensor], layers: Collection[int], norm: bool) -> dict[str, Tensor]:
-    """Stack copies of every weight of ``layers``, one a group; where attention stays the same, so does what the model computes.
+    """Stack copies of every weight of ``layers``, one per group; where attention stays the same, so does what the model computes.
 
     Args:
         state: dense weights by name, or some of them.

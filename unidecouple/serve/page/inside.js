@@ -51,7 +51,7 @@ function routes(view) {
 
 function verdict(view) {
   if (view.groups.length < 2) return "This mixture has one group of experts and no task knowledge: a token’s colour says which expert it went to.";
-  if (!view.label) return "This model is told each token’s group, so every token stands where its label says.";
+  if (!view.label) return "This model gets each token’s group as input, so every token is in the group of its label.";
   const shares = view.learned.map((row) => [row.layer, row.group.filter((group, i) => group === view.tokens[i].label).length / row.group.length]);
   const mean = shares.reduce((sum, [, share]) => sum + share, 0) / shares.length;
   const [layer, least] = shares.reduce((a, b) => (b[1] < a[1] ? b : a));
@@ -62,7 +62,7 @@ function verdict(view) {
 function legend(view) {
   const items = view.groups.map((_, group) => tag("span", {}, tag("i", { style: `background:var(--g${group})` }), groupName(view, group)));
   if (Math.max(...view.experts) > 1) items.push(tag("span", {}, "paler: a later expert of the group"));
-  if (view.groups.length > 1) items.push(tag("span", {}, tag("i", { class: "out" }), "not where the label says"));
+  if (view.groups.length > 1) items.push(tag("span", {}, tag("i", { class: "out" }), "not in the labelled group"));
   return tag("div", { class: "legend" }, ...items, tag("span", {}, "left to right: tokens in their order; down: layers"));
 }
 
@@ -150,7 +150,7 @@ function describe(view, row, t) {
   const group = row.group[t], words = [`Token ${t + 1}, ${what}, layer ${row.layer}: to ${groupName(view, group)}`];
   if (row.sure && view.groups.length > 1) words.push(`(the task router gives its first choice ${percent(row.sure[t])})`);
   if (row.expert) words.push(`expert ${row.expert[t]}, with ${percent(row.probability[t])} of its group’s probability`);
-  if (view.groups.length > 1) words.push(group === token.label ? "as its label says" : `but its label says ${groupName(view, token.label)}`);
+  if (view.groups.length > 1) words.push(group === token.label ? "the group of its label" : `its label: ${groupName(view, token.label)}`);
   return `${words[0]}${words.slice(1).map((one) => (one.startsWith("(") ? ` ${one}` : `, ${one}`)).join("")}.`;
 }
 
@@ -158,7 +158,7 @@ function describe(view, row, t) {
 
 function curves(view, other, room) {
   const shown = [view, other].filter((one) => one?.interaction);
-  if (!shown.length) return [tag("p", { class: "fine" }, "There is no curve: the request shows words alone, and nothing to look across at.")];
+  if (!shown.length) return [tag("p", { class: "fine" }, "There is no curve: the request has one modality only.")];
   const r = shown.length === 2 ? correlation(shown[0].interaction, shown[1].interaction) : null;
   const reading = "How much of its attention each layer gives to the other modality: an answer to the picture, a drawing to its prompt. ";
   const end = shown.length < 2
@@ -169,8 +169,8 @@ function curves(view, other, room) {
   return [tag("h3", {}, "Where each layer looks"), chart(shown, room), tag("p", { class: "fine" }, reading + end)];
 }
 
-const meaning = (r) => (r < -0.3 ? "below zero, so layers that look across for one task tend not to for the other"
-  : r > 0.3 ? "above zero, so the same layers look across for both tasks" : "about zero, so where one task looks across says little of the other");
+const meaning = (r) => (r < -0.3 ? "below zero, so layers that attend across modalities for one task tend not to for the other"
+  : r > 0.3 ? "above zero, so the same layers attend across modalities for both tasks" : "about zero, so the tasks’ layers of cross-modal attention are unrelated");
 
 function chart(shown, room) {
   const layers = shown[0].interaction.length, most = Math.max(...shown.flatMap((one) => one.interaction), 0.05);

@@ -1,5 +1,5 @@
 "use strict";
-// The conversation: what is asked and drawn, one turn at a time, and what can be done with each.
+// The conversation: questions and generated images, one turn at a time, and the actions on each.
 
 const $ = (id) => document.getElementById(id);
 const PICTURES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
@@ -42,7 +42,7 @@ function take(file) {
 
 function choose(which) {
   document.querySelector(`input[name="task"][value="${which}"]`).checked = true;
-  $("words").placeholder = which === "mmu" ? "Ask about a picture" : "Say what to draw";
+  $("words").placeholder = which === "mmu" ? "Ask about a picture" : "Describe an image to generate";
   $("pick").hidden = which === "t2i";
 }
 
@@ -72,7 +72,7 @@ function complain(message) {
 
 const act = (words, action) => tag("button", { type: "button", class: "quiet", onclick: action }, words);
 
-// A question goes with the last picture and what was said about it since; drawings in between are not part of it.
+// A question goes with the last picture and the turns about it since; drawings in between are not part of it.
 function conversation(upTo) {
   const asked = turns.slice(0, upTo + 1).filter((turn) => turn.task === "mmu" && (turn.answer !== undefined || turn === turns[upTo]));
   const start = asked.findLastIndex((turn) => turn.picture);
@@ -95,7 +95,7 @@ async function ask(turn, place, signal) {
     place.item.scrollIntoView({ block: "end" });
   }, signal);
   turn.answer = answer;
-  if (!answer.trim()) place.text.textContent = "(it had nothing to say)";
+  if (!answer.trim()) place.text.textContent = "(the answer is empty)";
   if (finish === "length") place.who.textContent = "Answer, cut off at its longest";
   place.item.append(tag("div", { class: "acts" }, act("See the conflict", () => look(turn))));
   place.item.scrollIntoView({ block: "end" });
@@ -129,7 +129,7 @@ async function draw(turn, place, signal) {
   }
 }
 
-// A picture that is not there yet: what is drawn of it covers the waiting frame from the top, and a bar says how far it is.
+// A picture that is not there yet: its finished part covers the waiting frame from the top, and a bar says how far it is.
 function growing(turn, i, n) {
   const image = tag("img", { alt: `Drawn so far for: ${turn.words}`, hidden: "" });
   const bar = tag("progress", { max: 1, value: 0, "aria-label": n > 1 ? `Picture ${i + 1} of ${n}` : "How much is drawn" });

@@ -1,8 +1,8 @@
-"""A forward pass on paper: each operation notes its FLOPs, the bytes it moves, and what it keeps for the backward pass.
+"""A symbolic forward pass: each operation records its FLOPs, the bytes it moves, and what it keeps for the backward pass.
 
 The rules are autograd's. A product y = x W costs 2 · rows · |W| FLOPs forward, as much again for the gradient of x if one flows
-there, and as much again for the gradient of W if W trains; x is kept for the latter only. So frozen weights need no gradient
-of their own, and where nothing below trains there is no backward at all.
+there, and as much again for the gradient of W if W trains; x is kept for the latter only. So frozen weights need no gradient,
+and where nothing below trains there is no backward at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INDEX = 8
 """Bytes of an int64."""
 
 
-class Value:
+class TracedTensor:
     """A tensor of the pass: elements, bytes each, whether a gradient flows to it; kept for backward at most once."""
 
     def __init__(self, elements: int, width: int, grad: bool) -> None:
@@ -58,19 +58,19 @@ class Block:
 
 
 @dataclass
-class Tape:
-    """What a pass over weights of ``shapes`` costs when ``trains`` of them train.
+class OpTrace:
+    """Operations and memory of a pass over weights of ``shapes``, of which ``trains`` train.
 
     Attributes:
         shapes: of every parameter, by name.
         trains: names of those that train.
-        width: bytes an activation.
-        ops: in the order noted.
+        width: bytes per activation.
+        ops: in order of execution.
         kept: bytes kept for the backward pass, without the heads' ``logits``.
         logits: bytes of the heads' log-probabilities kept, always float32.
-        head: bytes that the largest head needs besides, while it runs.
+        head: additional bytes that the largest head needs while it runs.
         largest: bytes of the largest activation, the heads' aside.
-        encoding: most bytes that the image tokenizer takes where it runs in the forward pass; none of them are kept.
+        encoding: peak bytes of the image tokenizer if it runs in the forward pass; none of them are kept.
         again: of the backward FLOPs, those that a checkpointed head computes a second time.
         used: parameters that take part.
         blocks: layers, in the order they ran.
@@ -101,7 +101,7 @@ class Tape:
         return self.kept - saved + max((block.kept for block in moving), default=0)
 
     @contextmanager
-    def block(self, name: str, entry: Value) -> Iterator[None]:
+    def block(self, name: str, entry: TracedTensor) -> Iterator[None]:
         """Note what follows as the layer ``name`` with input ``entry``."""
         before, self._block = self.kept, len(self.blocks)
         self.blocks.append(Block(name, entry.bytes))
@@ -115,13 +115,13 @@ class Tape:
         self.used.add(name)
         return name in self.trains
 
-    def new(self, elements: int, grad: bool, width: int | None = None) -> Value:
+    def new(self, elements: int, grad: bool, width: int | None = None) -> TracedTensor:
         """A tensor that some operation made."""
-        made = Value(elements, width or self.width, grad)
+        made = TracedTensor(elements, width or self.width, grad)
         self.largest = max(self.largest, made.bytes)
         return made
 
-    def keep(self, value: Value) -> None:
+    def keep(self, value: TracedTensor) -> None:
         """Keep ``value`` for the backward pass."""
         if not value.kept:
             value.kept = True
@@ -131,7 +131,7 @@ class Tape:
         """Add an operation."""
         self.ops.append(Op(part, backward, flops, moved, self._block))
 
-    def pointwise(self, part: str, inputs: tuple[Value, ...], elements: int, grad: bool) -> Value:
+    def pointwise(self, part: str, inputs: tuple[TracedTensor, ...], elements: int, grad: bool) -> TracedTensor:
         """An operation that is all memory traffic: reads ``inputs``, writes ``elements``; backward moves twice as much."""
         out = self.new(elements, grad)
         moved = sum(value.bytes for value in inputs) + out.bytes
@@ -140,11 +140,13 @@ class Tape:
             self.note(part, 0, 2 * moved, True)
         return out
 
-    def product(self, name: str, rows: int, x: Value, share: float = 1.0, stacked: bool = False, updated: bool = False) -> Value:
+    def product(
+        self, name: str, rows: int, x: TracedTensor, share: float = 1.0, stacked: bool = False, updated: bool = False
+    ) -> TracedTensor:
         """``rows`` times the matrix ``name`` (out, in); or, stacked (E, out, in), each row times one of E matrices.
 
-        ``share`` < 1 says which part of the weights is read, where few rows meet many matrices; ``updated``, that something
-        that trains was added to the matrix.
+        ``share`` < 1 is the fraction of the weights that is read, if few rows meet many matrices; with ``updated`` a trained
+        update was added to the matrix.
         """
         shape = self.shapes[name]
         active = math.prod(shape[1:] if stacked else shape)
@@ -160,13 +162,15 @@ class Tape:
             self.note(part, flops, moved, True)
         return out
 
-    def linear(self, name: str, rows: int, x: Value) -> Value:
+    def linear(self, name: str, rows: int, x: TracedTensor) -> TracedTensor:
         """A linear layer with or without a bias."""
         out = self.product(f"{name}.weight", rows, x)
         out.grad |= self.use(f"{name}.bias")
         return out
 
-    def attention(self, batch: int, heads: int, length: int, width: int, projected: tuple[Value, Value, Value]) -> Value:
+    def attention(
+        self, batch: int, heads: int, length: int, width: int, projected: tuple[TracedTensor, TracedTensor, TracedTensor]
+    ) -> TracedTensor:
         """Scaled dot-product attention by a fused kernel, which keeps its operands and no scores.
 
         Counted over the full square, as torch's counter does; a causal kernel computes half of it.
@@ -185,7 +189,7 @@ class Tape:
             self.kept += batch * heads * length * 4  # float32 log of each row's sum
         return out
 
-    def rms_norm(self, name: str, rows: int, x: Value) -> Value:
+    def rms_norm(self, name: str, rows: int, x: TracedTensor) -> TracedTensor:
         """Llama's norm, written out: it computes on a float32 copy. Scales of a group each (G, H) are laid out by token first."""
         trains = self.use(f"{name}.weight")
         if len(self.shapes[f"{name}.weight"]) == 2 and x.grad:
@@ -199,7 +203,7 @@ class Tape:
             self.keep(scaled)
         return self.pointwise("norms", (scaled,), x.elements, x.grad or trains)
 
-    def layer_norm(self, name: str, rows: int, x: Value, part: str) -> Value:
+    def layer_norm(self, name: str, rows: int, x: TracedTensor, part: str) -> TracedTensor:
         """The library's fused norm."""
         trains = [self.use(f"{name}.{tensor}") for tensor in ("weight", "bias")]
         if x.grad or any(trains):
@@ -207,13 +211,13 @@ class Tape:
             self.kept += rows * 8
         return self.pointwise(part, (x,), x.elements, x.grad or any(trains))
 
-    def activation(self, x: Value, part: str) -> Value:
+    def activation(self, x: TracedTensor, part: str) -> TracedTensor:
         """GELU or SiLU: keeps its input."""
         if x.grad:
             self.keep(x)
         return self.pointwise(part, (x,), x.elements, x.grad)
 
-    def times(self, a: Value, b: Value, part: str) -> Value:
+    def times(self, a: TracedTensor, b: TracedTensor, part: str) -> TracedTensor:
         """Elementwise product: each side's gradient needs the other."""
         if a.grad:
             self.keep(b)

@@ -19,7 +19,7 @@ from unidecouple.run import RunConfig
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import count_totals
-from unidecouple.train.trainable import apply
+from unidecouple.train.trainable import make_param_groups
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 Joint = tuple[Batch, Batch]
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], Stage, Objective]] = {
 def measured(model: UniJanusForConditionalGeneration, stage: Stage, joint: JointBatch, objective: Objective) -> tuple[int, int]:
     """Bytes and number of all gradients that the training code holds after the backward passes of a step."""
     model.train()
-    apply(model, stage.train, 0.0)
+    make_param_groups(model, stage.train, 0.0)
     tasks, gradients = stage.of(BOTH), Gradients.of(model, stage.gradient, Parallel())
     output = model(batch=joint, routing=stage.routing)
     gradients.backward(objective.losses(Microbatch(joint, output, tasks, count_totals([joint], Parallel()))))
@@ -73,7 +73,7 @@ def test_gradients_apart_are_what_training_keeps(case: str, make_model: MakeMode
     model = make_model(experts_backend="loop", **text)
     joint = on(stage, joint_batch)
     load = stage_load(model, stage, micro_batches(joint), 4, objective=objective)
-    floats, tensors = load.weights.apart
+    floats, tensors = load.weights.per_task_gradients
     assert (4 * floats, tensors) == measured(model, stage, joint, objective)
 
 
@@ -81,7 +81,7 @@ def test_gradients_apart_are_what_training_keeps(case: str, make_model: MakeMode
 def test_one_backward_pass_keeps_one_gradient(strategy: Gradient, make_model: MakeModel, joint_batch: Joint) -> None:
     stage = Stage(train=ALL, gradient=strategy)
     weights = stage_load(make_model(), stage, micro_batches(joint_batch), 4).weights
-    assert weights.apart == (0, 0)
+    assert weights.per_task_gradients == (0, 0)
     assert (4 * weights.trainable, weights.tensors) == measured(make_model(), stage, joint_batch, Objective())
 
 
@@ -104,7 +104,7 @@ def planned(stages: tuple[Stage, ...], **question: Any) -> Any:
 def test_surgery_takes_a_copy_more_and_keeps_to_ddp() -> None:
     usual, surgery = (planned((Stage(train={"attention": 1}, gradient=g),), gpus=(1, 4))[0] for g in (Sum(), PCGrad()))
     attention = usual.load.weights.trainable
-    assert surgery.load.weights.apart == (2 * attention, 2 * usual.load.weights.tensors)
+    assert surgery.load.weights.per_task_gradients == (2 * attention, 2 * usual.load.weights.tensors)
     assert [(one.way, one.gpus) for one in surgery.estimates] == [("ddp", 1), ("ddp", 4)]
     for before, after in zip([one for one in usual.estimates if one.way == "ddp"], surgery.estimates, strict=True):
         assert after.memory.gradients == 2 * before.memory.gradients == 2 * 4 * attention
@@ -113,7 +113,7 @@ def test_surgery_takes_a_copy_more_and_keeps_to_ddp() -> None:
     assert (sent.calls, sent.sent) == (2 * usual.load.weights.tensors, 2 * 3 / 4 * 4 * 2 * attention)
     assert surgery.estimates[1].exposed == pytest.approx(sent.seconds)
     assert surgery.smallest["fsdp2"] is None
-    assert surgery.breaks["fsdp2"] == surgery.breaks["tasks"] == "impossible: the stage cannot be spread this way"
+    assert surgery.breaks["fsdp2"] == surgery.breaks["tasks"] == "impossible: the stage does not allow this strategy"
 
 
 def test_stages_of_one_task_plan_its_samples_alone() -> None:

@@ -1,4 +1,4 @@
-"""What a step computes: micro-batches by task, their lengths and targets, and the shares of them that devices get."""
+"""Shapes of a step: micro-batches by task, their lengths and targets, and their split over devices."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MMU_TEXT, MMU_ANSWERS, T2I_TEXT = 128, 64, 64
 
 
 @dataclass(frozen=True)
-class Micro:
-    """One rectangle of a joint batch.
+class BatchShape:
+    """The shape of one micro-batch of a joint batch.
 
     Attributes:
         task: of its samples.
-        samples, length: rows and padded tokens a row.
-        answers: positions with a text target, over all rows: what the text head computes.
-        drawn: image tokens to be generated, over all rows: what the generation head computes.
+        samples, length: rows, and padded tokens per row.
+        answers: positions with a text target, over all rows: inputs of the text head.
+        drawn: image tokens to be generated, over all rows: inputs of the generation head.
         pictures: pictures to be understood.
         counted: False for router samples, which are no training samples.
     """
@@ -44,11 +44,11 @@ class Micro:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the rectangle, padding and placeholders too: what the decoder computes."""
+        """Tokens that the decoder computes, with padding and placeholders."""
         return self.samples * self.length
 
-    def cut(self, parts: int) -> Micro:
-        """The fullest of ``parts`` parts, as training deals samples out."""
+    def cut(self, parts: int) -> BatchShape:
+        """Return the largest of ``parts`` parts, as training splits samples."""
         samples = math.ceil(self.samples / parts)
         answers, drawn, pictures = (round(n * samples / self.samples) for n in (self.answers, self.drawn, self.pictures))
         return replace(self, samples=samples, answers=answers, drawn=drawn, pictures=pictures)
@@ -56,7 +56,7 @@ class Micro:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a sample of each task, pictures included; None takes them from the recipe's data, or assumes text (see above)."""
+    """Tokens per sample of each task, with images; None: measured on the recipe's data, or the assumed text (see above)."""
 
     mmu: int | None = None
     t2i: int | None = None
@@ -66,8 +66,8 @@ class PictureTokens(NamedTuple):
     """Tokens of one picture.
 
     Attributes:
-        seen: in a question, with what stands around them.
-        drawn: in a sample to be drawn, without what stands before them.
+        seen: in a question, with delimiters.
+        drawn: in a text-to-image sample, without the prompt.
         learned: of ``drawn``, those with a target.
     """
 
@@ -86,7 +86,7 @@ def picture_tokens(config: UnifiedConfig) -> PictureTokens:
     return PictureTokens(tokens + 2, tokens, tokens)
 
 
-def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths: Lengths) -> tuple[Micro, ...]:
+def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths: Lengths) -> tuple[BatchShape, ...]:
     """Micro-batches of a whole step, over all devices and parts. Each is padded to its longest sample, its parts are no longer.
 
     Args:
@@ -110,9 +110,9 @@ def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths:
         t2i = lengths.t2i
     b, g, r = data.mmu_batch_size, data.t2i_batch_size, data.router_aux_samples
     parts = (
-        Micro(Task.MMU, b, mmu[0], round(b * mmu[1]), 0, b),
-        Micro(Task.T2I, g, t2i, 0, g * picture.learned, 0),
-        Micro(Task.MMU, r, mmu[0], 0, 0, r, counted=False),
+        BatchShape(Task.MMU, b, mmu[0], round(b * mmu[1]), 0, b),
+        BatchShape(Task.T2I, g, t2i, 0, g * picture.learned, 0),
+        BatchShape(Task.MMU, r, mmu[0], 0, 0, r, counted=False),
     )
     return tuple(part for part in parts if part.samples)
 

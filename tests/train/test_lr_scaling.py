@@ -17,10 +17,10 @@ from unidecouple.methods.objective import Losses, Objective
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.sharing import group_rows
 from unidecouple.train.gradients import Gradients
-from unidecouple.train.group_rates import Slowed, slow, slowed
+from unidecouple.train.lr_scaling import ScaledRows, install_lr_scaling, scaled_rows
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import train_step
-from unidecouple.train.trainable import apply, table
+from unidecouple.train.trainable import make_param_groups, table
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
@@ -37,9 +37,9 @@ FIRST = ("und", "text", "mmu", "und", "text")
 def stepped(model: nn.Module, rates: dict[str, float], factor: float = 1.0, steps: int = 1) -> dict[str, Tensor]:
     """Weights of a copy of ``model`` after some steps of AdamW on gradients that do not depend on it."""
     model = copy.deepcopy(model)
-    groups = apply(model, {"*": 1.0}, factor * 1e-2)
+    groups = make_param_groups(model, {"*": 1.0}, factor * 1e-2)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
-    slow(optimizer, slowed(model, rates))
+    install_lr_scaling(optimizer, scaled_rows(model, rates))
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         for weight in model.parameters():
@@ -97,7 +97,7 @@ def test_every_group_has_its_own(make_model: MakeModel) -> None:
 )
 def test_groups_that_are_not_there(make_model: MakeModel, kind: dict[str, Any], rates: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        slowed(make_model(**kind), rates)
+        scaled_rows(make_model(**kind), rates)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_what_is_held_has_no_share_in_the_norm_that_is_clipped(
     norms, left = {}, {}
     for held in (False, True):
         model = make_model(**kind).train()
-        optimizer = torch.optim.SGD(apply(model, dict(train), 0.0))
-        rates = slowed(model, {"und": 0.0} if held else {})
+        optimizer = torch.optim.SGD(make_param_groups(model, dict(train), 0.0))
+        rates = scaled_rows(model, {"und": 0.0} if held else {})
         gradients = Gradients.of(model, gradient, Parallel(), rates)
         objective = Objective(auxiliary=())
         result = train_step(model, optimizer, [joint_batch], step_settings(objective, tuple(Task), None, 1e9, gradients))
@@ -133,7 +133,7 @@ def test_what_is_held_has_no_say_in_what_others_do() -> None:
     against = torch.cat([torch.full((2, 3), -9.0), torch.ones(2, 3)])
     found = {}
     for factor in (1.0, 0.0):
-        held = [Slowed(weight, range(2), factor)]
+        held = [ScaledRows(weight, range(2), factor)]
         gradients = Gradients(PCGrad(), (weight, other), (0, 1), Parallel(), held)
         sums = [(rows * weight).sum() + (ones * other).sum(), (against * weight).sum() + (ones * other).sum()]
         gradients.backward(Losses({"mmu": sums[0], "t2i": sums[1]}, [(rows * weight).sum()], {}))
@@ -149,7 +149,7 @@ def test_what_is_held_has_no_say_in_what_others_do() -> None:
 
 def test_a_group_of_which_nothing_trains(make_model: MakeModel) -> None:
     model = make_model(**KINDS[0])
-    groups = apply(model, {"attention": 1.0}, 1e-2)
+    groups = make_param_groups(model, {"attention": 1.0}, 1e-2)
     with pytest.raises(ValueError, match="nothing of group 'und' trains"):
-        slowed(model, {"und": 0.1})
+        scaled_rows(model, {"und": 0.1})
     assert table(model, groups, {"und": 0.01}).endswith("group und      lr x 0.01")

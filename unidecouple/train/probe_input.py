@@ -1,4 +1,4 @@
-"""What a diagnosis looks at: a model, and held-out data of both tasks to show it."""
+"""Inputs of a diagnosis: a model, and held-out data of both tasks."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from unidecouple.data.settings import Files, Source
 from unidecouple.diagnose.probe import ProbeInput
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource, Progress, data_source
-from unidecouple.train.own_files import named
+from unidecouple.train.file_source import named
 from unidecouple.train.routing_log import read_routing_log
 
 _CHECKPOINT = "checkpoint-"
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A subject, and in words what was opened."""
+class OpenedCheckpoint:
+    """A probe's input, and a description of its data for the report."""
 
-    subject: ProbeInput
+    probe_input: ProbeInput
     checkpoint: Path
     data: str
 
 
-def open_subject(
+def open_probe_input(
     checkpoint: str,
     recipe: RunConfig | None,
     data: Sequence[Path],
@@ -40,11 +40,11 @@ def open_subject(
     device: torch.device,
     cache: Path,
     progress: Progress,
-) -> Opened:
-    """Load ``checkpoint`` (see ``checkpoint_folder``) and open data to show it.
+) -> OpenedCheckpoint:
+    """Load ``checkpoint`` (see ``checkpoint_folder``) and open data for probes.
 
-    The data are ``data``; without it the files that ``recipe`` is scored on; without that those of the run that the checkpoint
-    is of; and where none of them has files, synthetic data that no recipe trains on.
+    The data are ``data``; by default the files that ``recipe`` is scored on, then those of the checkpoint's run, then synthetic
+    data that no recipe trains on.
 
     Raises:
         ValueError: the checkpoint or the data cannot be read, or the data do not fit the model.
@@ -68,8 +68,10 @@ def open_subject(
     probed = data_source(run).probe_data(run, processor)
     source = opened(probed.run)
     described = source if probed.described is probed.run else opened(probed.described)
-    said = f"the files given: {named(files)}" if files else probed.text
-    return Opened(ProbeInput(model, source, described, step, batches, read_routing_log(home) if home else ()), folder, said)
+    description = f"the files given: {named(files)}" if files else probed.text
+    return OpenedCheckpoint(
+        ProbeInput(model, source, described, step, batches, read_routing_log(home) if home else ()), folder, description
+    )
 
 
 def _files(data: Sequence[Path], cache: Path) -> Files:

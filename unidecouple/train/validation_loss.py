@@ -36,7 +36,7 @@ class ValidationLoss:
     """Mean log-probability per token (nats; higher is better) on ``source``'s files, by task.
 
     The ceiling is 0 (certain), the floor a uniform guess: minus the logarithm of the number of tokens to choose from. It compares
-    checkpoints of one model; it does not measure the quality of what the model writes or draws by itself.
+    checkpoints of one model; it does not measure the quality of generated text or images.
 
     Attributes:
         source: held-out batches, with the batch size of each task.
@@ -50,11 +50,11 @@ class ValidationLoss:
     benchmarks: tuple[AnyBenchmark, ...] = ()
 
     def validate(self, model: UnifiedModel) -> list[Score]:
-        """One score a task, always over the same samples."""
+        """Return one score per task, always over the same samples."""
         return [self._score(model, number) for number in range(len(self.source.tasks))]
 
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
-        """As ``validate``, then the published benchmarks, with answers and cards in ``folder/eval``."""
+        """Score as ``validate``, then on the published benchmarks, with answers and cards in ``folder/eval``."""
         scores = self.validate(model)
         scored = EvalModel(model, self.processor, MAX_NEW_TOKENS)
         settings = {"max_new_tokens": MAX_NEW_TOKENS}
@@ -78,7 +78,7 @@ class ValidationLoss:
         return Score(BENCHMARKS[task.key], "log_probability", -total / max(1, count), ceiling=0.0, floor=-math.log(choices))
 
 
-def held_out(
+def open_validation(
     files: Files,
     evaluation: Evaluation,
     processor: UnifiedProcessor,
@@ -86,7 +86,7 @@ def held_out(
     vq: ImageTokenizer,
     cache: Path,
 ) -> ValidationLoss:
-    """Scores on ``files.validation``, where no prompt is dropped, and by ``evaluation.benchmarks``.
+    """Open ``files.validation``, without prompt dropout, and ``evaluation.benchmarks`` for scoring.
 
     Raises:
         ValueError: there are no such files, or they lack a task that ``files`` trains, or a benchmark's files are missing.

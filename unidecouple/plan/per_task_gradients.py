@@ -1,4 +1,4 @@
-"""Gradients that methods which work task by task keep apart until they combine them: which weights each loss reaches."""
+"""Size of per-task gradients, which some methods keep until they combine them: the weights that each loss reaches."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from math import prod
 from unidecouple.batch import Task
 from unidecouple.methods.objective import Objective
 from unidecouple.models.configuration import UniLlamaConfig
-from unidecouple.plan.load import Micro
-from unidecouple.plan.tape import Shape
+from unidecouple.plan.batch_shapes import BatchShape
+from unidecouple.plan.op_trace import Shape
 
-Reached = Callable[[tuple[Micro, ...], tuple[Task, ...]], Set[str]]
-"""From some micro-batches and the tasks whose losses they bear to the weights that train and take part."""
+Reached = Callable[[tuple[BatchShape, ...], tuple[Task, ...]], Set[str]]
+"""(micro-batches, tasks whose losses are computed) -> names of the weights that train and are used."""
 
 
-def kept_apart(
+def count_per_task_gradients(
     text: UniLlamaConfig,
     shapes: Mapping[str, Shape],
-    step: Sequence[Micro],
+    step: Sequence[BatchShape],
     tasks: Sequence[Task],
     objective: Objective,
     reached: Reached,
 ) -> tuple[int, int]:
-    """(floats, tensors) of the gradients of ``step`` as ``train/gradients.py`` keeps them: one for each loss and weight it reaches.
+    """Return (floats, tensors) of the gradients of ``step`` that ``train/gradients.py`` keeps: one per loss and weight it reaches.
 
-    The loss of one of ``tasks`` reaches what its own samples meet and, with zeros, its head where there are none; choices of a
-    group pass no gradient, so that task-aware routers have the group loss alone. Losses of no task have a pass of their own.
+    The loss of one of ``tasks`` reaches the weights that its samples use and, with zeros, its head if there are none. Group choices
+    pass no gradient, so that task-aware routers get the group loss alone. Losses of no task have a separate pass.
     """
     whole, passes = tuple(step), []
     auxiliary = {loss.kind for loss in objective.auxiliary if getattr(loss, "coeff", 0)}
@@ -47,7 +47,7 @@ def _routes_tasks(name: str) -> bool:
 
 
 def _before_the_last_gate(name: str, text: UniLlamaConfig) -> bool:
-    """Whether load balance reaches a weight: any that a mixture's gate sees the work of."""
+    """Whether the load-balance loss reaches a weight: any below the last mixture's gate."""
     last = f".layers.{text.num_hidden_layers - 1}.mlp."
     after = name.startswith(("lm_head.", "model.generation_head.", "model.language_model.norm."))
     return not after and not _routes_tasks(name) and (last not in name or f"{last}gate." in name)

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from measured_step import Step, shapes_of
 from unidecouple.batch import Batch
 from unidecouple.plan.devices import DEVICES, Assumptions
-from unidecouple.plan.tape import Tape
-from unidecouple.plan.ways import WAYS, Way, communication, memory
-from unidecouple.plan.weights import Weights, count
+from unidecouple.plan.op_trace import OpTrace
+from unidecouple.plan.strategies import STRATEGIES, ParallelStrategy, communication, memory
+from unidecouple.plan.weights import WeightCounts, count
 from unidecouple.train.parallel import Parallel
 
 TakeStep = Callable[..., Step]
@@ -28,60 +28,60 @@ H100, ASSUMED = DEVICES["h100"], Assumptions()
 
 
 @pytest.fixture
-def stage(step: TakeStep) -> tuple[Weights, Tape]:
+def stage(step: TakeStep) -> tuple[WeightCounts, OpTrace]:
     done = step(STAGE_1, "label", ffn="ta_moe")
-    return count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS), done.tape
+    return count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS), done.trace
 
 
-def sent(way: Way, stage: tuple[Weights, Tape], gpus: int, sharing: int = 0) -> dict[str, float]:
+def sent(way: ParallelStrategy, stage: tuple[WeightCounts, OpTrace], gpus: int, sharing: int = 0) -> dict[str, float]:
     return {one.name: one.sent for one in communication(way, *stage, gpus, H100, ASSUMED, sharing or gpus)}
 
 
-def test_memory_of_copies_by_hand(stage: tuple[Weights, Tape]) -> None:
-    weights, tape = stage
+def test_memory_of_copies_by_hand(stage: tuple[WeightCounts, OpTrace]) -> None:
+    weights, trace = stage
     for gpus in (1, 8, 1024):
-        held = memory("ddp", weights, tape, gpus, checkpointing=False)
+        held = memory("ddp", weights, trace, gpus, checkpointing=False)
         assert held.weights == 4 * weights.total
         assert held.gradients == 4 * weights.trainable
         assert held.optimizer == weights.optimizer_bytes
-        assert held.activations == tape.kept
+        assert held.activations == trace.kept
         assert held.gathered == 0
-    assert memory("ddp", weights, tape, 8, checkpointing=True).activations == tape.kept_by_checkpoints() < tape.kept
+    assert memory("ddp", weights, trace, 8, checkpointing=True).activations == trace.kept_by_checkpoints() < trace.kept
 
 
-def test_shards_shrink_as_one_over_n(stage: tuple[Weights, Tape]) -> None:
-    weights, tape = stage
+def test_shards_shrink_as_one_over_n(stage: tuple[WeightCounts, OpTrace]) -> None:
+    weights, trace = stage
 
     def sharded(gpus: int) -> int:
-        held = memory("fsdp2", weights, tape, gpus, checkpointing=False)
+        held = memory("fsdp2", weights, trace, gpus, checkpointing=False)
         return held.weights + held.gradients + held.optimizer - 4 * weights.tokenizer - 4 * weights.tensors
 
     for gpus in (2, 8, 64, 1024):
         assert sharded(gpus) == pytest.approx(sharded(1) / gpus, abs=3)
 
 
-def test_gathered_weights_do_not_shrink(stage: tuple[Weights, Tape]) -> None:
-    weights, tape = stage
-    gathered = [memory("fsdp2", weights, tape, gpus, checkpointing=False).gathered for gpus in (1, 2, 1024)]
+def test_gathered_weights_do_not_shrink(stage: tuple[WeightCounts, OpTrace]) -> None:
+    weights, trace = stage
+    gathered = [memory("fsdp2", weights, trace, gpus, checkpointing=False).gathered for gpus in (1, 2, 1024)]
     assert gathered[0] == 0
     assert gathered[1] == gathered[2] >= 4 * (weights.root.total + 2 * weights.largest.total)
 
 
-def test_a_task_alone_needs_half_of_the_private_states(stage: tuple[Weights, Tape]) -> None:
-    weights, tape = stage
-    both, one = (memory(way, weights, tape, 8, checkpointing=False) for way in ("ddp", "tasks"))
+def test_a_task_alone_needs_half_of_the_private_states(stage: tuple[WeightCounts, OpTrace]) -> None:
+    weights, trace = stage
+    both, one = (memory(way, weights, trace, 8, checkpointing=False) for way in ("ddp", "tasks"))
     assert both.gradients - one.gradients == 4 * weights.private // 2
     assert both.optimizer - one.optimizer == 8 * weights.private // 2
     assert both.weights == one.weights
 
 
 @pytest.mark.parametrize("gpus", [2, 8, 64, 1024])
-def test_all_reduce_sends_two_of_n_minus_one(stage: tuple[Weights, Tape], gpus: int) -> None:
+def test_all_reduce_sends_two_of_n_minus_one(stage: tuple[WeightCounts, OpTrace], gpus: int) -> None:
     assert sent("ddp", stage, gpus) == {"all-reduce": pytest.approx(2 * (gpus - 1) / gpus * 4 * stage[0].trainable)}
 
 
 @pytest.mark.parametrize("gpus", [2, 8, 64, 1024])
-def test_homogeneous_ranks_halve_the_experts_gradients(stage: tuple[Weights, Tape], gpus: int) -> None:
+def test_homogeneous_ranks_halve_the_experts_gradients(stage: tuple[WeightCounts, OpTrace], gpus: int) -> None:
     weights, _ = stage
     shared_part = 2 * (gpus - 1) / gpus * 4 * (weights.trainable - weights.private)
     experts_before = sent("ddp", stage, gpus)["all-reduce"] - shared_part
@@ -90,12 +90,12 @@ def test_homogeneous_ranks_halve_the_experts_gradients(stage: tuple[Weights, Tap
     assert after["all-reduce inside the task"] <= 0.52 * experts_before
 
 
-def test_one_device_sends_nothing(stage: tuple[Weights, Tape]) -> None:
-    assert [sent(way, stage, 1) for way in WAYS] == [{}, {}, {}]
+def test_one_device_sends_nothing(stage: tuple[WeightCounts, OpTrace]) -> None:
+    assert [sent(way, stage, 1) for way in STRATEGIES] == [{}, {}, {}]
 
 
-def test_links_bound_the_time(stage: tuple[Weights, Tape]) -> None:
-    for way in WAYS:
+def test_links_bound_the_time(stage: tuple[WeightCounts, OpTrace]) -> None:
+    for way in STRATEGIES:
         for gpus, peak in ((8, H100.link), (64, H100.network * H100.node)):
             for one in communication(way, *stage, gpus, H100, ASSUMED, gpus // 2):
                 assert one.seconds > one.sent / peak
@@ -137,13 +137,13 @@ def test_copies_have_gradients_once(step: TakeStep, joint_batch: tuple[Batch, Ba
     gradients = [weight.grad for weight in done.model.parameters() if weight.grad is not None]
     behind = {gradient.untyped_storage().data_ptr(): gradient.untyped_storage().nbytes() for gradient in gradients}
     assert len(behind) < len(gradients)
-    assert sum(behind.values()) == memory("ddp", weights, done.tape, 2, checkpointing=False).gradients
+    assert sum(behind.values()) == memory("ddp", weights, done.trace, 2, checkpointing=False).gradients
 
 
 def gathered_and_reduced(step: TakeStep, joint_batch: tuple[Batch, Batch]) -> None:
     done = step({"*": 1}, "label", ffn="ta_moe")
     weights = count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS)
-    planned = {one.name: one for one in communication("fsdp2", weights, done.tape, 2, H100, ASSUMED, 2)}
+    planned = {one.name: one for one in communication("fsdp2", weights, done.trace, 2, H100, ASSUMED, 2)}
     model = done.model
     model.zero_grad()
     for layer in (*model.decoder.layers, *model.model.vision_model.encoder.layers):

@@ -1,4 +1,4 @@
-"""The data source of runs on users' own files."""
+"""The data source of runs on your own files (``data: {kind: files}``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import DataSource, ProbeData, Progress
-from unidecouple.train.held_out import ValidationLoss, held_out
+from unidecouple.train.validation_loss import ValidationLoss, open_validation
 
 
 class FileSource:
@@ -44,8 +44,8 @@ class FileSource:
     def scorer(
         self, run: RunConfig, model: UnifiedModel, processor: UnifiedProcessor, builder: SequenceBuilder, cache: Path
     ) -> ValidationLoss:
-        """Score on held-out files and published benchmarks; raises as ``held_out``."""
-        return held_out(_files(run), run.evaluation, processor, builder, model.model.vqmodel, cache)
+        """Score on held-out files and published benchmarks; raises as ``open_validation``."""
+        return open_validation(_files(run), run.evaluation, processor, builder, model.model.vqmodel, cache)
 
     def probe_data(self, run: RunConfig, processor: UnifiedProcessor) -> ProbeData:
         """The held-out files, or the training files where none are held out."""

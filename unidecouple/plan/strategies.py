@@ -1,4 +1,4 @@
-"""Three ways to spread a run: what each keeps on a device, and what it sends between devices in a step."""
+"""Parallel strategies: what each keeps on a device, and what it sends between devices in a step."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from unidecouple.plan.devices import Assumptions, Device
-from unidecouple.plan.tape import Tape
-from unidecouple.plan.weights import Weights
+from unidecouple.plan.op_trace import OpTrace
+from unidecouple.plan.weights import WeightCounts
 
-Way = Literal["ddp", "fsdp2", "tasks"]
-WAYS: dict[Way, str] = {
+ParallelStrategy = Literal["ddp", "fsdp2", "tasks"]
+STRATEGIES: dict[ParallelStrategy, str] = {
     "ddp": "every device holds everything and both tasks; gradients are all-reduced",
-    "fsdp2": "weights, gradients and optimizer states are shared out (fully_shard a layer and the root), gathered for use",
+    "fsdp2": "weights, gradients and optimizer states are sharded (fully_shard per layer and the root), gathered for use",
     "tasks": "as ddp, but a device keeps to one task: the other group's experts get no gradient, state or all-reduce there",
 }
 BUCKET = 25 * 2**20
@@ -22,17 +22,17 @@ BUCKET = 25 * 2**20
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest device at the peak of a step.
+    """Peak memory in a step of the device that needs most, bytes.
 
     Attributes:
-        weights: trainable ones in float32 (with a copy in the computation's type where that is smaller), frozen ones in that.
-        gradients: float32; a copy for each loss where a method combines the tasks'.
+        weights: trainable ones in float32 (plus a copy in the compute dtype where that is smaller), frozen ones in that dtype.
+        gradients: float32; one copy per loss if a method combines the tasks' gradients.
         optimizer: AdamW's states.
-        averages: of weights, where the run keeps them; float32.
+        averages: EMA of weights, if enabled; float32.
         activations: kept for the backward pass.
         logits: the heads' log-probabilities and, for the larger head, their gradient.
-        working: gradients of the largest activation, in and out; or what encoding pictures takes beyond all that is kept later.
-        gathered: weights of the root and of two layers (one in use, one on its way), and a gradient before it is shared out.
+        working: gradients of the largest activation, in and out; or, if larger, the workspace for encoding images.
+        gathered: weights of the root and of two layers (one in use, one on its way), and a gradient before it is reduced.
     """
 
     weights: int
@@ -59,8 +59,8 @@ class Collective(NamedTuple):
     seconds: float
 
 
-def memory_of_weights(way: Way, weights: Weights, width: int, gpus: int) -> Memory:
-    """What the fullest device holds in ``way`` whatever it computes; ``width`` is the computation's bytes per number."""
+def memory_of_weights(way: ParallelStrategy, weights: WeightCounts, width: int, gpus: int) -> Memory:
+    """Return what the fullest device needs whatever it computes; ``width`` is the computation's bytes per number."""
     shard = gpus if way == "fsdp2" else 1
     moving = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
     frozen = weights.total - weights.trainable - weights.tokenizer
@@ -71,7 +71,7 @@ def memory_of_weights(way: Way, weights: Weights, width: int, gpus: int) -> Memo
         gathered = (root.total + 2 * largest.total) * width + max(root.trainable, largest.trainable) * (width + 4)
     return Memory(
         weights=(frozen * width + weights.trainable * 4) // shard + copy + weights.tokenizer * width,
-        gradients=(weights.apart[0] if weights.by_task else moving) * 4 // shard,
+        gradients=(weights.per_task_gradients[0] if weights.by_task else moving) * 4 // shard,
         optimizer=(8 * moving) // shard + 4 * weights.tensors,
         averages=4 * weights.averaged // shard,
         activations=0,
@@ -81,47 +81,54 @@ def memory_of_weights(way: Way, weights: Weights, width: int, gpus: int) -> Memo
     )
 
 
-def memory(way: Way, weights: Weights, tape: Tape, gpus: int, checkpointing: bool) -> Memory:
-    """What the fullest device holds in ``way``; gradients at their fullest and activations at theirs count together."""
-    activations, logits = tape.kept_by_checkpoints() if checkpointing else tape.kept, tape.logits + tape.head
+def memory(way: ParallelStrategy, weights: WeightCounts, trace: OpTrace, gpus: int, checkpointing: bool) -> Memory:
+    """Return the memory of the device that needs most; peaks of gradients and of activations are added."""
+    activations, logits = trace.kept_by_checkpoints() if checkpointing else trace.kept, trace.logits + trace.head
     return replace(
-        memory_of_weights(way, weights, tape.width, gpus),
+        memory_of_weights(way, weights, trace.width, gpus),
         activations=activations,
         logits=logits,
-        working=max(2 * tape.largest, tape.encoding - activations - logits),
+        working=max(2 * trace.largest, trace.encoding - activations - logits),
     )
 
 
 def communication(
-    way: Way, weights: Weights, tape: Tape, gpus: int, device: Device, assume: Assumptions, sharing: int, accumulation: int = 1
+    way: ParallelStrategy,
+    weights: WeightCounts,
+    trace: OpTrace,
+    gpus: int,
+    device: Device,
+    assume: Assumptions,
+    sharing: int,
+    accumulation: int = 1,
 ) -> list[Collective]:
-    """What a device sends in a step.
+    """Return the communication of one device in a step.
 
     Args:
-        way: see ``WAYS``.
+        way: parallel strategy, see ``STRATEGIES``.
         weights: of the stage.
-        tape: of a part of the device's step; a layer is gathered each time the part comes by it.
+        trace: of one micro-batch of the device; FSDP2 gathers a layer for each of its passes.
         gpus: in all.
-        device: and its links.
-        assume: shares and latencies.
+        device: with its links.
+        assume: efficiencies and latencies.
         sharing: for "tasks", devices that hold the same task (of the larger group); they fill whole nodes where there are any.
-        accumulation: parts of a device's step. FSDP2 reduces gradients with each (see ``train/sharded.py``), DDP once.
+        accumulation: micro-batches of a device's step. FSDP2 reduces gradients with each (see ``train/sharded.py``), DDP once.
     """
     if gpus == 1:
         return []
-    if weights.by_task:  # one call a tensor, after the last part's backward pass
-        floats, tensors = weights.apart
+    if weights.by_task:  # one call per tensor, after the last micro-batch's backward pass
+        floats, tensors = weights.per_task_gradients
         return [_all_reduce("all-reduce by task", 4 * floats, gpus, device, assume, tensors)]
     if way != "fsdp2":
         found = [_all_reduce("all-reduce", 4 * (weights.trainable - weights.private * (way == "tasks")), gpus, device, assume)]
         if way == "tasks" and weights.private:
             found.append(_all_reduce("all-reduce inside the task", 4 * (weights.private // 2), sharing, device, assume))
         return found
-    passing = {op.block for op in tape.ops if op.backward}
-    seen = [(weights.layers[block.name], index in passing) for index, block in enumerate(tape.blocks)]
+    passing = {op.block for op in trace.ops if op.backward}
+    seen = [(weights.layers[block.name], index in passing) for index, block in enumerate(trace.blocks)]
     gathers = 1 + sum(1 + backward for _, backward in seen)
-    gathered = tape.width * (weights.root.total + sum(unit.total * (1 + backward) for unit, backward in seen))
-    units = [unit for unit in (*weights.layers.values(), weights.root) if unit.trainable]  # once a part, however often it came by
+    gathered = trace.width * (weights.root.total + sum(unit.total * (1 + backward) for unit, backward in seen))
+    units = [unit for unit in (*weights.layers.values(), weights.root) if unit.trainable]  # once per micro-batch
     reduced = 4 * sum(unit.trainable for unit in units)
     return [
         _ring("all-gather", accumulation * gathers, accumulation * gathered, gpus, device, assume),
@@ -130,7 +137,7 @@ def communication(
 
 
 def _ring(name: str, count: int, size: int, gpus: int, device: Device, assume: Assumptions) -> Collective:
-    """Each device sends (N - 1) / N of the whole; a ring takes N - 1 steps, most of them inside nodes."""
+    """Each device sends (N - 1) / N of the whole; a ring takes N - 1 steps, most of them within nodes."""
     sent = size * (gpus - 1) / gpus
     far = math.ceil(gpus / device.node) - 1
     wait = count * (far * assume.far_hop + (gpus - 1 - far) * assume.hop)
@@ -146,6 +153,6 @@ def _all_reduce(name: str, size: int, gpus: int, device: Device, assume: Assumpt
 
 
 def _bandwidth(gpus: int, device: Device, assume: Assumptions) -> float:
-    """Bytes a second a device; between nodes a ring crosses each node's border once, over all of its cards at a time."""
+    """Bytes per second and device; between nodes a ring crosses each node's border once, over all of its cards at a time."""
     between = device.network * device.node
     return assume.link * (device.link if gpus <= device.node else min(device.link, between))

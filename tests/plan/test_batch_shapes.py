@@ -13,7 +13,7 @@ from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.structure import Dense
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.plan.load import Lengths, Micro, joint, resized
+from unidecouple.plan.batch_shapes import BatchShape, Lengths, joint, resized
 from unidecouple.plan.sizes import SIZES, build, configuration
 from unidecouple.world.batches import world_batches
 from unidecouple.world.settings import SyntheticData
@@ -28,15 +28,15 @@ def janus_pro() -> UniJanusForConditionalGeneration:
 
 def planned(
     model: UniJanusForConditionalGeneration, data: SyntheticData, batch: int | None = None, lengths: Lengths | None = None
-) -> list[Micro]:
+) -> list[BatchShape]:
     return list(joint(resized(data, batch), "janus-pro-1b", model.config, lengths or Lengths()))
 
 
 def test_published_sizes_have_assumed_texts(janus_pro: UniJanusForConditionalGeneration) -> None:
     mmu, t2i, router = planned(janus_pro, DATA)
-    assert mmu == Micro(Task.MMU, 2, 576 + 2 + 128, 2 * 64, 0, 2)
-    assert t2i == Micro(Task.T2I, 6, 576 + 64, 0, 6 * 576, 0)
-    assert router == Micro(Task.MMU, 1, 706, 0, 0, 1, counted=False)
+    assert mmu == BatchShape(Task.MMU, 2, 576 + 2 + 128, 2 * 64, 0, 2)
+    assert t2i == BatchShape(Task.T2I, 6, 576 + 64, 0, 6 * 576, 0)
+    assert router == BatchShape(Task.MMU, 1, 706, 0, 0, 1, counted=False)
 
 
 def test_lengths_as_asked(janus_pro: UniJanusForConditionalGeneration) -> None:

@@ -1,11 +1,11 @@
 """Learning rates by group of tokens, where one stacked weight holds several groups.
 
 Of experts: Symbiotic-MoE (arXiv 2604.07753) and Rosetta (arXiv 2607.00293, B.2). Of whole layers: LMFusion (arXiv 2412.15188),
-which holds the modules that were there before and trains those added.
+which freezes the pretrained modules and trains those added.
 
-A rate belongs to a whole tensor in torch's optimizers, and scaling gradients does nothing to Adam's steps. So the step itself
-is scaled: a group's rows go a share of the way that the optimizer took them, weight decay included. To rounding that is what
-AdamW does at a rate of that share.
+torch's optimizers have one learning rate per tensor, and Adam's steps do not change when gradients are scaled. So the step is
+scaled: each group's update, weight decay included, is multiplied by its factor. Up to rounding this equals AdamW at the learning
+rate times the factor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unidecouple.train.trainable import local
 
 
 @dataclass(frozen=True)
-class Slowed:
+class ScaledRows:
     """Rows of a stacked weight, and the factor on their steps."""
 
     weight: nn.Parameter
@@ -31,40 +31,40 @@ class Slowed:
     factor: float
 
 
-def slowed(model: nn.Module, rates: Mapping[str, float]) -> list[Slowed]:
-    """Where the groups that ``rates`` names have weights that train.
+def scaled_rows(model: nn.Module, rates: Mapping[str, float]) -> list[ScaledRows]:
+    """Find the trained rows of the groups that ``rates`` names.
 
-    Those are their experts and their rows of the expert router, their sets of untied layers, and their low-rank updates where these
+    These are their experts, their rows of the expert router, their sets of per-group layers, and their low-rank updates if these
     are routed by task.
 
     Args:
         model: as the optimizer has its weights (whole, or this process's shards).
-        rates: factor on the learning rate by name of a group, see ``GROUP_NAMES``; 0 holds the group.
+        rates: factor on the learning rate by name of a group, see ``GROUP_NAMES``; 0 freezes the group.
 
     Raises:
         ValueError: no layer has such a group, or nothing of it trains.
     """
     stacked = list(group_rows(model))
     known = GROUP_NAMES[group_by_of(model)] if stacked else ()
-    found: list[Slowed] = []
+    found: list[ScaledRows] = []
     for name, factor in rates.items():
         if name not in known:
             raise ValueError(f"group_lr_scale: {name!r} is no group of this model's weights; it has {', '.join(known) or 'none'}")
-        mine = [Slowed(weight, rows[known.index(name)], factor) for weight, rows in stacked if weight.requires_grad]
+        mine = [ScaledRows(weight, rows[known.index(name)], factor) for weight, rows in stacked if weight.requires_grad]
         if not mine:
             raise ValueError(
-                f"group_lr_scale: nothing of group {name!r} trains; train what the groups have apart (experts and expert_router, "
-                "or norms, attention and ffn of untied layers), or leave it out"
+                f"group_lr_scale: nothing of group {name!r} trains; train what each group has separately (experts and "
+                "expert_router, or norms, attention and ffn of per-group layers), or leave it out"
             )
         found += mine
     return found
 
 
-def leave_out_held(parts: Sequence[Slowed], gradients: Mapping[int, Tensor | None]) -> None:
-    """Zero the rows of ``parts`` that do not move at all in ``gradients``, so that they have no share in a norm or a direction.
+def zero_frozen_rows(parts: Sequence[ScaledRows], gradients: Mapping[int, Tensor | None]) -> None:
+    """Zero the frozen rows of ``parts`` in ``gradients``, so that norms and gradient methods leave them out.
 
     Args:
-        parts: groups with rates of their own.
+        parts: rows with a factor; those with factor 0 are frozen.
         gradients: by ``id`` of the weight.
     """
     for part in parts:
@@ -73,11 +73,11 @@ def leave_out_held(parts: Sequence[Slowed], gradients: Mapping[int, Tensor | Non
             local(gradient, part.rows).zero_()
 
 
-def slow(optimizer: torch.optim.Optimizer, parts: Sequence[Slowed]) -> None:
-    """From now on, ``optimizer`` moves ``parts`` by their factors, and all else as ever.
+def install_lr_scaling(optimizer: torch.optim.Optimizer, parts: Sequence[ScaledRows]) -> None:
+    """Make ``optimizer`` multiply its updates of ``parts`` by their factors, by hooks around its step.
 
-    They are copied for the length of its step, when no activations are held any more. What is held (factor 0) still has gradients
-    and moments of Adam, since it lies in one tensor with what moves.
+    The rows are copied for the length of the step, when activations are freed already. Frozen rows (factor 0) keep gradients and
+    Adam moments, since they share a tensor with rows that train.
     """
     if not parts:
         return
@@ -88,11 +88,11 @@ def slow(optimizer: torch.optim.Optimizer, parts: Sequence[Slowed]) -> None:
         before.extend(local(part.weight, part.rows).clone() for part in parts)
 
     @torch.no_grad()
-    def hold_back(*_: Any) -> None:
+    def scale(*_: Any) -> None:
         for part, start in zip(parts, before, strict=True):
             now = local(part.weight, part.rows)
             now.copy_(start.lerp(now, part.factor))
         before.clear()
 
     optimizer.register_step_pre_hook(copy)
-    optimizer.register_step_post_hook(hold_back)
+    optimizer.register_step_post_hook(scale)

@@ -37,7 +37,7 @@ path = Path(sys.argv[1]) / "captions.tsv"
 path.write_bytes(b"a.png\\ta red cat\\nno tab here\\nb.png\\ttwo dogs\\n")
 (reader,) = open_readers(path)
 record = reader.record(2)
-print(reader.format, reader.kinds.tolist(), record.kind, record.turns[0].parts, record.drawn[0].path.name)
+print(reader.format, reader.kinds.tolist(), record.kind, record.turns[0].parts, record.generated[0].path.name)
 try:
     reader.record(1)
 except BadRecordError as error:

@@ -121,7 +121,7 @@ def test_structures_of_version_0_1(
     old: str, new: RunConfig, said: list[str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(old)
+    path.write_text(f"data: {{kind: world}}\n{old}")
     with caplog.at_level(logging.WARNING, "unidecouple"):
         assert config.load(RunConfig, [path]) == new
     named = sorted(record.getMessage().split("'")[1] for record in caplog.records)

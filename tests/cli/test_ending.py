@@ -79,7 +79,9 @@ def test_a_signal_ends_any_command(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Even where a library makes another error of it; and the handlers of before are back."""
-    before = signal.getsignal(number)
+    found = signal.getsignal(number)
+    before = signal.SIG_DFL if found == signal.SIG_IGN else found  # under nohup SIGHUP stays ignored
+    signal.signal(number, before)
     for caught in (False, True):
 
         def fail(*given: object, caught: bool = caught) -> None:
@@ -95,6 +97,7 @@ def test_a_signal_ends_any_command(
         assert main(WORDS) == code
         assert capsys.readouterr().err.startswith("unidecouple: interrupted")
     assert signal.getsignal(number) is before
+    signal.signal(number, found)
 
 
 def test_a_deferred_signal_only_sets_the_event(capfd: pytest.CaptureFixture[str]) -> None:

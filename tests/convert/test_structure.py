@@ -204,7 +204,7 @@ def test_merging_by_hand() -> None:
     ("text", "wanted", "said"),
     [
         ({"ffn": "ta_moe"}, {"to": "deepseek"}, "ffn='ta_moe', lora_rank=0 has no place in the deepseek layout"),
-        ({"ffn": "ta_moe", **LORA}, {"merge": True}, "lora_A is one update a task.*choose one with --task"),
+        ({"ffn": "ta_moe", **LORA}, {"merge": True}, "lora_A is one update per task.*choose one with --task"),
         ({"ffn": "ta_moe"}, {"structure": MoE()}, "ffn='ta_moe' already: structure 'moe' must start from a dense checkpoint"),
         ({"lora_rank": 4, "lora_alpha": 4.0, "lora_targets": ["mlp"]}, {"structure": MoE()}, "merge them first"),
         ({}, {"task": Task.MMU}, "no weight belongs to one task"),

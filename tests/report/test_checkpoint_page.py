@@ -78,8 +78,8 @@ def test_untied_layers_are_named_and_taken_away(small_base: Path, small_cache: P
     for part in (restructure(base, UniFork(), 0), processor):
         part.save_pretrained(tmp_path / "fork")
     content, page = diagnosed(str(tmp_path / "fork"), tmp_path / "out", small_cache)
-    assert content["structure"] == "1 of 2 layers untied by task"
-    assert content["left_out"]["routing"].startswith("no router: 1 of 2 layers untied by task")
+    assert content["structure"] == "1 of 2 layers with weights per task"
+    assert content["left_out"]["routing"].startswith("no router: 1 of 2 layers with weights per task")
     assert {row["layer"] for row in content["measured"]["conflict"]["rows"]} == {0}, "nothing is shared after the fork"
     assert {cost["part"] for cost in content["measured"]["ablation"]["costs"]} == {"mmu group", "t2i group"}
     assert "the model is dense" not in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from unidecouple.generate.engine import Engine
 
 
 @pytest.fixture(scope="module")
-def client(live: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0)
+def client(live: Any) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_its_own_answers_are_history_as_the_client_dumps_them(client: openai.Ope
 
 
 def test_the_documented_routes_are_those_that_exist(live: Any) -> None:
-    lines = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8").splitlines()
+    lines = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-8").splitlines()
     documented: set[tuple[str, str]] = set()
     for line in lines[lines.index("| route | does |") + 2 :]:
         if not line.startswith("|"):

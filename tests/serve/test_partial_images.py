@@ -31,8 +31,9 @@ ASKED: dict[str, Any] = {"model": "unified", "prompt": "a photo of a red cow"}
 
 
 @pytest.fixture(scope="module")
-def client(live: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0)
+def client(live: Any) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0) as made:
+        yield made
 
 
 def pixels(content: str) -> np.ndarray:
@@ -163,8 +164,7 @@ def test_a_preview_that_fails_is_left_out(
 
 def test_a_fault_ends_the_stream_in_openais_form_and_the_next_picture_grows_again(serve: Any) -> None:
     asked = {**ASKED, "stream": True, "partial_images": 1, "extra_body": {"seed": 3}}
-    with serve() as live:
-        client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0)
+    with serve() as live, openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0) as client:
         worker = in_time(live)
         expected = [event.b64_json for event in client.images.generate(**asked)]
         assert len(expected) == 2

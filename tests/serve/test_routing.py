@@ -64,7 +64,7 @@ def test_an_answer_is_seen_as_the_model_reads_it(
     assert found["learned"][1]["probability"] == pytest.approx(view.learned[1].probability.tolist(), abs=1e-4)
     assert found["interaction"] == pytest.approx(view.interaction.tolist(), abs=1e-4)
     tokens = found["tokens"]
-    assert [token["kind"] for token in tokens].count("seen") == builder.seen_tokens
+    assert [token["kind"] for token in tokens].count("image_in") == builder.seen_tokens
     words = [token["text"] for token in tokens if token["kind"] == "text"]
     assert {"cow", "image", "yes"} <= {word.strip() for word in words}
     assert words[0] == builder.tokenizer.bos_token

@@ -16,6 +16,8 @@ from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.train import train
 from unidecouple.world.settings import SyntheticData
 
+pytestmark = pytest.mark.slow  # its fixture is a whole comparison, or a run
+
 
 @pytest.fixture(scope="module")
 def ran(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,7 +39,6 @@ def ran(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-@pytest.mark.slow
 def test_of_its_start_only_with_experts(ran: Path, small_base: Path, same_checkpoint: Any, tmp_path: Path, capsys: Any) -> None:
     """Base, structure and seed are the run's own."""
     command = ["adapter", "save", str(ran), "--output", str(tmp_path / "adapter")]

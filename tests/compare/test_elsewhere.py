@@ -17,6 +17,8 @@ from unidecouple.compare.runner import CompareOptions, run_comparison
 from unidecouple.methods.stage import Stage
 from unidecouple.report.page import write_report
 
+pytestmark = pytest.mark.slow  # its fixture is a whole comparison, or a run
+
 DRAW = (Stage(train={"generation": 1}),)
 
 
@@ -35,7 +37,6 @@ def elsewhere(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run_comparison(grid_of(small_base), CompareOptions(folder / "grid", folder / "cache", 2, command="theirs"))
 
 
-@pytest.mark.slow
 def test_a_part_here_and_the_rest_from_elsewhere_are_the_whole(small_base: Path, elsewhere: Path, tmp_path: Path) -> None:
     """Of two files the later tells; what it took itself keeps the source it had."""
     theirs = json.loads(elsewhere.read_text())
@@ -62,7 +63,6 @@ def test_a_part_here_and_the_rest_from_elsewhere_are_the_whole(small_base: Path,
     assert set(third["meta"]["sources"]) == {source, whole["meta"]["created"]}
 
 
-@pytest.mark.slow
 def test_what_is_merged_here_is_trained_here(small_base: Path, elsewhere: Path, tmp_path: Path) -> None:
     grid = grid_of(small_base, merged=Variant("c", merge=Merge(("one", "two")), other_budget="two models"))
     path = run_comparison(grid, CompareOptions(tmp_path / "grid", tmp_path / "cache", 2, ("variant=merged",), (elsewhere,)))

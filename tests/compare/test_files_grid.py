@@ -28,6 +28,8 @@ from unidecouple.report.results import load_results
 from unidecouple.run import RunConfig
 from unidecouple.train.train import train
 
+pytestmark = pytest.mark.slow  # its fixture is a whole comparison, or a run
+
 WORDS = ("cow", "pig", "cup", "bus")
 ALL = (Stage(train={"generation": 1, "ffn": 1}),)
 
@@ -71,7 +73,6 @@ def compared(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return place / "grid"
 
 
-@pytest.mark.slow
 def test_every_variant_is_scored_on_both_tasks(compared: Path) -> None:
     """Also the one that trains generation alone: without that, nobody sees what it forgets."""
     content = json.loads((compared / "results.json").read_text())

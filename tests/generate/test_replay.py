@@ -133,6 +133,7 @@ def answers(answering: AnswerGenerator, wanted: list[AnswerJob]) -> list[list[in
     return [one.tokens for one in (*first, *third, *late)]
 
 
+@pytest.mark.slow
 @SERVED
 @pytest.mark.parametrize(
     "choice", [SamplingParams(temperature=0.0), SamplingParams(temperature=0.9, top_k=20)], ids=["greedy", "sampled"]

@@ -54,6 +54,7 @@ def test_task_homogeneous_ranks_send_half_of_the_experts_gradients() -> None:
         assert by_way["tasks", gpus] - rest <= 0.52 * (by_way["ddp", gpus] - rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_a_step_means_what_it_means_to_training(accumulation: int) -> None:
     """The batch size is the step's; more devices or parts cut it smaller, as the trainer does, and are refused as it refuses."""

@@ -74,6 +74,7 @@ def test_optimizer_states_to_the_byte(step: TakeStep, train: dict[str, float]) -
     assert len(optimizer.state) < len(chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [{}, {"ffn": "moe"}, {"ffn": "ta_moe"}, {"ffn": "ta_moe", **LORA}, *UNTIED], ids=str)
 def test_private_weights_are_those_that_training_holds(step: TakeStep, text: dict[str, object]) -> None:
     """``hold_absent_tasks`` zeroes the gradients of one task's own weights: half of what is private."""

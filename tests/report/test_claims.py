@@ -135,6 +135,7 @@ def test_page_and_table_tell_the_same(new_experiment: Any) -> None:
     assert "| claim 1 | a paper |  | A GPU. |  | cannot be tested here |" in table
 
 
+@pytest.mark.slow
 def test_a_grid_without_claims_has_no_section(experiment: Any) -> None:
     folder = experiment.write()
     assert 'id="claims"' not in write_report(folder).read_text()

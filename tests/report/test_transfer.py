@@ -73,6 +73,7 @@ def test_the_map_says_what_was_lost(matrix: dict[tuple[str, Metric], TransferCel
     assert single.caption.endswith("may be chance. No task was trained alone for as long.")
 
 
+@pytest.mark.slow
 def test_the_report_has_it(experiment: Any, new_experiment: Callable[[], Any]) -> None:
     assert "Transfer and forgetting" in render(load_results(experiment.write()), ())
     bare = new_experiment()

@@ -202,6 +202,7 @@ def test_a_step_that_never_ends_does_not_hold_up_the_shutdown() -> None:
         child.communicate()
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_runs_and_refuses_new(tmp_path: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -92,6 +92,7 @@ def test_two_processes_equal_one(name: str, whole: Callable[[str], Path], on_two
         torch.testing.assert_close(found[key], weight, atol=2e-5, rtol=1e-4, msg=lambda said, key=key: f"{key}: {said}")
 
 
+@pytest.mark.slow
 def test_gradient_methods_do_something(whole: Callable[[str], Path]) -> None:
     """The tasks are in conflict, so that no method above could pass for the sum."""
     plain = weights(whole("gradient sum"))

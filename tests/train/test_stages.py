@@ -48,6 +48,7 @@ def source(small_run: RunConfig, small_cache: Path) -> WorldBatches:
     return world_batches(small_run.data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
 
 
+@pytest.mark.slow
 def test_experts_apart_moves_experts_and_freezes_attention(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
     config = replace(small_run, structure=TaskAwareMoE(), stages=APART_THEN_JOINT[:1])
     run(replace(config, max_steps=0), tmp_path / "start")

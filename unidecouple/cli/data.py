@@ -120,4 +120,6 @@ def add_commands(commands: Commands) -> None:
     parsers["encode"].add_argument("--model", required=True, help="checkpoint whose image tokenizer encodes")
     parsers["encode"].add_argument("--output", type=Path, required=True, help="folder of the cache")
     parsers["encode"].add_argument("--batch-size", type=whole(1), default=32, help="pictures encoded together (default: 32)")
-    parsers["encode"].add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
+    parsers["encode"].add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto, a GPU where there is one)"
+    )

@@ -150,7 +150,9 @@ def add_commands(commands: Commands) -> None:
     made = {function: add(commands, function, function.__name__) for function in (chat, generate, infer, serve)}
     for function, command in made.items():
         command.add_argument("model", help="folder of a checkpoint, or of a run, or a shipped base: understanding, unified")
-        command.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
+        command.add_argument(
+            "--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto, a GPU where there is one)"
+        )
         command.add_argument(
             "--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights (default: float32)"
         )

@@ -33,6 +33,14 @@ TINY = replace(SMALL, image_size=16, vq_channel_multiplier=(1, 1, 1), vq_encode_
 """Pictures of 16 pixels, 16 tokens each."""
 
 
+LONGEST = ("test_the_pages_commands_run", "test_killed_runs_lose_nothing", "test_demo_in_small", "test_processes_change_nothing")
+"""Started first, so that no process waits for another's at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: getattr(item, "originalname", item.name) not in LONGEST)
+
+
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 """``make_model(seed=0, **text)``; ``text`` overrides fields of its ``UniLlamaConfig``."""
 

@@ -23,7 +23,7 @@ from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.train import train
 
-KILLS = 50
+KILLS = 20
 
 
 def attempt(config: RunConfig, folder: Path, cache: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_run_killed_before_any_checkpoint_logs_each_step_once(small_run: RunCo
 @pytest.mark.slow
 def test_killed_runs_lose_nothing(small_run: RunConfig, small_cache: Path, tmp_path: Path) -> None:
     """A checkpoint every step, so that about half of the time goes into saves."""
-    config = replace(small_run, structure=TaskAwareMoE(), stages=APART_THEN_JOINT, save_steps=1, save_total_limit=2, max_steps=80)
+    config = replace(small_run, structure=TaskAwareMoE(), stages=APART_THEN_JOINT, save_steps=1, save_total_limit=2, max_steps=40)
     attempt(config, tmp_path / "whole", small_cache)
     rng, context = random.Random(0), multiprocessing.get_context("fork")  # a fork has torch loaded: kills fall into the run
     killed, in_save = 0, 0

@@ -12,14 +12,18 @@ import torch
 
 from small_runs import SMALL, save_small_base
 from unidecouple.convert.load import load
+from unidecouple.world import scratch as scratch_module
 from unidecouple.world.alignment import WORDS, Alignment, align_generation, align_vision
 from unidecouple.world.dataset import tokenizer_pictures
+from unidecouple.world.prompts import held_out
 from unidecouple.world.scratch import Scratch, align, make_scratch
 from unidecouple.world.tokenizer import TokenizerTraining, fit_tokenizer
 
 
 @pytest.mark.slow
-def test_a_base_from_nothing_loads(tmp_path: Path) -> None:
+def test_a_base_from_nothing_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, keys = held_out("val")
+    monkeypatch.setattr(scratch_module, "held_out", lambda split: (prompts[::12], keys))  # drawing and judging all takes 30 s
     little = Alignment(steps=2, batch_size=2)
     scratch = Scratch(SMALL, TokenizerTraining(steps=4, batch_size=2), little, pictures=8)
     said: list[str] = []

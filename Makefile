@@ -36,7 +36,7 @@ demo: $(STAMP) ## the main job: train, compare, and write runs/demo/report.html 
 paper: $(STAMP) ## the whole tables: every recipe in recipes/paper, one after the other (hours)
 	set -e; for recipe in recipes/paper/*.yaml; do $(BIN)/unidecouple compare $$recipe; done
 
-big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, two steps, an answer (24 GB of memory, 20 GB of disk)
+big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, two steps, an answer (peak 14.1 GiB of memory, 20 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/big/smoke.py runs/big-smoke
 
 bench: $(STAMP) ## layers, LoRA, all-reduce, cache, packing and AIA side by side with their peers, as ratios (minutes, one thread)

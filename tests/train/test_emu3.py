@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from own_data import asked, flat, write_jsonl, write_pictures
+from ranks import assert_close_weights, train_on_ranks
 from small_runs import Run
 from unidecouple import config as configs
 from unidecouple.cli import main
@@ -98,17 +96,10 @@ def test_two_processes_are_one(kind: str, own: RunConfig, run: Run, tmp_path: Pa
     """The image tokenizer runs inside the forward pass, and so among sharded weights."""
     wanted = replace(own, structure=TaskAwareMoE(), stages=APART_THEN_JOINT, parallel=kind, max_steps=4, save_steps=0)
     assert run(wanted, tmp_path / "one")
-    (tmp_path / "run.yaml").write_text(configs.dump(wanted))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "unidecouple", "train"]
-    command += [str(tmp_path / "run.yaml"), "--output", str(tmp_path / "two"), "--cache", str(tmp_path / "cache")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_on_ranks(2, wanted, tmp_path / "two", tmp_path / "cache")
     for task in ("mmu", "t2i", "group"):
         assert losses(tmp_path / "two", task) == pytest.approx(losses(tmp_path / "one", task), rel=1e-5)
-    whole = weights(tmp_path / "one")
-    for name, tensor in weights(tmp_path / "two").items():
-        torch.testing.assert_close(tensor, whole[name], atol=2e-5, rtol=1e-3)
+    assert_close_weights(weights(tmp_path / "two"), weights(tmp_path / "one"))
 
 
 def test_an_adapter_makes_the_checkpoint_again(own: RunConfig, run: Run, tmp_path: Path) -> None:

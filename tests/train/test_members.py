@@ -18,6 +18,7 @@ from torch import Tensor
 import members
 from conftest import MakeModel
 from members import COMBINED, NOT_SHARDED, NOTHING_PRIVATE, STOP, STRUCTURED, UPDATES, runs, started, trained, weights
+from ranks import assert_close_weights
 from step_settings import step_settings
 from unidecouple.batch import Batch, Task
 from unidecouple.methods.gradient import GRADIENTS, Sum
@@ -87,9 +88,7 @@ def test_resumed_equals_unbroken(
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_equal_one(name: str, whole: Callable[[str], Path], on_two: Path) -> None:
     expected, found = weights(whole(name)), weights(on_two / name)
-    assert expected.keys() == found.keys()
-    for key, weight in expected.items():
-        torch.testing.assert_close(found[key], weight, atol=2e-5, rtol=1e-4, msg=lambda said, key=key: f"{key}: {said}")
+    assert_close_weights(found, expected, learning_rate=1e-3)
 
 
 @pytest.mark.slow

@@ -36,6 +36,6 @@ def run_stages(trainer: Trainer, resume: Path | None = None) -> UnifiedModel:
         for stage in trainer.stages(resume):
             for step in stage.steps():
                 result = train_step(stage.model, stage.optimizer, batches.take(step - 1), stage.settings, step)
-                batches.settle()
+                batches.wait_until_idle()
                 stage.finish_step(step, result)
     return trainer.model.eval()

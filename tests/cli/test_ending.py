@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from unidecouple.cli import ending, main
-from unidecouple.train.stop_request import InterruptedRunError, StopRequest, deferred
+from unidecouple.train.stop_request import InterruptedRunError, StopRequest, deferred_signals
 
 WORDS = ["report", "folder"]
 
@@ -103,7 +103,7 @@ def test_a_signal_ends_any_command(
 def test_a_deferred_signal_only_sets_the_event(capfd: pytest.CaptureFixture[str]) -> None:
     stop = StopRequest()
     with stop.on_signals():
-        with deferred(stop):
+        with deferred_signals(stop):
             for _ in range(3):  # schedulers may send it to each process and each step
                 os.kill(os.getpid(), signal.SIGTERM)
             assert stop.is_set()
@@ -115,9 +115,9 @@ def test_a_deferred_signal_only_sets_the_event(capfd: pytest.CaptureFixture[str]
 def test_a_second_ctrl_c_ends_at_once_unless_torchrun_passed_it_on(torchrun: dict[str, str], code: int) -> None:
     twice = """
 import os, signal
-from unidecouple.train.stop_request import StopRequest, deferred
+from unidecouple.train.stop_request import StopRequest, deferred_signals
 stop = StopRequest()
-with stop.on_signals(), deferred(stop):
+with stop.on_signals(), deferred_signals(stop):
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
     os._exit(7)

@@ -22,7 +22,7 @@ from unidecouple.methods.structure.upcycling import copy_into_experts
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.moe import MixtureOfExperts
-from unidecouple.models.sharing import group_by_of, task_rows
+from unidecouple.models.sharing import group_by_of, weights_and_task_rows
 from unidecouple.train.build import add_lora, restructure
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
@@ -185,7 +185,7 @@ def test_half_a_dense_layer_is_an_error() -> None:
 @torch.no_grad()
 def swap_tasks(model: UniJanusForConditionalGeneration) -> None:
     """Exchange all that belongs to one task with what belongs to the other, the task routers' rows, too."""
-    stacked = list(task_rows(model))
+    stacked = list(weights_and_task_rows(model))
     for weight, rows in stacked:
         one, other = (slice(rows[task].start, rows[task].stop) for task in Task)
         weight[one], weight[other] = weight[other].clone(), weight[one].clone()
@@ -196,7 +196,7 @@ def swap_tasks(model: UniJanusForConditionalGeneration) -> None:
 
 def by_task(model: UniJanusForConditionalGeneration) -> bool:
     """Whether some weights are met by the task of a token; other splits do not read it."""
-    return group_by_of(model) == "task" and any(True for _ in task_rows(model))
+    return group_by_of(model) == "task" and any(True for _ in weights_and_task_rows(model))
 
 
 @pytest.mark.parametrize("name", [*STRUCTURED, UPDATES])
@@ -233,7 +233,7 @@ def reached(model: UniJanusForConditionalGeneration, joint: Joint, task: Task, r
     """How many weights have rows private to the other task in which the loss of ``task`` leaves any gradient."""
     model.zero_grad()
     model(batch=joint, routing=routing).loss(task).backward()
-    mine = [(weight.grad, rows[Task(1 - task)]) for weight, rows in task_rows(model) if 1 - task in rows]
+    mine = [(weight.grad, rows[Task(1 - task)]) for weight, rows in weights_and_task_rows(model) if 1 - task in rows]
     return sum(gradient is not None and bool(gradient[rows.start : rows.stop].any()) for gradient, rows in mine)
 
 
@@ -246,7 +246,7 @@ def test_a_task_s_loss_leaves_the_other_s_weights_alone(make_model: MakeModel, j
     """
     model = started(make_model(), name)
     enliven(model, 1)
-    assert (name in NOTHING_PRIVATE) == (not any(rows for _, rows in task_rows(model)))
+    assert (name in NOTHING_PRIVATE) == (not any(rows for _, rows in weights_and_task_rows(model)))
     drawing = joint_batch[Task.T2I]
     assert set(drawing.task_ids[:, 0].tolist()) == {Task.MMU}
     assert set(drawing.task_ids[:, 1:][drawing.attention_mask[:, 1:]].tolist()) == {Task.T2I}

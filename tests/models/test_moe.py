@@ -190,10 +190,10 @@ def test_the_plain_mixture_knows_no_tasks(make: Make) -> None:
 def test_routing_by_label_needs_task_ids(
     make: Make, make_model: Callable[..., UniJanusForConditionalGeneration], joint_batch: tuple[Batch, Batch]
 ) -> None:
-    with pytest.raises(ValueError, match="needs task_ids"):
+    with pytest.raises(ValueError, match="needs group_ids: pass task_ids"):
         make()(tokens(1, 3), None, "label")
     model = make_model(ffn="ta_moe", task_routing="label")
-    with pytest.raises(ValueError, match="needs task_ids"):
+    with pytest.raises(ValueError, match="needs group_ids: pass task_ids"):
         model(input_ids=joint_batch[1].input_ids)
 
 

@@ -94,8 +94,8 @@ def test_the_other_groups_gradients_are_exactly_zero(make: Make, text: dict[str,
         moe.zero_grad()
         y, _ = moe(tokens(2, 7), groups, "learned")
         (y[groups == group] ** 2).sum().backward()
-        for weight, spans in moe.group_rows():
-            assert [bool(weight.grad[span.start : span.stop].any()) for span in spans] == [
+        for weight, ranges in moe.weights_and_group_rows():
+            assert [bool(weight.grad[span.start : span.stop].any()) for span in ranges] == [
                 other == group and (weight is not moe.gate.weight or moe.group_sizes[group] > 1) for other in range(moe.num_groups)
             ]
         assert moe.shared_expert.up_proj.weight.grad.any()
@@ -164,9 +164,9 @@ def test_absent_tasks_hold_the_groups_that_are_theirs_alone(
     hold_absent_tasks(model, [absent])
     held = PRIVATE[text["group_by"]].get(absent)
     for number, layer in enumerate(model.decoder.layers):
-        for weight, spans in layer.mlp.group_rows():
+        for weight, ranges in layer.mlp.weights_and_group_rows():
             name = next(name for name, other in model.named_parameters() if other is weight)
-            for group, span in enumerate(spans):
+            for group, span in enumerate(ranges):
                 expected = torch.zeros_like(before[name]) if group == held else before[name]
                 assert torch.equal(weight.grad[span.start : span.stop], expected[span.start : span.stop]), (number, name)
     assert before["model.language_model.layers.1.mlp.experts.down_proj"].any()

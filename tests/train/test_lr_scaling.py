@@ -15,7 +15,7 @@ from unidecouple.batch import Batch, Task
 from unidecouple.methods.gradient import PCGrad, Sum
 from unidecouple.methods.objective import Losses, Objective
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.models.sharing import group_rows
+from unidecouple.models.sharing import weights_and_group_rows
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import ScaledRows, install_lr_scaling, scaled_rows
 from unidecouple.train.parallel import Parallel
@@ -56,7 +56,7 @@ def test_rows_move_by_exactly_the_factor(make_model: MakeModel, kind: dict[str, 
     start = dict(model.named_parameters())
     full, slower, held = (stepped(model, rates) for rates in ({}, {group: 0.01}, {group: 0.0}))
     names = {id(weight): name for name, weight in start.items()}
-    grouped = {names[id(weight)]: rows for weight, rows in group_rows(model)}
+    grouped = {names[id(weight)]: rows for weight, rows in weights_and_group_rows(model)}
     assert len(grouped) >= 4
     for name, rows in grouped.items():
         weight, mine, others = start[name], slice(rows[0].start, rows[0].stop), slice(rows[0].stop, None)
@@ -119,7 +119,9 @@ def test_what_is_held_has_no_share_in_the_norm_that_is_clipped(
         objective = Objective(auxiliary=())
         result = train_step(model, optimizer, [joint_batch], step_settings(objective, tuple(Task), None, 1e9, gradients))
         norms[held] = result.grad_norm
-        rows = [weight.grad[rows[0].start : rows[0].stop] for weight, rows in group_rows(model) if weight.grad is not None]
+        rows = [
+            weight.grad[rows[0].start : rows[0].stop] for weight, rows in weights_and_group_rows(model) if weight.grad is not None
+        ]
         left[held] = torch.cat([row.flatten() for row in rows]).norm().item()
     assert left[True] == 0
     assert 0.1 * norms[False] < left[False]

@@ -24,7 +24,7 @@ from unidecouple.batch import Batch, Task
 from unidecouple.methods.gradient import GRADIENTS, Sum
 from unidecouple.methods.objective import Objective
 from unidecouple.methods.structure import STRUCTURES
-from unidecouple.models.sharing import task_rows
+from unidecouple.models.sharing import weights_and_task_rows
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import train_step
@@ -106,7 +106,7 @@ def test_what_is_an_absent_task_s_rests(name: str, task: Task, make_model: MakeM
     """Two steps on one task leave every weight private to the other bit for bit, and move what is the task's own."""
     model = started(make_model(), name)
     optimizer = torch.optim.AdamW(make_param_groups(model, {"*": 1}, 1e-2), weight_decay=0.0)
-    before = {id(weight): weight.detach().clone() for weight, _ in task_rows(model)}
+    before = {id(weight): weight.detach().clone() for weight, _ in weights_and_task_rows(model)}
     for _ in range(2):
         result = train_step(
             model.train(), optimizer, [(joint_batch[task],)], step_settings(Objective(auxiliary=()), [task], "label", 1.0)
@@ -114,7 +114,7 @@ def test_what_is_an_absent_task_s_rests(name: str, task: Task, make_model: MakeM
     assert list(result.losses) == [task.key]
 
     def moved(of: Task) -> list[bool]:
-        parts = ((before[id(w)], w, rows[of]) for w, rows in task_rows(model) if of in rows)
+        parts = ((before[id(w)], w, rows[of]) for w, rows in weights_and_task_rows(model) if of in rows)
         return [not torch.equal(old[rows.start : rows.stop], new[rows.start : rows.stop]) for old, new, rows in parts]
 
     assert not any(moved(Task(1 - task)))

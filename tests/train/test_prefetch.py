@@ -54,7 +54,7 @@ def test_settled_means_at_rest() -> None:
 
     with Prefetch(build, 9, 1) as batches:
         batches.take(0)
-        batches.settle()
+        batches.wait_until_idle()
         assert done == [0, 1]
         assert batches.take(1) == 1
 
@@ -69,7 +69,7 @@ def test_an_error_is_raised_when_its_step_is_taken(workers: int) -> None:
     with Prefetch(build, 9, workers) as batches:
         for step in range(2):
             batches.take(step)
-            batches.settle()
+            batches.wait_until_idle()
         with pytest.raises(ValueError, match="record 2 is bad"):
             batches.take(2)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unidecouple.train.run_logs import METRICS, ROUTING, SCORES, forget_after, read_log
+from unidecouple.train.run_logs import METRICS, ROUTING, SCORES, cut_logs_after, read_log
 
 LINES = b"".join(json.dumps({"step": step, "loss/mmu": 0.5}).encode() + b"\n" for step in (1, 2, 3))
 
@@ -19,10 +19,10 @@ def test_a_cut_last_line_is_dropped(tail: bytes, tmp_path: Path) -> None:
     (tmp_path / METRICS).write_bytes(LINES + b"\n" + tail)
     assert [record["step"] for record in read_log(tmp_path / METRICS)] == [1, 2, 3]
     said: list[str] = []
-    forget_after(tmp_path, 2, said.append)
+    cut_logs_after(tmp_path, 2, said.append)
     assert said == [f"{tmp_path / METRICS}: dropped its last line, which was cut"]
     assert (tmp_path / METRICS).read_bytes() == b"".join(LINES.splitlines(keepends=True)[:2])
-    forget_after(tmp_path, 2, said.append)
+    cut_logs_after(tmp_path, 2, said.append)
     assert len(said) == 1
 
 
@@ -41,14 +41,14 @@ def test_another_line_is_an_error(name: str, line: bytes, problem: str, tmp_path
     content = b"\n" + line + b"\n" + json.dumps(good).encode() + b"\n"
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}:2: {problem}; delete that line"):
-        forget_after(tmp_path, 5, print)
+        cut_logs_after(tmp_path, 5, print)
     assert (tmp_path / name).read_bytes() == content
 
 
 def test_a_log_without_lines_is_deleted(tmp_path: Path) -> None:
     (tmp_path / METRICS).write_bytes(LINES)
     (tmp_path / SCORES).write_bytes(b"")
-    forget_after(tmp_path, 0, print)
+    cut_logs_after(tmp_path, 0, print)
     assert not list(tmp_path.iterdir())
 
 
@@ -56,6 +56,6 @@ def test_a_log_without_a_readable_line_is_an_error(tmp_path: Path) -> None:
     """A kill cuts one line, not all of them; before any checkpoint nothing is lost."""
     (tmp_path / SCORES).write_bytes(b"\0" * 500)
     with pytest.raises(ValueError, match="no readable line"):
-        forget_after(tmp_path, 2, print)
-    forget_after(tmp_path, -1, lambda line: None)
+        cut_logs_after(tmp_path, 2, print)
+    cut_logs_after(tmp_path, -1, lambda line: None)
     assert not list(tmp_path.iterdir())

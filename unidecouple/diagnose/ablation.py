@@ -181,7 +181,7 @@ def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
 
 def _not_taken_away(text: UniLlamaConfig) -> list[str]:
     """What ``ablations`` passes over in a model in which it finds parts, and why."""
-    routed = [target for target in text.lora_targets if text.lora_groups(target) > 1]
+    routed = [target for target in text.lora_targets if text.num_lora_pairs(target) > 1]
     absent = ["groups of experts (there is one, which serves both tasks)"] if text.mixture_layers and text.num_groups == 1 else []
     return absent + ([f"low-rank updates routed by task ({', '.join(routed)})"] if routed else [])
 

@@ -101,7 +101,7 @@ def _routes(model: UnifiedModel, decided: tuple[Routing, ...], label: Tensor | N
 
 
 def _of_mixture(number: int, routing: Routing) -> LayerRoute:
-    first = torch.tensor([span.start for span in routing.spans], device=routing.group.device)
+    first = torch.tensor([span.start for span in routing.expert_ranges], device=routing.group.device)
     expert = routing.expert[:, 0]  # in falling order of probability
     inside = (expert - first[routing.group]).unsqueeze(-1)
     sure = None if routing.task_logits is None else routing.task_logits.softmax(-1).amax(-1)

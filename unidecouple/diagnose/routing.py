@@ -134,7 +134,7 @@ def expert_usage(model: UnifiedModel, joints: Iterable[JointBatch]) -> list[Tens
     for batch in itertools.chain.from_iterable(joints):
         keep = batch.attention_mask.flatten()
         layers = model.decode_batch(batch).routing or ()
-        counts = [torch.bincount(layer.expert[keep].flatten(), minlength=sum(map(len, layer.spans))) for layer in layers]
+        counts = [torch.bincount(layer.expert[keep].flatten(), minlength=sum(map(len, layer.expert_ranges))) for layer in layers]
         totals = [old + new for old, new in zip(totals, counts, strict=True)] if totals else counts
     return totals
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unidecouple.models.decoder import UniLlamaDecoderLayer, UniLlamaModel
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
-from unidecouple.models.router import spans
+from unidecouple.models.router import consecutive_ranges
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def joined(modules: Sequence[nn.Module]) -> Tensor:
 
 
 def _mixture(moe: MixtureOfExperts, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mine = spans(moe.group_sizes)[group]
+    mine = consecutive_ranges(moe.group_sizes)[group]
     experts, shared, width = moe.experts, moe.shared_expert, moe.experts.down_proj.shape[2]
     gate_up = experts.gate_up_proj.detach()[mine.start : mine.stop].flatten(0, 1).T
     down = experts.down_proj.detach()[mine.start : mine.stop].transpose(1, 2).flatten(0, 1)

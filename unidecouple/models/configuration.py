@@ -204,7 +204,7 @@ class UniLlamaConfig(LlamaConfig):
     @property
     def labelled_lora(self) -> bool:
         """Whether low-rank updates per task need task labels: nothing in a dense model learns to route."""
-        return self.ffn == "dense" and any(self.lora_groups(target) > 1 for target in self.lora_targets)
+        return self.ffn == "dense" and any(self.num_lora_pairs(target) > 1 for target in self.lora_targets)
 
     @property
     def mixture_layers(self) -> tuple[int, ...]:
@@ -236,7 +236,7 @@ class UniLlamaConfig(LlamaConfig):
         """Experts per group; where groups differ in size, of the smallest, which bounds ``num_experts_per_tok``."""
         return min(self.expert_groups)
 
-    def lora_groups(self, target: str) -> int:
+    def num_lora_pairs(self, target: str) -> int:
         """Number of (A, B) pairs of ``target``: 0 (not adapted), 1, or one per task."""
         if not self.lora_rank or target not in self.lora_targets:
             return 0

@@ -61,7 +61,7 @@ class UniLlamaAttention(LlamaAttention):
 
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        lora = (config.lora_groups("attention"), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
+        lora = (config.num_lora_pairs("attention"), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             plain: nn.Linear = getattr(self, name)
             shape = (plain.in_features, plain.out_features, plain.bias is not None)

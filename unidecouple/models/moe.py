@@ -1,6 +1,7 @@
 """TA-MoE: the feed-forward block of UniDecouple (arXiv 2506.03591), and the plain mixture that is its control.
 
-Shapes: B batch, T tokens per row, N = B T, H hidden size, E experts over all groups, k experts per token.
+Shapes: B batch, T tokens per row, N = B T, H hidden size, E experts over all groups, e experts of the
+largest group, k experts per token.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from transformers.activations import ACT2FN
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.experts import Experts
 from unidecouple.models.lora import LoraLinear
-from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter, spans
+from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter, consecutive_ranges
 from unidecouple.models.shield import SharedExpertGradScale, shielded
 
 
@@ -22,7 +23,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: UniLlamaConfig, lora_target: str) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        lora = (config.lora_groups(lora_target), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
+        lora = (config.num_lora_pairs(lora_target), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
         self.gate_proj = LoraLinear(hidden, inner, bias, *lora)
         self.up_proj = LoraLinear(hidden, inner, bias, *lora)
         self.down_proj = LoraLinear(inner, hidden, bias, *lora)
@@ -38,6 +39,11 @@ class MixtureOfExperts(nn.Module):
 
     "ta_moe" has one group of experts per task and a task-aware router before it. "moe" has one group and no task knowledge.
     "typed_moe" has the groups of ``group_by``, of equal size or not; labels choose a token's group.
+
+    Attributes:
+        router: the task router (recipes: ``task_router``), which chooses a token's group; None without one. Checkpoints hold
+            this name and the next.
+        gate: the expert router (recipes: ``expert_router``), which chooses experts inside the group.
     """
 
     def __init__(self, config: UniLlamaConfig, routed: bool = True) -> None:
@@ -45,11 +51,11 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.num_groups, self.group_sizes = config.num_groups, config.expert_groups
         self.group_by = config.group_by
-        hidden, learned = config.hidden_size, routed and config.ffn == "ta_moe"
-        lora = (config.lora_rank if config.lora_groups("router") else 0, config.lora_alpha / max(1, config.lora_rank))
-        self.router = TaskAwareRouter(hidden, config.num_groups, *lora) if learned else None
+        hidden, has_task_router = config.hidden_size, routed and config.ffn == "ta_moe"
+        lora = (config.lora_rank if config.num_lora_pairs("router") else 0, config.lora_alpha / max(1, config.lora_rank))
+        self.router = TaskAwareRouter(hidden, config.num_groups, *lora) if has_task_router else None
         self.gate = ExpertRouter(hidden, config.expert_groups, config.num_experts_per_tok, *lora)
-        lora_rank = config.lora_rank if config.lora_groups("experts") else 0
+        lora_rank = config.lora_rank if config.num_lora_pairs("experts") else 0
         self.experts = Experts(
             config.num_experts,
             config.hidden_size,
@@ -86,18 +92,18 @@ class MixtureOfExperts(nn.Module):
         if self.router is not None:
             task_logits = self.router(x_NH) if task_logits is None else task_logits + self.router(x_NH)
         group_N = self._group(x_NH, task_logits, group_ids, routing)
-        probs, weight_Nk, expert_Nk = self.gate(x_NH, group_N)
+        probs_Ne, weight_Nk, expert_Nk = self.gate(x_NH, group_N)
         y_NH = self.experts(x_NH, expert_Nk, weight_Nk)
         if self.shared_expert is not None and self.alpha is not None:
             expert = self.shared_expert
             shared_NH = expert(x_NH, group_N) if shield is None else shielded(expert, x_NH, group_N, shield)
             y_NH = y_NH + self.alpha * shared_NH
-        return y_NH.view_as(x), Routing(task_logits, group_N, probs, expert_Nk, self.group_sizes)
+        return y_NH.view_as(x), Routing(task_logits, group_N, probs_Ne, expert_Nk, self.group_sizes)
 
-    def group_rows(self) -> list[tuple[nn.Parameter, tuple[range, ...]]]:
+    def weights_and_group_rows(self) -> list[tuple[nn.Parameter, tuple[range, ...]]]:
         """Stacked weights that belong to groups, and the rows of each group."""
-        experts = spans(self.group_sizes)
-        routers = tuple(range(g, g + 1) for g in range(self.num_groups)) if self.gate.weight.ndim == 3 else experts
+        experts = consecutive_ranges(self.group_sizes)
+        routers = consecutive_ranges([1] * self.num_groups) if self.gate.weight.ndim == 3 else experts
         return [(weight, experts) for weight in self.experts.parameters()] + [
             (weight, routers) for weight in self.gate.parameters()
         ]
@@ -108,8 +114,7 @@ class MixtureOfExperts(nn.Module):
         if task_logits is not None and routing == "learned":
             return task_logits.argmax(-1)
         if group_ids is None:
-            raise ValueError(
-                "routing by label needs task_ids (modality_ids where group_by is not 'task'): pass them, or use "
-                "routing='learned' to let the router decide"
-            )
+            labels = "task_ids" if self.group_by == "task" else "modality_ids"
+            remedy = "" if task_logits is None else ", or use routing='learned' to let the task router decide"
+            raise ValueError(f"routing by label needs group_ids: pass {labels} to the model{remedy}")
         return group_ids.flatten()

@@ -38,13 +38,13 @@ class Routing:
     group_sizes: tuple[int, ...] = ()
 
     @property
-    def spans(self) -> tuple[range, ...]:
+    def expert_ranges(self) -> tuple[range, ...]:
         """The experts of each group, by their numbers."""
-        return spans(self.group_sizes or (self.expert_probs.shape[-1],))
+        return consecutive_ranges(self.group_sizes or (self.expert_probs.shape[-1],))
 
 
-def spans(sizes: Sequence[int]) -> tuple[range, ...]:
-    """Groups of ``sizes`` one after the other: the numbers in each."""
+def consecutive_ranges(sizes: Sequence[int]) -> tuple[range, ...]:
+    """One range per size, each from where the one before ends: sizes 2, 3 give 0..1, 2..4."""
     return tuple(range(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True))
 
 

@@ -11,19 +11,19 @@ from unidecouple.models.decoder import UniLlamaModel
 from unidecouple.models.groups import PRIVATE
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import MixtureOfExperts
-from unidecouple.models.router import spans
+from unidecouple.models.router import consecutive_ranges
 from unidecouple.models.untied import UniRMSNorm, UntiedLinear
 
 
-def group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[range, ...]]]:
+def weights_and_group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[range, ...]]]:
     """Stacked weights with separate rows per group, and those rows, in the order of ``GROUP_NAMES``."""
     for module in model.modules():
         if isinstance(module, MixtureOfExperts) and module.num_groups > 1:
-            yield from module.group_rows()
+            yield from module.weights_and_group_rows()
         elif isinstance(module, LoraLinear) and module.groups == len(Task):
-            yield from ((pair, spans([1] * module.groups)) for pair in (module.lora_A, module.lora_B))
+            yield from ((pair, consecutive_ranges([1] * module.groups)) for pair in (module.lora_A, module.lora_B))
         elif isinstance(module, (UntiedLinear, UniRMSNorm)) and module.sets == len(Task):
-            yield from ((weight, spans([1] * module.sets)) for weight in module.parameters())
+            yield from ((weight, consecutive_ranges([1] * module.sets)) for weight in module.parameters())
 
 
 def group_by_of(model: nn.Module) -> str:
@@ -31,18 +31,18 @@ def group_by_of(model: nn.Module) -> str:
     return next(module.config.group_by for module in model.modules() if isinstance(module, UniLlamaModel))
 
 
-def task_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[Task, range]]]:
+def weights_and_task_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[Task, range]]]:
     """Stacked weights with rows private to a task, and those rows; a task needs a group that serves no other (``PRIVATE``)."""
     private = PRIVATE[group_by_of(model)]
-    for weight, rows in group_rows(model):
+    for weight, rows in weights_and_group_rows(model):
         yield weight, {task: rows[group] for task, group in private.items()}
 
 
 def common_rows(model: nn.Module) -> dict[int, list[int]]:
-    """Rows of each weight of ``task_rows`` that are private to no task, by the weight's ``id``; all other weights are shared."""
+    """Rows private to no task, by ``id`` of each weight of ``weights_and_task_rows``; all other weights are shared."""
     return {
         id(weight): [row for row in range(len(weight)) if not any(row in own for own in rows.values())]
-        for weight, rows in task_rows(model)
+        for weight, rows in weights_and_task_rows(model)
     }
 
 

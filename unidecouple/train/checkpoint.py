@@ -18,7 +18,7 @@ from unidecouple.files import remove_directory
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.shipped import located
 from unidecouple.train.ema import AVERAGES, EMA
-from unidecouple.train.faults import reading
+from unidecouple.train.faults import naming_broken_file
 from unidecouple.train.meter import ResourceUsage
 from unidecouple.train.parallel import Parallel
 
@@ -93,7 +93,7 @@ def read_state(checkpoint: Path) -> TrainerState:
         ValueError: it is missing or broken, or of another step than the folder's name.
     """
     path = checkpoint / "trainer_state.json"
-    with reading(path):
+    with naming_broken_file(path):
         state = TrainerState(**json.loads(path.read_bytes()))
         counts = (state.step, state.stage, state.stage_step, *state.tokens.values())
         if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(state.spent, dict):
@@ -114,7 +114,7 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parall
         ValueError: they are missing or broken.
     """
     path = checkpoint / OPTIMIZER
-    with reading(path), safe_open(path, framework="pt") as file:
+    with naming_broken_file(path), safe_open(path, framework="pt") as file:
         saved = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
     tensors: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
@@ -124,7 +124,7 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parall
                 state = {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
                 optimizer.state[parameter] = state
                 tensors |= {f"{name}|{key}": _at_least_1d(value) for key, value in state.items()}
-    with reading(path):
+    with naming_broken_file(path):
         shapes = {name: list(value.shape) for name, value in tensors.items()}
         if shapes != saved:
             wrong = sorted(name for name in {*shapes, *saved} if shapes.get(name) != saved.get(name))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unidecouple.convert.weights import check_finite
-from unidecouple.train.faults import reading
+from unidecouple.train.faults import naming_broken_file
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import local_rows
 
@@ -45,12 +45,12 @@ class EMA:
             return
         saved: set[str] = set()
         if checkpoint is not None:
-            with reading(checkpoint / AVERAGES), safe_open(checkpoint / AVERAGES, framework="pt") as file:
+            with naming_broken_file(checkpoint / AVERAGES), safe_open(checkpoint / AVERAGES, framework="pt") as file:
                 saved = {name.removesuffix(_ENDING) for name in list(file.keys())}
         self.weights = {name: w for name, w in model.named_parameters() if w.requires_grad or name in saved}
         self.means = {name: w.detach().to(torch.float32, copy=True) for name, w in self.weights.items()}
         if checkpoint is not None:
-            with reading(checkpoint / AVERAGES):
+            with naming_broken_file(checkpoint / AVERAGES):
                 parallel.load_tensors(checkpoint / AVERAGES, {name + _ENDING: self.means[name] for name in saved})
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ def average(model: nn.Module, checkpoint: Path) -> None:
     if not (checkpoint / AVERAGES).is_file():
         raise ValueError(f"{checkpoint} has no {AVERAGES}: the run kept no averages. Set ema_decay (0.999, say) and train again")
     weights = dict(model.named_parameters())
-    with reading(checkpoint / AVERAGES):
+    with naming_broken_file(checkpoint / AVERAGES):
         means = load_file(checkpoint / AVERAGES)
     check_finite(means, str(checkpoint / AVERAGES))
     for name, mean in means.items():

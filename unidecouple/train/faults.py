@@ -48,7 +48,7 @@ def unwrapped() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def naming_broken_file(path: Path) -> Iterator[None]:
     """Name ``path``, a file of a checkpoint, in errors of reading it.
 
     Raises:

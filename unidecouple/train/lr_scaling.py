@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unidecouple.models.groups import GROUP_NAMES
-from unidecouple.models.sharing import group_by_of, group_rows
+from unidecouple.models.sharing import group_by_of, weights_and_group_rows
 from unidecouple.train.trainable import local
 
 
@@ -44,7 +44,7 @@ def scaled_rows(model: nn.Module, rates: Mapping[str, float]) -> list[ScaledRows
     Raises:
         ValueError: no layer has such a group, or nothing of it trains.
     """
-    stacked = list(group_rows(model))
+    stacked = list(weights_and_group_rows(model))
     known = GROUP_NAMES[group_by_of(model)] if stacked else ()
     found: list[ScaledRows] = []
     for name, factor in rates.items():

@@ -94,7 +94,7 @@ class Parallel:
         """Return a possibly sharded tensor in full."""
         return value
 
-    def agree(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """Return whether ``flag`` is set in any process."""
         return bool(self.sum(torch.tensor(int(flag), device=self.device)))
 

@@ -14,7 +14,7 @@ class Prefetch(Generic[T]):
     """Calls ``build`` with 0, 1, 2, ..., one call ahead of what is taken.
 
     A batch is a function of its step, so nothing depends on when it is built, and a run that stops has nothing to remember.
-    Readers, tokenizer and image tokenizer are shared with scoring and checkpoints, which therefore come after ``settle``:
+    Readers, tokenizer and image tokenizer are shared with scoring and checkpoints, which therefore come after ``wait_until_idle``:
     the thread works while a step computes, at no other time.
 
     Args:
@@ -36,7 +36,7 @@ class Prefetch(Generic[T]):
             self._next = (step + 1, self._thread.submit(self._build, step + 1))
         return batch
 
-    def settle(self) -> None:
+    def wait_until_idle(self) -> None:
         """Wait until the thread is idle. Its errors are raised when that step is taken."""
         if self._next is not None:
             wait([self._next[1]])

@@ -19,7 +19,7 @@ _WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "
 """What a run writes beside its configuration, and may replace."""
 
 
-def claim(folder: Path, run: RunConfig, cache: Path, say: PrintLine) -> None:
+def claim_folder(folder: Path, run: RunConfig, cache: Path, say: PrintLine) -> None:
     """Save ``run`` and hashes of its data in ``folder``, or make sure that they are the ones saved there.
 
     Raises:

@@ -29,7 +29,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _lines(path)[0]]
 
 
-def forget_after(folder: Path, step: int, say: Callable[[str], None]) -> None:
+def cut_logs_after(folder: Path, step: int, say: Callable[[str], None]) -> None:
     """Drop the lines past ``step`` from all logs in ``folder``, since those steps run again; a log without lines is deleted.
 
     Raises:

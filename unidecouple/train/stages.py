@@ -39,7 +39,7 @@ from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import check_shield, make_param_groups, table
 
-EvalCallback = Callable[[int, UnifiedModel], None]
+ValidationCallback = Callable[[int, UnifiedModel], None]
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Trainer:
         source: batches by step.
         folder: where checkpoints and ``metrics.jsonl`` go.
         say: prints a line of progress.
-        evaluate: called by the first process every ``eval_steps`` with (step, model).
+        validate: called by the first process every ``eval_steps`` with (step, model).
         parallel: the processes that share the run.
         trackers: where measurements go besides ``metrics.jsonl``.
         stop: set from outside (Ctrl-C) to end the run after the step it is in.
@@ -69,7 +69,7 @@ class Trainer:
     source: BatchSource
     folder: Path
     say: PrintLine
-    evaluate: EvalCallback = lambda step, model: None
+    validate: ValidationCallback = lambda step, model: None
     stop: threading.Event = field(default_factory=threading.Event)
     parallel: Parallel = field(default_factory=Parallel)
     trackers: Sequence[Tracker] = ()
@@ -266,7 +266,7 @@ class StageRun:
             trained.model.vqmodel.eval()  # frozen; train() switches it on with the rest
             yield self.before + done + 1
 
-    def counted_groups(self, step: int) -> Sequence[int]:
+    def logged_expert_groups(self, step: int) -> Sequence[int]:
         """Experts per group if ``step`` is logged, so that its routing is counted; else empty."""
         return self.trainer.model.config.text_config.expert_groups if self._logged(step) else ()
 
@@ -288,8 +288,8 @@ class StageRun:
         if config.evaluation.eval_steps and step % config.evaluation.eval_steps == 0:
             with parallel.full_model(self.model, trainer.model) as full:
                 if parallel.first:
-                    trainer.evaluate(step, full)
-        stopped = parallel.agree(trainer.stop.is_set())
+                    trainer.validate(step, full)
+        stopped = parallel.any_process(trainer.stop.is_set())
         if done < self.num_steps and (stopped or (config.save_steps and step % config.save_steps == 0)):
             trainer.save(self, step, self.optimizer)
             if stopped:

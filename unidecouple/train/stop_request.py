@@ -20,7 +20,7 @@ class InterruptedRunError(RuntimeError):
 
 
 class StopRequest(threading.Event):
-    """An event that signals set. Outside ``deferred`` they also raise ``KeyboardInterrupt`` at once.
+    """An event that signals set. Outside ``deferred_signals`` they also raise ``KeyboardInterrupt`` at once.
 
     A second SIGINT ends the process at once, without any cleaning up. SIGTERM and SIGHUP may come several times.
 
@@ -71,7 +71,7 @@ class StopRequest(threading.Event):
 
 
 @contextmanager
-def deferred(stop: threading.Event) -> Iterator[None]:
+def deferred_signals(stop: threading.Event) -> Iterator[None]:
     """In the block signals only set ``stop``, if it is a ``StopRequest``; the block looks at it and ends in good order."""
     if not isinstance(stop, StopRequest):
         yield

@@ -25,59 +25,62 @@ from unidecouple.source import BatchSource, PrintLine, Progress, RunScorer, data
 from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import apply_structure
 from unidecouple.train.checkpoint import TrainerState
-from unidecouple.train.faults import reading
+from unidecouple.train.faults import naming_broken_file
 from unidecouple.train.launch import processes
 from unidecouple.train.lock import run_lock
 from unidecouple.train.meter import Meter, ResourceUsage
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.run_folder import RESULT, claim, scored
-from unidecouple.train.run_logs import METRICS, SCORES, forget_after, read_log
-from unidecouple.train.stages import EvalCallback, Trainer
+from unidecouple.train.run_folder import RESULT, claim_folder, scored
+from unidecouple.train.run_logs import METRICS, SCORES, cut_logs_after, read_log
+from unidecouple.train.stages import Trainer, ValidationCallback
 from unidecouple.train.step import train_step
-from unidecouple.train.stop_request import InterruptedRunError, deferred
+from unidecouple.train.stop_request import InterruptedRunError, deferred_signals
 from unidecouple.train.trackers import Tracker, tracking
 
 
-def train(run: RunConfig, folder: Path, cache: Path, say: PrintLine, stop: threading.Event) -> None:
+def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop: threading.Event) -> None:
     """Train, score and diagnose ``run``; resume where an earlier attempt in ``folder`` stopped.
 
-    Writes into ``folder``: ``run.yaml`` and ``fingerprints.json``; during training ``metrics.jsonl``, ``scores.jsonl``
-    (validation), ``routing.jsonl`` and checkpoints; after it ``conflict.json``, ``routing.json``, ``interaction.json``,
-    ``samples.json``; and last of all ``scores.json`` (test), which marks the run as finished.
+    Writes into ``folder``: ``run.yaml`` and ``fingerprints.json``; before training ``conflict-start.json``; during it
+    ``metrics.jsonl``, ``scores.jsonl`` (validation), ``routing.jsonl`` and checkpoints; after it ``conflict.json``,
+    ``routing.json``, ``interaction.json``, ``samples.json``; and last of all ``scores.json`` (test), which marks the run as
+    finished.
 
     Raises:
         ValueError: the start does not load, ``folder`` holds another run, or the run's data changed since it began.
         InterruptedRunError: ``stop`` was set; the same call resumes.
         TrainingDivergedError: a loss or a gradient is not finite; checkpoints written before stay.
     """
-    with processes(run.device, run.bf16, run.parallel) as parallel, run_lock(folder, say) if parallel.first else nullcontext():
+    with (
+        processes(run.device, run.bf16, run.parallel) as parallel,
+        run_lock(folder, print_line) if parallel.first else nullcontext(),
+    ):
         if parallel.first:
-            claim(folder, run, cache, say)
+            claim_folder(folder, run, cache, print_line)
         parallel.wait()
         if scored(folder):
             return
-        say = say if parallel.first else _say_nothing
-        job = _build(run, folder, cache, say, parallel)
+        print_line = print_line if parallel.first else _say_nothing
+        job = _build(run, folder, cache, print_line, parallel)
         with tracking(run.report_to if parallel.first else (), folder, job.step, configs.plain(run)) as trackers:
-            trainer = job.trainer(run, folder, say, stop, trackers)
+            trainer = job.trainer(run, folder, print_line, stop, trackers)
             if parallel.first:
-                _begin_logs(job, run, folder, say, trainer.evaluate)
-            with deferred(stop), trainer.batches() as batches:
+                _begin_logs(job, run, folder, print_line, trainer.validate)
+            with deferred_signals(stop), trainer.batches() as batches:
                 for stage in trainer.stages(job.resume):
                     for step in stage.steps():
-                        result = train_step(
-                            stage.model, stage.optimizer, batches.take(step - 1), stage.settings, step, stage.counted_groups(step)
-                        )
-                        batches.settle()
+                        batch, counted = batches.take(step - 1), stage.logged_expert_groups(step)
+                        result = train_step(stage.model, stage.optimizer, batch, stage.settings, step, counted)
+                        batches.wait_until_idle()
                         stage.finish_step(step, result)
-        if parallel.agree(stop.is_set()):
+        if parallel.any_process(stop.is_set()):
             raise InterruptedRunError(f"stopped after the last of {run.max_steps} steps, before scoring; saved in {folder}")
         if parallel.first:
             model = trainer.model.eval().to(parallel.device)
             if run.diagnose:
-                _probe(ProbeInput(model, job.source, job.source, run.max_steps), folder)
-            say("scoring on the test sets")
-            _score(run, job, model, folder, say)
+                _probe(ProbeInput(model, source=job.source, described=job.source, step=run.max_steps), folder)
+            print_line("scoring on the test sets")
+            _score(run, job, model, folder, print_line)
         parallel.wait()
 
 
@@ -104,7 +107,9 @@ class _Job:
     meter: Meter
     parallel: Parallel
 
-    def trainer(self, run: RunConfig, folder: Path, say: PrintLine, stop: threading.Event, trackers: Sequence[Tracker]) -> Trainer:
+    def trainer(
+        self, run: RunConfig, folder: Path, print_line: PrintLine, stop: threading.Event, trackers: Sequence[Tracker]
+    ) -> Trainer:
         """The trainer of ``run``, which validates by ``scorer``."""
         return Trainer(
             run,
@@ -112,8 +117,8 @@ class _Job:
             self.processor,
             self.source,
             folder,
-            say,
-            functools.partial(_validate, self.scorer, folder, trackers, say),
+            print_line,
+            functools.partial(_validate, self.scorer, folder, trackers, print_line),
             stop,
             self.parallel,
             trackers,
@@ -121,48 +126,50 @@ class _Job:
         )
 
 
-def _build(run: RunConfig, folder: Path, cache: Path, say: PrintLine, parallel: Parallel) -> _Job:
+def _build(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, parallel: Parallel) -> _Job:
     resume = next(reversed(all_checkpoints(folder)), None)
     state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
-    with reading(resume / "model.safetensors") if resume else nullcontext():
+    with naming_broken_file(resume / "model.safetensors") if resume else nullcontext():
         model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
     if parallel.holds_weights:
         model.to(parallel.device)
     builder = SequenceBuilder(processor)
     meter = Meter(ResourceUsage(**state.spent))
     with parallel.first_alone():  # it generates and encodes the data; the others read the cache
-        kind = data_source(run)
-        source = kind.open(run, model, processor, builder, cache, lambda what, done, of: say(f"{what}: {done} of {of}"))
-        scorer = kind.scorer(run, model, processor, builder, cache)
+        source_kind = data_source(run)
+        source = source_kind.open(
+            run, model, processor, builder, cache, lambda what, done, of: print_line(f"{what}: {done} of {of}")
+        )
+        scorer = source_kind.scorer(run, model, processor, builder, cache)
     if resume is None:
         model = apply_structure(model, run.structure, run.seed, source)
     else:
-        say(f"resuming from {resume}")
+        print_line(f"resuming from {resume}")
     return _Job(model, processor, source, scorer, resume, state.step, meter, parallel)
 
 
-def _begin_logs(job: _Job, run: RunConfig, folder: Path, say: PrintLine, validate: EvalCallback) -> None:
+def _begin_logs(job: _Job, run: RunConfig, folder: Path, print_line: PrintLine, validate: ValidationCallback) -> None:
     """Cut the logs to the step that is resumed; at the start, measure the model before training."""
-    forget_after(folder, job.step if job.resume else -1, say)  # without a checkpoint the start is measured again, too
+    cut_logs_after(folder, job.step if job.resume else -1, print_line)  # without a checkpoint the start is measured again, too
     if job.resume is not None:
         logged = job.step - job.step % run.logging_steps
         if max((record["step"] for record in read_log(folder / METRICS)), default=0) < logged:
-            say(f"warning: {folder / METRICS} lacks the last steps before {job.step}, where the run resumes: part of it was lost")
+            print_line(f"warning: {folder / METRICS} lost the last steps before {job.step}, where the run resumes")
         return
     if run.evaluation.eval_steps:
         validate(0, job.model)
     if run.diagnose and len(job.source.tasks) == len(Task):
-        probe_input = ProbeInput(job.model, job.source, job.source, 0)
+        probe_input = ProbeInput(job.model, source=job.source, described=job.source, step=0)
         _write_measured(gradient_conflict.measure(probe_input, _no_progress), folder / "conflict-start.json")
 
 
-def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, say: PrintLine) -> None:
+def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, print_line: PrintLine) -> None:
     scores = job.scorer.test(model, folder)
     rows = [score.to_json() for score in scores]
     write_json_atomic(folder / RESULT, {"step": run.max_steps, **vars(job.meter.read()), "scores": rows})
     units = {"accuracy": "", "overall": "", "log_probability": " nats per token"}
     shown = [f"{score.benchmark} {score.value:.3f}{units[score.metric]}" for score in scores if score.metric in units]
-    say("done: " + "  ".join(shown))
+    print_line("done: " + "  ".join(shown))
 
 
 def _say_nothing(line: str) -> None:
@@ -179,7 +186,7 @@ def _validate(
     scorer: RunScorer,
     folder: Path,
     trackers: Sequence[Tracker],
-    say: PrintLine,
+    print_line: PrintLine,
     step: int,
     model: UnifiedModel,
 ) -> None:
@@ -196,7 +203,7 @@ def _validate(
         history.setdefault(row["step"], {})[row["benchmark"]] = row["value"]
     warning = early_warning([*history.values()], tasks_of_benchmarks())
     if warning:
-        say(f"step {step}: {warning}")
+        print_line(f"step {step}: {warning}")
 
 
 def _probe(probe_input: ProbeInput, folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unidecouple.batch import Task
 from unidecouple.methods.selection import select
 from unidecouple.methods.stage import PARTS, Stage
-from unidecouple.models.sharing import task_rows, unshared
+from unidecouple.models.sharing import unshared, weights_and_task_rows
 from unidecouple.train.sharded import local_rows
 
 
@@ -67,7 +67,7 @@ def hold_absent_tasks(model: nn.Module, absent: Sequence[Task]) -> None:
     (and no weight decay) Adam leaves a weight bit for bit where it is. A group's weights are private to a
     task only if the split of the tokens gives that task a group (``PRIVATE``).
     """
-    for weight, rows in task_rows(model) if absent else ():
+    for weight, rows in weights_and_task_rows(model) if absent else ():
         for task in absent:
             if task in rows and weight.grad is not None:
                 local(weight.grad, rows[task]).zero_()

@@ -40,7 +40,7 @@ def balance_loss(
     keeps = [batch.attention_mask.flatten() for batch in batches]
     sums = torch.stack([_sums(layers, keeps) for layers in zip(*routing, strict=True)])
     whole = total(sums.detach())
-    sizes = torch.tensor([len(span) for span in routing[0][0].spans], device=sums.device)
+    sizes = torch.tensor([len(span) for span in routing[0][0].expert_ranges], device=sums.device)
     chosen, tokens = whole[..., 0, :], whole[..., 2, :1].clamp_min(1)
     share = chosen / chosen.sum(-1, keepdim=True).clamp_min(1)
     losses = sizes * (share * sums[..., 1, :] / tokens).sum(-1)
@@ -49,9 +49,9 @@ def balance_loss(
 
 def _sums(layer: Sequence[Routing], keeps: Sequence[Tensor]) -> Tensor:
     """(groups, 3, e) of one layer: times each expert was chosen, its probabilities added up, and the group's tokens (e times)."""
-    spans, widest = layer[0].spans, layer[0].expert_probs.shape[-1]
+    ranges, widest = layer[0].expert_ranges, layer[0].expert_probs.shape[-1]
     rows = []
-    for number, span in enumerate(spans):
+    for number, span in enumerate(ranges):
         mine = [keep & (part.group == number) for part, keep in zip(layer, keeps, strict=True)]
         probs = torch.cat([part.expert_probs[which] for part, which in zip(layer, mine, strict=True)])
         expert = torch.cat([part.expert[which] for part, which in zip(layer, mine, strict=True)]) - span.start

@@ -77,7 +77,7 @@ def test_the_decoding_ends_with_it(live: Any, client: openai.OpenAI, words: str,
     said = client.chat.completions.create(**ASKED, stop=first)
     assert (said.choices[0].message.content, said.choices[0].finish_reason) == ("", "stop")
     assert steps == [1]
-    assert worker.room == worker.max_batch_size
+    assert worker.free_slots == worker.max_batch_size
 
 
 @pytest.mark.parametrize("stop", ["", ["a", ""], ["a"] * 5, [1], {"a": 1}, "a" * 257, "\ud800"])

@@ -109,7 +109,7 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, da
     path.write_bytes(b"PAR1")
     for name in (library, "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=rf"needs {library}: pip install 'unidecouple\[data\]'"):
+    with pytest.raises(ValueError, match=rf"needs {library}, which is not installed: pip install 'pyarrow>="):
         open_readers(path, data_type)
 
 

@@ -87,9 +87,9 @@ def test_a_file_that_breaks_in_training(
     assert len(drawn) == 16
     assert patient.bad_records.bad > 0
     assert all(broken.name in line.getMessage() or "cannot be read" in line.getMessage() for line in caplog.records)
-    with pytest.raises(BadDataError, match=rf"more than max_bad_ratio=0.01; the last: .*{broken.stem}") as told:
+    with pytest.raises(BadDataError, match=rf"more than max_bad_ratio=0.01; the last: .*{broken.stem}") as refused:
         [strict.batch(step) for step in range(4)]
-    assert whole.name not in str(told.value)
+    assert whole.name not in str(refused.value)
 
 
 @pytest.mark.parametrize("damage", [vanish, cut_off], ids=lambda f: f.__name__)

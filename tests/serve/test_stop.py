@@ -29,7 +29,7 @@ def client(live: Any) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def words(client: openai.OpenAI) -> str:
-    """What is said without ``stop``: 12 words."""
+    """The answer without ``stop``: 12 words."""
     said = client.chat.completions.create(**ASKED).choices[0]
     assert said.finish_reason == "length"
     assert said.message.content is not None

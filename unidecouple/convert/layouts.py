@@ -121,6 +121,12 @@ def read_config(folder: Path) -> CheckpointConfig:
     return CheckpointConfig(folder, raw, _MODEL_TYPES[kind])
 
 
+def is_known(folder: Path) -> bool:
+    """Whether config.json in ``folder`` is of a family that this package reads."""
+    kind = read_json(folder / "config.json").get("model_type")
+    return isinstance(kind, str) and kind in _MODEL_TYPES
+
+
 def _check_vocabulary(folder: Path, config: UnifiedConfig, processor: UnifiedProcessor) -> None:
     """Refuse tokens without word embeddings: torch would fail, or read beyond the table, once a text has one of them."""
     rows, ids = config.text_config.vocab_size, processor.tokenizer.get_vocab()

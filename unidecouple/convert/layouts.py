@@ -147,6 +147,11 @@ def config_json(config: UnifiedConfig, layout: str) -> dict[str, Any]:
     text, raw = config.text_config, config.to_diff_dict()
     if layout == UNIDECOUPLE:
         return {**raw, "architectures": [model_class(config).__name__]}
+    if text.task_deltas:
+        raise ValueError(
+            f"weights per task (task_deltas) have no place in the {layout} layout, which has one set of weights: choose one task "
+            "(--task), or keep our own layout (--to unidecouple)"
+        )
     if text.per_group_layers is not None:
         raise ValueError(
             f"per_group_layers={text.per_group_layers} have no place in the {layout} layout, which has one set of weights: keep "

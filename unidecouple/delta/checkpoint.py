@@ -59,6 +59,11 @@ class Checkpoint:
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         return iter(self.parts)
 
+    @property
+    def start(self) -> Path:
+        """The index of the weights, or their only file."""
+        return self._weights.start
+
     def _part(self, source: tuple[str, ...]) -> Part:
         if self._last[0] != source:
             self._last = ((), {})  # the part before is freed first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from importlib import import_module
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if word.startswith("--") and word.endswith("=--"):  # argparse of Python 3.11 makes an empty list of it
                 parser.error(f"argument {word.removesuffix('=--')}: '--' is no value")
         parser.parse_args(words, arguments)
+        _print_log()
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         code: int = arguments.command(arguments)
@@ -34,6 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with arguments.stop.on_signals():
         return run_command(command, arguments.stop, lambda: arguments.output)
+
+
+class _Printed(logging.Handler):
+    """Prints what the package logs to standard error, unless a command set up logging itself, as ``serve`` does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See ``logging.Handler``."""
+        if not logging.getLogger().handlers:
+            print(f"unidecouple: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _print_log() -> None:
+    """Show downloads and conversions, which take minutes, and warnings."""
+    log = logging.getLogger("unidecouple")
+    log.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Printed) for handler in log.handlers):
+        log.addHandler(_Printed())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def convert(arguments: argparse.Namespace) -> int:
     """Copy a checkpoint between deepseek-ai's layout, transformers' and ours, with another structure if asked."""
     from unidecouple.convert.convert import convert as copy
-    from unidecouple.convert.load import checkpoint_folder
+    from unidecouple.convert.load import source_folder
     from unidecouple.convert.options import shard_bytes, structure, task
     from unidecouple.convert.steps import Conversion
     from unidecouple.models.shipped import located
@@ -31,7 +31,7 @@ def convert(arguments: argparse.Namespace) -> int:
         arguments.image_size,
     )
     check_directory(arguments.output, [located(str(arguments.checkpoint))])
-    copy(checkpoint_folder(str(arguments.checkpoint)), arguments.output, wanted, say)
+    copy(source_folder(str(arguments.checkpoint)), arguments.output, wanted, say)
     return OK
 
 

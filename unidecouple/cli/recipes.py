@@ -26,6 +26,17 @@ def list_recipes(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def list_methods(arguments: argparse.Namespace) -> int:
+    """List the methods that `train --method` knows: name, and how each trains."""
+    from unidecouple.compare.methods import methods
+
+    known = methods(arguments.family)
+    width = max(map(len, known))
+    for name, variant in known.items():
+        print(f"{name:{width}}  {variant.description}")
+    return OK
+
+
 def show(arguments: argparse.Namespace) -> int:
     """Print a packaged recipe."""
     print(_found(arguments.name).read_text(encoding="utf-8"), end="")
@@ -82,9 +93,11 @@ def _found(name: str) -> Path:
 
 
 def add_commands(commands: Commands) -> None:
-    """``unidecouple recipes list|show|copy`` and ``unidecouple demo``."""
-    group = add_group(commands, "recipes", "List, print and copy the recipes that come with the package.")
+    """``unidecouple recipes list|methods|show|copy`` and ``unidecouple demo``."""
+    group = add_group(commands, "recipes", "List, print and copy the recipes and methods that come with the package.")
     add(group, list_recipes, "list")
+    ways = add(group, list_methods, "methods")
+    ways.add_argument("--family", choices=("janus", "emu3"), default="janus", help="family of the model (default: janus)")
     add(group, show, "show").add_argument("name", help="name of a recipe, as `unidecouple recipes list` prints it")
     copied = add(group, copy, "copy")
     copied.add_argument("name", nargs="+", help="names of recipes, as `unidecouple recipes list` prints them")

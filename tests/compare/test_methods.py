@@ -23,18 +23,17 @@ from unidecouple.source import data_source
 from unidecouple.train.build import apply_structure
 from unidecouple.train.stages import Trainer
 
-CASES = [(family, name) for family in FOLDERS for name, variant in methods(family).items() if variant.merge is None]
+FAST = {"janus-dense_joint", "janus-unidecouple", "janus-rosetta", "emu3-lora_task", "emu3-mot_task", "emu3-pcgrad"}
+CASES = [
+    pytest.param(family, name, marks=() if f"{family}-{name}" in FAST else pytest.mark.slow, id=f"{family}-{name}")
+    for family in FOLDERS
+    for name, variant in methods(family).items()
+    if variant.merge is None
+]
 DOCUMENTED = Path(__file__).parents[2] / "docs" / "methods"
 WRITE = {"janus": write_published, "emu3": write_emu3}
-SIZES = [
-    "data.max_length=256",
-    "logging_steps=1",
-    "save_steps=0",
-    "diagnose=false",
-    "bf16=false",
-    "device=cpu",
-    "evaluation.eval_steps=0",
-]
+SIZES = ["data.max_length=256", "logging_steps=1", "save_steps=0", "diagnose=false", "bf16=false", "device=cpu"]
+SIZES += ["evaluation.eval_steps=0"]
 
 Loaded = tuple[Path, UnifiedModel, UnifiedProcessor]
 

@@ -27,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for word in words:
             if word.startswith("--") and word.endswith("=--"):  # argparse of Python 3.11 makes an empty list of it
                 parser.error(f"argument {word.removesuffix('=--')}: '--' is no value")
-        parser.parse_args(words, arguments)
+        _, left = parser.parse_known_args(words, arguments)
+        if left and (not hasattr(arguments, "recipe") or any(word.startswith("-") for word in left)):
+            parser.error(f"unrecognized arguments: {' '.join(left)}")
+        if left:  # key=value after options: argparse takes positional arguments from one place only
+            arguments.recipe = [*arguments.recipe, *left]
         _print_log()
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

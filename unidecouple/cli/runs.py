@@ -50,8 +50,10 @@ def train(arguments: argparse.Namespace) -> int:
     from unidecouple.run import RunConfig
 
     recipes, overrides = recipes_and_overrides(arguments.recipe)
+    data, after_data = recipes_and_overrides(arguments.data)  # key=value may follow the last file
+    validation, after_validation = recipes_and_overrides(arguments.validation)
     options = api.TrainOptions(
-        validation=arguments.validation,
+        validation=validation,
         validation_fraction=arguments.validation_fraction,
         epochs=arguments.epochs,
         cache=arguments.cache,
@@ -62,10 +64,10 @@ def train(arguments: argparse.Namespace) -> int:
         checkpoint = api.train(
             arguments.output,
             model=arguments.model,
-            data=arguments.data,
+            data=data,
             method=arguments.method,
             recipe=recipes,
-            overrides=overrides,
+            overrides=[*overrides, *after_data, *after_validation],
             options=options,
         )
     if not arguments.dry_run and int(os.environ.get("RANK", "0")) == 0:
@@ -139,15 +141,13 @@ def add_commands(commands: Commands) -> None:
     one.add_argument(
         "--model", default="", help="a checkpoint's folder in any layout, Hub id, or shipped base (default: the recipe's)"
     )
-    one.add_argument("--data", type=Path, nargs="+", default=[], metavar="FILE", help="files to train on (default: the recipe's)")
+    one.add_argument("--data", nargs="+", default=[], metavar="FILE", help="files to train on (default: the recipe's)")
     one.add_argument(
         "--method",
         default="auto",
         help="a method's name, in place of a recipe (default: auto, by the data, with the reason)",
     )
-    one.add_argument(
-        "--validation", type=Path, nargs="+", default=[], metavar="FILE", help="held-out files (default: a fraction of --data)"
-    )
+    one.add_argument("--validation", nargs="+", default=[], metavar="FILE", help="held-out files (default: a fraction of --data)")
     one.add_argument(
         "--validation-fraction", type=share, default=0.05, help="of each task's records in --data, held out (default: 0.05)"
     )

@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## the main job: train, compare, and write runs/demo/report.html (6 to 12 minutes on 2 cores)
-	$(BIN)/unidecouple compare recipes/demo.yaml
+	$(BIN)/unidecouple demo
 
 paper: $(STAMP) ## the whole tables: every recipe in recipes/paper, one after the other (hours)
 	set -e; for recipe in recipes/paper/*.yaml; do $(BIN)/unidecouple compare $$recipe; done

@@ -42,7 +42,7 @@ big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, t
 bench: $(STAMP) ## layers, LoRA, all-reduce, cache, packing and AIA side by side with their peers, as ratios (minutes, one thread)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
-bench-gpu: $(STAMP) ## pictures on one GPU at Janus-Pro's sizes, random weights, beside the loops that people run (needs CUDA, 80 GB)
+bench-gpu: $(STAMP) ## image generation on one GPU at Janus-Pro's sizes, random weights, beside the loops that people run (needs CUDA, 80 GB)
 	$(BIN)/python -m benchmarks.gpu
 
 # lmms-eval pins packages we do not have (torchvision, old ones of av and wandb), so it comes without its dependencies but these,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def chat(arguments: argparse.Namespace) -> int:
-    """Chat with a model, about a picture or without: one question, or one per line of standard input."""
+    """Chat with a model, about an image or without: one question, or one per line of standard input."""
     from unidecouple.data.formats.record import ImageFile
     from unidecouple.data.pictures import ImagePreprocessor
 
@@ -169,7 +169,7 @@ def add_commands(commands: Commands) -> None:
     add_sampling_options(made[infer], "temperature", default=GREEDY)
     add_sampling_options(made[infer], "guidance_scale")
     add_sampling_options(made[infer], "temperature", prefix="image-")
-    made[chat].add_argument("--image", type=Path, help="picture that the first question is about")
+    made[chat].add_argument("--image", type=Path, help="image that the first question is about")
     made[chat].add_argument("--question", help="one question (default: lines of standard input)")
     made[generate].add_argument("prompt", nargs="+", help="text of an image")
     made[generate].add_argument("--output", type=Path, required=True, help="folder of the images")

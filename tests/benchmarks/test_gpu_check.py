@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu_check import bundle, check, correct, findings, runner
 from benchmarks.gpu_check import __main__ as command
+from benchmarks.gpu_check import bundle, check, correct, findings, runner
 from benchmarks.gpu_check.check import Check
 from benchmarks.gpu_check.findings import FILE, SUMMARY, Findings, Goal
 from benchmarks.gpu_check.runner import Options, Part, run_parts

@@ -55,9 +55,10 @@ def at_most(bound: float) -> Goal:
 
 def run(check: Check) -> None:
     """All comparisons; each is a finding."""
-    processor = processor_of(SIZE)
+    size = replace(SIZE, image_size=32) if check.tiny else SIZE
+    processor = processor_of(size)
     builder = SequenceBuilder(processor)
-    make = lambda **text: _lively(tiny_model(tiny_config(processor.tokenizer, SIZE, **text), seed=0))  # noqa: E731
+    make = lambda **text: _lively(tiny_model(tiny_config(processor.tokenizer, size, **text), seed=0))  # noqa: E731
     for dtype in (torch.bfloat16, torch.float32):
         with check.attempt(f"grouped_mm {dtype}"):
             _grouped_mm(check, dtype)
@@ -65,7 +66,7 @@ def run(check: Check) -> None:
         for length in (192,) if check.tiny else (192, 320, 704):
             _masked_attention(check, length)
     pad = builder.tokenizer.pad_token_id
-    joint = tuple(collate(samples(builder, SIZE, counts, seed), pad) for seed, counts in enumerate(((3, 0, 0), (0, 0, 3))))
+    joint = tuple(collate(samples(builder, size, counts, seed), pad) for seed, counts in enumerate(((3, 0, 0), (0, 0, 3))))
     for name, text in STRUCTURES.items():
         if check.tiny and name not in TINY_STRUCTURES:
             continue
@@ -195,7 +196,8 @@ def _draw(model: Model, builder: SequenceBuilder, sampling: SamplingParams, reco
 
 
 def _answers(model: Model, builder: SequenceBuilder, recorder: Recorder | None) -> list[Any]:
-    image = torch.randint(256, (SIZE.image_size, SIZE.image_size, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    side = model.config.vision_config.image_size
+    image = torch.randint(256, (side, side, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
     asked = [
         AnswerJob(builder.understanding_prompt(words), (image,), 12) for words in ("What is this?", "How many pigs are there?")
     ]

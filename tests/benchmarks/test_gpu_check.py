@@ -233,23 +233,12 @@ def test_a_cpu_needs_tiny_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "add --tiny" in capsys.readouterr().err
 
 
-def run_command(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_check", *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     """The first part is started as on a GPU, by spawning, and no other follows."""
-    done = run_command("--output", str(tmp_path))
+    words = [sys.executable, "-m", "benchmarks.gpu_check", "--output", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == runner.NO_DEVICE
     rows = found(next(tmp_path.iterdir()))
     assert [(row["part"], row["name"]) for row in rows] == [("main", "ceilings")]
@@ -257,12 +246,13 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_parts_at_tiny_sizes(tmp_path: Path) -> None:
-    done = run_command("--tiny", "--device", "cpu", "--output", str(tmp_path))
+def test_all_parts_at_tiny_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command, "ENVIRONMENT", {})
+    code = command.main(["--tiny", "--device", "cpu", "--output", str(tmp_path)])
     folder = next(tmp_path.iterdir())
     rows = found(folder)
     assert [row for row in rows if "error" in row] == []
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert code == 0
     assert {row["name"] for row in rows if row["part"] == "main"} == {part.name for part in command.PARTS}
     assert {row["part"] for row in rows} == {"main", *(part.name for part in command.PARTS)}
     assert {json.dumps(row) for row in rows if row.get("met") is False} == set()

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from unidecouple import __version__, plugins
-from unidecouple.cli import checkpoints, data, diagnosis, evaluation, runs, use
+from unidecouple.cli import checkpoints, data, delta, diagnosis, evaluation, runs, use
 from unidecouple.cli.ending import run_command
 from unidecouple.train.stop_request import StopRequest
 
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (runs, evaluation, diagnosis, use, data, checkpoints):
+    for group in (runs, evaluation, diagnosis, delta, use, data, checkpoints):
         group.add_commands(commands)
     for name in plugins.COMMANDS:
         import_module(name).add_commands(commands)

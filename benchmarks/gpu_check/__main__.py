@@ -7,9 +7,11 @@ Needs one GPU of 80 GB or more, and no network: what the Python at hand lacks is
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,6 +48,7 @@ def add_wheels(folder: Path) -> None:
     if all(_installed(wheel) for wheel in wheels):
         return
     site = tempfile.mkdtemp(prefix="gpu-check-")
+    atexit.register(shutil.rmtree, site, ignore_errors=True)
     pip = [
         sys.executable,
         "-m",

@@ -90,11 +90,11 @@ def _stage(check: Check, name: str, stage: Stage) -> None:
         step, tokens = _step(check, model, stage, tuple(packed(batch) for batch in joint))
         _rate(check, f"{name}, {rows[0]} rows per task in one packed row", tokens, check.timed(step, 2, 1))
     with check.attempt(f"{name}, checkpointing"):
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable()
         model.disable_input_require_grads()
         step, tokens = _step(check, model, stage, training_batch(model.config, rows[2], check.device))
         _rate(check, f"{name}, {rows[2]} rows per task, checkpointing", tokens, check.timed(step, 2, 1))
-    model.gradient_checkpointing_disable()
+    model.activation_checkpointing_disable()
     if name == "stage 1" and ours is not None:
         with check.attempt(f"{name}, eager experts"):
             _eager(check, model, stage, rows[1], ours)

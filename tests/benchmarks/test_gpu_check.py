@@ -256,7 +256,7 @@ def test_all_parts_at_tiny_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert {row["name"] for row in rows if row["part"] == "main"} == {part.name for part in command.PARTS}
     assert {row["part"] for row in rows} == {"main", *(part.name for part in command.PARTS)}
     assert {json.dumps(row) for row in rows if row.get("met") is False} == set()
-    assert sum(row.get("met") is True for row in rows) >= 20
+    assert sum(row.get("met") is True for row in rows) >= 15
     for goal in ("G3", "G4", "G6", "G7", "G1", "G2"):
         assert any(row["name"].startswith(goal) and row.get("goal") for row in rows), goal
     assert sorted(path.name for path in folder.iterdir()) == sorted((FILE, runner.LOG, SUMMARY))

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from unidecouple import __version__, plugins
-from unidecouple.cli import checkpoints, data, diagnosis, evaluation, recipes, runs, use
+from unidecouple.cli import checkpoints, data, delta, diagnosis, evaluation, recipes, runs, use
 from unidecouple.cli.ending import run_command
 from unidecouple.train.stop_request import StopRequest
 
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (recipes, runs, evaluation, diagnosis, use, data, checkpoints):
+    for group in (recipes, runs, evaluation, diagnosis, delta, use, data, checkpoints):
         group.add_commands(commands)
     for name in plugins.COMMANDS:
         import_module(name).add_commands(commands)

@@ -133,10 +133,10 @@ def assemble(config: UnifiedConfig, state: Part, folder: Path, dtype: torch.dtyp
 
 def fill_buffers(made: UnifiedModel, like: UnifiedModel) -> None:
     """Give ``made``, built without data, the buffers of ``like`` that no checkpoint holds (the rotation's frequencies)."""
-    for name, buffer in like.named_buffers():
-        if made.get_buffer(name).is_meta:
+    for name, buffer in list(made.named_buffers()):
+        if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
-            setattr(made.get_submodule(owner), leaf, buffer)
+            setattr(made.get_submodule(owner), leaf, like.get_buffer(name))
 
 
 def load_shapes(name_or_path: str) -> tuple[UnifiedModel, UnifiedProcessor]:

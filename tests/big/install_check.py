@@ -94,7 +94,7 @@ def check(folder: Path) -> None:
 
 
 def quick_start(binaries: Path, folder: Path) -> None:
-    """Run the README's commands on 40 pictures and a tiny random Janus in deepseek-ai's layout; the result opens in transformers."""
+    """Run the README's commands on 40 pictures and a tiny Janus in deepseek-ai's layout; the result opens in transformers."""
     (folder / "data").mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "published.py", folder)
     made = "from pathlib import Path; from published import write_published; write_published(Path('deepseek-ai/Janus-Pro-1B'))"

@@ -39,6 +39,7 @@ ELSEWHERE = (
     "results-json",
     "http",
     "concepts",
+    "python",
 )
 """Pages whose commands have their own tests, or run on another page."""
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in ELSEWHERE)
@@ -62,9 +63,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("user")
     write_published(place / "deepseek-ai" / "Janus-Pro-1B")
     write_emu3(place / "Emu3-community" / "Emu3-Gen-hf")
-    write_pictures(place / "data", "a.png", "b.png")
-    for name in ("train", "held_out"):
-        write_jsonl(place / "data" / f"{name}.jsonl", [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
+    write_pictures(place / "data", "a.png", "b.png", "cat.png")
+    for name in ("train", "held_out"):  # two records of each task: one of them is held out where no file is given
+        write_jsonl(place / "data" / f"{name}.jsonl", 2 * [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
     (place / "recipes").symlink_to(ROOT / "recipes")
     write_benchmarks(place)
     return place

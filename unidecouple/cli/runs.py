@@ -136,26 +136,7 @@ def add_commands(commands: Commands) -> None:
         metavar="FILE",
         help="a results.json of the same grid from another folder or machine: its runs are taken, not run",
     )
-    one = add(commands, train, "train")
-    one.add_argument("recipe", nargs="*", help="YAML recipes or names of packaged ones, and key=value overrides of their keys")
-    one.add_argument(
-        "--model", default="", help="a checkpoint's folder in any layout, Hub id, or shipped base (default: the recipe's)"
-    )
-    one.add_argument("--data", nargs="+", default=[], metavar="FILE", help="files to train on (default: the recipe's)")
-    one.add_argument(
-        "--method",
-        default="auto",
-        help="a method's name, in place of a recipe (default: auto, by the data, with the reason)",
-    )
-    one.add_argument("--validation", nargs="+", default=[], metavar="FILE", help="held-out files (default: a fraction of --data)")
-    one.add_argument(
-        "--validation-fraction", type=share, default=0.05, help="of each task's records in --data, held out (default: 0.05)"
-    )
-    one.add_argument(
-        "--epochs", type=number(above=0), help="passes over --data (default: 10, but no more steps than the recipe's max_steps)"
-    )
-    one.add_argument("--output", type=Path, required=True, help="folder of the run")
-    one.add_argument("--dry-run", action="store_true", help="say what the run would do: configuration, weights, data, memory")
+    one = _add_train(commands)
     for command in (grid, one):
         command.add_argument(
             "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
@@ -184,3 +165,27 @@ def add_commands(commands: Commands) -> None:
     )
     page.add_argument("--output", type=Path, help="folder of a new page, from the scores.json of each FOLDER")
     page.add_argument("--control", default="", help="name of the folder that others are compared with (default: the first)")
+
+
+def _add_train(commands: Commands) -> argparse.ArgumentParser:
+    one = add(commands, train, "train")
+    one.add_argument("recipe", nargs="*", help="YAML recipes or names of packaged ones, and key=value overrides of their keys")
+    one.add_argument(
+        "--model", default="", help="a checkpoint's folder in any layout, Hub id, or shipped base (default: the recipe's)"
+    )
+    one.add_argument("--data", nargs="+", default=[], metavar="FILE", help="files to train on (default: the recipe's)")
+    one.add_argument(
+        "--method",
+        default="auto",
+        help="a method's name, in place of a recipe (default: auto, by the data, with the reason)",
+    )
+    one.add_argument("--validation", nargs="+", default=[], metavar="FILE", help="held-out files (default: a fraction of --data)")
+    one.add_argument(
+        "--validation-fraction", type=share, default=0.05, help="of each task's records in --data, held out (default: 0.05)"
+    )
+    one.add_argument(
+        "--epochs", type=number(above=0), help="passes over --data (default: 10, but no more steps than the recipe's max_steps)"
+    )
+    one.add_argument("--output", type=Path, required=True, help="folder of the run")
+    one.add_argument("--dry-run", action="store_true", help="say what the run would do: configuration, weights, data, memory")
+    return one

@@ -64,7 +64,7 @@ def enliven(model: torch.nn.Module, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base on disk that fits the world's pictures."""
+    """A tiny base on disk that fits the synthetic benchmark's images."""
     return save_small_base(tmp_path_factory.mktemp("base"))
 
 

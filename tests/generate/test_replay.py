@@ -73,7 +73,7 @@ def coming_and_going(drawing: ImageGenerator, wanted: list[ImageJob]) -> dict[in
     """Tokens by order: one joins every third step, and the second is cancelled."""
     found, given, step, waiting = {}, {}, 0, list(range(len(wanted)))
     while waiting or drawing.images:
-        if waiting and drawing.room and step % 3 == 0:
+        if waiting and drawing.free_slots and step % 3 == 0:
             number = waiting.pop(0)
             given[number] = drawing.add([wanted[number]])[0]
         if step == 7:

@@ -69,6 +69,7 @@ def preview(arguments: argparse.Namespace) -> int:
 def encode(arguments: argparse.Namespace) -> int:
     """Encode the pictures to be drawn as image tokens, once; an interrupted encoding goes on with the same command."""
     from unidecouple.convert.load import load
+    from unidecouple.data.encode import EncodeOptions
     from unidecouple.data.encode import encode as write_cache
     from unidecouple.data.formats import open_readers
     from unidecouple.data.pictures import ImagePreprocessor
@@ -82,9 +83,8 @@ def encode(arguments: argparse.Namespace) -> int:
         model.model.vqmodel.to(place),
         ImagePreprocessor(processor),
         arguments.output,
-        batch_size=arguments.batch_size,
-        max_bad_ratio=arguments.max_bad_ratio,
-        progress=progress_bar(f"encoding {arguments.path.name}", "records"),
+        EncodeOptions(batch_size=arguments.batch_size, max_bad_ratio=arguments.max_bad_ratio),
+        progress_bar(f"encoding {arguments.path.name}", "records"),
     )
     size = f"{manifest.count:,} pictures of {manifest.tokens_per_image} tokens"
     print(f"{arguments.output}: {size}; {manifest.skipped:,} records left out")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unidecouple.cli.command import FAILED, OK, add, existing, number, progress_bar, say, whole
 from unidecouple.cli.sampling import add_sampling_options, sampling_of
+from unidecouple.extras import missing_package
 from unidecouple.generate.sampling import GREEDY, SamplingParams
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def serve(arguments: argparse.Namespace) -> int:
         from unidecouple.serve.api import Server
         from unidecouple.serve.run import uvicorn_server
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'unidecouple[serve]'") from error
+        raise missing_package("serve", "serve", error) from error
     from unidecouple.serve.limits import Limits
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")

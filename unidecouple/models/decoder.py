@@ -236,14 +236,10 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         Raises:
             ValueError: not exactly one input, both names of the cache, or a cache where layers are recomputed.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        given = inputs_embeds if input_ids is None else input_ids
-        assert given is not None
+        given = _one_input(input_ids, inputs_embeds)
         cache = self._cache(one_cache(cache, past_key_values), use_cache)
         if position_ids is None:
-            past = 0 if cache is None else cache.get_seq_length()
-            position_ids = torch.arange(past, past + given.shape[1], device=given.device).unsqueeze(0)
+            position_ids = _next_positions(given, cache)
         group_ids = self._group_ids(task_ids, modality_ids, position_ids, given.shape[:2])
         hidden = self.embed_tokens(input_ids, group_ids) if inputs_embeds is None else inputs_embeds
         mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids)
@@ -253,33 +249,42 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
         route_by = routing or self.config.task_routing
         group = group_ids if route_by == "label" or self.config.labelled_updates else _chosen(task_logits)
-        states, decisions, measured = [], [], []
-        for layer in self.layers:
-            states.append(hidden)
-            hidden, decision, attended = layer(
-                hidden,
-                group=group,
-                group_ids=group_ids,
-                routing=route_by,
-                task_logits=task_logits,
-                attention_mask=mask if layer.sets == 1 else group_mask,
-                key_sets=key_sets,
-                shield=shield,
-                **attend,
-            )
-            if decision is not None:
-                decisions.append(decision)
-                group = decision.group.view(hidden.shape[:2])
-            if attended is not None:
-                measured.append(attended)
-        hidden = self.norm(hidden, group_ids)
+        inputs = {"group_ids": group_ids, "routing": route_by, "task_logits": task_logits, "key_sets": key_sets, "shield": shield}
+        states, decisions, measured = self._run_layers(hidden, group, (mask, group_mask), **inputs, **attend)
+        hidden = self.norm(states[-1], group_ids)
         return DecoderOutput(
             hidden,
             cache,
-            hidden_states=(*states, hidden) if output_hidden_states else None,
+            hidden_states=(*states[:-1], hidden) if output_hidden_states else None,
             routing=tuple(decisions),
             given=tuple(measured) if key_sets is not None else None,
         )
+
+    def _run_layers(
+        self, hidden: Tensor, group: Tensor | None, masks: tuple[Tensor | None, Tensor | None], **inputs: Any
+    ) -> tuple[list[Tensor], list[Routing], list[Tensor]]:
+        """Run all layers; each mixture's routing is the group of the layers after it.
+
+        Args:
+            hidden: (B, T, H) embeddings.
+            group: (B, T) group of each token before the first mixture; None without one.
+            masks: of layers whose weights are shared, and of layers with weights per group.
+            inputs: the same for every layer.
+
+        Returns:
+            The input of each layer and the last output, the routing of each mixture, and the attention to key sets that each
+            layer measured.
+        """
+        states, decisions, measured = [hidden], [], []
+        for layer in self.layers:
+            hidden, decision, given = layer(hidden, group=group, attention_mask=masks[0 if layer.sets == 1 else 1], **inputs)
+            states.append(hidden)
+            if decision is not None:
+                decisions.append(decision)
+                group = decision.group.view(hidden.shape[:2])
+            if given is not None:
+                measured.append(given)
+        return states, decisions, measured
 
     def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to extend; a new one with ``use_cache`` and no ``cache``."""
@@ -337,6 +342,21 @@ def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | Non
     if cache is not None and past_key_values is not None:
         raise ValueError("cache and past_key_values are two names of one argument: pass cache only")
     return past_key_values if cache is None else cache
+
+
+def _one_input(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Return the input that is given."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("pass exactly one of input_ids and inputs_embeds")
+    given = inputs_embeds if input_ids is None else input_ids
+    assert given is not None
+    return given
+
+
+def _next_positions(hidden: Tensor, cache: Cache | None) -> Tensor:
+    """(1, T) positions after the tokens in ``cache``."""
+    past = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
 
 
 def _chosen(task_logits: Tensor | None) -> Tensor | None:

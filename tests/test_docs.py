@@ -64,6 +64,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pictures(place / "data", "a.png", "b.png")
     for name in ("train", "held_out"):
         write_jsonl(place / "data" / f"{name}.jsonl", [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
+    more = [asked("b.png", "What is this?", "A dog."), flat("a.png", "a blue dog")]
+    write_jsonl(place / "data" / "more.jsonl", more)  # a comparison needs two samples per task
+    with (place / "data" / "held_out.jsonl").open("a") as file:
+        file.write((place / "data" / "more.jsonl").read_text())
+    (place / "data" / "prompts.txt").write_text("a red cat\n")
     (place / "recipes").symlink_to(ROOT / "recipes")
     write_benchmarks(place)
     return place
@@ -176,6 +181,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "resume",
         "add-generation",
         "decouple",
+        "decouple-trained",
         "diagnose",
         "many-gpus",
         "export",
@@ -194,6 +200,10 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "preview.html",
         "runs/decoupled/scores.json",
         "out/decoupled/config.json",
+        "guard/lora/guard.html",
+        "out/front/front.html",
+        "out/repaired-t2i/config.json",
+        "out/repaired-adapter/adapter_config.json",
         "runs/pro2/scores.json",
         "out/deepseek/config.json",
         "data/image_tokens/manifest.json",

@@ -119,7 +119,7 @@ def provenance_json(sources: Sequence[Checkpoint], made: Provenance) -> dict[str
         "version": __version__,
         "command": made.command,
         "settings": made.settings,
-        "sources": [{"name": source.name, "role": _role(n), "sha256": _hashes(source)} for n, source in enumerate(sources)],
+        "sources": [{"name": source.name, "role": _role(n), "sha256": file_hashes(source)} for n, source in enumerate(sources)],
     }
 
 
@@ -127,7 +127,8 @@ def _role(number: int) -> str:
     return "base" if number == 0 else "tuned"
 
 
-def _hashes(source: Checkpoint) -> dict[str, str]:
+def file_hashes(source: Checkpoint) -> dict[str, str]:
+    """File name -> SHA-256 of a checkpoint: weights, configuration, tokenizer."""
     return {source.start.name: sha256_file(source.start)} if Path(source.name).is_file() else weights_of(source.folder)
 
 

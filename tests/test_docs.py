@@ -64,8 +64,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_published(place / "deepseek-ai" / "Janus-Pro-1B")
     write_emu3(place / "Emu3-community" / "Emu3-Gen-hf")
     write_pictures(place / "data", "a.png", "b.png", "cat.png")
-    for name in ("train", "held_out"):  # two records of each task: one of them is held out where no file is given
-        write_jsonl(place / "data" / f"{name}.jsonl", 2 * [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
+    more = [asked("b.png", "What is this?", "A dog."), flat("a.png", "a blue dog")]
+    records = [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat"), *more]
+    for name in ("train", "held_out"):  # two records of each task: a comparison needs them, and one may be held out
+        write_jsonl(place / "data" / f"{name}.jsonl", records)
+    write_jsonl(place / "data" / "more.jsonl", more)
+    (place / "data" / "prompts.txt").write_text("a red cat\n")
     (place / "recipes").symlink_to(ROOT / "recipes")
     write_benchmarks(place)
     return place
@@ -176,6 +180,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "resume",
         "add-generation",
         "decouple",
+        "decouple-trained",
         "diagnose",
         "many-gpus",
         "export",
@@ -194,6 +199,10 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "preview.html",
         "runs/decoupled/scores.json",
         "out/decoupled/config.json",
+        "guard/lora/guard.html",
+        "out/front/front.html",
+        "out/repaired-t2i/config.json",
+        "out/repaired-adapter/adapter_config.json",
         "runs/pro2/scores.json",
         "out/deepseek/config.json",
         "data/image_tokens/manifest.json",

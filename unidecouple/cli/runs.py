@@ -118,6 +118,15 @@ def report(arguments: argparse.Namespace) -> int:
 
 def add_commands(commands: Commands) -> None:
     """``unidecouple compare|train|plan|report``."""
+    for command in (_add_compare(commands), _add_train(commands)):
+        command.add_argument(
+            "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
+        )
+    _add_plan(commands)
+    _add_report(commands)
+
+
+def _add_compare(commands: Commands) -> argparse.ArgumentParser:
     grid = add(commands, compare, "compare", recipe=True)
     grid.add_argument("--output", type=Path, help="folder of the comparison (default: runs/<name>)")
     grid.add_argument("--workers", type=whole(1), help="runs at a time, one thread each (default: number of cores)")
@@ -136,11 +145,10 @@ def add_commands(commands: Commands) -> None:
         metavar="FILE",
         help="a results.json of the same grid from another folder or machine: its runs are taken, not run",
     )
-    one = _add_train(commands)
-    for command in (grid, one):
-        command.add_argument(
-            "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
-        )
+    return grid
+
+
+def _add_plan(commands: Commands) -> None:
     paper = add(commands, plan, "plan", recipe=True)
     paper.add_argument("--gpus", type=whole(1), nargs="+", default=[8], help="numbers of devices to plan for (default: 8)")
     paper.add_argument("--device", default="h100", help="h100, h200, a100, b200, 4090 or cpu (default: h100)")
@@ -155,6 +163,9 @@ def add_commands(commands: Commands) -> None:
     paper.add_argument("--samples", type=number(1, 1e15), help="samples of the whole run (default: max_steps steps)")
     paper.add_argument("--price", type=number(0), help="price of a device hour, for costs in the same currency")
     paper.add_argument("--json", action="store_true", help="print all figures as JSON")
+
+
+def _add_report(commands: Commands) -> None:
     page = add(commands, report, "report")
     page.add_argument(
         "folders",

@@ -87,8 +87,8 @@ class RunConfig:
     """One training run: start, structure, data, stages, steps, seed. Saved with the run; running the saved file repeats it.
 
     Attributes:
-        model_name_or_path: checkpoint folder to start from, or the name of a shipped base ("understanding", "unified"), or
-            "scratch" for random weights around the shipped tokenizer.
+        model_name_or_path: checkpoint to start from: a folder in any layout, a run's folder, a Hub id, or a shipped base
+            ("understanding", "unified"); or "scratch" for random weights around the shipped tokenizer.
         data: what it trains on, chosen by ``kind``: files of your own, or the synthetic benchmark. A recipe must name it from
             version 0.3; until then one that does not is read as the synthetic benchmark's, with a warning.
         structure: which weights serve which task.

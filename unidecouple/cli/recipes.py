@@ -32,8 +32,8 @@ def list_methods(arguments: argparse.Namespace) -> int:
 
     known = methods(arguments.family)
     width = max(map(len, known))
-    for name, variant in known.items():
-        print(f"{name:{width}}  {variant.description}")
+    for name, values in known.raw.items():
+        print(f"{name:{width}}  {values['description']}")
     return OK
 
 

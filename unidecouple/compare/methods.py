@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from unidecouple import config as configs
 from unidecouple.compare.grid import Variant
+from unidecouple.config.layers import Layers
 from unidecouple.config.packaged import recipes_folder
 from unidecouple.convert.layouts import read_config
 from unidecouple.convert.load import source_folder
@@ -25,9 +25,22 @@ FOLDERS: Final[Mapping[Family, str]] = {"janus": "janus_pro", "emu3": "emu3"}
 ALIASES: Final = {"dense": "dense_joint", "per_task_lora": "lora_task"}
 
 
-@dataclass(frozen=True)
-class _Methods:
-    variants: dict[str, Variant]
+class _Methods(Mapping[str, Variant]):
+    """Variants that are built when they are asked for: some need a solver that is not installed."""
+
+    def __init__(self, path: Path) -> None:
+        layers = Layers()
+        layers.add_file(path)
+        self._path, self.raw = path, layers.values["variants"]
+
+    def __getitem__(self, name: str) -> Variant:
+        return configs.restore(Variant, self.raw[name], f"{self._path}: {name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
 
 
 def family_of(name_or_path: str) -> Family:
@@ -45,9 +58,9 @@ def family_recipe(family: Family, name: str) -> Path:
 
 
 @functools.cache
-def methods(family: Family) -> Mapping[str, Variant]:
+def methods(family: Family) -> _Methods:
     """All methods of ``family``, by name."""
-    return configs.load(_Methods, [family_recipe(family, "methods")]).variants
+    return _Methods(family_recipe(family, "methods"))
 
 
 def find_method(family: Family, name: str) -> tuple[str, Variant]:

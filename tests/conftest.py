@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,14 @@ LONGEST = ("test_the_pages_commands_run", "test_killed_runs_lose_nothing", "test
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: getattr(item, "originalname", item.name) not in LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def conversions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Checkpoints that tests convert on the way stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNIDECOUPLE_CACHE", str(tmp_path_factory.mktemp("conversions")))
+        yield
 
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]

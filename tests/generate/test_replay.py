@@ -293,6 +293,7 @@ def test_the_calls_of_a_capture(monkeypatch: pytest.MonkeyPatch, fails: bool) ->
     assert fake.calls == ["step", "capture in one pool", "step"] * 2
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_graphs_on_a_gpu(make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray) -> None:
     model = make_model(ffn="ta_moe").cuda()

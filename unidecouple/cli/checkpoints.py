@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, add_group, load_config, number, say, whole
+from unidecouple.cli.command import OK, add, add_group, number, recipes_and_overrides, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Copy a checkpoint between deepseek-ai's layout, transformers' and ours, with another structure if asked."""
-    from unidecouple.convert.convert import convert as copy
-    from unidecouple.convert.load import checkpoint_folder
+    from unidecouple import api
     from unidecouple.convert.options import shard_bytes, structure, task
-    from unidecouple.convert.steps import Conversion
-    from unidecouple.models.shipped import located
-    from unidecouple.ownership import check_directory
 
-    wanted = Conversion(
+    wanted = api.Conversion(
         arguments.to,
         structure(arguments),
         task(arguments.task),
@@ -30,22 +26,21 @@ def convert(arguments: argparse.Namespace) -> int:
         arguments.seed,
         arguments.image_size,
     )
-    check_directory(arguments.output, [located(str(arguments.checkpoint))])
-    copy(checkpoint_folder(str(arguments.checkpoint)), arguments.output, wanted, say)
+    api.convert(arguments.checkpoint, arguments.output, conversion=wanted)
     return OK
 
 
 def merge(arguments: argparse.Namespace) -> int:
     """Merge models that were fine-tuned from one base, each on a task of its own, into one."""
+    from unidecouple import api
     from unidecouple.methods.merging import AdaMerging, Merging, TaskArithmetic
-    from unidecouple.run import RunConfig
-    from unidecouple.train.merging import merge_checkpoints
 
     method: Merging = TaskArithmetic(scale=arguments.scale)
     if arguments.method == "adamerging":
         method = AdaMerging("adamerging", arguments.scale, arguments.learning_rate, arguments.steps, arguments.batch_size)
-    run = load_config(RunConfig, arguments.recipe) if arguments.recipe else None
-    merge_checkpoints(arguments.base, arguments.tuned, arguments.output, method, run, arguments.cache, say)
+    recipes, overrides = recipes_and_overrides(arguments.recipe or [])
+    options = api.MergeOptions(method=method, recipe=recipes, overrides=overrides, cache=arguments.cache)
+    api.merge(arguments.base, arguments.tuned, arguments.output, options)
     return OK
 
 

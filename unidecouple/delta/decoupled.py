@@ -113,7 +113,7 @@ def plan_decoupled(sources: Sources, fidelity: Fidelity, say: PrintLine = lambda
         for task, source in sources.tuned.items():
             after = source.read(names)
             for name in names:
-                _look(name, before[name], after[name], task, found[task], sources, fidelity)
+                _look((name, before[name], after[name]), task, found[task], sources, fidelity)
     for task, one in found.items():
         change = (one.changed / one.whole) ** 0.5 if one.whole else 0.0
         check_same_base(Pair(base, sources.tuned[task]), change)
@@ -136,8 +136,9 @@ def parts(plan: Plan, trained: Mapping[str, Tensor] = MappingProxyType({})) -> I
         yield {name: trained.get(name, tensor) for name, tensor in part.items()}
 
 
-def _look(name: str, before: Tensor, after: Tensor, task: Task, found: _Found, sources: Sources, fidelity: Fidelity) -> None:
-    """Note the change of one weight for ``task``."""
+def _look(weight: tuple[str, Tensor, Tensor], task: Task, found: _Found, sources: Sources, fidelity: Fidelity) -> None:
+    """Note the change of one weight (name, before, after) for ``task``."""
+    name, before, after = weight
     if is_shared_matrix(name, before, known=True):
         found.changed += squared_norm(difference(before, after))
         found.whole += squared_norm(before)

@@ -65,7 +65,7 @@ def write_decoupled(
     """
     lines = (*describe(plan), *made.lines)
     full = Provenance(made.command, {**made.settings, "task_deltas": plan.forms, "extra_bytes": plan.extra_bytes}, lines)
-    _write(plan.sources.checkpoints, plan.config, plan.shapes, parts(plan, trained), target, full, say, max_shard_bytes)
+    _write(plan.sources.checkpoints, (plan.config, plan.shapes, parts(plan, trained)), target, full, say, max_shard_bytes)
 
 
 def write_plain(
@@ -79,19 +79,18 @@ def write_plain(
             yield {name: choose(name, before[name], after[name]) for name in names}
 
     shapes = {name: pair.tuned.shapes[name] for names in pair.base for name in names}
-    _write([pair.base, pair.tuned], pair.base.config, shapes, chosen(), target, made, say, max_shard_bytes)
+    _write([pair.base, pair.tuned], (pair.base.config, shapes, chosen()), target, made, say, max_shard_bytes)
 
 
 def _write(
     sources: Sequence[Checkpoint],
-    config: UnifiedConfig | None,
-    shapes: Part,
-    made_of: Iterator[Part],
+    content: tuple[UnifiedConfig | None, Part, Iterator[Part]],
     target: Path,
     made: Provenance,
     say: PrintLine,
     max_shard_bytes: int,
 ) -> None:
+    config, shapes, made_of = content
     base, folders = sources[0], [source.folder for source in sources]
     check_directory(target, folders)
     with atomic_directory(target, folders) as staging:

@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
+from unidecouple.models.attention import SequenceBlocks, attend_in_blocks, masked_kernels
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.experts import Experts
 from unidecouple.models.groups import token_groups
@@ -32,7 +33,7 @@ from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
 from unidecouple.models.router import ContextRouter, ExpertRouter, Routing, TaskAwareRouter
 from unidecouple.models.shield import SharedExpertGradScale
-from unidecouple.models.untied import UniRMSNorm, UntiedFeedForward, UntiedLinear, project, within_group
+from unidecouple.models.untied import SortedTokens, UniRMSNorm, UntiedFeedForward, UntiedLinear, project, within_group
 
 
 @dataclass
@@ -80,15 +81,19 @@ class UniLlamaAttention(LlamaAttention):
         group: Tensor | None = None,
         first: Tensor | None = None,
         key_sets: Tensor | None = None,
+        tokens: SortedTokens | None = None,
+        blocks: SequenceBlocks | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Attend as ``LlamaAttention``; ``group`` (B, T) chooses each token's low-rank pair or set of weights.
+        """Attend as ``LlamaAttention``; ``group`` (B, T) chooses each token's low-rank pair, ``tokens`` its set of weights.
+
+        Without a mask, ``blocks`` keep the sequences of packed rows apart.
 
         ``first`` (B, T) bool marks first tokens, whose keys and values are stored; at position 0 the rotation changes nothing.
         ``key_sets`` (B, T, sets) adds a third result: the attention given to each set, see ``attend_and_measure``.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = project((self.q_proj, self.k_proj, self.v_proj), hidden_states, group)
+        query, key, value = project((self.q_proj, self.k_proj, self.v_proj), hidden_states, group, tokens)
         if first is not None:
             key, value = (
                 torch.where(first.unsqueeze(-1), given, made) for given, made in ((self.first_key, key), (self.first_value, value))
@@ -100,13 +105,16 @@ class UniLlamaAttention(LlamaAttention):
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        if blocks is not None and attention_mask is None:
+            attend = attend_in_blocks(attend, blocks)
         settings = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling, **kwargs}
         given = None
-        if key_sets is None:
-            mixed, weights = attend(self, query, key, value, attention_mask, **settings)
-        else:
-            mixed, weights, given = attend_and_measure(attend, self, query, key, value, attention_mask, key_sets, **settings)
-        return project((self.o_proj,), mixed.flatten(-2), group)[0], weights, given
+        with masked_kernels(query.device, attention_mask):
+            if key_sets is None:
+                mixed, weights = attend(self, query, key, value, attention_mask, **settings)
+            else:
+                mixed, weights, given = attend_and_measure(attend, self, query, key, value, attention_mask, key_sets, **settings)
+        return project((self.o_proj,), mixed.flatten(-2), group, tokens)[0], weights, given
 
 
 class UniLlamaDecoderLayer(GradientCheckpointingLayer):
@@ -133,6 +141,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         routing: str = "learned",
         task_logits: Tensor | None = None,
         shield: SharedExpertGradScale | None = None,
+        tokens: SortedTokens | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Routing | None, Tensor | None]:
         """Transform one layer's tokens.
@@ -144,6 +153,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
             routing: "learned" or "label".
             task_logits: (B, T, groups) of the context router, where there is one.
             shield: scales the gradient of some tokens into the shared expert.
+            tokens: sorted by ``group_ids``; weights per group need them.
             kwargs: what attention needs (masks, position embeddings, cache, key sets).
 
         Returns:
@@ -151,10 +161,13 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         """
         if self.sets > 1:
             group = group_ids
-        mixed, _, given = self.self_attn(self.input_layernorm(hidden_states, group), group=group, **kwargs)
+        mixed, _, given = self.self_attn(self.input_layernorm(hidden_states, group), group=group, tokens=tokens, **kwargs)
         hidden_states = hidden_states + mixed
         normed = self.post_attention_layernorm(hidden_states, group)
-        if isinstance(self.mlp, (FeedForward, UntiedFeedForward)):
+        if isinstance(self.mlp, UntiedFeedForward):
+            assert tokens is not None
+            return hidden_states + self.mlp(normed, tokens), None, given
+        if isinstance(self.mlp, FeedForward):
             return hidden_states + self.mlp(normed, group), None, given
         out, decision = self.mlp(normed, group_ids, routing, task_logits, shield)
         return hidden_states + out, decision, given
@@ -210,6 +223,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         shield: SharedExpertGradScale | None = None,
         output_hidden_states: bool = False,
         key_sets: Tensor | None = None,
+        blocks: SequenceBlocks | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> DecoderOutput:
@@ -228,6 +242,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             shield: scales the gradient of some tokens into the shared experts.
             output_hidden_states: also return the input of each layer and the final state.
             key_sets: (B, T, sets) bool; also return the share of its attention that each token gives to each set.
+            blocks: sequences of packed rows, as ``position_ids`` have them; attention then needs no mask, unless it is eager.
             past_key_values: what transformers before 5.24 calls ``cache``.
             kwargs: passed to attention.
 
@@ -242,13 +257,19 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             past = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
         group_ids = self._group_ids(task_ids, modality_ids, hidden.shape[:2])
-        mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids)
+        if self.config._attn_implementation == "eager":
+            blocks = None
+        mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids, blocks is not None)
         attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids), "cache": cache, **kwargs}
         if self.config.bos_kv:
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
+        if blocks is not None:
+            mask, attend["blocks"] = None, blocks
         route_by = routing or self.config.task_routing
         group = group_ids if route_by == "label" or self.config.labelled_lora else _chosen(task_logits)
+        untied = group_ids is not None and self.config.per_group_layers is not None
+        tokens = SortedTokens.of(group_ids, self.config.num_tasks) if untied and group_ids is not None else None
         states, decisions, measured = [], [], []
         for layer in self.layers:
             states.append(hidden)
@@ -261,6 +282,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
                 attention_mask=mask if layer.sets == 1 else group_mask,
                 key_sets=key_sets,
                 shield=shield,
+                tokens=tokens,
                 **attend,
             )
             if decision is not None:
@@ -286,13 +308,22 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         return cache
 
     def _masks(
-        self, hidden: Tensor, mask: Tensor | None, cache: Cache | None, position_ids: Tensor, group_ids: Tensor | None
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+        position_ids: Tensor,
+        group_ids: Tensor | None,
+        in_blocks: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Attention masks in the form of the kernel: of shared layers, and of layers with weights per group."""
+        """Attention masks in the form of the kernel: of shared layers, and of layers with weights per group.
+
+        Where packed rows are attended ``in_blocks``, the context router alone (one head, once) still takes a mask.
+        """
         given = (self.config, hidden, mask, cache, position_ids)  # by place: the cache's name is not the same in all releases
-        shared = create_causal_mask(*given)
+        shared = None if in_blocks and self.context_router is None else create_causal_mask(*given)
         if self.config.per_group_attention == "all":
-            return shared, shared
+            return shared, None if in_blocks else shared
         whole = create_causal_mask(*given, allow_is_causal_skip=False)
         return shared, within_group(whole, group_ids, cache, self.config)
 

@@ -129,11 +129,12 @@ def train_step(
         raise TrainingDivergedError(f"the loss is not finite ({means}): {_REMEDY}")
     norm = _update(model, optimizer, settings, step, means)
     tables = [table for table in counted if table is not None]
+    tokens: list[int] = totals.tokens.tolist()
     return StepResult(
         losses=means,
-        router_accuracy=_accuracy(hits, totals, parallel),
+        router_accuracy=_accuracy(hits, tokens, parallel),
         grad_norm=norm,
-        tokens=dict(zip(TASK_KEYS, totals.tokens.tolist(), strict=True)),
+        tokens=dict(zip(TASK_KEYS, tokens, strict=True)),
         routing=parallel.sum(torch.stack(tables).sum(0)) if tables else None,
     )
 
@@ -153,9 +154,10 @@ def _update(
     return norm
 
 
-def _accuracy(hits: Sequence[Tensor], totals: StepTotals, parallel: Parallel) -> dict[str, float]:
+def _accuracy(hits: Sequence[Tensor], tokens: Sequence[int], parallel: Parallel) -> dict[str, float]:
     """Share of each task's tokens in the right group; empty without a task router."""
     if not hits:
         return {}
-    shares = parallel.sum(torch.stack([*hits]).sum(0)) / totals.tokens
-    return {task.key: shares[task].item() for task in Task if totals.tokens[task]}
+    right = parallel.sum(torch.stack([*hits]).sum(0))
+    shares = (right / right.new_tensor(tokens)).tolist()
+    return {task.key: shares[task] for task in Task if tokens[task]}

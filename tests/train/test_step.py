@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import TINY
+from conftest import TINY, MakeModel
 from step_settings import step_settings
-from unidecouple.batch import Batch
+from unidecouple.batch import IGNORE, Batch
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.objective import LoadBalance, Objective
+from unidecouple.methods.objective.group_router import group_router_loss
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import tiny_config, tiny_model
 from unidecouple.train.step import train_step
@@ -121,3 +122,29 @@ def test_a_builder_s_batch_knows_its_places(builder: SequenceBuilder, joint_batc
     moved = understanding.to("cpu")
     assert moved.places.real.equal(understanding.places.real)
     assert "_places" not in vars(moved)
+
+
+@pytest.mark.parametrize("routing", ["label", "learned"])
+@pytest.mark.parametrize("moe_layers", [None, [0]])
+def test_router_samples_cost_what_routers_need(
+    make_model: MakeModel, joint_batch: tuple[Batch, Batch], routing: str, moe_layers: list[int] | None
+) -> None:
+    """The same losses and gradients, bit for bit, with fewer operators and no gradients beside the routers'."""
+    samples = replace(joint_batch[0], labels=torch.full_like(joint_batch[0].labels, IGNORE))
+    joint = (*joint_batch, samples)
+    text: dict[str, Any] = {"ffn": "ta_moe", "context_router": True, "moe_layers": moe_layers, **LORA}
+    found, operators = [], []
+    for balanced in (True, False):
+        model = make_model(**text).train()
+        with Count() as count:
+            output = model(batch=joint, routing=routing, balanced=balanced)
+            loss = output.mmu.mean + output.t2i.mean + group_router_loss(joint, output.routing)
+            loss.backward()
+        operators.append(count.operators)
+        found.append((loss, {name: weight.grad for name, weight in model.named_parameters()}))
+    (wanted, gradients), (ours, others) = found
+    assert torch.equal(ours, wanted)
+    for name, gradient in gradients.items():
+        assert (others[name] is None) == (gradient is None), name
+        assert gradient is None or torch.equal(others[name], gradient), name
+    assert operators[1] < operators[0]

@@ -111,7 +111,9 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
         Packed rows need none either: their sequences are attended block by block (``SequenceBlocks``).
         """
-        embeds, lengths = self.embed(batch), batch.places.lengths
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not kwargs.get("routers_only")):
+            embeds = self.embed(batch)
+        lengths = batch.places.lengths
         return self.decoder(
             inputs_embeds=embeds,
             position_ids=batch.position_ids,
@@ -148,6 +150,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         routing: str | None,
         interaction: bool = False,
         shield: Sequence[SharedExpertGradScale] | None = None,
+        balanced: bool = True,
     ) -> JointOutput:
         """Both tasks' losses over a joint batch, and the routing of its tokens.
 
@@ -156,13 +159,17 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
             routing: "learned" or "label", by default the configuration's.
             interaction: also measure the attention of its samples to the other modality.
             shield: one per micro-batch; scales the gradient of some tokens into the shared experts.
+            balanced: whether a loss reads the expert routers' probabilities. If not, batches without targets (router samples) end
+                at the last task router, and have gradients of the task routers alone; routers pass none to their input.
         """
+        task_routed = self.config.text_config.ffn == "ta_moe"
         mmu, t2i, decisions, looks = [], [], [], []
         for number, batch in enumerate(joint):
             spans = self.spans(batch) if interaction else None
             decoded = self.decode_batch(
                 batch,
                 routing,
+                routers_only=task_routed and not (balanced or interaction) and not any(batch.num_targets),
                 key_sets=None if spans is None else spans.keys,
                 shield=None if shield is None else shield[number],
             )

@@ -142,6 +142,8 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         task_logits: Tensor | None = None,
         shield: SharedExpertGradScale | None = None,
         tokens: SortedTokens | None = None,
+        routers_only: bool = False,
+        last: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Routing | None, Tensor | None]:
         """Transform one layer's tokens.
@@ -154,6 +156,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
             task_logits: (B, T, groups) of the context router, where there is one.
             shield: scales the gradient of some tokens into the shared expert.
             tokens: sorted by ``group_ids``; weights per group need them.
+            routers_only, last: see ``MixtureOfExperts``.
             kwargs: what attention needs (masks, position embeddings, cache, key sets).
 
         Returns:
@@ -161,15 +164,16 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         """
         if self.sets > 1:
             group = group_ids
-        mixed, _, given = self.self_attn(self.input_layernorm(hidden_states, group), group=group, tokens=tokens, **kwargs)
-        hidden_states = hidden_states + mixed
-        normed = self.post_attention_layernorm(hidden_states, group)
-        if isinstance(self.mlp, UntiedFeedForward):
-            assert tokens is not None
-            return hidden_states + self.mlp(normed, tokens), None, given
-        if isinstance(self.mlp, FeedForward):
-            return hidden_states + self.mlp(normed, group), None, given
-        out, decision = self.mlp(normed, group_ids, routing, task_logits, shield)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not routers_only):
+            mixed, _, given = self.self_attn(self.input_layernorm(hidden_states, group), group=group, tokens=tokens, **kwargs)
+            hidden_states = hidden_states + mixed
+            normed = self.post_attention_layernorm(hidden_states, group)
+            if isinstance(self.mlp, UntiedFeedForward):
+                assert tokens is not None
+                return hidden_states + self.mlp(normed, tokens), None, given
+            if isinstance(self.mlp, FeedForward):
+                return hidden_states + self.mlp(normed, group), None, given
+        out, decision = self.mlp(normed, group_ids, routing, task_logits, shield, routers_only, last)
         return hidden_states + out, decision, given
 
 
@@ -224,6 +228,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         output_hidden_states: bool = False,
         key_sets: Tensor | None = None,
         blocks: SequenceBlocks | None = None,
+        routers_only: bool = False,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> DecoderOutput:
@@ -243,6 +248,8 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             output_hidden_states: also return the input of each layer and the final state.
             key_sets: (B, T, sets) bool; also return the share of its attention that each token gives to each set.
             blocks: sequences of packed rows, as ``position_ids`` have them; attention then needs no mask, unless it is eager.
+            routers_only: only the task routers' logits are needed, and gradients of nothing else: layers end at the last mixture,
+                and the states that are returned mean nothing.
             past_key_values: what transformers before 5.24 calls ``cache``.
             kwargs: passed to attention.
 
@@ -271,7 +278,8 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         untied = group_ids is not None and self.config.per_group_layers is not None
         tokens = SortedTokens.of(group_ids, self.config.num_tasks) if untied and group_ids is not None else None
         states, decisions, measured = [], [], []
-        for layer in self.layers:
+        end = self.config.mixture_layers[-1] + 1 if routers_only else len(self.layers)
+        for number, layer in enumerate(self.layers[:end], start=1):
             states.append(hidden)
             hidden, decision, given = layer(
                 hidden,
@@ -283,6 +291,8 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
                 key_sets=key_sets,
                 shield=shield,
                 tokens=tokens,
+                routers_only=routers_only,
+                last=number == end,
                 **attend,
             )
             if decision is not None:

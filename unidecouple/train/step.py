@@ -116,7 +116,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     for place, batch in enumerate(parts):
         with parallel.gradients(model, last=place == len(parts) - 1 and not gradients.strategy.by_task), parallel.precision():
-            output = model(batch=batch, interaction=looked_at, **settings.forward_options(batch, step))
+            options = {"interaction": looked_at, "balanced": objective.balances_experts, **settings.forward_options(batch, step)}
+            output = model(batch=batch, **options)
             losses = objective.losses(Microbatch(batch, output, settings.tasks, totals, parallel.sum))
             gradients.backward(losses)
         for name, term in losses.terms.items():

@@ -34,10 +34,10 @@ def test_blocks_of_similar_lengths() -> None:
     assert torch.equal(together[blocks.inverse], torch.arange(28))
 
 
-def test_attention_in_blocks_is_each_sequence_s_own() -> None:
+def test_attention_in_blocks_is_each_sequence_s_own(device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(2, 4, 14, 8, generator=generator).requires_grad_()
-    key, value = (torch.randn(2, 2, 14, 8, generator=generator).requires_grad_() for _ in range(2))
+    query = torch.randn(2, 4, 14, 8, generator=generator).to(device).requires_grad_()
+    key, value = (torch.randn(2, 2, 14, 8, generator=generator).to(device).requires_grad_() for _ in range(2))
     blocks = SequenceBlocks.of(lengths_of(ROWS), query.device)
     found, weights = attend_in_blocks(attend, blocks)(nn.Identity(), query, key, value, None, scaling=0.3)
     assert weights is None
@@ -47,7 +47,7 @@ def test_attention_in_blocks_is_each_sequence_s_own() -> None:
         alone.append(torch.cat([attend(nn.Identity(), *part, None, 0.3)[0] for part in zip(*parts, strict=True)], dim=1))
     expected = torch.cat(alone)
     torch.testing.assert_close(found, expected)
-    projection = torch.randn(found.shape, generator=generator)
+    projection = torch.randn(found.shape, generator=generator).to(device)
     wanted = torch.autograd.grad((expected * projection).sum(), (query, key, value))
     torch.testing.assert_close(torch.autograd.grad((found * projection).sum(), (query, key, value)), wanted)
 

@@ -148,3 +148,25 @@ def test_router_samples_cost_what_routers_need(
         assert (others[name] is None) == (gradient is None), name
         assert gradient is None or torch.equal(others[name], gradient), name
     assert operators[1] < operators[0]
+
+
+@pytest.mark.parametrize("backend", ["grouped_mm", "loop"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_step_on_the_device_is_the_step_on_a_cpu(
+    make_model: MakeModel, joint_batch: tuple[Batch, Batch], device: torch.device, backend: str, packed: bool
+) -> None:
+    """Losses and gradients of a mixture with low-rank updates, every label in place after the move."""
+    joint = joint_batch
+    if packed:  # each row begins where the one before ends
+        parts = [{name: part for name, part in vars(batch).items() if part is not None} for batch in joint_batch]
+        flat = [{n: p if n == "pixel_values" else p.reshape(1, -1) for n, p in part.items()} for part in parts]
+        places = [torch.arange(batch.input_ids.shape[1]).repeat(2)[None] for batch in joint_batch]
+        joint = tuple(Batch(**part, position_ids=place) for part, place in zip(flat, places, strict=True))
+    found = []
+    for place, batches in ((torch.device("cpu"), joint_batch), (device, joint)):
+        model = make_model(ffn="ta_moe", experts_backend=backend, **LORA).to(place)
+        output = model(batch=tuple(batch.to(place) for batch in batches))
+        (output.mmu.mean + output.t2i.mean).backward()
+        gradients = {name: weight.grad.cpu() for name, weight in model.named_parameters() if weight.grad is not None}
+        found.append((output.mmu.total.cpu(), output.t2i.total.cpu(), gradients))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import socket
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
 from published_sets import write_art, write_llava_pope, write_mme, write_pope, write_vqav2
+from ranks import exit_codes, fork_ranks
 from tiny_emu3 import write_emu3
 from unidecouple.cli import _parser, main
 from unidecouple.cli.command import OK
@@ -38,6 +39,7 @@ ELSEWHERE = (
     "results-json",
     "http",
     "concepts",
+    "python",
 )
 """Pages whose commands have their own tests, or run on another page."""
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in ELSEWHERE)
@@ -61,9 +63,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("user")
     write_published(place / "deepseek-ai" / "Janus-Pro-1B")
     write_emu3(place / "Emu3-community" / "Emu3-Gen-hf")
-    write_pictures(place / "data", "a.png", "b.png")
-    for name in ("train", "held_out"):
-        write_jsonl(place / "data" / f"{name}.jsonl", [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
+    write_pictures(place / "data", "a.png", "b.png", "cat.png")
+    more = [asked("b.png", "What is this?", "A dog."), flat("a.png", "a blue dog")]
+    records = [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat"), *more]
+    for name in ("train", "held_out"):  # two records of each task: a comparison needs them, and one may be held out
+        write_jsonl(place / "data" / f"{name}.jsonl", records)
+    write_jsonl(place / "data" / "more.jsonl", more)
+    (place / "data" / "prompts.txt").write_text("a red cat\n")
     (place / "recipes").symlink_to(ROOT / "recipes")
     write_benchmarks(place)
     return place
@@ -110,11 +116,9 @@ def run(words: list[str]) -> None:
     if words[1] == "serve":
         serve(words)
     elif words[0] == "torchrun":
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]]
-        done = subprocess.run(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == OK, done.stderr[-3000:]
+        size = int(words[2])
+        assert words[3:5] == ["-m", "unidecouple"]
+        assert exit_codes(fork_ranks(size, [partial(main, words[5:])] * size)) == [0] * size, " ".join(words)
     else:
         assert main(words[1:]) == OK, " ".join(words)
 
@@ -176,6 +180,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "resume",
         "add-generation",
         "decouple",
+        "decouple-trained",
         "diagnose",
         "many-gpus",
         "export",
@@ -194,6 +199,10 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "preview.html",
         "runs/decoupled/scores.json",
         "out/decoupled/config.json",
+        "guard/lora/guard.html",
+        "out/front/front.html",
+        "out/repaired-t2i/config.json",
+        "out/repaired-adapter/adapter_config.json",
         "runs/pro2/scores.json",
         "out/deepseek/config.json",
         "data/image_tokens/manifest.json",

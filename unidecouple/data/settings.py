@@ -23,6 +23,8 @@ class Source:
         repeats: how often it comes in one pass over all sources.
         data_type: forces a format.
         root: where relative names of images start; by default the file's own folder.
+        fraction: the part of its records that is used, from and to, per task and in a fixed shuffled order: [0, 0.95] and [0.95, 1]
+            share no record, so one file serves training and validation.
     """
 
     path: Path
@@ -31,8 +33,12 @@ class Source:
     repeats: float = 1.0
     data_type: str | None = None
     root: Path | None = None
+    fraction: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        start, end = self.fraction
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"fraction={[start, end]} of {self.path} must rise within 0 and 1, as [0, 0.95] does")
         for name, value in (("weight", self.weight), ("max_samples", self.max_samples), ("repeats", self.repeats)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} of {self.path} must be above 0 and finite; leave the source out instead")

@@ -1,4 +1,4 @@
-"""How attention kernels are called: packed rows by blocks of sequences instead of a mask, and masks without cuDNN.
+"""Attention of the decoder: packed rows by blocks of sequences instead of a mask, and masks without cuDNN's kernel.
 
 Shapes: B rows, T tokens per row, S sequences, D width of a head.
 """
@@ -11,10 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, eager_attention_forward
 
 from unidecouple.batch import to_device
+from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.interaction import attend_and_measure
+from unidecouple.models.lora import LoraLinear
+from unidecouple.models.untied import SortedTokens, UntiedLinear, project
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 """One of transformers' attention functions."""
@@ -78,3 +85,63 @@ def attend_in_blocks(attend: Attend, blocks: SequenceBlocks) -> Attend:
         return together.index_select(0, blocks.inverse).unflatten(0, (query.shape[0], query.shape[2])), None
 
     return attend_packed
+
+
+class UniLlamaAttention(LlamaAttention):
+    """Llama attention whose projections may have LoRA, shared or one pair per group, or one set of weights per group."""
+
+    def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        lora = (config.num_lora_pairs("attention"), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            plain: nn.Linear = getattr(self, name)
+            shape = (plain.in_features, plain.out_features, plain.bias is not None)
+            sets = config.num_weight_sets(layer_idx)
+            setattr(self, name, LoraLinear(*shape, *lora) if sets == 1 else UntiedLinear(sets, *shape, config.experts_backend))
+        if config.bos_kv:
+            self.first_key = nn.Parameter(torch.zeros(self.k_proj.out_features))
+            self.first_value = nn.Parameter(torch.zeros(self.v_proj.out_features))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        group: Tensor | None = None,
+        first: Tensor | None = None,
+        key_sets: Tensor | None = None,
+        tokens: SortedTokens | None = None,
+        blocks: SequenceBlocks | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Attend as ``LlamaAttention``; ``group`` (B, T) chooses each token's low-rank pair, ``tokens`` its set of weights.
+
+        Without a mask, ``blocks`` keep the sequences of packed rows apart.
+
+        ``first`` (B, T) bool marks first tokens, whose keys and values are stored; at position 0 the rotation changes nothing.
+        ``key_sets`` (B, T, sets) adds a third result: the attention given to each set, see ``attend_and_measure``.
+        """
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = project((self.q_proj, self.k_proj, self.v_proj), hidden_states, group, tokens)
+        if first is not None:
+            key, value = (
+                torch.where(first.unsqueeze(-1), given, made) for given, made in ((self.first_key, key), (self.first_value, value))
+            )
+        query, key, value = (part.view(heads).transpose(1, 2) for part in (query, key, value))
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        if blocks is not None and attention_mask is None:
+            attend = attend_in_blocks(attend, blocks)
+        settings = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling, **kwargs}
+        given = None
+        with masked_kernels(query.device, attention_mask):
+            if key_sets is None:
+                mixed, weights = attend(self, query, key, value, attention_mask, **settings)
+            else:
+                mixed, weights, given = attend_and_measure(attend, self, query, key, value, attention_mask, key_sets, **settings)
+        return project((self.o_proj,), mixed.flatten(-2), group, tokens)[0], weights, given

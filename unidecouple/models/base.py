@@ -6,7 +6,7 @@ One file per family beside this one. Methods change the decoder, which all famil
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,7 +185,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
 
 def cross_entropy(
-    head: torch.nn.Module, hidden: Tensor, places: Tensor, targets: Tensor, max_logits: int | None = None
+    head: Callable[[Tensor], Tensor], hidden: Tensor, places: Tensor, targets: Tensor, max_logits: int | None = None
 ) -> SummedLoss:
     """Summed cross-entropy of ``head`` at some tokens.
 
@@ -209,7 +209,7 @@ def cross_entropy(
     return SummedLoss(total=total, count=count)
 
 
-def _summed(head: torch.nn.Module, rows: Tensor, wanted: Tensor) -> Tensor:
+def _summed(head: Callable[[Tensor], Tensor], rows: Tensor, wanted: Tensor) -> Tensor:
     return F.cross_entropy(head(rows).float(), wanted, reduction="sum")
 
 

@@ -5,7 +5,6 @@ Shapes: B batch, T new tokens, S tokens with the cache, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from typing import Any
 
@@ -15,25 +14,21 @@ from transformers import AutoModel, Cache, DynamicCache, LlamaModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
     LlamaPreTrainedModel,
     LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
 )
 
-from unidecouple.models.attention import SequenceBlocks, attend_in_blocks, masked_kernels
+from unidecouple.models.attention import SequenceBlocks, UniLlamaAttention
 from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.deltas import TaskEmbedding, attach_deltas, sequence_groups
 from unidecouple.models.experts import Experts
 from unidecouple.models.groups import token_groups
-from unidecouple.models.interaction import attend_and_measure
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
 from unidecouple.models.router import ContextRouter, ExpertRouter, Routing, TaskAwareRouter
 from unidecouple.models.shield import SharedExpertGradScale
-from unidecouple.models.untied import SortedTokens, UniRMSNorm, UntiedFeedForward, UntiedLinear, project, within_group
+from unidecouple.models.untied import SortedTokens, UniRMSNorm, UntiedFeedForward, UntiedLinear, within_group
 
 
 @dataclass
@@ -55,66 +50,6 @@ class DecoderOutput(BaseModelOutputWithPast):
     def __post_init__(self, routing: tuple[Routing, ...] | None, given: tuple[Tensor, ...] | None) -> None:
         super().__post_init__()
         self.routing, self.given = routing, given
-
-
-class UniLlamaAttention(LlamaAttention):
-    """Llama attention whose projections may have LoRA, shared or one pair per group, or one set of weights per group."""
-
-    def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        lora = (config.num_lora_pairs("attention"), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            plain: nn.Linear = getattr(self, name)
-            shape = (plain.in_features, plain.out_features, plain.bias is not None)
-            sets = config.num_weight_sets(layer_idx)
-            setattr(self, name, LoraLinear(*shape, *lora) if sets == 1 else UntiedLinear(sets, *shape, config.experts_backend))
-        if config.bos_kv:
-            self.first_key = nn.Parameter(torch.zeros(self.k_proj.out_features))
-            self.first_value = nn.Parameter(torch.zeros(self.v_proj.out_features))
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
-        cache: Cache | None = None,
-        group: Tensor | None = None,
-        first: Tensor | None = None,
-        key_sets: Tensor | None = None,
-        tokens: SortedTokens | None = None,
-        blocks: SequenceBlocks | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Attend as ``LlamaAttention``; ``group`` (B, T) chooses each token's low-rank pair, ``tokens`` its set of weights.
-
-        Without a mask, ``blocks`` keep the sequences of packed rows apart.
-
-        ``first`` (B, T) bool marks first tokens, whose keys and values are stored; at position 0 the rotation changes nothing.
-        ``key_sets`` (B, T, sets) adds a third result: the attention given to each set, see ``attend_and_measure``.
-        """
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = project((self.q_proj, self.k_proj, self.v_proj), hidden_states, group, tokens)
-        if first is not None:
-            key, value = (
-                torch.where(first.unsqueeze(-1), given, made) for given, made in ((self.first_key, key), (self.first_value, value))
-            )
-        query, key, value = (part.view(heads).transpose(1, 2) for part in (query, key, value))
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        if blocks is not None and attention_mask is None:
-            attend = attend_in_blocks(attend, blocks)
-        settings = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling, **kwargs}
-        given = None
-        with masked_kernels(query.device, attention_mask):
-            if key_sets is None:
-                mixed, weights = attend(self, query, key, value, attention_mask, **settings)
-            else:
-                mixed, weights, given = attend_and_measure(attend, self, query, key, value, attention_mask, key_sets, **settings)
-        return project((self.o_proj,), mixed.flatten(-2), group, tokens)[0], weights, given
 
 
 class UniLlamaDecoderLayer(GradientCheckpointingLayer):
@@ -205,12 +140,13 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         LlamaPreTrainedModel.__init__(self, config)  # LlamaModel's own would build dense layers first
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.embed_tokens = TaskEmbedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.context_router = ContextRouter(config) if config.context_router else None
         self.layers = nn.ModuleList([UniLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, config.num_tasks if config.per_group_norm else 1)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
+        attach_deltas(self, config)
         self.post_init()
 
     def forward(
@@ -256,14 +192,11 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         Raises:
             ValueError: not exactly one input, both names of the cache, or a cache where layers are recomputed.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        given = _one_input(input_ids, inputs_embeds)
         cache = self._cache(one_cache(cache, past_key_values), use_cache)
-        if position_ids is None:
-            past = 0 if cache is None else cache.get_seq_length()
-            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
-        group_ids = self._group_ids(task_ids, modality_ids, hidden.shape[:2])
+        position_ids = _next_positions(given, cache) if position_ids is None else position_ids
+        group_ids = self._group_ids(task_ids, modality_ids, position_ids, given.shape[:2])
+        hidden = self.embed_tokens(input_ids, group_ids) if inputs_embeds is None else inputs_embeds
         if self.config._attn_implementation == "eager":
             blocks = None
         mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids, blocks is not None)
@@ -274,40 +207,46 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         if blocks is not None:
             mask, attend["blocks"] = None, blocks
         route_by = routing or self.config.task_routing
-        group = group_ids if route_by == "label" or self.config.labelled_lora else _chosen(task_logits)
-        untied = group_ids is not None and self.config.per_group_layers is not None
-        tokens = SortedTokens.of(group_ids, self.config.num_tasks) if untied and group_ids is not None else None
-        states, decisions, measured = [], [], []
-        end = self.config.mixture_layers[-1] + 1 if routers_only else len(self.layers)
+        group = group_ids if route_by == "label" or self.config.labelled_updates else _chosen(task_logits)
+        inputs = {"group_ids": group_ids, "routing": route_by, "task_logits": task_logits, "key_sets": key_sets, "shield": shield}
+        inputs |= {"tokens": self._sorted(group_ids), "routers_only": routers_only}
+        states, decisions, measured = self._run_layers(hidden, group, (mask, group_mask), **inputs, **attend)
+        hidden = self.norm(states[-1], group_ids)
+        return DecoderOutput(
+            hidden,
+            cache,
+            hidden_states=(*states[:-1], hidden) if output_hidden_states else None,
+            routing=tuple(decisions),
+            given=tuple(measured) if key_sets is not None else None,
+        )
+
+    def _run_layers(
+        self, hidden: Tensor, group: Tensor | None, masks: tuple[Tensor | None, Tensor | None], **inputs: Any
+    ) -> tuple[list[Tensor], list[Routing], list[Tensor]]:
+        """Run all layers; each mixture's routing is the group of the layers after it.
+
+        Args:
+            hidden: (B, T, H) embeddings.
+            group: (B, T) group of each token before the first mixture; None without one.
+            masks: of layers whose weights are shared, and of layers with weights per group.
+            inputs: the same for every layer.
+
+        Returns:
+            The input of each layer and the last output, the routing of each mixture, and the attention to key sets that each
+            layer measured.
+        """
+        states, decisions, measured = [hidden], [], []
+        end = self.config.mixture_layers[-1] + 1 if inputs["routers_only"] else len(self.layers)
         for number, layer in enumerate(self.layers[:end], start=1):
+            mask = masks[0 if layer.sets == 1 else 1]
+            hidden, decision, given = layer(hidden, group=group, attention_mask=mask, last=number == end, **inputs)
             states.append(hidden)
-            hidden, decision, given = layer(
-                hidden,
-                group=group,
-                group_ids=group_ids,
-                routing=route_by,
-                task_logits=task_logits,
-                attention_mask=mask if layer.sets == 1 else group_mask,
-                key_sets=key_sets,
-                shield=shield,
-                tokens=tokens,
-                routers_only=routers_only,
-                last=number == end,
-                **attend,
-            )
             if decision is not None:
                 decisions.append(decision)
                 group = decision.group.view(hidden.shape[:2])
             if given is not None:
                 measured.append(given)
-        hidden = self.norm(hidden, group_ids)
-        return DecoderOutput(
-            hidden,
-            cache,
-            hidden_states=(*states, hidden) if output_hidden_states else None,
-            routing=tuple(decisions),
-            given=tuple(measured) if key_sets is not None else None,
-        )
+        return states, decisions, measured
 
     def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to extend; a new one with ``use_cache`` and no ``cache``."""
@@ -337,13 +276,38 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         whole = create_causal_mask(*given, allow_is_causal_skip=False)
         return shared, within_group(whole, group_ids, cache, self.config)
 
-    def _group_ids(self, task_ids: Tensor | None, modality_ids: Tensor | None, shape: torch.Size) -> Tensor | None:
+    def embed_text(self, ids: Tensor, task_ids: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
+        """Word embeddings (B, T, H) of ``ids`` (B, T) as this decoder's own forward looks them up.
+
+        Args:
+            ids: tokens.
+            task_ids: as of ``forward``; needed where some rows are of one task (``task_deltas``).
+            position_ids: as of ``forward``; by default 0 to T - 1.
+        """
+        if task_ids is None or not self.config.task_deltas:
+            return self.embed_tokens(ids)
+        if position_ids is None:
+            position_ids = _next_positions(ids, None)
+        return self.embed_tokens(ids, self._group_ids(task_ids, None, position_ids, ids.shape))
+
+    def _sorted(self, group_ids: Tensor | None) -> SortedTokens | None:
+        """The tokens sorted by group, once for all layers with weights per group; None without one."""
+        if group_ids is None or self.config.per_group_layers is None:
+            return None
+        return SortedTokens.of(group_ids, self.config.num_tasks)
+
+    def _group_ids(
+        self, task_ids: Tensor | None, modality_ids: Tensor | None, position_ids: Tensor, shape: torch.Size
+    ) -> Tensor | None:
         """(B, T) group of each token, or None where labels are missing and not needed."""
         group_ids = token_groups(self.config.group_by, task_ids, modality_ids)
-        if group_ids is None and (self.config.per_group_layers is not None or self.config.labelled_lora):
+        if group_ids is None and (self.config.per_group_layers is not None or self.config.labelled_updates):
             needed = "task_ids" if self.config.group_by == "task" else "modality_ids"
             raise ValueError(f"weights per {self.config.group_by!r} need {needed} of every token: pass them")
-        return None if group_ids is None else group_ids.expand(shape)
+        if group_ids is None:
+            return None
+        every = group_ids.expand(shape)
+        return sequence_groups(every, position_ids.expand(shape)) if self.config.task_deltas else every
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
@@ -355,6 +319,21 @@ def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | Non
     if cache is not None and past_key_values is not None:
         raise ValueError("cache and past_key_values are two names of one argument: pass cache only")
     return past_key_values if cache is None else cache
+
+
+def _one_input(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Return the input that is given."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("pass exactly one of input_ids and inputs_embeds")
+    given = inputs_embeds if input_ids is None else input_ids
+    assert given is not None
+    return given
+
+
+def _next_positions(hidden: Tensor, cache: Cache | None) -> Tensor:
+    """(1, T) positions after the tokens in ``cache``."""
+    past = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
 
 
 def _chosen(task_logits: Tensor | None) -> Tensor | None:

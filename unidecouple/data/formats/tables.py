@@ -19,6 +19,7 @@ import numpy as np
 from unidecouple.data.formats.entry import Find, folder_finder, parse
 from unidecouple.data.formats.reader import cached, kind_number
 from unidecouple.data.formats.record import BadRecordError, Record
+from unidecouple.extras import missing_package
 
 _PICTURES: Final = ("image", "images")
 _GROUPS_KEPT: Final = 4
@@ -157,4 +158,4 @@ def _require(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"reading {what} needs {module.partition('.')[0]}: pip install 'unidecouple[data]'") from error
+        raise missing_package(f"reading {what}", "data", error) from error

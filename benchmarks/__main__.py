@@ -1,11 +1,13 @@
-"""``python -m benchmarks`` (``make bench``): all benchmarks, one after the other."""
+"""``python -m benchmarks`` (``make bench``): all benchmarks, one after the other; fails where a goal that was met is missed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from benchmarks import aia, allreduce, cache, decode_layer, image_loop, layers, lora, operators, packing, slim_bytes
-from benchmarks.record import Result
+from benchmarks.record import RESULTS, Result
 
 ALL: tuple[Callable[[], Result], ...] = (
     layers.BENCHMARK.run,
@@ -20,7 +22,18 @@ ALL: tuple[Callable[[], Result], ...] = (
     aia.run,
 )
 
-if __name__ == "__main__":
-    for run in ALL:
+
+def main(runs: Sequence[Callable[[], Result]] = ALL, folder: Path = RESULTS) -> int:
+    """Run and write all; a result that loses a goal leaves its file as it was, so that the next run fails, too. The exit status."""
+    lost: list[str] = []
+    for run in runs:
         result = run()
-        print(f"{result.table()}\n{result.write()}", flush=True)
+        missed = result.lost(folder)
+        print(f"{result.table()}\n{'not written' if missed else result.write(folder)}", flush=True)
+        lost += missed
+    print("\n".join(["goals that were met before and are missed now:", *lost] if lost else ["no goal was lost"]))
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

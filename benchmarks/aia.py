@@ -22,7 +22,7 @@ from benchmarks.tiny import SIZE, model_of, processor_of
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.methods.objective.aia import PRESETS, aia_loss
-from unidecouple.models.decoder import UniLlamaAttention
+from unidecouple.models.attention import UniLlamaAttention
 from unidecouple.models.interaction import Interaction, intensities
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.tiny import TinySize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,17 @@ class Result:
         lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]
         settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         return "\n".join([f"\n{self.title}", settings, *lines])
+
+    def lost(self, folder: Path = RESULTS) -> list[str]:
+        """Rows that miss a goal which they met in the file that ``write`` would replace."""
+        path = folder / f"{self.name}.json"
+        before = json.loads(path.read_text()) if path.is_file() else {"rows": []}
+        met = {row["what"] for row in before["rows"] if row["met"]}
+        return [
+            f"{self.name}: {row.what} is {row.value:.3f}, goal {row.goal}"
+            for row in self.rows
+            if row.met is False and row.what in met
+        ]
 
     def write(self, folder: Path = RESULTS) -> Path:
         """Write ``<name>.json`` with versions, date and commit, and return its path."""

@@ -22,6 +22,7 @@ from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.tiny import tiny_config, tiny_model, tiny_processor
+from unidecouple.train.launch import device_of
 from unidecouple.world.dataset import vocabulary
 from unidecouple.world.questions import CAPTION_REQUEST
 
@@ -35,6 +36,15 @@ TINY = replace(SMALL, image_size=16, vq_channel_multiplier=(1, 1, 1), vq_encode_
 
 LONGEST = ("test_the_pages_commands_run", "test_killed_runs_lose_nothing", "test_demo_in_small", "test_processes_change_nothing")
 """Started first, so that no process waits for another's at the end."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tests compute that take the device fixture: cpu, cuda")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return device_of(request.config.getoption("--device"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
@@ -47,7 +50,66 @@ class Modality(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenPlaces:
+    """Where the tokens of a batch stand that losses and measurements read; a place is row * T + column.
+
+    They are found once per batch, before it is moved to a GPU: every selection by a boolean mask there makes the host wait.
+
+    Attributes:
+        real: (N,) int64 places of tokens that are not padding, ascending.
+        before_text, text: (M,) int64 places of the tokens that predict a text target, and those targets.
+        before_image, image: the same of image tokens to be generated.
+        num_tokens: real tokens per task.
+        lengths: tokens of each sequence, row by row, where rows are packed; each token of padding is a sequence. Else empty.
+    """
+
+    real: Tensor
+    before_text: Tensor
+    text: Tensor
+    before_image: Tensor
+    image: Tensor
+    num_tokens: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, batch: Batch) -> TokenPlaces:
+        """Of ``batch``; on a GPU this waits for the device."""
+        real = batch.attention_mask.flatten().nonzero().squeeze(1)
+        texts, images = _targets(batch.labels, IGNORE), _targets(batch.image_tokens, NO_IMAGE_TOKEN)
+        counts = torch.bincount(batch.task_ids.flatten().index_select(0, real), minlength=len(Task)).tolist()
+        lengths: list[int] = []
+        if batch.position_ids is not None:
+            starts = batch.position_ids == 0
+            starts[:, 0] = True
+            begins = [*starts.flatten().nonzero().squeeze(1).tolist(), starts.numel()]
+            lengths = [end - begin for begin, end in itertools.pairwise(begins)]
+        return cls(real, *texts, *images, tuple(counts), tuple(lengths))
+
+    def to(self, device: torch.device | str) -> TokenPlaces:
+        """The places on ``device``."""
+        return replace(
+            self,
+            real=to_device(self.real, device),
+            before_text=to_device(self.before_text, device),
+            text=to_device(self.text, device),
+            before_image=to_device(self.before_image, device),
+            image=to_device(self.image, device),
+        )
+
+
+class _KeepsPlaces:
+    """Keeps a batch's places beside its fields, which copies and ``vars`` leave out."""
+
+    __slots__ = ("_places",)
+
+    _places: TokenPlaces
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+
+@dataclass(frozen=True)
+class Batch(_KeepsPlaces):
     """Token sequences, right-padded to one length. Rows may hold either task, or both.
 
     Attributes:
@@ -81,11 +143,20 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
-        return int(self.attention_mask.sum())
+        return sum(self.places.num_tokens)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on ``device``."""
-        return Batch(**{name: part.to(device) for name, part in self._parts().items()})
+        moved = Batch(**{name: to_device(part, device) for name, part in self._parts().items()})
+        object.__setattr__(moved, "_places", self.places.to(device))
+        return moved
+
+    @property
+    def places(self) -> TokenPlaces:
+        """See ``TokenPlaces``; found when they are first asked for."""
+        if not hasattr(self, "_places"):
+            object.__setattr__(self, "_places", TokenPlaces.of(self))
+        return self._places
 
     def _parts(self) -> dict[str, Tensor]:
         """The tensors that are there, by name."""
@@ -95,7 +166,7 @@ class Batch:
     @property
     def num_targets(self) -> tuple[int, int]:
         """Tokens with a loss, per task: text targets and image tokens. The first of a row has no token before it."""
-        return int((self.labels[:, 1:] != IGNORE).sum()), int((self.image_tokens[:, 1:] != NO_IMAGE_TOKEN).sum())
+        return len(self.places.text), len(self.places.image)
 
 
 JointBatch = tuple[Batch, ...]
@@ -104,9 +175,37 @@ JointBatch = tuple[Batch, ...]
 
 def count_tokens(batches: Sequence[Batch]) -> Tensor:
     """Count the tokens of each task that are not padding: (tasks,) int64."""
-    return torch.stack([torch.bincount(batch.task_ids[batch.attention_mask], minlength=len(Task)) for batch in batches]).sum(0)
+    return _sums([batch.places.num_tokens for batch in batches], batches[0].input_ids.device)
 
 
 def count_targets(batches: Sequence[Batch]) -> Tensor:
     """Count the targets of each task: (tasks,) int64."""
-    return torch.tensor([batch.num_targets for batch in batches], device=batches[0].input_ids.device).sum(0)
+    return _sums([batch.num_targets for batch in batches], batches[0].input_ids.device)
+
+
+def membership(ids: Tensor, count: int) -> Tensor:
+    """Return whether each id is 0, 1, ... ``count`` - 1: (...) int64 -> (..., count) bool, never waiting as ``F.one_hot`` may."""
+    return ids.unsqueeze(-1) == torch.arange(count, device=ids.device)
+
+
+def sum_by_task(values: Tensor, tasks: Tensor) -> Tensor:
+    """Sums of (N,) values by task, (tasks,); not by scattered additions, which differ from run to run on a GPU."""
+    return (values.unsqueeze(-1) * membership(tasks, len(Task))).sum(0)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """``tensor`` on ``device``; to a GPU by way of pinned memory, so that the host need not wait for the copy."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _targets(tokens: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """Places of the tokens before each of ``tokens`` (B, T) that is a target, and those; the first of a row has none before it."""
+    before = F.pad(tokens[:, 1:] != ignored, (0, 1)).flatten().nonzero().squeeze(1)
+    return before, tokens.flatten().index_select(0, before + 1)
+
+
+def _sums(counts: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    """Add counts per task that the host knows: (tasks,) int64 on ``device``."""
+    return to_device(torch.tensor([sum(each) for each in zip(*counts, strict=True)]), device)

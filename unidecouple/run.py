@@ -105,6 +105,7 @@ class RunConfig:
         gradient_checkpointing: recompute decoder layers in the backward pass instead of keeping what they computed.
         dataloader_num_workers: 1 builds the next step's batch in a thread while a step computes; 0 does not. Results are the same.
         bf16: matrix products in bfloat16; weights, losses and routers stay in float32.
+        tf32: on a GPU, float32 matrix products with inputs rounded to TF32 (10 bits): several times as fast, routers included.
         max_grad_norm: clipping.
         weight_decay: of AdamW; zero keeps weights without gradient exactly where they are.
         ema_decay: d of an average of the trained weights over steps, ``ema <- d ema + (1 - d) w``, kept beside them in every
@@ -130,6 +131,7 @@ class RunConfig:
     gradient_checkpointing: bool = False
     dataloader_num_workers: Literal[0, 1] = 0
     bf16: bool = False
+    tf32: bool = False
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     ema_decay: float | None = None

@@ -229,3 +229,20 @@ def test_configuration_names_what_is_wrong(fields: dict[str, Any], message: str)
 
 def test_the_library_gives_our_decoder_to_a_bare_configuration() -> None:
     assert type(UniJanusConfig().text_config) is UniLlamaConfig
+
+
+def test_text_logits_made_in_pieces_change_nothing(
+    make_model: MakeModel, joint_batch: tuple[Batch, Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's answers over a vocabulary of 102,400 words would take gigabytes at once."""
+    made, sizes = [], {2048: [], 3: []}
+    for at_once, seen in sizes.items():
+        monkeypatch.setattr("unidecouple.models.base.LOGITS_AT_ONCE", at_once)
+        model = make_model()
+        model.lm_head.register_forward_hook(lambda head, rows, out, seen=seen: seen.append(len(out)))
+        loss = model(batch=joint_batch).mmu.total
+        loss.backward()
+        made.append((loss, [weight.grad for weight in model.decoder.parameters()] + [model.lm_head.weight.grad]))
+    targets = len(joint_batch[0].places.text)
+    assert max(sizes[2048]) == targets > 3 == max(sizes[3])
+    torch.testing.assert_close(made[0], made[1], rtol=1e-4, atol=1e-5)

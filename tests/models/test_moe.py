@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unidecouple.batch import Batch, Task
 from unidecouple.methods.objective.group_router import group_router_loss
 from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.experts import Experts
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
 from unidecouple.models.router import Routing
@@ -223,3 +224,23 @@ def test_the_group_loss_reaches_the_task_routers_only(
     group_router_loss(joint_batch, model(batch=joint_batch).routing).backward()
     reached = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
     assert reached == {f"model.language_model.layers.{layer}.mlp.router.weight" for layer in range(2)}
+
+
+def test_experts_without_tokens_have_zero_gradients_whatever_the_kernel_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels may leave what memory held (pytorch #172439): ours is given one that does."""
+    plain = F.grouped_mm
+
+    def dirty(a: torch.Tensor, b: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
+        out = plain(a, b, offs=offs)
+        if out.ndim == 3:  # the gradient of the matrices
+            out[offs == torch.cat([offs.new_zeros(1), offs[:-1]])] = torch.nan
+        return out
+
+    monkeypatch.setattr(F, "grouped_mm", dirty)
+    experts = Experts(4, 8, 8, "grouped_mm", lora_rank=4, lora_scale=1.0)
+    chosen = torch.tensor([[1], [3], [1]])
+    experts(torch.randn(3, 8), chosen, torch.ones(3, 1)).square().sum().backward()
+    for weight in experts.parameters():
+        assert weight.grad is not None
+        assert weight.grad.isfinite().all()
+        assert not weight.grad[[0, 2]].any()

@@ -21,7 +21,7 @@ from unidecouple.convert.load import load
 from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Dense, MoT, TaskAwareMoE
-from unidecouple.models import emu3
+from unidecouple.models import base, emu3
 from unidecouple.models.emu3 import UniEmu3ForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.plan import heads
@@ -105,11 +105,12 @@ def test_a_head_in_pieces_is_computed_again(
     case: str, emu3_base: Path, batch: tuple[Batch, Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = step(emu3_base, case, batch, "sdpa").trace
-    for module in (emu3, heads):
+    for module in (base, emu3, heads):
         monkeypatch.setattr(module, "LOGITS_AT_ONCE", 8)
     counted, kept = step(emu3_base, case, batch), step(emu3_base, case, batch, "sdpa")
     assert counted.trace.flops(backward=True) == counted.backward
-    assert counted.trace.again == 2 * 2 * SIDE**2 * counted.model.lm_head.weight.numel()
+    targets = sum(sum(part.num_targets) for part in batch)
+    assert counted.trace.again == 2 * targets * counted.model.lm_head.weight.numel()
     assert counted.trace.flops(backward=True) - counted.trace.again == whole.flops(backward=True)
     assert kept.trace.kept + kept.trace.logits == pytest.approx(kept.kept, rel=0.02)
     assert kept.trace.logits < whole.logits

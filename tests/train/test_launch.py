@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unidecouple.train.launch import device_of
+from unidecouple.train.launch import device_of, float32_products
 
 
 def test_auto_takes_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +26,13 @@ def test_a_device_that_is_not_there(name: str, said: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=said):
         device_of(name)
+
+
+def test_tf32_is_set_for_a_gpu_alone_and_taken_back() -> None:
+    before = torch.get_float32_matmul_precision()
+    with float32_products(torch.device("cuda"), tf32=True):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before == "highest"
+    for device, tf32 in (("cuda", False), ("cpu", True)):
+        with float32_products(torch.device(device), tf32):
+            assert torch.get_float32_matmul_precision() == before

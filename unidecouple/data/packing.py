@@ -1,7 +1,8 @@
 """Several sequences per row, which do not attend to each other: less padding, the same losses and gradients.
 
-Rows need no mask: ``position_ids`` restart at 0 with each sequence, and transformers' ``create_causal_mask``, given no mask and no
-cache, then makes attention causal and block-diagonal (a test compares torch's eager and sdpa with unpacked losses and gradients).
+Rows need no mask: ``position_ids`` restart at 0 with each sequence, and attention takes the sequences in padded blocks of similar
+lengths (``models/attention.py``); eager attention gets a causal, block-diagonal mask. A test compares both with unpacked losses and
+gradients.
 A sequence's first token is never a target, so no loss reaches across a boundary.
 """
 

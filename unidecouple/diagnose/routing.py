@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from unidecouple.batch import TASK_KEYS, JointBatch, Task
+from unidecouple.batch import TASK_KEYS, JointBatch, Task, membership, sum_by_task
 from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped
 from unidecouple.figures.grids import bare, draw_grid, label_grid
 from unidecouple.figures.style import (
@@ -37,7 +36,7 @@ from unidecouple.figures.wording import TASK_NAMES, decimal, listed
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.moe import MixtureOfExperts
-from unidecouple.models.router import Routing
+from unidecouple.models.router import Routing, stacked_task_logits
 from unidecouple.source import Progress
 
 if TYPE_CHECKING:
@@ -61,14 +60,15 @@ def count_routing(joint: JointBatch, routing: Sequence[Sequence[Routing]], sizes
         (mixtures, tasks, experts + 2) float64: how often each expert was chosen; then the sum over tokens of the entropy of
         the router's probabilities inside the token's group, as a share of its maximum; then the tokens. None without a mixture.
     """
-    most = torch.tensor([math.log(max(size, 2)) for size in sizes], dtype=torch.float64)
     tables = []
     for batch, layers in zip(joint, routing, strict=True):
-        keep = batch.attention_mask.flatten()
-        of_task = F.one_hot(batch.task_ids.flatten()[keep], len(Task)).double().T
+        real = batch.places.real
+        of_task = membership(batch.task_ids.flatten().index_select(0, real), len(Task)).double().T
         for layer in layers:
-            chosen = F.one_hot(layer.expert[keep], sum(sizes)).sum(1).double()
-            entropy = torch.special.entr(layer.expert_probs[keep].double()).sum(-1) / most.to(keep.device)[layer.group[keep]]
+            chosen = membership(layer.expert.index_select(0, real), sum(sizes)).sum(1).double()
+            entropy = torch.special.entr(layer.expert_probs.index_select(0, real).double()).sum(-1)
+            in_group = membership(layer.group.index_select(0, real), len(sizes)).double()
+            entropy = entropy / sum(math.log(max(size, 2)) * mine for size, mine in zip(sizes, in_group.unbind(-1), strict=True))
             tables.append(of_task @ torch.cat([chosen, entropy.unsqueeze(-1), torch.ones_like(chosen[:, :1])], dim=-1))
     return torch.stack(tables).unflatten(0, (len(joint), -1)).sum(0) if tables else None
 
@@ -78,11 +78,10 @@ def router_hits(joint: JointBatch, routing: Sequence[Sequence[Routing]]) -> Tens
     """(tasks,) real tokens that the task routers put in the right group, mean over layers; None without a task router."""
     hits = []
     for batch, layers in zip(joint, routing, strict=True):
-        keep = batch.attention_mask.flatten()
-        tasks = batch.task_ids.flatten()[keep]
-        right = [layer.task_logits[keep].argmax(-1) == tasks for layer in layers if layer.task_logits is not None]
-        if right:  # summed by a product: scattered additions differ from run to run on a GPU
-            hits.append((torch.stack(right).float().mean(0).unsqueeze(-1) * F.one_hot(tasks, len(Task))).sum(0))
+        logits = stacked_task_logits(layers, batch.places.real)
+        if logits is not None:
+            tasks = batch.task_ids.flatten().index_select(0, batch.places.real)
+            hits.append(sum_by_task((logits.argmax(-1) == tasks).float().mean(0), tasks))
     return torch.stack(hits).sum(0) if hits else None
 
 

@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 
 from unidecouple.batch import Modality, Task
 from unidecouple.generate.layout import LayerWeights, lay_out
+from unidecouple.models.attention import masked_kernels
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.decoder import UniLlamaModel
 from unidecouple.models.groups import token_groups
@@ -155,9 +156,10 @@ class FixedDecoder:
         keys[rows, :, position] = key
         values[rows, :, position] = value
         reach = mask.shape[-1]
-        mixed = F.scaled_dot_product_attention(
-            query.unsqueeze(2), keys[:, :, :reach], values[:, :, :reach], mask, enable_gqa=heads[0] != heads[1]
-        )
+        with masked_kernels(query.device, mask):
+            mixed = F.scaled_dot_product_attention(
+                query.unsqueeze(2), keys[:, :, :reach], values[:, :, :reach], mask, enable_gqa=heads[0] != heads[1]
+            )
         return mixed.reshape(len(x), -1).mm(block.out)
 
     def _route(self, router: Tensor, x: Tensor) -> tuple[Tensor | None, Tensor]:

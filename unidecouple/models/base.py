@@ -17,11 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Modality, Task
+from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch, Modality, Task
+from unidecouple.models.attention import SequenceBlocks
 from unidecouple.models.decoder import DecoderOutput, UniLlamaModel
 from unidecouple.models.interaction import CrossModalMask, Interaction, cross_modal_mask, intensities
 from unidecouple.models.router import Routing
 from unidecouple.models.shield import SharedExpertGradScale
+
+LOGITS_AT_ONCE = 2048
+"""Targets whose logits exist together: 0.8 GB in float32 over Janus-Pro's 102,400 words, where 32,768 would take 13 GB."""
 
 
 @dataclass
@@ -95,8 +99,8 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         """Logits (..., codes) of the next image token from the decoder's states (..., H)."""
 
     @abstractmethod
-    def image_loss(self, hidden: Tensor, tokens: Tensor) -> SummedLoss:
-        """Cross-entropy of ``tokens`` (B, T), where they are not ``NO_IMAGE_TOKEN``, given the states before them (B, T, H)."""
+    def image_loss(self, hidden: Tensor, places: Tensor, tokens: Tensor) -> SummedLoss:
+        """Cross-entropy of image ``tokens`` (M,), given the states (B, T, H) at ``places`` (M,), each before its token."""
 
     @abstractmethod
     def render(self, tokens: Tensor) -> Tensor:
@@ -105,15 +109,18 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
     def decode_batch(self, batch: Batch, routing: str | None = None, **kwargs: Any) -> DecoderOutput:
         """Hidden states and routing of one (right-padded) batch; padding needs no mask, since attention is causal.
 
-        Packed rows need none either: transformers keeps sequences apart wherever ``position_ids`` start again.
+        Packed rows need none either: their sequences are attended block by block (``SequenceBlocks``).
         """
-        embeds = self.embed(batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not kwargs.get("routers_only")):
+            embeds = self.embed(batch)
+        lengths = batch.places.lengths
         return self.decoder(
             inputs_embeds=embeds,
             position_ids=batch.position_ids,
             task_ids=batch.task_ids,
             modality_ids=self.modality_ids(batch.input_ids, batch.image_tokens),
             routing=routing,
+            blocks=SequenceBlocks.of(lengths, embeds.device) if lengths else None,
             **kwargs,
         )
 
@@ -143,6 +150,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         routing: str | None,
         interaction: bool = False,
         shield: Sequence[SharedExpertGradScale] | None = None,
+        balanced: bool = True,
     ) -> JointOutput:
         """Both tasks' losses over a joint batch, and the routing of its tokens.
 
@@ -151,19 +159,23 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
             routing: "learned" or "label", by default the configuration's.
             interaction: also measure the attention of its samples to the other modality.
             shield: one per micro-batch; scales the gradient of some tokens into the shared experts.
+            balanced: whether a loss reads the expert routers' probabilities. If not, batches without targets (router samples) end
+                at the last task router, and have gradients of the task routers alone; routers pass none to their input.
         """
+        task_routed = self.config.text_config.ffn == "ta_moe"
         mmu, t2i, decisions, looks = [], [], [], []
         for number, batch in enumerate(joint):
             spans = self.spans(batch) if interaction else None
             decoded = self.decode_batch(
                 batch,
                 routing,
+                routers_only=task_routed and not (balanced or interaction) and not any(batch.num_targets),
                 key_sets=None if spans is None else spans.keys,
                 shield=None if shield is None else shield[number],
             )
-            hidden = decoded.last_hidden_state[:, :-1]
-            mmu.append(cross_entropy(self.lm_head, hidden, batch.labels[:, 1:], IGNORE))
-            t2i.append(self.image_loss(hidden, batch.image_tokens[:, 1:]))
+            hidden, places = decoded.last_hidden_state, batch.places
+            mmu.append(cross_entropy(self.lm_head, hidden, places.before_text, places.text, LOGITS_AT_ONCE))
+            t2i.append(self.image_loss(hidden, places.before_image, places.image))
             decisions.append(decoded.routing or ())
             if spans is not None and decoded.given is not None:
                 looks.append(intensities(decoded.given, spans))
@@ -173,19 +185,26 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
 
 def cross_entropy(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, ignore: int, most: int | None = None
+    head: Callable[[Tensor], Tensor], hidden: Tensor, places: Tensor, targets: Tensor, max_logits: int | None = None
 ) -> SummedLoss:
-    """Summed cross-entropy of ``head`` at the positions that have a target; (B, T, H) and (B, T).
+    """Summed cross-entropy of ``head`` at some tokens.
 
-    Without any, the head alone stays in the graph: zeros need not travel back through the decoder. Where there are more than
-    ``most``, logits are made for that many at a time, and once more in the backward pass, so that they never all exist.
+    Without a target, the head alone stays in the graph: zeros need not travel back through the decoder. Where there are more than
+    ``max_logits``, logits are made for that many at a time, and once more in the backward pass, so that they never all exist.
+
+    Args:
+        head: maps states to logits.
+        hidden: (B, T, H) states.
+        places: (M,) int64, row * T + column, of the tokens whose next token is a target.
+        targets: (M,) int64.
+        max_logits: targets whose logits exist together; None: all.
     """
-    chosen = targets != ignore
-    count = chosen.sum()
-    rows, wanted = hidden[chosen] if count else hidden.detach()[chosen], targets[chosen]
-    if most is None or len(rows) <= most:
-        return SummedLoss(total=_summed(head, rows, wanted), count=count)
-    pieces = zip(rows.split(most), wanted.split(most), strict=True)
+    count = torch.full((), len(targets), device=hidden.device)
+    states = hidden if len(targets) else hidden.detach()
+    rows = states.flatten(0, 1).index_select(0, places)
+    if max_logits is None or len(rows) <= max_logits:
+        return SummedLoss(total=_summed(head, rows, targets), count=count)
+    pieces = zip(rows.split(max_logits), targets.split(max_logits), strict=True)
     total = torch.stack([checkpoint(_summed, head, *piece, use_reentrant=False) for piece in pieces]).sum()
     return SummedLoss(total=total, count=count)
 

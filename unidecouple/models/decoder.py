@@ -5,7 +5,6 @@ Shapes: B batch, T new tokens, S tokens with the cache, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from typing import Any
 
@@ -15,25 +14,21 @@ from transformers import AutoModel, Cache, DynamicCache, LlamaModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
     LlamaPreTrainedModel,
     LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
 )
 
+from unidecouple.models.attention import SequenceBlocks, UniLlamaAttention
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.deltas import TaskEmbedding, attach_deltas, sequence_groups
 from unidecouple.models.experts import Experts
 from unidecouple.models.groups import token_groups
-from unidecouple.models.interaction import attend_and_measure
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
 from unidecouple.models.router import ContextRouter, ExpertRouter, Routing, TaskAwareRouter
 from unidecouple.models.shield import SharedExpertGradScale
-from unidecouple.models.untied import UniRMSNorm, UntiedFeedForward, UntiedLinear, project, within_group
+from unidecouple.models.untied import SortedTokens, UniRMSNorm, UntiedFeedForward, UntiedLinear, within_group
 
 
 @dataclass
@@ -55,59 +50,6 @@ class DecoderOutput(BaseModelOutputWithPast):
     def __post_init__(self, routing: tuple[Routing, ...] | None, given: tuple[Tensor, ...] | None) -> None:
         super().__post_init__()
         self.routing, self.given = routing, given
-
-
-class UniLlamaAttention(LlamaAttention):
-    """Llama attention whose projections may have LoRA, shared or one pair per group, or one set of weights per group."""
-
-    def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        lora = (config.num_lora_pairs("attention"), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            plain: nn.Linear = getattr(self, name)
-            shape = (plain.in_features, plain.out_features, plain.bias is not None)
-            sets = config.num_weight_sets(layer_idx)
-            setattr(self, name, LoraLinear(*shape, *lora) if sets == 1 else UntiedLinear(sets, *shape, config.experts_backend))
-        if config.bos_kv:
-            self.first_key = nn.Parameter(torch.zeros(self.k_proj.out_features))
-            self.first_value = nn.Parameter(torch.zeros(self.v_proj.out_features))
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
-        cache: Cache | None = None,
-        group: Tensor | None = None,
-        first: Tensor | None = None,
-        key_sets: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Attend as ``LlamaAttention``; ``group`` (B, T) chooses each token's low-rank pair or set of weights.
-
-        ``first`` (B, T) bool marks first tokens, whose keys and values are stored; at position 0 the rotation changes nothing.
-        ``key_sets`` (B, T, sets) adds a third result: the attention given to each set, see ``attend_and_measure``.
-        """
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = project((self.q_proj, self.k_proj, self.v_proj), hidden_states, group)
-        if first is not None:
-            key, value = (
-                torch.where(first.unsqueeze(-1), given, made) for given, made in ((self.first_key, key), (self.first_value, value))
-            )
-        query, key, value = (part.view(heads).transpose(1, 2) for part in (query, key, value))
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        settings = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling, **kwargs}
-        given = None
-        if key_sets is None:
-            mixed, weights = attend(self, query, key, value, attention_mask, **settings)
-        else:
-            mixed, weights, given = attend_and_measure(attend, self, query, key, value, attention_mask, key_sets, **settings)
-        return project((self.o_proj,), mixed.flatten(-2), group)[0], weights, given
 
 
 class UniLlamaDecoderLayer(GradientCheckpointingLayer):
@@ -134,6 +76,9 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         routing: str = "learned",
         task_logits: Tensor | None = None,
         shield: SharedExpertGradScale | None = None,
+        tokens: SortedTokens | None = None,
+        routers_only: bool = False,
+        last: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Routing | None, Tensor | None]:
         """Transform one layer's tokens.
@@ -145,6 +90,8 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
             routing: "learned" or "label".
             task_logits: (B, T, groups) of the context router, where there is one.
             shield: scales the gradient of some tokens into the shared expert.
+            tokens: sorted by ``group_ids``; weights per group need them.
+            routers_only, last: see ``MixtureOfExperts``.
             kwargs: what attention needs (masks, position embeddings, cache, key sets).
 
         Returns:
@@ -152,12 +99,16 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         """
         if self.sets > 1:
             group = group_ids
-        mixed, _, given = self.self_attn(self.input_layernorm(hidden_states, group), group=group, **kwargs)
-        hidden_states = hidden_states + mixed
-        normed = self.post_attention_layernorm(hidden_states, group)
-        if isinstance(self.mlp, (FeedForward, UntiedFeedForward)):
-            return hidden_states + self.mlp(normed, group), None, given
-        out, decision = self.mlp(normed, group_ids, routing, task_logits, shield)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not routers_only):
+            mixed, _, given = self.self_attn(self.input_layernorm(hidden_states, group), group=group, tokens=tokens, **kwargs)
+            hidden_states = hidden_states + mixed
+            normed = self.post_attention_layernorm(hidden_states, group)
+            if isinstance(self.mlp, UntiedFeedForward):
+                assert tokens is not None
+                return hidden_states + self.mlp(normed, tokens), None, given
+            if isinstance(self.mlp, FeedForward):
+                return hidden_states + self.mlp(normed, group), None, given
+        out, decision = self.mlp(normed, group_ids, routing, task_logits, shield, routers_only, last)
         return hidden_states + out, decision, given
 
 
@@ -212,6 +163,8 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         shield: SharedExpertGradScale | None = None,
         output_hidden_states: bool = False,
         key_sets: Tensor | None = None,
+        blocks: SequenceBlocks | None = None,
+        routers_only: bool = False,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> DecoderOutput:
@@ -230,6 +183,9 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             shield: scales the gradient of some tokens into the shared experts.
             output_hidden_states: also return the input of each layer and the final state.
             key_sets: (B, T, sets) bool; also return the share of its attention that each token gives to each set.
+            blocks: sequences of packed rows, as ``position_ids`` have them; attention then needs no mask, unless it is eager.
+            routers_only: only the task routers' logits are needed, and gradients of nothing else: layers end at the last mixture,
+                and the states that are returned mean nothing.
             past_key_values: what transformers before 5.24 calls ``cache``.
             kwargs: passed to attention.
 
@@ -241,14 +197,19 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         position_ids = _next_positions(given, cache) if position_ids is None else position_ids
         group_ids = self._group_ids(task_ids, modality_ids, position_ids, given.shape[:2])
         hidden = self.embed_tokens(input_ids, group_ids) if inputs_embeds is None else inputs_embeds
-        mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids)
+        if self.config._attn_implementation == "eager":
+            blocks = None
+        mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids, blocks is not None)
         attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids), "cache": cache, **kwargs}
         if self.config.bos_kv:
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
+        if blocks is not None:
+            mask, attend["blocks"] = None, blocks
         route_by = routing or self.config.task_routing
         group = group_ids if route_by == "label" or self.config.labelled_updates else _chosen(task_logits)
         inputs = {"group_ids": group_ids, "routing": route_by, "task_logits": task_logits, "key_sets": key_sets, "shield": shield}
+        inputs |= {"tokens": self._sorted(group_ids), "routers_only": routers_only}
         states, decisions, measured = self._run_layers(hidden, group, (mask, group_mask), **inputs, **attend)
         hidden = self.norm(states[-1], group_ids)
         return DecoderOutput(
@@ -275,8 +236,10 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             layer measured.
         """
         states, decisions, measured = [hidden], [], []
-        for layer in self.layers:
-            hidden, decision, given = layer(hidden, group=group, attention_mask=masks[0 if layer.sets == 1 else 1], **inputs)
+        end = self.config.mixture_layers[-1] + 1 if inputs["routers_only"] else len(self.layers)
+        for number, layer in enumerate(self.layers[:end], start=1):
+            mask = masks[0 if layer.sets == 1 else 1]
+            hidden, decision, given = layer(hidden, group=group, attention_mask=mask, last=number == end, **inputs)
             states.append(hidden)
             if decision is not None:
                 decisions.append(decision)
@@ -294,13 +257,22 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         return cache
 
     def _masks(
-        self, hidden: Tensor, mask: Tensor | None, cache: Cache | None, position_ids: Tensor, group_ids: Tensor | None
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+        position_ids: Tensor,
+        group_ids: Tensor | None,
+        in_blocks: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Attention masks in the form of the kernel: of shared layers, and of layers with weights per group."""
+        """Attention masks in the form of the kernel: of shared layers, and of layers with weights per group.
+
+        Where packed rows are attended ``in_blocks``, the context router alone (one head, once) still takes a mask.
+        """
         given = (self.config, hidden, mask, cache, position_ids)  # by place: the cache's name is not the same in all releases
-        shared = create_causal_mask(*given)
+        shared = None if in_blocks and self.context_router is None else create_causal_mask(*given)
         if self.config.per_group_attention == "all":
-            return shared, shared
+            return shared, None if in_blocks else shared
         whole = create_causal_mask(*given, allow_is_causal_skip=False)
         return shared, within_group(whole, group_ids, cache, self.config)
 
@@ -317,6 +289,12 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         if position_ids is None:
             position_ids = _next_positions(ids, None)
         return self.embed_tokens(ids, self._group_ids(task_ids, None, position_ids, ids.shape))
+
+    def _sorted(self, group_ids: Tensor | None) -> SortedTokens | None:
+        """The tokens sorted by group, once for all layers with weights per group; None without one."""
+        if group_ids is None or self.config.per_group_layers is None:
+            return None
+        return SortedTokens.of(group_ids, self.config.num_tasks)
 
     def _group_ids(
         self, task_ids: Tensor | None, modality_ids: Tensor | None, position_ids: Tensor, shape: torch.Size

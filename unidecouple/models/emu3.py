@@ -22,7 +22,7 @@ from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping, Emu3Model, Emu3PreTrainedModel, Emu3VQVAE
 
 from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch, Task
-from unidecouple.models.base import JointOutput, SummedLoss, UnifiedModel, cross_entropy
+from unidecouple.models.base import LOGITS_AT_ONCE, JointOutput, SummedLoss, UnifiedModel, cross_entropy
 from unidecouple.models.decoder import UniLlamaModel, one_cache
 from unidecouple.models.deltas import HEAD, attach_deltas, drawn_labels
 from unidecouple.models.lora import LoraLinear
@@ -34,9 +34,6 @@ CODE_NAME = "<|visual token {code:06d}|>"
 
 ROW_END = "<|extra_200|>"
 """Stands after each row of a picture's tokens (EOL)."""
-
-LOGITS_AT_ONCE = 2048
-"""Image tokens whose logits exist together: 1.5 GB over the published vocabulary, where a picture's 8,100 would take 6 GB."""
 
 
 @versioned({}, dict)
@@ -224,15 +221,14 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         own = self._own_head()
         return F.linear(hidden, (self.lm_head.weight if own is None else own)[first : first + self.num_codes])
 
-    def image_loss(self, hidden: Tensor, tokens: Tensor) -> SummedLoss:
+    def image_loss(self, hidden: Tensor, places: Tensor, tokens: Tensor) -> SummedLoss:
         """See ``UnifiedModel``: over the whole vocabulary, at image tokens only (baaivision/Emu3, train/datasets.py).
 
         Ends of rows bear no loss there, either: generation is forced to them.
         """
-        targets = self._ids(tokens).masked_fill(tokens == NO_IMAGE_TOKEN, NO_IMAGE_TOKEN)
         own = self._own_head()
         head: Callable[[Tensor], Tensor] = self.lm_head if own is None else partial(F.linear, weight=own)
-        return cross_entropy(head, hidden, targets, NO_IMAGE_TOKEN, LOGITS_AT_ONCE)
+        return cross_entropy(head, hidden, places, self._ids(tokens), LOGITS_AT_ONCE)
 
     def render(self, tokens: Tensor) -> Tensor:
         """See ``UnifiedModel``."""

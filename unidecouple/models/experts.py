@@ -5,11 +5,38 @@ Shapes: N tokens, k experts per token, M = N k rows sorted by expert, E experts,
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """How many of some rows, sorted by the matrix that they meet, each matrix gets.
+
+    Attributes:
+        ends: (E,) int32, where each matrix's rows end.
+    """
+
+    ends: Tensor
+
+    @classmethod
+    def of(cls, sorted_ids: Tensor, num_matrices: int) -> RowCounts:
+        """Of ascending ids (M,) below ``num_matrices``; unlike a count, this does not make the host wait for a GPU."""
+        every = torch.arange(num_matrices, device=sorted_ids.device)
+        return cls(torch.searchsorted(sorted_ids, every, right=True, out_int32=True))
+
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        """Rows of each matrix; on a GPU the host waits, once."""
+        ends = self.ends.tolist()
+        return [end - begin for begin, end in itertools.pairwise([0, *ends])]
 
 
 class Experts(nn.Module):
@@ -65,17 +92,16 @@ class Experts(nn.Module):
         Returns:
             (N, H).
         """
-        top_k = expert.shape[1]
-        expert_M = expert.flatten()
-        order_M = expert_M.argsort(stable=True)
-        counts_E = torch.bincount(expert_M, minlength=self.num_experts)
-        x_MH = x[order_M // top_k]
-        gate_MI, up_MI = self._project(x_MH, self.gate_up_proj, "gate_up", counts_E).chunk(2, dim=-1)
-        y_MH = self._project(F.silu(gate_MI) * up_MI, self.down_proj, "down", counts_E)
-        y_MH = y_MH * weight.flatten()[order_M].unsqueeze(-1).to(y_MH.dtype)
-        return torch.zeros_like(x).index_add(0, order_M // top_k, y_MH.to(x.dtype))
+        num_tokens, top_k = expert.shape
+        sorted_M, order_M = expert.flatten().sort(stable=True)
+        counts = RowCounts.of(sorted_M, self.num_experts)
+        x_MH = x.index_select(0, order_M if top_k == 1 else order_M // top_k)
+        y_MH = self._project(swiglu(self._project(x_MH, self.gate_up_proj, "gate_up", counts)), self.down_proj, "down", counts)
+        y_MH = (y_MH * weight.flatten().index_select(0, order_M).unsqueeze(-1).to(y_MH.dtype)).to(x.dtype)
+        y_NkH = y_MH.index_select(0, inverse(order_M)).view(num_tokens, top_k, -1)
+        return y_NkH.squeeze(1) if top_k == 1 else y_NkH.sum(1)
 
-    def _project(self, rows: Tensor, stacked: Tensor, name: str, counts: Tensor) -> Tensor:
+    def _project(self, rows: Tensor, stacked: Tensor, name: str, counts: RowCounts) -> Tensor:
         y = grouped_linear(rows, stacked, counts, self.backend)
         if self.lora_rank:
             a, b = getattr(self, f"{name}_lora_A"), getattr(self, f"{name}_lora_B")
@@ -84,15 +110,70 @@ class Experts(nn.Module):
         return y
 
 
-def grouped_linear(rows: Tensor, stacked: Tensor, counts: Tensor, backend: str) -> Tensor:
+def grouped_linear(rows: Tensor, stacked: Tensor, counts: RowCounts, backend: str) -> Tensor:
     """Multiply rows sorted by expert by their expert's matrix: (M, in), (E, out, in) -> (M, out).
 
-    ``counts`` (E,) int64 are the rows of each expert; ``backend`` is one of ``EXPERT_BACKENDS``.
+    ``backend`` is one of ``EXPERT_BACKENDS``. On a GPU, grouped_mm outside of bfloat16 is itself a loop that waits for the host in
+    every product; ours, which waits once per layer, takes its place.
     """
     if backend == "grouped_mm":
         kind = rows.device.type  # autocast does not know grouped_mm
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else stacked.dtype
-        ends = counts.cumsum(0).to(torch.int32)
-        return F.grouped_mm(rows.to(dtype), stacked.to(dtype).transpose(-2, -1), offs=ends)
-    parts = zip(rows.split(counts.tolist()), stacked.unbind(0), strict=True)  # W[e] in a loop makes a full-size gradient each
+        if kind != "cuda" or dtype == torch.bfloat16:
+            return cast(Tensor, _GroupedProduct.apply(rows.to(dtype), stacked.to(dtype), counts.ends))
+    parts = zip(rows.split(counts.sizes), stacked.unbind(0), strict=True)  # W[e] in a loop makes a full-size gradient each
     return torch.cat([F.linear(part, matrix) for part, matrix in parts])
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """``grouped_mm`` whose gradient of a matrix without rows is zero, which torch's kernels do not promise (pytorch #172439)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, stacked: Tensor, ends: Tensor) -> Tensor:
+        """See ``grouped_linear``; ``ends`` (E,) int32."""
+        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, stacked if ctx.needs_input_grad[0] else None, ends)
+        return F.grouped_mm(rows, stacked.transpose(-2, -1), offs=ends)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Gradients of the rows and of the matrices."""
+        rows, stacked, ends = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        into_rows = None if stacked is None else F.grouped_mm(gradient, stacked, offs=ends)
+        if rows is None:
+            return into_rows, None, None
+        into_stacked = F.grouped_mm(gradient.t(), rows, offs=ends)
+        empty = ends == F.pad(ends, (1, 0))[:-1]
+        return into_rows, into_stacked.masked_fill_(empty.view(-1, 1, 1), 0), None
+
+
+def swiglu(both: Tensor) -> Tensor:
+    """``silu(gate) * up`` of gates and ups side by side: (M, 2 I) -> (M, I)."""
+    return cast(Tensor, _SwiGLU.apply(both))
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps its input alone, and writes both halves' gradients to one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        """See ``swiglu``."""
+        ctx.save_for_backward(both)
+        gate, up = both.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The gradient of both halves."""
+        (both,) = ctx.saved_tensors
+        gate, up = both.chunk(2, dim=-1)
+        into = torch.empty_like(both)
+        into_gate, into_up = into.chunk(2, dim=-1)
+        torch.mul(gradients[0], F.silu(gate), out=into_up)
+        torch.ops.aten.silu_backward.grad_input(gradients[0] * up, gate, grad_input=into_gate)
+        return into
+
+
+def inverse(order: Tensor) -> Tensor:
+    """The permutation that undoes ``order`` (M,) int64."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

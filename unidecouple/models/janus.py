@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, Cache, JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusCausalLMOutputWithPast
 
-from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch, Modality
+from unidecouple.batch import Batch, JointBatch, Modality
 from unidecouple.models.base import JointOutput, SummedLoss, UnifiedModel, cross_entropy
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.decoder import one_cache
@@ -114,9 +114,9 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         """See ``UnifiedModel``: a head of its own, apart from the text's."""
         return self.model.generation_head(hidden)
 
-    def image_loss(self, hidden: Tensor, tokens: Tensor) -> SummedLoss:
+    def image_loss(self, hidden: Tensor, places: Tensor, tokens: Tensor) -> SummedLoss:
         """See ``UnifiedModel``: over the codes alone."""
-        return cross_entropy(self.model.generation_head, hidden, tokens, NO_IMAGE_TOKEN)
+        return cross_entropy(self.model.generation_head, hidden, places, tokens)
 
     def render(self, tokens: Tensor) -> Tensor:
         """See ``UnifiedModel``."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unidecouple.batch import membership
 from unidecouple.models.deltas import of_tasks
 
 
@@ -60,7 +61,7 @@ class LoraLinear(nn.Linear):
         y = F.linear(rows, self.weight, self.bias)
         low = self.scale * F.linear(rows, self.lora_A.flatten(0, 1))  # scaled where it is narrow
         if self.groups > 1 and group is not None:
-            mine = F.one_hot(group.flatten(), self.groups).to(low.dtype)
+            mine = membership(group.flatten(), self.groups).to(low.dtype)
             low = (low.unflatten(-1, (self.groups, self.rank)) * mine.unsqueeze(-1)).flatten(-2)
         wide = self.lora_B.transpose(0, 1).flatten(1).to(y.dtype)  # autocast leaves what is written in place alone
         y.addmm_(low.to(y.dtype), wide.t())  # added as it is made: no further tensor as large as the output

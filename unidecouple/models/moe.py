@@ -74,6 +74,8 @@ class MixtureOfExperts(nn.Module):
         routing: str,
         task_logits: Tensor | None = None,
         shield: SharedExpertGradScale | None = None,
+        routers_only: bool = False,
+        last: bool = False,
     ) -> tuple[Tensor, Routing]:
         """Route and transform.
 
@@ -83,6 +85,8 @@ class MixtureOfExperts(nn.Module):
             routing: "learned" or "label".
             task_logits: (B, T, groups) of the context router; those of the mixture's own router are added.
             shield: scales the gradient of some tokens into the shared expert.
+            routers_only: the loss reads nothing but the task router's logits, so all else is computed without gradients.
+            last: with ``routers_only``, no router comes after: ``x`` is returned, and no expert runs.
 
         Returns:
             (B, T, H), and the routing of its N tokens.
@@ -92,13 +96,17 @@ class MixtureOfExperts(nn.Module):
         if self.router is not None:
             task_logits = self.router(x_NH) if task_logits is None else task_logits + self.router(x_NH)
         group_N = self._group(x_NH, task_logits, group_ids, routing)
-        probs_Ne, weight_Nk, expert_Nk = self.gate(x_NH, group_N)
-        y_NH = self.experts(x_NH, expert_Nk, weight_Nk)
-        if self.shared_expert is not None and self.alpha is not None:
-            expert = self.shared_expert
-            shared_NH = expert(x_NH, group_N) if shield is None else shielded(expert, x_NH, group_N, shield)
-            y_NH = y_NH + self.alpha * shared_NH
-        return y_NH.view_as(x), Routing(task_logits, group_N, probs_Ne, expert_Nk, self.group_sizes)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not routers_only):
+            probs_Ne, weight_Nk, expert_Nk = self.gate(x_NH, group_N)
+            decision = Routing(task_logits, group_N, probs_Ne, expert_Nk, self.group_sizes)
+            if routers_only and last:
+                return x, decision
+            y_NH = self.experts(x_NH, expert_Nk, weight_Nk)
+            if self.shared_expert is not None and self.alpha is not None:
+                expert = self.shared_expert
+                shared_NH = expert(x_NH, group_N) if shield is None else shielded(expert, x_NH, group_N, shield)
+                y_NH = y_NH + self.alpha * shared_NH
+        return y_NH.view_as(x), decision
 
     def weights_and_group_rows(self) -> list[tuple[nn.Parameter, tuple[range, ...]]]:
         """Stacked weights that belong to groups, and the rows of each group."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from unidecouple.models.attention import masked_kernels
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.lora import low_rank, start_low_rank
 
@@ -41,6 +42,12 @@ class Routing:
     def expert_ranges(self) -> tuple[range, ...]:
         """The experts of each group, by their numbers."""
         return consecutive_ranges(self.group_sizes or (self.expert_probs.shape[-1],))
+
+
+def stacked_task_logits(layers: Sequence[Routing], places: Tensor) -> Tensor | None:
+    """The task routers' logits of the tokens at ``places``, (layers, places, groups); None without a task router."""
+    found = [layer.task_logits for layer in layers if layer.task_logits is not None]
+    return torch.stack(found).index_select(1, places) if found else None
 
 
 def consecutive_ranges(sizes: Sequence[int]) -> tuple[range, ...]:
@@ -105,7 +112,8 @@ class ContextRouter(nn.Module):
         if cache is not None and len(cache.layers) == self.slot:
             cache.layers.append(copy.deepcopy(cache.layers[0]))  # still empty: this comes before layer 0
         x = F.rms_norm(embeddings.detach(), embeddings.shape[-1:])
-        seen = x + self.attention(x, position_embeddings, attention_mask, cache, **kwargs)[0]
+        with masked_kernels(x.device, attention_mask):
+            seen = x + self.attention(x, position_embeddings, attention_mask, cache, **kwargs)[0]
         return _linear(seen, self.weight)
 
 
@@ -150,16 +158,32 @@ class ExpertRouter(nn.Module):
         Returns:
             probabilities (N, e) float32 (e of the largest group), weights (N, k) float32, expert index (N, k) over all groups.
         """
-        sizes = torch.tensor(self.group_sizes, device=x.device)
-        place = torch.arange(max(self.group_sizes), device=x.device)
-        first = (sizes.cumsum(0) - sizes)[group].unsqueeze(-1)
         weight = _updated(self.weight, self.lora_A, self.lora_B, self.scale) if self.scale else self.weight
-        logits = _linear(x, weight.flatten(0, -2))
-        mine = logits.gather(1, (first + place).clamp_max(logits.shape[1] - 1))
-        past_end = place >= sizes[group].unsqueeze(-1)
-        probs = mine.masked_fill(past_end, -torch.inf).softmax(-1)
-        top, index = probs.masked_fill(past_end, -1.0).topk(self.top_k, dim=-1)  # a real expert's may round to zero
+        logits, sizes = _linear(x, weight.flatten(0, -2)), self.group_sizes
+        if len(sizes) == 1:
+            probs = ranked = logits.softmax(-1)
+            first: Tensor | int = 0
+        elif len(set(sizes)) == 1:
+            mine = group.view(-1, 1, 1).expand(-1, 1, sizes[0])
+            probs = ranked = logits.unflatten(1, (len(sizes), sizes[0])).gather(1, mine).squeeze(1).softmax(-1)
+            first = sizes[0] * group.unsqueeze(-1)
+        else:
+            first, size = (_of_group(group, values).unsqueeze(-1) for values in ([0, *itertools.accumulate(sizes[:-1])], sizes))
+            place = torch.arange(max(sizes), device=x.device)
+            past_end = place >= size
+            mine = logits.gather(1, (first + place).clamp_max(logits.shape[1] - 1))
+            probs = mine.masked_fill(past_end, -torch.inf).softmax(-1)
+            ranked = probs.masked_fill(past_end, -1.0)  # a real expert's may round to zero
+        top, index = ranked.topk(self.top_k, dim=-1)
         return probs, top / top.sum(-1, keepdim=True).detach(), first + index
+
+
+def _of_group(group: Tensor, values: Sequence[int]) -> Tensor:
+    """``values[group]``, with no table that would have to be copied to a GPU."""
+    found = torch.full_like(group, values[0])
+    for number, (before, value) in enumerate(itertools.pairwise(values), start=1):
+        found = found + (value - before) * (group >= number)
+    return found
 
 
 def _updated(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:

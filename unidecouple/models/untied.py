@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.deltas import FullDelta, of_tasks
-from unidecouple.models.experts import grouped_linear
+from unidecouple.models.experts import RowCounts, grouped_linear, inverse
 from unidecouple.models.lora import LoraLinear
 
 
@@ -31,19 +31,21 @@ class SortedTokens:
         shape: (B, T).
         group: (N,) int64, ascending.
         order: (N,) int64, the token at each place.
-        counts: (G,) int64 tokens of each group.
+        inverse: (N,) int64, the place of each token.
+        counts: tokens of each group.
     """
 
     shape: torch.Size
     group: Tensor
     order: Tensor
-    counts: Tensor
+    inverse: Tensor
+    counts: RowCounts
 
     @classmethod
     def of(cls, group: Tensor, sets: int) -> SortedTokens:
         """By (B, T) int64 ``group``, each below ``sets``."""
         sorted_group, order = group.flatten().sort(stable=True)
-        return cls(group.shape, sorted_group, order, torch.bincount(sorted_group, minlength=sets))
+        return cls(group.shape, sorted_group, order, inverse(order), RowCounts.of(sorted_group, sets))
 
     def rows(self, x: Tensor) -> Tensor:
         """(B, T, W) -> (N, W), sorted."""
@@ -51,7 +53,7 @@ class SortedTokens:
 
     def back(self, rows: Tensor) -> Tensor:
         """(N, W), sorted -> (B, T, W)."""
-        return rows.index_select(0, self.order.argsort()).unflatten(0, self.shape)
+        return rows.index_select(0, self.inverse).unflatten(0, self.shape)
 
 
 class UntiedLinear(nn.Module):
@@ -82,19 +84,23 @@ class UntiedLinear(nn.Module):
         return y if self.bias is None else y + F.embedding(tokens.group, self.bias).to(y.dtype)
 
 
-def project(layers: Sequence[LoraLinear | UntiedLinear], x: Tensor, group: Tensor | None) -> list[Tensor]:
-    """Apply each of ``layers``, all shared or all per group, to (B, T, in); those per group use one sorted copy of ``x``."""
+def project(
+    layers: Sequence[LoraLinear | UntiedLinear], x: Tensor, group: Tensor | None, tokens: SortedTokens | None
+) -> list[Tensor]:
+    """Apply each of ``layers``, all shared or all per group, to (B, T, in).
+
+    Shared ones read ``group`` (B, T) for low-rank pairs; those per group need ``tokens``, and use one sorted copy of ``x``.
+    """
     untied = [layer for layer in layers if isinstance(layer, UntiedLinear)]
     if not untied:
         return [layer(x, group) for layer in layers]
-    assert group is not None
-    tokens = SortedTokens.of(group, untied[0].sets)
+    assert tokens is not None
     rows = tokens.rows(x)
     return [tokens.back(layer(rows, tokens)) for layer in untied]
 
 
 class UntiedFeedForward(nn.Module):
-    """Llama's SwiGLU FFN with one set of weights per group; tokens are sorted once for all three products."""
+    """Llama's SwiGLU FFN with one set of weights per group."""
 
     def __init__(self, config: UniLlamaConfig) -> None:
         super().__init__()
@@ -105,9 +111,8 @@ class UntiedFeedForward(nn.Module):
         self.down_proj = UntiedLinear(self.sets, inner, hidden, bias, config.experts_backend)
         self.act_fn = ACT2FN[config.hidden_act]
 
-    def forward(self, x: Tensor, group: Tensor) -> Tensor:
-        """(B, T, H), (B, T) int64 -> (B, T, H)."""
-        tokens = SortedTokens.of(group, self.sets)
+    def forward(self, x: Tensor, tokens: SortedTokens) -> Tensor:
+        """(B, T, H) and its tokens sorted by group -> (B, T, H)."""
         rows = tokens.rows(x)
         inner = self.act_fn(self.gate_proj(rows, tokens)) * self.up_proj(rows, tokens)
         return tokens.back(self.down_proj(inner, tokens))

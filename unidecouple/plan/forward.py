@@ -139,8 +139,7 @@ def _attention(
 
 
 def _by_group(trace: OpTrace, part: str, rows: int, x: TracedTensor) -> TracedTensor:
-    """Tokens laid side by side by group, or back; the way back keeps where each stands."""
-    trace.kept += rows * INDEX * x.grad
+    """Tokens laid side by side by group, or back; where each stands is found once for all layers."""
     return trace.pointwise(part, (x,), x.elements, x.grad)
 
 
@@ -218,7 +217,7 @@ def _feed_forward(trace: OpTrace, config: UnifiedConfig, rows: int, name: str, x
         trace.product(f"{name}.router.weight", rows, detached, updated=_low_rank(trace, f"{name}.router"))
         wide.kept = detached.kept
     top_k = text.num_experts_per_tok
-    weight = _expert_router(trace, f"{name}.gate", rows, wide, max(text.expert_groups), top_k)
+    weight = _expert_router(trace, f"{name}.gate", rows, wide, text.expert_groups, top_k)
     y = _experts(trace, f"{name}.experts", rows * top_k, rows, x, weight)
     if f"{name}.alpha" not in trace.shapes:
         return y
@@ -242,8 +241,8 @@ def _low_rank(trace: OpTrace, name: str) -> bool:
     return any(trains)
 
 
-def _expert_router(trace: OpTrace, name: str, rows: int, x: TracedTensor, experts: int, top_k: int) -> TracedTensor:
-    """Weights of the chosen experts, (rows, k) float32; keeps probabilities over ``experts``, choices and their sums."""
+def _expert_router(trace: OpTrace, name: str, rows: int, x: TracedTensor, sizes: Sequence[int], top_k: int) -> TracedTensor:
+    """Weights of the chosen experts, (rows, k) float32; keeps probabilities over a group of ``sizes``, choices and their sums."""
     updated = _low_rank(trace, name)
     flops, trains = 2 * rows * prod(trace.shapes[f"{name}.weight"]), trace.use(f"{name}.weight") or updated
     for backward, needed in ((False, True), (True, x.grad), (True, trains)):
@@ -253,21 +252,20 @@ def _expert_router(trace: OpTrace, name: str, rows: int, x: TracedTensor, expert
         trace.keep(x)
     grad = x.grad or trains
     if grad:
-        trace.kept += rows * (4 * experts + experts + 4 + INDEX * (experts + top_k))  # probabilities, mask, sums, places
+        experts = max(sizes)
+        places = 0 if len(sizes) == 1 else INDEX if len(set(sizes)) == 1 else experts * (2 + INDEX)  # with two masks
+        trace.kept += rows * (4 * experts + 4 + INDEX * top_k + places)  # probabilities, sums, choices
     return trace.new(rows * top_k, grad, 4)
 
 
 def _experts(trace: OpTrace, name: str, chosen: int, rows: int, x: TracedTensor, weight: TracedTensor) -> TracedTensor:
     """Stacked experts on rows sorted by expert; each row meets one of them."""
     sorted_rows = trace.pointwise("experts", (x,), chosen * (x.elements // rows), x.grad)
-    trace.kept += chosen * INDEX * (x.grad + weight.grad)
+    trace.kept += chosen * INDEX * (x.grad or weight.grad) + rows * INDEX * x.grad * (chosen > rows)
     both = _routed(trace, f"{name}.gate_up", chosen, sorted_rows)
     if both.grad:
-        trace.keep(both)  # SiLU keeps a view of its first half, the product one of its second
-    silu = trace.pointwise("experts", (both,), both.elements // 2, both.grad)
-    if both.grad:
-        trace.keep(silu)
-    inner = trace.pointwise("experts", (both, silu), both.elements // 2, both.grad)
+        trace.keep(both)
+    inner = trace.pointwise("experts", (both,), both.elements // 2, both.grad)
     out = _routed(trace, f"{name}.down", chosen, inner)
     picked = trace.new(chosen, weight.grad)
     if out.grad:
@@ -275,9 +273,7 @@ def _experts(trace: OpTrace, name: str, chosen: int, rows: int, x: TracedTensor,
     if weight.grad:
         trace.keep(out)
     weighted = trace.pointwise("experts", (out,), out.elements, out.grad or weight.grad)
-    if weighted.grad:
-        trace.keep(weighted)  # index_add keeps its source, for its shape alone
-        trace.kept += chosen * INDEX
+    trace.kept += chosen * INDEX * weighted.grad
     return trace.pointwise("experts", (weighted,), x.elements, weighted.grad)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from unidecouple.batch import Task
-from unidecouple.models.emu3 import LOGITS_AT_ONCE, UniEmu3Config
+from unidecouple.models.base import LOGITS_AT_ONCE
+from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.op_trace import INDEX, OpTrace, TracedTensor
@@ -14,7 +15,7 @@ _GENERATION = ("model.generation_head.proj_out", "model.generation_head.vision_h
 def head(trace: OpTrace, task: Task, part: BatchShape, hidden: TracedTensor, config: UnifiedConfig) -> None:
     """The loss of ``task`` over ``part``, from the decoder's states ``hidden``."""
     if task is Task.MMU:
-        _head(trace, part.answers, hidden, config, ("lm_head",))
+        _head_in_pieces(trace, part.answers, hidden, config)
     elif isinstance(config, UniEmu3Config):
         _head_in_pieces(trace, part.drawn, hidden, config)
     else:
@@ -27,13 +28,13 @@ def _head(trace: OpTrace, targets: int, hidden: TracedTensor, config: UnifiedCon
     for index, layer in enumerate(layers):
         x = trace.linear(layer, targets, trace.activation(x, "generation") if index else x)
     if x.grad:
-        trace.kept += 3 * targets * INDEX * hidden.grad
+        trace.kept += 2 * targets * INDEX * hidden.grad
         trace.logits += x.elements * 4
         trace.head = max(trace.head, x.elements * (4 + (x.width if x.width < 4 else 0)))
 
 
-def _head_in_pieces(trace: OpTrace, targets: int, hidden: TracedTensor, config: UniEmu3Config) -> None:
-    """``_head`` of image tokens over the whole vocabulary; if they are many, a piece at a time, and once more for the backward."""
+def _head_in_pieces(trace: OpTrace, targets: int, hidden: TracedTensor, config: UnifiedConfig) -> None:
+    """``_head`` over the whole vocabulary; where targets are many, a piece at a time, and once more for the backward."""
     if targets <= LOGITS_AT_ONCE:
         _head(trace, targets, hidden, config, ("lm_head",))
         return
@@ -47,4 +48,4 @@ def _head_in_pieces(trace: OpTrace, targets: int, hidden: TracedTensor, config: 
             trace.note("text_head", again, x.bytes + logits.bytes, True)
             trace.again += again
             trace.head = max(trace.head, logits.elements * (8 + (logits.width if logits.width < 4 else 0)))
-    trace.kept += 3 * targets * INDEX * hidden.grad
+    trace.kept += 2 * targets * INDEX * hidden.grad

@@ -56,6 +56,22 @@ def processes(device: str, bf16: bool, kind: str) -> Iterator[Parallel]:
         dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def float32_products(device: torch.device, tf32: bool) -> Iterator[None]:
+    """Context in which float32 matrix products and convolutions on a GPU use TF32, if asked for; then torch's settings return."""
+    if device.type != "cuda" or not tf32:
+        yield
+        return
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
 def device_of(name: str, local: int = 0) -> torch.device:
     """The device called ``name``: "auto", "cpu", "cuda", or any other name that torch knows; ``local`` is the GPU of several.
 

@@ -116,7 +116,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     for place, batch in enumerate(parts):
         with parallel.gradients(model, last=place == len(parts) - 1 and not gradients.strategy.by_task), parallel.precision():
-            output = model(batch=batch, interaction=looked_at, **settings.forward_options(batch, step))
+            options = {"interaction": looked_at, "balanced": objective.balances_experts, **settings.forward_options(batch, step)}
+            output = model(batch=batch, **options)
             losses = objective.losses(Microbatch(batch, output, settings.tasks, totals, parallel.sum))
             gradients.backward(losses)
         for name, term in losses.terms.items():
@@ -129,11 +130,12 @@ def train_step(
         raise TrainingDivergedError(f"the loss is not finite ({means}): {_REMEDY}")
     norm = _update(model, optimizer, settings, step, means)
     tables = [table for table in counted if table is not None]
+    tokens: list[int] = totals.tokens.tolist()
     return StepResult(
         losses=means,
-        router_accuracy=_accuracy(hits, totals, parallel),
+        router_accuracy=_accuracy(hits, tokens, parallel),
         grad_norm=norm,
-        tokens=dict(zip(TASK_KEYS, totals.tokens.tolist(), strict=True)),
+        tokens=dict(zip(TASK_KEYS, tokens, strict=True)),
         routing=parallel.sum(torch.stack(tables).sum(0)) if tables else None,
     )
 
@@ -153,9 +155,10 @@ def _update(
     return norm
 
 
-def _accuracy(hits: Sequence[Tensor], totals: StepTotals, parallel: Parallel) -> dict[str, float]:
+def _accuracy(hits: Sequence[Tensor], tokens: Sequence[int], parallel: Parallel) -> dict[str, float]:
     """Share of each task's tokens in the right group; empty without a task router."""
     if not hits:
         return {}
-    shares = parallel.sum(torch.stack([*hits]).sum(0)) / totals.tokens
-    return {task.key: shares[task].item() for task in Task if totals.tokens[task]}
+    right = parallel.sum(torch.stack([*hits]).sum(0))
+    shares = (right / right.new_tensor(tokens)).tolist()
+    return {task.key: shares[task] for task in Task if tokens[task]}

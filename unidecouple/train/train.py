@@ -26,7 +26,7 @@ from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import apply_structure
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import naming_broken_file
-from unidecouple.train.launch import processes
+from unidecouple.train.launch import float32_products, processes
 from unidecouple.train.lock import run_lock
 from unidecouple.train.meter import Meter, ResourceUsage
 from unidecouple.train.parallel import Parallel
@@ -54,6 +54,7 @@ def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop
     with (
         processes(run.device, run.bf16, run.parallel) as parallel,
         run_lock(folder, print_line) if parallel.first else nullcontext(),
+        float32_products(parallel.device, run.tf32),
     ):
         if parallel.first:
             claim_folder(folder, run, cache, print_line)

@@ -58,6 +58,11 @@ class Objective:
         """Whether attention between the modalities must be measured in the forward pass."""
         return any(loss.needs_attention_stats for loss in self.auxiliary)
 
+    @property
+    def balances_experts(self) -> bool:
+        """Whether a loss reads the expert routers' probabilities."""
+        return any(isinstance(loss, LoadBalance) and loss.coeff for loss in self.auxiliary)
+
     def losses(self, part: Microbatch) -> Losses:
         """All losses of a micro-batch. Over the micro-batches of a step they sum to the step's (but see ``per_microbatch``)."""
         sums = {Task.MMU: part.output.mmu.total, Task.T2I: part.output.t2i.total}

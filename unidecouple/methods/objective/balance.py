@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unidecouple import bounds
-from unidecouple.batch import Batch, count_tokens
+from unidecouple.batch import Batch, count_tokens, membership, to_device
 from unidecouple.methods.objective.terms import Microbatch, SumOverProcesses, Term
 from unidecouple.models.router import Routing
 
@@ -37,27 +37,25 @@ def balance_loss(
     """
     if not routing[0]:
         return torch.zeros((), device=batches[0].input_ids.device)
-    keeps = [batch.attention_mask.flatten() for batch in batches]
-    sums = torch.stack([_sums(layers, keeps) for layers in zip(*routing, strict=True)])
+    ranges = routing[0][0].expert_ranges
+    sums = torch.stack([_sums(layers, batch.places.real, ranges) for batch, layers in zip(batches, routing, strict=True)]).sum(0)
     whole = total(sums.detach())
-    sizes = torch.tensor([len(span) for span in routing[0][0].expert_ranges], device=sums.device)
+    sizes = to_device(torch.tensor([len(span) for span in ranges]), sums.device)
     chosen, tokens = whole[..., 0, :], whole[..., 2, :1].clamp_min(1)
     share = chosen / chosen.sum(-1, keepdim=True).clamp_min(1)
     losses = sizes * (share * sums[..., 1, :] / tokens).sum(-1)
     return losses.sum() / (whole[..., 2, 0] > 0).sum().clamp_min(1)
 
 
-def _sums(layer: Sequence[Routing], keeps: Sequence[Tensor]) -> Tensor:
-    """(groups, 3, e) of one layer: times each expert was chosen, its probabilities added up, and the group's tokens (e times)."""
-    ranges, widest = layer[0].expert_ranges, layer[0].expert_probs.shape[-1]
-    rows = []
-    for number, span in enumerate(ranges):
-        mine = [keep & (part.group == number) for part, keep in zip(layer, keeps, strict=True)]
-        probs = torch.cat([part.expert_probs[which] for part, which in zip(layer, mine, strict=True)])
-        expert = torch.cat([part.expert[which] for part, which in zip(layer, mine, strict=True)]) - span.start
-        chosen = F.one_hot(expert, widest).sum((0, 1))
-        rows.append(torch.stack([chosen.to(probs.dtype), probs.sum(0), torch.full_like(probs[:1].sum(0), len(probs))]))
-    return torch.stack(rows)
+def _sums(layers: Sequence[Routing], real: Tensor, ranges: Sequence[range]) -> Tensor:
+    """(L, groups, 3, e) of a batch: times each expert was chosen, its probabilities added up, and the group's tokens (e times)."""
+    stacked = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("group", "expert_probs", "expert"))
+    group, probs, expert = (part.index_select(1, real) for part in stacked)
+    mine = membership(group, len(ranges)).to(probs.dtype).transpose(1, 2)  # (L, groups, N)
+    counts, widest = membership(expert, ranges[-1].stop).sum((1, 2)).to(probs.dtype), probs.shape[-1]
+    chosen = torch.stack([F.pad(part, (0, widest - part.shape[1])) for part in counts.split([*map(len, ranges)], dim=1)], dim=1)
+    summed = mine @ probs
+    return torch.stack([chosen, summed, mine.sum(2, keepdim=True).expand_as(summed)], dim=2)
 
 
 @dataclass(frozen=True)

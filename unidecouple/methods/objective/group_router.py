@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unidecouple import bounds
-from unidecouple.batch import Batch, Task, count_tokens
+from unidecouple.batch import Batch, Task, count_tokens, sum_by_task
 from unidecouple.methods.objective.terms import Microbatch, Term
-from unidecouple.models.router import Routing
+from unidecouple.models.router import Routing, stacked_task_logits
 
 
 def group_router_loss(
@@ -41,22 +41,12 @@ def group_router_loss(
     importance = importance * (counts > 0)
     sums = torch.zeros(len(Task), device=counts.device)
     for batch, layers in zip(batches, routing, strict=True):
-        tasks, logits = _read(batch, layers)
-        if logits:
-            losses = torch.stack([F.cross_entropy(part, tasks, reduction="none") for part in logits]).mean(0)
-            sums = sums + _by_task(losses, tasks)
+        logits = stacked_task_logits(layers, batch.places.real)
+        if logits is not None:
+            tasks = batch.task_ids.flatten().index_select(0, batch.places.real)
+            losses = F.cross_entropy(logits.flatten(0, 1), tasks.repeat(len(logits)), reduction="none")
+            sums = sums + sum_by_task(losses.unflatten(0, (len(logits), -1)).mean(0), tasks)
     return (importance * sums / counts.clamp_min(1)).sum() / importance.sum().clamp_min(1e-9)
-
-
-def _read(batch: Batch, layers: Sequence[Routing]) -> tuple[Tensor, list[Tensor]]:
-    """Tasks (N,) of a batch's real tokens, and what each layer with a task router said of them, (N, groups)."""
-    keep = batch.attention_mask.flatten()
-    return batch.task_ids.flatten()[keep], [layer.task_logits[keep] for layer in layers if layer.task_logits is not None]
-
-
-def _by_task(values: Tensor, tasks: Tensor) -> Tensor:
-    """Sums of (N,) values by task, (tasks,); not by scattered additions, which differ from run to run on a GPU."""
-    return (values.unsqueeze(-1) * F.one_hot(tasks, len(Task))).sum(0)
 
 
 @dataclass(frozen=True)

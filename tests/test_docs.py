@@ -64,6 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pictures(place / "data", "a.png", "b.png")
     for name in ("train", "held_out"):
         write_jsonl(place / "data" / f"{name}.jsonl", [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
+    write_jsonl(place / "data" / "questions.jsonl", [{"q": "What is this?", "a": "A cat.", "path": "a.png"}])
     (place / "recipes").symlink_to(ROOT / "recipes")
     write_benchmarks(place)
     return place
@@ -172,6 +173,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(source, "UNSEEN", replace(source.UNSEEN, pairs=24, scenes=24))
     order = [
         "fine-tune",
+        "data",
         "recipes",
         "resume",
         "add-generation",

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = (
     "scale",
     "web",
+    "share",
     "own-method",
     "own-benchmark",
     "own-data-format",

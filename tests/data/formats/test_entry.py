@@ -73,9 +73,9 @@ def messages(*content: Any, **more: Any) -> dict[str, Any]:
         ({"instruction": "Name it.", "input": "", "output": "A cow.", "image": None}, "text", said(("Name it.",), ("A cow.",))),
         ({"prompt": "Hi", "completion": "Ho"}, "text", said(("Hi",), ("Ho",))),
         (
-            {"question": "Red?", "answer": "No.", "image": ["a.png", "b.png"], "system": "Brief.", "history": [["What?", "A cat."]]},
+            {"question": "Red?", "answer": "N.", "image": ["a.png", "b.png"], "system": "Brief.", "history": [["What?", "A cat."]]},
             "mmu",
-            (Turn("system", ("Brief.",)), *said((A, B, "What?"), ("A cat.",)), *said(("Red?",), ("No.",))),
+            (Turn("system", ("Brief.",)), *said((A, B, "What?"), ("A cat.",)), *said(("Red?",), ("N.",))),
         ),
     ],
 )  # fmt: skip

@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup docs demo paper big-smoke bench bench-gpu lmms test test-slow test-oldest test-newest install-check e2e lint format clean
+.PHONY: help setup docs demo paper big-smoke bench gpu-check gpu-check-dry gpu-bundle lmms test test-slow test-oldest test-newest install-check e2e lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## the main job: train, compare, and write runs/demo/report.html (6 to 12 minutes on 2 cores)
-	$(BIN)/unidecouple compare recipes/demo.yaml
+	$(BIN)/unidecouple demo
 
 paper: $(STAMP) ## the whole tables: every recipe in recipes/paper, one after the other (hours)
 	set -e; for recipe in recipes/paper/*.yaml; do $(BIN)/unidecouple compare $$recipe; done
@@ -42,8 +42,15 @@ big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, t
 bench: $(STAMP) ## layers, LoRA, all-reduce, cache, packing and AIA side by side with their peers, as ratios (minutes, one thread)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
-bench-gpu: $(STAMP) ## pictures on one GPU at Janus-Pro's sizes, random weights, beside the loops that people run (needs CUDA, 80 GB)
-	$(BIN)/python -m benchmarks.gpu
+# Runs where there is no network, with the Python at hand: that of .venv if there is one, else python3 and the wheels of gpu-bundle.
+gpu-check: ## on one GPU, in nine minutes: correctness, image generation, training, layers, a comparison; writes results/gpu/
+	$(or $(wildcard $(BIN)/python),python3) -m benchmarks.gpu_check $(if $(OUTPUT),--output $(OUTPUT))
+
+gpu-check-dry: $(STAMP) ## all parts of gpu-check at tiny sizes on a CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu_check --tiny --device cpu --output runs/gpu-check-dry
+
+gpu-bundle: $(STAMP) ## the project and the wheels that gpu-check needs, as one file for a machine without network: build/gpu-bundle.tar.gz
+	$(BIN)/python -m benchmarks.gpu_check.bundle
 
 # lmms-eval pins packages we do not have (torchvision, old ones of av and wandb), so it comes without its dependencies but these,
 # into an environment that sees ours behind its own.

@@ -18,7 +18,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from benchmarks.record import Result, Row
 from benchmarks.timing import SidesDifferError, one_thread
 from benchmarks.tiny import SIZE, model_of, processor_of
-from unidecouple.data.encode import encode
+from unidecouple.data.encode import EncodeOptions, encode
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import open_readers
 from unidecouple.data.formats.token_cache import read_manifest, shard_files
@@ -86,7 +86,7 @@ def run(size: TinySize = SIZE, count: int = 12, batch_size: int = 4) -> Result:
     vq = model_of(processor, size).model.vqmodel
     with tempfile.TemporaryDirectory() as made:
         pictures, cache = write_pictures(Path(made) / "pictures", count, size.image_size), Path(made) / "cache"
-        encode(open_readers(pictures), vq, ImagePreprocessor(processor), cache, batch_size)
+        encode(open_readers(pictures), vq, ImagePreprocessor(processor), cache, EncodeOptions(batch_size))
         before, wanted = epoch(pictures, processor, vq, count, batch_size)
         after, found = epoch(cache, processor, vq, count, batch_size)
         if not all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True)):

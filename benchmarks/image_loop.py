@@ -82,14 +82,14 @@ class Sides:
         settings |= {} if greedy else {"top_k": 0}  # all of them; the library's own default is 50
         return self.plain.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
 
-    def deepseek(self, greedy: bool, cached: bool = True) -> Tensor:
-        """The original's loop; without ``cached`` every step reads all tokens again."""
+    def deepseek(self, greedy: bool, cached: bool = True, tokens: int | None = None) -> Tensor:
+        """The original's loop, of all tokens or so many; without ``cached`` every step reads all of them again."""
         model, rows = self.plain.model, []
         for _ in range(self.pictures):
             rows += [self.builder.generation_prompt(PROMPT), self.builder.generation_prompt(PROMPT, dropped=True)]
         embeds, drawn = model.get_input_embeddings()(torch.tensor(rows, device=model.device)), []
         cache = DynamicCache(config=model.language_model.config) if cached else None
-        for _ in range(self.model.num_image_tokens):
+        for _ in range(tokens or self.model.num_image_tokens):
             out = model.language_model(None, None, None, cache, embeds, use_cache=cached)  # the cache has a name by release
             logits = model.generation_head(out.last_hidden_state[:, -1])
             cond, uncond = logits[0::2], logits[1::2]

@@ -42,7 +42,8 @@ class ExpertModules(nn.Module):
         for number, member in enumerate(self.members):
             token, place = torch.where(expert == number)
             if len(token):
-                out = out.index_add(0, token, member(x[token]) * weight[token, place].unsqueeze(-1))
+                y = member(x[token]) * weight[token, place].unsqueeze(-1)
+                out = out.index_add(0, token, y.to(x.dtype))
         return out
 
 

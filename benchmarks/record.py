@@ -59,7 +59,6 @@ class Result:
         settings: shapes, seeds, repeats.
         rows: the table.
         details: what the rows are made of (seconds of every repeat, bytes), for the file alone.
-        device: the accelerator that it ran on, timed by the wall clock; empty is a CPU, by its own.
     """
 
     name: str
@@ -67,7 +66,6 @@ class Result:
     settings: Mapping[str, Any]
     rows: Sequence[Row]
     details: Mapping[str, Any]
-    device: str = ""
 
     def table(self) -> str:
         """For a terminal."""
@@ -84,8 +82,8 @@ class Result:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "commit": commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "processor": self.device or f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, 1 thread",
-            "clock": "wall seconds, the device waited for" if self.device else CPU_CLOCK,
+            "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, 1 thread",
+            "clock": CPU_CLOCK,
         }
         write_json_atomic(path, {**asdict(self), "made": made})
         return path

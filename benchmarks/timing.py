@@ -102,19 +102,13 @@ def compare(sides: Sequence[Side], x: Tensor, projection: Tensor, tolerance: flo
     return worst
 
 
-def interleave(
-    calls: Mapping[str, Callable[[], object]],
-    repeats: int,
-    between: Callable[[], object],
-    clock: Callable[[], float] | None = None,
-) -> dict[str, list[float]]:
-    """Seconds of each call, ``repeats`` times, one after the other in turn, after a first time that does not count.
+def interleave(calls: Mapping[str, Callable[[], object]], repeats: int, between: Callable[[], object]) -> dict[str, list[float]]:
+    """CPU seconds of each call, ``repeats`` times, one after the other in turn, after a first time that does not count.
 
     Args:
         calls: what to time, by name.
         repeats: turns, at least 7.
         between: called before each call, not timed.
-        clock: in seconds; None is the process's CPU time.
 
     Raises:
         ValueError: too few repeats.
@@ -122,17 +116,16 @@ def interleave(
     if repeats < LEAST_REPEATS:
         raise ValueError(f"repeats={repeats} is too few for a median and its spread: take at least {LEAST_REPEATS}")
     times: dict[str, list[float]] = {name: [] for name in calls}
-    clock = clock or time.process_time
     collecting = gc.isenabled()
     gc.disable()
     try:
         for turn in range(repeats + 1):
             for name, call in calls.items():
                 between()
-                start = clock()
+                start = time.process_time()
                 call()
                 if turn:
-                    times[name].append(clock() - start)
+                    times[name].append(time.process_time() - start)
     finally:
         if collecting:
             gc.enable()

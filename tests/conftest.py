@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: getattr(item, "originalname", item.name) not in LONGEST)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def conversions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Checkpoints that tests convert on the way stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNIDECOUPLE_CACHE", str(tmp_path_factory.mktemp("conversions")))
+        yield
+
+
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 """``make_model(seed=0, **text)``; ``text`` overrides fields of its ``UniLlamaConfig``."""
 
@@ -64,7 +72,7 @@ def enliven(model: torch.nn.Module, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base on disk that fits the world's pictures."""
+    """A tiny base on disk that fits the synthetic benchmark's images."""
     return save_small_base(tmp_path_factory.mktemp("base"))
 
 

@@ -1,4 +1,4 @@
-"""Decoders that both generation loops are tested with: dense, mixtures, by label, LoRA by task, by context, untied, told groups."""
+"""Decoders for tests of both generation loops: dense, mixtures, by label, LoRA by task, by context, untied, labelled groups."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Step:
 
 
 def micro_batches(joint: JointBatch) -> tuple[BatchShape, ...]:
-    """What the plan is told of real batches."""
+    """What the plan is given about real batches."""
     return tuple(
         BatchShape(
             Task.MMU if batch.pixel_values is not None else Task.T2I,

@@ -61,7 +61,7 @@ NOTHING_PRIVATE = {
 """No task's private weights: nothing to hold where a task is absent, and no gradient of the other's to look for."""
 
 MISROUTED = {
-    "ta_moe learned": "a router that is still wrong sends a task's tokens to the other's experts; told the task it is ta_moe",
+    "ta_moe learned": "a router that is still wrong sends a task's tokens to the other's experts; with labels it is ta_moe",
 }
 """The other task's private weights may get a gradient through more than the first token."""
 

@@ -54,5 +54,5 @@ def asked(picture: str | None = "a.png", question: str = "Is there a cow in the 
 
 
 def flat(picture: str = "a.png", prompt: str = "a photo of a cow") -> dict[str, Any]:
-    """A prompt and the picture drawn for it."""
+    """A prompt and the image generated for it."""
     return {"prompt": prompt, "image": picture}

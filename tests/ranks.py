@@ -7,8 +7,9 @@ import os
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -37,23 +38,31 @@ def start_ranks(
         faults: what goes wrong in a rank.
         started: how many of the ``size`` processes are started; None: all.
     """
+    works = [partial(_train, config, folder, cache, (faults or {}).get(rank)) for rank in range(size)]
+    return fork_ranks(size, works if started is None else works[:started])
+
+
+def fork_ranks(size: int, works: Sequence[Callable[[], object]]) -> list[BaseProcess]:
+    """Start a process for each of ``works``, the ranks from 0 of ``size``, with the variables that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    ranks: list[BaseProcess] = []
-    for rank in range(size if started is None else started):
-        fault = (faults or {}).get(rank)
-        ranks.append(context.Process(target=_rank, args=(rank, size, port, config, folder, cache, fault)))
+    ranks: list[BaseProcess] = [context.Process(target=_rank, args=(rank, size, port, work)) for rank, work in enumerate(works)]
     for process in ranks:
         process.start()
     return ranks
 
 
-def _rank(rank: int, size: int, port: int, config: RunConfig, folder: Path, cache: Path, fault: Fault | None) -> None:
-    """One process; its error goes to a file, as the command's last line would go to standard error."""
+def _rank(rank: int, size: int, port: int, work: Callable[[], object]) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     warnings.simplefilter("default")  # as for the command: torch's on gradients' strides are no errors
+    if work():
+        os._exit(1)
+
+
+def _train(config: RunConfig, folder: Path, cache: Path, fault: Fault | None) -> bool:
+    """Train; whether it failed. The error goes to a file, as the command's last line would go to standard error."""
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(launch, "_JOINING", _JOIN_TIMEOUT)
@@ -61,8 +70,10 @@ def _rank(rank: int, size: int, port: int, config: RunConfig, folder: Path, cach
                 fault(patch)
             train(config, folder, cache, lambda line: None, threading.Event())
     except Exception as error:  # noqa: BLE001
+        rank = os.environ["RANK"]
         (folder.parent / f"{folder.name}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
-        os._exit(1)
+        return True
+    return False
 
 
 def exit_codes(ranks: list[BaseProcess]) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""What tests of training share: a size that fits the world's pictures, methods of two stages, a short run, the type of ``run``."""
+"""Shared by tests of training: a size that fits the synthetic images, methods of two stages, a short run, the type of ``run``."""
 
 from __future__ import annotations
 

@@ -65,9 +65,9 @@ def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
         if line.startswith("step 3/"):
             child.send_signal(signal.SIGINT)
             break
-    _, told = child.communicate(timeout=120)
+    _, stderr = child.communicate(timeout=120)
     assert child.returncode == 130
-    assert "resumes" in told
+    assert "resumes" in stderr
     assert list((tmp_path / "run").glob("checkpoint-*"))
     again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
     assert "resuming from" in again.stdout

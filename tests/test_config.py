@@ -63,7 +63,7 @@ def written(folder: Path, **texts: str) -> list[Path]:
 
 
 def complaint(folder: Path, text: str, *overrides: str) -> str:
-    """What is said about a wrong x.yaml, with the folder's name taken out."""
+    """The message about a wrong x.yaml, with the folder's name taken out."""
     with pytest.raises(ConfigError) as caught:
         load(Run, written(folder, x=text), overrides)
     return str(caught.value).replace(f"{folder}/", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import socket
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
 from published_sets import write_art, write_llava_pope, write_mme, write_pope, write_vqav2
+from ranks import exit_codes, fork_ranks
 from tiny_emu3 import write_emu3
 from unidecouple.cli import _parser, main
 from unidecouple.cli.command import OK
@@ -112,11 +113,9 @@ def run(words: list[str]) -> None:
     if words[1] == "serve":
         serve(words)
     elif words[0] == "torchrun":
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]]
-        done = subprocess.run(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == OK, done.stderr[-3000:]
+        size = int(words[2])
+        assert words[3:5] == ["-m", "unidecouple"]
+        assert exit_codes(fork_ranks(size, [partial(main, words[5:])] * size)) == [0] * size, " ".join(words)
     else:
         assert main(words[1:]) == OK, " ".join(words)
 

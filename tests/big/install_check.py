@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH = "torch==2.13.0"
-SOURCES = ("unidecouple", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+SOURCES = ("unidecouple", "recipes", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 WARNING = re.compile(r"warning|deprecat|traceback|\[transformers\]", re.IGNORECASE)
 QUESTIONS = (("red.png", "cow", "no"), ("red.png", "car", "no"), ("blue.png", "cow", "no"), ("blue.png", "pig", "yes"))
 RECIPE = """\
@@ -97,13 +97,14 @@ def install(folder: Path) -> Path:
     copy.mkdir()
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, copy / name)
     venv.create(folder / "env", with_pip=True)
     binaries = folder / "env" / ("Scripts" if os.name == "nt" else "bin")
     pip = [str(binaries / "python"), "-m", "pip", "--disable-pip-version-check"]
-    run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder / "wheel"), str(copy)], folder, warnings=True)
+    run([*pip, "install", "build"], folder, warnings=True)
+    run([pip[0], "-m", "build", "--outdir", str(folder / "wheel"), str(copy)], folder, warnings=True)  # the wheel from the sdist
     (wheel,) = (folder / "wheel").glob("*.whl")
     shutil.rmtree(copy)
     index = ["--extra-index-url", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []

@@ -1,4 +1,4 @@
-"""Runs lmms-eval for real, offline, on questions of the drawn world, and holds its accuracy against our own exact match.
+"""Runs lmms-eval for real, offline, on questions of the synthetic benchmark, and holds its accuracy against our own exact match.
 
     python tests/big/lmms.py FOLDER [--model unified] [--questions 40]
 

@@ -84,10 +84,10 @@ def test_what_is_refused_before_work_begins(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     assert main(words) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("unidecouple: ")
-    assert told.count("\n") == 1
-    assert said in told
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("unidecouple: ")
+    assert stderr.count("\n") == 1
+    assert said in stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -107,9 +107,9 @@ def test_a_recipe_of_another_command_names_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == 1
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert said in stderr
+    assert stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -77,4 +77,4 @@ def test_serve_without_its_packages_names_the_remedy(capsys: pytest.CaptureFixtu
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve", "unified"]) == 1
-    assert "pip install 'unidecouple[serve]'" in capsys.readouterr().err
+    assert "serve needs fastapi, which is not installed: pip install 'fastapi>=" in capsys.readouterr().err

@@ -125,8 +125,8 @@ class TestUnequal:
 
     def test_is_refused_with_every_number(self) -> None:
         grid = replace(GRID, variants=GRID.variants | {"long": self.LONG})
-        told = r"(?s)in S1-r4, 'long' sees 1,200 mmu samples in 150 steps, 'dense_joint' 800 in 100.*4,800 t2i.*other_budget"
-        with pytest.raises(ValueError, match=told):
+        message = r"(?s)in S1-r4, 'long' sees 1,200 mmu samples in 150 steps, 'dense_joint' 800 in 100.*4,800 t2i.*other_budget"
+        with pytest.raises(ValueError, match=message):
             check(grid, {"S1-r4": {"dense_joint": cell("dense_joint", 100), "long": cell("long", 150)}})
 
     def test_fewer_samples_in_equal_steps_are_refused_too(self) -> None:
@@ -134,8 +134,8 @@ class TestUnequal:
             check(GRID, {"S1-r4": {"dense_joint": cell("dense_joint", 100), "dense_t2i": cell("dense_t2i", 100, 0, 16)}})
 
     def test_passes_with_a_reason(self) -> None:
-        told = replace(self.LONG, other_budget="two models are merged")
-        grid = replace(GRID, variants=GRID.variants | {"long": told})
+        reasoned = replace(self.LONG, other_budget="two models are merged")
+        grid = replace(GRID, variants=GRID.variants | {"long": reasoned})
         check(grid, {"S1-r4": {"dense_joint": cell("dense_joint", 100), "long": cell("long", 150)}})
 
     def test_holds_single_tasks_to_their_own_task(self) -> None:

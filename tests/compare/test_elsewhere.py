@@ -71,7 +71,7 @@ def test_what_is_merged_here_is_trained_here(small_base: Path, elsewhere: Path, 
     assert {run["variant"] for run in meta["runs"] if "source" in run} == {"start"}
 
 
-def told(elsewhere: Path, folder: Path, **meta: Any) -> Path:
+def with_meta(elsewhere: Path, folder: Path, **meta: Any) -> Path:
     """A copy of the results with other ``meta``."""
     content = json.loads(elsewhere.read_text())
     path = folder / "results.json"
@@ -87,7 +87,7 @@ def test_other_runs_are_refused(small_base: Path, elsewhere: Path, tmp_path: Pat
     with pytest.raises(ValueError, match=r"another grid: S1/one/seed0 has max_steps: 2, not 3; leave it out"):
         import_runs([elsewhere], planned(small_base, max_steps=3))
     with pytest.raises(ValueError, match=r"start from other weights: .* was 0{12}, and is " + base_hash(str(small_base))[:12]):
-        import_runs([told(elsewhere, tmp_path, hashes={str(small_base): "0" * 64})], planned(small_base))
+        import_runs([with_meta(elsewhere, tmp_path, hashes={str(small_base): "0" * 64})], planned(small_base))
 
 
 def test_runs_of_nobody_are_left_out(small_base: Path, elsewhere: Path) -> None:

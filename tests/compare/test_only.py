@@ -40,7 +40,7 @@ def test_rates_have_equals_signs_and_a_variant_s_own_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("variant=moee", "no such variant; it has 'start', 'dense_joint', 'moe', 'late'"),
         ("moe", "must be key=value"),
@@ -48,6 +48,6 @@ def test_rates_have_equals_signs_and_a_variant_s_own_is_empty() -> None:
         ("scenario=S1,variant=late", "scenario=S1, variant=late asks for no run"),
     ],
 )
-def test_what_the_grid_has_not_is_told(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_the_grid_lacks_is_reported(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         cells(text)

@@ -83,9 +83,9 @@ def check_rows(content: dict[str, Any], base: str, folder: Path) -> None:
     """Each row carries the budget of its run, and ``meta`` what it cost."""
     rows, meta = content["rows"], content["meta"]
     assert {(row["variant"], row["step"]) for row in rows} == {("start", 0), ("dense_t2i@lr=0.3", 2)}
-    told = ("mmu_steps", "t2i_steps", "mmu_samples", "t2i_samples", "mmu_tokens", "t2i_tokens", "rate", "rates_tried")
+    columns = ("mmu_steps", "t2i_steps", "mmu_samples", "t2i_samples", "mmu_tokens", "t2i_tokens", "rate", "rates_tried")
     planned = meta["budgets"]["S1-r0"]["dense_t2i"]["tokens"]["t2i"]
-    seen = {row["variant"]: tuple(row[name] for name in told) for row in (*rows, *meta["runs"])}
+    seen = {row["variant"]: tuple(row[name] for name in columns) for row in (*rows, *meta["runs"])}
     assert seen == {"start": (0, 0, 0, 0, 0, 0, "", 0), "dense_t2i@lr=0.3": (0, 2, 0, 4, 0, planned, "lr=0.3", 1)}
     log = Path(folder / "S1-r0" / "dense_t2i@lr=0.3" / "seed0" / "metrics.jsonl").read_text().splitlines()
     assert 0.8 * planned < json.loads(log[-1])["tokens/t2i"] <= 1.1 * planned, "padding is planned, and prompts differ in length"

@@ -310,7 +310,7 @@ def test_conversations_of_records_are_the_same_ids(pro_builder: SequenceBuilder,
     picture = np.zeros((4, 4, 3), np.uint8)
     asked = [QAPair("a", "What is this?", "A cat."), QAPair("b", " And that? ", "A dog.")]
     turns = [("user", [picture, "What is this?"]), ("assistant", ["A cat."]), ("user", ["And that?"]), ("assistant", ["A dog."])]
-    told, wanted = pro_builder.conversation(turns, Task.MMU), pro_builder.understanding(picture, asked)
-    assert (told.input_ids, told.labels) == (wanted.input_ids, wanted.labels)
+    made, wanted = pro_builder.conversation(turns, Task.MMU), pro_builder.understanding(picture, asked)
+    assert (made.input_ids, made.labels) == (wanted.input_ids, wanted.labels)
     drawn = pro_builder.conversation([("user", ["a red cat"]), ("assistant", [tuple(range(16))])], Task.T2I, dropped)
     assert drawn == pro_builder.generation("a red cat", range(16), dropped)

@@ -39,12 +39,12 @@ SOME = LOW | {"moe_layers": [1], "lora_targets": ["attention", "mlp", "experts"]
 
 @torch.no_grad()
 def logits(model: UniJanusForConditionalGeneration, joint: Joint, task: Task | None = None) -> list[Tensor]:
-    """Of both heads on both batches, BOS left out; told that all but it is of ``task`` (see ``Task``), or as the model routes."""
+    """Of both heads on both batches, BOS left out; labelled ``task`` except for it, or routed by the model."""
     out = []
     for batch in joint:
-        told = batch if task is None else replace(batch, task_ids=torch.full_like(batch.task_ids, task))
-        told.task_ids[:, 0] = Task.MMU
-        hidden = model.decode_batch(told, None if task is None else "label").last_hidden_state[:, 1:]
+        labelled = batch if task is None else replace(batch, task_ids=torch.full_like(batch.task_ids, task))
+        labelled.task_ids[:, 0] = Task.MMU
+        hidden = model.decode_batch(labelled, None if task is None else "label").last_hidden_state[:, 1:]
         out += [model.lm_head(hidden), model.model.generation_head(hidden)]
     return out
 
@@ -112,7 +112,7 @@ def test_slimmed_to_one_task(
     task: Task,
     merge: bool,
 ) -> None:
-    """What it computes without being told anything is what the whole model computes told the task."""
+    """Without labels it computes what the whole model computes with the task as its label."""
     whole = make_model(ffn="ta_moe", **text)
     expected = logits(whole, joint_batch, task)
     assert difference(expected, logits(whole, joint_batch, Task(1 - task))) > 0.1

@@ -167,6 +167,6 @@ def test_the_commands_of_preview_and_encode(source: Path, small_base: Path, caps
     assert main(encode) == 1
     assert "more than max_bad_ratio=0.01" in capsys.readouterr().err
     assert main([*encode, "--max-bad-ratio", "0.5"]) == 0
-    assert "2 pictures of 16 tokens; 6 records left out" in capsys.readouterr().out
+    assert "2 images of 16 tokens; 6 records left out" in capsys.readouterr().out
     assert main(["data", "check", str(cache)]) == 0
     assert "image_tokens (1 file)" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 
 from own_data import flat, png, write_jsonl, write_pictures, write_tar
 from unidecouple.data.bad_records import BadDataError
-from unidecouple.data.encode import encode
+from unidecouple.data.encode import EncodeOptions, encode
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import open_readers
 from unidecouple.data.pictures import ImagePreprocessor
@@ -87,9 +87,9 @@ def test_a_file_that_breaks_in_training(
     assert len(drawn) == 16
     assert patient.bad_records.bad > 0
     assert all(broken.name in line.getMessage() or "cannot be read" in line.getMessage() for line in caplog.records)
-    with pytest.raises(BadDataError, match=rf"more than max_bad_ratio=0.01; the last: .*{broken.stem}") as told:
+    with pytest.raises(BadDataError, match=rf"more than max_bad_ratio=0.01; the last: .*{broken.stem}") as refused:
         [strict.batch(step) for step in range(4)]
-    assert whole.name not in str(told.value)
+    assert whole.name not in str(refused.value)
 
 
 @pytest.mark.parametrize("damage", [vanish, cut_off], ids=lambda f: f.__name__)
@@ -97,7 +97,7 @@ def test_a_cache_of_tokens_that_breaks_in_training(
     damage: Damage, opened: Open, processor: UniJanusProcessor, make_model: Any, tmp_path: Path
 ) -> None:
     vq, readers = make_model().model.vqmodel, open_readers(jsonl(tmp_path, "whole"))
-    encode(readers, vq, ImagePreprocessor(processor), tmp_path / "cache", batch_size=2, max_bad_ratio=0.0)
+    encode(readers, vq, ImagePreprocessor(processor), tmp_path / "cache", EncodeOptions(batch_size=2, max_bad_ratio=0.0))
     source = opened(tmp_path / "cache", 0.01)
     (tokens,) = (tmp_path / "cache").glob("tokens-*.safetensors")
     damage(tokens)

@@ -1,4 +1,4 @@
-"""Pictures at the model's size: as the processor and the paper have them; what cannot be used is told and nothing is run."""
+"""Images at the model's size: as the processor and the paper have them; what cannot be used is reported and nothing is run."""
 
 from __future__ import annotations
 

@@ -140,12 +140,12 @@ def test_collate_pads_on_the_right(builder: SequenceBuilder, pictures: np.ndarra
 
 def test_a_batch_marks_words_of_dropped_prompts(builder: SequenceBuilder, pictures: np.ndarray) -> None:
     """Those between the BOS and the image-start token of a dropped prompt; neither padding nor tokens to be drawn, pads too."""
-    asked, told, hidden = (
+    asked, captioned, hidden = (
         builder.understanding(pictures[0], TURNS[:1]),
         builder.generation("a cow", [1, 2]),
         builder.generation("a photo of a cow", [1, 2], dropped=True),
     )
-    batch = collate([asked, told, hidden], builder.tokenizer.pad_token_id)
+    batch = collate([asked, captioned, hidden], builder.tokenizer.pad_token_id)
     assert batch.prompt_dropped is not None
     assert batch.prompt_dropped.any(1).tolist() == [False, False, True]
     assert batch.prompt_dropped[2].nonzero().flatten().tolist() == list(range(1, len(hidden.input_ids) - 3))
@@ -216,8 +216,8 @@ def test_words_alone_and_a_system_turn(builder: SequenceBuilder, processor: UniJ
     plain = builder.conversation([("user", ["Is there a cow?"]), ("assistant", ["yes"])], Task.MMU)
     ids = prompt_of(processor, chats, "text")["input_ids"][0].tolist()
     assert (plain.input_ids[: len(ids)], plain.pictures) == (ids, ())
-    told = builder.conversation([("system", ["a red"]), ("user", ["Is there a cow?"]), ("assistant", ["yes"])], Task.MMU)
-    assert builder.tokenizer.decode(told.input_ids).startswith("<bos> a red <|user|> is there")
+    conversation = builder.conversation([("system", ["a red"]), ("user", ["Is there a cow?"]), ("assistant", ["yes"])], Task.MMU)
+    assert builder.tokenizer.decode(conversation.input_ids).startswith("<bos> a red <|user|> is there")
 
 
 def test_several_drawings_in_one_conversation(builder: SequenceBuilder, pictures: np.ndarray) -> None:

@@ -77,17 +77,17 @@ def test_the_shared_expert_by_hand(make_model: MakeModel, joint_batch: Joint) ->
     ],
     ids=str,
 )
-def test_a_group_costs_what_it_costs_to_be_told_another(
+def test_a_group_costs_what_it_costs_to_be_labelled_another(
     make_model: MakeModel, joint_batch: Joint, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any], names: tuple[str, ...]
 ) -> None:
-    """The oracle changes no weight: tokens of the group are told that they are of the other."""
+    """The oracle changes no weight: tokens of the group are labelled as the other."""
     model = make_model(shared_expert=False, **kind)
     intact, costs = measure(model, joint_batch)
     worth = []
     for group, other in itertools.permutations(range(len(names)), 2):
         part = f"{names[group]} group" + (f" by {names[other]}" if len(names) > 2 else "")
         with monkeypatch.context() as patch:
-            patch.setattr(decoder, "token_groups", lambda *told, a=group, b=other: _as_if(token_groups(*told), a, b))
+            patch.setattr(decoder, "token_groups", lambda *labels, a=group, b=other: _as_if(token_groups(*labels), a, b))
             for task in Task:
                 without = model(batch=(joint_batch[task],)).loss(task).item()
                 assert costs[part, None, task.key].cost == pytest.approx(without - intact[task.key], abs=1e-5)
@@ -96,8 +96,8 @@ def test_a_group_costs_what_it_costs_to_be_told_another(
     assert {part for part, layer, _ in costs if layer is None} == {part for part, _, _ in costs if " group" in part}
 
 
-def _as_if(told: Tensor | None, group: int, other: int) -> Tensor | None:
-    return None if told is None else told.masked_fill(told == group, other)
+def _as_if(labels: Tensor | None, group: int, other: int) -> Tensor | None:
+    return None if labels is None else labels.masked_fill(labels == group, other)
 
 
 def test_a_group_without_tokens_of_a_task_costs_it_nothing(make_model: MakeModel, joint_batch: Joint) -> None:

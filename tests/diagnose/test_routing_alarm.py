@@ -50,17 +50,17 @@ def test_experts_that_die_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "message"),
     [
         (row(dead=(1, 3)), f"experts have had almost no token in {RECORDS} records: layer 2 e1, layer 2 e3"),
         (row(load=0.05), f"have gone to one expert of their group in {RECORDS} records: layer 2 mmu"),
     ],
 )
-def test_what_was_never_better_is_said_once_it_is_no_start_any_more(bad: list[dict[str, Any]], told: str) -> None:
+def test_what_was_never_better_is_said_once_it_is_no_start_any_more(bad: list[dict[str, Any]], message: str) -> None:
     *before, warned, again = said(*[bad] * (RECORDS + 1))
     assert before == [None] * (RECORDS - 1)
     assert warned is not None
-    assert told in warned
+    assert message in warned
     assert again is None
     assert said(*[bad] * (RECORDS - 1), row(), row()) == [None] * (RECORDS + 1), "it came to life in time"
 

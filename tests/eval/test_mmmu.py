@@ -1,4 +1,4 @@
-"""MMMU from parquet files and datasets folders: prompts, scores by hand, failures told, the official answer files."""
+"""MMMU from parquet files and datasets folders: prompts, scores by hand, failures reported, the official answer files."""
 
 from __future__ import annotations
 

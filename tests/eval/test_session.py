@@ -117,13 +117,13 @@ def test_answers_cards_and_official_files(tmp_path: Path, benchmark: QABenchmark
 
 
 def test_each_way_of_asking_blindly_is_one_s_own_choice(tmp_path: Path, benchmark: QABenchmark) -> None:
-    for way, told, silent in (("text", "(no picture)", "(grey picture)"), ("grey", "(grey picture)", "(no picture)")):
+    for way, used, silent in (("text", "(no picture)", "(grey picture)"), ("grey", "(grey picture)", "(no picture)")):
         session = EvalSession(tmp_path / way, SETUP, blind=(way,))  # type: ignore[arg-type]
         answered(session, benchmark, Yes())
         report = session.score(benchmark)
         assert report is not None
         metrics = [row.metric for row in report.scores]
-        assert any(told in metric for metric in metrics)
+        assert any(used in metric for metric in metrics)
         assert not any(silent in metric for metric in metrics)
 
 

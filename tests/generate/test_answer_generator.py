@@ -95,14 +95,14 @@ def test_the_eos_ends_an_answer_and_is_not_in_it(make_model: MakeModel, builder:
     [cut] = answering.add([request])
     while answering.answers:
         answering.step()
-    assert (cut.ended, len(cut.tokens)) == (False, 8)
+    assert (cut.stopped, len(cut.tokens)) == (False, 8)
     answering._eos = cut.tokens[3]  # what it says fourth now ends it
     [ended] = answering.add([request])
     steps = 0
     while answering.answers:
         steps += 1
         done = answering.step()
-    assert (ended.ended, ended.tokens) == (True, cut.tokens[: cut.tokens.index(cut.tokens[3])])
+    assert (ended.stopped, ended.tokens) == (True, cut.tokens[: cut.tokens.index(cut.tokens[3])])
     assert done == [ended]
     assert steps == len(ended.tokens) + 1
 
@@ -133,4 +133,4 @@ def test_a_stop_string_ends_an_answer_and_nobody_elses(
     assert generate_answers(answering, stopped) == [expected[0][: expected[0].index(stop)], *expected[1:]]
     [made] = answering.add(stopped[:1])
     assert [answering.step() for _ in range(3)] == [[], [], [made]]
-    assert (made.ended, answering.text(made), answering.room) == (True, " ".join(words[:3]), answering.max_batch_size)
+    assert (made.stopped, answering.text(made), answering.free_slots) == (True, " ".join(words[:3]), answering.max_batch_size)

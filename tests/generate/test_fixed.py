@@ -39,9 +39,9 @@ def test_steps_equal_one_forward_pass(make_model: MakeModel, kind: dict[str, Any
     for row, length in enumerate(lengths):
         modality = torch.full((1, length + tokens), int(Modality.TEXT))
         modality[:, length:] = int(new)
-        told = {"task_ids": torch.full((1, length + tokens), int(task)), "modality_ids": modality}
-        states.append(decoder(inputs_embeds=x[row : row + 1, : length + tokens], **told).last_hidden_state[0, length:])
-        head = {name: ids[:, :length] for name, ids in told.items()}
+        labels = {"task_ids": torch.full((1, length + tokens), int(task)), "modality_ids": modality}
+        states.append(decoder(inputs_embeds=x[row : row + 1, : length + tokens], **labels).last_hidden_state[0, length:])
+        head = {name: ids[:, :length] for name, ids in labels.items()}
         cached.append(DynamicCache(config=decoder.config))
         decoder(inputs_embeds=x[row : row + 1, :length], cache=cached[-1], **head)
     fixed = FixedDecoder(decoder, task)

@@ -23,11 +23,11 @@ class Shop:
     log: list[int] = field(default_factory=list)
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         return 2 - len(self.jobs)
 
     def add(self, wanted: Sequence[int]) -> list[Job]:
-        assert 0 < len(wanted) <= self.room
+        assert 0 < len(wanted) <= self.free_slots
         new = [Job(steps) for steps in wanted]
         self.jobs += new
         return new

@@ -119,7 +119,7 @@ def test_greedy_guided_pictures_equal_transformers(
 
 @torch.no_grad()
 def test_forced_routing(make_model: MakeModel, builder: SequenceBuilder) -> None:
-    """Told the task, tokens go where training by label sends them (the BOS to understanding), not where the router would."""
+    """With task labels, tokens go where training by label sends them (the BOS to understanding), not where the router would."""
     model = make_model(ffn="ta_moe")
     for layer in model.decoder.layers:
         layer.mlp.router.weight.zero_()  # all to understanding

@@ -101,7 +101,7 @@ def test_neighbours_do_not_notice_who_comes_and_goes(make_model: MakeModel, buil
     waiting = list(range(len(orders)))
     cancelled: ImageProgress | None = None
     while waiting or drawing.images:
-        if waiting and drawing.room and step % 3 == 0:
+        if waiting and drawing.free_slots and step % 3 == 0:
             number = waiting.pop(0)
             given[number] = drawing.add([orders[number]])[0]
         if step == 7:
@@ -114,7 +114,7 @@ def test_neighbours_do_not_notice_who_comes_and_goes(make_model: MakeModel, buil
         step += 1
     assert sorted(found) == [0, *range(2, 8)]
     assert all(torch.equal(tokens, expected[number]) for number, tokens in found.items())
-    assert drawing.room == 4
+    assert drawing.free_slots == 4
     assert cancelled is not None
     with pytest.raises(ValueError, match="not being generated"):
         drawing.remove(cancelled)

@@ -73,7 +73,7 @@ def coming_and_going(drawing: ImageGenerator, wanted: list[ImageJob]) -> dict[in
     """Tokens by order: one joins every third step, and the second is cancelled."""
     found, given, step, waiting = {}, {}, 0, list(range(len(wanted)))
     while waiting or drawing.images:
-        if waiting and drawing.room and step % 3 == 0:
+        if waiting and drawing.free_slots and step % 3 == 0:
             number = waiting.pop(0)
             given[number] = drawing.add([wanted[number]])[0]
         if step == 7:
@@ -293,6 +293,7 @@ def test_the_calls_of_a_capture(monkeypatch: pytest.MonkeyPatch, fails: bool) ->
     assert fake.calls == ["step", "capture in one pool", "step"] * 2
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_graphs_on_a_gpu(make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray) -> None:
     model = make_model(ffn="ta_moe").cuda()

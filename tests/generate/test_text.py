@@ -86,7 +86,7 @@ def test_the_picture_matters(make_model: MakeModel, builder: SequenceBuilder, pi
 
 
 def test_forced_routing(make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray) -> None:
-    """Told the task, tokens go to the understanding experts, wherever the router would send them."""
+    """Labelled with the task, tokens go to the understanding experts, wherever the router would send them."""
     model = make_model(seed=2, ffn="ta_moe")
     chosen, forced = (answer(model, builder, pictures, QUESTIONS, max_new_tokens=8, routing=routing) for routing in (None, "label"))
     assert chosen != forced

@@ -73,15 +73,15 @@ def test_answers_are_ours_and_cut_where_the_task_says(plugin: Any, small_base: P
 def plainly(model: Any, builder: SequenceBuilder, picture: np.ndarray, question: str, words: str) -> tuple[float, bool]:
     """From the training code's own sequence, word by word, one row, no padding."""
     sample = builder.understanding(picture, [QAPair("x", question, words)])
-    prompt, told = builder.understanding_prompt(question), sample.input_ids[:-1]  # without the EOS
-    assert told[: len(prompt)] == prompt
+    prompt, ids = builder.understanding_prompt(question), sample.input_ids[:-1]  # without the EOS
+    assert ids[: len(prompt)] == prompt
     with torch.no_grad():
-        inputs = {"input_ids": torch.tensor([told]), "pixel_values": pixels([picture])}
+        inputs = {"input_ids": torch.tensor([ids]), "pixel_values": pixels([picture])}
         logits = model(**inputs, task_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0]
     logs = logits.float().log_softmax(-1)
-    places = range(len(prompt), len(told))
-    greedy = all(int(logs[place - 1].argmax()) == told[place] for place in places)
-    return sum(float(logs[place - 1, told[place]]) for place in places), greedy
+    places = range(len(prompt), len(ids))
+    greedy = all(int(logs[place - 1].argmax()) == ids[place] for place in places)
+    return sum(float(logs[place - 1, ids[place]]) for place in places), greedy
 
 
 def choices(number: int, *words: str) -> list[Instance]:

@@ -96,10 +96,10 @@ def test_coefficients_follow_the_gradient_of_the_entropy(make_model: MakeModel, 
 
 
 def test_learning_lowers_the_entropy_and_leaves_the_model_merged(make_model: MakeModel, joint_batch: Joint) -> None:
-    model, told = make_model(), []
+    model, entropies = make_model(), []
     tuned, base = [moved(model, 1), moved(model, 2)], copy.deepcopy(model.state_dict())
-    found = AdaMerging(learning_rate=0.05).learn(model, tuned, [joint_batch] * 12, lambda step, entropy: told.append(entropy))
-    assert told[-1] < told[0] - 0.01
+    found = AdaMerging(learning_rate=0.05).learn(model, tuned, [joint_batch] * 12, lambda step, entropy: entropies.append(entropy))
+    assert entropies[-1] < entropies[0] - 0.01
     for name, weight in merged(base, tuned, found).items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
 

@@ -135,7 +135,7 @@ def test_some_layers_stay_dense(make_model: MakeModel, joint_batch: Joint, layer
     kept, replaced = model.decoder.layers[1 - layer].mlp, model.decoder.layers[layer].mlp
     assert torch.equal(kept.up_proj.weight, dense.decoder.layers[1 - layer].mlp.up_proj.weight)
     assert isinstance(replaced, MixtureOfExperts)
-    assert (replaced.router is None) == (layer == 1)  # the first mixture is told by the context router
+    assert (replaced.router is None) == (layer == 1)  # the first mixture follows the context router
     assert len(model.decode_batch(joint_batch[0]).routing) == 1
     assert [row["layer"] for row in routing_map(model, joint_batch)] == [layer]
     with pytest.raises(ValueError, match="start from a dense checkpoint"):

@@ -74,7 +74,7 @@ def test_later_layers_start_from_what_it_knows(make_model: MakeModel, joint_batc
 
 
 def test_the_group_loss_teaches_it_what_words_alone_cannot(make_model: MakeModel, joint_batch: Joint) -> None:
-    """The same words as a prompt and in a conversation, told apart by the token before them; nothing else moves."""
+    """The same words as a prompt and in a conversation, distinguished by the token before them; nothing else moves."""
     model = restructure(make_model(), TaskAwareMoE(context_router=True), seed=3)
     ids = torch.cat([torch.tensor([[10], [11]]), torch.randint(20, 30, (1, 8)).expand(2, -1)], 1)
     tasks = torch.tensor([[Task.MMU], [Task.T2I]]).expand(2, 9)

@@ -24,7 +24,7 @@ PAD, BOS, PICTURE = 0, 1, 9
 
 
 def sample(text: str) -> Sample:
-    """``text`` spells a sequence: ^ BOS, w a word, _ a dropped word, S a picture seen, D a token drawn, A an answer learned."""
+    """``text`` spells a sequence: ^ BOS, w a word, _ a dropped word, S an input image, D a generated token, A an answer learned."""
     ids = [{"^": BOS, "w": 2, "A": 3, "S": PICTURE}.get(token, PAD) for token in text]
     labels = [3 if token == "A" else IGNORE for token in text]
     mask, dropped = [token == "D" for token in text], [token == "_" for token in text]
@@ -51,7 +51,7 @@ def test_spans_by_hand() -> None:
     assert spans_of(["^wwwDDD"]) == [(Task.T2I, "....xxx", "xxxx...")]
     assert spans_of(["^wSSwwAA"]) == [(Task.MMU, "......xx", "..xx....")]
     assert spans_of(["^wSwAAwwA"]) == [(Task.MMU, "....xx..x", "..x......")]
-    assert spans_of(["^wSwDD"]) == [(Task.T2I, "....xx", "xx.x..")], "a picture seen is no word of the prompt"
+    assert spans_of(["^wSwDD"]) == [(Task.T2I, "....xx", "xx.x..")], "an input image is no word of the prompt"
 
 
 def test_who_is_left_out() -> None:
@@ -67,7 +67,7 @@ def test_rows_of_both_tasks_and_their_padding() -> None:
 
 
 def test_packed_sequences_are_samples_of_their_own() -> None:
-    """One row: each picture drawn, each answer has a mean of its own, and a dropped prompt drops its own picture only."""
+    """One row: each generated image, each answer has a mean of its own, and a dropped prompt drops its own picture only."""
     found = spans_of(["^wDD", "^__D", "^SwA", "^wwD", "^wA"], row=40)
     assert [(task, queries.count("x")) for task, queries, _ in found] == [(Task.MMU, 1), (Task.T2I, 2), (Task.T2I, 1)]
     assert spans_of(["^SwA", "^wA"], row=7)[0][1].count("x") == 1, "an answer does not look into another sequence's picture"

@@ -99,7 +99,7 @@ def test_a_fresh_adapter_on_a_model_changes_nothing(
 def test_each_task_has_its_own_update_in_a_dense_model(
     make_model: MakeModel, joint_batch: tuple[Batch, Batch], routing: str
 ) -> None:
-    """Nothing there learns to route, so tokens are told their task either way, and without it there is no answer."""
+    """Nothing there learns to route, so tokens are labelled with their task either way, and without it there is no answer."""
     targets = ["attention", "mlp"]
     model = make_model(task_routing=routing, lora_rank=4, lora_targets=targets, lora_per_task=targets)
     with pytest.raises(ValueError, match="weights per 'task' need task_ids of every token"):

@@ -1,4 +1,4 @@
-"""Where tasks can meet in stacked weights, by how tokens are told apart."""
+"""Where tasks can meet in stacked weights, by how tokens are distinguished."""
 
 from __future__ import annotations
 

@@ -67,9 +67,9 @@ def gradients(
     model: UniJanusForConditionalGeneration, joint: Joint, shield: GradientShielding | None, step: int = 0, bf16: bool = False
 ) -> dict[str, Tensor]:
     model.zero_grad()
-    told = None if shield is None else [shield.on(batch, step) for batch in joint]
+    scales = None if shield is None else [shield.on(batch, step) for batch in joint]
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        output = model(batch=joint, shield=told)
+        output = model(batch=joint, shield=scales)
     (output.loss(Task.MMU) + output.loss(Task.T2I)).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

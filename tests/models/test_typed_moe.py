@@ -1,4 +1,4 @@
-"""Mixtures whose groups are told and of unequal size: against a loop by hand, gradients, what must be given, save and load."""
+"""Mixtures with labelled groups of unequal size: against a loop by hand, gradients, what must be given, save and load."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def of_all_groups(moe: MixtureOfExperts) -> Tensor:
 @every_shape
 @pytest.mark.parametrize("backend", ["grouped_mm", "loop"])
 def test_equals_a_loop_over_tokens(make: Make, backend: str, text: dict[str, Any]) -> None:
-    """Each token sees the router rows and experts of its own group, counted out from the group's first."""
+    """Each token sees the router rows and experts of its group, counted out from the group's first."""
     moe = make(experts_backend=backend, **text)
     x, groups = tokens(2, 7), of_all_groups(moe)
     y, routing = moe(x, groups, "label")
@@ -102,13 +102,13 @@ def test_the_other_groups_gradients_are_exactly_zero(make: Make, text: dict[str,
 
 
 @every_shape
-def test_groups_are_told_whatever_the_routing(make: Make, text: dict[str, Any]) -> None:
+def test_groups_are_the_labels_whatever_the_routing(make: Make, text: dict[str, Any]) -> None:
     moe = make(**text)
     assert moe.router is None
-    told = of_all_groups(moe)
-    (learned, routing), (label, _) = (moe(tokens(2, 7), told, how) for how in ("learned", "label"))
+    group_ids = of_all_groups(moe)
+    (learned, routing), (label, _) = (moe(tokens(2, 7), group_ids, how) for how in ("learned", "label"))
     assert torch.equal(learned, label)
-    assert torch.equal(routing.group, told.flatten())
+    assert torch.equal(routing.group, group_ids.flatten())
     with pytest.raises(ValueError, match="modality_ids"):
         moe(tokens(2, 7), None, "learned")
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from published import write_published
+from unidecouple.convert.convert import convert
 from unidecouple.convert.load import load
+from unidecouple.convert.steps import Conversion
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import UPCYCLED, Dense, MoE, Symbiotic, TaskAwareMoE
 from unidecouple.plan.sizes import SIZES, build, configuration
@@ -62,8 +65,17 @@ def test_unknown_models_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no configuration at 'nowhere'.*janus-pro-1b"):
         configuration("nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "multi_modality"}')
-    with pytest.raises(ValueError, match="'multi_modality'"):
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         configuration(str(tmp_path))
+
+
+def test_published_layouts_and_names_on_the_hub_are_planned_as_they_are(tmp_path: Path) -> None:
+    """Without a conversion, and without the network."""
+    published, plain = write_published(tmp_path / "published"), tmp_path / "plain"
+    planned = configuration(str(published))
+    convert(published, plain, Conversion(), lambda line: None)
+    assert planned["text_config"] == configuration(str(plain))["text_config"]
+    assert configuration("deepseek-ai/Janus-Pro-7B") == configuration("janus-pro-7b")
 
 
 def test_scratch_has_the_shipped_size() -> None:

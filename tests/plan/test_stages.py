@@ -120,8 +120,8 @@ def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str])
     assert "smallest number of devices that fits: ddp 1, fsdp2 1, tasks 2" in printed
     assert "text tokens a conversation" not in printed  # a base with a tokenizer: lengths are sampled
     assert main([*command, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    (stage,) = told["stages"]
+    as_json = json.loads(capsys.readouterr().out)
+    (stage,) = as_json["stages"]
     assert stage["parameters"]["total"] == sum(part["total"] for part in stage["parameters"]["parts"].values())
     assert [(one["way"], one["gpus"], one["cost"] is None) for one in stage["estimates"]] == [
         ("ddp", 1, False), ("fsdp2", 1, False), ("ddp", 2, False), ("fsdp2", 2, False), ("tasks", 2, False)

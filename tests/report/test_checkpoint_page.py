@@ -183,12 +183,12 @@ def test_names_of_many_columns_stand_upright() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "told"), [(4.0, "4.0 times as large from generation's"), (0.25, "4.0 times as large from unders")]
+    ("ratio", "caption"), [(4.0, "4.0 times as large from generation's"), (0.25, "4.0 times as large from unders")]
 )
-def test_whose_gradient_is_larger(ratio: float, told: str) -> None:
+def test_whose_gradient_is_larger(ratio: float, caption: str) -> None:
     plot = ratio_map("r", "Gradients", ConflictLog(None, (cell("up", 0.0, ratio), cell("down", 0.0, ratio))))
     assert plot is not None
-    assert told in plot.caption
+    assert caption in plot.caption
     assert ratio_map("r", "Gradients", ConflictLog(None, ())) is None
 
 

@@ -59,8 +59,8 @@ def test_how_many_seeds_would_settle_it(new_experiment: Any, vqa: Any, own: dict
     folder = experiment.write()
     (one,) = verdicts(load_results(folder))
     assert (one.verdict, one.settle) == (NOT_SHOWN if settle else PARTLY, settle)
-    told = f"To settle it: {settle}"
-    assert (told in claims_table([one])) == (told in write_report(folder).read_text()) == bool(settle)
+    sentence = f"To settle it: {settle}"
+    assert (sentence in claims_table([one])) == (sentence in write_report(folder).read_text()) == bool(settle)
 
 
 def test_a_lower_score_can_be_what_is_claimed(new_experiment: Any) -> None:
@@ -112,13 +112,13 @@ def test_the_correction_counts_all_claims_of_a_scenario(new_experiment: Any) -> 
     assert one.verdict == PARTLY
 
 
-@pytest.mark.parametrize(("seeds", "told"), [(1, "1 seed"), (2, "2 seeds")])
-def test_fewer_than_three_seeds_leave_it_open(new_experiment: Any, seeds: int, told: str) -> None:
+@pytest.mark.parametrize(("seeds", "label"), [(1, "1 seed"), (2, "2 seeds")])
+def test_fewer_than_three_seeds_leave_it_open(new_experiment: Any, seeds: int, label: str) -> None:
     """Two equal differences have an interval of no width, which says nothing."""
     experiment = made(new_experiment, BETTER)
     experiment.add("S2", "ours", {"pope": (0.7, 0.8)[:seeds], "vqa": (0.6, 0.6)[:seeds]})
     (one,) = verdicts(load_results(experiment.write()))
-    assert (one.verdict, one.seeds) == (OPEN, told)
+    assert (one.verdict, one.seeds) == (OPEN, label)
     assert not any(finding.holds for finding in one.findings)
 
 

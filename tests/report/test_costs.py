@@ -70,5 +70,5 @@ def test_missing_runs_are_counted_and_named(experiment: Any) -> None:
         "runs them. Of them 1 ended with an error; plain MoE, rate \u00d7 0.3 in S2 (seed 4) said: the loss is not finite"
     )
     experiment.meta["missing"] = [{"scenario": "S2", "variant": f"v{i}", "seed": i % 2} for i in range(15)]
-    told = missing_sentence(load_results(experiment.write()))
-    assert "15 of 21 runs are not finished: 8 runs of seed 0 in S2 and 7 runs of seed 1 in S2. The" in told
+    sentence = missing_sentence(load_results(experiment.write()))
+    assert "15 of 21 runs are not finished: 8 runs of seed 0 in S2 and 7 runs of seed 1 in S2. The" in sentence

@@ -94,7 +94,7 @@ def test_a_figure_only_where_several_rates_were_tried(new_experiment: Any, exper
 
 
 @pytest.mark.parametrize(
-    ("lost", "told"),
+    ("lost", "label"),
     [
         ((0.1, 0.6), "\u2193 60.0, 10.0"),
         ((0.88, 0.01), "\u2190 1.0, 88.0"),
@@ -102,7 +102,7 @@ def test_a_figure_only_where_several_rates_were_tried(new_experiment: Any, exper
         ((0.86, 0.58), None),
     ],
 )
-def test_what_is_far_out_is_an_arrow_at_the_edge(new_experiment: Any, lost: tuple[float, float], told: str | None) -> None:
+def test_what_is_far_out_is_an_arrow_at_the_edge(new_experiment: Any, lost: tuple[float, float], label: str | None) -> None:
     """With its GenEval and understanding; it does not press the others together."""
     made = new_experiment()
     for place, variant in enumerate(("dense_joint", "moe", "near", "nearer")):
@@ -111,5 +111,5 @@ def test_what_is_far_out_is_an_arrow_at_the_edge(new_experiment: Any, lost: tupl
     results = load_results(made.write())
     drawn = front(results, "S2", ("dense_joint", "lost"), variant_styles(results.names, results.title, role=results.role), "front")
     assert drawn is not None
-    assert re.findall(r">([\u2190\u2193\u2199][^<]*)<", drawn.svg) == ([told] if told else [])
+    assert re.findall(r">([\u2190\u2193\u2199][^<]*)<", drawn.svg) == ([label] if label else [])
     assert not {"20", "40"} & set(re.findall(r">(\d+)<", drawn.svg))

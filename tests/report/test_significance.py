@@ -82,7 +82,7 @@ def test_one_seed_is_no_test(new_experiment: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gains", "told"),
+    ("gains", "tests"),
     [
         ((1 / 60,) * 2, "paired t: no spread to judge by, 2 seeds"),
         ((1 / 60, 1 / 60 + 1e-4), "paired t: p = 0.002, after Holm p = 0.002, 2 seeds"),
@@ -90,13 +90,13 @@ def test_one_seed_is_no_test(new_experiment: Any) -> None:
         ((1 / 60,) * 5, "paired t: no spread to judge by, sign flips: p = 0.062, 5 seeds"),
     ],
 )
-def test_no_star_of_two_seeds_or_without_spread(new_experiment: Any, gains: tuple[float, ...], told: str) -> None:
+def test_no_star_of_two_seeds_or_without_spread(new_experiment: Any, gains: tuple[float, ...], tests: str) -> None:
     made = new_experiment()
     made.add("S2", "dense_joint", {"pope": (0.6, 0.7, 0.8, 0.5, 0.4)[: len(gains)]})
     made.add("S2", "ours", {"pope": tuple(a + b for a, b in zip((0.6, 0.7, 0.8, 0.5, 0.4), gains, strict=False))})
     results = load_results(made.write())
     one = compared(results, "S2", ["ours"])["ours", POPE]
-    assert (one.holds, one.tests) == (False, told)
+    assert (one.holds, one.tests) == (False, tests)
     line = next(
         line
         for line in headline(results, "S2", variant_styles(results.names, results.title, role=results.role)).lines

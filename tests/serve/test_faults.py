@@ -20,7 +20,7 @@ from waiting import until
 
 
 class Slow:
-    """A step that takes its time, and fails when told to."""
+    """A step that takes its time, and fails on demand."""
 
     def __init__(self, worker: Any) -> None:
         self.step, self.seconds, self.error = worker.step, 0.05, None

@@ -151,9 +151,9 @@ def test_open_bodies_are_bounded_together(serve: Any) -> None:
 
 
 def test_a_body_too_large_is_refused_before_it_is_read(small: httpx.Client) -> None:
-    told = small.post("/v1/chat/completions", content=bytes(50_001), headers={"Content-Type": "application/json"})
+    whole_body = small.post("/v1/chat/completions", content=bytes(50_001), headers={"Content-Type": "application/json"})
     pieces = small.post("/v1/chat/completions", content=iter([bytes(30_000)] * 2), headers={"Content-Type": "application/json"})
-    for reply in (told, pieces):
+    for reply in (whole_body, pieces):
         assert reply.status_code == 413
         assert "50,000 bytes" in reply.json()["error"]["message"]
 

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from unidecouple.batch import Task
 from unidecouple.generate.engine import MISSING_GREY
 from unidecouple.serve.partial_images import due, image_events
-from unidecouple.serve.scheduler import Drawn
+from unidecouple.serve.scheduler import FinishedImage
 from unidecouple.serve.stream import Watcher
 from waiting import until
 
@@ -144,7 +144,7 @@ def test_a_preview_that_comes_after_its_picture_is_dropped() -> None:
         return "whole"
 
     async def names() -> list[str]:
-        watcher, drawn = Watcher(), Drawn(Image.new("RGB", (1, 1)), ())
+        watcher, drawn = Watcher(), FinishedImage(Image.new("RGB", (1, 1)), ())
         for index, news in ((0, "part"), (0, drawn), (0, "late"), (1, drawn)):
             watcher.put(index, news)
         return [json.loads(event.split("data: ")[1])["b64_json"] async for event in image_events(watcher, 2, {}, png, lambda _: {})]

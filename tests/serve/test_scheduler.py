@@ -25,7 +25,7 @@ class Counting:
         self.making: list[list[int]] = []
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         return 2 - len(self.making)
 
     def add(self, works: Any) -> list[list[int]]:
@@ -77,6 +77,20 @@ def test_a_full_queue_takes_all_or_none(task_queue: TaskQueue[int, list[int]]) -
     assert 1 <= refused.value.seconds <= 60
     assert task_queue.waiting == 3
     task_queue.submit([QueuedJob(1)])
+
+
+def test_the_time_to_try_again_counts_running_and_not_waiting(
+    task_queue: TaskQueue[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    task_queue.submit([QueuedJob(2)])  # waits 100 s, runs 10 s: the mean goes from 0.1 to 0.1 + 0.1 * 9.9 = 1.09 s
+    for now[0] in (100.0, 110.0):
+        task_queue.turn()
+    task_queue.submit([QueuedJob(1)] * 4)
+    with pytest.raises(QueueFullError) as refused:
+        task_queue.submit([QueuedJob(1)])
+    assert refused.value.seconds == 2  # four jobs in two slots
 
 
 def test_a_job_given_up_leaves_wherever_it_is(task_queue: TaskQueue[int, list[int]], ends: list[str]) -> None:
@@ -149,7 +163,7 @@ def test_both_tasks_give_what_the_engine_gives(scheduler: Scheduler, engine: Eng
     answers = {job.future.result(20).tokens for job in questions}
     assert len(answers) == 1
     alone = Engine.load("unified").generate_images(["a photo of a red cow"], 5, 7, SamplingParams(guidance_scale=3.0))[0]
-    assert all(one.picture.tobytes() == other.tobytes() for one, other in zip(drawn, alone, strict=True))
+    assert all(one.image.tobytes() == other.tobytes() for one, other in zip(drawn, alone, strict=True))
 
 
 def test_a_short_answer_does_not_wait_for_pictures(scheduler: Scheduler, engine: Engine) -> None:
@@ -180,7 +194,7 @@ def test_a_fault_of_the_model_ends_its_jobs_and_the_worker_goes_on(scheduler: Sc
     again = QueuedJob(ImageJob.of(engine.builder, "a photo of a red cow", (7, 0, 0), SamplingParams(guidance_scale=3.0)))
     scheduler.submit(Task.T2I, [again])
     alone = Engine.load("unified").generate_images(["a photo of a red cow"], 1, 7, SamplingParams(guidance_scale=3.0))[0][0]
-    assert again.future.result(20).picture.tobytes() == alone.tobytes()
+    assert again.future.result(20).image.tobytes() == alone.tobytes()
     assert scheduler.alive
 
 

@@ -29,7 +29,7 @@ def client(live: Any) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def words(client: openai.OpenAI) -> str:
-    """What is said without ``stop``: 12 words."""
+    """The answer without ``stop``: 12 words."""
     said = client.chat.completions.create(**ASKED).choices[0]
     assert said.finish_reason == "length"
     assert said.message.content is not None
@@ -77,7 +77,7 @@ def test_the_decoding_ends_with_it(live: Any, client: openai.OpenAI, words: str,
     said = client.chat.completions.create(**ASKED, stop=first)
     assert (said.choices[0].message.content, said.choices[0].finish_reason) == ("", "stop")
     assert steps == [1]
-    assert worker.room == worker.max_batch_size
+    assert worker.free_slots == worker.max_batch_size
 
 
 @pytest.mark.parametrize("stop", ["", ["a", ""], ["a"] * 5, [1], {"a": 1}, "a" * 257, "\ud800"])

@@ -52,13 +52,6 @@ def test_precision_in_memory(layouts: dict[str, Path], layout: str) -> None:
         assert model.decoder.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_deepseek_layout_names_the_command(layouts: dict[str, Path]) -> None:
-    with pytest.raises(
-        ValueError, match=r"deepseek-ai's original layout: convert it once with `unidecouple convert .*deepseek --output"
-    ):
-        load(str(layouts["deepseek"]))
-
-
 def test_a_checkpoint_without_its_tokenizer(small_base: Path, tmp_path: Path) -> None:
     shutil.copytree(small_base, tmp_path / "copy")
     (tmp_path / "copy" / "tokenizer.json").unlink()

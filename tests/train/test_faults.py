@@ -23,7 +23,7 @@ from unidecouple.run import RunConfig
 from unidecouple.train import launch, parallel, sharded
 from unidecouple.train.checkpoint import all_checkpoints
 
-KILLS = 4
+KILLS = 3
 Kind = Literal["ddp", "fsdp"]
 
 

@@ -75,7 +75,7 @@ def test_task_by_task_comes_to_the_same_sum(text: dict[str, object], make_model:
 
 
 def test_total_adds_in_the_order_of_eq_2() -> None:
-    """Bit for bit what was summed before tasks were told apart."""
+    """Bit for bit what was summed before tasks were separated."""
     mmu, t2i, group, balance = torch.tensor([0.1, 0.7, 0.3, 1e-8]).unbind()
     losses = Losses({"mmu": mmu, "t2i": t2i}, [group, balance], {})
     assert torch.equal(losses.total, torch.stack([mmu, t2i]).sum() + group + balance)

@@ -1,4 +1,4 @@
-"""Where a command computes: what is not there is said in one line."""
+"""Where a command computes: a missing device is reported in one line."""
 
 from __future__ import annotations
 

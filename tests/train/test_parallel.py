@@ -112,9 +112,9 @@ def test_balance_in_parts_is_told(
     )
     model, processor = load(config.model_name_or_path)
     source = world_batches(data, model, SequenceBuilder(processor), 0, small_cache, lambda what, done, of: None)
-    told: list[str] = []
-    run_stages(Trainer(config, model, processor, source, tmp_path, told.append))
-    assert [line for line in told if line.startswith("warning: the loss 'load_balance'")] == told[:1] * warned
+    lines: list[str] = []
+    run_stages(Trainer(config, model, processor, source, tmp_path, lines.append))
+    assert [line for line in lines if line.startswith("warning: the loss 'load_balance'")] == lines[:1] * warned
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def own(tmp_path: Path) -> Path:
 def opened(
     checkpoint: Path, cache: Path, recipe: RunConfig | None = None, data: tuple[Path, ...] = (), batches: int = 1
 ) -> OpenedCheckpoint:
-    return open_probe_input(str(checkpoint), recipe, data, batches, torch.device("cpu"), cache, lambda *told: None)
+    return open_probe_input(str(checkpoint), recipe, data, batches, torch.device("cpu"), cache, lambda *progress: None)
 
 
 def quiet(what: str, done: int, of: int) -> None:

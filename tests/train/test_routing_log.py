@@ -36,7 +36,7 @@ def unidecouple_run(small_run: RunConfig) -> RunConfig:
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_a_step_counts_every_token_once_however_it_is_cut(small_run: RunConfig, small_cache: Path, pieces: int) -> None:
     base, processor = load(small_run.model_name_or_path)
-    source = world_batches(small_run.data, base, SequenceBuilder(processor), 0, small_cache, lambda *told: None)
+    source = world_batches(small_run.data, base, SequenceBuilder(processor), 0, small_cache, lambda *lines: None)
     parts = [source.batch(0, part, pieces) for part in range(pieces)] if pieces == 1 else [source.batch(0), source.batch(1)]
     model = restructure(base, TaskAwareMoE(experts_per_group=3), 0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -58,7 +58,7 @@ def test_a_run_writes_a_record_every_logging_step(unidecouple_run: RunConfig, ru
     records = read_routing_log(tmp_path)
     assert [(record["step"], record["stage"]) for record in records] == [(2, "apart"), (4, "joint"), (6, "joint")]
     assert [row["layer"] for row in records[0]["layers"]] == [0, 1]
-    assert records[0]["layers"][0]["group_share"] == {"mmu": [1.0, 0.0], "t2i": [0.0, 1.0]}, "stage 1 is told the task"
+    assert records[0]["layers"][0]["group_share"] == {"mmu": [1.0, 0.0], "t2i": [0.0, 1.0]}, "stage 1 routes by label"
 
 
 def test_a_dense_run_writes_none(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
@@ -101,16 +101,16 @@ def test_the_alarm_starts_anew_where_the_structure_changes(
     resumed: bool, spread: torch.Tensor, gathered: torch.Tensor, tmp_path: Path
 ) -> None:
     """Experts of the stage before are no history of the new ones; within a stage they are."""
-    told: list[str] = []
-    log = RoutingLog(tmp_path, told.append, [10])
+    lines: list[str] = []
+    log = RoutingLog(tmp_path, lines.append, [10])
     log.write(10, "one", CONFIG, spread)
     log.write(20, "two", CONFIG, gathered)
-    assert told == []
+    assert lines == []
     if resumed:
-        log = RoutingLog(tmp_path, told.append, [10])
+        log = RoutingLog(tmp_path, lines.append, [10])
     log.write(30, "two", CONFIG, spread)
     log.write(40, "two", CONFIG, gathered)
-    assert [line.split(":")[0] for line in told] == ["step 40"]
+    assert [line.split(":")[0] for line in lines] == ["step 40"]
 
 
 def test_a_run_tells_its_log_where_the_structure_changes(
@@ -131,12 +131,12 @@ def test_a_run_tells_its_log_where_the_structure_changes(
 
 
 def test_the_alarm_remembers_what_an_earlier_attempt_logged(spread: torch.Tensor, gathered: torch.Tensor, tmp_path: Path) -> None:
-    told: list[str] = []
-    means = RoutingLog(tmp_path, told.append).write(10, "joint", CONFIG, spread)
+    lines: list[str] = []
+    means = RoutingLog(tmp_path, lines.append).write(10, "joint", CONFIG, spread)
     assert means == {"load_entropy/mmu": pytest.approx(1.0), "token_entropy/mmu": pytest.approx(0.1)}
-    assert told == []
-    RoutingLog(tmp_path, told.append).write(20, "joint", CONFIG, gathered)
-    (warning,) = told
+    assert lines == []
+    RoutingLog(tmp_path, lines.append).write(20, "joint", CONFIG, gathered)
+    (warning,) = lines
     assert warning.startswith("step 20: warning")
     assert "one expert" in warning
     assert "layer 0 e1, layer 0 e2, layer 0 e3" in warning

@@ -109,8 +109,8 @@ def test_generation_data_alone_leaves_understanding_bit_for_bit(
     ids = torch.tensor([builder.understanding_prompt("Is there a cow in the image?")])
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     task = torch.zeros(1, 1, dtype=torch.long)
-    told = after(input_ids=ids, pixel_values=picture, task_ids=task).logits
-    torch.testing.assert_close(told, before(input_ids=ids, pixel_values=picture).logits, atol=1e-5, rtol=0)
+    labelled = after(input_ids=ids, pixel_values=picture, task_ids=task).logits
+    torch.testing.assert_close(labelled, before(input_ids=ids, pixel_values=picture).logits, atol=1e-5, rtol=0)
     drawn = (name for name, weight in after.named_parameters() if "lora_B" in name and weight[-1].any())
     assert next(drawn), "low-rank updates of generation moved"
     assert not torch.equal(after.model.generation_head.vision_head.weight, before.model.generation_head.vision_head.weight)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, add_group, load_config, number, say, whole
+from unidecouple.cli.command import OK, add, add_group, number, recipes_and_overrides, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Copy a checkpoint between deepseek-ai's layout, transformers' and ours, with another structure if asked."""
-    from unidecouple.convert.convert import convert as copy
-    from unidecouple.convert.load import checkpoint_folder
+    from unidecouple import api
     from unidecouple.convert.options import shard_bytes, structure, task
-    from unidecouple.convert.steps import Conversion
-    from unidecouple.models.shipped import located
-    from unidecouple.ownership import check_directory
 
-    wanted = Conversion(
+    wanted = api.Conversion(
         arguments.to,
         structure(arguments),
         task(arguments.task),
@@ -30,22 +26,21 @@ def convert(arguments: argparse.Namespace) -> int:
         arguments.seed,
         arguments.image_size,
     )
-    check_directory(arguments.output, [located(str(arguments.checkpoint))])
-    copy(checkpoint_folder(str(arguments.checkpoint)), arguments.output, wanted, say)
+    api.convert(arguments.checkpoint, arguments.output, conversion=wanted)
     return OK
 
 
 def merge(arguments: argparse.Namespace) -> int:
     """Merge models that were fine-tuned from one base, each on a task of its own, into one."""
+    from unidecouple import api
     from unidecouple.methods.merging import AdaMerging, Merging, TaskArithmetic
-    from unidecouple.run import RunConfig
-    from unidecouple.train.merging import merge_checkpoints
 
     method: Merging = TaskArithmetic(scale=arguments.scale)
     if arguments.method == "adamerging":
         method = AdaMerging("adamerging", arguments.scale, arguments.learning_rate, arguments.steps, arguments.batch_size)
-    run = load_config(RunConfig, arguments.recipe) if arguments.recipe else None
-    merge_checkpoints(arguments.base, arguments.tuned, arguments.output, method, run, arguments.cache, say)
+    recipes, overrides = recipes_and_overrides(arguments.recipe or [])
+    options = api.MergeOptions(method=method, recipe=recipes, overrides=overrides, cache=arguments.cache)
+    api.merge(arguments.base, arguments.tuned, arguments.output, options)
     return OK
 
 
@@ -85,14 +80,24 @@ def push(arguments: argparse.Namespace) -> int:
 
 
 def add_commands(commands: Commands) -> None:
-    """``unidecouple convert``, ``merge``, ``push`` and ``adapter save|load``."""
+    """``unidecouple convert|merge|export|push`` and ``unidecouple adapter save|load``."""
+    _add_convert(add(commands, convert, "convert"))
+    _add_merge(add(commands, merge, "merge"))
+    group = add_group(commands, "adapter", "Save what training changed as a small adapter, and rebuild the checkpoint from it.")
+    _add_adapter(add(group, adapter_save, "save"), add(group, adapter_load, "load"))
+    finished = add(commands, export, "export")
+    finished.add_argument("--ema", action="store_true", help="the averaged weights (of a run with ema_decay), not the last step's")
+    finished.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
+    finished.add_argument("--output", type=Path, required=True, help="folder to write")
     upload = add(commands, push, "push")
     upload.add_argument("folder", type=Path, help="folder of a checkpoint, of an adapter, or of a run")
     upload.add_argument("repo_id", metavar="REPO_ID", help="repository on the Hub, as owner/name; made if it is not there")
     upload.add_argument("--private", action="store_true", help="make a new repository private (default: as the Hub does, public)")
     upload.add_argument("--base-model", metavar="ID", help="base model's id on the Hub, for the card (default: the run's)")
     upload.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    command = add(commands, convert, "convert")
+
+
+def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
     command.add_argument("--output", type=Path, required=True, help="folder to write")
     layouts, structures = (
@@ -125,36 +130,37 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--merge-lora", action="store_true", help="add low-rank updates to their weights (other layouts: always)")
     command.add_argument("--max-shard-size", default="5GB", help="most bytes of one file of weights (default: 5GB)")
     command.add_argument("--seed", type=whole(0), default=0, help="of new routers (default: 0)")
-    command.add_argument("--image-size", type=whole(1), help="pixels a side of an Emu3's pictures (default: as they are, or 720)")
-    joined = add(commands, merge, "merge")
-    joined.add_argument("base", help="checkpoint that the models were fine-tuned from, or a shipped base's name")
-    joined.add_argument("tuned", nargs="+", help="folders of the models, or of their runs")
-    joined.add_argument("--output", type=Path, required=True, help="folder to write")
-    joined.add_argument(
+    command.add_argument("--image-size", type=whole(1), help="pixels per side of an Emu3's images (default: as they are, or 720)")
+
+
+def _add_merge(command: argparse.ArgumentParser) -> None:
+    command.add_argument("base", help="checkpoint that the models were fine-tuned from, or a shipped base's name")
+    command.add_argument("tuned", nargs="+", help="folders of the models, or of their runs")
+    command.add_argument("--output", type=Path, required=True, help="folder to write")
+    command.add_argument(
         "--method", choices=("task_arithmetic", "adamerging"), default="task_arithmetic", help="how (default: %(default)s)"
     )
-    joined.add_argument("--scale", type=number(), default=0.3, help="coefficient of every model, or where it starts (default: 0.3)")
-    joined.add_argument("--recipe", nargs="+", help="adamerging: recipes and key=value overrides, whose data are the inputs")
-    joined.add_argument(
+    command.add_argument(
+        "--scale", type=number(), default=0.3, help="coefficient of every model, or where it starts (default: 0.3)"
+    )
+    command.add_argument("--recipe", nargs="+", help="adamerging: recipes and key=value overrides, whose data are the inputs")
+    command.add_argument(
         "--learning-rate", type=number(above=0), default=1e-3, help="adamerging: of the coefficients (default: 0.001)"
     )
-    joined.add_argument("--steps", type=whole(1), default=500, help="adamerging: steps of learning (default: 500)")
-    joined.add_argument("--batch-size", type=whole(1), default=16, help="adamerging: samples a task and step (default: 16)")
-    joined.add_argument(
-        "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
+    command.add_argument("--steps", type=whole(1), default=500, help="adamerging: steps of learning (default: 500)")
+    command.add_argument("--batch-size", type=whole(1), default=16, help="adamerging: samples per task and step (default: 16)")
+    command.add_argument(
+        "--cache", type=Path, default=Path("runs/cache"), help="folder of generated and encoded data (default: runs/cache)"
     )
-    group = add_group(commands, "adapter", "Save what training changed as a small adapter, and rebuild the checkpoint from it.")
-    parsers = {"save": add(group, adapter_save, "save"), "load": add(group, adapter_load, "load")}
-    parsers["save"].add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
-    parsers["save"].add_argument("--base", help="checkpoint it was trained from (default: what the run's run.yaml says)")
-    parsers["save"].add_argument("--seed", type=whole(0), help="the run's, for a dense base's routers (default: run.yaml's, or 0)")
-    parsers["save"].add_argument("--with-experts", action="store_true", help="keep experts that training changed, in full")
-    parsers["load"].add_argument("base", help="checkpoint that the adapter belongs to, or a shipped base's name")
-    parsers["load"].add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` or PEFT wrote")
-    parsers["load"].add_argument("--unmerged", action="store_true", help="keep PEFT's updates as low-rank weights, to train on")
-    for parser in parsers.values():
-        parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    finished = add(commands, export, "export")
-    finished.add_argument("--ema", action="store_true", help="the averaged weights (of a run with ema_decay), not the last step's")
-    finished.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
-    finished.add_argument("--output", type=Path, required=True, help="folder to write")
+
+
+def _add_adapter(save: argparse.ArgumentParser, load: argparse.ArgumentParser) -> None:
+    save.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
+    save.add_argument("--base", help="checkpoint it was trained from (default: what the run's run.yaml says)")
+    save.add_argument("--seed", type=whole(0), help="the run's, for a dense base's routers (default: run.yaml's, or 0)")
+    save.add_argument("--with-experts", action="store_true", help="keep experts that training changed, in full")
+    load.add_argument("base", help="checkpoint that the adapter belongs to, or a shipped base's name")
+    load.add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` or PEFT wrote")
+    load.add_argument("--unmerged", action="store_true", help="keep PEFT's updates as low-rank weights, to train on")
+    for command in (save, load):
+        command.add_argument("--output", type=Path, required=True, help="folder to write")

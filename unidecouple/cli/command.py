@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,7 +14,7 @@ from unidecouple.bounds import cut
 from unidecouple.inputs import special_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -104,13 +105,27 @@ def load_config(schema: type[T], recipe: Sequence[str]) -> T:
     """
     from unidecouple import config
 
-    files = [entry for entry in recipe if "=" not in entry or _exists(entry)]  # a run's folder may be named "...@lr=0.3"
-    paths, overrides = [Path(entry) for entry in files], [entry for entry in recipe if entry not in files]
-    try:
+    paths, overrides = recipes_and_overrides(recipe)
+    with naming_command(schema, paths):
         return config.load(schema, paths, overrides)
+
+
+def recipes_and_overrides(entries: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The command line's recipes, and its key=value overrides."""
+    files = [entry for entry in entries if "=" not in entry or _exists(entry)]  # a run's folder may be named "...@lr=0.3"
+    return [Path(entry) for entry in files], [entry for entry in entries if entry not in files]
+
+
+@contextmanager
+def naming_command(schema: type, paths: Sequence[Path]) -> Iterator[None]:
+    """In the block, an error in ``paths`` that are recipes for another command than the one of ``schema`` names that command."""
+    from unidecouple import config
+
+    try:
+        yield
     except config.ConfigError:
         if (meant := _meant(schema, config.top_keys(paths))) is not None:
-            raise config.ConfigError(f"{' '.join(files)}: {meant}") from None
+            raise config.ConfigError(f"{' '.join(map(str, paths))}: {meant}") from None
         raise
 
 

@@ -77,8 +77,9 @@ def preview(arguments: argparse.Namespace) -> int:
 
 
 def encode(arguments: argparse.Namespace) -> int:
-    """Encode the pictures to be drawn as image tokens, once; an interrupted encoding goes on with the same command."""
+    """Encode the images to be generated as image tokens, once; an interrupted encoding goes on with the same command."""
     from unidecouple.convert.load import load
+    from unidecouple.data.encode import EncodeOptions
     from unidecouple.data.encode import encode as write_cache
     from unidecouple.data.formats import open_readers
     from unidecouple.data.pictures import ImagePreprocessor
@@ -92,11 +93,10 @@ def encode(arguments: argparse.Namespace) -> int:
         model.model.vqmodel.to(place),
         ImagePreprocessor(processor),
         arguments.output,
-        batch_size=arguments.batch_size,
-        max_bad_ratio=arguments.max_bad_ratio,
-        progress=progress_bar(f"encoding {arguments.path.name}", "records"),
+        EncodeOptions(batch_size=arguments.batch_size, max_bad_ratio=arguments.max_bad_ratio),
+        progress_bar(f"encoding {arguments.path.name}", "records"),
     )
-    size = f"{manifest.count:,} pictures of {manifest.tokens_per_image} tokens"
+    size = f"{manifest.count:,} images of {manifest.tokens_per_image} tokens"
     print(f"{arguments.output}: {size}; {manifest.skipped:,} records left out")
     return OK
 
@@ -111,7 +111,7 @@ def add_commands(commands: Commands) -> None:
         command.add_argument(
             "--data-type", help="force a format: messages, llava, qa, flat, webdataset, parquet, datasets, image_tokens"
         )
-        command.add_argument("--root", type=Path, help="where relative names of pictures start (default: the file's folder)")
+        command.add_argument("--root", type=Path, help="where relative names of images start (default: the file's folder)")
         command.add_argument(
             "--columns",
             type=columns,
@@ -135,7 +135,7 @@ def add_commands(commands: Commands) -> None:
     parsers["preview"].add_argument("--seed", type=whole(0), default=0, help="which samples (default: 0)")
     parsers["encode"].add_argument("--model", required=True, help="checkpoint whose image tokenizer encodes")
     parsers["encode"].add_argument("--output", type=Path, required=True, help="folder of the cache")
-    parsers["encode"].add_argument("--batch-size", type=whole(1), default=32, help="pictures encoded together (default: 32)")
+    parsers["encode"].add_argument("--batch-size", type=whole(1), default=32, help="images encoded together (default: 32)")
     parsers["encode"].add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto, a GPU where there is one)"
     )

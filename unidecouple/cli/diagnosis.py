@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, load_config, say, whole
+from unidecouple.cli.command import OK, add, load_config, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -14,27 +14,14 @@ if TYPE_CHECKING:
 
 def diagnose(arguments: argparse.Namespace) -> int:
     """Look into a checkpoint: gradient conflict, routing, alignment by depth, what its parts are worth; JSON and an HTML page."""
-    from unidecouple.report.checkpoint_page import write_diagnosis
+    from unidecouple import api
     from unidecouple.run import RunConfig
-    from unidecouple.train.launch import processes
-    from unidecouple.train.probe_input import open_probe_input
 
     if arguments.recipe and arguments.data:
-        raise ValueError("--recipe and --data are both given: each says which data to look at; leave one out")
+        raise ValueError("--recipe and --data are both given: each names data to look at; leave one out")
     recipe = load_config(RunConfig, arguments.recipe) if arguments.recipe else None
-    output = arguments.output or Path("diagnosis") / Path(arguments.checkpoint).name
-    with processes(arguments.device, bf16=False, kind="ddp") as place:
-        opened = open_probe_input(
-            arguments.checkpoint,
-            recipe,
-            arguments.data,
-            arguments.batches,
-            place.device,
-            arguments.cache,
-            lambda what, done, of: say(f"{what}: {done} of {of}"),
-        )
-        say(f"{opened.checkpoint} on {opened.data}, {arguments.batches} batches a task")
-        print(write_diagnosis(opened, output, say))
+    options = api.DiagnoseOptions(recipe=recipe, batches=arguments.batches, device=arguments.device, cache=arguments.cache)
+    print(api.diagnose(arguments.checkpoint, arguments.output, arguments.data, options))
     return OK
 
 

@@ -3,58 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, existing, say, whole
-from unidecouple.cli.sampling import add_sampling_options, sampling_of
+from unidecouple.cli.command import OK, add, existing, whole
+from unidecouple.cli.sampling import add_sampling_options
 from unidecouple.plugins import BENCHMARKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from unidecouple.cli.command import Commands
-    from unidecouple.eval.benchmark import BenchmarkResult
-    from unidecouple.eval.card import EvalSetup
-    from unidecouple.eval.model import EvalModel
     from unidecouple.eval.session import Blind
-    from unidecouple.eval.suite import BenchmarkOptions
-    from unidecouple.train.parallel import Parallel
 
 _BLIND = ("grey", "text")  # those of ``eval.session``, whose import --help need not wait for
-_PROGRESS_EVERY = 5.0  # seconds
-_SHOWN = 12
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Score a model on benchmarks: answers and images are written as they come, then scored; a rerun continues."""
-    from unidecouple.eval.answering import WorkShare
-    from unidecouple.eval.benchmark import GenerationBenchmark
-    from unidecouple.eval.scores_file import SCORES, write_scores
-    from unidecouple.eval.session import EvalSession
-    from unidecouple.eval.suite import open_benchmarks
-    from unidecouple.ownership import check_file
-    from unidecouple.train.launch import processes
+    from unidecouple import api
 
     if arguments.score_only and arguments.blind is not None:
         raise ValueError("--score-only asks nothing, so --blind has no effect: leave one out")
     existing(arguments.detections, "--detections")
-    check_file(arguments.output / SCORES)
-    opened = open_benchmarks(arguments.benchmarks.split(","), _options(arguments))
-    with processes(arguments.device, bf16=False, kind="ddp") as place:
-        model, setup = _model(arguments, place)
-        share = WorkShare(place.rank, place.size, _waiting(place))
-        progress = _progress() if place.first else lambda what, done, of: None
-        session = EvalSession(arguments.output, setup, arguments.batch_size, _blind(arguments.blind), share, progress)
-        for benchmark in opened:
-            if model is not None:
-                session.run(benchmark, model)
-            if place.first:
-                detections = arguments.detections if isinstance(benchmark, GenerationBenchmark) else None
-                _show(benchmark.name, session.score(benchmark, detections), session.folder(benchmark))
-        if place.first:
-            write_scores(arguments.output, arguments.model)
+    names = (
+        *("limit", "seed", "device", "dtype", "parser", "score_only", "detections", "art", "batch_size", "max_new_tokens"),
+        *("num_images", "guidance_scale", "temperature", "top_k", "top_p"),
+    )
+    options = api.EvalOptions(blind=_blind(arguments.blind), **{name: getattr(arguments, name) for name in names})
+    api.evaluate(arguments.model, arguments.benchmarks.split(","), arguments.output, arguments.data, options)
     return OK
 
 
@@ -71,80 +48,6 @@ def _blind(asked: Sequence[Blind] | None) -> tuple[Blind, ...]:
     from unidecouple.eval.session import BLIND
 
     return () if asked is None else tuple(way for way in BLIND if way in asked or not asked)
-
-
-def _options(arguments: argparse.Namespace) -> BenchmarkOptions:
-    from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, SyntheticSizes
-
-    if arguments.art is not None and (arguments.data is not None or "geneval" in arguments.benchmarks):
-        raise ValueError("--art draws the synthetic questions only: leave out --data, and geneval among the benchmarks")
-    sizes = SyntheticSizes(num_images=arguments.num_images)
-    seed = TEST_SEED if arguments.seed is None else arguments.seed
-    return BenchmarkOptions(arguments.data, arguments.limit, seed, tuple(arguments.parser), sizes, arguments.art)
-
-
-def _model(arguments: argparse.Namespace, place: Parallel) -> tuple[EvalModel | None, EvalSetup]:
-    """The model, unless only files are scored, and what the card records about it."""
-    import dataclasses
-
-    import torch
-
-    from unidecouple.convert.load import checkpoint_folder, load
-    from unidecouple.eval.card import EvalSetup, weights_of
-    from unidecouple.eval.model import EvalModel
-    from unidecouple.eval.suite import TEST_SEED
-    from unidecouple.generate.sampling import image_sampling
-
-    if arguments.score_only:
-        return None, EvalSetup(arguments.model, {}, {}, arguments.dtype, str(place.device))
-    tokens = arguments.max_new_tokens or (_WORLD_TOKENS if arguments.data is None else _FILES_TOKENS)
-    seed = TEST_SEED if arguments.seed is None else arguments.seed
-    model, processor = load(arguments.model, getattr(torch, arguments.dtype))
-    sampling = sampling_of(arguments, image_sampling(model.generation_config))
-    settings = {"seed": seed, "max_new_tokens": tokens, **dataclasses.asdict(sampling)}
-    weights = weights_of(checkpoint_folder(arguments.model)) if place.first else {}
-    setup = EvalSetup(arguments.model, weights, settings, arguments.dtype, str(place.device))
-    return EvalModel(model.to(place.device), processor, tokens, sampling, seed), setup
-
-
-_WORLD_TOKENS, _FILES_TOKENS = 6, 32
-"""Longest answers: as training scores the synthetic benchmarks, and enough for an option's text."""
-
-
-def _waiting(place: Parallel) -> Callable[[], None]:
-    if place.size == 1:
-        return lambda: None
-    import torch.distributed as dist
-
-    return dist.barrier
-
-
-def _progress() -> Callable[[str, int, int], None]:
-    """A line every few seconds, and one at each end."""
-    last = [0.0]
-
-    def show(what: str, done: int, of: int) -> None:
-        if done == of or time.monotonic() - last[0] > _PROGRESS_EVERY:
-            last[0] = time.monotonic()
-            say(f"{what}: {done} of {of}")
-
-    return show
-
-
-def _show(name: str, result: BenchmarkResult | None, folder: Path) -> None:
-    """Print the first rows."""
-    from unidecouple.eval.card import intervals
-
-    if result is None:
-        say(f"{name}: images are in {folder / 'images'}; detect what they show and score with --score-only --detections FILE")
-        return
-    ends = intervals(result)
-    for row in result.scores[:_SHOWN]:
-        low, high = ends.get(row.metric, (None, None))
-        between = "" if low is None or high is None else f"  ({low:.3f} to {high:.3f})"
-        say(f"{name} {row.metric}: {row.value:.3f}{between}")
-    unread = ", ".join(f"{count} {kind}" for kind, count in result.failures.items() if count)
-    say(f"{name}: {unread or 'everything was read'}; all rows in {folder / 'card.md'}")
 
 
 def add_commands(commands: Commands) -> None:

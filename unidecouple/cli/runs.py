@@ -8,67 +8,72 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import FAILED, OK, add, load_config, number, say, whole
+from unidecouple.cli.command import FAILED, OK, add, load_config, naming_command, number, recipes_and_overrides, say, share, whole
+from unidecouple.cli.data import columns
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
-    from unidecouple.run import RunConfig
 
 
 def compare(arguments: argparse.Namespace) -> int:
     """Train methods x scenarios x learning rates x seeds on equal budgets, and write results.json and report.html."""
     import shlex
 
+    from unidecouple import api
     from unidecouple.compare.plan import Comparison
-    from unidecouple.compare.runner import CompareOptions, ComparisonError, run_comparison
+    from unidecouple.compare.runner import ComparisonError
 
-    chosen = load_config(Comparison, arguments.recipe)
-    folder = arguments.output or Path("runs") / chosen.name
+    recipes, overrides = recipes_and_overrides(arguments.recipe)
     options = [f"--only={text}" for text in arguments.only] + [f"--results={path}" for path in arguments.results]
-    asked = CompareOptions(
-        folder,
-        arguments.cache,
-        arguments.workers or os.cpu_count() or 1,
-        tuple(arguments.only),
-        tuple(arguments.results),
-        shlex.join(["unidecouple", "compare", *arguments.recipe, *options]),
+    grid = api.GridOptions(
+        workers=arguments.workers,
+        only=arguments.only,
+        results=arguments.results,
+        cache=arguments.cache,
+        command=shlex.join(["unidecouple", "compare", *arguments.recipe, *options]),
     )
-    failure = None
     try:
-        print(f"results: {run_comparison(chosen, asked)}", flush=True)
+        with naming_command(Comparison, recipes):
+            folder = api.compare(recipes, arguments.output, overrides=overrides, options=grid)
     except ComparisonError as error:
-        failure = error
-    if (folder / "results.json").is_file():
-        from unidecouple.report import write_report
-
-        print(write_report(folder))
-    if failure is not None:
-        print(f"unidecouple: {failure}", file=sys.stderr)
-    return OK if failure is None else FAILED
-
-
-def train(arguments: argparse.Namespace) -> int:
-    """Train, score and diagnose one run; resumes by itself."""
-    from unidecouple.run import RunConfig
-    from unidecouple.train.train import train as train_run
-
-    run = load_config(RunConfig, arguments.recipe)
-    if arguments.dry_run:
-        return _dry_run(run, arguments.cache)
-    train_run(run, arguments.output, arguments.cache, say, arguments.stop)
+        print(f"unidecouple: {error}", file=sys.stderr)
+        return FAILED
+    print(f"results: {folder / 'results.json'}\n{folder / 'report.html'}", flush=True)
     return OK
 
 
-def _dry_run(run: RunConfig, cache: Path) -> int:
-    from unidecouple.plan.stages import PlanRequest
-    from unidecouple.plan.stages import plan as stages
-    from unidecouple.plan.text import memory_of_one
-    from unidecouple.train.dry_run import describe
+def train(arguments: argparse.Namespace) -> int:
+    """Train, score and diagnose one run; resumes by itself. Give a recipe, or --model and --data.
 
-    describe(run, cache, say)
-    question = PlanRequest((1,), dtype="bf16" if run.bf16 else "fp32")
-    print("\nmemory of one process at the peak of a step, computed (see docs/scale.md)")
-    print("\n".join(memory_of_one(stages(run, question), run.gradient_checkpointing)))
+    Precedence, the later wins: recipe, options, key=value.
+    """
+    from unidecouple import api
+    from unidecouple.run import RunConfig
+
+    recipes, overrides = recipes_and_overrides(arguments.recipe)
+    data, after_data = recipes_and_overrides(arguments.data)  # key=value may follow the last file
+    validation, after_validation = recipes_and_overrides(arguments.validation)
+    options = api.TrainOptions(
+        validation=validation,
+        validation_fraction=arguments.validation_fraction,
+        columns=arguments.columns or {},
+        epochs=arguments.epochs,
+        cache=arguments.cache,
+        dry_run=arguments.dry_run,
+        stop=arguments.stop,
+    )
+    with naming_command(RunConfig, recipes):
+        checkpoint = api.train(
+            arguments.output,
+            model=arguments.model,
+            data=data,
+            method=arguments.method,
+            recipe=recipes,
+            overrides=[*overrides, *after_data, *after_validation],
+            options=options,
+        )
+    if not arguments.dry_run and int(os.environ.get("RANK", "0")) == 0:
+        say(f"checkpoint: {checkpoint}\nnext: unidecouple chat {arguments.output}")
     return OK
 
 
@@ -133,7 +138,27 @@ def add_commands(commands: Commands) -> None:
         metavar="FILE",
         help="a results.json of the same grid from another folder or machine: its runs are taken, not run",
     )
-    one = add(commands, train, "train", recipe=True)
+    one = add(commands, train, "train")
+    one.add_argument("recipe", nargs="*", help="YAML recipes or names of packaged ones, and key=value overrides of their keys")
+    one.add_argument(
+        "--model", default="", help="a checkpoint's folder in any layout, Hub id, or shipped base (default: the recipe's)"
+    )
+    one.add_argument("--data", nargs="+", default=[], metavar="FILE", help="files to train on (default: the recipe's)")
+    one.add_argument(
+        "--method",
+        default="auto",
+        help="a method's name, in place of a recipe (default: auto, by the data, with the reason)",
+    )
+    one.add_argument("--validation", nargs="+", default=[], metavar="FILE", help="held-out files (default: a fraction of --data)")
+    one.add_argument(
+        "--columns", type=columns, metavar="NAME=COLUMN,...", help="your keys in --data, as in question=q,answer=a,image=path"
+    )
+    one.add_argument(
+        "--validation-fraction", type=share, default=0.05, help="of each task's records in --data, held out (default: 0.05)"
+    )
+    one.add_argument(
+        "--epochs", type=number(above=0), help="passes over --data (default: 10, but no more steps than the recipe's max_steps)"
+    )
     one.add_argument("--output", type=Path, required=True, help="folder of the run")
     one.add_argument("--dry-run", action="store_true", help="say what the run would do: configuration, weights, data, memory")
     for command in (grid, one):

@@ -7,10 +7,11 @@ import itertools
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unidecouple.cli.command import FAILED, OK, add, existing, number, progress_bar, say, whole
 from unidecouple.cli.sampling import add_sampling_options, sampling_of
+from unidecouple.extras import missing_package
 from unidecouple.generate.sampling import GREEDY, SamplingParams
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def chat(arguments: argparse.Namespace) -> int:
-    """Chat with a model, about a picture or without: one question, or one per line of standard input."""
+    """Chat with a model, about an image or without: one question, or one per line of standard input."""
     from unidecouple.data.formats.record import ImageFile
     from unidecouple.data.pictures import ImagePreprocessor
 
@@ -85,15 +86,14 @@ def generate(arguments: argparse.Namespace) -> int:
 
 def infer(arguments: argparse.Namespace) -> int:
     """Answer, or generate an image for, every line of a jsonl file, batched; after an interruption the same command continues."""
-    from unidecouple.generate.infer import Settings
-    from unidecouple.generate.infer import infer as run
+    from unidecouple import api
 
     existing(arguments.data, "data")
-    engine = _engine(arguments, None)
-    answers = GREEDY.override(temperature=arguments.temperature)
-    images = engine.image_sampling.override(temperature=arguments.image_temperature, guidance_scale=arguments.guidance_scale)
-    settings = Settings(arguments.model, arguments.seed, arguments.max_new_tokens, answers, images)
-    counts = run(engine, arguments.data, arguments.output, settings, progress_bar(arguments.data.name, "lines"))
+    names = ("seed", "max_new_tokens", "temperature", "image_temperature", "guidance_scale", "device", "dtype", "eager")
+    options = api.InferOptions(
+        progress=progress_bar(arguments.data.name, "lines"), **{name: getattr(arguments, name) for name in names}
+    )
+    counts = api.infer(arguments.model, arguments.data, arguments.output, options)
     for problem in counts.failed:
         print(f"unidecouple: {problem}", file=sys.stderr)
     earlier = f", {counts.before:,} from before" if counts.before else ""
@@ -112,7 +112,7 @@ def serve(arguments: argparse.Namespace) -> int:
         from unidecouple.serve.api import Server
         from unidecouple.serve.run import uvicorn_server
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'unidecouple[serve]'") from error
+        raise missing_package("serve", "serve", error) from error
     from unidecouple.serve.limits import Limits
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -135,21 +135,24 @@ def serve(arguments: argparse.Namespace) -> int:
     return OK if http.started else FAILED
 
 
-def _engine(arguments: argparse.Namespace, task: str | None, max_batch_size: int = 16) -> Engine:
-    import torch
+def _engine(arguments: argparse.Namespace, task: Literal["mmu", "t2i"] | None, max_batch_size: int = 16) -> Engine:
+    from unidecouple import api
 
-    from unidecouple.generate.engine import Engine
-    from unidecouple.train.launch import device_of
-
-    device, dtype = device_of(arguments.device), getattr(torch, arguments.dtype)
-    return Engine.load(arguments.model, device, dtype, task, max_batch_size, arguments.eager)
+    return api.load(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        task=task,
+        max_batch_size=max_batch_size,
+        eager=arguments.eager,
+    )
 
 
 def add_commands(commands: Commands) -> None:
     """``unidecouple chat|generate|infer|serve``."""
     made = {function: add(commands, function, function.__name__) for function in (chat, generate, infer, serve)}
     for function, command in made.items():
-        command.add_argument("model", help="folder of a checkpoint, or of a run, or a shipped base: understanding, unified")
+        command.add_argument("model", help="folder of a checkpoint or a run, Hub id, or shipped base: understanding, unified")
         command.add_argument(
             "--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto, a GPU where there is one)"
         )
@@ -166,7 +169,7 @@ def add_commands(commands: Commands) -> None:
     add_sampling_options(made[infer], "temperature", default=GREEDY)
     add_sampling_options(made[infer], "guidance_scale")
     add_sampling_options(made[infer], "temperature", prefix="image-")
-    made[chat].add_argument("--image", type=Path, help="picture that the first question is about")
+    made[chat].add_argument("--image", type=Path, help="image that the first question is about")
     made[chat].add_argument("--question", help="one question (default: lines of standard input)")
     made[generate].add_argument("prompt", nargs="+", help="text of an image")
     made[generate].add_argument("--output", type=Path, required=True, help="folder of the images")

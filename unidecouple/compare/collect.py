@@ -9,7 +9,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,40 +33,79 @@ ERROR = "error.txt"
 _NONE = dict.fromkeys(TASK_KEYS, 0)
 
 
-def collect(
-    grid: Comparison,
-    planned: Sequence[Job],
-    done: Sequence[Job],
-    imported: ImportedRuns,
-    cells: Mapping[str, Mapping[str, VariantPlan]],
-    folder: Path,
-    wall_seconds: float | None,
-    command: str,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class GridRuns:
+    """The runs of a comparison: planned, finished in its folder, and imported.
+
+    Attributes:
+        planned: all jobs of the grid.
+        done: those whose scores are in ``folder``.
+        imported: those that were finished elsewhere.
+        cells: see ``budget.cells``.
+        folder: of the comparison.
+    """
+
+    planned: Sequence[Job]
+    done: Sequence[Job]
+    imported: ImportedRuns
+    cells: Mapping[str, Mapping[str, VariantPlan]]
+    folder: Path
+
+    def missing(self) -> list[dict[str, Any]]:
+        """Scenario, variant and seed of each job that is neither done nor imported, with the error that ended it."""
+        present = {job.folder for job in self.done}
+        absent = [job for job in self.planned if job.folder not in present and key_of(job) not in self.imported.runs]
+        errors = {job.folder: self.folder / job.folder / ERROR for job in absent}
+        return [_place(job) | ({"error": file.read_text()} if (file := errors[job.folder]).is_file() else {}) for job in absent]
+
+
+def collect(grid: Comparison, grid_runs: GridRuns, wall_seconds: float | None, command: str) -> dict[str, Any]:
     """Contents of ``results.json``: one row per score, with the budget of its run, and ``meta``.
 
     Args:
         grid: as asked for.
-        planned: all its jobs.
-        done: those whose scores are in ``folder``.
-        imported: runs of others that were finished elsewhere; what is not here either is listed in ``meta["missing"]``,
-            with the error that it ended with.
-        cells: see ``budget.cells``.
-        folder: of the comparison.
+        grid_runs: its runs; those that are missing are listed in ``meta["missing"]``.
         wall_seconds: that all runs together took; None where it is not known.
         command: how it was called.
     """
+    rows, runs, cpu_seconds = _rows_and_runs(grid_runs)
+    rows += from_one_task(rows, {task.key: grid.single_task(task) for task in Task})
+    cells = grid_runs.cells
+    environment = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "commit": _commit(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "hashes": {base: base_hash(base) for base in sorted({job.config.model_name_or_path for job in grid_runs.planned})},
+        "wall_seconds": wall_seconds,
+        "cpu_seconds": cpu_seconds,
+    }
+    measured = {
+        "budgets": {s: {n: c.budget.to_json() | {"rates": list(c.rates)} for n, c in of.items()} for s, of in cells.items()},
+        "costs": {s: {n: cost_of(c).to_json() for n, c in of.items()} for s, of in cells.items()},
+        "missing": grid_runs.missing(),
+        "sources": grid_runs.imported.sources,
+        "runs": runs,
+        "config": configs.plain(grid),
+    }
+    return {"meta": {"name": grid.name} | environment | _descriptions(grid) | measured, "rows": rows}
+
+
+def _rows_and_runs(grid_runs: GridRuns) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
+    """Rows of scores, entries of ``meta["runs"]``, and the CPU seconds of all runs together."""
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     seconds: dict[Path, float] = {}
-    here = {job.folder for job in done}
-    for job in planned:
-        seen = _seen(job, cells)
+    imported, folder = grid_runs.imported, grid_runs.folder
+    here = {job.folder for job in grid_runs.done}
+    for job in grid_runs.planned:
+        seen = _seen(job, grid_runs.cells)
         if job.folder in here:
             found = json.loads((folder / job.folder / RESULT).read_text())
             spent = _spent(found, folder / job.folder)
             seconds[job.folder] = spent["cpu_seconds"]
-            place = {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
+            place = _place(job)
             scores = [{"step": found["step"]} | score for score in found["scores"]]
             rows += [place | row | seen for row in scores + readings(folder / job.folder)]
             spent["cpu_seconds"] += _of_parents(job, seconds)
@@ -75,24 +114,12 @@ def collect(
             rows += [{**row, **seen} for row in imported.rows[key_of(job)] if row["metric"] != FROM_ONE_TASK]
             runs.append({**run, **seen})
             seconds[job.folder] = run["cpu_seconds"] - _of_parents(job, seconds)
-    rows += from_one_task(rows, {task.key: grid.single_task(task) for task in Task})
-    bases = sorted({job.config.model_name_or_path for job in planned})
-    absent = [job for job in planned if job.folder not in here and key_of(job) not in imported.runs]
-    missing = [
-        {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
-        | ({"error": (folder / job.folder / ERROR).read_text()} if (folder / job.folder / ERROR).is_file() else {})
-        for job in absent
-    ]
-    meta = {
-        "name": grid.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "commit": _commit(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "hashes": {base: base_hash(base) for base in bases},
-        "wall_seconds": wall_seconds,
-        "cpu_seconds": sum(seconds.values()),
+    return rows, runs, sum(seconds.values())
+
+
+def _descriptions(grid: Comparison) -> dict[str, Any]:
+    """What the grid states about its metrics, scenarios and variants."""
+    return {
         "control": grid.control_name,
         "focus": grid.focus_name,
         "metrics": [asdict(metric_named(name)) for name in grid.metrics],
@@ -104,14 +131,11 @@ def collect(
         "axes": {name: variant.axis for name, variant in grid.variants.items() if variant.axis},
         "tasks": {name: variant.tasks for name, variant in grid.variants.items() if variant.tasks != "both"},
         "other_budgets": {name: variant.other_budget for name, variant in grid.variants.items() if variant.other_budget},
-        "budgets": {s: {n: c.budget.to_json() | {"rates": list(c.rates)} for n, c in of.items()} for s, of in cells.items()},
-        "costs": {s: {n: cost_of(c).to_json() for n, c in of.items()} for s, of in cells.items()},
-        "missing": missing,
-        "sources": imported.sources,
-        "runs": runs,
-        "config": configs.plain(grid),
     }
-    return {"meta": meta, "rows": rows}
+
+
+def _place(job: Job) -> dict[str, Any]:
+    return {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
 
 
 def _of_parents(job: Job, seconds: Mapping[Path, float]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unidecouple import config as configs
 from unidecouple.compare.budget import cells, check
-from unidecouple.compare.collect import ERROR, LOG, collect
+from unidecouple.compare.collect import ERROR, LOG, GridRuns, collect
 from unidecouple.compare.done import finished
 from unidecouple.compare.elsewhere import import_runs, key_of
 from unidecouple.compare.merge import MERGED, RECORD, words
@@ -81,7 +81,7 @@ def run_comparison(grid: Comparison, options: CompareOptions) -> Path:
     there, results = finished(planned, folder), folder / "results.json"
     if there or imported.runs:
         took = None if known else time.monotonic() - began  # of a part of the runs it would be read as that of all
-        content = collect(grid, planned, there, imported, compared, folder, took, options.command)
+        content = collect(grid, GridRuns(planned, there, imported, compared, folder), took, options.command)
         write_json_atomic(results, content)
         if content["meta"]["missing"]:
             print(f"{grid.name}: {len(content['meta']['missing'])} of {len(planned)} runs are missing in {results}", flush=True)

@@ -26,13 +26,16 @@ __all__ = ["ConfigError", "differences", "dump", "load", "plain", "restore", "to
 T = TypeVar("T")
 
 
-def load(schema: type[T], paths: Sequence[Path], overrides: Sequence[str] = ()) -> T:
-    """The configuration that ``paths``, left to right, and then ``overrides`` describe.
+def load(
+    schema: type[T], paths: Sequence[Path], overrides: Sequence[str] = (), values: Sequence[tuple[str, Mapping[str, Any]]] = ()
+) -> T:
+    """The configuration that ``paths``, left to right, then ``values`` and then ``overrides`` describe.
 
     Args:
         schema: a frozen dataclass; nested dataclasses, enums, Literal, dict, list, tuple, unions and Path are understood.
         paths: YAML files. None at all gives the schema's defaults.
         overrides: each "dotted.key=value", value in YAML; a number steps into a list ("stages.0.learning_rate=1e-3").
+        values: each a source's name, for messages, and JSON's own types.
 
     Raises:
         ConfigError: a file is missing or broken, or the whole does not fit the schema; every misfit is listed.
@@ -40,6 +43,8 @@ def load(schema: type[T], paths: Sequence[Path], overrides: Sequence[str] = ()) 
     layers = Layers(moved_keys(schema))
     for path in paths:
         layers.add_file(Path(path))
+    for source, given in values:
+        layers.add_values(given, source)
     for override in overrides:
         layers.add_override(override)
     return _checked(schema, layers)

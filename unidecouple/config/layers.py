@@ -2,7 +2,7 @@
 
 Mappings merge key by key; anything else, lists included, is replaced whole. So is a mapping whose ``kind`` changes: settings of
 one kind mean nothing to another. A file may start from others: its top-level key ``base`` names one or a list of them, relative
-to its own folder, and they are merged before it.
+to its own folder, and they are merged before it. Packaged recipes may be given by name (``packaged.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unidecouple.config.packaged import packaged_recipe, recipe_names, recipe_path
 from unidecouple.config.yaml12 import ConfigError, parse
 from unidecouple.inputs import special_file
 
@@ -63,6 +64,7 @@ class Layers:
         Raises:
             ConfigError: a file is missing, broken, no mapping, or starts from itself.
         """
+        path = recipe_path(path)
         real = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
         if real in starters:
             raise ConfigError(f"{path} starts from itself by way of '{BASE_KEY}'; take it out of one of the files")
@@ -75,7 +77,8 @@ class Layers:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"{path}: '{BASE_KEY}' must be a file name or a list of file names, not {bases!r}")
         for name in names:
-            self.add_file(path.parent / name, (*starters, real))
+            beside = path.parent / name
+            self.add_file(beside if beside.exists() else packaged_recipe(name) or beside, (*starters, real))
         self.add_values(content, str(path))
 
     def add_values(self, values: Mapping[str, Any], source: str) -> None:
@@ -199,7 +202,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _missing(path: Path) -> str:
     if not path.parent.is_dir():
-        return f"{path} does not exist, nor does the folder {path.parent}"
+        near = difflib.get_close_matches(path.as_posix(), recipe_names(), n=1)
+        hint = f"did you mean the packaged recipe {near[0]}?" if near else "`unidecouple recipes list` prints the packaged recipes"
+        return f"{path} does not exist, nor does the folder {path.parent} ({hint})"
     there = {entry.stem: entry.name for entry in sorted(path.parent.iterdir()) if entry.suffix in {".yaml", ".yml"}}
     near = difflib.get_close_matches(path.stem, there, n=1)
     known = ", ".join(there.values()) or "none"

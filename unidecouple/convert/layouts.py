@@ -121,6 +121,12 @@ def read_config(folder: Path) -> CheckpointConfig:
     return CheckpointConfig(folder, raw, _MODEL_TYPES[kind])
 
 
+def is_known(folder: Path) -> bool:
+    """Whether config.json in ``folder`` is of a family that this package reads."""
+    kind = read_json(folder / "config.json").get("model_type")
+    return isinstance(kind, str) and kind in _MODEL_TYPES
+
+
 def _check_vocabulary(folder: Path, config: UnifiedConfig, processor: UnifiedProcessor) -> None:
     """Refuse tokens without word embeddings: torch would fail, or read beyond the table, once a text has one of them."""
     rows, ids = config.text_config.vocab_size, processor.tokenizer.get_vocab()
@@ -141,6 +147,11 @@ def config_json(config: UnifiedConfig, layout: str) -> dict[str, Any]:
     text, raw = config.text_config, config.to_diff_dict()
     if layout == UNIDECOUPLE:
         return {**raw, "architectures": [model_class(config).__name__]}
+    if text.task_deltas:
+        raise ValueError(
+            f"weights per task (task_deltas) have no place in the {layout} layout, which has one set of weights: choose one task "
+            "(--task), or keep our own layout (--to unidecouple)"
+        )
     if text.per_group_layers is not None:
         raise ValueError(
             f"per_group_layers={text.per_group_layers} have no place in the {layout} layout, which has one set of weights: keep "

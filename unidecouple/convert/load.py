@@ -1,4 +1,4 @@
-"""Checkpoints in our names, read back: where they lie, their processor, and their model with weights or shapes alone."""
+"""Checkpoints by name: where they lie, their processor, and their model with weights or shapes alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from unidecouple.convert.cache import converted
 from unidecouple.convert.check_weights import check_weights
+from unidecouple.convert.hub import download, is_hub_id
 from unidecouple.convert.json_files import read_json
-from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, read_config
+from unidecouple.convert.layouts import CheckpointConfig, read_config
 from unidecouple.convert.parts import Part
 from unidecouple.convert.processors import read_processor
 from unidecouple.convert.weights import WEIGHTS, Weights
@@ -21,7 +23,6 @@ from unidecouple.models.families import UnifiedConfig, model_class
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.shipped import SHIPPED, located
 
-_LAYOUTS = {DEEPSEEK: "deepseek-ai's original", TRANSFORMERS: "transformers'"}
 _VQ = "model.vqmodel."
 _ADAPTER = "adapter_config.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
@@ -33,13 +34,18 @@ def all_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def checkpoint_folder(name_or_path: str) -> Path:
-    """Folder of a checkpoint: a shipped base by name, a path, or a run's folder, which stands for its newest checkpoint.
+def source_folder(name_or_path: str, weights: bool = True) -> Path:
+    """Folder of a checkpoint in any layout, as it is stored.
+
+    Args:
+        name_or_path: a shipped base by name, a path, a run's folder, which stands for its newest checkpoint, or an id on the
+            Hugging Face Hub ("deepseek-ai/Janus-Pro-1B"), which is downloaded.
+        weights: False asks for the configuration and the tokenizer alone.
 
     Raises:
         ValueError: there is none, or only an adapter; the message says what a checkpoint folder needs.
     """
-    folder = located(name_or_path)
+    folder = download(name_or_path, weights) if is_hub_id(name_or_path) else located(name_or_path)
     if (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file():
         base = read_json(folder / _ADAPTER).get("base_model_name_or_path") or "BASE"
         raise ValueError(
@@ -52,25 +58,39 @@ def checkpoint_folder(name_or_path: str) -> Path:
         raise ValueError(
             f"{folder} holds a whole checkpoint (config.json) and an adapter ({_ADAPTER}): move one of them to a folder of its own"
         )
-    weights = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[1])
-    for needed in ("config.json", weights):
+    found = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[1])
+    for needed in ("config.json", found) if weights else ("config.json",):
         if not (folder / needed).is_file():
             raise ValueError(
                 f"no checkpoint at {name_or_path!r}: {needed} is missing. Give a folder of save_pretrained, a run's folder, "
-                f"or a shipped base: {', '.join(SHIPPED)}"
+                f"an id on the Hugging Face Hub, or a shipped base: {', '.join(SHIPPED)}"
             )
     return folder
 
 
+def checkpoint_folder(name_or_path: str) -> Path:
+    """Folder of a checkpoint whose weights have our names: ``source_folder``, or its conversion in the cache.
+
+    Raises:
+        ValueError: as ``source_folder``, or the checkpoint cannot be converted.
+    """
+    return _loadable(name_or_path).folder
+
+
+def _loadable(name_or_path: str) -> CheckpointConfig:
+    described = read_config(source_folder(name_or_path))
+    return described if described.loadable else read_config(converted(described.folder))
+
+
 def load(name_or_path: str, dtype: torch.dtype | Literal["auto"] = torch.float32) -> tuple[UnifiedModel, UnifiedProcessor]:
-    """Model (eval mode) and processor of a checkpoint in our layout or, a Janus, in transformers' (deepseek-community's).
+    """Model (eval mode) and processor of a checkpoint in any layout.
 
     Args:
         name_or_path: see ``checkpoint_folder``.
         dtype: of the weights in memory; "auto" is what the configuration says.
 
     Raises:
-        ValueError: the folder is missing or in a layout to be converted first; its weights are broken, or not its config.json's.
+        ValueError: there is no such checkpoint; its weights are broken, or not its config.json's.
     """
     config, weights, processor = open_checkpoint(name_or_path)
     return assemble(config, weights.read(list(weights.shapes)), weights.start.parent, dtype), processor
@@ -78,9 +98,9 @@ def load(name_or_path: str, dtype: torch.dtype | Literal["auto"] = torch.float32
 
 def open_checkpoint(name_or_path: str) -> tuple[UnifiedConfig, Weights, UnifiedProcessor]:
     """Configuration, weights that were found to fit it by names and shapes, and processor; raises as ``load``."""
-    folder = checkpoint_folder(name_or_path)
-    config, processor = _described(folder)
-    weights = Weights(folder)
+    described = _loadable(name_or_path)
+    config, processor = _read(described)
+    weights = Weights(described.folder)
     check_weights(weights.shapes, config, weights.start)
     return config, weights, processor
 
@@ -113,10 +133,10 @@ def assemble(config: UnifiedConfig, state: Part, folder: Path, dtype: torch.dtyp
 
 def fill_buffers(made: UnifiedModel, like: UnifiedModel) -> None:
     """Give ``made``, built without data, the buffers of ``like`` that no checkpoint holds (the rotation's frequencies)."""
-    for name, buffer in like.named_buffers():
-        if made.get_buffer(name).is_meta:
+    for name, buffer in list(made.named_buffers()):
+        if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
-            setattr(made.get_submodule(owner), leaf, buffer)
+            setattr(made.get_submodule(owner), leaf, like.get_buffer(name))
 
 
 def load_shapes(name_or_path: str) -> tuple[UnifiedModel, UnifiedProcessor]:
@@ -137,24 +157,18 @@ def load_processor(name_or_path: str) -> UnifiedProcessor:
     """The processor of a checkpoint, without its weights.
 
     Raises:
-        ValueError: the folder is missing or in a layout to be converted first, or its processor is missing or cannot be read.
+        ValueError: there is no such checkpoint, or its processor is missing or cannot be read.
     """
-    return _described(checkpoint_folder(name_or_path))[1]
+    return _read(read_config(source_folder(name_or_path, weights=False)))[1]
 
 
 def longest_sequence(name_or_path: str) -> int:
     """Most tokens of a sequence that a checkpoint takes, without its weights; raises as ``load_processor``."""
-    return int(_described(checkpoint_folder(name_or_path))[0].text_config.max_position_embeddings)
+    return int(_read(read_config(source_folder(name_or_path, weights=False)))[0].text_config.max_position_embeddings)
 
 
-def _described(folder: Path) -> tuple[UnifiedConfig, UnifiedProcessor]:
-    described = read_config(folder)
-    if not described.loadable:
-        raise ValueError(
-            f"{folder} is in {_LAYOUTS[described.layout]} layout: convert it once with `unidecouple convert {folder} --output "
-            "FOLDER`, and give that folder"
-        )
+def _read(described: CheckpointConfig) -> tuple[UnifiedConfig, UnifiedProcessor]:
     processor = read_processor(described)
     if processor is None:
-        raise ValueError(f"{folder} has no tokenizer.json: copy the tokenizer's and processor's files to it")
+        raise ValueError(f"{described.folder} has no tokenizer.json: copy the tokenizer's and processor's files to it")
     return described.build(processor), processor

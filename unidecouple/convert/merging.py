@@ -15,6 +15,7 @@ from unidecouple.convert.steps import GIGABYTE
 from unidecouple.convert.weights import Weights, save_shards
 from unidecouple.files import atomic_directory
 from unidecouple.methods.merging.task_arithmetic import Coefficients, merged
+from unidecouple.models.families import UnifiedConfig
 from unidecouple.ownership import check_directory
 
 _ABOUT_FILES = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures")
@@ -84,8 +85,8 @@ def check_alike(base: Path, tuned: Sequence[Path]) -> None:
                 raise ValueError(f"config.json of {folder} has {key}={value!r}, of {base} {described.get(key)!r}: {remedy}")
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    """What config.json says of the model, flat."""
+def flat_config(config: UnifiedConfig) -> dict[str, Any]:
+    """Fields of ``config`` that describe the model, by dotted name; those about files are left out."""
 
     def flat(raw: dict[Any, Any], prefix: str) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -94,5 +95,9 @@ def _described(folder: Path) -> dict[str, Any]:
                 out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         return out
 
+    return flat(config.to_dict(), "")
+
+
+def _described(folder: Path) -> dict[str, Any]:
     described = read_config(folder)
-    return flat(described.build(read_processor(described)).to_dict(), "")
+    return flat_config(described.build(read_processor(described)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unidecouple.convert.names import from_deepseek, to_deepseek, unused
+from unidecouple.models.deltas import DELTAS
 
 Part = dict[str, Tensor]
 """Weights by name, with data or (on the meta device) without."""
@@ -36,8 +37,8 @@ def split_into_parts(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Names grouped by layer, other modules each for itself, in the order of layers; no transform looks past its part."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        match = _LAYER.match(name)
-        groups.setdefault(match["layer"] if match else name.rpartition(".")[0], []).append(name)
+        match, owner = _LAYER.match(name), name.partition(f".{DELTAS}.")[0]
+        groups.setdefault(match["layer"] if match else owner if owner != name else name.rpartition(".")[0], []).append(name)
     return [tuple(sorted(groups[key])) for key in sorted(groups, key=_natural)]
 
 

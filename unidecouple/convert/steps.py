@@ -8,6 +8,7 @@ from functools import partial
 from unidecouple.batch import Task
 from unidecouple.convert import structure as structures
 from unidecouple.convert.bos_kv import BosKeyValues, drop_bos_kv
+from unidecouple.convert.deltas import without_deltas
 from unidecouple.convert.emu3 import read_names, write_names
 from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, CheckpointConfig
 from unidecouple.convert.names import to_deepseek
@@ -82,7 +83,11 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
     """Changes of structure, in order."""
     steps: list[Step] = []
     mixture = None if isinstance(wanted.structure, Dense) else wanted.structure
-    if wanted.task is not None:
+    if config.text_config.task_deltas and wanted.task is not None:
+        take_deltas: Transform = partial(without_deltas, task=wanted.task, text=config.text_config)
+        config = structures.with_text(config, task_deltas={})
+        steps.append(Step(f"kept what serves {wanted.task.key}, its own weights merged", take_deltas, config))
+    elif wanted.task is not None:
         whole, config = config.text_config, structures.slim_config(config, wanted.task)
         drawing = wanted.task is Task.T2I
         take: Transform = BosKeyValues(whole) if drawing else partial(structures.slim, task=wanted.task)

@@ -36,6 +36,8 @@ def with_structure(config: UnifiedConfig, structure: Structure) -> UnifiedConfig
         ValueError: the model has another structure already.
     """
     text = config.text_config
+    if isinstance(structure, Upcycled) and text.task_deltas:
+        raise ValueError(f"structure {structure.kind!r} needs one set of weights, and this model has weights per task: take one")
     if isinstance(structure, Upcycled) and (text.per_group_layers is not None or text.ffn != "dense" != structure.kind):
         now = (
             f"ffn={text.ffn!r}" if text.per_group_layers is None else f"layers {text.per_group_layers} untied by {text.group_by!r}"

@@ -33,7 +33,7 @@ WEIGHTS = (_INDEXES[0], _SINGLES[0], _INDEXES[1], _SINGLES[1])
 
 
 class Weights:
-    """The weights of a checkpoint folder; files are mapped into memory, not read whole.
+    """The weights of a checkpoint folder, or of one file; files are mapped into memory, not read whole.
 
     Safetensors are preferred to torch's files, as transformers does. Of what the files of an index hold, only what the index
     assigns to them counts.
@@ -48,7 +48,7 @@ class Weights:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.start = _start(folder)
+        self.start = folder if folder.is_file() else _start(folder)
         self._file_of = _indexed(self.start) if self.start.name in _INDEXES else {}
         self._torch: tuple[Path, Part] | None = None
         self.shapes: Part = {}

@@ -21,7 +21,23 @@ from unidecouple.files import sha256_file, sha256_tree, write_bytes_atomic, writ
 from unidecouple.models.vq import ImageTokenizer, encode_image_tokens, tokenizer_hash
 from unidecouple.ownership import check_apart
 
-Progress = Callable[[int, int], None]
+EncodeProgress = Callable[[int, int], None]
+"""Called with the records that are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How a cache of image tokens is written.
+
+    Attributes:
+        batch_size: images encoded together.
+        shard_size: records per shard.
+        max_bad_ratio: fraction of bad records above which the encoding fails.
+    """
+
+    batch_size: int = 32
+    shard_size: int = 10_000
+    max_bad_ratio: float = 0.01
 
 
 def encode(
@@ -29,10 +45,8 @@ def encode(
     vq: ImageTokenizer,
     preprocessor: ImagePreprocessor,
     output: Path,
-    batch_size: int = 32,
-    shard_size: int = 10_000,
-    max_bad_ratio: float = 0.01,
-    progress: Progress = lambda done, of: None,
+    options: EncodeOptions | None = None,
+    progress: EncodeProgress = lambda done, of: None,
 ) -> Manifest:
     """Encode every t2i record of ``readers`` into ``output``; shards that are there already are kept.
 
@@ -43,16 +57,15 @@ def encode(
         vq: the image tokenizer, of at most 65,536 codes.
         preprocessor: brings images to the model's size.
         output: folder of the cache.
-        batch_size: images encoded together.
-        shard_size: records per shard.
-        max_bad_ratio: fraction of bad records above which the encoding fails.
-        progress: called as progress(records done, of).
+        options: see ``EncodeOptions``.
+        progress: see ``EncodeProgress``.
 
     Raises:
         ValueError: there is nothing to encode, or ``output`` holds another encoding.
         BadDataError: too many pictures cannot be read.
         StorageError: a file could not be written; the same command goes on.
     """
+    options = options or EncodeOptions()
     check_apart(output, [reader.path for reader in readers])
     codes = vq.quantize.embedding.weight.shape[0]
     if codes > 1 << 16:
@@ -63,18 +76,9 @@ def encode(
         raise ValueError(f"none of {total} records is t2i (a picture in an assistant turn): there is nothing to encode")
     sources = {str(reader.path): _hash(reader.path) for reader in readers}
     digest = tokenizer_hash(vq)
-    _start(output, {"tokenizer": digest, "image_size": preprocessor.size, "shard_size": shard_size, "sources": sources})
-    encoder = _Encoder(drawable, vq, preprocessor, batch_size, BadRecordCounter(max_bad_ratio, len(drawable)))
-    counts = []
-    for start in range(0, len(drawable), shard_size):
-        tokens, records = shard_files(output, start // shard_size)
-        chunk = range(start, min(start + shard_size, len(drawable)))
-        if not tokens.is_file():
-            kept, rows = encoder.shard(chunk, progress)
-            write_text_atomic(records, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
-            write_bytes_atomic(tokens, save({"tokens": rows}))  # last: it marks the shard as complete
-        counts.append(records.read_bytes().count(b"\n"))
-        progress(chunk.stop, len(drawable))
+    _start(output, {"tokenizer": digest, "image_size": preprocessor.size, "shard_size": options.shard_size, "sources": sources})
+    bad_records = BadRecordCounter(options.max_bad_ratio, len(drawable))
+    counts = _Encoder(drawable, vq, preprocessor, options.batch_size, bad_records).shards(output, options.shard_size, progress)
     manifest = Manifest(
         tokenizer=digest,
         tokens_per_image=_width(output),
@@ -111,7 +115,21 @@ class _Encoder:
     batch_size: int
     bad_records: BadRecordCounter
 
-    def shard(self, chunk: range, progress: Progress) -> tuple[list[dict[str, object]], np.ndarray]:
+    def shards(self, output: Path, shard_size: int, progress: EncodeProgress) -> list[int]:
+        """Write the shards that are not in ``output`` yet. Returns the records of each shard."""
+        counts = []
+        for start in range(0, len(self.drawable), shard_size):
+            tokens, records = shard_files(output, start // shard_size)
+            chunk = range(start, min(start + shard_size, len(self.drawable)))
+            if not tokens.is_file():
+                kept, rows = self.shard(chunk, progress)
+                write_text_atomic(records, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
+                write_bytes_atomic(tokens, save({"tokens": rows}))  # last: it marks the shard as complete
+            counts.append(records.read_bytes().count(b"\n"))
+            progress(chunk.stop, len(self.drawable))
+        return counts
+
+    def shard(self, chunk: range, progress: EncodeProgress) -> tuple[list[dict[str, object]], np.ndarray]:
         """Entries of the records numbered ``chunk``, and the tokens of their images, uint16 (images, tokens)."""
         kept: list[dict[str, object]] = []
         rows: list[np.ndarray] = []

@@ -126,7 +126,7 @@ class FileBatches:
     def _pools(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[list[SourcePool], list[RecordIndex]]:
         pools, indices = [], []
         for number, (source, readers) in enumerate(zip(self.files.sources, opened, strict=True)):
-            index = RecordIndex(readers, KINDS_OF[task])
+            index = RecordIndex(readers, KINDS_OF[task], source.fraction)
             if size := len(index):
                 used = min(size, source.max_samples or size)
                 share = used * source.repeats if source.weight is None else source.weight

@@ -25,6 +25,8 @@ class Source:
         data_type: forces a format.
         root: where relative names of images start; by default the file's own folder.
         columns: our name of a key or column -> its name in the records, as in ``{question: q, answer: a, image: path}``.
+        fraction: the part of its records that is used, from and to, per task and in a fixed shuffled order: [0, 0.95] and [0.95, 1]
+            share no record, so one file serves training and validation.
     """
 
     path: Path
@@ -33,10 +35,14 @@ class Source:
     repeats: float = 1.0
     data_type: str | None = None
     root: Path | None = None
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict, hash=False)
+    fraction: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         check_columns(self.columns)
+        start, end = self.fraction
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"fraction={[start, end]} of {self.path} must rise within 0 and 1, as [0, 0.95] does")
         for name, value in (("weight", self.weight), ("max_samples", self.max_samples), ("repeats", self.repeats)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} of {self.path} must be above 0 and finite; leave the source out instead")
@@ -130,7 +136,7 @@ class Files(DataSettings):
     pack: bool = False
     cond_dropout_prob: float = 0.1
     max_bad_ratio: float = 0.01
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict, hash=False)
     kind: Literal["files"] = field(default="files", kw_only=True)
 
     SCORED_BY_LOSS: ClassVar[bool] = True

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unidecouple.data.formats.record import ImageBytes, ImageFile
+from unidecouple.extras import missing_package
 from unidecouple.files import sha256_file
 from unidecouple.inputs import quoted
 
@@ -78,7 +79,7 @@ def table_rows(path: Path) -> list[dict[str, Any]]:
         loaded = importlib.import_module("datasets").load_from_disk(str(path))
         return loaded.with_format("arrow")[:].to_pylist()
     except ImportError as error:
-        raise ValueError(f"{path} needs pyarrow and datasets: pip install 'unidecouple[data]'") from error
+        raise missing_package(f"reading {path}", "data", error) from error
     except (OSError, ValueError) as error:  # pyarrow's errors are both
         raise ValueError(f"{path} cannot be read: {error}; is the download whole?") from error
 

@@ -31,13 +31,13 @@ class AnswerProgress:
         job: what was asked for.
         row: its row of the batch.
         tokens: so far, without the EOS.
-        ended: whether the EOS or a stop string came; an answer that is done without one was cut off.
+        stopped: whether the EOS or a stop string came; an answer that is done without one was cut off.
     """
 
     job: AnswerJob
     row: int
     tokens: list[int] = field(default_factory=list)
-    ended: bool = False
+    stopped: bool = False
 
 
 class AnswerGenerator:
@@ -75,7 +75,7 @@ class AnswerGenerator:
         self.answers: list[AnswerProgress] = []
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """See ``Generator``."""
         return self.max_batch_size - len(self.answers)
 
@@ -124,11 +124,11 @@ class AnswerGenerator:
         self._chosen(self._chosen.padded(count, self.max_batch_size), self._sampler.form)
         self._next[:count] += 1
         for answer, chosen in zip(self.answers, self._input_ids[:count].tolist(), strict=True):
-            answer.ended = chosen == self._eos
-            if not answer.ended:
+            answer.stopped = chosen == self._eos
+            if not answer.stopped:
                 answer.tokens.append(chosen)
-                answer.ended = bool(answer.job.stop) and has_stop(self.text(answer), answer.job.stop)
-        done = [a for a in self.answers if a.ended or len(a.tokens) == a.job.max_new_tokens]
+                answer.stopped = bool(answer.job.stop) and has_stop(self.text(answer), answer.job.stop)
+        done = [a for a in self.answers if a.stopped or len(a.tokens) == a.job.max_new_tokens]
         if done:
             self._take_out(done)
         if self.answers:
@@ -176,8 +176,8 @@ class AnswerGenerator:
         self._sampler.set([answer.job.sampling for answer in self.answers])
 
     def _check(self, jobs: Sequence[AnswerJob]) -> None:
-        if len(jobs) > self.room:
-            raise ValueError(f"{len(jobs)} answers do not fit, there is room for {self.room}: wait, or raise max_batch_size")
+        if len(jobs) > self.free_slots:
+            raise ValueError(f"{len(jobs)} answers do not fit, there is room for {self.free_slots}: wait, or raise max_batch_size")
         self._rows.check([len(job.prompt_ids) + job.max_new_tokens for job in jobs])
         tokens = self.builder.seen_tokens
         for job in jobs:

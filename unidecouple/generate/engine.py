@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -122,13 +123,13 @@ class Engine:
 
     def understand(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Image.Image | str | os.PathLike[str]],
         questions: Sequence[str],
         max_new_tokens: int = 64,
         sampling: SamplingParams = GREEDY,
         seed: int = 0,
     ) -> list[str]:
-        """Answer ``questions[i]`` about ``images[i]``, of any size. A sampled answer i depends on (seed, i) only.
+        """Answer ``questions[i]`` about ``images[i]``, an image or its file. A sampled answer i depends on (seed, i) only.
 
         Raises:
             ValueError: there are not as many questions as images, or one does not fit.
@@ -138,7 +139,7 @@ class Engine:
         jobs = [
             AnswerJob(
                 self.builder.understanding_prompt(question),
-                (self.processor.understood(image.convert("RGB")),),
+                (self.processor.understood(_opened(image).convert("RGB")),),
                 max_new_tokens,
                 sampling,
                 (seed, number),
@@ -197,3 +198,7 @@ class Engine:
         if self.task is not None or other in self.__dict__:
             self._model = None  # what neither generator needs of it is freed
         return model
+
+
+def _opened(image: Image.Image | str | os.PathLike[str]) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.open(image)

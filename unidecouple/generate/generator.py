@@ -13,12 +13,12 @@ class Generator(Protocol[Job_contra, Progress]):
     """Generates answers or images; what is being generated is named by the object that ``add`` returned for it."""
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """How many jobs can be added now."""
         ...
 
     def add(self, jobs: Sequence[Job_contra], /) -> list[Progress]:
-        """Start all of ``jobs``, at most ``room``, in order."""
+        """Start all of ``jobs``, at most ``free_slots``, in order."""
         ...
 
     def step(self) -> list[Progress]:
@@ -38,7 +38,7 @@ def generate_all(generator: Generator[Job_contra, Progress], jobs: Sequence[Job_
     """Run all of ``jobs``, each as soon as there is room. Yields each with its number when it is done."""
     waiting, numbers = list(enumerate(jobs)), dict[int, int]()
     while waiting or numbers:
-        coming, waiting = waiting[: generator.room], waiting[generator.room :]
+        coming, waiting = waiting[: generator.free_slots], waiting[generator.free_slots :]
         if coming:
             added = generator.add([job for _, job in coming])
             numbers |= {id(progress): number for (number, _), progress in zip(coming, added, strict=True)}

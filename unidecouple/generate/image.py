@@ -16,6 +16,7 @@ from unidecouple.generate.padding import check_length, left_pad, positions
 from unidecouple.generate.sampler import Sampler, uniforms
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.base import UnifiedModel
+from unidecouple.models.deltas import drawn_labels
 
 
 def draw(
@@ -82,10 +83,12 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: Sequence[Im
     sample = Sampler([job.sampling for job in jobs], model.device)
     uncond = torch.arange(len(jobs), device=model.device)
     uncond[guided] = torch.arange(len(jobs), len(rows), device=model.device)
-    row_end = model.get_input_embeddings()(torch.tensor([builder.row_end] * len(rows), dtype=torch.long, device=model.device))
-    embeds, position, chosen = model.get_input_embeddings()(ids), positions(mask), []
+    ends = torch.tensor([builder.row_end] * len(rows), dtype=torch.long, device=model.device)
+    row_end = model.decoder.embed_text(ends, *drawn_labels(ends))
+    position, chosen = positions(mask), []
     cache = DynamicCache(config=model.config.text_config)
     task = torch.where(position == 0, int(Task.MMU), int(Task.T2I))  # the BOS counts as understanding, as in training
+    embeds = model.decoder.embed_text(ids, task, position)
     modality = torch.full((1, 1), int(Modality.TEXT), device=model.device)
     for step in range(length):
         out = model.decoder(

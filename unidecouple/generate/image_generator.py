@@ -87,7 +87,7 @@ class ImageGenerator:
         self.images: list[ImageProgress] = []
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """See ``Generator``."""
         return len(self._free)
 
@@ -102,8 +102,8 @@ class ImageGenerator:
         Raises:
             ValueError: there is no room, or a prompt is too long.
         """
-        if len(jobs) > self.room:
-            raise ValueError(f"{len(jobs)} images do not fit, there is room for {self.room}: wait, or raise max_batch_size")
+        if len(jobs) > self.free_slots:
+            raise ValueError(f"{len(jobs)} images do not fit, there is room for {self.free_slots}: wait, or raise max_batch_size")
         new = [ImageProgress(job, [], -1) for job in jobs]
         pairs = [(image, prompt) for image in new for prompt in image.job.prompts]
         self._rows.check([len(prompt) + self._new for _, prompt in pairs])

@@ -161,7 +161,7 @@ def _answer(engine: Engine, waiting: list[_Waiting[AnswerJob]], write: _Write) -
         return
     for place, answer in generate_all(engine.answers, [job for _, _, job in waiting]):
         number, kept, _ = waiting[place]
-        write(number, {**kept, "answer": engine.answers.text(answer), "ended": answer.ended})
+        write(number, {**kept, "answer": engine.answers.text(answer), "ended": answer.stopped})
     waiting.clear()
 
 

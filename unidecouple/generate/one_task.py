@@ -59,7 +59,7 @@ def load_one_task(name_or_path: str, task: Task, dtype: torch.dtype = torch.floa
 
 def _steps(config: UnifiedConfig, task: Task) -> list[Step]:
     text = config.text_config
-    parts_of_a_task = text.ffn == "ta_moe" or bool(text.lora_per_task)
+    parts_of_a_task = text.ffn == "ta_moe" or bool(text.lora_per_task or text.task_deltas)
     return changes(config, Conversion(task=task if parts_of_a_task else None, merge=True))
 
 

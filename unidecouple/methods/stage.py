@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "shared_expert": ("*.mlp.shared_expert.*_proj.weight",),
     "alpha": ("*.mlp.alpha",),
     "lora": ("*lora_?",),
+    "deltas": ("*.deltas.*",),
 }
 """Names for groups of weights; recipes may also give patterns (fnmatch) on parameter names themselves."""
 

@@ -6,7 +6,7 @@ One file per family beside this one. Methods change the decoder, which all famil
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,7 +172,9 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         )
 
 
-def cross_entropy(head: torch.nn.Module, hidden: Tensor, targets: Tensor, ignore: int, most: int | None = None) -> SummedLoss:
+def cross_entropy(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, ignore: int, most: int | None = None
+) -> SummedLoss:
     """Summed cross-entropy of ``head`` at the positions that have a target; (B, T, H) and (B, T).
 
     Without any, the head alone stays in the graph: zeros need not travel back through the decoder. Where there are more than
@@ -188,7 +190,7 @@ def cross_entropy(head: torch.nn.Module, hidden: Tensor, targets: Tensor, ignore
     return SummedLoss(total=total, count=count)
 
 
-def _summed(head: torch.nn.Module, rows: Tensor, wanted: Tensor) -> Tensor:
+def _summed(head: Callable[[Tensor], Tensor], rows: Tensor, wanted: Tensor) -> Tensor:
     return F.cross_entropy(head(rows).float(), wanted, reduction="sum")
 
 

@@ -10,6 +10,8 @@ from transformers import AutoConfig, JanusConfig, LlamaConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
+from unidecouple.batch import TASK_KEYS
+from unidecouple.models.deltas import count_forms
 from unidecouple.models.groups import GROUP_NAMES
 from unidecouple.models.schema import SCHEMA_VERSION, Fields, versioned
 
@@ -29,7 +31,7 @@ _FORMER = {
 LORA_TARGETS = ("attention", "experts", "shared_expert", "mlp", "router")
 
 
-def _from_version_1(given: Fields) -> Fields:
+def _from_older(given: Fields) -> Fields:
     out = {_FORMER.get(name, name): value for name, value in given.items()}
     if "experts_per_task" in given:  # it counted experts per task of a plain mixture, too
         out["num_experts"] = given["experts_per_task"] * given.get("num_tasks", 2)
@@ -38,7 +40,7 @@ def _from_version_1(given: Fields) -> Fields:
     return out
 
 
-@versioned(_FORMER, _from_version_1)
+@versioned(_FORMER, _from_older, {"task_deltas": 3})
 @strict
 class UniLlamaConfig(LlamaConfig):
     """Llama with weights per task or per kind of token.
@@ -70,6 +72,9 @@ class UniLlamaConfig(LlamaConfig):
         lora_targets: of "attention", "experts", "shared_expert", "mlp" (a dense FFN), "router" (W_task and W_e of each mixture,
             which are small and usually trained in full; a context router always is).
         lora_per_task: targets with one (A, B) pair per task. Ours, not the paper's.
+        task_deltas: weights of one task beside a layer's own: task key -> module of the decoder ("layers.0.self_attn.q_proj",
+            "norm", "embed_tokens"; of an Emu3 also "lm_head") -> form, see ``models/deltas.py``. Written by
+            ``unidecouple decouple``.
         schema_version: of these fields, see ``schema.versioned``.
     """
 
@@ -95,6 +100,7 @@ class UniLlamaConfig(LlamaConfig):
     lora_alpha: float = 16.0
     lora_targets: list[str] = field(default_factory=list)
     lora_per_task: list[str] = field(default_factory=list)
+    task_deltas: dict[str, dict[str, str]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -114,6 +120,7 @@ class UniLlamaConfig(LlamaConfig):
         self._check_untied_layers()
         self._check_groups()
         self._check_lora()
+        self._check_deltas()
 
     def _check_groups(self) -> None:
         if self.ffn != "typed_moe" and (self.group_sizes is not None or self.group_by == "type"):
@@ -181,6 +188,17 @@ class UniLlamaConfig(LlamaConfig):
                 f"lora_rank={self.lora_rank} on experts must be a multiple of 4 (8 in bf16): grouped_mm needs 16-byte rows"
             )
 
+    def _check_deltas(self) -> None:
+        if unknown := sorted(self.task_deltas.keys() - set(TASK_KEYS)):
+            raise ValueError(f"task_deltas of {unknown[0]!r}: tasks are {', '.join(TASK_KEYS)}")
+        plain = self.ffn == "dense" and self.per_group_layers is None and not self.lora_rank and self.group_by == "task"
+        if self.task_deltas and not (plain and self.num_tasks == 2 and not (self.attention_bias or self.mlp_bias)):
+            raise ValueError(
+                f"task_deltas with ffn={self.ffn!r}, per_group_layers={self.per_group_layers}, lora_rank={self.lora_rank}, "
+                f"group_by={self.group_by!r}, num_tasks={self.num_tasks}, attention_bias={self.attention_bias}, "
+                f"mlp_bias={self.mlp_bias}: they go with a dense decoder without biases and low-rank updates, and with two tasks"
+            )
+
     @property
     def adaptable(self) -> tuple[str, ...]:
         """The ``LORA_TARGETS`` that this structure has."""
@@ -196,15 +214,18 @@ class UniLlamaConfig(LlamaConfig):
         if self.per_group_layers is not None:
             return f"{len(self.per_group_layers)} of {self.num_hidden_layers} layers with weights per {self.group_by}"
         if self.ffn == "dense":
-            return f"dense{low}"
+            counted = {task: count_forms(some).items() for task, some in self.task_deltas.items()}
+            forms = [f"{task} {', '.join(f'{n} {kind}' for kind, n in some)}" for task, some in counted.items()]
+            return f"dense{low}" + (f" with weights per task ({'; '.join(forms)})" if forms else "")
         group = f"{self.num_groups} group(s) of {'/'.join(map(str, self.expert_groups))} experts, top {self.num_experts_per_tok}"
         shared = ", a shared expert" if self.shared_expert else ""
         return f"{self.ffn}: {group}{shared} in {len(self.mixture_layers)} of {self.num_hidden_layers} layers{low}"
 
     @property
-    def labelled_lora(self) -> bool:
-        """Whether low-rank updates per task need task labels: nothing in a dense model learns to route."""
-        return self.ffn == "dense" and any(self.num_lora_pairs(target) > 1 for target in self.lora_targets)
+    def labelled_updates(self) -> bool:
+        """Whether low-rank updates or deltas per task need task labels: nothing in a dense model learns to route."""
+        routed = any(self.num_lora_pairs(target) > 1 for target in self.lora_targets)
+        return self.ffn == "dense" and (routed or bool(self.task_deltas))
 
     @property
     def mixture_layers(self) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.deltas import TaskEmbedding, attach_deltas, sequence_groups
 from unidecouple.models.experts import Experts
 from unidecouple.models.groups import token_groups
 from unidecouple.models.interaction import attend_and_measure
@@ -188,12 +189,13 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         LlamaPreTrainedModel.__init__(self, config)  # LlamaModel's own would build dense layers first
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.embed_tokens = TaskEmbedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.context_router = ContextRouter(config) if config.context_router else None
         self.layers = nn.ModuleList([UniLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, config.num_tasks if config.per_group_norm else 1)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
+        attach_deltas(self, config)
         self.post_init()
 
     def forward(
@@ -234,48 +236,55 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         Raises:
             ValueError: not exactly one input, both names of the cache, or a cache where layers are recomputed.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        given = _one_input(input_ids, inputs_embeds)
         cache = self._cache(one_cache(cache, past_key_values), use_cache)
         if position_ids is None:
-            past = 0 if cache is None else cache.get_seq_length()
-            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
-        group_ids = self._group_ids(task_ids, modality_ids, hidden.shape[:2])
+            position_ids = _next_positions(given, cache)
+        group_ids = self._group_ids(task_ids, modality_ids, position_ids, given.shape[:2])
+        hidden = self.embed_tokens(input_ids, group_ids) if inputs_embeds is None else inputs_embeds
         mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids)
         attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids), "cache": cache, **kwargs}
         if self.config.bos_kv:
             attend["first"] = position_ids == 0
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
         route_by = routing or self.config.task_routing
-        group = group_ids if route_by == "label" or self.config.labelled_lora else _chosen(task_logits)
-        states, decisions, measured = [], [], []
+        group = group_ids if route_by == "label" or self.config.labelled_updates else _chosen(task_logits)
+        inputs = {"group_ids": group_ids, "routing": route_by, "task_logits": task_logits, "key_sets": key_sets, "shield": shield}
+        states, decisions, measured = self._run_layers(hidden, group, (mask, group_mask), **inputs, **attend)
+        hidden = self.norm(states[-1], group_ids)
+        return DecoderOutput(
+            hidden,
+            cache,
+            hidden_states=(*states[:-1], hidden) if output_hidden_states else None,
+            routing=tuple(decisions),
+            given=tuple(measured) if key_sets is not None else None,
+        )
+
+    def _run_layers(
+        self, hidden: Tensor, group: Tensor | None, masks: tuple[Tensor | None, Tensor | None], **inputs: Any
+    ) -> tuple[list[Tensor], list[Routing], list[Tensor]]:
+        """Run all layers; each mixture's routing is the group of the layers after it.
+
+        Args:
+            hidden: (B, T, H) embeddings.
+            group: (B, T) group of each token before the first mixture; None without one.
+            masks: of layers whose weights are shared, and of layers with weights per group.
+            inputs: the same for every layer.
+
+        Returns:
+            The input of each layer and the last output, the routing of each mixture, and the attention to key sets that each
+            layer measured.
+        """
+        states, decisions, measured = [hidden], [], []
         for layer in self.layers:
+            hidden, decision, given = layer(hidden, group=group, attention_mask=masks[0 if layer.sets == 1 else 1], **inputs)
             states.append(hidden)
-            hidden, decision, given = layer(
-                hidden,
-                group=group,
-                group_ids=group_ids,
-                routing=route_by,
-                task_logits=task_logits,
-                attention_mask=mask if layer.sets == 1 else group_mask,
-                key_sets=key_sets,
-                shield=shield,
-                **attend,
-            )
             if decision is not None:
                 decisions.append(decision)
                 group = decision.group.view(hidden.shape[:2])
             if given is not None:
                 measured.append(given)
-        hidden = self.norm(hidden, group_ids)
-        return DecoderOutput(
-            hidden,
-            cache,
-            hidden_states=(*states, hidden) if output_hidden_states else None,
-            routing=tuple(decisions),
-            given=tuple(measured) if key_sets is not None else None,
-        )
+        return states, decisions, measured
 
     def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to extend; a new one with ``use_cache`` and no ``cache``."""
@@ -296,13 +305,32 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         whole = create_causal_mask(*given, allow_is_causal_skip=False)
         return shared, within_group(whole, group_ids, cache, self.config)
 
-    def _group_ids(self, task_ids: Tensor | None, modality_ids: Tensor | None, shape: torch.Size) -> Tensor | None:
+    def embed_text(self, ids: Tensor, task_ids: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
+        """Word embeddings (B, T, H) of ``ids`` (B, T) as this decoder's own forward looks them up.
+
+        Args:
+            ids: tokens.
+            task_ids: as of ``forward``; needed where some rows are of one task (``task_deltas``).
+            position_ids: as of ``forward``; by default 0 to T - 1.
+        """
+        if task_ids is None or not self.config.task_deltas:
+            return self.embed_tokens(ids)
+        if position_ids is None:
+            position_ids = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+        return self.embed_tokens(ids, self._group_ids(task_ids, None, position_ids, ids.shape))
+
+    def _group_ids(
+        self, task_ids: Tensor | None, modality_ids: Tensor | None, position_ids: Tensor, shape: torch.Size
+    ) -> Tensor | None:
         """(B, T) group of each token, or None where labels are missing and not needed."""
         group_ids = token_groups(self.config.group_by, task_ids, modality_ids)
-        if group_ids is None and (self.config.per_group_layers is not None or self.config.labelled_lora):
+        if group_ids is None and (self.config.per_group_layers is not None or self.config.labelled_updates):
             needed = "task_ids" if self.config.group_by == "task" else "modality_ids"
             raise ValueError(f"weights per {self.config.group_by!r} need {needed} of every token: pass them")
-        return None if group_ids is None else group_ids.expand(shape)
+        if group_ids is None:
+            return None
+        every = group_ids.expand(shape)
+        return sequence_groups(every, position_ids.expand(shape)) if self.config.task_deltas else every
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
@@ -314,6 +342,21 @@ def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | Non
     if cache is not None and past_key_values is not None:
         raise ValueError("cache and past_key_values are two names of one argument: pass cache only")
     return past_key_values if cache is None else cache
+
+
+def _one_input(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Return the input that is given."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("pass exactly one of input_ids and inputs_embeds")
+    given = inputs_embeds if input_ids is None else input_ids
+    assert given is not None
+    return given
+
+
+def _next_positions(hidden: Tensor, cache: Cache | None) -> Tensor:
+    """(1, T) positions after the tokens in ``cache``."""
+    past = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
 
 
 def _chosen(task_logits: Tensor | None) -> Tensor | None:

@@ -7,21 +7,25 @@ attention and on what layers add) is off, since a resumed or divided step would 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, Cache, Emu3Config, Emu3ForConditionalGeneration
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping, Emu3Model, Emu3PreTrainedModel, Emu3VQVAE
 
-from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch
+from unidecouple.batch import NO_IMAGE_TOKEN, Batch, JointBatch, Task
 from unidecouple.models.base import JointOutput, SummedLoss, UnifiedModel, cross_entropy
 from unidecouple.models.decoder import UniLlamaModel, one_cache
+from unidecouple.models.deltas import HEAD, attach_deltas, drawn_labels
+from unidecouple.models.lora import LoraLinear
 from unidecouple.models.schema import SCHEMA_VERSION, versioned
 from unidecouple.models.vq import encode_image_tokens
 
@@ -124,7 +128,9 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
     def __init__(self, config: UniEmu3Config) -> None:
         Emu3PreTrainedModel.__init__(self, config)
         self.model = UniEmu3Model(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text = config.text_config
+        self.lm_head = LoraLinear(text.hidden_size, text.vocab_size, bias=False, groups=0, rank=0, scale=1.0)
+        attach_deltas(self, text, HEAD)
         self.post_init()
 
     def forward(
@@ -206,16 +212,17 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
             )
         if batch.pixel_values is not None:
             ids = ids.masked_scatter(place, self._shown(batch.pixel_values))
-        return self.get_input_embeddings()(ids)
+        return self.decoder.embed_text(ids, batch.task_ids, batch.position_ids)
 
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:
         """See ``UnifiedModel``."""
-        return self.get_input_embeddings()(self._ids(tokens))
+        return self.decoder.embed_text(self._ids(tokens), *drawn_labels(tokens))
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """See ``UnifiedModel``: the image's part of the one head."""
         first = self.config.first_code_id
-        return F.linear(hidden, self.lm_head.weight[first : first + self.num_codes])
+        own = self._own_head()
+        return F.linear(hidden, (self.lm_head.weight if own is None else own)[first : first + self.num_codes])
 
     def image_loss(self, hidden: Tensor, tokens: Tensor) -> SummedLoss:
         """See ``UnifiedModel``: over the whole vocabulary, at image tokens only (baaivision/Emu3, train/datasets.py).
@@ -223,11 +230,18 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         Ends of rows bear no loss there, either: generation is forced to them.
         """
         targets = self._ids(tokens).masked_fill(tokens == NO_IMAGE_TOKEN, NO_IMAGE_TOKEN)
-        return cross_entropy(self.lm_head, hidden, targets, NO_IMAGE_TOKEN, LOGITS_AT_ONCE)
+        own = self._own_head()
+        head: Callable[[Tensor], Tensor] = self.lm_head if own is None else partial(F.linear, weight=own)
+        return cross_entropy(head, hidden, targets, NO_IMAGE_TOKEN, LOGITS_AT_ONCE)
 
     def render(self, tokens: Tensor) -> Tensor:
         """See ``UnifiedModel``."""
         return self.model.vqmodel.decode(tokens.view(-1, self.config.side, self.config.side)).permute(0, 2, 3, 1)
+
+    def _own_head(self) -> Tensor | None:
+        """The head (vocabulary, H) of generation alone (``task_deltas``); None where it has the text's."""
+        own = dict(self.lm_head.deltas.items()).get(Task.T2I.key)
+        return None if own is None else own.get_parameter("weight")
 
     def _ids(self, tokens: Tensor) -> Tensor:
         """Ids in the vocabulary of image tokens; any id where there is none."""

@@ -91,7 +91,7 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
 
     def embed(self, batch: Batch) -> Tensor:
         """Input embeddings (B, T, H): text, pictures to be understood, and image tokens to be generated, each in its place."""
-        embeds = self.get_input_embeddings()(batch.input_ids)
+        embeds = self.decoder.embed_text(batch.input_ids, batch.task_ids, batch.position_ids)
         modality = self.modality_ids(batch.input_ids, batch.image_tokens)
         drawn, place = modality == Modality.IMAGE_OUT, modality == Modality.IMAGE_IN
         pictures = 0 if batch.pixel_values is None else len(batch.pixel_values)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unidecouple.models.deltas import of_tasks
+
 
 def low_rank(groups: int, rank: int, inner: int, outer: int) -> tuple[nn.Parameter, nn.Parameter]:
     """A (groups, rank, inner) and B (groups, outer, rank) of updates ``B A``, to be initialised by ``start_low_rank``."""
@@ -24,7 +26,7 @@ class LoraLinear(nn.Linear):
     """``y = W x + (lora_alpha / r) B_g A_g x``, with one pair (A, B) for all tokens or one per group g.
 
     With several pairs only that of a token's group applies; without a group (None) the result is ``W x``. B starts at zero, so a
-    fresh adapter changes nothing.
+    fresh adapter changes nothing. Deltas of one task (``models/deltas.py``) come on top, where there are any.
 
     Args:
         groups: number of (A, B) pairs; 0 makes this a plain linear layer.
@@ -35,6 +37,7 @@ class LoraLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool, groups: int, rank: int, scale: float) -> None:
         super().__init__(in_features, out_features, bias)
         self.groups, self.rank, self.scale = groups, rank, scale
+        self.deltas = nn.ModuleDict()
         if groups:
             self.lora_A, self.lora_B = low_rank(groups, rank, in_features, out_features)
             self.reset_lora()
@@ -44,7 +47,13 @@ class LoraLinear(nn.Linear):
         start_low_rank(self.lora_A, self.lora_B)
 
     def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:
-        """(..., in) -> (..., out); a pair per group needs ``group`` (...) int64."""
+        """(..., in) -> (..., out); a pair per group, or a delta, needs ``group`` (...) int64."""
+        y = self._shared(x, group)
+        for delta, mine in of_tasks(self.deltas, group):
+            y = delta(x, y, mine)
+        return y
+
+    def _shared(self, x: Tensor, group: Tensor | None) -> Tensor:
         if not self.groups or (self.groups > 1 and group is None):
             return F.linear(x, self.weight, self.bias)
         rows = x.reshape(-1, self.in_features)

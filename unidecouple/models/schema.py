@@ -12,7 +12,7 @@ import transformers
 from packaging.version import InvalidVersion, Version
 from transformers import GenerationConfig, PreTrainedConfig
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised by every change of our fields, a new one too. A file without ``schema_version`` has version 1 (unidecouple 0.1)."""
 
 VERSION_FIELD = "schema_version"
@@ -36,14 +36,14 @@ Migration = Callable[[Fields], Fields]
 C = TypeVar("C", bound=type[PreTrainedConfig])
 
 
-def versioned(former: Mapping[str, str], migrate: Migration) -> Callable[[C], C]:
+def versioned(former: Mapping[str, str], migrate: Migration, since: Mapping[str, int] | None = None) -> Callable[[C], C]:
     """Decorate a configuration class: what it is constructed from, a config.json above all, is brought to ``SCHEMA_VERSION``.
 
     A ``ValueError`` refuses
 
     - a newer schema version than this one;
-    - in a file of this version: a former name, and the absence of one of our fields. Every field of ours is always written, so a
-      misspelt or renamed one is found by what is missing, whatever else transformers wrote;
+    - in a file of version 2 or later: a former name, and the absence of a field of ours that its version has. Every field of
+      ours is always written, so a misspelt or renamed one is found by what is missing, whatever else transformers wrote;
     - a name that neither we nor transformers know. Unless a newer transformers wrote the file (``transformers_version``), whose
       fields nobody here can know: then only a name close to one of ours, and only in version 1, where absence means the default.
 
@@ -53,6 +53,7 @@ def versioned(former: Mapping[str, str], migrate: Migration) -> Callable[[C], C]
     Args:
         former: names of version 1 and what they became.
         migrate: fields of version 1, by their names there -> the same by today's.
+        since: fields that are younger than version 2, and the version that brought each; absent, they have their defaults.
     """
 
     def decorate(cls: C) -> C:
@@ -60,7 +61,7 @@ def versioned(former: Mapping[str, str], migrate: Migration) -> Callable[[C], C]
 
         @functools.wraps(init)
         def construct(self: PreTrainedConfig, **given: Any) -> None:
-            init(self, **_current(cls, given, former, migrate))
+            init(self, **_current(cls, given, former, migrate, since or {}))
 
         cls.__init__ = construct
         return cls
@@ -73,7 +74,9 @@ def own_fields(cls: type[PreTrainedConfig]) -> set[str]:
     return {field.name for field in fields(cls)} - {field.name for field in fields(cls.__mro__[1])}
 
 
-def _current(cls: type[PreTrainedConfig], given: Fields, former: Mapping[str, str], migrate: Migration) -> Fields:
+def _current(
+    cls: type[PreTrainedConfig], given: Fields, former: Mapping[str, str], migrate: Migration, since: Mapping[str, int]
+) -> Fields:
     """``given`` under today's names, checked; the versions stated there hold for the parts that state none."""
     stated, ours = given.get(VERSION_FIELD), own_fields(cls)
     if stated is not None and (type(stated) is not int or not 1 <= stated <= SCHEMA_VERSION):
@@ -81,8 +84,8 @@ def _current(cls: type[PreTrainedConfig], given: Fields, former: Mapping[str, st
             f"config.json has {VERSION_FIELD}={stated!r}, and this unidecouple reads versions 1 to {SCHEMA_VERSION}: "
             "update unidecouple (pip install -U unidecouple)"
         )
-    if stated == SCHEMA_VERSION:
-        absent = sorted(ours - given.keys())
+    if stated is not None and stated > 1:
+        absent = sorted(name for name in ours - given.keys() if since.get(name, 2) <= stated)
         if absent:
             raise _misfit(f"lacks {absent[0]!r}, which every file of its version has", given, given.keys() - ours, absent[0])
     else:
@@ -101,7 +104,7 @@ def _current(cls: type[PreTrainedConfig], given: Fields, former: Mapping[str, st
 def _check_unknown(name: str, given: Fields, ours: set[str], former: Mapping[str, str], checked: bool) -> None:
     if name in former:
         raise _misfit(f"has an unknown field {name!r}, which is now {former[name]!r}", given)
-    old = given.get(VERSION_FIELD) != SCHEMA_VERSION
+    old = given.get(VERSION_FIELD, 1) == 1
     candidates = ours | former.keys() if old else ours
     close = old and difflib.get_close_matches(name, candidates, 1, 0.8)
     if close or (checked and not _newer(given.get("transformers_version"))):

@@ -8,6 +8,7 @@ from torch import nn
 
 from unidecouple.batch import Task
 from unidecouple.models.decoder import UniLlamaModel
+from unidecouple.models.deltas import DELTAS
 from unidecouple.models.groups import PRIVATE
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import MixtureOfExperts
@@ -17,8 +18,12 @@ from unidecouple.models.untied import UniRMSNorm, UntiedLinear
 
 def weights_and_group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[range, ...]]]:
     """Stacked weights with separate rows per group, and those rows, in the order of ``GROUP_NAMES``."""
-    for module in model.modules():
-        if isinstance(module, MixtureOfExperts) and module.num_groups > 1:
+    for name, module in model.named_modules():
+        if name.rpartition(".")[0].endswith(f".{DELTAS}"):  # all rows are of one task
+            of = Task[name.rpartition(".")[2].upper()]
+            for weight in module.parameters():
+                yield weight, tuple(range(len(weight) if task is of else 0) for task in Task)
+        elif isinstance(module, MixtureOfExperts) and module.num_groups > 1:
             yield from module.weights_and_group_rows()
         elif isinstance(module, LoraLinear) and module.groups == len(Task):
             yield from ((pair, consecutive_ranges([1] * module.groups)) for pair in (module.lora_A, module.lora_B))

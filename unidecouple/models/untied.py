@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.deltas import FullDelta, of_tasks
 from unidecouple.models.experts import grouped_linear
 from unidecouple.models.lora import LoraLinear
 
@@ -113,22 +114,27 @@ class UntiedFeedForward(nn.Module):
 
 
 class UniRMSNorm(LlamaRMSNorm):
-    """Llama's norm with one scale (H,), or one per group (G, H)."""
+    """Llama's norm with one scale (H,), one per group (G, H), or one (H,) and those of single tasks (``models/deltas.py``)."""
 
     def __init__(self, hidden_size: int, eps: float, sets: int) -> None:
         super().__init__(hidden_size, eps)
         self.sets = sets
+        self.deltas = nn.ModuleDict()
         if sets > 1:
             self.weight = nn.Parameter(torch.ones(sets, hidden_size))
 
     def forward(self, hidden_states: Tensor, group: Tensor | None = None) -> Tensor:
-        """(B, T, H) -> (B, T, H); a scale per group needs ``group`` (B, T) int64."""
-        if self.sets == 1:
+        """(B, T, H) -> (B, T, H); a scale per group or task needs ``group`` (B, T) int64."""
+        if self.sets == 1 and not self.deltas:
             return super().forward(hidden_states)
         assert group is not None
+        weight = self.weight if self.sets == 1 else F.embedding(group, self.weight)
+        for delta, mine in of_tasks(self.deltas, group):
+            assert isinstance(delta, FullDelta)
+            weight = torch.where(mine, delta.weight, weight)
         wide = hidden_states.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.variance_epsilon)
-        return F.embedding(group, self.weight) * normed.to(hidden_states.dtype)
+        return weight * normed.to(hidden_states.dtype)
 
 
 def within_group(mask: Tensor, group_ids: Tensor | None, cache: Cache | None, config: UniLlamaConfig) -> Tensor:

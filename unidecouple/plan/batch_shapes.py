@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from unidecouple import plugins
 from unidecouple.batch import Task
-from unidecouple.convert.load import load_processor
+from unidecouple.convert.hub import is_hub_id
+from unidecouple.convert.load import load_processor, source_folder
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import DataSettings
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
-from unidecouple.models.shipped import located
 
 MMU_TEXT, MMU_ANSWERS, T2I_TEXT = 128, 64, 64
 """Assumed where the recipe's data cannot be sampled: text tokens of a conversation, those of them that are answers, of a prompt."""
@@ -119,7 +119,12 @@ def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths:
 
 def has_processor(name_or_path: str) -> bool:
     """Whether the start has a tokenizer that samples' lengths can be taken with."""
-    return (located(name_or_path) / "processor_config.json").is_file()
+    if is_hub_id(name_or_path):  # a plan must not need the network
+        return False
+    try:
+        return (source_folder(name_or_path, weights=False) / "processor_config.json").is_file()
+    except ValueError:
+        return False
 
 
 def resized(data: DataSettings, batch_size: int | None) -> DataSettings:

@@ -103,7 +103,7 @@ def _decoder(trace: OpTrace, config: UnifiedConfig, part: BatchShape, x: TracedT
     turn = trace.new(2 * part.length * text.head_dim, False)  # cosines and sines of the positions, one tensor for all layers
     if text.context_router:
         _context_router(trace, config, part, turn)
-    known = routing == "label" or text.context_router or text.labelled_lora  # whether the first layer's attention gets group ids
+    known = routing == "label" or text.context_router or text.labelled_updates  # whether the first layer's attention gets group ids
     for index in range(text.num_hidden_layers):
         layer = f"{DECODER}.layers.{index}"
         with trace.block(layer, x):

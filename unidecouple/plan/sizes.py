@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from unidecouple.convert.emu3 import PUBLISHED_SIZE
+from unidecouple.convert.hub import is_hub_id
 from unidecouple.convert.layouts import DEEPSEEK, read_config
+from unidecouple.convert.load import source_folder
+from unidecouple.convert.processors import read_processor
 from unidecouple.convert.structure import with_structure, with_text
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure
@@ -16,10 +19,6 @@ from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.emu3 import CODE_NAME, ROW_END, UniEmu3Config
 from unidecouple.models.families import UnifiedConfig, model_class
-from unidecouple.models.shipped import located
-
-PLANNED = ("janus", "unidecouple_janus", "emu3", "unidecouple_emu3")
-"""Model types whose forward ``plan/forward.py`` follows."""
 
 
 def _janus_pro(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
@@ -79,16 +78,14 @@ def configuration(name_or_path: str) -> dict[str, Any]:
         return SIZES[name_or_path]
     if name_or_path == "scratch":
         name_or_path = "understanding"  # what a run from random weights has the size of
-    path = located(name_or_path) / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"no configuration at {name_or_path!r}: {path} is missing. Give a checkpoint's folder, a shipped base, or one of "
-            f"{', '.join(SIZES)} (model_name_or_path=...)"
-        )
-    described = read_config(path.parent)
-    if described.layout == DEEPSEEK:
-        raise ValueError(f"{path} describes a 'multi_modality'; plans are made for {' and '.join(map(repr, PLANNED))}")
-    return described.build(None).to_dict()
+    if is_hub_id(name_or_path) and (size := SIZES.get(name_or_path.rpartition("/")[2].lower())) is not None:
+        return size  # a published model's sizes need no download
+    try:
+        folder = source_folder(name_or_path, weights=False)
+    except ValueError as error:
+        raise ValueError(f"no configuration at {name_or_path!r}: {error}, or name a size: {', '.join(SIZES)}") from error
+    described = read_config(folder)
+    return described.build(read_processor(described) if described.layout == DEEPSEEK else None).to_dict()
 
 
 def build(raw: dict[str, Any], structure: Structure, lora: Lora | None, later: Sequence[Structure] = ()) -> UnifiedModel:

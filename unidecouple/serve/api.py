@@ -32,7 +32,7 @@ from unidecouple.serve.pictures import UPLOAD, Uploads, as_png, from_address, op
 from unidecouple.serve.prepare import Prepared, Preparer
 from unidecouple.serve.request_limits import RequestLimits
 from unidecouple.serve.routing import RoutingRequest, Viewer
-from unidecouple.serve.scheduler import Answered, Drawn, Scheduler
+from unidecouple.serve.scheduler import FinishedAnswer, FinishedImage, Scheduler
 from unidecouple.serve.schemas import (
     ERRORS,
     STREAMED,
@@ -82,9 +82,9 @@ class Server:
         self.metrics, self.uploads = Metrics(), Uploads(self.limits.uploads)
         self.preparer = Preparer(engine, self.limits)
         self.viewer = None if whole is None else Viewer(whole, self.preparer)
-        self.scheduler = Scheduler(engine, self.limits.queue, self.metrics.ended)
+        self.scheduler = Scheduler(engine, self.limits.queue, self.metrics.job_ended)
         self.partial_renderer = PartialImageRenderer(self.scheduler, self.metrics)
-        self.metrics.watch(self.scheduler)
+        self.metrics.observe(self.scheduler)
         self._texts, self._pictures = (ThreadPoolExecutor(1, f"unidecouple-{what}") for what in ("texts", "pictures"))
         self._deadline: float | None = None
         self.app = FastAPI(
@@ -216,12 +216,12 @@ class Server:
             wanted = body.stream_options is not None and body.stream_options.include_usage
             base["object"] = "chat.completion.chunk"
             return Events(chat_events(watcher, len(jobs), base, decode, stops, used, wanted), jobs)
-        answers: list[Answered] = await self._done(request, Task.MMU, prepared.work)
+        answers: list[FinishedAnswer] = await self._done(request, Task.MMU, prepared.work)
         choices = [
             {
                 "index": index,
                 "message": {"role": "assistant", "content": before_stop(decode(answer.tokens), stops)},
-                "finish_reason": "stop" if answer.ended else "length",
+                "finish_reason": "stop" if answer.stopped else "length",
                 "logprobs": None,
             }
             for index, answer in enumerate(answers)
@@ -238,8 +238,8 @@ class Server:
         prepared = await result(request, self._texts.submit(self.preparer.images, body))
         if body.stream:
             return self._streamed(prepared, body.partial_images or 0)
-        pictures: list[Drawn] = await self._done(request, Task.T2I, prepared.work)
-        data = [{"b64_json": await self._encode(one.picture), "image_tokens": one.tokens} for one in pictures]
+        images: list[FinishedImage] = await self._done(request, Task.T2I, prepared.work)
+        data = [{"b64_json": await self._encode(one.image), "image_tokens": one.tokens} for one in images]
         return JSONResponse(
             {
                 "created": int(time.time()),
@@ -247,7 +247,7 @@ class Server:
                 "seed": prepared.seed,
                 "size": self.preparer.size,
                 "output_format": "png",
-                "usage": self._used(prepared, len(pictures)),
+                "usage": self._used(prepared, len(images)),
             }
         )
 
@@ -294,8 +294,8 @@ class Server:
         """The stream of images with ``partial_images`` partial ones each."""
         watcher, places = Watcher(), due(self.preparer.builder.num_image_tokens, partial_images)
 
-        def finished(drawn: Drawn) -> dict[str, Any]:
-            return {"image_tokens": drawn.tokens, "seed": prepared.seed, "usage": self._used(prepared, 1)}
+        def finished(image: FinishedImage) -> dict[str, Any]:
+            return {"image_tokens": image.tokens, "seed": prepared.seed, "usage": self._used(prepared, 1)}
 
         jobs = [self.partial_renderer.job(watcher, index, work, places) for index, work in enumerate(prepared.work)]
         self.scheduler.submit(Task.T2I, jobs)

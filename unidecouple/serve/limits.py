@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from unidecouple.bounds import above
 
+LAST_STEP_SECONDS = 1.0
+"""Seconds after ``drain_seconds`` for the last step of the model, which Python cannot interrupt; then it is abandoned."""
+
 
 @dataclass(frozen=True)
 class Limits:

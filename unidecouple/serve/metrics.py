@@ -31,13 +31,13 @@ class Metrics:
             registry=self._registry,
         )
 
-    def ended(self, task: Task, how: str, seconds: float) -> None:
+    def job_ended(self, task: Task, how: str, seconds: float) -> None:
         """A job ended: "done", "failed" or "cancelled"."""
         self._jobs.labels(task.key, how).inc()
         if how == "done":
             self._seconds.labels(task.key).observe(seconds)
 
-    def watch(self, scheduler: Scheduler) -> None:
+    def observe(self, scheduler: Scheduler) -> None:
         """Show how many jobs of ``scheduler`` wait and run, and whether it is alive, whenever they are asked for."""
         waiting = Gauge("unidecouple_waiting", "Answers and pictures that wait for a place.", ["task"], registry=self._registry)
         running = Gauge("unidecouple_running", "Answers and pictures that are given tokens.", ["task"], registry=self._registry)

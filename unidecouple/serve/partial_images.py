@@ -14,7 +14,7 @@ from unidecouple.batch import Task
 from unidecouple.generate.image_generator import ImageProgress
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.pictures import as_png
-from unidecouple.serve.scheduler import Drawn, Scheduler
+from unidecouple.serve.scheduler import FinishedImage, Scheduler
 from unidecouple.serve.stream import Watcher, error_event, event
 from unidecouple.serve.task_queue import QueuedJob
 
@@ -51,14 +51,14 @@ class PartialImageRenderer:
         """A job whose previews after ``places`` tokens (base64 of a PNG) arrive at ``watcher``, and then its picture."""
         passed = 0
 
-        def watch(image: ImageProgress) -> None:
+        def on_progress(image: ImageProgress) -> None:
             nonlocal passed
             if passed < len(places) and image.count >= places[passed]:
                 passed += 1
                 generator: Any = self._scheduler.task_queues[Task.T2I].generator  # after a fault it is another
                 self._thread.submit(self._make, generator.partial(image), job, lambda preview: watcher.put(index, preview))
 
-        job = QueuedJob(work, watch)
+        job = QueuedJob(work, on_progress)
         return watcher.follow(index, job)
 
     def _make(self, tokens: Tensor, job: QueuedJob[Any], put: Callable[[str], None]) -> None:
@@ -78,7 +78,7 @@ async def image_events(
     count: int,
     base: Mapping[str, Any],
     png: Callable[[Image.Image], Awaitable[str]],
-    finished: Callable[[Drawn], Mapping[str, Any]],
+    finished: Callable[[FinishedImage], Mapping[str, Any]],
 ) -> AsyncIterator[str]:
     """The events of ``count`` pictures, each with its number as ``index`` (ours; OpenAI streams one picture).
 
@@ -97,9 +97,9 @@ async def image_events(
             return
         if done[index]:  # a preview that came too late
             continue
-        if isinstance(arrived, Drawn):
+        if isinstance(arrived, FinishedImage):
             done[index] = True
-            name, more = COMPLETED, {"b64_json": await png(arrived.picture), **finished(arrived)}
+            name, more = COMPLETED, {"b64_json": await png(arrived.image), **finished(arrived)}
         else:
             name, more = PARTIAL, {"b64_json": arrived, "partial_image_index": shown[index]}
             shown[index] += 1

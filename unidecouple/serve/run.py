@@ -11,6 +11,7 @@ from types import FrameType
 import uvicorn
 
 from unidecouple.serve.api import Server
+from unidecouple.serve.limits import LAST_STEP_SECONDS
 
 
 class _Uvicorn(uvicorn.Server):
@@ -21,11 +22,11 @@ class _Uvicorn(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On the signal itself, so that requests on connections that are open are refused, too.
 
-        Python cannot stop a thread within a step of the model, so the process ends a second after the limits' time, whatever runs.
+        Python cannot stop a thread within a step of the model, so the process ends ``LAST_STEP_SECONDS`` after the limits' time.
         """
         self._served.refuse()
         if not self.should_exit:
-            end = threading.Timer(self._served.limits.drain_seconds + 1.0, _end)
+            end = threading.Timer(self._served.limits.drain_seconds + LAST_STEP_SECONDS, _end)
             end.daemon = True
             end.start()
         super().handle_exit(sig, frame)

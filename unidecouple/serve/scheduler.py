@@ -17,15 +17,13 @@ from unidecouple.batch import Task
 from unidecouple.generate.answer_generator import AnswerProgress
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.image_generator import ImageProgress
+from unidecouple.serve.limits import LAST_STEP_SECONDS
 from unidecouple.serve.task_queue import FaultError, QueuedJob, TaskQueue
 
 _LOG = logging.getLogger(__name__)
 
-_STEP_SECONDS = 5.0
-"""Seconds that a closing scheduler waits for the model's last step."""
-
-Ended = Callable[[Task, str, float], None]
-"""Called at each job's end with its task, "done", "failed" or "cancelled", and the seconds since it came."""
+OnJobEnd = Callable[[Task, str, float], None]
+"""Called at each job's end with its task, "done", "failed" or "cancelled", and the seconds since it was submitted."""
 
 
 class ClosedError(Exception):
@@ -33,42 +31,42 @@ class ClosedError(Exception):
 
 
 @dataclass(frozen=True)
-class Answered:
+class FinishedAnswer:
     """A finished answer: its tokens without the EOS, and whether the EOS or a stop string came."""
 
     tokens: tuple[int, ...]
-    ended: bool
+    stopped: bool
 
 
 @dataclass(frozen=True)
-class Drawn:
+class FinishedImage:
     """A finished image and its tokens."""
 
-    picture: Image.Image
+    image: Image.Image
     tokens: tuple[int, ...]
 
 
 class Scheduler:
     """Continuous batching of both tasks on one engine.
 
-    Between two steps jobs join and leave; then every answer gets one token, then every picture, so that neither task starves. A
+    Between two steps jobs join and leave; then every answer gets one token, then every image, so that neither task starves. A
     fault ends the running jobs of its task, whose generator is renewed; if that fails too, no more jobs are accepted (``broken``).
 
     Args:
         engine: of one or both tasks; it must not be used elsewhere from now on.
         max_waiting: most jobs of a task that wait.
-        ended: called at each job's end, on the worker's thread.
+        on_job_end: called at each job's end, on the worker's thread.
     """
 
-    def __init__(self, engine: Engine, max_waiting: int = 64, ended: Ended = lambda task, how, seconds: None) -> None:
+    def __init__(self, engine: Engine, max_waiting: int = 64, on_job_end: OnJobEnd = lambda task, how, seconds: None) -> None:
         self.engine = engine
         self.task_queues: dict[Task, TaskQueue[Any, Any]] = {}
         for task in engine.tasks:
-            on_end = partial(ended, task)
+            on_end = partial(on_job_end, task)
             if task is Task.MMU:
-                self.task_queues[task] = TaskQueue(engine.answers, _answered, max_waiting, on_end)
+                self.task_queues[task] = TaskQueue(engine.answers, _finished_answers, max_waiting, on_end)
             else:
-                self.task_queues[task] = TaskQueue(engine.images, self._drawn, max_waiting, on_end)
+                self.task_queues[task] = TaskQueue(engine.images, self._finished_images, max_waiting, on_end)
         self.broken: Exception | None = None
         self._wake = threading.Condition()
         self._closing, self._deadline = False, float("inf")
@@ -104,7 +102,7 @@ class Scheduler:
         with self._wake:
             self._closing, self._deadline = True, time.monotonic() + seconds
             self._wake.notify()
-        self._thread.join(seconds + _STEP_SECONDS)
+        self._thread.join(seconds + LAST_STEP_SECONDS)
 
     @property
     def alive(self) -> bool:
@@ -124,7 +122,7 @@ class Scheduler:
             for task in self.task_queues:
                 self._turn(task)
         for task_queue in self.task_queues.values():
-            task_queue.fail(ClosedError("the server is shutting down"), everyone=True)
+            task_queue.fail(ClosedError("the server is shutting down"), include_waiting=True)
 
     def _turn(self, task: Task) -> None:
         task_queue = self.task_queues[task]
@@ -135,17 +133,17 @@ class Scheduler:
             task_queue.fail(FaultError(error))
             try:
                 task_queue.rebuild()
-            except Exception as second:  # noqa: BLE001 -- then the server reports that it is broken
+            except Exception as renewal_error:  # noqa: BLE001 -- then the server reports that it is broken
                 _LOG.exception("%s cannot be renewed", task.key)
                 with self._wake:
-                    self.broken = second
-                for one in self.task_queues.values():
-                    one.fail(FaultError(second), everyone=True)
+                    self.broken = renewal_error
+                for every_queue in self.task_queues.values():
+                    every_queue.fail(FaultError(renewal_error), include_waiting=True)
 
-    def _drawn(self, images: Sequence[ImageProgress]) -> list[Drawn]:
+    def _finished_images(self, images: Sequence[ImageProgress]) -> list[FinishedImage]:
         tokens = torch.stack([image.tokens for image in images if image.tokens is not None])
-        return [Drawn(picture, tuple(row)) for picture, row in zip(self.engine.render(tokens), tokens.tolist(), strict=True)]
+        return [FinishedImage(image, tuple(row)) for image, row in zip(self.engine.render(tokens), tokens.tolist(), strict=True)]
 
 
-def _answered(answers: Sequence[AnswerProgress]) -> list[Answered]:
-    return [Answered(tuple(answer.tokens), answer.ended) for answer in answers]
+def _finished_answers(answers: Sequence[AnswerProgress]) -> list[FinishedAnswer]:
+    return [FinishedAnswer(tuple(answer.tokens), answer.stopped) for answer in answers]

@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 from unidecouple.generate.answer_generator import AnswerProgress
 from unidecouple.generate.stopping import before_stop, settled
 from unidecouple.serve.errors import ApiError, of_exception
-from unidecouple.serve.scheduler import Answered
+from unidecouple.serve.scheduler import FinishedAnswer
 from unidecouple.serve.task_queue import QueuedJob
 
 if TYPE_CHECKING:
@@ -106,13 +106,13 @@ def answer_job(watcher: Watcher, index: int, work: Any) -> QueuedJob[Any]:
     """A job whose new tokens arrive at ``watcher``, and then its answer."""
     seen = 0
 
-    def watch(answer: AnswerProgress) -> None:
+    def on_progress(answer: AnswerProgress) -> None:
         nonlocal seen
         if len(answer.tokens) > seen:
             watcher.put(index, answer.tokens[seen:])
             seen = len(answer.tokens)
 
-    return watcher.follow(index, QueuedJob(work, watch))
+    return watcher.follow(index, QueuedJob(work, on_progress))
 
 
 async def chat_events(
@@ -143,19 +143,19 @@ async def chat_events(
         if isinstance(arrived, Exception):
             yield error_event(arrived)
             return
-        ended = isinstance(arrived, Answered)
-        if ended:
+        finished = isinstance(arrived, FinishedAnswer)
+        if finished:
             tokens[index] = list(arrived.tokens)
         else:
             tokens[index] += arrived
         text = decode(tokens[index])
-        shown = before_stop(text, stops) if ended else settled(text, stops)
-        if (ended or not text.endswith("\ufffd")) and len(shown) > len(sent[index]):
+        shown = before_stop(text, stops) if finished else settled(text, stops)
+        if (finished or not text.endswith("\ufffd")) and len(shown) > len(sent[index]):
             yield chunk(index, {"content": shown[len(sent[index]) :]})
             sent[index] = shown
-        if ended:
+        if finished:
             left -= 1
-            yield chunk(index, {}, "stop" if arrived.ended else "length")
+            yield chunk(index, {}, "stop" if arrived.stopped else "length")
     total = used(sum(map(len, tokens)))
     if with_usage:
         yield event({**base, "choices": [], "usage": total})

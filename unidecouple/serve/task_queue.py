@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -33,18 +34,21 @@ class FaultError(Exception):
 
 @dataclass(eq=False)
 class QueuedJob(Generic[Work]):
-    """One answer or picture.
+    """One answer or image.
 
     Attributes:
         work: what is asked for.
         future: of its result. Cancelling it cancels the job: it leaves before the next step.
-        watch: called with its progress after each step, on the worker's thread.
+        on_progress: called with its progress after each step, on the worker's thread.
+        submitted_at: seconds of ``time.monotonic``.
+        started_at: the same, once the generator has the job.
     """
 
     work: Work
-    watch: Callable[[Any], None] | None = None
+    on_progress: Callable[[Any], None] | None = None
     future: Future[Any] = field(default_factory=Future)
-    came: float = field(default_factory=time.monotonic)
+    submitted_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
 
 
 class TaskQueue(Generic[Work, Progress]):
@@ -54,7 +58,7 @@ class TaskQueue(Generic[Work, Progress]):
         generator: of answers or images.
         finish: from what is done to results, on the worker's thread.
         max_waiting: most jobs that wait.
-        ended: called with how each job ended ("done", "failed" or "cancelled") and the seconds since it came.
+        on_end: called with how each job ended ("done", "failed" or "cancelled") and the seconds since it was submitted.
     """
 
     def __init__(
@@ -62,17 +66,17 @@ class TaskQueue(Generic[Work, Progress]):
         generator: Generator[Work, Progress],
         finish: Callable[[Sequence[Progress]], Sequence[object]],
         max_waiting: int,
-        ended: Callable[[str, float], None],
+        on_end: Callable[[str, float], None],
     ) -> None:
-        self.generator, self._finish, self.max_waiting, self._ended = generator, finish, max_waiting, ended
+        self.generator, self._finish, self.max_waiting, self._on_end = generator, finish, max_waiting, on_end
         self._lock = threading.Lock()
         self._waiting: deque[QueuedJob[Work]] = deque()
         self._running: list[tuple[QueuedJob[Work], Progress]] = []
-        self._places, self._pace = generator.room, 0.1
+        self._capacity, self._mean_run_seconds = generator.free_slots, 0.1
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait for a place."""
+        """Jobs that wait for a slot."""
         return len(self._waiting)
 
     @property
@@ -88,12 +92,12 @@ class TaskQueue(Generic[Work, Progress]):
         """
         with self._lock:
             if len(self._waiting) + len(jobs) > self.max_waiting:
-                rounds = -(-len(self._waiting) // self._places)
-                raise QueueFullError(max(1, min(60, round(rounds * self._pace))))
+                rounds = math.ceil(len(self._waiting) / self._capacity)
+                raise QueueFullError(max(1, min(60, round(rounds * self._mean_run_seconds))))
             self._waiting.extend(jobs)
 
     def turn(self) -> None:
-        """Drop cancelled jobs, start waiting ones as far as there is room, and generate one token of each."""
+        """Drop cancelled jobs, start waiting ones as far as slots are free, and generate one token of each."""
         self._drop()
         self._begin()
         if not self._running:
@@ -101,18 +105,18 @@ class TaskQueue(Generic[Work, Progress]):
         done = self.generator.step()
         finished = [(job, progress) for job, progress in self._running if any(progress is one for one in done)]
         for job, progress in self._running:
-            if job.watch is not None:
-                job.watch(progress)
+            if job.on_progress is not None:
+                job.on_progress(progress)
         if finished:
             results = self._finish([progress for _, progress in finished])
             self._running = [pair for pair in self._running if all(pair[0] is not job for job, _ in finished)]
             for (job, _), result in zip(finished, results, strict=True):
                 self._end(job, result)
 
-    def fail(self, error: Exception, everyone: bool = False) -> None:
-        """End the jobs that run, and with ``everyone`` those that wait, with ``error``."""
+    def fail(self, error: Exception, include_waiting: bool = False) -> None:
+        """End the jobs that run, and with ``include_waiting`` those that wait, with ``error``."""
         jobs, self._running = [job for job, _ in self._running], []
-        if everyone:
+        if include_waiting:
             with self._lock:
                 jobs += self._waiting
                 self._waiting.clear()
@@ -127,17 +131,17 @@ class TaskQueue(Generic[Work, Progress]):
         for job, progress in [pair for pair in self._running if pair[0].future.cancelled()]:
             self._running = [pair for pair in self._running if pair[0] is not job]
             self.generator.remove(progress)
-            self._ended("cancelled", time.monotonic() - job.came)
+            self._on_end("cancelled", time.monotonic() - job.submitted_at)
         with self._lock:
             gone = [job for job in self._waiting if job.future.cancelled()]
             if gone:
                 self._waiting = deque(job for job in self._waiting if not job.future.cancelled())
         for job in gone:
-            self._ended("cancelled", time.monotonic() - job.came)
+            self._on_end("cancelled", time.monotonic() - job.submitted_at)
 
     def _begin(self) -> None:
         with self._lock:
-            coming = [self._waiting.popleft() for _ in range(min(self.generator.room, len(self._waiting)))]
+            coming = [self._waiting.popleft() for _ in range(min(self.generator.free_slots, len(self._waiting)))]
         if not coming:
             return
         try:
@@ -146,17 +150,21 @@ class TaskQueue(Generic[Work, Progress]):
             for job in coming:  # those that run are failed by whoever catches it
                 self._end(job, FaultError(error))
             raise
+        now = time.monotonic()
+        for job in coming:
+            job.started_at = now
         self._running += zip(coming, made, strict=True)
 
     def _end(self, job: QueuedJob[Work], result: object) -> None:
-        seconds = time.monotonic() - job.came
+        seconds = time.monotonic() - job.submitted_at
         try:
             if isinstance(result, Exception):
                 job.future.set_exception(result)
             else:
                 job.future.set_result(result)
         except InvalidStateError:  # cancelled at this moment
-            self._ended("cancelled", seconds)
+            self._on_end("cancelled", seconds)
             return
-        self._pace += 0.1 * (seconds - self._pace)
-        self._ended("failed" if isinstance(result, Exception) else "done", seconds)
+        if job.started_at is not None:
+            self._mean_run_seconds += 0.1 * (time.monotonic() - job.started_at - self._mean_run_seconds)
+        self._on_end("failed" if isinstance(result, Exception) else "done", seconds)

@@ -13,10 +13,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from unidecouple.convert.licences import carry_licences
-from unidecouple.convert.load import all_checkpoints
+from unidecouple.convert.load import all_checkpoints, source_folder
 from unidecouple.files import remove_directory
 from unidecouple.models.processing import UnifiedProcessor
-from unidecouple.models.shipped import located
 from unidecouple.train.ema import AVERAGES, EMA
 from unidecouple.train.faults import naming_broken_file
 from unidecouple.train.meter import ResourceUsage
@@ -70,13 +69,22 @@ def save(
             parallel.save_tensors(staging / AVERAGES, averages.tensors())
         if parallel.first:
             processor.save_pretrained(staging)
-            licensed = [*all_checkpoints(folder)[-1:], *all_checkpoints(located(base))[-1:], located(base)]
-            if (source := next((place for place in licensed if place.is_dir()), None)) is not None:
+            if (source := _licensed(folder, base)) is not None:
                 carry_licences(source, staging)
             (staging / "trainer_state.json").write_text(json.dumps(vars(state)))
     if parallel.first:
         for old in all_checkpoints(folder)[:-keep]:
             remove_directory(old)
+
+
+def _licensed(folder: Path, base: str) -> Path | None:
+    """Where licences are copied from: the run's newest checkpoint, at first its base, unless that is gone."""
+    if there := all_checkpoints(folder):
+        return there[-1]
+    try:
+        return source_folder(base, weights=False)
+    except ValueError:
+        return None
 
 
 def sweep(folder: Path) -> None:

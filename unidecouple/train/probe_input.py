@@ -55,7 +55,7 @@ def open_probe_input(
     home = next((place for place in (folder, folder.parent) if (place / "run.yaml").is_file()), None)
     if recipe is None and home is not None:
         recipe = configs.load(RunConfig, [home / "run.yaml"])
-    files = _files(data, cache) if data else None
+    files = files_of(data, cache) if data else None
     run = RunConfig(data=files) if files else RunConfig(data=recipe.data) if recipe else RunConfig()
     model, processor = load(checkpoint)
     model.to(device)
@@ -74,7 +74,7 @@ def open_probe_input(
     )
 
 
-def _files(data: Sequence[Path], cache: Path) -> Files:
+def files_of(data: Sequence[Path], cache: Path) -> Files:
     """All records of ``data``, of the tasks that they have."""
     readers = [reader for path in data for reader in open_readers(path, None, None, cache / "files")]
     understood, drawn = (len(RecordIndex(readers, kinds)) for kinds in KINDS_OF.values())

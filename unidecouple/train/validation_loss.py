@@ -107,5 +107,5 @@ def open_validation(
 
 def _tasks_in(sources: Sequence[Source], cache: Path) -> list[Task]:
     """Tasks that ``sources`` have records of."""
-    readers = [reader for source in sources for reader in open_source(source, cache / "files")]
-    return [task for task, kinds in KINDS_OF.items() if len(RecordIndex(readers, kinds))]
+    opened = [(open_source(s, cache / "files"), s.fraction) for s in sources]
+    return [task for task, kinds in KINDS_OF.items() if any(len(RecordIndex(readers, kinds, part)) for readers, part in opened)]

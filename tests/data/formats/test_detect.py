@@ -1,4 +1,4 @@
-"""Formats are told by content, whatever the file is called; what is none of them is refused with the reason."""
+"""Formats are detected by content, whatever the file is called; anything else is refused with the reason."""
 
 from __future__ import annotations
 

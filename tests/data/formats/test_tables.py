@@ -74,12 +74,12 @@ def test_a_hubs_name_is_told_how_to_become_a_folder(tmp_path: Path, monkeypatch:
     """The command in the message works: here on a folder of that name, which ``datasets`` takes as it takes a name of a hub."""
     pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"which a stream cannot give\. Download it once: .* give data/pets$") as told:
+    with pytest.raises(ValueError, match=r"which a stream cannot give\. Download it once: .* give data/pets$") as refused:
         open_readers(Path("someone/pets"))
     (tmp_path / "someone/pets").mkdir(parents=True)
     rows = [{"caption": "a cow", "image": bytes_of(0)}, {"caption": "a pig", "image": bytes_of(1)}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "someone/pets/train.parquet")
-    (code,) = re.findall(r'python -c "(.*)"', str(told.value))
+    (code,) = re.findall(r'python -c "(.*)"', str(refused.value))
     own = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | own, capture_output=True)
     (reader,) = open_readers(Path("data/pets"))
@@ -109,7 +109,7 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, da
     path.write_bytes(b"PAR1")
     for name in (library, "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=rf"needs {library}: pip install 'unidecouple\[data\]'"):
+    with pytest.raises(ValueError, match=rf"needs {library}, which is not installed: pip install 'pyarrow>="):
         open_readers(path, data_type)
 
 

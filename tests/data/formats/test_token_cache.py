@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from own_data import asked, flat, png, write_jsonl, write_pictures, write_tar
 from unidecouple.batch import NO_IMAGE_TOKEN
 from unidecouple.data.bad_records import BadDataError
-from unidecouple.data.encode import encode
+from unidecouple.data.encode import EncodeOptions, encode
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import open_readers
 from unidecouple.data.formats.record import ImageTokens
@@ -50,7 +50,8 @@ def source(tmp_path: Path) -> Path:
 def write(source: Path, processor: UniJanusProcessor, vq: Any, tmp_path: Path) -> Callable[..., Path]:
     def written(name: str = "cache", **settings: Any) -> Path:
         options = {"batch_size": 2, "shard_size": 2, **settings}
-        encode(open_readers(source), options.pop("vq", vq), ImagePreprocessor(processor), tmp_path / name, **options)
+        tokenizer, progress = options.pop("vq", vq), options.pop("progress", lambda done, of: None)
+        encode(open_readers(source), tokenizer, ImagePreprocessor(processor), tmp_path / name, EncodeOptions(**options), progress)
         return tmp_path / name
 
     return written
@@ -137,7 +138,7 @@ def test_bad_pictures_and_prompts_with_pictures_are_left_out(
     edit = {"messages": [{"role": "user", "content": "<image>brighter"}, {"role": "assistant", "content": "<image>"}]}
     members |= {"4.a.png": png(), "4.b.png": png(1), "4.json": json.dumps(edit).encode()}
     readers = open_readers(write_tar(tmp_path / "a.tar", members))
-    manifest = encode(readers, vq, ImagePreprocessor(processor), tmp_path / "cache", max_bad_ratio=0.5)
+    manifest = encode(readers, vq, ImagePreprocessor(processor), tmp_path / "cache", EncodeOptions(max_bad_ratio=0.5))
     assert (manifest.count, manifest.skipped) == (3, 2)
     assert "sample 2 (1): picture" in caplog.text
     assert "sample 5 (4): the prompt holds pictures" in caplog.text

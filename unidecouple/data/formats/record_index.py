@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from unidecouple.data.formats.reader import Reader
 from unidecouple.data.formats.record import KINDS, Kind, Record
+from unidecouple.data.permutation import permute
+
+_SPLIT: Final = 20250603
+"""Key of the order that fractions are taken in, whatever a run's seed."""
 
 
 class RecordIndex:
-    """Holds 8 bytes per record; contents stay in their files."""
+    """Holds 8 bytes per record; contents stay in their files.
 
-    def __init__(self, readers: Sequence[Reader], kinds: Sequence[Kind]) -> None:
+    Args:
+        readers: of the files.
+        kinds: which records.
+        fraction: the part of them that is listed, from and to, in an order that is shuffled by a fixed key; (0, 0.9) and (0.9, 1)
+            share no record.
+    """
+
+    def __init__(self, readers: Sequence[Reader], kinds: Sequence[Kind], fraction: tuple[float, float] = (0.0, 1.0)) -> None:
         wanted = [KINDS.index(kind) for kind in kinds]
         self._readers = tuple(readers)
         self._numbers = [np.flatnonzero(np.isin(reader.kinds, wanted)) for reader in readers]
+        if fraction != (0.0, 1.0):
+            size = sum(map(len, self._numbers))
+            first, last = (int(end * size) for end in fraction)
+            rank = permute(np.arange(size), size, (_SPLIT,)) if size else np.empty(0, np.int64)
+            inside = np.split((first <= rank) & (rank < last), np.cumsum([*map(len, self._numbers)])[:-1])
+            self._numbers = [numbers[kept] for numbers, kept in zip(self._numbers, inside, strict=True)]
         self._starts = np.cumsum([0, *map(len, self._numbers)])
 
     def __len__(self) -> int:

@@ -22,6 +22,7 @@ from unidecouple.data.formats.entry import Find, folder_finder, parse
 from unidecouple.data.formats.parquet_groups import has_large_groups, small_groups
 from unidecouple.data.formats.reader import cached, kind_number, stacked
 from unidecouple.data.formats.record import BadRecordError, Record
+from unidecouple.extras import missing_package
 
 _GROUPS_KEPT: Final = 4
 """Row groups of a parquet file held in memory; a shuffled pass reads one for nearly every row, so groups should be small."""
@@ -170,4 +171,4 @@ def _require(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"reading {what} needs {module.partition('.')[0]}: pip install 'unidecouple[data]'") from error
+        raise missing_package(f"reading {what}", "data", error) from error

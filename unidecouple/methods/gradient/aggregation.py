@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unidecouple.extras import missing_package
+
 if TYPE_CHECKING:
     from torchjd.aggregation import Aggregator
 
@@ -54,9 +56,7 @@ def make(name: str, like: Tensor | None = None, /, **settings: Setting) -> Aggre
     try:
         return kinds[name](**(settings | lists))
     except ImportError as error:
-        raise ValueError(
-            f"gradient: {name} needs a solver that is not installed: pip install 'unidecouple[gradient]' ({error})"
-        ) from error
+        raise missing_package(f"gradient: the solver of {name}", "gradient", error) from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"gradient: {name} does not take the settings {settings}: {error}") from error
 

@@ -14,7 +14,7 @@ class CAGrad:
     """``max_d min_i g_i·d`` subject to ``|d - g_0| <= c |g_0|``, where g_0 is the tasks' mean.
 
     Ours: times the number of tasks, so that c = 0 is the sum and ``d`` is on one scale with what is summed beside it. TorchJD
-    solves it with cvxpy, which comes with ``pip install 'unidecouple[gradient]'``.
+    solves it with cvxpy, from the extra ``gradient``.
 
     Attributes:
         parameters: names of ``PARTS`` or patterns of the weights it works on.

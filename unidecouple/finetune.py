@@ -1,0 +1,226 @@
+"""A run on a user's model and files: a method's recipe, completed by what the data and this machine are.
+
+Precedence, the later wins: recipe; options, and what follows from the data and the machine; ``key=value``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from unidecouple import config as configs
+from unidecouple.batch import Task
+from unidecouple.compare.methods import Family, family_of, family_recipe, find_method, run_values
+from unidecouple.data.file_batches import KINDS_OF
+from unidecouple.data.formats import RecordIndex, open_readers
+from unidecouple.plan.stages import PlanRequest, plan
+from unidecouple.run import RunConfig
+from unidecouple.source import PrintLine
+from unidecouple.train.launch import device_of
+
+AUTO: Final = "auto"
+EPOCHS: Final = 10.0
+HELD_OUT: Final = 0.05
+_USABLE: Final = 0.92
+"""Share of a device's memory that tensors may take, as ``plan`` assumes."""
+
+_CHOICES: Final[Mapping[tuple[bool, bool], tuple[str, str]]] = {
+    (True, True): (
+        "lora_task",
+        "the data have both tasks; on the synthetic benchmark per-task LoRA matched UniDecouple at 70% of its FLOPs per image "
+        "token (docs/experiments/per-task-lora.md)",
+    ),
+    (False, True): (
+        "lora_task_held",
+        "the data have no understanding samples, so understanding's weights stay the base's; on the synthetic benchmark no other "
+        "method with frozen understanding generated significantly better (docs/experiments/frozen-understanding.md)",
+    ),
+    (True, False): (
+        "lora_task",
+        "the data have no generation samples, so only understanding's LoRA trains; no experiment covers this case",
+    ),
+}
+"""(understanding data, generation data) -> method and why. The evidence is of tiny models; none is of published weights."""
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """What a fine-tuning is asked for.
+
+    Attributes:
+        model: a checkpoint's folder in any layout, a Hub id, or a shipped base; "" for the recipe's.
+        data: files to train on; none for the recipe's.
+        recipe: recipes in place of a method's.
+        method: a name of ``recipes/<family>/methods.yaml``, or "auto".
+        validation: held-out files; without them ``validation_fraction`` of the data is held out.
+        validation_fraction: part of each task's records, chosen by a fixed seed.
+        columns: our name of a key or column -> its name in the data and the validation files (``data/columns.py``).
+        epochs: passes over the task with more samples; None for ``EPOCHS``, but no more steps than the recipe's.
+    """
+
+    model: str = ""
+    data: tuple[Path, ...] = ()
+    recipe: tuple[Path, ...] = ()
+    method: str = AUTO
+    validation: tuple[Path, ...] = ()
+    validation_fraction: float = HELD_OUT
+    epochs: float | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.recipe and self.method != AUTO:
+            raise ValueError(f"a recipe ({self.recipe[0]}) and --method {self.method} both say how to train: leave one out")
+        if not self.recipe and not (self.model and self.data):
+            raise ValueError(
+                "give a recipe, or --model and --data: `unidecouple train --model ID_OR_FOLDER --data FILE --output DIR`"
+            )
+        if not self.data and (self.validation or self.epochs is not None):
+            raise ValueError("--validation and --epochs go with --data: give it, or set data.validation and max_steps")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"the held-out fraction {self.validation_fraction} must lie between 0 and 1")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs={self.epochs} must be above 0")
+
+
+def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: PrintLine) -> RunConfig:
+    """Return the configuration of the run that ``asked`` describes; ``say`` gets what was decided and why.
+
+    Raises:
+        ValueError: the model, the method or data are unknown; a task has a single record and no validation file.
+        ConfigError: a recipe or an override does not fit.
+    """
+    values: list[tuple[str, Mapping[str, Any]]] = []
+    counts = _counts(asked, cache) if asked.data else {}
+    paths = list(asked.recipe)
+    if not paths:
+        family = family_of(asked.model)
+        paths.append(family_recipe(family, "data"))
+        values.append(_method(asked, family, counts, say))
+    flags: dict[str, Any] = {"model_name_or_path": asked.model} if asked.model else {}
+    if asked.data:
+        flags["data"] = _data(asked, counts)
+    values.append(("the options", flags))
+    draft = configs.load(RunConfig, paths, overrides, values)
+    if not asked.data:
+        return draft
+    lines: list[str] = []
+    values.append(("the data", _fitted(asked, draft, counts, lines)))
+    draft = configs.load(RunConfig, paths, overrides, values)
+    values.append(("this machine", _placed(draft, lines)))
+    run = configs.load(RunConfig, paths, overrides, values)
+    for line in lines:
+        say(line)
+    return run
+
+
+def _counts(asked: FineTune, cache: Path) -> dict[Task, int]:
+    """Training samples of each task, those to be held out included."""
+    readers = [reader for path in asked.data for reader in open_readers(path, cache=cache / "files", columns=asked.columns)]
+    counts = {task: len(RecordIndex(readers, kinds)) for task, kinds in KINDS_OF.items()}
+    if not any(counts.values()):
+        raise ValueError(f"{', '.join(map(str, asked.data))} hold no record: run `unidecouple data check` on them")
+    for task, count in counts.items():
+        if count == 1 and not asked.validation:
+            raise ValueError(f"the data have one {task.key} record, so none can be held out: name --validation, or add records")
+    return counts
+
+
+def _method(asked: FineTune, family: Family, counts: Mapping[Task, int], say: PrintLine) -> tuple[str, Mapping[str, Any]]:
+    name = asked.method
+    if name == AUTO:
+        name, why = _CHOICES[counts[Task.MMU] > 0, counts[Task.T2I] > 0]
+        say(f"--method {name}: {why}. The evidence is of tiny models; published weights were not tried")
+    name, variant = find_method(family, name)
+    if variant.tasks != "both" and not counts[Task[variant.tasks.upper()]]:
+        raise ValueError(f"method {name!r} trains {variant.tasks} alone, and the data have none of it: choose another")
+    return f"method {name}", run_values(name, variant)
+
+
+def _data(asked: FineTune, counts: Mapping[Task, int]) -> dict[str, Any]:
+    held = asked.validation_fraction
+    sources = [{"path": str(path)} for path in asked.data]
+    chosen: dict[str, Any] = {"kind": "files", "sources": sources, "validation": [{"path": str(path)} for path in asked.validation]}
+    if not asked.validation:
+        chosen["sources"] = [{**one, "fraction": [0.0, 1 - held]} for one in sources]
+        chosen["validation"] = [{**one, "fraction": [1 - held, 1.0]} for one in sources]
+    chosen |= {"columns": dict(asked.columns)} if asked.columns else {}
+    return chosen | {f"{task.key}_batch_size": 0 for task, count in counts.items() if not count}
+
+
+def _fitted(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lines: list[str]) -> dict[str, Any]:
+    """Batch sizes, steps, warm-up and validation for as many samples as there are."""
+    kept = 1.0 if asked.validation else 1 - asked.validation_fraction
+    samples = {task: int(kept * count) for task, count in counts.items()}
+    sizes = {task: min(draft.data.batch_size(task), samples[task]) for task in Task}
+    trained = [task for task in Task if sizes[task]]
+    if not trained:
+        raise ValueError("nothing is left to train on: the method and the data have no task in common")
+    epochs = asked.epochs or EPOCHS
+    steps = math.ceil(epochs * max(samples[task] / sizes[task] for task in trained))
+    if asked.epochs is None:
+        steps = min(steps, draft.max_steps)
+    longest = max(trained, key=lambda task: samples[task] / sizes[task])
+    whole = sum(stage.share for stage in draft.stages)
+    stages = [
+        replace(stage, warmup_steps=min(stage.warmup_steps, int(steps * stage.share / whole) // 10)) for stage in draft.stages
+    ]
+    held = (
+        "the files given"
+        if asked.validation
+        else f"a fraction of {asked.validation_fraction:g} of each task, chosen by a fixed seed"
+    )
+    lines.append(f"data: {' and '.join(f'{samples[task]:,} {task.key}' for task in trained)} samples to train on; held out: {held}")
+    lines.append(f"max_steps={steps}: {steps * sizes[longest] / samples[longest]:.3g} epochs in batches of {sizes[longest]}")
+    every = min(draft.evaluation.eval_steps, max(1, steps // 4))
+    return {
+        "data": {f"{task.key}_batch_size": size for task, size in sizes.items()},
+        "max_steps": steps,
+        "logging_steps": min(draft.logging_steps, max(1, steps // 10)),
+        "evaluation": {"eval_steps": every},
+        "stages": [configs.plain(stage) for stage in stages],
+    }
+
+
+def _placed(draft: RunConfig, lines: list[str]) -> dict[str, Any]:
+    """float32 on a CPU, where bfloat16 is slower, and as many micro-batches per step as memory asks for."""
+    device = device_of(draft.device)
+    found: dict[str, Any] = {}
+    if device.type == "cpu" and draft.bf16:
+        draft, found["bf16"] = replace(draft, bf16=False), False
+    room = _USABLE * (torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _host_memory())
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    parts, peak = 1, 0
+    while True:
+        draft = replace(draft, gradient_accumulation_steps=parts)
+        peak = _peak(draft, processes)
+        if peak <= room or 2 * parts * processes > draft.data.max_parts:
+            break
+        parts *= 2
+    fits = "" if peak <= room else ": it may not fit. See `unidecouple plan` and docs/small-gpus.md"
+    lines.append(
+        f"gradient_accumulation_steps={parts}: {peak / 1e9:.3g} GB at the peak of a step by `unidecouple plan`, of "
+        f"{room / 1e9:.3g} GB of the {device.type}{fits}"
+    )
+    return found | {"gradient_accumulation_steps": parts}
+
+
+def _peak(run: RunConfig, processes: int) -> int:
+    """Bytes of one process at the peak of its largest stage."""
+    way = "fsdp2" if run.parallel == "fsdp" else "ddp"
+    stages = plan(run, PlanRequest((processes,), dtype="bf16" if run.bf16 else "fp32"))
+    found = [one for stage in stages for one in stage.estimates if one.way == way]
+    return max((one.checkpointed if run.gradient_checkpointing else one.memory).total for one in found)
+
+
+def _host_memory() -> int:
+    """Bytes of this machine's memory; where the system does not say, no limit that matters."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62

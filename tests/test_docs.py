@@ -40,6 +40,7 @@ ELSEWHERE = (
     "results-json",
     "http",
     "concepts",
+    "python",
 )
 """Pages whose commands have their own tests, or run on another page."""
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in ELSEWHERE)
@@ -63,9 +64,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("user")
     write_published(place / "deepseek-ai" / "Janus-Pro-1B")
     write_emu3(place / "Emu3-community" / "Emu3-Gen-hf")
-    write_pictures(place / "data", "a.png", "b.png")
-    for name in ("train", "held_out"):
-        write_jsonl(place / "data" / f"{name}.jsonl", [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
+    write_pictures(place / "data", "a.png", "b.png", "cat.png")
+    more = [asked("b.png", "What is this?", "A dog."), flat("a.png", "a blue dog")]
+    records = [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat"), *more]
+    for name in ("train", "held_out"):  # two records of each task: a comparison needs them, and one may be held out
+        write_jsonl(place / "data" / f"{name}.jsonl", records)
+    write_jsonl(place / "data" / "more.jsonl", more)
+    (place / "data" / "prompts.txt").write_text("a red cat\n")
     write_jsonl(place / "data" / "questions.jsonl", [{"q": "What is this?", "a": "A cat.", "path": "a.png"}])
     (place / "recipes").symlink_to(ROOT / "recipes")
     write_benchmarks(place)
@@ -178,6 +183,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "resume",
         "add-generation",
         "decouple",
+        "decouple-trained",
         "diagnose",
         "many-gpus",
         "export",
@@ -196,6 +202,10 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "preview.html",
         "runs/decoupled/scores.json",
         "out/decoupled/config.json",
+        "guard/lora/guard.html",
+        "out/front/front.html",
+        "out/repaired-t2i/config.json",
+        "out/repaired-adapter/adapter_config.json",
         "runs/pro2/scores.json",
         "out/deepseek/config.json",
         "data/image_tokens/manifest.json",

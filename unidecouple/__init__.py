@@ -37,6 +37,9 @@ if TYPE_CHECKING:
         GridOptions as GridOptions,
     )
     from unidecouple.api import (
+        GuardOptions as GuardOptions,
+    )
+    from unidecouple.api import (
         InferOptions as InferOptions,
     )
     from unidecouple.api import (
@@ -58,6 +61,9 @@ if TYPE_CHECKING:
         evaluate as evaluate,
     )
     from unidecouple.api import (
+        guard as guard,
+    )
+    from unidecouple.api import (
         infer as infer,
     )
     from unidecouple.api import (
@@ -73,8 +79,18 @@ if TYPE_CHECKING:
 _PACKAGES: Final = ("compare", "convert", "diagnose", "train")
 """Subpackages that can be called: each calls the function of its name in ``unidecouple.api``."""
 _NAMES: Final = (
-    *("Conversion", "DiagnoseOptions", "Engine", "EvalOptions", "GridOptions", "InferOptions", "MergeOptions", "TrainOptions"),
-    *("evaluate", "infer", "load", "merge"),  # the other functions of the API join here
+    *(
+        "Conversion",
+        "DiagnoseOptions",
+        "Engine",
+        "EvalOptions",
+        "GridOptions",
+        "GuardOptions",
+        "InferOptions",
+        "MergeOptions",
+        "TrainOptions",
+    ),
+    *("evaluate", "guard", "infer", "load", "merge"),  # the other functions of the API join here
 )
 
 

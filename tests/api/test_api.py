@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from transformers import JanusForConditionalGeneration
 
 import unidecouple as ud
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
 from unidecouple import api, cli
-from unidecouple.batch import Task
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
 def test_the_import_brings_no_torch_and_every_name_is_there() -> None:
@@ -45,23 +49,26 @@ def test_every_function_of_the_api_is_offered_and_documented() -> None:
 def test_the_quick_start_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """From a published folder and a jsonl to a trained model that answers, generates and opens in transformers."""
     monkeypatch.chdir(tmp_path)
-    write_published(tmp_path / "janus")
-    write_pictures(tmp_path, "a.png", "b.png")
-    write_jsonl(tmp_path / "train.jsonl", [record for _ in range(4) for record in (asked("a.png"), flat("b.png"))])
-    small = {"max_steps": 2, "evaluation.eval_batches": 1, "diagnose": False, "device": "cpu", "report_to": []}
-    trained = ud.train("mine", model="janus", data="train.jsonl", method="lora_task", overrides=small)
-    assert trained == Path("mine/checkpoint-2")
-    assert ud.train("mine", model="janus", data="train.jsonl", method="lora_task", overrides=small) == trained  # finished
-    model = ud.load("mine", device="cpu")
-    assert isinstance(model, ud.Engine)
-    assert len(model.understand([tmp_path / "a.png", tmp_path / "b.png"], ["What?", "How many?"], max_new_tokens=2)) == 2
-    ((first,), (second,)) = model.generate_images(["a cow", "a pig"], seed=0)
-    assert first.size == second.size == (16, 16)
+    write_published(tmp_path / "deepseek-ai" / "Janus-Pro-1B")
+    write_pictures(tmp_path / "data", "a.png", "cat.png")
+    records = [record for _ in range(20) for record in (asked("a.png"), flat("cat.png"))]
+    write_jsonl(tmp_path / "data" / "train.jsonl", records)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    small = '{"max_steps": 2, "evaluation.eval_batches": 1, "diagnose": False, "device": "cpu", "report_to": []}'
+    code = code.replace('{"max_steps": 200}', small).replace('ud.load("runs/mine")', 'ud.load("runs/mine", device="cpu")')
+    scope: dict[str, object] = {}
+    exec(code, scope)  # the page's own
+    assert JanusForConditionalGeneration.from_pretrained("out/mine").config.model_type == "janus"
+    assert isinstance(scope["model"], ud.Engine)
+    with Image.open("image-1.png") as image:
+        assert image.size == (16, 16)
+    shown = capsys.readouterr().out
+    assert "data: 19 mmu and 19 t2i samples to train on; held out: a fraction of 0.05 of each task" in shown
+    given = json.loads(small.replace("False", "false"))
+    again = ud.train("runs/mine", model="deepseek-ai/Janus-Pro-1B", data="data/train.jsonl", overrides=given)
+    assert again == Path("runs/mine/checkpoint-2")  # finished
     write_jsonl(tmp_path / "ask.jsonl", [{"prompt": "a cow"}])
-    assert ud.infer("mine", "ask.jsonl", "out.jsonl", ud.InferOptions(device="cpu")).done == 1
-    converted = ud.convert("mine", "hf", conversion=ud.Conversion("transformers", task=Task.T2I, merge=True))
-    assert JanusForConditionalGeneration.from_pretrained(converted).config.model_type == "janus"
-    assert "held out: a fraction of 0.05 of each task" in capsys.readouterr().out
+    assert ud.infer("runs/mine", "ask.jsonl", "out.jsonl", ud.InferOptions(device="cpu")).done == 1
 
 
 def test_evaluate_returns_the_scores_that_it_writes(small_base: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -89,6 +90,35 @@ def check(folder: Path) -> None:
         if not right(out, user):
             raise CheckError(f"unidecouple {' '.join(arguments)}: exited 0 with the wrong output:\n{out}")
         print(f"  unidecouple {' '.join(arguments)}: ok", flush=True)
+    quick_start(binaries, folder / "quick")
+
+
+def quick_start(binaries: Path, folder: Path) -> None:
+    """Run the README's commands on 40 pictures and a tiny Janus in deepseek-ai's layout; the result opens in transformers."""
+    (folder / "data").mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "published.py", folder)
+    made = "from pathlib import Path; from published import write_published; write_published(Path('deepseek-ai/Janus-Pro-1B'))"
+    run([str(binaries / "python"), "-c", made], folder, warnings=True)
+    rows = []
+    for number in range(40):
+        name = "cat.png" if number == 0 else f"{number}.png"
+        (folder / "data" / name).write_bytes(disc((6 * number, 120, 255 - 6 * number)))
+        answer = [{"role": "user", "content": "<image>What is this?"}, {"role": "assistant", "content": "A disc."}]
+        rows.append({"prompt": "a disc", "image": name} if number % 2 else {"messages": answer, "images": [name]})
+    (folder / "data" / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    commands = readme_commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    for words in commands:
+        small = ["max_steps=2", "diagnose=false"] if words[0] == "train" else []
+        run([str(binaries / "unidecouple"), *words, *small], folder)
+        print(f"  unidecouple {' '.join(words)}: ok", flush=True)
+    opened = f"from transformers import JanusForConditionalGeneration as J; J.from_pretrained({commands[-1][-1]!r})"
+    run([str(binaries / "python"), "-c", opened], folder, warnings=True)
+
+
+def readme_commands(text: str) -> list[list[str]]:
+    """Return the words of the commands of the quick start, without the first."""
+    section = text.partition("## Quick start")[2].partition("\n## ")[0]
+    return [shlex.split(line)[1:] for line in re.findall(r"^    (unidecouple .*)$", section, re.MULTILINE)]
 
 
 def install(folder: Path) -> Path:
@@ -135,7 +165,8 @@ def run(command: list[str], folder: Path, warnings: bool = False) -> str:
         CheckError: it failed, or, unless ``warnings``, printed something like a warning.
     """
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"HF_HUB_OFFLINE": "1"}
+    own = {"HF_HUB_OFFLINE": "1", "UNIDECOUPLE_CACHE": str(folder / "cache")}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | own
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CheckError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big.install_check import CheckError, disc, drew, refuse_cuda, run, says_something, scored
+from big.install_check import CheckError, disc, drew, readme_commands, refuse_cuda, run, says_something, scored
 
 
 def python(code: str) -> list[str]:
@@ -44,6 +44,13 @@ def test_cuda_is_refused(tmp_path: Path, name: str, taken: bool) -> None:
     else:
         with pytest.raises(CheckError, match=r"CUDA build of torch.*set TORCH_INDEX"):
             refuse_cuda(pip, tmp_path)
+
+
+def test_the_quick_start_is_the_readme_s() -> None:
+    """Five commands, the last of which names the folder that transformers opens."""
+    found = readme_commands((Path(__file__).parents[2] / "README.md").read_text())
+    assert [words[0] for words in found] == ["data", "train", "chat", "generate", "convert"]
+    assert found[-1][-2:] == ["--output", "out/mine"]
 
 
 def test_the_picture_is_a_disc_on_white() -> None:

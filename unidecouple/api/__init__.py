@@ -4,6 +4,7 @@ from unidecouple.api.checkpoints import DiagnoseOptions, InferOptions, convert, 
 from unidecouple.api.scoring import EvalOptions, evaluate
 from unidecouple.api.training import GridOptions, MergeOptions, TrainOptions, compare, merge, train
 from unidecouple.convert.steps import Conversion
+from unidecouple.delta.guard import GuardOptions, guard
 from unidecouple.generate.engine import Engine
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Engine",
     "EvalOptions",
     "GridOptions",
+    "GuardOptions",
     "InferOptions",
     "MergeOptions",
     "TrainOptions",
@@ -19,6 +21,7 @@ __all__ = [
     "convert",
     "diagnose",
     "evaluate",
+    "guard",
     "infer",
     "load",
     "merge",

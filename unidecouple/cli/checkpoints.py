@@ -48,6 +48,14 @@ def adapter_save(arguments: argparse.Namespace) -> int:
     """Save only what training changed beyond a base: low-rank updates and small parts, in PEFT's format where it can hold them."""
     from unidecouple.adapters.save import save
 
+    if arguments.task is not None:
+        from unidecouple.convert.options import task
+        from unidecouple.delta.peft import save_peft
+
+        chosen = task(arguments.task)
+        assert chosen is not None
+        save_peft(str(arguments.checkpoint), chosen, arguments.output, arguments.base, say)
+        return OK
     wanted = (arguments.base, arguments.seed, arguments.with_experts)
     save(str(arguments.checkpoint), arguments.output, *wanted, say)
     return OK
@@ -159,6 +167,9 @@ def _add_adapter(save: argparse.ArgumentParser, load: argparse.ArgumentParser) -
     save.add_argument("--base", help="checkpoint it was trained from (default: what the run's run.yaml says)")
     save.add_argument("--seed", type=whole(0), help="the run's, for a dense base's routers (default: run.yaml's, or 0)")
     save.add_argument("--with-experts", action="store_true", help="keep experts that training changed, in full")
+    save.add_argument(
+        "--task", choices=("mmu", "t2i"), help="of a checkpoint that `unidecouple decouple` wrote: this task, in PEFT's format"
+    )
     load.add_argument("base", help="checkpoint that the adapter belongs to, or a shipped base's name")
     load.add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` or PEFT wrote")
     load.add_argument("--unmerged", action="store_true", help="keep PEFT's updates as low-rank weights, to train on")

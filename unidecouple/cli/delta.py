@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import FAILED, OK, add, number, say, whole
+from unidecouple.cli.command import FAILED, OK, add, existing, number, say, share, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -39,6 +39,52 @@ def guard(arguments: argparse.Namespace) -> int:
     return FAILED if content["worse"] else OK
 
 
+def decouple(arguments: argparse.Namespace) -> int:
+    """Make a checkpoint that serves one task as the base did and the other as the tuned model does, without training."""
+    import shlex
+    import sys
+
+    from unidecouple.batch import Task
+    from unidecouple.convert.options import shard_bytes
+    from unidecouple.delta.decouple import DecoupleOptions
+    from unidecouple.delta.decouple import decouple as write
+    from unidecouple.delta.distill import Distillation
+    from unidecouple.delta.forms import Fidelity
+    from unidecouple.train.launch import processes
+
+    budget = None if arguments.budget is None else shard_bytes(arguments.budget)
+    chosen = (arguments.rank, arguments.energy, arguments.full, False, budget)
+    fidelity = Fidelity(*chosen) if any(value is not None and value is not False for value in chosen) else None
+    distillation = None
+    if arguments.distill_steps:
+        existing(arguments.prompts, "--prompts")
+        if arguments.prompts is None:
+            raise ValueError("--distill-steps draws the tuned model's images of prompts: give a file with one per line (--prompts)")
+        lines = arguments.prompts.read_text(encoding="utf-8").splitlines()
+        distillation = Distillation(
+            arguments.distill_steps, [line.strip() for line in lines if line.strip()], arguments.learning_rate
+        )
+    with processes(arguments.device, bf16=False, kind="ddp") as place:
+        options = DecoupleOptions(
+            mode=arguments.mode,
+            fidelity=fidelity,
+            protect=Task.MMU if arguments.protect == "understanding" else Task.T2I,
+            understanding=arguments.understanding,
+            alpha=arguments.alpha,
+            groups=tuple(name.strip() for name in arguments.groups.split(",") if name.strip()),
+            tolerance=arguments.tolerance,
+            data=tuple(arguments.data),
+            samples=arguments.samples,
+            distillation=distillation,
+            device=place.device,
+            cache=arguments.cache,
+            command=shlex.join(["unidecouple", *sys.argv[1:]]),
+            max_shard_bytes=shard_bytes(arguments.max_shard_size),
+        )
+        print(write(arguments.base, arguments.tuned, arguments.output, options, say))
+    return OK
+
+
 def add_commands(commands: Commands) -> None:
     """``unidecouple guard`` and ``unidecouple decouple``."""
     command = add(commands, guard, "guard")
@@ -52,6 +98,32 @@ def add_commands(commands: Commands) -> None:
         "--tolerance", type=number(0), default=0.0, help="how much worse a task may be: nats per token, or share (default: 0)"
     )
     command.add_argument("--no-reverts", action="store_true", help="do not search for the modules where the damage sits")
+    mend = add(commands, decouple, "decouple")
+    _add_pair(mend)
+    mend.add_argument("--output", type=Path, required=True, help="folder to write")
+    mend.add_argument(
+        "--mode",
+        choices=("residual", "bits", "interpolate", "revert", "front"),
+        default="residual",
+        help="residual, bits: weights per task; interpolate, revert: one set; front: a page that compares them (default: residual)",
+    )
+    mend.add_argument("--rank", type=whole(1), help="residual: rank of every matrix (default: 32)")
+    mend.add_argument("--energy", type=number(0, 1), help="residual: share of each matrix's energy that is kept")
+    mend.add_argument("--budget", help="residual: most bytes of all residuals, as 200MB; ranks are chosen for the most energy")
+    mend.add_argument("--full", action="store_true", help="residual: keep both weights of every matrix, which is exact")
+    mend.add_argument("--distill-steps", type=whole(0), default=0, help="steps that match the tuned model's logits (default: 0)")
+    mend.add_argument("--prompts", type=Path, help="distillation: text file with a prompt per line")
+    mend.add_argument("--learning-rate", type=number(above=0), default=1e-3, help="distillation: of Adam (default: 0.001)")
+    mend.add_argument(
+        "--protect", choices=("understanding", "generation"), default="understanding", help="the task that the base serves"
+    )
+    mend.add_argument("--understanding", help="a second tuned model of the same base, which serves understanding")
+    mend.add_argument("--alpha", type=share, help="interpolate: 0 is the base, 1 the tuned model (default: chosen on --data)")
+    mend.add_argument("--groups", default="", help="revert: module groups, with commas (default: chosen on --data)")
+    mend.add_argument(
+        "--tolerance", type=number(0), default=0.0, help="nats per token that a choice on --data may lose (default: 0)"
+    )
+    mend.add_argument("--max-shard-size", default="5GB", help="most bytes of one file of weights (default: 5GB)")
 
 
 def _add_pair(command: argparse.ArgumentParser) -> None:

@@ -120,6 +120,15 @@ def report(arguments: argparse.Namespace) -> int:
 
 def add_commands(commands: Commands) -> None:
     """``unidecouple compare|train|plan|report``."""
+    for command in (_add_compare(commands), _add_train(commands)):
+        command.add_argument(
+            "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
+        )
+    _add_plan(commands)
+    _add_report(commands)
+
+
+def _add_compare(commands: Commands) -> argparse.ArgumentParser:
     grid = add(commands, compare, "compare", recipe=True)
     grid.add_argument("--output", type=Path, help="folder of the comparison (default: runs/<name>)")
     grid.add_argument("--workers", type=whole(1), help="runs at a time, one thread each (default: number of cores)")
@@ -138,6 +147,40 @@ def add_commands(commands: Commands) -> None:
         metavar="FILE",
         help="a results.json of the same grid from another folder or machine: its runs are taken, not run",
     )
+    return grid
+
+
+def _add_plan(commands: Commands) -> None:
+    paper = add(commands, plan, "plan", recipe=True)
+    paper.add_argument("--gpus", type=whole(1), nargs="+", default=[8], help="numbers of devices to plan for (default: 8)")
+    paper.add_argument("--device", default="h100", help="h100, h200, a100, b200, 4090 or cpu (default: h100)")
+    paper.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="type of the computation (default: bf16)")
+    paper.add_argument("--batch-size", type=whole(1), help="samples of a whole step, both tasks together (default: the recipe's)")
+    paper.add_argument(
+        "--mmu-length", type=whole(1), help="tokens of an understanding sample, picture included (default: the recipe's)"
+    )
+    paper.add_argument(
+        "--t2i-length", type=whole(1), help="tokens of a generation sample, picture included (default: the recipe's)"
+    )
+    paper.add_argument("--samples", type=number(1, 1e15), help="samples of the whole run (default: max_steps steps)")
+    paper.add_argument("--price", type=number(0), help="price of a device hour, for costs in the same currency")
+    paper.add_argument("--json", action="store_true", help="print all figures as JSON")
+
+
+def _add_report(commands: Commands) -> None:
+    page = add(commands, report, "report")
+    page.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="folder of a comparison; or, with --output, folders of finished runs and of `unidecouple eval`",
+    )
+    page.add_argument("--output", type=Path, help="folder of a new page, from the scores.json of each FOLDER")
+    page.add_argument("--control", default="", help="name of the folder that others are compared with (default: the first)")
+
+
+def _add_train(commands: Commands) -> argparse.ArgumentParser:
     one = add(commands, train, "train")
     one.add_argument("recipe", nargs="*", help="YAML recipes or names of packaged ones, and key=value overrides of their keys")
     one.add_argument(
@@ -161,31 +204,4 @@ def add_commands(commands: Commands) -> None:
     )
     one.add_argument("--output", type=Path, required=True, help="folder of the run")
     one.add_argument("--dry-run", action="store_true", help="say what the run would do: configuration, weights, data, memory")
-    for command in (grid, one):
-        command.add_argument(
-            "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
-        )
-    paper = add(commands, plan, "plan", recipe=True)
-    paper.add_argument("--gpus", type=whole(1), nargs="+", default=[8], help="numbers of devices to plan for (default: 8)")
-    paper.add_argument("--device", default="h100", help="h100, h200, a100, b200, 4090 or cpu (default: h100)")
-    paper.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="type of the computation (default: bf16)")
-    paper.add_argument("--batch-size", type=whole(1), help="samples of a whole step, both tasks together (default: the recipe's)")
-    paper.add_argument(
-        "--mmu-length", type=whole(1), help="tokens of an understanding sample, picture included (default: the recipe's)"
-    )
-    paper.add_argument(
-        "--t2i-length", type=whole(1), help="tokens of a generation sample, picture included (default: the recipe's)"
-    )
-    paper.add_argument("--samples", type=number(1, 1e15), help="samples of the whole run (default: max_steps steps)")
-    paper.add_argument("--price", type=number(0), help="price of a device hour, for costs in the same currency")
-    paper.add_argument("--json", action="store_true", help="print all figures as JSON")
-    page = add(commands, report, "report")
-    page.add_argument(
-        "folders",
-        type=Path,
-        nargs="+",
-        metavar="FOLDER",
-        help="folder of a comparison; or, with --output, folders of finished runs and of `unidecouple eval`",
-    )
-    page.add_argument("--output", type=Path, help="folder of a new page, from the scores.json of each FOLDER")
-    page.add_argument("--control", default="", help="name of the folder that others are compared with (default: the first)")
+    return one

@@ -36,7 +36,7 @@ def with_structure(config: UnifiedConfig, structure: Structure) -> UnifiedConfig
         ValueError: the model has another structure already.
     """
     text = config.text_config
-    if isinstance(structure, Upcycled) and text.task_deltas:
+    if isinstance(structure, Upcycled) and text.task_deltas and structure.kind != "dense":
         raise ValueError(f"structure {structure.kind!r} needs one set of weights, and this model has weights per task: take one")
     if isinstance(structure, Upcycled) and (text.per_group_layers is not None or text.ffn != "dense" != structure.kind):
         now = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -125,14 +126,14 @@ def plan_decoupled(sources: Sources, fidelity: Fidelity, say: PrintLine = lambda
     return Plan(sources, config, _shapes(sources, forms), relative)
 
 
-def parts(plan: Plan) -> Iterator[Part]:
-    """Every weight of the result, layer by layer, in the order of ``Plan.shapes``."""
+def parts(plan: Plan, trained: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[Part]:
+    """Every weight of the result, layer by layer, in the order of ``Plan.shapes``; those ``trained`` in place of the plan's."""
     for names in plan.sources.base:
         read = {id(one): one.read(names) for one in plan.sources.checkpoints}
         part: Part = {}
         for name in names:
             part |= _written(name, plan, {task: read[id(source)][name] for task, source in plan.sources.of.items()}, read)
-        yield part
+        yield {name: trained.get(name, tensor) for name, tensor in part.items()}
 
 
 def _look(name: str, before: Tensor, after: Tensor, task: Task, found: _Found, sources: Sources, fidelity: Fidelity) -> None:

@@ -58,12 +58,10 @@ def open_held_out(
     """
     if processor is None:
         raise ValueError("the base has no tokenizer.json, so no data can be read: copy the tokenizer's files to it")
-    if list(data) == [SYNTHETIC]:
-        probed = data_source(RunConfig()).probe_data(RunConfig(), processor)
-        run, text = probed.run, probed.text
-    else:
-        run = RunConfig(data=files_of([Path(entry) for entry in data], cache))
-        text = f"the files given: {', '.join(data)}"
+    given = list(data) != [SYNTHETIC]
+    probed = RunConfig(data=files_of([Path(entry) for entry in data], cache)) if given else RunConfig()
+    found = data_source(probed).probe_data(probed, processor)  # no prompt is dropped
+    run, text = found.run, f"the files given: {', '.join(data)}" if given else found.text
     source = data_source(run).open(run, model, processor, SequenceBuilder(processor), cache, progress)
     samples = {}
     for task in source.measurable:

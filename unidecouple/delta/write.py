@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -47,15 +48,24 @@ class Provenance:
     lines: Sequence[str] = field(default_factory=tuple)
 
 
-def write_decoupled(plan: Plan, target: Path, made: Provenance, say: PrintLine, max_shard_bytes: int = SHARD_BYTES) -> None:
+def write_decoupled(
+    plan: Plan,
+    target: Path,
+    made: Provenance,
+    say: PrintLine,
+    max_shard_bytes: int = SHARD_BYTES,
+    trained: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     """Write the checkpoint of ``plan`` to ``target``; one layer of every source and one shard are in memory.
+
+    Weights ``trained`` replace the plan's.
 
     Raises:
         ValueError: ``target`` must not be replaced. Nothing was written.
     """
     lines = (*describe(plan), *made.lines)
     full = Provenance(made.command, {**made.settings, "task_deltas": plan.forms, "extra_bytes": plan.extra_bytes}, lines)
-    _write(plan.sources.checkpoints, plan.config, plan.shapes, parts(plan), target, full, say, max_shard_bytes)
+    _write(plan.sources.checkpoints, plan.config, plan.shapes, parts(plan, trained), target, full, say, max_shard_bytes)
 
 
 def write_plain(
@@ -109,7 +119,7 @@ def provenance_json(sources: Sequence[Checkpoint], made: Provenance) -> dict[str
         "version": __version__,
         "command": made.command,
         "settings": made.settings,
-        "sources": [{"name": source.name, "role": _role(n), "sha256": _hashes(source)} for n, source in enumerate(sources)],
+        "sources": [{"name": source.name, "role": _role(n), "sha256": file_hashes(source)} for n, source in enumerate(sources)],
     }
 
 
@@ -117,7 +127,8 @@ def _role(number: int) -> str:
     return "base" if number == 0 else "tuned"
 
 
-def _hashes(source: Checkpoint) -> dict[str, str]:
+def file_hashes(source: Checkpoint) -> dict[str, str]:
+    """File name -> SHA-256 of a checkpoint: weights, configuration, tokenizer."""
     return {source.start.name: sha256_file(source.start)} if Path(source.name).is_file() else weights_of(source.folder)
 
 

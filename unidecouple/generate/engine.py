@@ -139,7 +139,7 @@ class Engine:
         jobs = [
             AnswerJob(
                 self.builder.understanding_prompt(question),
-                (self.processor.understood(_opened(image).convert("RGB")),),
+                (self.processor.understood(_opened(image)),),
                 max_new_tokens,
                 sampling,
                 (seed, number),
@@ -201,4 +201,7 @@ class Engine:
 
 
 def _opened(image: Image.Image | str | os.PathLike[str]) -> Image.Image:
-    return image if isinstance(image, Image.Image) else Image.open(image)
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    with Image.open(image) as opened:
+        return opened.convert("RGB")

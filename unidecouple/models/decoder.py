@@ -238,8 +238,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         """
         given = _one_input(input_ids, inputs_embeds)
         cache = self._cache(one_cache(cache, past_key_values), use_cache)
-        if position_ids is None:
-            position_ids = _next_positions(given, cache)
+        position_ids = _next_positions(given, cache) if position_ids is None else position_ids
         group_ids = self._group_ids(task_ids, modality_ids, position_ids, given.shape[:2])
         hidden = self.embed_tokens(input_ids, group_ids) if inputs_embeds is None else inputs_embeds
         mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids)
@@ -316,7 +315,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         if task_ids is None or not self.config.task_deltas:
             return self.embed_tokens(ids)
         if position_ids is None:
-            position_ids = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+            position_ids = _next_positions(ids, None)
         return self.embed_tokens(ids, self._group_ids(task_ids, None, position_ids, ids.shape))
 
     def _group_ids(

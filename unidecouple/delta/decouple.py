@@ -1,0 +1,196 @@
+"""A checkpoint in which one task is the base's and the other the tuned model's, made without training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+
+from unidecouple.batch import Task
+from unidecouple.convert.parts import Part
+from unidecouple.delta.blend import Blend, interpolated
+from unidecouple.delta.decoupled import Plan, Sources, plan_decoupled
+from unidecouple.delta.distill import Distillation, distill
+from unidecouple.delta.forms import Fidelity
+from unidecouple.delta.front import ALPHAS, measure_front
+from unidecouple.delta.front_page import write_front
+from unidecouple.delta.held_out import HeldOut, mean, open_held_out
+from unidecouple.delta.modules import kind_of
+from unidecouple.delta.pair import Pair, check_same_base, open_pair, relative_change
+from unidecouple.delta.revert import best_within, module_groups, revert_greedily
+from unidecouple.delta.write import SHARD_BYTES, Provenance, write_decoupled, write_plain
+from unidecouple.ownership import check_directory
+from unidecouple.source import PrintLine
+
+Mode = Literal["residual", "bits", "interpolate", "revert", "front"]
+MODES: Final[tuple[Mode, ...]] = ("residual", "bits", "interpolate", "revert", "front")
+DEFAULT_RANK: Final = 32
+_CPU: Final = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class DecoupleOptions:
+    """How to decouple.
+
+    Attributes:
+        mode: "residual" (weights per task, see ``fidelity``), "bits" (the same by signs), "interpolate" or "revert" (one set of
+            weights between the two), or "front": no checkpoint, but a page that compares all of them on ``data``.
+        fidelity: how much of the change a residual keeps; None: rank 32.
+        protect: the task that the base serves.
+        understanding: a second tuned model of the same base, which serves understanding; the first serves generation.
+        alpha: of "interpolate", 0 (base) to 1 (tuned); None chooses it on ``data``.
+        groups: of "revert": module kinds ("attention") or groups as ``guard`` names them ("attention 0-5"); empty chooses on
+            ``data``.
+        tolerance: how much worse, in nats per token, the protected task may be than the base where data choose.
+        data, samples: held-out data, as of ``GuardOptions``.
+        distillation: of residuals, on prompts alone.
+        device: where to compute.
+        cache: folder of encoded data.
+        command: as it was typed, for the card.
+        max_shard_bytes: of one file of weights.
+    """
+
+    mode: Mode = "residual"
+    fidelity: Fidelity | None = None
+    protect: Task = Task.MMU
+    understanding: str | None = None
+    alpha: float | None = None
+    groups: tuple[str, ...] = ()
+    tolerance: float = 0.0
+    data: tuple[str, ...] = ()
+    samples: int = 64
+    distillation: Distillation | None = None
+    device: torch.device = _CPU
+    cache: Path = Path("runs/cache")
+    command: str = "unidecouple.delta.decouple"
+    max_shard_bytes: int = SHARD_BYTES
+
+    def __post_init__(self) -> None:
+        per_task = self.mode in ("residual", "bits")
+        for name, used in (
+            ("fidelity", self.mode == "residual"),
+            ("understanding", per_task),
+            ("distillation", per_task),
+            ("alpha", self.mode == "interpolate"),
+            ("groups", self.mode == "revert"),
+        ):
+            if getattr(self, name) not in (None, ()) and not used:
+                raise ValueError(f"{name} has no effect with mode {self.mode!r}: leave it out, or choose another mode")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha} must lie between 0 (base) and 1 (tuned)")
+
+
+_DEFAULT: Final = DecoupleOptions()
+
+
+def decouple(base: str, tuned: str, output: Path, options: DecoupleOptions = _DEFAULT, say: PrintLine = lambda line: None) -> Path:
+    """Write a checkpoint (or with mode "front" a page) to ``output``, and return its path.
+
+    Args:
+        base, tuned: checkpoints in any layout, runs' folders, or shipped bases' names.
+        output: folder to write; the checkpoint is in our layout.
+        options: how.
+        say: prints a line of progress.
+
+    Raises:
+        ValueError: the two cannot be compared (``open_pair``, ``check_same_base``), the mode does not fit them (see
+            ``plan_decoupled``), or something has to be chosen and there are no data.
+    """
+    pair = open_pair(base, tuned)
+    check_directory(output, [pair.base.folder, pair.tuned.folder])
+    if options.mode in ("residual", "bits"):
+        _write_per_task(pair, output, options, say)
+        return output
+    check_same_base(pair, relative_change(pair))
+    if options.mode == "front":
+        blend, held_out = _opened(pair, options, say)
+        points = measure_front(pair, options.protect, blend, held_out, say)
+        return write_front(pair, points, options.protect, options.tolerance, held_out.text, output)
+    if options.mode == "interpolate":
+        alpha, why = (options.alpha, "given") if options.alpha is not None else _best_alpha(pair, options, say)
+        made = Provenance(options.command, {"mode": "interpolate", "alpha": alpha}, [f"alpha {alpha:g} ({why})"])
+        write_plain(pair, lambda name, old, new: interpolated(old, new, alpha), output, made, say, options.max_shard_bytes)
+        return output
+    names, listed = _reverted(pair, options, say)
+    made = Provenance(options.command, {"mode": "revert", "groups": listed}, [f"as in the base: {', '.join(listed) or 'nothing'}"])
+    write_plain(pair, lambda name, old, new: old if name in names else new, output, made, say, options.max_shard_bytes)
+    return output
+
+
+def _write_per_task(pair: Pair, output: Path, options: DecoupleOptions, say: PrintLine) -> None:
+    sources = Sources.protecting(pair, options.protect)
+    if options.understanding is not None:
+        other = open_pair(pair.base.name, options.understanding).tuned
+        sources = Sources(pair.base, {Task.MMU: other, Task.T2I: pair.tuned})
+    fidelity = Fidelity(bits=True) if options.mode == "bits" else options.fidelity or Fidelity(rank=DEFAULT_RANK)
+    plan = plan_decoupled(sources, fidelity, say)
+    settings: dict[str, Any] = {"mode": options.mode, "fidelity": vars(fidelity), "protect": options.protect.key}
+    if options.understanding is not None:
+        settings["protect"] = None
+    trained: Part = {}
+    if options.distillation is not None:
+        trained = _distilled(plan, pair, options.distillation, options, say)
+        how = {key: value for key, value in vars(options.distillation).items() if key != "prompts"}
+        settings["distillation"] = how | {"prompts": len(options.distillation.prompts)}
+    write_decoupled(plan, output, Provenance(options.command, settings), say, options.max_shard_bytes, trained)
+
+
+def _distilled(plan: Plan, pair: Pair, how: Distillation, options: DecoupleOptions, say: PrintLine) -> Part:
+    if plan.sources.of[Task.T2I] is not pair.tuned:
+        raise ValueError("distillation matches the tuned model's images, and here generation is the base's: leave it out")
+    return distill(plan, pair.tuned, how, options.device, say)
+
+
+def _opened(pair: Pair, options: DecoupleOptions, say: PrintLine) -> tuple[Blend, HeldOut]:
+    if not options.data:
+        raise ValueError(f"mode {options.mode!r} chooses on held-out data: give it (--data)")
+    blend = Blend(pair, options.device)
+
+    def show(what: str, done: int, of: int) -> None:
+        if done == of:
+            say(f"{what}: {done} of {of}")
+
+    held_out = open_held_out(options.data, blend.base(), pair.base.processor, options.samples, options.cache, show)
+    if missing := [task.key for task in Task if not held_out.samples.get(task)]:
+        raise ValueError(f"{held_out.text} has no samples of {missing[0]}: both tasks are compared, give data of both")
+    return blend, held_out
+
+
+def _best_alpha(pair: Pair, options: DecoupleOptions, say: PrintLine) -> tuple[float, str]:
+    """The alpha with the least loss of the other task among those at which the protected one keeps the base's loss."""
+    blend, held_out = _opened(pair, options, say)
+    protect, other = options.protect, Task.T2I if options.protect is Task.MMU else Task.MMU
+    found = {}
+    for alpha in ALPHAS:
+        found[alpha] = {task: mean(values) for task, values in held_out.losses(blend.between(alpha)).items()}
+        say(f"alpha {alpha:g}: " + ", ".join(f"{task.key} loss {loss:.3f}" for task, loss in found[alpha].items()))
+    most = found[0.0][protect] + options.tolerance
+    fitting = [alpha for alpha in ALPHAS if found[alpha][protect] <= most]
+    return min(fitting, key=lambda alpha: found[alpha][other]), f"chosen on {held_out.text}"
+
+
+def _reverted(pair: Pair, options: DecoupleOptions, say: PrintLine) -> tuple[frozenset[str], list[str]]:
+    """Weights that are to be the base's, and the groups that they are of."""
+    known = pair.base.config is not None
+    if not options.groups:
+        blend, held_out = _opened(pair, options, say)
+        groups = module_groups(blend.names, _layers(pair))
+        most = mean(held_out.losses(blend.base())[options.protect]) + options.tolerance
+        chosen = best_within(revert_greedily(blend, held_out, groups, say), options.protect, lambda loss: loss <= most)
+        return frozenset(name for group in chosen.groups for name in groups[group]), list(chosen.groups)
+    every = list(pair.base.shapes)
+    groups = module_groups(every, _layers(pair)) if known else {}
+    for name in every:
+        groups.setdefault(kind_of(name, known), [])
+        if name not in groups[kind_of(name, known)]:
+            groups[kind_of(name, known)].append(name)
+    for group in options.groups:
+        if group not in groups:
+            raise ValueError(f"no module group {group!r}: there are {', '.join(groups)}")
+    return frozenset(name for group in options.groups for name in groups[group]), list(options.groups)
+
+
+def _layers(pair: Pair) -> int:
+    return 1 if pair.base.config is None else int(pair.base.config.text_config.num_hidden_layers)

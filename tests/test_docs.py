@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = (
     "scale",
     "web",
+    "share",
     "own-method",
     "own-benchmark",
     "own-data-format",
@@ -70,6 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_jsonl(place / "data" / f"{name}.jsonl", records)
     write_jsonl(place / "data" / "more.jsonl", more)
     (place / "data" / "prompts.txt").write_text("a red cat\n")
+    write_jsonl(place / "data" / "questions.jsonl", [{"q": "What is this?", "a": "A cat.", "path": "a.png"}])
     (place / "recipes").symlink_to(ROOT / "recipes")
     write_benchmarks(place)
     return place
@@ -176,6 +178,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(source, "UNSEEN", replace(source.UNSEEN, pairs=24, scenes=24))
     order = [
         "fine-tune",
+        "data",
         "recipes",
         "resume",
         "add-generation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,13 @@ def test_what_is_missing_is_named(place: Path) -> None:
         FineTune(recipe=(Path("demo"),), epochs=1)
     with pytest.raises(ConfigError, match="max_step"):
         run_of(place, overrides=["max_step=3"])
+
+
+def test_a_column_map_reaches_training_and_held_out_records(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "a.png")
+    data = write_jsonl(tmp_path / "a.jsonl", [{"q": f"Is there a cow {n}", "a": "yes", "path": "a.png"} for n in range(40)])
+    asked_for = FineTune("understanding", (data,), method="dense", columns={"question": "q", "answer": "a", "image": "path"})
+    run = configure(asked_for, [], tmp_path / "cache", lambda line: None)
+    assert [source.columns["question"] for source in run.data.read_sources] == ["q", "q"]
+    with pytest.raises(ValueError, match="hold no record"):
+        configure(replace(asked_for, columns={}), [], tmp_path / "cache", lambda line: None)

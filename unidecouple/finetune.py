@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,6 +60,7 @@ class FineTune:
         method: a name of ``recipes/<family>/methods.yaml``, or "auto".
         validation: held-out files; without them ``validation_fraction`` of the data is held out.
         validation_fraction: part of each task's records, chosen by a fixed seed.
+        columns: our name of a key or column -> its name in the data and the validation files (``data/columns.py``).
         epochs: passes over the task with more samples; None for ``EPOCHS``, but no more steps than the recipe's.
     """
 
@@ -70,6 +71,7 @@ class FineTune:
     validation: tuple[Path, ...] = ()
     validation_fraction: float = HELD_OUT
     epochs: float | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.recipe and self.method != AUTO:
@@ -119,7 +121,7 @@ def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: Print
 
 def _counts(asked: FineTune, cache: Path) -> dict[Task, int]:
     """Training samples of each task, those to be held out included."""
-    readers = [reader for path in asked.data for reader in open_readers(path, cache=cache / "files")]
+    readers = [reader for path in asked.data for reader in open_readers(path, cache=cache / "files", columns=asked.columns)]
     counts = {task: len(RecordIndex(readers, kinds)) for task, kinds in KINDS_OF.items()}
     if not any(counts.values()):
         raise ValueError(f"{', '.join(map(str, asked.data))} hold no record: run `unidecouple data check` on them")
@@ -147,6 +149,7 @@ def _data(asked: FineTune, counts: Mapping[Task, int]) -> dict[str, Any]:
     if not asked.validation:
         chosen["sources"] = [{**one, "fraction": [0.0, 1 - held]} for one in sources]
         chosen["validation"] = [{**one, "fraction": [1 - held, 1.0]} for one in sources]
+    chosen |= {"columns": dict(asked.columns)} if asked.columns else {}
     return chosen | {f"{task.key}_batch_size": 0 for task, count in counts.items() if not count}
 
 

@@ -7,6 +7,8 @@ import io
 import re
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +52,11 @@ def test_findings(source: Path, processor: UniJanusProcessor, builder: SequenceB
     assert (found.understood, found.generated, found.bad_ratio) == (2, 2, 3 / 8)
     assert [problem.partition(": ")[0] for problem in found.problems] == [f"{source}:{line}" for line in (2, 4, 5)]
     words = builder.conversation([("user", ["yes"]), ("assistant", ["no"])], Task.MMU)
-    assert (len(found.lengths), min(found.lengths)) == (5, len(words.input_ids))
+    assert (found.lengths.total(), min(found.lengths)) == (5, len(words.input_ids))
     assert seen == [(number, 8) for number in range(1, 9)]
     short = check(source, open_readers(source), preprocessor, builder, max_length=10)
-    assert (short.samples, len(short.problems)) == ({"text": 1}, 7)
+    assert (short.samples, short.bad, short.too_long, len(short.problems)) == ({"text": 1}, 7, 4, 5)
+    assert [*short.lines()][-1] == "    and 2 more"
     assert any("tokens are more than max_length=10" in problem for problem in short.problems)
 
 
@@ -67,6 +70,15 @@ def test_the_command_prints_them_and_fails(source: Path, capsys: pytest.CaptureF
     assert main(["data", "check", str(source), "--max-bad-ratio", "0.4"]) == 0
     assert main(["data", "check", str(source.parent / "gone.jsonl")]) == 1
     assert "no data at" in capsys.readouterr().err
+
+
+def test_lengths_are_quantiles_of_actual_lengths(source: Path, processor: UniJanusProcessor, builder: SequenceBuilder) -> None:
+    found = check(source, open_readers(source), ImagePreprocessor(processor), builder)
+    values = [3] * 11 + [5] * 8 + [40]
+    counted = replace(found, lengths=Counter(values))
+    for share in (0.0, 0.5, 0.95, 1.0):
+        assert counted.length_at(share) == np.quantile(values, share, method="nearest")
+    assert "  tokens    min 3, median 3, p95 5, max 40" in [*counted.lines()]
 
 
 def test_words_that_the_model_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
@@ -183,6 +184,16 @@ def test_broken_lines_are_told_before_the_first_step(make: Make, tmp_path: Path,
     assert "a.jsonl:2" in caplog.text
 
 
+def test_bad_records_are_logged_five_times_then_counted(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_pictures(tmp_path, "a.png")
+    path = write_jsonl(tmp_path / "a.jsonl", [flat(), *["{broken"] * 30, *[flat()] * 9])
+    with caplog.at_level(logging.WARNING):
+        make(sources=(Source(path),), mmu_batch_size=0, max_bad_ratio=0.9)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition(": no")[0] for line in lines[:5]] == [f"skipped: {path}:{line}" for line in range(2, 7)]
+    assert lines[5:] == ["skipped: 10 of 10 records so far; `unidecouple data check` says what is wrong"]
+
+
 def test_special_tokens_in_a_text_are_bad(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     texts = [asked(None, "yes <begin_of_image> no", "no"), *[asked(None, "yes", "no")] * 3]
     source = make(
@@ -195,7 +206,7 @@ def test_special_tokens_in_a_text_are_bad(make: Make, tmp_path: Path, caplog: py
 def test_samples_that_are_too_long(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     (batch,) = make(t2i_batch_size=0, max_length=30, max_bad_ratio=1.0).batch(0)
     assert batch.pixel_values is None  # the text alone is short enough
-    assert "asked.jsonl:1: 33 tokens are more than max_length=30" in caplog.text
+    assert re.search(r"asked.jsonl:[1-6]: 33 tokens are more than max_length=30", caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +233,27 @@ def test_a_tokenizer_of_another_grid_is_told(make: Make, builder: SequenceBuilde
     monkeypatch.setattr(builder, "num_image_tokens", 25)
     with pytest.raises(ValueError, match="makes 16 tokens of an image, but the processor has 25"):
         source.batch(0)
+
+
+def test_several_images_and_turns_train_either_task(
+    make: Make, folder: Path, make_model: Callable[..., UniJanusForConditionalGeneration]
+) -> None:
+    def turns(*texts: str) -> list[dict[str, str]]:
+        return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+    images = ["cow.png", "pig.png", "cup.png", "bus.png"]
+    understood = {"messages": turns("<image> like <image>", "no", "<image> and", "yes", "<image>", "no"), "images": images}
+    generated = {"messages": turns("a <image>", "<image>", "a cup", "<image> and <image>"), "images": images}
+    write_jsonl(folder / "several.jsonl", [understood, generated])
+    source = make("several.jsonl", mmu_batch_size=1, t2i_batch_size=1, max_length=400)
+    mmu, t2i = source.batch(0)
+    assert (len(mmu.pixel_values), len(t2i.pixel_values)) == (4, 1)
+    assert int((t2i.image_tokens != NO_IMAGE_TOKEN).sum()) == 3 * 16
+    losses = make_model()(batch=(mmu, t2i))
+    for part in (losses.mmu, losses.t2i):
+        assert torch.isfinite(part.total)
+        assert part.count > 0
+    assert int(losses.t2i.count) == 3 * 16
 
 
 def test_it_trains(make: Make, make_model: Callable[..., UniJanusForConditionalGeneration]) -> None:

@@ -6,6 +6,7 @@ At every step of it, with logs and averages; for every structure and gradient me
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.structure import Dense, MoE, Structure, TaskAwareMoE
 from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
+from unidecouple.train.train import train
 from unidecouple.world.batches import world_batches
 
 
@@ -83,10 +85,19 @@ def test_seconds_and_memory_are_of_all_attempts(small_run: RunConfig, run: Run, 
     assert json.loads((tmp_path / "scores.json").read_text())["wall_seconds"] < 800
 
 
-def test_finished_run_is_not_run_again(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
-    assert run(small_run, tmp_path)
+def test_finished_run_is_not_run_again(small_run: RunConfig, small_cache: Path, tmp_path: Path) -> None:
+    """And it says so, as the first attempt says what it loads, how it validates and what to do next."""
+    said: list[str] = []
+    config = replace(small_run, evaluation=replace(small_run.evaluation, eval_steps=6))
+    train(config, tmp_path, small_cache, said.append, threading.Event())
+    ending = f"{tmp_path / 'checkpoint-6'}; next: unidecouple chat {tmp_path}"
+    assert said[0] == f"loading {small_run.model_name_or_path}"
+    assert [line.partition(" [")[0] for line in said if "[validation]" in line] == ["step 0", "step 6"]
+    assert said[-1] == f"checkpoint: {ending}"
     before = (tmp_path / "scores.json").stat().st_mtime_ns
-    assert run(small_run, tmp_path)
+    said.clear()
+    train(config, tmp_path, small_cache, said.append, threading.Event())
+    assert said == [f"{tmp_path} is finished after 6 steps; {ending}"]
     assert (tmp_path / "scores.json").stat().st_mtime_ns == before
 
 

@@ -41,6 +41,7 @@ class TrainOptions:
     Attributes:
         validation: held-out files; without them a fraction of the data is held out.
         validation_fraction: of each task's records, chosen by a fixed seed.
+        columns: our name of a key or column -> its name in the files, as in ``{"question": "q", "answer": "a", "image": "path"}``.
         epochs: passes over the task with more samples; None for 10, but no more steps than the recipe's.
         cache: folder of generated and encoded data.
         dry_run: print what the run would do, and train nothing.
@@ -50,6 +51,7 @@ class TrainOptions:
 
     validation: Sequence[PathLike] = ()
     validation_fraction: float = HELD_OUT
+    columns: Mapping[str, str] = field(default_factory=dict)
     epochs: float | None = None
     cache: PathLike = CACHE
     dry_run: bool = False
@@ -97,6 +99,7 @@ def train(
         paths(chosen.validation),
         chosen.validation_fraction,
         chosen.epochs,
+        chosen.columns,
     )
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     run = configure(asked, override_words(overrides), cache, chosen.print_line if first else lambda line: None)

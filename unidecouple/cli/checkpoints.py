@@ -77,8 +77,18 @@ def export(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def push(arguments: argparse.Namespace) -> int:
+    """Upload a checkpoint with a model card to the Hugging Face Hub; optimizer, logs and data stay here."""
+    from unidecouple.train.push import push_to_hub
+
+    private = True if arguments.private else None
+    given = {"private": private, "base_model": arguments.base_model, "create_pr": arguments.create_pr}
+    say(push_to_hub(arguments.folder, arguments.repo_id, **given))
+    return OK
+
+
 def add_commands(commands: Commands) -> None:
-    """``unidecouple convert|merge|export`` and ``unidecouple adapter save|load``."""
+    """``unidecouple convert|merge|export|push`` and ``unidecouple adapter save|load``."""
     _add_convert(add(commands, convert, "convert"))
     _add_merge(add(commands, merge, "merge"))
     group = add_group(commands, "adapter", "Save what training changed as a small adapter, and rebuild the checkpoint from it.")
@@ -87,6 +97,12 @@ def add_commands(commands: Commands) -> None:
     finished.add_argument("--ema", action="store_true", help="the averaged weights (of a run with ema_decay), not the last step's")
     finished.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
     finished.add_argument("--output", type=Path, required=True, help="folder to write")
+    upload = add(commands, push, "push")
+    upload.add_argument("folder", type=Path, help="folder of a checkpoint, of an adapter, or of a run")
+    upload.add_argument("repo_id", metavar="REPO_ID", help="repository on the Hub, as owner/name; made if it is not there")
+    upload.add_argument("--private", action="store_true", help="make a new repository private (default: as the Hub does, public)")
+    upload.add_argument("--base-model", metavar="ID", help="base model's id on the Hub, for the card (default: the run's)")
+    upload.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:

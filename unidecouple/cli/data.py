@@ -14,8 +14,18 @@ if TYPE_CHECKING:
     from unidecouple.data.check import Findings
 
 
+def columns(text: str) -> dict[str, str]:
+    """A type of argparse's: a column map."""
+    from unidecouple.data.columns import parse_columns
+
+    try:
+        return parse_columns(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def check(arguments: argparse.Namespace) -> int:
-    """Say what is in sources of data, and every problem with file and line; fails where too many records are bad."""
+    """Say what is in sources of data, and the first problems with file and line; fails where too many records are bad."""
     from unidecouple.convert.load import load_processor, longest_sequence
     from unidecouple.data.check import check as read_all
     from unidecouple.data.formats import open_readers
@@ -28,7 +38,7 @@ def check(arguments: argparse.Namespace) -> int:
     code = OK
     found: list[Findings] = []
     for path in arguments.path:
-        readers = open_readers(path, arguments.data_type, arguments.root, arguments.cache)
+        readers = open_readers(path, arguments.data_type, arguments.root, arguments.cache, columns=arguments.columns)
         findings = read_all(
             path,
             readers,
@@ -60,7 +70,7 @@ def preview(arguments: argparse.Namespace) -> int:
     from unidecouple.data.sequences import SequenceBuilder
 
     processor = load_processor(arguments.model)
-    readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache)
+    readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache, columns=arguments.columns)
     preprocessor, builder = ImagePreprocessor(processor), SequenceBuilder(processor)
     print(write_preview(readers, preprocessor, builder, arguments.output, arguments.samples, arguments.seed))
     return OK
@@ -77,7 +87,7 @@ def encode(arguments: argparse.Namespace) -> int:
 
     place = device_of(arguments.device)
     model, processor = load(arguments.model)
-    readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache)
+    readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache, columns=arguments.columns)
     manifest = write_cache(
         readers,
         model.model.vqmodel.to(place),
@@ -99,9 +109,15 @@ def add_commands(commands: Commands) -> None:
         parsers[name] = command = add(group, function, name)
         command.add_argument("path", type=Path, nargs="+" if name == "check" else None, help="file, folder, or pattern with *")
         command.add_argument(
-            "--data-type", help="force a format: messages, llava, flat, webdataset, parquet, datasets, image_tokens"
+            "--data-type", help="force a format: messages, llava, qa, flat, webdataset, parquet, datasets, image_tokens"
         )
         command.add_argument("--root", type=Path, help="where relative names of images start (default: the file's folder)")
+        command.add_argument(
+            "--columns",
+            type=columns,
+            metavar="NAME=COLUMN,...",
+            help="your keys or columns for our names, as in question=q,answer=a,image=path",
+        )
         command.add_argument("--cache", type=Path, help="folder that keeps indices (default: none is kept)")
     for name in ("check", "preview"):
         parsers[name].add_argument(

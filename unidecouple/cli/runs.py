@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unidecouple.cli.command import FAILED, OK, add, load_config, naming_command, number, recipes_and_overrides, say, share, whole
+from unidecouple.cli.data import columns
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -55,6 +56,7 @@ def train(arguments: argparse.Namespace) -> int:
     options = api.TrainOptions(
         validation=validation,
         validation_fraction=arguments.validation_fraction,
+        columns=arguments.columns or {},
         epochs=arguments.epochs,
         cache=arguments.cache,
         dry_run=arguments.dry_run,
@@ -191,6 +193,9 @@ def _add_train(commands: Commands) -> argparse.ArgumentParser:
         help="a method's name, in place of a recipe (default: auto, by the data, with the reason)",
     )
     one.add_argument("--validation", nargs="+", default=[], metavar="FILE", help="held-out files (default: a fraction of --data)")
+    one.add_argument(
+        "--columns", type=columns, metavar="NAME=COLUMN,...", help="your keys in --data, as in question=q,answer=a,image=path"
+    )
     one.add_argument(
         "--validation-fraction", type=share, default=0.05, help="of each task's records in --data, held out (default: 0.05)"
     )

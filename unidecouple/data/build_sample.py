@@ -8,6 +8,10 @@ from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import Sample, SequenceBuilder, TurnPart
 
 
+class TooLongError(BadRecordError):
+    """A record has more tokens than ``max_length``."""
+
+
 def build(
     record: Record, preprocessor: ImagePreprocessor, builder: SequenceBuilder, dropped: bool = False, max_length: int | None = None
 ) -> Sample:
@@ -20,7 +24,8 @@ def build(
         max_length: most tokens.
 
     Raises:
-        BadRecordError: an image cannot be read, a text cannot be tokenized, or the sample is too long.
+        BadRecordError: an image cannot be read, or a text cannot be tokenized.
+        TooLongError: the sample is too long.
     """
     is_t2i = record.kind == "t2i"
 
@@ -37,7 +42,7 @@ def build(
     except (ValueError, OSError) as error:
         raise BadRecordError(record.where, str(error)) from error
     if max_length is not None and len(sample.input_ids) > max_length:
-        raise BadRecordError(record.where, f"{len(sample.input_ids)} tokens are more than max_length={max_length}")
+        raise TooLongError(record.where, f"{len(sample.input_ids)} tokens are more than max_length={max_length}")
     return sample
 
 

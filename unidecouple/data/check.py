@@ -1,8 +1,9 @@
-"""What a source of data contains, and all that is wrong with it: every record is parsed and tokenized, every image decoded."""
+"""What a source of data contains, and what is wrong with it: every record is parsed and tokenized, every image decoded."""
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +12,16 @@ from typing import Final
 
 import numpy as np
 
-from unidecouple.data.build_sample import build
+from unidecouple.data.build_sample import TooLongError, build
 from unidecouple.data.formats import BadRecordError, Reader, Record
 from unidecouple.data.formats.record import ImageTokens
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.inputs import quoted
 
-QUANTILES: Final = {"min": 0.0, "median": 0.5, "95%": 0.95, "max": 1.0}
+QUANTILES: Final = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
+SHOWN_PROBLEMS: Final = 5
+"""Problems that are printed; the others are counted."""
 _SHOWN: Final = 8
 """Unknown words that are printed."""
 _MANY: Final = 0.1
@@ -66,10 +69,13 @@ class Findings:
         formats: format -> files of it.
         samples: kind -> good records.
         understood, generated: images to be understood, and images to be generated.
-        lengths: tokens of each good record.
-        problems: file, line and reason of each bad one.
+        lengths: tokens of a good record -> number of records.
+        max_length: tokens above which a record is a problem; None: no limit.
+        too_long: records of more tokens than that.
+        problems: file, line and reason of the first bad ones.
+        bad: number of bad records.
         words: of the good records.
-        digests: of each good record's texts and pictures; equal records have equal ones.
+        digests: of each good record's texts and pictures, 8 bytes each; equal records have equal ones.
     """
 
     path: Path
@@ -77,24 +83,33 @@ class Findings:
     samples: dict[str, int]
     understood: int
     generated: int
-    lengths: list[int]
+    lengths: Counter[int]
+    max_length: int | None
+    too_long: int
     problems: list[str]
+    bad: int
     words: Words
-    digests: list[bytes]
+    digests: np.ndarray
 
     @property
     def bad_ratio(self) -> float:
         """Fraction of bad records."""
-        return len(self.problems) / max(1, len(self.problems) + sum(self.samples.values()))
+        return self.bad / max(1, self.bad + sum(self.samples.values()))
 
     @property
     def repeated(self) -> int:
         """Good records that are equal to an earlier one of the source."""
-        return len(self.digests) - len(set(self.digests))
+        return len(self.digests) - len(np.unique(self.digests))
 
     def shared(self, other: Findings) -> int:
         """Number of different records that ``other`` contains, too; 0 for a held-out file and its training file."""
-        return len(set(self.digests) & set(other.digests))
+        return len(np.intersect1d(self.digests, other.digests))
+
+    def length_at(self, share: float) -> int:
+        """The quantile of the lengths at ``share``, an actual length: the one nearest in rank."""
+        rank = round(share * (self.lengths.total() - 1))
+        lengths = sorted(self.lengths)
+        return lengths[int(np.searchsorted(np.cumsum([self.lengths[length] for length in lengths]), rank, side="right"))]
 
     def lines(self) -> Iterator[str]:
         """The findings as text."""
@@ -102,13 +117,16 @@ class Findings:
         yield "  samples   " + (", ".join(f"{kind} {count:,}" for kind, count in sorted(self.samples.items())) or "none")
         yield f"  images    {self.understood:,} to be understood, {self.generated:,} to be generated"
         if self.lengths:
-            values = np.quantile(self.lengths, list(QUANTILES.values()), method="nearest").astype(int)
-            yield "  tokens    " + ", ".join(f"{name} {value:,}" for name, value in zip(QUANTILES, values, strict=True))
+            yield "  tokens    " + ", ".join(f"{name} {self.length_at(share):,}" for name, share in QUANTILES.items())
+            if self.max_length is not None:
+                yield f"  too long  {self.too_long:,} records of more than {self.max_length:,} tokens, not truncated"
             yield from self.words.lines()
         if self.repeated:
             yield f"  repeated  {self.repeated:,} records are equal to an earlier one"
-        yield f"  problems  {len(self.problems):,} ({self.bad_ratio:.2%} of the records)"
+        yield f"  problems  {self.bad:,} ({self.bad_ratio:.2%} of the records)"
         yield from (f"    {problem}" for problem in self.problems)
+        if self.bad > len(self.problems):
+            yield f"    and {self.bad - len(self.problems):,} more"
 
 
 def check(
@@ -129,11 +147,11 @@ def check(
         progress: called as progress(records done, of).
     """
     samples: Counter[str] = Counter()
-    lengths: list[int] = []
+    lengths: Counter[int] = Counter()
     problems: list[str] = []
     words = _Words(builder)
-    digests: list[bytes] = []
-    understood = generated = done = 0
+    digests = array("Q")  # a list of bytes would need ten times the memory
+    understood = generated = done = bad = too_long = 0
     total = sum(len(reader.kinds) for reader in readers)
     for reader in readers:
         for number in range(len(reader.kinds)):
@@ -142,17 +160,32 @@ def check(
             try:
                 record = reader.record(number)
                 sample = build(record, preprocessor, builder, max_length=max_length)
-                digests.append(digest(record))
+                digests.append(int.from_bytes(digest(record)[:8], "little"))
             except (BadRecordError, OSError) as error:
-                problems.append(str(error))
+                bad += 1
+                too_long += isinstance(error, TooLongError)
+                problems += [str(error)] if bad <= SHOWN_PROBLEMS else []
                 continue
             samples[record.kind] += 1
-            lengths.append(len(sample.input_ids))
+            lengths[len(sample.input_ids)] += 1
             words.add(record)
             generated += len(record.generated)
             understood += len(sample.pictures)
     formats = dict(Counter(reader.format for reader in readers))
-    return Findings(path, formats, dict(samples), understood, generated, lengths, problems, words.counted(), digests)
+    return Findings(
+        path=path,
+        formats=formats,
+        samples=dict(samples),
+        understood=understood,
+        generated=generated,
+        lengths=lengths,
+        max_length=max_length,
+        too_long=too_long,
+        problems=problems,
+        bad=bad,
+        words=words.counted(),
+        digests=np.array(digests, np.uint64),
+    )
 
 
 def digest(record: Record) -> bytes:

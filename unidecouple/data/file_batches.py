@@ -12,7 +12,7 @@ import numpy as np
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.bad_records import BadDataError, BadRecordCounter
 from unidecouple.data.build_sample import build
-from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, RecordIndex, open_readers
+from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, RecordIndex, open_source
 from unidecouple.data.mixture import SourcePool, Stream
 from unidecouple.data.packing import pack
 from unidecouple.data.pictures import ImagePreprocessor
@@ -60,7 +60,7 @@ class FileBatches:
         self.files, self.builder, self.seed, self._vq = files, builder, seed, vq
         self._preprocessor = ImagePreprocessor(processor)
         digest = None if vq is None else tokenizer_hash(vq)
-        opened = [tuple(open_readers(s.path, s.data_type, s.root, cache, digest)) for s in files.sources]
+        opened = [tuple(open_source(source, cache, digest)) for source in files.sources]
         for readers in opened:
             self._refuse_broken(readers)
         self._indices = {task: self._pools(task, opened) for task in self.tasks}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from unidecouple.batch import Task
 from unidecouple.bounds import at_least, between
+from unidecouple.data.columns import check_columns
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Source:
         repeats: how often it comes in one pass over all sources.
         data_type: forces a format.
         root: where relative names of images start; by default the file's own folder.
+        columns: our name of a key or column -> its name in the records, as in ``{question: q, answer: a, image: path}``.
         fraction: the part of its records that is used, from and to, per task and in a fixed shuffled order: [0, 0.95] and [0.95, 1]
             share no record, so one file serves training and validation.
     """
@@ -33,9 +35,11 @@ class Source:
     repeats: float = 1.0
     data_type: str | None = None
     root: Path | None = None
+    columns: dict[str, str] = field(default_factory=dict, hash=False)
     fraction: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        check_columns(self.columns)
         start, end = self.fraction
         if not 0 <= start < end <= 1:
             raise ValueError(f"fraction={[start, end]} of {self.path} must rise within 0 and 1, as [0, 0.95] does")
@@ -122,6 +126,7 @@ class Files(DataSettings):
             longer than the model takes, without ``pack``. Nothing is truncated.
         pack: several sequences per row, all tasks together, instead of one padded batch per task.
         cond_dropout_prob: fraction of prompts dropped, for classifier-free guidance.
+        columns: of every source that gives none of its own.
         max_bad_ratio: fraction of bad records (unreadable, missing, too long) above which the run fails.
     """
 
@@ -131,11 +136,16 @@ class Files(DataSettings):
     pack: bool = False
     cond_dropout_prob: float = 0.1
     max_bad_ratio: float = 0.01
+    columns: dict[str, str] = field(default_factory=dict, hash=False)
     kind: Literal["files"] = field(default="files", kw_only=True)
 
     SCORED_BY_LOSS: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_columns(self.columns)
+        for name in ("sources", "validation") if self.columns else ():
+            mapped = tuple(replace(source, columns=source.columns or self.columns) for source in getattr(self, name))
+            object.__setattr__(self, name, mapped)
         if not self.sources:
             raise ValueError("sources is empty: name at least one path")
         if self.mmu_batch_size < 0 or self.t2i_batch_size < 0 or not self.mmu_batch_size + self.t2i_batch_size:

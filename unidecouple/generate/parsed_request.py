@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unidecouple.data.formats.entry import PROMPTS, Find, parse
+from unidecouple.data.columns import PROMPTS
+from unidecouple.data.formats.entry import Find, parse
 from unidecouple.data.formats.record import BadRecordError, Turn
 
 _LISTS = {"messages": ("role", "content", "assistant"), "conversations": ("from", "value", "gpt")}

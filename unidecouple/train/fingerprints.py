@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from unidecouple.convert.load import checkpoint_folder
-from unidecouple.data.formats import BAD, BadRecordError, Reader, open_readers
+from unidecouple.data.formats import BAD, BadRecordError, Reader, open_source
 from unidecouple.data.formats.record import ImageFile, ImageTokens
 from unidecouple.files import sha256_file, write_json_atomic
 from unidecouple.run import RunConfig
@@ -42,7 +42,7 @@ def take_fingerprints(run: RunConfig, cache: Path) -> dict[str, str]:
     base = checkpoint_folder(run.model_name_or_path)
     found = {f"base/{name}": digest for name, digest in _folder(base) if name != _NOT_TRAINED_ON}
     for source in run.data.read_sources:
-        for reader in open_readers(source.path, source.data_type, source.root, cache / "files"):
+        for reader in open_source(source, cache / "files"):
             if reader.path.is_dir():
                 found |= {str(reader.path / name): digest for name, digest in _folder(reader.path)}
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -59,9 +60,11 @@ def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop
         if parallel.first:
             claim_folder(folder, run, cache, print_line)
         parallel.wait()
-        if scored(folder):
-            return
         print_line = print_line if parallel.first else _say_nothing
+        if scored(folder):
+            print_line(f"{folder} is finished after {run.max_steps} steps; {_next(folder)}")
+            return
+        print_line(f"loading {run.model_name_or_path}")
         job = _build(run, folder, cache, print_line, parallel)
         with tracking(run.report_to if parallel.first else (), folder, job.step, configs.plain(run)) as trackers:
             trainer = job.trainer(run, folder, print_line, stop, trackers)
@@ -171,6 +174,12 @@ def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, print_l
     units = {"accuracy": "", "overall": "", "log_probability": " nats per token"}
     shown = [f"{score.benchmark} {score.value:.3f}{units[score.metric]}" for score in scores if score.metric in units]
     print_line("done: " + "  ".join(shown))
+    print_line(f"checkpoint: {_next(folder)}")
+
+
+def _next(folder: Path) -> str:
+    """The newest checkpoint of a run, and what to do with it."""
+    return f"{next(reversed(all_checkpoints(folder)), folder)}; next: unidecouple chat {shlex.quote(str(folder))}"
 
 
 def _say_nothing(line: str) -> None:
@@ -199,6 +208,7 @@ def _validate(
         append_jsonl(folder / SCORES, record)
     for tracker in trackers:
         tracker.log(step, {f"validation/{score.benchmark}": score.value for score in scores})
+    print_line(f"step {step} [validation]  " + "  ".join(f"{score.benchmark} {score.value:.3f}" for score in scores))
     history: dict[int, dict[str, float]] = {}
     for row in read_log(folder / SCORES):
         history.setdefault(row["step"], {})[row["benchmark"]] = row["value"]

@@ -11,7 +11,7 @@ import torch
 
 from unidecouple.batch import Task
 from unidecouple.data.file_batches import KINDS_OF, FileBatches
-from unidecouple.data.formats import RecordIndex, open_readers
+from unidecouple.data.formats import RecordIndex, open_source
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files, Source
 from unidecouple.eval.benchmark import AnyBenchmark, Score
@@ -107,5 +107,5 @@ def open_validation(
 
 def _tasks_in(sources: Sequence[Source], cache: Path) -> list[Task]:
     """Tasks that ``sources`` have records of."""
-    opened = [(open_readers(s.path, s.data_type, s.root, cache / "files"), s.fraction) for s in sources]
+    opened = [(open_source(s, cache / "files"), s.fraction) for s in sources]
     return [task for task, kinds in KINDS_OF.items() if any(len(RecordIndex(readers, kinds, part)) for readers, part in opened)]

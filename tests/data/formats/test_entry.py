@@ -61,10 +61,43 @@ def messages(*content: Any, **more: Any) -> dict[str, Any]:
         (flat(), "t2i", said(("a photo of a cow",), (A,))),
         ({"caption": " a cow ", "image": "a.png", "text": None}, "t2i", said(("a cow",), (A,))),
         ({"text": "a cow", "image": {"bytes": None, "path": "a.png"}}, "t2i", said(("a cow",), (A,))),
+        ({"prompt": "two cows", "images": ["a.png", "b.png"]}, "t2i", said(("two cows",), (A, B))),
+        ({"question": "What?", "answer": "A cat.", "image": "a.png"}, "mmu", said((A, "What?"), ("A cat.",))),
+        (
+            {"query": "Is <image> like <image>", "response": "Yes.", "images": ["a.png", "b.png"]},
+            "mmu",
+            said(("Is", A, "like", B), ("Yes.",)),
+        ),
+        ({"query": "a cow", "response": "<image>", "images": ["a.png"]}, "t2i", said(("a cow",), (A,))),
+        ({"instruction": "Name it.", "input": "Moo", "output": "A cow."}, "text", said(("Name it.\nMoo",), ("A cow.",))),
+        ({"instruction": "Name it.", "input": "", "output": "A cow.", "image": None}, "text", said(("Name it.",), ("A cow.",))),
+        ({"prompt": "Hi", "completion": "Ho"}, "text", said(("Hi",), ("Ho",))),
+        (
+            {"question": "Red?", "answer": "N.", "image": ["a.png", "b.png"], "system": "Brief.", "history": [["What?", "A cat."]]},
+            "mmu",
+            (Turn("system", ("Brief.",)), *said((A, B, "What?"), ("A cat.",)), *said(("Red?",), ("N.",))),
+        ),
     ],
 )  # fmt: skip
 def test_golden_entries(entry: dict[str, Any], kind: str, turns: tuple[Turn, ...]) -> None:
     assert read(entry) == Record(kind, turns, "data.jsonl:7")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"question": "?", "answer": 3}, "answer is int; give a text"),
+        ({"question": ["?"], "answer": "A."}, "question is list; give a text"),
+        ({"question": "?", "answer": "A.", "history": [["a"]]}, "give a list of .question, answer. pairs"),
+        ({"question": "?", "answer": "A.", "history": "a"}, "give a list of .question, answer. pairs"),
+        ({"question": "?", "answer": ""}, "the assistant's, is empty"),
+        ({"question": "<image>?", "answer": "A."}, "more <image> tags than pictures"),
+        ({"question": "?", "image": "a.png"}, "of no known format"),
+    ],
+)
+def test_questions_that_are_none(entry: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRecordError, match=reason):
+        read(entry)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])

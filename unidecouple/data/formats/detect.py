@@ -7,19 +7,21 @@ import functools
 import itertools
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from unidecouple.data.columns import check_columns
 from unidecouple.data.formats.entry import folder_finder, parse
 from unidecouple.data.formats.lines import JsonArray, JsonLines
 from unidecouple.data.formats.reader import Reader
 from unidecouple.data.formats.tables import DatasetsFolder, Parquet
 from unidecouple.data.formats.token_cache import is_cache, token_readers
 from unidecouple.data.formats.webdataset import WebDataset
+from unidecouple.data.settings import Source
 from unidecouple.inputs import refuse_special
 
-ENTRY_TYPES: Final = ("messages", "llava", "flat")
+ENTRY_TYPES: Final = ("messages", "llava", "qa", "flat")
 DATA_TYPES: Final = (*ENTRY_TYPES, "webdataset", "parquet", "datasets", "image_tokens")
 FOLDERS: Final = ("datasets", "image_tokens")
 """Those of them that are folders."""
@@ -41,7 +43,12 @@ _UNREADABLE: Final = {
 
 
 def open_readers(
-    path: Path, data_type: str | None = None, root: Path | None = None, cache: Path | None = None, tokenizer: str | None = None
+    path: Path,
+    data_type: str | None = None,
+    root: Path | None = None,
+    cache: Path | None = None,
+    tokenizer: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Reader]:
     """Readers of the files that ``path`` names, one a file, in order of their names.
 
@@ -51,12 +58,14 @@ def open_readers(
         root: where relative names of pictures start; by default the folder that the file lies in.
         cache: folder for indices; without it they are made anew each time.
         tokenizer: hash that a cache of image tokens must have.
+        columns: see ``data/columns.py``.
 
     Raises:
         ValueError: nothing is there, or nothing known; the message says what is.
     """
     if data_type is not None and data_type not in DATA_TYPES:
         raise ValueError(f"data_type={data_type!r} is not one of {', '.join(DATA_TYPES)}")
+    check_columns(columns := columns or {})
     readers: list[Reader] = []
     for place in [path] if path.is_dir() and data_type in FOLDERS else _places(path):
         refuse_special(place)
@@ -64,14 +73,19 @@ def open_readers(
         if kind == "image_tokens":
             readers += token_readers(place, cache, tokenizer)
         elif kind == "datasets":
-            readers.append(DatasetsFolder(place, root, cache))
+            readers.append(DatasetsFolder(place, root, cache, columns))
         elif kind == "parquet":
-            readers.append(Parquet(place, root, cache))
+            readers.append(Parquet(place, root, cache, columns))
         elif kind == "webdataset":
-            readers.append(WebDataset(place, cache))
+            readers.append(WebDataset(place, cache, columns))
         else:
-            readers.append(_json_reader(place, kind if kind in ENTRY_TYPES else None, root, cache))
+            readers.append(_json_reader(place, kind if kind in ENTRY_TYPES else None, root, cache, columns))
     return readers
+
+
+def open_source(source: Source, cache: Path | None = None, tokenizer: str | None = None) -> list[Reader]:
+    """``open_readers`` of a source as a recipe describes it."""
+    return open_readers(source.path, source.data_type, source.root, cache, tokenizer, source.columns)
 
 
 def detect(path: Path) -> str:
@@ -150,10 +164,10 @@ def _one_kind(folder: Path, files: Sequence[Path]) -> list[Path]:
     return list(files)
 
 
-def _json_reader(path: Path, form: str | None, root: Path | None, cache: Path | None) -> Reader:
-    entries = functools.partial(parse, find=folder_finder(root or path.parent), data_type=form)
+def _json_reader(path: Path, form: str | None, root: Path | None, cache: Path | None, columns: Mapping[str, str]) -> Reader:
+    entries = functools.partial(parse, find=folder_finder(root or path.parent), data_type=form, columns=columns)
     reader = JsonArray if _is_array(path) else JsonLines
-    return reader(path, entries, form, cache)
+    return reader(path, entries, form, cache, columns)
 
 
 def _is_array(path: Path) -> bool:

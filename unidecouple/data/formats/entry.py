@@ -1,4 +1,4 @@
-"""One JSON object or table row -> a record: messages (OpenAI, ms-swift), LLaVA's conversations, and flat prompt and picture."""
+"""One JSON object or table row -> a record: messages, LLaVA's conversations, question and answer, or prompt and image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from unidecouple.data.columns import ANSWERS, PICTURES, PROMPTS, QUESTIONS, rename
+from unidecouple.data.formats.qa import TAG, as_messages, listed_pictures, question_key
 from unidecouple.data.formats.record import BadRecordError, ImageBytes, ImageFile, Picture, Record, Role, Turn, make_record
 from unidecouple.inputs import quoted
 
-TAG: Final = "<image>"
-PROMPTS: Final = ("prompt", "caption", "text")
 _ROLES: Final[dict[str, Role]] = {
     "user": "user",
     "human": "user",
@@ -26,32 +26,41 @@ _LONGEST_PATH: Final = 4096
 _BARE_HEADS: Final = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
 """Base64 of how PNG, JPEG, GIF, WebP, BMP and TIFF (both byte orders) begin."""
 
+_SOURCES: Final = {"image": ("url", "path", "base64"), "image_url": ()}
+"""Other keys of a content part's picture, as transformers' chat templates have them."""
+
 Find = Callable[[str], Picture]
 """From a picture's name in a record to the picture."""
 
 
-def parse(entry: object, where: str, find: Find, data_type: str | None = None) -> Record:
+def parse(entry: object, where: str, find: Find, data_type: str | None = None, columns: Mapping[str, str] | None = None) -> Record:
     """The record that ``entry`` holds.
 
     Args:
         entry: a JSON object or a row of a table.
         where: file and line, for messages.
         find: resolves pictures' names.
-        data_type: "messages", "llava" or "flat"; by default by the keys.
+        data_type: "messages", "llava", "qa" or "flat"; by default by the keys, first by those that ``columns`` names.
+        columns: see ``data/columns.py``.
 
     Raises:
         BadRecordError: it is none of them, or broken.
     """
     if not isinstance(entry, Mapping):
         raise BadRecordError(where, f"{type(entry).__name__} where an object is due")
-    form = data_type or entry_type(entry)
+    try:
+        entry = rename(entry, columns or {})
+    except KeyError as error:
+        raise BadRecordError(where, str(error.args[0])) from error
+    form = data_type or entry_type({name: entry.get(name) for name in columns or ()}) or entry_type(entry)
     if form is None:
         raise BadRecordError(
             where,
-            f"keys {quoted(sorted(map(str, entry))[:8])} are of no known format: give messages, conversations, or image with one "
-            f"of {', '.join(PROMPTS)}",
+            f"keys {quoted(sorted(map(str, entry))[:8])} are of no known format: give messages, conversations, one of "
+            f"{', '.join(QUESTIONS)} with one of {', '.join(ANSWERS)}, or image with one of {', '.join(PROMPTS)}; "
+            "or say by columns which of your keys these are",
         )
-    turns = {"messages": _messages, "llava": _llava, "flat": _flat}[form](entry, where, find)
+    turns = {"messages": _messages, "llava": _llava, "qa": _qa, "flat": _flat}[form](entry, where, find)
     return make_record(turns, entry.get("task"), where)
 
 
@@ -62,7 +71,9 @@ def entry_type(entry: Mapping[str, Any]) -> str | None:
         return "messages"
     if "conversations" in there:
         return "llava"
-    return "flat" if "image" in there and there & set(PROMPTS) else None
+    if question_key(entry) is not None:
+        return "qa"
+    return "flat" if there & set(PICTURES) and there & set(PROMPTS) else None
 
 
 def folder_finder(root: Path) -> Find:
@@ -110,6 +121,15 @@ def _llava(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
     return _turns(entry, "conversations", ("from", "value"), where, find)
 
 
+def _qa(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
+    try:
+        return _messages(as_messages(entry), where, find)
+    except BadRecordError:
+        raise
+    except ValueError as error:
+        raise BadRecordError(where, str(error)) from error
+
+
 def _flat(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
     if entry.get("task") not in (None, "t2i"):
         raise BadRecordError(
@@ -118,9 +138,9 @@ def _flat(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
     prompt = next((entry[key] for key in PROMPTS if entry.get(key) is not None), None)
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadRecordError(where, f"the prompt is {quoted(prompt)}; give one of {', '.join(PROMPTS)}")
-    if entry.get("image") is None:
+    if not (listed := listed_pictures(entry)):
         raise BadRecordError(where, "the prompt has no image")
-    return [Turn("user", (prompt.strip(),)), Turn("assistant", (_picture(entry["image"], where, find),))]
+    return [Turn("user", (prompt.strip(),)), Turn("assistant", tuple(_picture(value, where, find) for value in listed))]
 
 
 def _turns(entry: Mapping[str, Any], key: str, names: tuple[str, str], where: str, find: Find) -> list[Turn]:
@@ -128,8 +148,7 @@ def _turns(entry: Mapping[str, Any], key: str, names: tuple[str, str], where: st
     said = entry.get(key)
     if not isinstance(said, list) or not all(isinstance(turn, Mapping) for turn in said):
         raise BadRecordError(where, f"{key} is not a list of objects")
-    given = entry.get("images") if entry.get("images") is not None else entry.get("image")
-    listed = [] if given is None else given if isinstance(given, list) else [given]
+    listed = listed_pictures(entry)
     waiting = iter(listed)
     turns = []
     for turn in said:
@@ -168,7 +187,7 @@ def _part(part: object, waiting: Iterator[object], where: str, find: Find) -> It
             raise BadRecordError(where, f"the text of a content part is {type(words).__name__}")
         yield from _parts(words, waiting, where, find)
         return
-    value = part.get(kind)
+    value = next((part[name] for name in (kind, *_SOURCES[kind]) if part.get(name) is not None), None)
     if kind == "image_url" and isinstance(value, Mapping):
         value = value.get("url")
     yield _next(waiting, where, find) if value is None else _picture(value, where, find)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
@@ -17,7 +18,9 @@ from unidecouple.files import write_array_atomic
 BAD: Final = len(KINDS)
 """In an index: the kind of a record that cannot be parsed."""
 
-_VERSION: Final = 2
+_VERSION: Final = 3
+_ROWS: Final = 1 << 14
+"""Rows of an index that are held as Python objects while it is built."""
 
 
 class Reader(Protocol):
@@ -51,16 +54,29 @@ def kind_number(read: Callable[[], Record]) -> int:
         return BAD
 
 
+def file_state(path: Path, what: str) -> str:
+    """20 hexadecimal digits of ``path`` as it is now (size and time) and of ``what`` is computed from it."""
+    state = path.stat()
+    key = [str(_VERSION), str(path.absolute()), str(state.st_size), str(state.st_mtime_ns), what]
+    return hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:20]
+
+
 def cached(path: Path, what: str, cache: Path | None, build: Callable[[], np.ndarray]) -> np.ndarray:
     """``build()``, or what it returned before for this ``path`` as it is now (size and time) if ``cache`` keeps it."""
     if cache is None:
         return build()
-    state = path.stat()
-    key = [str(_VERSION), str(path.absolute()), str(state.st_size), str(state.st_mtime_ns), what]
-    file = cache / f"index-{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:20]}.npy"
+    file = cache / f"index-{file_state(path, what)}.npy"
     if not file.is_file():
         write_array_atomic(file, build())
     return np.load(file, mmap_mode="r")
+
+
+def stacked(rows: Iterator[tuple[int, ...]], width: int) -> np.ndarray:
+    """``rows`` as one int64 array (rows, ``width``), of which few are Python objects at a time."""
+    blocks = [np.zeros((0, width), np.int64)]
+    while block := list(itertools.islice(rows, _ROWS)):
+        blocks.append(np.array(block, np.int64))
+    return np.concatenate(blocks)
 
 
 class RangeReader(abc.ABC):
@@ -110,5 +126,5 @@ class RangeReader(abc.ABC):
         """
 
     def _build(self) -> np.ndarray:
-        rows = [(*found, kind_number(functools.partial(self.read_range, *found))) for found in self.ranges()]
-        return np.array(rows, np.int64).reshape(-1, 4)
+        rows = ((*found, kind_number(functools.partial(self.read_range, *found))) for found in self.ranges())
+        return stacked(rows, 4)

@@ -9,19 +9,21 @@ import abc
 import functools
 import importlib
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 
+from unidecouple.data.columns import PICTURES
 from unidecouple.data.formats.entry import Find, folder_finder, parse
-from unidecouple.data.formats.reader import cached, kind_number
+from unidecouple.data.formats.parquet_groups import has_large_groups, small_groups
+from unidecouple.data.formats.reader import cached, kind_number, stacked
 from unidecouple.data.formats.record import BadRecordError, Record
 from unidecouple.extras import missing_package
 
-_PICTURES: Final = ("image", "images")
 _GROUPS_KEPT: Final = 4
 """Row groups of a parquet file held in memory; a shuffled pass reads one for nearly every row, so groups should be small."""
 
@@ -31,10 +33,12 @@ class TableReader(abc.ABC):
 
     format = "table"
 
-    def __init__(self, path: Path, root: Path | None, cache: Path | None) -> None:
-        self._path, self._find = path, folder_finder(root or path.parent)
+    def __init__(self, path: Path, root: Path | None, cache: Path | None, columns: Mapping[str, str] | None = None) -> None:
+        self._path, self._find, self._columns = path, folder_finder(root or path.parent), columns or {}
+        self.pictures = {*PICTURES, *(column for name, column in self._columns.items() if name in PICTURES)}
         stands_for = path if path.is_file() else path / "state.json"
-        self.kinds = cached(stands_for, self.format, cache, self._build)
+        settings = f"{self.format} {sorted(self._columns.items())}" if columns else self.format
+        self.kinds = cached(stands_for, settings, cache, self._build)
 
     @property
     def path(self) -> Path:
@@ -56,12 +60,12 @@ class TableReader(abc.ABC):
             row = self.row(index)
         except (OSError, ValueError) as error:  # pyarrow's errors are both
             raise BadRecordError(where, f"it cannot be read: {error}") from error
-        return parse(row, where, self._find)
+        return parse(row, where, self._find, columns=self._columns)
 
     def _build(self) -> np.ndarray:
         find: Find = folder_finder(self.path.parent)
-        kinds = [kind_number(functools.partial(parse, row, "", find)) for row in self.plain_rows()]
-        return np.array(kinds, np.int64)
+        read = functools.partial(parse, where="", find=find, columns=self._columns)
+        return stacked(((kind_number(functools.partial(read, row)),) for row in self.plain_rows()), 1)[:, 0]
 
 
 class Parquet(TableReader):
@@ -69,16 +73,23 @@ class Parquet(TableReader):
 
     format = "parquet"
 
-    def __init__(self, path: Path, root: Path | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, root: Path | None = None, cache: Path | None = None, columns: Mapping[str, str] | None = None
+    ) -> None:
         parquet = _require("pyarrow.parquet", "parquet files")
         try:
             self._file = parquet.ParquetFile(path)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is no readable parquet file: {error}") from error
+        if has_large_groups(self._file):
+            if cache is None:
+                self._own_cache = tempfile.TemporaryDirectory()  # lives as long as the reader
+                cache = Path(self._own_cache.name)
+            self._file = parquet.ParquetFile(small_groups(path, cache))
         sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])
         self._group = functools.lru_cache(_GROUPS_KEPT)(self._file.read_row_group)
-        super().__init__(path, root, cache)
+        super().__init__(path, root, cache, columns)
 
     def row(self, index: int) -> dict[str, Any]:
         """See ``TableReader``."""
@@ -88,8 +99,8 @@ class Parquet(TableReader):
     def plain_rows(self) -> Iterator[dict[str, Any] | None]:
         """See ``TableReader``."""
         there = self._file.schema_arrow.names
-        columns = [name for name in there if name not in _PICTURES]
-        pictures = [name for name in _PICTURES if name in there]
+        columns = [name for name in there if name not in self.pictures]
+        pictures = [name for name in there if name in self.pictures]
         for group in range(self._file.num_row_groups):
             try:
                 words = self._file.read_row_group(group, columns=columns)
@@ -105,7 +116,9 @@ class DatasetsFolder(TableReader):
 
     format = "datasets"
 
-    def __init__(self, path: Path, root: Path | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, root: Path | None = None, cache: Path | None = None, columns: Mapping[str, str] | None = None
+    ) -> None:
         if (path / "dataset_dict.json").is_file():
             splits = json.loads((path / "dataset_dict.json").read_text()).get("splits", [])
             raise ValueError(
@@ -113,7 +126,7 @@ class DatasetsFolder(TableReader):
             )
         loaded = _require("datasets", "folders of the datasets library").load_from_disk(str(path))
         self._data = loaded.with_format("arrow")  # as stored: nothing decodes pictures
-        super().__init__(path, root, cache)
+        super().__init__(path, root, cache, columns)
 
     def row(self, index: int) -> dict[str, Any]:
         """See ``TableReader``."""
@@ -123,7 +136,7 @@ class DatasetsFolder(TableReader):
         """See ``TableReader``."""
         for start in range(0, len(self._data), 1000):
             table = self._data[start : start + 1000]
-            pictures = table.select([name for name in _PICTURES if name in table.column_names])
+            pictures = table.select([name for name in table.column_names if name in self.pictures])
             yield from _named_rows(table.drop_columns(pictures.column_names), pictures)
 
 

@@ -19,7 +19,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from unidecouple.data.formats.entry import PROMPTS, TAG, parse
+from unidecouple.data.columns import ANSWERS, PICTURES, PROMPTS, QUESTIONS, rename
+from unidecouple.data.formats.entry import parse
+from unidecouple.data.formats.qa import TAG, question_key
 from unidecouple.data.formats.reader import RangeReader
 from unidecouple.data.formats.record import BadRecordError, ImageFile, Picture, Record
 from unidecouple.inputs import QUOTED, printable, quoted
@@ -27,14 +29,17 @@ from unidecouple.inputs import QUOTED, printable, quoted
 _BLOCK: Final = 512
 _PICTURES: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 _TEXTS: Final = ("txt", "json")
+_WORDS: Final = ("messages", "conversations", *PROMPTS, *QUESTIONS, *ANSWERS)
+"""Keys of a JSON object that hold what a sample says."""
 _META: Final = re.compile(r"(?:.*/)?__(?:[^/]*__(?:$|/)|MACOSX/)")
 
 
 class WebDataset(RangeReader):
     """One uncompressed tar. A stretch without a valid header is one bad record; reading goes on at the next valid one."""
 
-    def __init__(self, path: Path, cache: Path | None = None) -> None:
-        super().__init__(path, "", cache)
+    def __init__(self, path: Path, cache: Path | None = None, columns: Mapping[str, str] | None = None) -> None:
+        self._columns = columns or {}
+        super().__init__(path, str(sorted(self._columns.items())) if columns else "", cache)
 
     @property
     def format(self) -> str:
@@ -80,7 +85,7 @@ class WebDataset(RangeReader):
                 elif kind in _TEXTS:
                     file.seek(member.offset_data)
                     texts[kind].append((name, file.read(member.size)))
-        return _sample(_one_each(texts, len(pictures), where), pictures, where)
+        return _sample(_one_each(texts, len(pictures), where), pictures, where, self._columns)
 
 
 def _one_each(texts: Mapping[str, list[tuple[str, bytes]]], pictures: int, where: str) -> dict[str, bytes]:
@@ -95,7 +100,7 @@ def _one_each(texts: Mapping[str, list[tuple[str, bytes]]], pictures: int, where
     return {kind: found[0][1] for kind, found in texts.items() if found}
 
 
-def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, Picture], where: str) -> Record:
+def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, Picture], where: str, columns: Mapping[str, str]) -> Record:
     try:
         entry = json.loads(texts["json"]) if "json" in texts else {}
         prompt = texts["txt"].decode() if "txt" in texts else None
@@ -103,7 +108,11 @@ def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, Picture], where: 
         raise BadRecordError(where, f"its text cannot be read: {error}") from error
     if not isinstance(entry, Mapping):
         raise BadRecordError(where, f"its JSON is {type(entry).__name__}; give an object")
-    if prompt is not None and not any(entry.get(key) is not None for key in ("messages", "conversations", *PROMPTS)):
+    try:
+        entry = rename(entry, columns) if "json" in texts else entry
+    except KeyError as error:
+        raise BadRecordError(where, str(error.args[0])) from error
+    if prompt is not None and not any(entry.get(key) is not None for key in _WORDS):
         entry = {"prompt": prompt}  # the JSON was about the file, not what it shows
     if not entry:
         raise BadRecordError(where, f"no .txt or .json beside the picture: {_ORDER}")
@@ -114,8 +123,10 @@ def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, Picture], where: 
 
 def _with_pictures(entry: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
     """``entry`` that names its pictures: those of the archive, in order, where it names none itself."""
-    if entry.get("image") is not None or entry.get("images") is not None:
+    if any(entry.get(key) is not None for key in PICTURES):
         return entry
+    if question_key(entry) is not None:
+        return {**entry, "images": names}
     turns = entry.get("messages") or entry.get("conversations")
     if turns:
         return {**entry, "images": names} if TAG in json.dumps(turns) else entry

@@ -1,0 +1,96 @@
+"""Upload a checkpoint to the Hugging Face Hub: weights, configuration, processor, licences and a model card."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from unidecouple.convert.licences import licence_files
+from unidecouple.convert.load import all_checkpoints, checkpoint_folder
+from unidecouple.train.model_card import HUB_ID, model_card
+
+MODEL_FILES: Final = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.tiktoken",
+    "chat_template.*",
+)
+"""What belongs to a model. All else in a folder stays here: optimizer, averages, logs, configuration of the run, data."""
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    base_model: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Upload the checkpoint in ``folder`` as one commit; the repository is made if it is not there.
+
+    The token is huggingface_hub's: ``hf auth login``, or the environment variable HF_TOKEN.
+
+    Args:
+        folder: of a checkpoint, an adapter or a run, which stands for its newest checkpoint.
+        repo_id: owner/name, or a name of the user's own.
+        private: of a new repository; None is the Hub's default, as in transformers: public, unless an organization has another.
+        base_model: Hub id for the model card; by default the run's base, if it was named by one.
+        create_pr: open a pull request instead of committing to the main branch.
+
+    Returns:
+        Address of the commit or the pull request.
+
+    Raises:
+        ValueError: there is no checkpoint, the id is none, the Hub refuses, or it cannot be reached; the message says what to do.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    if not HUB_ID.fullmatch(repo_id if "/" in repo_id else f"me/{repo_id}"):
+        raise ValueError(f"{repo_id!r} is no id of a repository: write it as owner/name")
+    source = _source(Path(folder))
+    licences = tuple(licence_files(source))
+    files = {path.name: path for pattern in (*MODEL_FILES, *licences) for path in source.glob(pattern) if path.is_file()}
+    card = model_card(source, repo_id.rpartition("/")[2], licences, base_model)
+    operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+    operations.append(CommitOperationAdd("README.md", card.encode()))
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="unidecouple")
+    try:
+        made = api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.create_commit(made.repo_id, operations, commit_message="Upload model by unidecouple", create_pr=create_pr)
+    except LocalTokenNotFoundError as error:
+        raise ValueError("no token of the Hub: run `hf auth login`, or set HF_TOKEN") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        hint = "check the token (`hf auth whoami`) and its right to write" if status in (401, 403) else "try again later"
+        reason = (error.server_message or str(error)).splitlines()[0]
+        raise ValueError(f"the Hub refused {repo_id} ({status}: {reason}): {hint}") from error
+    except Exception as error:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if not names & {"TransportError", "OSError"}:  # the HTTP client is httpx, httpx2 or requests, by huggingface_hub's version
+            raise
+        raise ValueError(
+            f"{repo_id} was not uploaded, since the Hub could not be reached: {error}. Try again when online"
+        ) from error
+    return done.pr_url or done.commit_url
+
+
+def _source(folder: Path) -> Path:
+    """The folder of the checkpoint or of the adapter."""
+    if (folder / "adapter_config.json").is_file() and not all_checkpoints(folder) and not (folder / "config.json").is_file():
+        return folder
+    return checkpoint_folder(str(folder))

@@ -10,7 +10,7 @@ from pathlib import Path
 from unidecouple.convert.check_weights import check_weights
 from unidecouple.convert.json_files import check_configs
 from unidecouple.convert.layouts import is_known, read_config
-from unidecouple.convert.load import checkpoint_folder
+from unidecouple.convert.load import source_folder
 from unidecouple.convert.parts import Part, split_into_parts
 from unidecouple.convert.processors import read_processor
 from unidecouple.convert.steps import Conversion, Step, changes, reading
@@ -81,7 +81,7 @@ def open_checkpoint(name_or_path: str) -> Checkpoint:
     """
     place = located(name_or_path)
     bare = place.is_file() or (not (place / "config.json").is_file() and any((place / name).is_file() for name in WEIGHTS))
-    folder = place if bare else checkpoint_folder(name_or_path)
+    folder = place if bare else source_folder(name_or_path)
     if bare or not is_known(folder):
         return _other_family(name_or_path, folder)
     described = read_config(folder)

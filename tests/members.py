@@ -1,11 +1,9 @@
-"""Runs of three steps for every member of the unions of structures and gradient methods, and who is let off what, and why.
-
-As a script under torchrun it trains them all, so that two processes are started once: ``members.py BASE CACHE FOLDER``.
-"""
+"""Runs of three steps for every member of the unions of structures and gradient methods, and who is let off what, and why."""
 
 from __future__ import annotations
 
-import sys
+import copy
+import functools
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from unidecouple.methods.gradient import GRADIENTS, MAOP, Gradient, TorchJDAggre
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import STRUCTURES, Measured, MoE, MoT, Structure, TaskAwareMoE, UniX
 from unidecouple.models.base import UnifiedModel
+from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import add_lora, apply_structure, restructure
@@ -113,11 +112,20 @@ def runs(base: Path) -> dict[str, RunConfig]:
     return found
 
 
+@functools.cache
+def _loaded(base: str) -> tuple[UnifiedModel, UnifiedProcessor]:
+    """Loaded once; runs train copies."""
+    return load(base)
+
+
 def trained(run: RunConfig, folder: Path, cache: Path, stop_after: int | None = None, parallel: Parallel | None = None) -> bool:
     """Train ``run`` as ``unidecouple train`` does, without scores; goes on in ``folder``. Whether it came to its end."""
     parallel, stop = parallel or Parallel(), threading.Event()
     resume = next(reversed(all_checkpoints(folder)), None)
-    model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
+    if parallel.holds_weights and resume is None:
+        model, processor = copy.deepcopy(_loaded(run.model_name_or_path))
+    else:
+        model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
     builder = SequenceBuilder(processor)
     with parallel.first_alone():
         source = data_source(run).open(run, model, processor, builder, cache, lambda what, done, of: None)
@@ -146,13 +154,8 @@ def way(name: str) -> type[Parallel]:
     return Parallel if name.removeprefix("gradient ") in NOT_SHARDED else Sharded
 
 
-def main(base: Path, cache: Path, folder: Path) -> None:
-    """Train all as one of the processes that torchrun started."""
+def train_all(base: Path, cache: Path, folder: Path) -> None:
+    """Train all as one of several processes."""
     with processes("cpu", bf16=False, kind="ddp") as one:
         for name, run in runs(base).items():
             trained(run, folder / name, cache, parallel=way(name)(one.rank, one.size, one.device))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(*map(Path, sys.argv[1:]))

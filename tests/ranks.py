@@ -76,10 +76,10 @@ def _train(config: RunConfig, folder: Path, cache: Path, fault: Fault | None) ->
     return False
 
 
-def exit_codes(ranks: list[BaseProcess]) -> list[int | None]:
-    """Wait for all ``ranks``; one that has not ended in ``_END_TIMEOUT`` is a failure."""
+def exit_codes(ranks: list[BaseProcess], timeout: float = _END_TIMEOUT) -> list[int | None]:
+    """Wait for all ``ranks``; one that has not ended in ``timeout`` seconds is a failure."""
     for process in ranks:
-        process.join(_END_TIMEOUT)
+        process.join(timeout)
     stuck = [rank for rank, process in enumerate(ranks) if process.is_alive()]
     for process in ranks:
         process.kill()

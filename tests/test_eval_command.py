@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from published_sets import write_art, write_llava_pope, write_mme, write_pope
+from ranks import exit_codes, fork_ranks
 from unidecouple.cli import main
 from unidecouple.eval.answering import read_answers
 from unidecouple.files import sha256_tree
@@ -44,20 +43,7 @@ def test_the_world_is_scored_and_every_score_has_its_card(scored: Path, small_ba
 @pytest.mark.slow
 def test_two_processes_make_the_same_answers_and_pictures(scored: Path, small_base: Path, tmp_path: Path) -> None:
     command = world(small_base, tmp_path)
-    launched = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "unidecouple",
-        *command,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(launched, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert exit_codes(fork_ranks(2, [partial(main, command)] * 2)) == [0, 0]
     assert sorted(path.name for path in (tmp_path / "pope").glob("answers.*")) == ["answers.0.jsonl", "answers.1.jsonl"]
     for name in ("pope", "vqa"):
         assert read_answers(tmp_path / name) == read_answers(scored / name)

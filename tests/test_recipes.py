@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,9 @@ from unidecouple.convert.load import load
 from unidecouple.convert.steps import Conversion
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files, Source
+from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import apply_structure
@@ -65,10 +69,16 @@ def small(run: RunConfig, base: Path) -> RunConfig:
     )
 
 
+@functools.cache
+def _loaded(base: str) -> tuple[UnifiedModel, UnifiedProcessor]:
+    """Loaded once; runs train copies."""
+    return load(base)
+
+
 def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) -> int:
     """Run one step of each stage of ``run``, without scores; returns the lines logged."""
     chosen = small(run, base)
-    model, processor = load(chosen.model_name_or_path)
+    model, processor = copy.deepcopy(_loaded(chosen.model_name_or_path))
     builder = SequenceBuilder(processor)
     source = data_source(chosen).open(chosen, model, processor, builder, cache, lambda what, done, of: None)
     folder.mkdir(exist_ok=True)

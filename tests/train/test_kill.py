@@ -23,7 +23,7 @@ from unidecouple.run import RunConfig
 from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.train import train
 
-KILLS = 20
+KILLS = 12
 
 
 def attempt(config: RunConfig, folder: Path, cache: Path) -> None:

@@ -5,10 +5,8 @@ Whom a property leaves out, and why, stands in ``members.py``. What one member h
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from torch import Tensor
 import members
 from conftest import MakeModel
 from members import COMBINED, NOT_SHARDED, NOTHING_PRIVATE, STOP, STRUCTURED, UPDATES, runs, started, trained, weights
-from ranks import assert_close_weights
+from ranks import assert_close_weights, exit_codes, fork_ranks
 from step_settings import step_settings
 from unidecouple.batch import Batch, Task
 from unidecouple.methods.gradient import GRADIENTS, Sum
@@ -52,11 +50,8 @@ def whole(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPath
 def on_two(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of all members' runs on two processes, by name; the two are started once."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", members.__file__]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command += [str(small_base), str(small_cache), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    work = partial(members.train_all, small_base, small_cache, folder)
+    assert exit_codes(fork_ranks(2, [work, work]), timeout=600) == [0, 0]
     return folder
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from test_recipes import step_of_each_stage
 from unidecouple import config
+from unidecouple.api import training
 from unidecouple.cli import main
-from unidecouple.compare import runner
 from unidecouple.compare.budget import cells, check
 from unidecouple.compare.plan import START, Comparison, jobs
 from unidecouple.compare.runner import CompareOptions
@@ -78,7 +78,7 @@ def test_pages_are_short_and_what_they_name_exists(page: Path) -> None:
 def test_the_index_s_command_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without running it: pages' grids take a step above, and commands run in test_docs.py."""
     asked: list[tuple[Comparison, CompareOptions]] = []
-    monkeypatch.setattr(runner, "run_comparison", lambda grid, order: asked.append((grid, order)))
+    monkeypatch.setattr(training, "run_comparison", lambda grid, order: asked.append((grid, order)))
     grid_of(FOLDER / "moe.md", tmp_path)
     monkeypatch.chdir(tmp_path)
     (command,) = re.findall(r"^    unidecouple (.*)$", (FOLDER / "README.md").read_text(), re.MULTILINE)

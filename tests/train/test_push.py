@@ -95,10 +95,10 @@ def run_folder(small_base: Path, tmp_path: Path) -> Path:
         (checkpoint / name).write_bytes(b"not of the model")
     (checkpoint / "LICENSE-MODEL").write_text(DEEPSEEK)
     (checkpoint / "LICENSE-CODE").write_text("MIT License")
-    data = {"kind": "files", "sources": [{"path": "/home/me/train.jsonl"}], "validation": [{"path": "/home/me/held.jsonl"}]}
+    data = {"kind": "files", "sources": [{"path": "/data/mine/train.jsonl"}], "validation": [{"path": "/data/mine/held.jsonl"}]}
     run = {"model_name_or_path": "deepseek-ai/Janus-Pro-1B", "data": data, "structure": {"kind": "ta_moe"}, "max_steps": 7}
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
-    prints = {"base/config.json": "b", "/home/me/train.jsonl": "t1", "/home/me/held.jsonl": "h1", "/home/me/a.png": "p1"}
+    prints = {"base/config.json": "b", "/data/mine/train.jsonl": "t1", "/data/mine/held.jsonl": "h1", "/data/mine/a.png": "p1"}
     (folder / "fingerprints.json").write_text(json.dumps(prints))
     score = {"benchmark": "answers", "metric": "log_probability", "value": -1.25, "ceiling": 0.0, "floor": -9.0}
     (folder / "scores.json").write_text(json.dumps({"step": 7, "scores": [score]}))
@@ -158,7 +158,7 @@ def test_the_card(run_folder: Path) -> None:
         "- [LICENSE-MODEL](LICENSE-MODEL)",
     ):
         assert row in body
-    assert "/home/me" not in text
+    assert "/data/mine" not in text
 
 
 @pytest.mark.parametrize(

@@ -197,12 +197,10 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         position_ids = _next_positions(given, cache) if position_ids is None else position_ids
         group_ids = self._group_ids(task_ids, modality_ids, position_ids, given.shape[:2])
         hidden = self.embed_tokens(input_ids, group_ids) if inputs_embeds is None else inputs_embeds
-        if self.config._attn_implementation == "eager":
-            blocks = None
+        blocks = None if self.config._attn_implementation == "eager" else blocks
         mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids, blocks is not None)
         attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids), "cache": cache, **kwargs}
-        if self.config.bos_kv:
-            attend["first"] = position_ids == 0
+        attend |= {"first": position_ids == 0} if self.config.bos_kv else {}
         task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
         if blocks is not None:
             mask, attend["blocks"] = None, blocks
@@ -210,30 +208,24 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         group = group_ids if route_by == "label" or self.config.labelled_updates else _chosen(task_logits)
         inputs = {"group_ids": group_ids, "routing": route_by, "task_logits": task_logits, "key_sets": key_sets, "shield": shield}
         inputs |= {"tokens": self._sorted(group_ids), "routers_only": routers_only}
-        states, decisions, measured = self._run_layers(hidden, group, (mask, group_mask), **inputs, **attend)
-        hidden = self.norm(states[-1], group_ids)
-        return DecoderOutput(
-            hidden,
-            cache,
-            hidden_states=(*states[:-1], hidden) if output_hidden_states else None,
-            routing=tuple(decisions),
-            given=tuple(measured) if key_sets is not None else None,
-        )
+        return self._run_layers(hidden, group, (mask, group_mask), output_hidden_states, **inputs, **attend)
 
     def _run_layers(
-        self, hidden: Tensor, group: Tensor | None, masks: tuple[Tensor | None, Tensor | None], **inputs: Any
-    ) -> tuple[list[Tensor], list[Routing], list[Tensor]]:
-        """Run all layers; each mixture's routing is the group of the layers after it.
+        self,
+        hidden: Tensor,
+        group: Tensor | None,
+        masks: tuple[Tensor | None, Tensor | None],
+        output_hidden_states: bool,
+        **inputs: Any,
+    ) -> DecoderOutput:
+        """Run all layers and the last norm; each mixture's routing is the group of the layers after it.
 
         Args:
             hidden: (B, T, H) embeddings.
             group: (B, T) group of each token before the first mixture; None without one.
             masks: of layers whose weights are shared, and of layers with weights per group.
+            output_hidden_states: as of ``forward``.
             inputs: the same for every layer.
-
-        Returns:
-            The input of each layer and the last output, the routing of each mixture, and the attention to key sets that each
-            layer measured.
         """
         states, decisions, measured = [hidden], [], []
         end = self.config.mixture_layers[-1] + 1 if inputs["routers_only"] else len(self.layers)
@@ -246,7 +238,14 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
                 group = decision.group.view(hidden.shape[:2])
             if given is not None:
                 measured.append(given)
-        return states, decisions, measured
+        hidden = self.norm(hidden, inputs["group_ids"])
+        return DecoderOutput(
+            hidden,
+            inputs["cache"],
+            hidden_states=(*states[:-1], hidden) if output_hidden_states else None,
+            routing=tuple(decisions),
+            given=tuple(measured) if inputs["key_sets"] is not None else None,
+        )
 
     def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to extend; a new one with ``use_cache`` and no ``cache``."""

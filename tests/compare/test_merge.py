@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from small_runs import TWO_STEPS
 from unidecouple import config
+from unidecouple.api import training
 from unidecouple.cli import main
 from unidecouple.compare.budget import VariantPlan, cells, check
 from unidecouple.compare.cost import cost_of
@@ -25,7 +26,6 @@ from unidecouple.methods.merging import MERGINGS, AdaMerging, Merging, TaskArith
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
-from unidecouple.train import merging
 
 FULL = (Stage(train={"attention": 1, "ffn": 1}),)
 OF = ("mmu", "t2i")
@@ -112,7 +112,7 @@ def test_a_merge_costs_what_its_parents_do(planned: dict[str, VariantPlan]) -> N
 @pytest.mark.parametrize("method", [TaskArithmetic(scale=0.7), AdaMerging("adamerging", 0.2, 0.03, 7, 5)], ids=lambda m: m.kind)
 def test_words_mean_their_method(method: Merging, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(merging, "merge_checkpoints", lambda base, tuned, target, method, *rest: asked.append(method))
+    monkeypatch.setattr(training, "merge_checkpoints", lambda base, tuned, target, method, *rest: asked.append(method))
     assert main(["merge", "base", "one", "two", "--output", "out", *words(method)]) == 0
     assert asked == [method]
     assert {type(method) for method in (TaskArithmetic(), AdaMerging())} == set(MERGINGS), "a new one needs its case here"

@@ -39,8 +39,8 @@ NOT_IN_THE_FIELD = {"unifork": "its stages of one task see less than the field's
 METHODS = sorted(path for path in (RECIPES / "method").glob("*.yaml") if path.stem not in NOT_IN_THE_FIELD)
 COMPARISONS = [RECIPES / "demo.yaml", *sorted((RECIPES / "paper").glob("*.yaml")), FIELD.with_name("own.yaml"), FIELD]
 """Those on the synthetic world; compare/files.yaml runs in test_docs.py."""
-JANUS_PRO = sorted(path for path in (RECIPES / "janus_pro").glob("*.yaml") if path.stem != "data")
-EMU3 = sorted(path for path in (RECIPES / "emu3").glob("*.yaml") if path.stem != "data")
+JANUS_PRO = sorted(path for path in (RECIPES / "janus_pro").glob("*.yaml") if path.stem not in ("data", "methods"))
+EMU3 = sorted(path for path in (RECIPES / "emu3").glob("*.yaml") if path.stem not in ("data", "methods"))
 BASES = [RECIPES / "base" / "understanding.yaml", RECIPES / "base" / "unified.yaml"]
 
 

@@ -167,7 +167,8 @@ def test_training_from_an_adapter_says_what_makes_a_checkpoint_of_it(
     base = make_model()
     start = write("base", base)
     adapter = saved(write("trained", train(base, SHARED_DENSE, [])), start)
-    assert main(["train", "--output", str(tmp_path / "run"), f"model_name_or_path={adapter}"]) == 1
+    (tmp_path / "recipe.yaml").write_text("data: {kind: world}\n")
+    assert main(["train", str(tmp_path / "recipe.yaml"), f"model_name_or_path={adapter}", "--output", str(tmp_path / "run")]) == 1
     (command,) = re.findall(
         r"is an adapter, not a whole checkpoint: make one of it by `unidecouple (.*) FOLDER`", capsys.readouterr().err
     )

@@ -135,9 +135,10 @@ def test_processes_change_nothing(kind: str, decoupled: RunConfig, run: Run, sma
     if kind == "fsdp":  # with ddp, other tests accumulate
         train_on_ranks(2, replace(together, gradient_accumulation_steps=2), tmp_path / "parts", small_cache)
         compare(tmp_path / "parts", tmp_path / "one")
-    forget(tmp_path / "several", after=4)
-    train_on_ranks(4, together, tmp_path / "several", small_cache)
-    compare(tmp_path / "several", tmp_path / "one")
+    if kind == "fsdp":  # whose checkpoints are shared out anew; ddp's are whole
+        forget(tmp_path / "several", after=4)
+        train_on_ranks(4, together, tmp_path / "several", small_cache)
+        compare(tmp_path / "several", tmp_path / "one")
     forget(tmp_path / "several", after=4)
     assert run(together, tmp_path / "several")
     compare(tmp_path / "several", tmp_path / "one")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from small_runs import load_copy
 from step_settings import run_stages
 from unidecouple.convert.load import load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
@@ -19,7 +18,6 @@ from unidecouple.methods.gradient import GRADIENTS, MAOP, Gradient, TorchJDAggre
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import STRUCTURES, Measured, MoE, MoT, Structure, TaskAwareMoE, UniX
 from unidecouple.models.base import UnifiedModel
-from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import add_lora, apply_structure, restructure
@@ -112,18 +110,12 @@ def runs(base: Path) -> dict[str, RunConfig]:
     return found
 
 
-@functools.cache
-def _loaded(base: str) -> tuple[UnifiedModel, UnifiedProcessor]:
-    """Loaded once; runs train copies."""
-    return load(base)
-
-
 def trained(run: RunConfig, folder: Path, cache: Path, stop_after: int | None = None, parallel: Parallel | None = None) -> bool:
     """Train ``run`` as ``unidecouple train`` does, without scores; goes on in ``folder``. Whether it came to its end."""
     parallel, stop = parallel or Parallel(), threading.Event()
     resume = next(reversed(all_checkpoints(folder)), None)
     if parallel.holds_weights and resume is None:
-        model, processor = copy.deepcopy(_loaded(run.model_name_or_path))
+        model, processor = load_copy(run.model_name_or_path)
     else:
         model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
     builder = SequenceBuilder(processor)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Protocol
 
+from unidecouple.convert.load import load
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Symbiotic
+from unidecouple.models.base import UnifiedModel
+from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.run import Evaluation, RunConfig
 from unidecouple.world.dataset import vocabulary
@@ -53,6 +58,16 @@ def save_small_base(folder: Path, size: TinySize = SMALL) -> Path:
     tiny_model(tiny_config(processor.tokenizer, size), seed=0).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@functools.cache
+def _loaded(base: str) -> tuple[UnifiedModel, UnifiedProcessor]:
+    return load(base)
+
+
+def load_copy(base: str) -> tuple[UnifiedModel, UnifiedProcessor]:
+    """A copy of the checkpoint ``base``, which is read once for all tests of a process."""
+    return copy.deepcopy(_loaded(base))
 
 
 class Run(Protocol):

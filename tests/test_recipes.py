@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +11,16 @@ import yaml
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
-from small_runs import FEW
+from small_runs import FEW, load_copy
 from step_settings import run_stages
 from unidecouple import config
 from unidecouple.batch import Task
 from unidecouple.compare.plan import START, Comparison, jobs
 from unidecouple.convert.convert import convert
-from unidecouple.convert.load import load
 from unidecouple.convert.steps import Conversion
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files, Source
-from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniLlamaConfig
-from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import apply_structure
@@ -69,16 +64,10 @@ def small(run: RunConfig, base: Path) -> RunConfig:
     )
 
 
-@functools.cache
-def _loaded(base: str) -> tuple[UnifiedModel, UnifiedProcessor]:
-    """Loaded once; runs train copies."""
-    return load(base)
-
-
 def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) -> int:
     """Run one step of each stage of ``run``, without scores; returns the lines logged."""
     chosen = small(run, base)
-    model, processor = copy.deepcopy(_loaded(chosen.model_name_or_path))
+    model, processor = load_copy(chosen.model_name_or_path)
     builder = SequenceBuilder(processor)
     source = data_source(chosen).open(chosen, model, processor, builder, cache, lambda what, done, of: None)
     folder.mkdir(exist_ok=True)

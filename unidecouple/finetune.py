@@ -46,7 +46,7 @@ _CHOICES: Final[Mapping[tuple[bool, bool], tuple[str, str]]] = {
         "the data have no generation samples, so only understanding's LoRA trains; no experiment covers this case",
     ),
 }
-"""(understanding data, generation data) -> method and why. The evidence is of tiny models; none is of published weights."""
+"""(understanding data, generation data) -> method and why. The evidence is of tiny models, not of published weights."""
 
 
 @dataclass(frozen=True)

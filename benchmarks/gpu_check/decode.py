@@ -29,7 +29,7 @@ class Case:
         name: goal and size.
         size: in ``SIZES``.
         images: at a time.
-        text: fields of the decoder; none is dense.
+        text: fields of the decoder; empty for the dense one.
         seconds: at most, per image.
         rate: at least, images per second.
         peer_tokens: tokens that the peers generate; 0 leaves them out.

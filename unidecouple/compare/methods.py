@@ -67,7 +67,7 @@ def find_method(family: Family, name: str) -> tuple[str, Variant]:
     """The method's own name, and how it trains.
 
     Raises:
-        ValueError: there is none of that name; the message has the nearest, or all.
+        ValueError: no method has that name; the message has the nearest, or all.
     """
     known = methods(family)
     plain = ALIASES.get(name, name)

@@ -29,7 +29,7 @@ def recipe_names() -> list[str]:
 
 
 def packaged_recipe(name: str) -> Path | None:
-    """The packaged recipe that ``name`` stands for; None where there is none."""
+    """The packaged recipe that ``name`` stands for, or None."""
     plain = name.removeprefix(f"{_FOLDER}/").removesuffix(SUFFIX)
     return recipes_folder() / f"{plain}{SUFFIX}" if plain in recipe_names() else None
 

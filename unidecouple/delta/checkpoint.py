@@ -77,7 +77,7 @@ def open_checkpoint(name_or_path: str) -> Checkpoint:
     A checkpoint of another family is a folder with safetensors, or one such file.
 
     Raises:
-        ValueError: there is none, it is quantised, its files are broken, or its weights are not those of its config.json.
+        ValueError: nothing is there, it is quantised, its files are broken, or its weights are not those of its config.json.
     """
     place = located(name_or_path)
     bare = place.is_file() or (not (place / "config.json").is_file() and any((place / name).is_file() for name in WEIGHTS))
@@ -124,7 +124,7 @@ def _transformed(part: Part, steps: Sequence[Step]) -> Part:
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
-    """Token -> id of a tokenizer.json; empty where there is none, or its model is no table."""
+    """Token -> id of a tokenizer.json; empty without such a file, or where its model has no table."""
     if not path.is_file():
         return {}
     try:

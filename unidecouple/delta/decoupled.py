@@ -96,6 +96,11 @@ class _Found:
     changed: float = 0.0
     whole: float = 0.0
 
+    @property
+    def relative(self) -> float:
+        """Change of the shared matrices relative to their norm."""
+        return (self.changed / self.whole) ** 0.5 if self.whole else 0.0
+
 
 def plan_decoupled(sources: Sources, fidelity: Fidelity, say: PrintLine = lambda line: None) -> Plan:
     """Read all checkpoints once, and choose the form of every weight.
@@ -115,15 +120,13 @@ def plan_decoupled(sources: Sources, fidelity: Fidelity, say: PrintLine = lambda
             for name in names:
                 _look((name, before[name], after[name]), task, found[task], sources, fidelity)
     for task, one in found.items():
-        change = (one.changed / one.whole) ** 0.5 if one.whole else 0.0
-        check_same_base(Pair(base, sources.tuned[task]), change)
-        say(f"{task.key}: {len(one.matrices)} matrices changed, by {change:.1%} of their norm")
+        check_same_base(Pair(base, sources.tuned[task]), one.relative)
+        say(f"{task.key}: {len(one.matrices)} matrices changed, by {one.relative:.1%} of their norm")
     forms = {task.key: choose_forms(one.matrices, fidelity) | one.fixed for task, one in found.items()}
     _swap_embeddings(sources, forms)
     forms = {task: _ordered(some, base) for task, some in forms.items() if some}
     config = with_text(base.config, task_deltas=forms)
-    relative = {task: (one.changed / one.whole) ** 0.5 if one.whole else 0.0 for task, one in found.items()}
-    return Plan(sources, config, _shapes(sources, forms), relative)
+    return Plan(sources, config, _shapes(sources, forms), {task: one.relative for task, one in found.items()})
 
 
 def parts(plan: Plan, trained: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[Part]:

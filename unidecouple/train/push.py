@@ -55,7 +55,7 @@ def push_to_hub(
         Address of the commit or the pull request.
 
     Raises:
-        ValueError: there is no checkpoint, the id is not one, the Hub refuses, or it cannot be reached; the message says what to do.
+        ValueError: there is no checkpoint, the id is wrong, the Hub refuses, or it cannot be reached; the message says what to do.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError

@@ -100,7 +100,7 @@ test-newest: ## core tests with the newest versions that pip resolves, without c
 	.venv-newest/bin/python $(OWN_PIP) --upgrade --upgrade-strategy eager torch==2.13.0 -e '.[dev]'
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -x -q -n 2 $(CORE)
 
-install-check: ## the wheel in a fresh environment outside the clone, without pins: chat, generate, infer, eval, train (minutes)
+install-check: ## the wheel in a fresh environment outside the clone, without pins: infer, eval, and the README's commands (minutes)
 	TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) tests/big/install_check.py
 
 e2e: $(STAMP) ## the web page in a real browser (Chromium); what it looked like goes to runs/e2e

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import shlex
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -126,23 +126,32 @@ def run(words: list[str]) -> None:
 
 
 def serve(words: list[str]) -> None:
-    """Until it listens, then end it as a supervisor does; on a port that is free here."""
+    """Until it listens, then end it as a supervisor does; on a port that is free here.
+
+    Forked, since tests/serve/ start the same command in a process of its own.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    child = subprocess.Popen([sys.executable, "-m", *words, "--port", str(port)], stdout=subprocess.DEVNULL)
+    child = multiprocessing.get_context("fork").Process(target=_end_with, args=([*words[1:], "--port", str(port)],))
+    child.start()
     try:
         for _ in range(600):
-            assert child.poll() is None, " ".join(words)
+            assert child.is_alive(), " ".join(words)
             with socket.socket() as trial:
                 if trial.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
         child.terminate()
-        assert child.wait(60) == OK
+        child.join(60)
+        assert child.exitcode == OK
     finally:
         child.kill()
-        child.wait()
+        child.join()
+
+
+def _end_with(words: list[str]) -> None:
+    sys.exit(main(words))
 
 
 def test_the_readme_s_commands_are_the_pages() -> None:

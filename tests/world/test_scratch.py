@@ -23,7 +23,7 @@ from unidecouple.world.tokenizer import TokenizerTraining, fit_tokenizer
 @pytest.mark.slow
 def test_a_base_from_nothing_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, keys = held_out("val")
-    monkeypatch.setattr(scratch_module, "held_out", lambda split: (prompts[::12], keys))  # drawing and judging all takes 30 s
+    monkeypatch.setattr(scratch_module, "held_out", lambda split: (prompts[::36], keys))  # drawing and judging all takes 30 s
     little = Alignment(steps=2, batch_size=2)
     scratch = Scratch(SMALL, TokenizerTraining(steps=4, batch_size=2), little, pictures=8)
     said: list[str] = []
@@ -83,7 +83,7 @@ def test_an_image_tokenizer_learns(tmp_path: Path) -> None:
     images = torch.from_numpy(tokenizer_pictures(16, 0)).permute(0, 3, 1, 2).contiguous()
     losses: list[dict[str, float]] = []
     fit_tokenizer(
-        vq, images, TokenizerTraining(steps=40, batch_size=4, warmup_share=0.5), lambda step, values: losses.append(values)
+        vq, images, TokenizerTraining(steps=24, batch_size=4, warmup_share=0.5), lambda step, values: losses.append(values)
     )
     assert losses[-1]["pixel_loss"] < 0.5 * losses[0]["pixel_loss"]
     assert losses[-1]["perplexity"] > 4

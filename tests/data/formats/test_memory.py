@@ -20,13 +20,14 @@ READ = """
 import re, sys
 from pathlib import Path
 from unidecouple.data.formats import open_readers
-(reader,) = open_readers(Path(sys.argv[1]), cache=Path(sys.argv[2]))
-count = len(reader.kinds)
-for number in range(0, count, 7):
-    record = reader.record(number * 5 % count)
-    assert [len(picture.read()) for turn in record.turns for picture in turn.pictures] == [1 << 18]
-status = Path("/proc/self/status").read_text()
-print(count, 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]), 1024 * int(re.search(r"RssFile:\\s*(\\d+)", status)[1]))
+for name in sys.argv[1:]:
+    (reader,) = open_readers(Path(name), cache=Path(name).parent / "cache")
+    count = len(reader.kinds)
+    for number in range(0, count, 7):
+        record = reader.record(number * 5 % count)
+        assert [len(picture.read()) for turn in record.turns for picture in turn.pictures] == [1 << 18]
+    status = Path("/proc/self/status").read_text()
+    print(count, 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]), 1024 * int(re.search(r"RssFile:\\s*(\\d+)", status)[1]))
 """
 
 
@@ -75,13 +76,12 @@ def test_reading_needs_no_more_memory_for_a_larger_file(
     """Pages of a memory-mapped file (``datasets``) are the system's to drop, so they are not counted."""
     if name in ("a.parquet", "set"):
         pytest.importorskip("datasets")
-    peaks = []
+    paths = []
     for count in counts:
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        command = [sys.executable, "-c", READ, str(write(folder / name, count)), str(folder / "cache")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        there, peak, mapped = map(int, done.stdout.split())
-        assert there == count
-        peaks.append(peak - mapped)
-    assert peaks[1] - peaks[0] < ALLOWED, peaks
+        (tmp_path / str(count)).mkdir()
+        paths.append(str(write(tmp_path / str(count) / name, count)))
+    done = subprocess.run([sys.executable, "-c", READ, *paths], capture_output=True, text=True, check=True)
+    rows = [[int(value) for value in line.split()] for line in done.stdout.splitlines()]
+    assert [there for there, *_ in rows] == list(counts)
+    before, after = (peak - mapped for _, peak, mapped in rows)
+    assert after - before < ALLOWED, rows

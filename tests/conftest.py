@@ -34,7 +34,17 @@ TINY = replace(SMALL, image_size=16, vq_channel_multiplier=(1, 1, 1), vq_encode_
 """Pictures of 16 pixels, 16 tokens each."""
 
 
-LONGEST = ("test_the_pages_commands_run", "test_killed_runs_lose_nothing", "test_demo_in_small", "test_processes_change_nothing")
+LONGEST = (
+    "test_the_pages_commands_run",
+    "test_two_processes_equal_one",
+    "test_killed_runs_lose_nothing",
+    "test_killed_processes_lose_nothing",
+    "test_demo_in_small",
+    "test_processes_change_nothing",
+    "test_torchrun_starts_the_command",
+    "test_the_example_passes_the_property_tests_of_the_union",
+    "test_comparison_recipes_take_a_step",
+)
 """Started first, so that no process waits for another's at the end."""
 
 

@@ -116,7 +116,9 @@ def train_on_ranks(size: int, config: RunConfig, folder: Path, cache: Path) -> N
     assert codes == [0] * size, errors(folder)
 
 
-def assert_close_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], learning_rate: float = 1e-2) -> None:
+def assert_close_weights(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], learning_rate: float = 1e-2, run: str = ""
+) -> None:
     """Hold the weights of two runs equal whose sums were in another order.
 
     AdamW divides by the size of a weight's own gradient, so that order shows in a weight that has almost none: one in a thousand
@@ -125,5 +127,5 @@ def assert_close_weights(found: Mapping[str, Tensor], expected: Mapping[str, Ten
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
         far = ~torch.isclose(found[name], weight, atol=2e-5, rtol=1e-4)
-        assert far.sum() <= max(1, weight.numel() / 1000), name
-        assert (found[name] - weight).abs().max() < learning_rate / 10, name
+        assert far.sum() <= max(1, weight.numel() / 1000), f"{run} {name}"
+        assert (found[name] - weight).abs().max() < learning_rate / 10, f"{run} {name}"

@@ -12,7 +12,7 @@ import yaml
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
 from small_runs import FEW, load_copy
-from step_settings import run_stages
+from step_settings import UnsavedTrainer, run_stages
 from unidecouple import config
 from unidecouple.batch import Task
 from unidecouple.compare.plan import START, Comparison, jobs
@@ -24,7 +24,6 @@ from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import apply_structure
-from unidecouple.train.stages import Trainer
 from unidecouple.train.train import train
 from unidecouple.world.scratch import Scratch
 
@@ -72,7 +71,7 @@ def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) ->
     source = data_source(chosen).open(chosen, model, processor, builder, cache, lambda what, done, of: None)
     folder.mkdir(exist_ok=True)
     model = apply_structure(model, chosen.structure, chosen.seed, source)
-    run_stages(Trainer(chosen, model, processor, source, folder, lambda line: None))
+    run_stages(UnsavedTrainer(chosen, model, processor, source, folder, lambda line: None))
     return len((folder / "metrics.jsonl").read_text().splitlines())
 
 

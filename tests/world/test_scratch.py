@@ -23,7 +23,7 @@ from unidecouple.world.tokenizer import TokenizerTraining, fit_tokenizer
 @pytest.mark.slow
 def test_a_base_from_nothing_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, keys = held_out("val")
-    monkeypatch.setattr(scratch_module, "held_out", lambda split: (prompts[::36], keys))  # drawing and judging all takes 30 s
+    monkeypatch.setattr(scratch_module, "held_out", lambda split: (prompts[::12], keys))  # drawing and judging all takes 30 s
     little = Alignment(steps=2, batch_size=2)
     scratch = Scratch(SMALL, TokenizerTraining(steps=4, batch_size=2), little, pictures=8)
     said: list[str] = []

@@ -98,7 +98,10 @@ def write_peft_adapter(folder: Path, base: str) -> None:
 
 
 def run(words: list[str]) -> None:
-    if "compare" in words:  # one seed and rate of the grid: its first command trains the control, its second the rest
+    if "compare" in words and "--model" in words:  # one method's run and the start
+        small = [f"run.{entry}" for entry in OWN if "eval_steps" not in entry]
+        words = [*words, *small, "run.evaluation.num_samples=1", "--only", "seed=0,variant=lora_task", "--workers", "1"]
+    elif "compare" in words:  # one seed and rate of the grid: its first command trains the control, its second the rest
         small = [f"run.{entry}" for entry in (OWN if "files.yaml" in words[2] else WORLD)] + [
             f"scenarios.own.{entry}" for entry in SIZES
         ]
@@ -216,6 +219,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "out/pro-eval/mme/official/artwork.txt",
         "out/pictures/grid.png",
         "runs/files/report.html",
+        "runs/methods/report.html",
         "out/both/report.html",
         "out/answers.jsonl",
         "out/red-cat/grid.png",

@@ -19,6 +19,7 @@ from unidecouple.batch import Task
 from unidecouple.compare.methods import Family, family_of, family_recipe, find_method, run_values
 from unidecouple.data.file_batches import KINDS_OF
 from unidecouple.data.formats import RecordIndex, open_readers
+from unidecouple.methods.stage import Stage
 from unidecouple.plan.stages import PlanRequest, plan
 from unidecouple.run import RunConfig
 from unidecouple.source import PrintLine
@@ -96,7 +97,7 @@ def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: Print
         ConfigError: a recipe or an override does not fit.
     """
     values: list[tuple[str, Mapping[str, Any]]] = []
-    counts = _counts(asked, cache) if asked.data else {}
+    counts = count_records(asked, cache) if asked.data else {}
     paths = list(asked.recipe)
     if not paths:
         family = family_of(asked.model)
@@ -104,22 +105,24 @@ def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: Print
         values.append(_method(asked, family, counts, say))
     flags: dict[str, Any] = {"model_name_or_path": asked.model} if asked.model else {}
     if asked.data:
-        flags["data"] = _data(asked, counts)
+        flags["data"] = data_values(asked, counts)
     values.append(("the options", flags))
     draft = configs.load(RunConfig, paths, overrides, values)
     if not asked.data:
         return draft
     lines: list[str] = []
-    values.append(("the data", _fitted(asked, draft, counts, lines)))
+    fitted = fit_steps(asked, draft, counts, lines)
+    stages = [configs.plain(stage) for stage in short_warmup(draft.stages, fitted["max_steps"])]
+    values.append(("the data", fitted | {"stages": stages}))
     draft = configs.load(RunConfig, paths, overrides, values)
-    values.append(("this machine", _placed(draft, lines)))
+    values.append(("this machine", fit_memory([draft], lines)))
     run = configs.load(RunConfig, paths, overrides, values)
     for line in lines:
         say(line)
     return run
 
 
-def _counts(asked: FineTune, cache: Path) -> dict[Task, int]:
+def count_records(asked: FineTune, cache: Path) -> dict[Task, int]:
     """Training samples of each task, those to be held out included."""
     readers = [reader for path in asked.data for reader in open_readers(path, cache=cache / "files", columns=asked.columns)]
     counts = {task: len(RecordIndex(readers, kinds)) for task, kinds in KINDS_OF.items()}
@@ -142,7 +145,8 @@ def _method(asked: FineTune, family: Family, counts: Mapping[Task, int], say: Pr
     return f"method {name}", run_values(name, variant)
 
 
-def _data(asked: FineTune, counts: Mapping[Task, int]) -> dict[str, Any]:
+def data_values(asked: FineTune, counts: Mapping[Task, int]) -> dict[str, Any]:
+    """Keys of ``data``: the files, what is held out, and no batch of a task without records."""
     held = asked.validation_fraction
     sources = [{"path": str(path)} for path in asked.data]
     chosen: dict[str, Any] = {"kind": "files", "sources": sources, "validation": [{"path": str(path)} for path in asked.validation]}
@@ -153,8 +157,8 @@ def _data(asked: FineTune, counts: Mapping[Task, int]) -> dict[str, Any]:
     return chosen | {f"{task.key}_batch_size": 0 for task, count in counts.items() if not count}
 
 
-def _fitted(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lines: list[str]) -> dict[str, Any]:
-    """Batch sizes, steps, warm-up and validation for as many samples as there are."""
+def fit_steps(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lines: list[str]) -> dict[str, Any]:
+    """Batch sizes, steps and validation for as many samples as there are; ``lines`` get what was decided."""
     kept = 1.0 if asked.validation else 1 - asked.validation_fraction
     samples = {task: int(kept * count) for task, count in counts.items()}
     sizes = {task: min(draft.data.batch_size(task), samples[task]) for task in Task}
@@ -166,10 +170,6 @@ def _fitted(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lines
     if asked.epochs is None:
         steps = min(steps, draft.max_steps)
     longest = max(trained, key=lambda task: samples[task] / sizes[task])
-    whole = sum(stage.share for stage in draft.stages)
-    stages = [
-        replace(stage, warmup_steps=min(stage.warmup_steps, int(steps * stage.share / whole) // 10)) for stage in draft.stages
-    ]
     held = (
         "the files given"
         if asked.validation
@@ -183,29 +183,39 @@ def _fitted(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lines
         "max_steps": steps,
         "logging_steps": min(draft.logging_steps, max(1, steps // 10)),
         "evaluation": {"eval_steps": every},
-        "stages": [configs.plain(stage) for stage in stages],
     }
 
 
-def _placed(draft: RunConfig, lines: list[str]) -> dict[str, Any]:
-    """float32 on a CPU, where bfloat16 is slower, and as many micro-batches per step as memory asks for."""
-    device = device_of(draft.device)
+def short_warmup(stages: Sequence[Stage], steps: int) -> tuple[Stage, ...]:
+    """``stages`` of a run of ``steps`` steps, their warm-up at most a tenth of their own."""
+    whole = sum(stage.share for stage in stages)
+    return tuple(replace(stage, warmup_steps=min(stage.warmup_steps, int(steps * stage.share / whole) // 10)) for stage in stages)
+
+
+def fit_memory(drafts: Sequence[RunConfig], lines: list[str], workers: int = 1) -> dict[str, Any]:
+    """float32 on a CPU, where bfloat16 is slower, and as many micro-batches per step as memory asks for.
+
+    Args:
+        drafts: one run, or those of a comparison, which get the same.
+        lines: get what was decided.
+        workers: runs at a time on this machine.
+    """
+    device = device_of(drafts[0].device)
     found: dict[str, Any] = {}
-    if device.type == "cpu" and draft.bf16:
-        draft, found["bf16"] = replace(draft, bf16=False), False
-    room = _USABLE * (torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _host_memory())
+    if device.type == "cpu" and any(draft.bf16 for draft in drafts):
+        drafts, found["bf16"] = [replace(draft, bf16=False) for draft in drafts], False
+    room = _USABLE * (torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _host_memory()) / workers
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    parts, peak = 1, 0
+    parts, most = 1, min(draft.data.max_parts for draft in drafts)
     while True:
-        draft = replace(draft, gradient_accumulation_steps=parts)
-        peak = _peak(draft, processes)
-        if peak <= room or 2 * parts * processes > draft.data.max_parts:
+        peak = max(_peak(replace(draft, gradient_accumulation_steps=parts), processes) for draft in drafts)
+        if peak <= room or 2 * parts * processes > most:
             break
         parts *= 2
     fits = "" if peak <= room else ": it may not fit. See `unidecouple plan` and docs/small-gpus.md"
     lines.append(
         f"gradient_accumulation_steps={parts}: {peak / 1e9:.3g} GB at the peak of a step by `unidecouple plan`, of "
-        f"{room / 1e9:.3g} GB of the {device.type}{fits}"
+        f"{room / 1e9:.3g} GB of the {device.type}{f' for each of {workers} runs at a time' if workers > 1 else ''}{fits}"
     )
     return found | {"gradient_accumulation_steps": parts}
 

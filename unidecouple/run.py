@@ -44,6 +44,8 @@ class Evaluation:
         eval_batches: batches of held-out files per task, where a run is on files.
         eval_batch_size: held-out samples per task and batch, of every task that the held-out files have; None takes the batch sizes
             of training, and scores the tasks that are trained.
+        num_samples: held-out prompts that a run on files generates an image for at its end, and held-out questions that it
+            answers: kept in ``samples.json`` and shown side by side by ``compare``.
         benchmarks: published benchmarks that a run on files is scored by at its end: name -> folder of the benchmark's files. Not
             geneval, since no judge of photographs comes with the package. What follows is for the synthetic benchmark.
         parser: POPE's answer parser, by name.
@@ -53,12 +55,13 @@ class Evaluation:
     eval_steps: int = 100
     eval_batches: int = 8
     eval_batch_size: int | None = None
+    num_samples: int = 0
     benchmarks: dict[str, Path] = field(default_factory=dict)
     parser: str = "official"
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
     def __post_init__(self) -> None:
-        bounds.at_least(0, self, "eval_steps")
+        bounds.at_least(0, self, "eval_steps", "num_samples")
         bounds.at_least(1, self, "eval_batches", "eval_batch_size")
         if "geneval" in self.benchmarks:
             raise ValueError("benchmarks names geneval, but no judge of photographs comes with the package: use `unidecouple eval`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.bad_records import BadDataError, BadRecordCounter
 from unidecouple.data.build_sample import build
-from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, RecordIndex, open_source
+from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, Record, RecordIndex, open_source
 from unidecouple.data.mixture import SourcePool, Stream
 from unidecouple.data.packing import pack
 from unidecouple.data.pictures import ImagePreprocessor
@@ -118,6 +119,17 @@ class FileBatches:
     def distinct_batch(self, task: Task, size: int, key: int) -> JointBatch:
         """``task_batch``, which repeats no record before all were used, except where sources have weights."""
         return self.task_batch(task, size, key)
+
+    def records(self, task: Task, count: int) -> list[Record]:
+        """Return the first ``count`` different records of ``task`` that can be parsed, in an order that training does not use."""
+        found: dict[tuple[int, int], Record] = {}
+        for number in range(self.distinct_samples(task, _TRIES * count)):
+            pool, position = self._aside[task].draw(number)
+            with contextlib.suppress(BadRecordError):
+                found[pool, position] = self._indices[task][1][pool].record(position)
+            if len(found) == count:
+                break
+        return list(found.values())
 
     def lengths(self, task: Task, count: int) -> list[int]:
         """Tokens of the first ``count`` training samples of ``task``, images included; no image is encoded."""

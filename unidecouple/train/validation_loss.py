@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,11 +18,13 @@ from unidecouple.eval.benchmark import AnyBenchmark, Score
 from unidecouple.eval.card import EvalSetup
 from unidecouple.eval.model import EvalModel
 from unidecouple.eval.session import EvalSession
-from unidecouple.eval.suite import BenchmarkOptions, open_benchmarks
+from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, open_benchmarks
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.vq import ImageTokenizer
 from unidecouple.run import Evaluation
+from unidecouple.train.held_out_samples import keep_samples
 
 BENCHMARKS = {"mmu": "answers", "t2i": "image_tokens"}
 """Name of the score of each task."""
@@ -42,12 +44,16 @@ class ValidationLoss:
         source: held-out batches, with the batch size of each task.
         batches: how many per task.
         benchmarks: published ones that ``test`` scores, too.
+        num_samples: see ``Evaluation``.
+        sampling: of their image tokens.
     """
 
     source: FileBatches
     batches: int
     processor: UnifiedProcessor
     benchmarks: tuple[AnyBenchmark, ...] = ()
+    num_samples: int = 0
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
     def validate(self, model: UnifiedModel) -> list[Score]:
         """Return one score per task, always over the same samples."""
@@ -56,7 +62,9 @@ class ValidationLoss:
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
         """Score as ``validate``, then on the published benchmarks, with answers and cards in ``folder/eval``."""
         scores = self.validate(model)
-        scored = EvalModel(model, self.processor, MAX_NEW_TOKENS)
+        scored = EvalModel(model, self.processor, MAX_NEW_TOKENS, self.sampling, TEST_SEED)
+        if self.num_samples:
+            keep_samples(scored, self.source, self.num_samples, folder)
         settings = {"max_new_tokens": MAX_NEW_TOKENS}
         setup = EvalSetup(str(folder), {}, settings, str(model.dtype).removeprefix("torch."), str(model.device))
         session = EvalSession(folder / "eval", setup)
@@ -101,7 +109,12 @@ def open_validation(
         mmu, t2i = (size if task in there else 0 for task in Task)
         aside = replace(aside, mmu_batch_size=mmu, t2i_batch_size=t2i)
     return ValidationLoss(
-        FileBatches(aside, processor, builder, 0, vq, cache / "files"), evaluation.eval_batches, processor, benchmarks
+        FileBatches(aside, processor, builder, 0, vq, cache / "files"),
+        evaluation.eval_batches,
+        processor,
+        benchmarks,
+        evaluation.num_samples,
+        evaluation.sampling,
     )
 
 

@@ -111,6 +111,10 @@ def run(words: list[str]) -> None:
     elif "train" in words and "--dry-run" not in words:
         at = words.index("--output")
         less = SMALL if "generation_lora" not in " ".join(words) else [word for word in SMALL if "mmu" not in word]
+        given = " ".join(words)
+        less = [word for word in less if "early_stopping" not in given or "eval_steps" not in word]
+        less += ["max_steps=3"] if " max_steps=" in given else []  # one step more than the page's run before
+        less += ["evaluation.eval_steps=1"] if "early_stopping" in given else []
         words = [*words[:at], *less, *words[at:]]
     if "peft/adapter" in words:
         write_peft_adapter(Path("peft/adapter"), words[words.index("peft/adapter") - 1])

@@ -80,6 +80,27 @@ def test_steps_follow_the_data(place: Path) -> None:
     assert run.max_steps == 10  # epochs
 
 
+def test_epochs_are_a_key_too_and_max_steps_wins(place: Path) -> None:
+    """As in transformers. With a recipe they count its own files: 20 samples of a task in batches of 4 are 5 steps a pass."""
+    by_key, _ = run_of(place, overrides=["num_train_epochs=3"])
+    assert (by_key.max_steps, by_key.num_train_epochs) == (3, 3.0)
+    both, lines = run_of(place, overrides=["num_train_epochs=3", "max_steps=7"])
+    assert both.max_steps == 7
+    assert "max_steps=7 takes precedence over num_train_epochs=3" in lines
+    own = [f"data.sources=[{{path: {place / 'both.jsonl'}}}]", "data.mmu_batch_size=8", "data.t2i_batch_size=4"]
+    said: list[str] = []
+    asked_for = FineTune(recipe=(Path("janus_pro/dense_joint"),))
+    counted = configure(asked_for, [*own, "max_steps=-1", "num_train_epochs=2.5"], place / "cache", said.append)
+    assert (counted.max_steps, said) == (13, ["max_steps=13: 2.5 epochs"])  # ceil(2.5 x 20 / 4)
+    kept = configure(asked_for, [*own, "num_train_epochs=2"], place / "cache", said.append)
+    assert kept.max_steps == 10_000
+    assert "max_steps=10000 takes precedence over num_train_epochs=2" in said[-1]
+    with pytest.raises(ConfigError, match="max_steps=-1 counts by num_train_epochs, which is not given"):
+        configure(asked_for, ["max_steps=-1"], place / "cache", print)
+    with pytest.raises(ValueError, match="the synthetic benchmark is generated: set max_steps"):
+        configure(FineTune(recipe=(Path("base/unified"),)), ["max_steps=-1", "num_train_epochs=1"], place / "cache", print)
+
+
 def test_precedence_is_recipe_then_options_then_overrides(place: Path) -> None:
     recipe, _ = run_of(place)
     assert (recipe.save_steps, recipe.stages[0].learning_rate) == (500, 1e-4)  # the recipe's

@@ -18,7 +18,8 @@ from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.compare.methods import Family, family_of, family_recipe, find_method, run_values
 from unidecouple.data.file_batches import KINDS_OF
-from unidecouple.data.formats import RecordIndex, open_readers
+from unidecouple.data.formats import RecordIndex, open_readers, open_source
+from unidecouple.data.settings import Files
 from unidecouple.methods.stage import Stage
 from unidecouple.plan.stages import PlanRequest, plan
 from unidecouple.run import RunConfig
@@ -104,22 +105,56 @@ def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: Print
         paths.append(family_recipe(family, "data"))
         values.append(_method(asked, family, counts, say))
     flags: dict[str, Any] = {"model_name_or_path": asked.model} if asked.model else {}
+    flags |= {} if asked.epochs is None else {"num_train_epochs": asked.epochs}
     if asked.data:
         flags["data"] = data_values(asked, counts)
     values.append(("the options", flags))
     draft = configs.load(RunConfig, paths, overrides, values)
     if not asked.data:
-        return draft
+        return with_steps(draft, cache, say)
     lines: list[str] = []
     fitted = fit_steps(asked, draft, counts, lines)
     stages = [configs.plain(stage) for stage in short_warmup(draft.stages, fitted["max_steps"])]
     values.append(("the data", fitted | {"stages": stages}))
-    draft = configs.load(RunConfig, paths, overrides, values)
+    draft = with_max_steps(configs.load(RunConfig, paths, overrides, values), fitted["max_steps"])
     values.append(("this machine", fit_memory([draft], lines)))
     run = configs.load(RunConfig, paths, overrides, values)
     for line in lines:
         say(line)
-    return run
+    if run.num_train_epochs is not None and run.max_steps not in (-1, fitted["max_steps"]):
+        say(f"max_steps={run.max_steps} takes precedence over num_train_epochs={run.num_train_epochs:g}")
+    return with_max_steps(run, fitted["max_steps"])
+
+
+def with_steps(run: RunConfig, cache: Path, say: PrintLine) -> RunConfig:
+    """``run`` with ``max_steps`` counted from ``num_train_epochs``, if that is given and ``max_steps`` is -1.
+
+    Raises:
+        ValueError: the data are not files.
+    """
+    if run.num_train_epochs is None:
+        return run
+    if run.max_steps >= 0:
+        say(f"max_steps={run.max_steps} takes precedence over num_train_epochs={run.num_train_epochs:g} (max_steps=-1: by epochs)")
+        return run
+    if not isinstance(run.data, Files):
+        raise ValueError(  # noqa: TRY004 - a misfit of the recipe, not of types
+            "num_train_epochs counts passes over files; the synthetic benchmark is generated: set max_steps"
+        )
+    opened = [(source, tuple(open_source(source, cache / "files"))) for source in run.data.sources]
+    passes = []
+    for task in (task for task in Task if run.data.batch_size(task)):
+        counts = [(source, len(RecordIndex(readers, KINDS_OF[task], source.fraction))) for source, readers in opened]
+        samples = sum(min(count, source.max_samples or count) * source.repeats for source, count in counts)
+        passes.append(samples / run.data.batch_size(task))
+    steps = max(1, math.ceil(run.num_train_epochs * max(passes)))
+    say(f"max_steps={steps}: {run.num_train_epochs:g} epochs")
+    return with_max_steps(run, steps)
+
+
+def with_max_steps(run: RunConfig, steps: int) -> RunConfig:
+    """``run`` with ``steps`` in place of -1."""
+    return replace(run, max_steps=steps) if run.max_steps == -1 else run
 
 
 def count_records(asked: FineTune, cache: Path) -> dict[Task, int]:
@@ -165,9 +200,9 @@ def fit_steps(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lin
     trained = [task for task in Task if sizes[task]]
     if not trained:
         raise ValueError("nothing is left to train on: the method and the data have no task in common")
-    epochs = asked.epochs or EPOCHS
-    steps = math.ceil(epochs * max(samples[task] / sizes[task] for task in trained))
-    if asked.epochs is None:
+    epochs = draft.num_train_epochs
+    steps = math.ceil((epochs or EPOCHS) * max(samples[task] / sizes[task] for task in trained))
+    if epochs is None:
         steps = min(steps, draft.max_steps)
     longest = max(trained, key=lambda task: samples[task] / sizes[task])
     held = (

@@ -19,7 +19,7 @@ from unidecouple.compare.methods import Family, family_of, family_recipe, find_m
 from unidecouple.compare.plan import jobs
 from unidecouple.config.layers import Layers
 from unidecouple.eval.suite import BenchmarkOptions, open_benchmarks
-from unidecouple.finetune import FineTune, count_records, data_values, fit_memory, fit_steps, short_warmup
+from unidecouple.finetune import FineTune, count_records, data_values, fit_memory, fit_steps, short_warmup, with_max_steps
 from unidecouple.source import PrintLine
 from unidecouple.train.launch import device_of
 
@@ -78,6 +78,7 @@ def configure_comparison(own: OwnComparison, overrides: Sequence[str], cache: Pa
         "run": {
             "model_name_or_path": asked.model,
             "data": data_values(asked, counts),
+            **({} if asked.epochs is None else {"num_train_epochs": asked.epochs}),
             "evaluation": {"benchmarks": {name: str(path) for name, path in own.benchmarks.items()}, "num_samples": SAMPLES},
         },
     }
@@ -88,10 +89,12 @@ def configure_comparison(own: OwnComparison, overrides: Sequence[str], cache: Pa
     short = {name: replace(one, stages=_short(one, fitted["max_steps"])) for name, one in variants.items()}
     values.append(("the data", {"run": fitted, "variants": _plain(short)}))
     draft = configs.load(Comparison, [], overrides, values)
+    draft = replace(draft, run=with_max_steps(draft.run, fitted["max_steps"]))
     runs = list({job.folder: job.config for job in jobs(draft) if job.config.max_steps}.values())
     at_a_time = min(own.workers or default_workers(draft.run.device), len(runs))
     values.append(("this machine", {"run": fit_memory(runs, lines, at_a_time)}))
     grid = configs.load(Comparison, [], overrides, values)
+    grid = replace(grid, run=with_max_steps(grid.run, fitted["max_steps"]))
     lines.append(f"{len(runs)} runs of {grid.run.max_steps} steps: {', '.join(grid.variants)} with seeds {_listed(grid.seeds)}")
     for line in lines:
         say(line)

@@ -7,7 +7,7 @@ import os
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from unidecouple import config as configs
 from unidecouple.compare.plan import Comparison
 from unidecouple.compare.runner import CompareOptions, run_comparison
 from unidecouple.convert.load import all_checkpoints
-from unidecouple.finetune import AUTO, HELD_OUT, FineTune, configure
+from unidecouple.finetune import AUTO, HELD_OUT, FineTune, configure, with_steps
 from unidecouple.methods.merging import Merging, TaskArithmetic
 from unidecouple.own_comparison import OwnComparison, configure_comparison, default_workers
 from unidecouple.run import RunConfig
@@ -187,6 +187,7 @@ def compare(
         )
     else:
         grid = configs.load(Comparison, paths(recipe), words)
+        grid = replace(grid, run=with_steps(grid.run, cache, chosen.print_line))
     folder = Path(output) if output is not None else Path("runs") / grid.name
     command = chosen.command or shlex.join(["unidecouple", "compare", *map(str, paths(recipe)), *words])
     workers = chosen.workers or default_workers(grid.run.device)

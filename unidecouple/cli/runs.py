@@ -65,10 +65,12 @@ def train(arguments: argparse.Namespace) -> int:
 
     Precedence, the later wins: recipe, options, key=value.
     """
+    recipes, data, validation, overrides = _files(arguments)
+    if int(os.environ.get("RANK", "0")) == 0:  # at once; torch takes seconds to load
+        say(f"loading PyTorch to train {arguments.model or ' '.join(map(str, recipes))}; output: {arguments.output}")
     from unidecouple import api
     from unidecouple.run import RunConfig
 
-    recipes, data, validation, overrides = _files(arguments)
     options = api.TrainOptions(**_data_options(arguments, validation), dry_run=arguments.dry_run, stop=arguments.stop)
     with naming_command(RunConfig, recipes):
         checkpoint = api.train(

@@ -17,9 +17,9 @@ import torch
 from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.compare.methods import Family, family_of, family_recipe, find_method, run_values
-from unidecouple.data.file_batches import KINDS_OF
-from unidecouple.data.formats import RecordIndex, open_readers, open_source
-from unidecouple.data.settings import Files
+from unidecouple.data.file_batches import indices_of
+from unidecouple.data.formats import Reader, open_source
+from unidecouple.data.settings import Files, Source
 from unidecouple.methods.stage import Stage
 from unidecouple.plan.stages import PlanRequest, plan
 from unidecouple.run import RunConfig
@@ -141,10 +141,10 @@ def with_steps(run: RunConfig, cache: Path, say: PrintLine) -> RunConfig:
         raise ValueError(  # noqa: TRY004 - a misfit of the recipe, not of types
             "num_train_epochs counts passes over files; the synthetic benchmark is generated: set max_steps"
         )
-    opened = [(source, tuple(open_source(source, cache / "files"))) for source in run.data.sources]
+    opened = [tuple(open_source(source, cache / "files")) for source in run.data.sources]
     passes = []
     for task in (task for task in Task if run.data.batch_size(task)):
-        counts = [(source, len(RecordIndex(readers, KINDS_OF[task], source.fraction))) for source, readers in opened]
+        counts = [(source, len(index)) for source, index in indices_of(run.data, opened, task, cache / "files")]
         samples = sum(min(count, source.max_samples or count) * source.repeats for source, count in counts)
         passes.append(samples / run.data.batch_size(task))
     steps = max(1, math.ceil(run.num_train_epochs * max(passes)))
@@ -158,15 +158,28 @@ def with_max_steps(run: RunConfig, steps: int) -> RunConfig:
 
 
 def count_records(asked: FineTune, cache: Path) -> dict[Task, int]:
-    """Training samples of each task, those to be held out included."""
-    readers = [reader for path in asked.data for reader in open_readers(path, cache=cache / "files", columns=asked.columns)]
-    counts = {task: len(RecordIndex(readers, kinds)) for task, kinds in KINDS_OF.items()}
+    """Records of each task to train on, without those that are held out."""
+    whole = Files(tuple(Source(path) for path in asked.data), columns=dict(asked.columns))
+    opened = [tuple(open_source(source, cache / "files")) for source in whole.sources]
+    counts = _counts(whole, opened, cache)
     if not any(counts.values()):
         raise ValueError(f"{', '.join(map(str, asked.data))} hold no record: run `unidecouple data check` on them")
+    if asked.validation:
+        return counts
+    kept = _counts(replace(whole, split=(0.0, 1 - asked.validation_fraction)), opened, cache)
     for task, count in counts.items():
-        if count == 1 and not asked.validation:
+        if count == 1:
             raise ValueError(f"the data have one {task.key} record, so none can be held out: name --validation, or add records")
-    return counts
+        if count and kept[task] in (0, count):
+            raise ValueError(
+                f"the {count:,} {task.key} records share their images, so that none can be held out whose image is not trained on: "
+                "name --validation, or add records of other images"
+            )
+    return kept
+
+
+def _counts(files: Files, opened: Sequence[Sequence[Reader]], cache: Path) -> dict[Task, int]:
+    return {task: sum(len(index) for _, index in indices_of(files, opened, task, cache / "files")) for task in Task}
 
 
 def _method(asked: FineTune, family: Family, counts: Mapping[Task, int], say: PrintLine) -> tuple[str, Mapping[str, Any]]:
@@ -182,36 +195,31 @@ def _method(asked: FineTune, family: Family, counts: Mapping[Task, int], say: Pr
 
 def data_values(asked: FineTune, counts: Mapping[Task, int]) -> dict[str, Any]:
     """Keys of ``data``: the files, what is held out, and no batch of a task without records."""
-    held = asked.validation_fraction
-    sources = [{"path": str(path)} for path in asked.data]
-    chosen: dict[str, Any] = {"kind": "files", "sources": sources, "validation": [{"path": str(path)} for path in asked.validation]}
-    if not asked.validation:
-        chosen["sources"] = [{**one, "fraction": [0.0, 1 - held]} for one in sources]
-        chosen["validation"] = [{**one, "fraction": [1 - held, 1.0]} for one in sources]
+    given = {"sources": asked.data, "validation": asked.validation}
+    chosen: dict[str, Any] = {"kind": "files"} | {use: [{"path": str(path)} for path in paths] for use, paths in given.items()}
+    chosen |= {} if asked.validation else {"split": [0.0, 1 - asked.validation_fraction]}
     chosen |= {"columns": dict(asked.columns)} if asked.columns else {}
     return chosen | {f"{task.key}_batch_size": 0 for task, count in counts.items() if not count}
 
 
 def fit_steps(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lines: list[str]) -> dict[str, Any]:
     """Batch sizes, steps and validation for as many samples as there are; ``lines`` get what was decided."""
-    kept = 1.0 if asked.validation else 1 - asked.validation_fraction
-    samples = {task: int(kept * count) for task, count in counts.items()}
-    sizes = {task: min(draft.data.batch_size(task), samples[task]) for task in Task}
+    sizes = {task: min(draft.data.batch_size(task), counts[task]) for task in Task}
     trained = [task for task in Task if sizes[task]]
     if not trained:
         raise ValueError("nothing is left to train on: the method and the data have no task in common")
     epochs = draft.num_train_epochs
-    steps = math.ceil((epochs or EPOCHS) * max(samples[task] / sizes[task] for task in trained))
+    steps = math.ceil((epochs or EPOCHS) * max(counts[task] / sizes[task] for task in trained))
     if epochs is None:
         steps = min(steps, draft.max_steps)
-    longest = max(trained, key=lambda task: samples[task] / sizes[task])
+    longest = max(trained, key=lambda task: counts[task] / sizes[task])
     held = (
         "the files given"
         if asked.validation
-        else f"a fraction of {asked.validation_fraction:g} of each task, chosen by a fixed seed"
+        else f"a fraction of {asked.validation_fraction:g} of each task, chosen by a fixed seed, no image on both sides"
     )
-    lines.append(f"data: {' and '.join(f'{samples[task]:,} {task.key}' for task in trained)} samples to train on; held out: {held}")
-    lines.append(f"max_steps={steps}: {steps * sizes[longest] / samples[longest]:.3g} epochs in batches of {sizes[longest]}")
+    lines.append(f"data: {' and '.join(f'{counts[task]:,} {task.key}' for task in trained)} samples to train on; held out: {held}")
+    lines.append(f"max_steps={steps}: {steps * sizes[longest] / counts[longest]:.3g} epochs in batches of {sizes[longest]}")
     every = min(draft.evaluation.eval_steps, max(1, steps // 4))
     return {
         "data": {f"{task.key}_batch_size": size for task, size in sizes.items()},

@@ -192,7 +192,8 @@ class RunConfig:
             raise ValueError(f"num_train_epochs={self.num_train_epochs} must be above 0; leave it out to count by max_steps")
         if self.max_steps == -1 and self.num_train_epochs is None:
             raise ValueError("max_steps=-1 counts by num_train_epochs, which is not given: give one of them")
-        bounds.at_least(-1, self, "max_steps")
+        if self.max_steps != -1:
+            bounds.at_least(0, self, "max_steps")
 
     @classmethod
     def migrate_keys(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -172,22 +172,12 @@ def compare(
     if methods or model or data:
         if paths(recipe) or not (methods and model and paths(data)):
             raise ValueError("give --model, --data and --methods together, or a recipe without them")
-        asked_for = OwnComparison(
-            _fine_tune(model, data, chosen),
-            tuple(methods),
-            {name: Path(folder) for name, folder in chosen.benchmarks.items()},
-            Path(output).resolve().name if output is not None else "own",
-            chosen.workers,
-        )
-        grid = configure_comparison(asked_for, words, cache, chosen.print_line)
-    elif not paths(recipe):
-        raise ValueError(
-            "give a recipe, or your data: `unidecouple compare --model ID_OR_FOLDER --data FILE --methods dense,lora_task "
-            "--output DIR`"
-        )
+        name = Path(output).resolve().name if output is not None else "own"
+        benchmarks = {benchmark: Path(folder) for benchmark, folder in chosen.benchmarks.items()}
+        own = OwnComparison(_fine_tune(model, data, chosen), tuple(methods), benchmarks, name, chosen.workers)
+        grid = configure_comparison(own, words, cache, chosen.print_line)
     else:
-        grid = configs.load(Comparison, paths(recipe), words)
-        grid = replace(grid, run=with_steps(grid.run, cache, chosen.print_line))
+        grid = _grid(paths(recipe), words, cache, chosen.print_line)
     folder = Path(output) if output is not None else Path("runs") / grid.name
     command = chosen.command or shlex.join(["unidecouple", "compare", *map(str, paths(recipe)), *words])
     workers = chosen.workers or default_workers(grid.run.device)
@@ -198,6 +188,16 @@ def compare(
         if (folder / "results.json").is_file():
             write_report(folder)
     return folder
+
+
+def _grid(recipe: tuple[Path, ...], words: list[str], cache: Path, print_line: PrintLine) -> Comparison:
+    if not recipe:
+        raise ValueError(
+            "give a recipe, or your data: `unidecouple compare --model ID_OR_FOLDER --data FILE --methods dense,lora_task "
+            "--output DIR`"
+        )
+    grid = configs.load(Comparison, recipe, words)
+    return replace(grid, run=with_steps(grid.run, cache, print_line))
 
 
 @dataclass(frozen=True, kw_only=True)

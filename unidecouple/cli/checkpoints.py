@@ -79,11 +79,11 @@ def export(arguments: argparse.Namespace) -> int:
 
 def push(arguments: argparse.Namespace) -> int:
     """Upload a checkpoint with a model card to the Hugging Face Hub; optimizer, logs and data stay here."""
-    from unidecouple.train.push import push_to_hub
+    from unidecouple import api
 
     private = True if arguments.private else None
     given = {"private": private, "base_model": arguments.base_model, "create_pr": arguments.create_pr}
-    say(push_to_hub(arguments.folder, arguments.repo_id, **given))
+    say(api.push_to_hub(arguments.folder, arguments.repo_id, **given))
     return OK
 
 
@@ -101,7 +101,7 @@ def add_commands(commands: Commands) -> None:
     upload.add_argument("folder", type=Path, help="folder of a checkpoint, of an adapter, or of a run")
     upload.add_argument("repo_id", metavar="REPO_ID", help="repository on the Hub, as owner/name; made if it is not there")
     upload.add_argument("--private", action="store_true", help="make a new repository private (default: as the Hub does, public)")
-    upload.add_argument("--base-model", metavar="ID", help="base model's id on the Hub, for the card (default: the run's)")
+    upload.add_argument("--base-model", metavar="ID", help="base model's id on the Hub, for card and adapter (default: the run's)")
     upload.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
 
 

@@ -30,7 +30,8 @@ def keep_samples(scored: EvalModel, source: FileBatches, count: int, folder: Pat
     image that is not in the cache of image tokens.
     """
     pictures = ImagePreprocessor(scored.processor)
-    prompts, queries = [], []
+    prompts: list[tuple[str, np.ndarray]] = []
+    queries: list[tuple[Query, str, np.ndarray]] = []
     for record in source.records(Task.T2I, _SPARE * count) if Task.T2I in source.tasks else ():
         with contextlib.suppress(ValueError, OSError):  # it is too long, or its image cannot be read
             prompt = _text(record, "user")

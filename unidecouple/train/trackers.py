@@ -107,11 +107,14 @@ def tracking(report_to: Sequence[str], run: TrackedRun) -> Iterator[list[Tracker
 
 
 def _tracker(name: str) -> Tracker:
+    tracker: Tracker
     if name in plugins.TRACKERS:
-        return plugins.found(plugins.TRACKERS, name)()  # type: ignore[no-any-return] - a plug-in
+        tracker = plugins.found(plugins.TRACKERS, name)()
+        return tracker
     if (here := str(Path.cwd())) not in sys.path:  # as `python -m` has it; a console script does not
         sys.path.append(here)
     try:
-        return pkgutil.resolve_name(name)()  # type: ignore[no-any-return] - the user's own
+        tracker = pkgutil.resolve_name(name)()
     except (ImportError, AttributeError) as error:
         raise ValueError(f"report_to names {name!r}, which cannot be imported: {error}") from error
+    return tracker

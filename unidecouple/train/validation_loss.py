@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from unidecouple.batch import Task
-from unidecouple.data.file_batches import KINDS_OF, FileBatches
-from unidecouple.data.formats import RecordIndex, open_source
+from unidecouple.data.file_batches import FileBatches, indices_of
+from unidecouple.data.formats import open_source
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.data.settings import Files, Source
+from unidecouple.data.settings import Files
 from unidecouple.eval.benchmark import AnyBenchmark, Score
 from unidecouple.eval.card import EvalSetup
 from unidecouple.eval.model import EvalModel
@@ -99,13 +98,13 @@ def open_validation(
     Raises:
         ValueError: there are no such files, or they lack a task that ``files`` trains, or a benchmark's files are missing.
     """
-    if not files.validation:
+    aside = files.held_out
+    if aside is None:
         raise ValueError("data.validation is empty: name held-out sources, so that scores are not of what was trained on")
     opened = [open_benchmarks([name], BenchmarkOptions(data=data)) for name, data in evaluation.benchmarks.items()]
     benchmarks = tuple(benchmark for (benchmark,) in opened)
-    aside = replace(files, sources=files.validation, validation=(), cond_dropout_prob=0.0, pack=False)
     if size := evaluation.eval_batch_size:
-        there = _tasks_in(aside.sources, cache)
+        there = _tasks_in(aside, cache / "files")
         mmu, t2i = (size if task in there else 0 for task in Task)
         aside = replace(aside, mmu_batch_size=mmu, t2i_batch_size=t2i)
     return ValidationLoss(
@@ -118,7 +117,7 @@ def open_validation(
     )
 
 
-def _tasks_in(sources: Sequence[Source], cache: Path) -> list[Task]:
-    """Tasks that ``sources`` have records of."""
-    opened = [(open_source(s, cache / "files"), s.fraction) for s in sources]
-    return [task for task, kinds in KINDS_OF.items() if any(len(RecordIndex(readers, kinds, part)) for readers, part in opened)]
+def _tasks_in(files: Files, cache: Path) -> list[Task]:
+    """Tasks that ``files`` have records of."""
+    opened = [tuple(open_source(source, cache)) for source in files.sources]
+    return [task for task in Task if any(len(index) for _, index in indices_of(files, opened, task, cache))]

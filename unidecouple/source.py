@@ -11,13 +11,14 @@ from unidecouple import plugins
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import DataSettings
+from unidecouple.eval.answering import Progress
 from unidecouple.eval.benchmark import Score
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, of)."""
+__all__ = ["BatchSource", "DataSource", "PrintLine", "ProbeData", "Progress", "RunScorer", "data_source"]
+
 PrintLine = Callable[[str], None]
 """Prints one line of text."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
-from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped
+from unidecouple.diagnose.probe import BATCH, Drawn, Probe, ProbeInput, ProbeResult, Skipped
 from unidecouple.figures.style import TASK_COLORS, WIDTH, Plot, canvas, legend, name_panel, to_svg
 from unidecouple.figures.wording import TASK_NAMES, decimal
 from unidecouple.models.base import UnifiedModel
@@ -175,7 +175,7 @@ def _alone(model: UnifiedModel, batch: Batch, keep: Tensor, places: Tensor) -> T
     return _pool(_states(model, less), move(places, 0))
 
 
-def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> ProbeResult:
     """``alignment``: {"tasks": task key -> {"pairs", "neighbours", "chance", "depths"}}."""
     found = {}
     for task in probe_input.tasks:

@@ -6,24 +6,20 @@ by the picture (AIA, arXiv 2511.22663, section 3.1 and figure 1). The quantity i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from unidecouple.batch import TASK_KEYS, JointBatch, Task
-from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped
+from unidecouple.batch import TASK_KEYS, Task
+from unidecouple.diagnose.probe import BATCH, BatchOf, Drawn, Probe, ProbeInput, ProbeResult, Skipped
 from unidecouple.figures.estimates import estimate
 from unidecouple.figures.style import TASK_COLORS, WIDTH, Plot, canvas, legend, name_panel, to_svg
 from unidecouple.figures.wording import TASK_NAMES, counted, decimal
 from unidecouple.models.base import UnifiedModel
 from unidecouple.source import Progress
-
-BatchOf = Callable[[Task, int], JointBatch]
-"""Gives a batch of one task, by running number."""
-
 
 _MARKERS = {"mmu": "o", "t2i": "s"}
 _LOOKED_AT = {"mmu": "answers at the image", "t2i": "generated tokens at the prompt"}
@@ -84,7 +80,7 @@ def depth_correlation(rows: Sequence[LayerInteraction]) -> float | None:
     return float(torch.corrcoef(torch.tensor([mmu, t2i], dtype=torch.float64))[0, 1])
 
 
-def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> ProbeResult:
     """``attention_interaction``: {"step", "correlation", "rows"}."""
     rows = attention_interaction(
         probe_input.model, lambda task, number: probe_input.batch(task, BATCH, number), probe_input.tasks, 2 * probe_input.batches

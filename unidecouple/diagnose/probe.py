@@ -13,6 +13,8 @@ from unidecouple.source import BatchSource, Progress
 
 BATCH: Final = 16
 """Samples per batch."""
+BatchOf = Callable[[Task, int], JointBatch]
+"""Gives a batch of one task, by running number."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Skipped:
     reason: str
 
 
-Measured = dict[str, Any] | Skipped
+ProbeResult = dict[str, Any] | Skipped
 Drawn = list[tuple[str, Plot | None]]
 """(heading, figure) pairs; a figure that needs more than was measured is None."""
 
@@ -78,7 +80,7 @@ class Probe:
 
     name: str
     title: str
-    measure: Callable[[ProbeInput, Progress], Measured]
+    measure: Callable[[ProbeInput, Progress], ProbeResult]
     draw: Callable[[Any], Drawn]
     read: str
     worry: str

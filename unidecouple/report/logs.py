@@ -9,12 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from unidecouple.figures.estimates import Curve
+
 METRICS, SCORES, CONFLICT, ROUTING, SAMPLES = "metrics.jsonl", "scores.jsonl", "conflict.json", "routing.json", "samples.json"
 CONFLICT_START, ROUTING_LOG, INTERACTION = "conflict-start.json", "routing.jsonl", "interaction.json"
 
 T = TypeVar("T")
-Curve = dict[int, float]
-"""Step -> value."""
 
 
 @dataclass(frozen=True)

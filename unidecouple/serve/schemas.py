@@ -92,9 +92,11 @@ class ImagePart(Body):
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Parts = Annotated[
-    list[Part], Field(fail_fast=True, max_length=MAX_PARTS), BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])
+    list[ContentPart],
+    Field(fail_fast=True, max_length=MAX_PARTS),
+    BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart]),
 ]
 
 

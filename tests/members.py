@@ -51,7 +51,7 @@ UPDATES = "dense, low-rank updates by task"
 NOTHING_PRIVATE = {
     "dense": "all weights serve both tasks",
     "moe": "no expert is a task's: any token may go to any",
-    "mot": "split by modality: both tasks have text, and both have pictures",
+    "mot": "split by modality: both tasks have text, and both have images",
     "unix": "split by modality",
     "unix across": "split by modality",
 }

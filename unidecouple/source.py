@@ -63,7 +63,7 @@ class ProbeData:
 
     Attributes:
         run: whose source has batches of both tasks, no prompt dropped.
-        described: whose source has pictures with words that describe them; the same where nothing better is known.
+        described: whose source has images with words that describe them; the same where nothing better is known.
         text: in words, what the data are.
     """
 

@@ -38,7 +38,7 @@ class ImportedRuns:
 
 
 def base_hash(base: str) -> str:
-    """Hexadecimal SHA-256 of what runs take from ``base``: all its files but the one of how a user's pictures are drawn."""
+    """Hexadecimal SHA-256 of what runs take from ``base``: all its files but the one of how a user's images are drawn."""
     return sha256_tree(checkpoint_folder(base), without=("generation_config.json",))
 
 

@@ -82,10 +82,10 @@ def of_losses(task: Task, before: Sequence[float], after: Sequence[float]) -> Me
 
 
 def of_scores(metric: Metric, before: BenchmarkResult, after: BenchmarkResult) -> MeasureChange | None:
-    """A benchmark's headline score, paired by picture or prompt; None where it is no proportion.
+    """A benchmark's headline score, paired by image or prompt; None where it is no proportion.
 
     Raises:
-        ValueError: the two are not of the same pictures or prompts.
+        ValueError: the two are not of the same images or prompts.
     """
     pair = [result.proportions.get(metric.metric) for result in (before, after)]
     if pair[0] is None or pair[1] is None:

@@ -1,7 +1,7 @@
 """How much each layer looks at the other modality, for both tasks, and whether the tasks' curves over depth oppose each other.
 
 The paper finds them negatively correlated at every degree of decoupling: layers that draw by the prompt are not those that answer
-by the picture (AIA, arXiv 2511.22663, section 3.1 and figure 1). The quantity is ``models/interaction.py``'s, as the loss has it.
+by the image (AIA, arXiv 2511.22663, section 3.1 and figure 1). The quantity is ``models/interaction.py``'s, as the loss has it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def attention_interaction(
 ) -> list[LayerInteraction]:
     """Curves of ``model`` on ``batches`` batches of each of ``tasks``, layer by layer.
 
-    Samples with a dropped prompt, or without a picture or an answer, are left out, and so is a task that has a sample in fewer than
-    two batches (conversations without pictures, say).
+    Samples with a dropped prompt, or without an image or an answer, are left out, and so is a task that has a sample in fewer than
+    two batches (conversations without images, say).
     """
     rows = []
     for task in tasks:
@@ -86,7 +86,7 @@ def measure(probe_input: ProbeInput, progress: Progress) -> ProbeResult:
         probe_input.model, lambda task, number: probe_input.batch(task, BATCH, number), probe_input.tasks, 2 * probe_input.batches
     )
     if not rows:
-        return Skipped("no sample shows both a picture and words about it")
+        return Skipped("no sample shows both an image and words about it")
     return {"step": probe_input.step, "correlation": depth_correlation(rows), "rows": [asdict(row) for row in rows]}
 
 

@@ -24,7 +24,7 @@ class ProbeInput:
     Attributes:
         model: in eval mode, on its device.
         source: batches of a task for measurements.
-        described: batches whose words describe their picture; ``source`` where nothing better is known.
+        described: batches whose words describe their image; ``source`` where nothing better is known.
         step: of training, None where unknown.
         batches: batches per task that a measurement looks at.
         routing_log: records that the run wrote while training; empty where there are none.

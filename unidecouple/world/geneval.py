@@ -23,7 +23,7 @@ _BOUNDS_STREAM = 3
 _BATCH = 128
 
 ImageTransform = Callable[[np.ndarray], np.ndarray]
-"""uint8 pictures (N, H, W, 3) -> the same shape and type, for example through an image tokenizer and back."""
+"""uint8 images (N, H, W, 3) -> the same shape and type, for example through an image tokenizer and back."""
 
 
 def synthetic_geneval(

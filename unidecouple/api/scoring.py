@@ -40,7 +40,7 @@ class EvalOptions:
     """How a model is scored.
 
     Attributes:
-        limit: only the first so many of each split, subject, subtask or tag; None for all.
+        limit: items per split, subject, subtask or tag; None for all.
         seed: of synthetic scenes and generated images; None for the seed that runs are scored with.
         device: "auto", "cpu" or "cuda".
         dtype: of the weights.

@@ -99,7 +99,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write report.html anew from a comparison's folder, or one page of several runs and evaluations."""
+    """Rewrite report.html of a comparison, or write one page about several runs and evaluations."""
     import shlex
 
     from unidecouple.report import write_report

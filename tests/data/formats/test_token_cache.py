@@ -94,7 +94,7 @@ def test_another_tokenizer_is_refused(
     write: Callable[..., Path], make_model: MakeModel, processor: UniJanusProcessor, builder: Any
 ) -> None:
     other = make_model(seed=1).model.vqmodel
-    with pytest.raises(ValueError, match="tokens of one mean nothing to the other"):
+    with pytest.raises(ValueError, match="its tokens do not fit this model"):
         FileBatches(Files((Source(write()),), mmu_batch_size=0), processor, builder, 0, other)
     assert tokenizer_hash(other) != tokenizer_hash(make_model().model.vqmodel)
     assert tokenizer_hash(other) == tokenizer_hash(make_model(seed=1).model.vqmodel)

@@ -160,7 +160,7 @@ def _data_files(folder: Path) -> list[Path]:
 def _one_kind(folder: Path, files: Sequence[Path]) -> list[Path]:
     kinds = sorted({file.suffix for file in files})
     if len(kinds) > 1:
-        raise ValueError(f"{folder} holds files of several kinds ({', '.join(kinds)}): give them as sources of their own")
+        raise ValueError(f"{folder} contains files of several formats ({', '.join(kinds)}): list each format as a separate source")
     return list(files)
 
 

@@ -47,7 +47,7 @@ def parse(entry: object, where: str, find: Find, data_type: str | None = None, c
         BadRecordError: it is none of them, or broken.
     """
     if not isinstance(entry, Mapping):
-        raise BadRecordError(where, f"{type(entry).__name__} where an object is due")
+        raise BadRecordError(where, f"a JSON object is expected, not {type(entry).__name__}")
     try:
         entry = rename(entry, columns or {})
     except KeyError as error:
@@ -58,7 +58,7 @@ def parse(entry: object, where: str, find: Find, data_type: str | None = None, c
             where,
             f"keys {quoted(sorted(map(str, entry))[:8])} are of no known format: give messages, conversations, one of "
             f"{', '.join(QUESTIONS)} with one of {', '.join(ANSWERS)}, or image with one of {', '.join(PROMPTS)}; "
-            "or say by columns which of your keys these are",
+            "or map your keys with columns",
         )
     turns = {"messages": _messages, "llava": _llava, "qa": _qa, "flat": _flat}[form](entry, where, find)
     return make_record(turns, entry.get("task"), where)
@@ -206,7 +206,7 @@ def _picture(value: object, where: str, find: Find) -> StoredImage:
     if isinstance(value, bytes) and value:
         return ImageBytes(value)
     if not isinstance(value, str) or not value:
-        raise BadRecordError(where, f"an image is {type(value).__name__}; give a path, a data URL or bytes")
+        raise BadRecordError(where, f"an image has type {type(value).__name__}; give a path, a data URL or bytes")
     try:
         return find(value)
     except (ValueError, KeyError) as error:

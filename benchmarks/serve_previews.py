@@ -1,8 +1,8 @@
-"""What partial pictures cost: drawing with three of each on a thread of their own, on the model's thread, and without any.
+"""What partial images cost: drawing with three of each on a thread of their own, on the model's thread, and without any.
 
     python -m benchmarks.serve_previews
 
-The shipped base, guided pictures, through the server's own scheduler. Wall seconds until the last picture is there, the ways taken
+The shipped base, guided images, through the server's own scheduler. Wall seconds until the last image is there, the ways taken
 in turn: what a client waits is wall time.
 """
 
@@ -32,7 +32,7 @@ COUNTS, PARTIAL = (1, 4, 16), 3
 
 
 class Waiting(Watcher):
-    """Counts the previews that arrive before their picture is done."""
+    """Counts the previews that arrive before their image is done."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ class Ways:
         self.previewer.close()
 
     async def draw(self, count: int, way: str) -> tuple[float, int]:
-        """Seconds that ``count`` pictures took, and the previews that came before the last was done."""
+        """Seconds that ``count`` images took, and the previews that came before the last was done."""
         watcher = Waiting()
         jobs = [self._job(watcher, index, way) for index in range(count)]
         began = time.perf_counter()
         self.scheduler.submit(Task.T2I, jobs)
         await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
         seconds, in_time = time.perf_counter() - began, watcher.in_time
-        await asyncio.sleep(0.2)  # what is on its way when the last picture is done ends, and disturbs no other turn
+        await asyncio.sleep(0.2)  # what is on its way when the last image is done ends, and disturbs no other turn
         return seconds, in_time
 
     def _job(self, watcher: Waiting, index: int, way: str) -> QueuedJob[Any]:
@@ -122,7 +122,7 @@ def main() -> None:
         "threads": 1,
     }
     wall = {"seconds": details, "wall": "wall seconds, whatever else the machine does; not this file's CPU clock"}
-    result = Result("previews", "serve: partial pictures", settings, rows, wall)
+    result = Result("previews", "serve: partial images", settings, rows, wall)
     print(result.table())
     print(result.write())
 

@@ -1,4 +1,4 @@
-"""A picture in the stream, as OpenAI's own client sees it: parts at even distances, and at the end the very same picture."""
+"""An image in the stream, as OpenAI's own client sees it: parts at even distances, and at the end the very same image."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_preview_that_fails_is_left_out(
     events = client.images.generate(**ASKED, stream=True, partial_images=3)
     assert [event.type for event in events] == ["image_generation.completed"]
     live.server.partial_renderer._thread.submit(int).result(20)
-    assert "a partial picture is left out" in caplog.text
+    assert "a partial image is left out" in caplog.text
 
 
 def test_a_fault_ends_the_stream_in_openais_form_and_the_next_picture_grows_again(serve: Any) -> None:

@@ -45,7 +45,7 @@ class EvalOptions:
         device: "auto", "cpu" or "cuda".
         dtype: of the weights.
         parser: how answers are read, by name.
-        blind: also ask about a "grey" picture in place of each, or with "text" alone.
+        blind: also ask about a "grey" image in place of each, or with "text" alone.
         score_only: score what is in the folder; no model is loaded.
         detections: what a detector saw, for GenEval.
         art: draw the synthetic questions with these emoji (PNG files by code point).

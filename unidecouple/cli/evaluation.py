@@ -71,7 +71,7 @@ def add_commands(commands: Commands) -> None:
         "--blind",
         nargs="*",
         choices=_BLIND,
-        help="also ask about a grey picture in place of each, and with no picture at all (default: both)",
+        help="also ask about a grey image in place of each, and with no image at all (default: both)",
     )
     command.add_argument("--score-only", action="store_true", help="score what is in the folder; loads no model")
     command.add_argument("--detections", type=Path, help="geneval: what a detector saw (official results.jsonl, or our own form)")

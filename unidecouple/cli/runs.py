@@ -157,11 +157,9 @@ def _add_plan(commands: Commands) -> None:
     paper.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="type of the computation (default: bf16)")
     paper.add_argument("--batch-size", type=whole(1), help="samples of a whole step, both tasks together (default: the recipe's)")
     paper.add_argument(
-        "--mmu-length", type=whole(1), help="tokens of an understanding sample, picture included (default: the recipe's)"
+        "--mmu-length", type=whole(1), help="tokens of an understanding sample, image included (default: the recipe's)"
     )
-    paper.add_argument(
-        "--t2i-length", type=whole(1), help="tokens of a generation sample, picture included (default: the recipe's)"
-    )
+    paper.add_argument("--t2i-length", type=whole(1), help="tokens of a generation sample, image included (default: the recipe's)")
     paper.add_argument("--samples", type=number(1, 1e15), help="samples of the whole run (default: max_steps steps)")
     paper.add_argument("--price", type=number(0), help="price of a device hour, for costs in the same currency")
     paper.add_argument("--json", action="store_true", help="print all figures as JSON")

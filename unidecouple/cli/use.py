@@ -62,7 +62,7 @@ def _answer(
 
 def generate(arguments: argparse.Namespace) -> int:
     """Generate images for prompts: a PNG each, with its settings inside, and grid.png with a row per prompt."""
-    from unidecouple.generate.album import grid, save_picture
+    from unidecouple.generate.album import grid, save_image
     from unidecouple.ownership import check_file
 
     if not all(prompt.strip() for prompt in arguments.prompt):
@@ -77,9 +77,9 @@ def generate(arguments: argparse.Namespace) -> int:
     for i, (prompt, pictures) in enumerate(zip(arguments.prompt, drawn, strict=True)):
         for j, picture in enumerate(pictures):
             path = places[i][j]
-            save_picture(path, picture, {**settings, "prompt": prompt, "number": i, "copy": j})
+            save_image(path, picture, {**settings, "prompt": prompt, "number": i, "copy": j})
             print(path)
-    save_picture(arguments.output / "grid.png", grid(drawn), {**settings, "prompts": arguments.prompt})
+    save_image(arguments.output / "grid.png", grid(drawn), {**settings, "prompts": arguments.prompt})
     print(arguments.output / "grid.png")
     return OK
 

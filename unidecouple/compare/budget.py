@@ -35,7 +35,7 @@ class Budget:
         steps: of each task: those that hold samples of it, in the stages that train it.
         samples: of each task, curriculum included.
         tokens: of each task, as planned: samples times their mean padded length. Tokens of router samples are in none.
-        router_pictures: pictures shown to the task router besides (see ``router_aux_samples``); no samples of any task.
+        router_pictures: images shown to the task router besides (see ``router_aux_samples``); no samples of any task.
     """
 
     steps: Mapping[str, int]
@@ -123,7 +123,7 @@ def _planned(job: Job) -> Sequence[StagePlan]:
 
 @lru_cache(maxsize=64)  # the variants of a grid see few mixtures
 def _lengths(base: str, files: Files) -> Lengths:
-    """Mean padded lengths of batches of ``files`` with the processor of ``base``; at least a picture's, as ``plan`` needs it."""
+    """Mean padded lengths of batches of ``files`` with the processor of ``base``; at least an image's, as ``plan`` needs it."""
     processor = load_processor(base)
     builder = SequenceBuilder(processor)
     batches = FileBatches(files, processor, builder, 0)

@@ -93,7 +93,7 @@ def run_comparison(grid: Comparison, options: CompareOptions) -> Path:
 
 
 def expected_work(job: Job) -> int:
-    """About how long ``job`` takes, in pairs; what is to be understood costs about three pairs (its picture, a longer text)."""
+    """About how long ``job`` takes, in pairs; what is to be understood costs about three pairs (its image, a longer text)."""
     data = job.config.data
     return job.config.max_steps * (data.t2i_batch_size + 3 * (data.mmu_batch_size + data.router_aux_samples))
 

@@ -80,9 +80,7 @@ class CheckpointConfig:
         """
         path = self.folder / "config.json"
         if self.layout == DEEPSEEK and processor is None:
-            raise ValueError(
-                f"{self.folder} has no tokenizer.json: the ids of pictures and padding are read from it; copy it there"
-            )
+            raise ValueError(f"{self.folder} has no tokenizer.json: the ids of images and padding are read from it; copy it there")
         check_depths(path, self.raw)
         try:
             config = self._read(processor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unidecouple.batch import Task
-from unidecouple.data.formats.record import BadRecordError, ImageTokens, Picture, Record
+from unidecouple.data.formats.record import BadRecordError, ImageTokens, Record, StoredImage
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import Sample, SequenceBuilder, TurnPart
 
@@ -29,7 +29,7 @@ def build(
     """
     is_t2i = record.kind == "t2i"
 
-    def part(value: str | Picture, generated: bool) -> TurnPart:
+    def part(value: str | StoredImage, generated: bool) -> TurnPart:
         if isinstance(value, str):
             return value
         if not generated:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from unidecouple.convert.steps import GIGABYTE
 from unidecouple.convert.weights import save_shards
 from unidecouple.delta.checkpoint import Checkpoint
 from unidecouple.delta.decoupled import Plan, describe, parts
-from unidecouple.delta.pair import Pair
+from unidecouple.delta.pair import ChooseWeight, Pair
 from unidecouple.eval.card import weights_of
 from unidecouple.files import atomic_directory, sha256_file, write_json_atomic, write_text_atomic
 from unidecouple.models.families import UnifiedConfig
@@ -30,8 +30,6 @@ from unidecouple.train.meter import SPENT, Meter
 
 PROVENANCE, CARD = "decouple.json", "README.md"
 SHARD_BYTES = 5 * GIGABYTE
-Choose = Callable[[str, Tensor, Tensor], Tensor]
-"""A weight of the result from its name and the weight before and after."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def write_decoupled(
 
 
 def write_plain(
-    pair: Pair, choose: Choose, target: Path, made: Provenance, say: PrintLine, max_shard_bytes: int = SHARD_BYTES
+    pair: Pair, choose: ChooseWeight, target: Path, made: Provenance, say: PrintLine, max_shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write a checkpoint with one set of weights, each chosen by ``choose``; raises as ``write_decoupled``."""
 

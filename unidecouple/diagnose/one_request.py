@@ -57,9 +57,9 @@ class RequestView:
 
 @torch.no_grad()
 def view_request(model: UnifiedModel, batch: Batch) -> RequestView:
-    """Look at one request, its answer or its picture included: a pass by the learned routers, and one by label.
+    """Look at one request, its answer or its image included: a pass by the learned routers, and one by label.
 
-    The interaction is AIA's (arXiv 2511.22663, eq. 1; ``models/interaction.py``): what the answer gives to the picture, or
+    The interaction is AIA's (arXiv 2511.22663, eq. 1; ``models/interaction.py``): what the answer gives to the image, or
     the drawn tokens to the prompt. It is taken from the pass that the model's configuration would make.
 
     Raises:
@@ -71,7 +71,7 @@ def view_request(model: UnifiedModel, batch: Batch) -> RequestView:
     parted = config.num_groups > 1 or config.per_group_layers is not None
     label = token_groups(config.group_by, batch.task_ids[0], modality[0]) if parted else None
     spans = model.spans(batch)
-    mine = spans.task == batch.task_ids[0, -1]  # a picture asked for by a picture counts as both tasks' sample
+    mine = spans.task == batch.task_ids[0, -1]  # an image asked for by an image counts as both tasks' sample
     ways = ("learned", "label") if config.ffn == "ta_moe" else (config.task_routing,)  # others have one way to go
     routes, given = {}, torch.empty(0, 0)
     for way in ways:

@@ -88,7 +88,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
     @abstractmethod
     def embed(self, batch: Batch) -> Tensor:
-        """Input embeddings (B, T, H): text, pictures to be understood, and image tokens to be generated, each in its place."""
+        """Input embeddings (B, T, H): text, images to be understood, and image tokens to be generated, each in its place."""
 
     @abstractmethod
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
     @abstractmethod
     def render(self, tokens: Tensor) -> Tensor:
-        """Pictures (N, H, W, 3), about [-1, 1], of image tokens (N, tokens of an image)."""
+        """Images (N, H, W, 3), about [-1, 1], of image tokens (N, tokens of an image)."""
 
     def decode_batch(self, batch: Batch, routing: str | None = None, **kwargs: Any) -> DecoderOutput:
         """Hidden states and routing of one (right-padded) batch; padding needs no mask, since attention is causal.

@@ -28,7 +28,7 @@ from unidecouple.serve.limits import Limits
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.page import page
 from unidecouple.serve.partial_images import PartialImageRenderer, due, image_events
-from unidecouple.serve.pictures import UPLOAD, Uploads, as_png, from_address, open_picture
+from unidecouple.serve.pictures import UPLOAD, Uploads, as_png, from_address, open_image
 from unidecouple.serve.prepare import Prepared, Preparer
 from unidecouple.serve.request_limits import RequestLimits
 from unidecouple.serve.routing import RoutingRequest, Viewer
@@ -53,7 +53,7 @@ _DOES = {Task.MMU: "understanding", Task.T2I: "generation"}
 
 
 _TEXT_BYTES = 256 << 10
-"""A larger body has pictures, and is parsed on their thread."""
+"""A larger body has images, and is parsed on their thread."""
 
 
 class Server:
@@ -127,7 +127,7 @@ class Server:
         return await result(request, thread.submit(parse, model, content, request.headers.get("content-type", "")))
 
     async def _pictures_in(self, request: Request, messages: Sequence[Message]) -> dict[str, np.ndarray]:
-        """The pictures of ``messages`` by their addresses; decoded one by one while the client is connected."""
+        """The images of ``messages`` by their addresses; decoded one by one while the client is connected."""
         limits, found = self.limits, {}
         for url, place in self.preparer.check(messages).items():
             if url.startswith(UPLOAD):
@@ -192,7 +192,7 @@ class Server:
         return self._card()
 
     async def chat(self, request: Request) -> Response:
-        """Answer a conversation, with pictures or without, in one response or as a stream."""
+        """Answer a conversation, with images or without, in one response or as a stream."""
         body = await self._parsed(request, ChatRequest)
         self._check_model(body.model)
         self._check_task(Task.MMU)
@@ -263,16 +263,16 @@ class Server:
         return await result(request, viewer.begin(task, sample))
 
     async def upload(self, request: Request) -> dict[str, Any]:
-        """Keep a picture for later requests, which name its id where a data URL could stand."""
-        if len(await request.body()) > self.limits.picture_bytes + _TEXT_BYTES:
-            message = f"file: a picture has at most {self.limits.picture_bytes:,} bytes"
-            raise ApiError(400, message, "file", "picture_too_large")
+        """Keep an image for later requests, which name its id where a data URL could stand."""
+        if len(await request.body()) > self.limits.image_bytes + _TEXT_BYTES:
+            message = f"file: an image has at most {self.limits.image_bytes:,} bytes"
+            raise ApiError(400, message, "file", "image_too_large")
         async with request.form(max_files=1, max_fields=4) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
-                raise ApiError(400, "give the picture as multipart/form-data, field `file`", "file")
+                raise ApiError(400, "give the image as multipart/form-data, field `file`", "file")
             content, name = await file.read(), file.filename or ""
-        decoding = self._pictures.submit(open_picture, content, self.limits, self.preparer.processor, "file")
+        decoding = self._pictures.submit(open_image, content, self.limits, self.preparer.processor, "file")
         picture = await result(request, decoding)
         return self._file_card(self.uploads.keep(name[:256], len(content), picture))
 

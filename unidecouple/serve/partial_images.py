@@ -48,7 +48,7 @@ class PartialImageRenderer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def job(self, watcher: Watcher, index: int, work: Any, places: tuple[int, ...]) -> QueuedJob[Any]:
-        """A job whose previews after ``places`` tokens (base64 of a PNG) arrive at ``watcher``, and then its picture."""
+        """A job whose previews after ``places`` tokens (base64 of a PNG) arrive at ``watcher``, and then its image."""
         passed = 0
 
         def on_progress(image: ImageProgress) -> None:
@@ -67,8 +67,8 @@ class PartialImageRenderer:
         try:
             with self._metrics.previews.time():
                 preview = as_png(self._scheduler.engine.preview(tokens))
-        except Exception:  # noqa: BLE001 -- whatever it is, the picture itself does not need it
-            _LOG.exception("a partial picture is left out")
+        except Exception:  # noqa: BLE001 -- whatever it is, the image itself does not need it
+            _LOG.exception("a partial image is left out")
             return
         put(preview)
 
@@ -80,14 +80,14 @@ async def image_events(
     png: Callable[[Image.Image], Awaitable[str]],
     finished: Callable[[FinishedImage], Mapping[str, Any]],
 ) -> AsyncIterator[str]:
-    """The events of ``count`` pictures, each with its number as ``index`` (ours; OpenAI streams one picture).
+    """The events of ``count`` images, each with its number as ``index`` (ours; OpenAI streams one image).
 
     Args:
-        watcher: where previews and pictures arrive.
-        count: of pictures.
+        watcher: where previews and images arrive.
+        count: of images.
         base: fields of every event.
-        png: a picture in base64.
-        finished: further fields of a finished picture's event.
+        png: an image in base64.
+        finished: further fields of a finished image's event.
     """
     shown, done = [0] * count, [False] * count
     while not all(done):

@@ -43,18 +43,18 @@ class Preparer:
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.processor = copy.deepcopy(engine.processor)
         self.builder, self.limits, self._engine = SequenceBuilder(self.processor), limits, engine
-        self.image_tokens = self.builder.seen_tokens  # of a picture, with what ends its rows
+        self.image_tokens = self.builder.seen_tokens  # of an image, with what ends its rows
         config = (engine.answers if Task.MMU in engine.tasks else engine.images).model.config.text_config
         self.length = min(engine.max_length, config.max_position_embeddings)
         self._prompt = min(engine.max_prompt_length, config.max_position_embeddings - self.image_tokens)
 
     @property
     def size(self) -> str:
-        """The one size of pictures."""
+        """The one size of images."""
         return f"{self.processor.picture_size}x{self.processor.picture_size}"
 
     def chat(self, body: ChatRequest, pictures: Mapping[str, np.ndarray]) -> Prepared:
-        """Work of a conversation that passed ``check``; ``pictures`` has the picture of each address in it.
+        """Work of a conversation that passed ``check``; ``pictures`` has the image of each address in it.
 
         Raises:
             ApiError: the request cannot be served.
@@ -77,7 +77,7 @@ class Preparer:
         return Prepared(work, seed, len(sample.input_ids), stops)
 
     def images(self, body: ImageRequest) -> Prepared:
-        """Work of pictures; raises as ``chat``."""
+        """Work of images; raises as ``chat``."""
         self.check_n(body.n)
         if body.size not in (None, "auto", self.size):
             raise ApiError(400, f"size={body.size!r} does not exist here; sizes: {self.size}, auto", "size", "invalid_size")
@@ -123,7 +123,7 @@ class Preparer:
             raise ApiError(400, f"{param}: {count:,} characters are more than {self.limits.characters:,}", param, "text_too_long")
 
     def check(self, messages: Sequence[Message]) -> dict[str, str]:
-        """Check the order of turns and the limits. Returns the address of each picture with the field where it stands first.
+        """Check the order of turns and the limits. Returns the address of each image with the field where it stands first.
 
         Raises:
             ApiError: the first message that is wrong.
@@ -146,8 +146,8 @@ class Preparer:
                 if isinstance(part, ImagePart):
                     pictures += 1
                     if role != "user" or pictures > self.limits.pictures:
-                        many = f"more than {self.limits.pictures} pictures" if role == "user" else f"a picture in the {role}'s turn"
-                        raise ApiError(400, f"{where}: {many}", where, "invalid_picture")
+                        many = f"more than {self.limits.pictures} images" if role == "user" else f"an image in the {role}'s turn"
+                        raise ApiError(400, f"{where}: {many}", where, "invalid_image")
                     addresses.setdefault(part.image_url.url, f"{where}.image_url")
                 else:
                     words += len(part.text)

@@ -11,7 +11,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from unidecouple.generate.generator import Generator, Progress
+from unidecouple.generate.generator import Generator, Handle
 
 Work = TypeVar("Work")
 
@@ -51,7 +51,7 @@ class QueuedJob(Generic[Work]):
     started_at: float | None = None
 
 
-class TaskQueue(Generic[Work, Progress]):
+class TaskQueue(Generic[Work, Handle]):
     """Jobs of one task. ``submit`` is for any thread; ``turn``, ``fail`` and ``rebuild`` are for the worker's.
 
     Args:
@@ -63,15 +63,15 @@ class TaskQueue(Generic[Work, Progress]):
 
     def __init__(
         self,
-        generator: Generator[Work, Progress],
-        finish: Callable[[Sequence[Progress]], Sequence[object]],
+        generator: Generator[Work, Handle],
+        finish: Callable[[Sequence[Handle]], Sequence[object]],
         max_waiting: int,
         on_end: Callable[[str, float], None],
     ) -> None:
         self.generator, self._finish, self.max_waiting, self._on_end = generator, finish, max_waiting, on_end
         self._lock = threading.Lock()
         self._waiting: deque[QueuedJob[Work]] = deque()
-        self._running: list[tuple[QueuedJob[Work], Progress]] = []
+        self._running: list[tuple[QueuedJob[Work], Handle]] = []
         self._capacity, self._mean_run_seconds = generator.free_slots, 0.1
 
     @property
@@ -103,12 +103,12 @@ class TaskQueue(Generic[Work, Progress]):
         if not self._running:
             return
         done = self.generator.step()
-        finished = [(job, progress) for job, progress in self._running if any(progress is one for one in done)]
-        for job, progress in self._running:
+        finished = [(job, handle) for job, handle in self._running if any(handle is one for one in done)]
+        for job, handle in self._running:
             if job.on_progress is not None:
-                job.on_progress(progress)
+                job.on_progress(handle)
         if finished:
-            results = self._finish([progress for _, progress in finished])
+            results = self._finish([handle for _, handle in finished])
             self._running = [pair for pair in self._running if all(pair[0] is not job for job, _ in finished)]
             for (job, _), result in zip(finished, results, strict=True):
                 self._end(job, result)
@@ -128,9 +128,9 @@ class TaskQueue(Generic[Work, Progress]):
         self.generator = self.generator.renew()
 
     def _drop(self) -> None:
-        for job, progress in [pair for pair in self._running if pair[0].future.cancelled()]:
+        for job, handle in [pair for pair in self._running if pair[0].future.cancelled()]:
             self._running = [pair for pair in self._running if pair[0] is not job]
-            self.generator.remove(progress)
+            self.generator.remove(handle)
             self._on_end("cancelled", time.monotonic() - job.submitted_at)
         with self._lock:
             gone = [job for job in self._waiting if job.future.cancelled()]

@@ -1,4 +1,4 @@
-"""Parquet files and folders of ``datasets``: rows by number, pictures unread until asked for; clear words without the libraries."""
+"""Parquet files and folders of ``datasets``: rows by number, images unread until asked for; clear words without the libraries."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def bytes_of(seed: int) -> dict[str, Any]:
 
 
 def test_rows_by_number_over_row_groups(tmp_path: Path) -> None:
-    rows = [{"prompt": f"picture {n}", "image": bytes_of(n)} for n in range(7)]
+    rows = [{"prompt": f"image {n}", "image": bytes_of(n)} for n in range(7)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=3)
     (reader,) = open_readers(tmp_path / "a.parquet", cache=tmp_path / "cache")
     assert reader.kinds.tolist() == [1] * 7
     for number in (6, 0, 3, 2):
         record = reader.record(number)
-        assert (record.turns[0].parts, record.generated) == ((f"picture {number}",), (ImageBytes(png(number)),))
+        assert (record.turns[0].parts, record.generated) == ((f"image {number}",), (ImageBytes(png(number)),))
         assert record.where.endswith(f"a.parquet: row {number}")
 
 
@@ -43,12 +43,12 @@ def test_messages_paths_and_gaps(tmp_path: Path) -> None:
     (reader,) = open_readers(tmp_path / "a.parquet")
     assert reader.kinds.tolist() == [0, 2, BAD, 0, 0]  # from_pylist takes the columns of the first row, so no task
     assert reader.record(0).turns[0].pictures == (ImageFile(tmp_path / "b.png"),)
-    with pytest.raises(BadRecordError, match=r"row 2: 1 pictures are listed, but 1 of them have no <image>"):
+    with pytest.raises(BadRecordError, match=r"row 2: 1 images are listed, but 1 of them have no <image>"):
         reader.record(2)
 
 
 def test_a_damaged_group_costs_its_rows(tmp_path: Path) -> None:
-    rows = [{"prompt": f"picture {n}", "image": bytes_of(n)} for n in range(4)]
+    rows = [{"prompt": f"image {n}", "image": bytes_of(n)} for n in range(4)]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2, use_dictionary=False, compression="snappy")
     (reader,) = open_readers(path, cache=tmp_path / "cache")

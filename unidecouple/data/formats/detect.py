@@ -55,7 +55,7 @@ def open_readers(
     Args:
         path: a file, a folder of such files or of ``datasets``, a cache of image tokens, or a pattern with ``*``.
         data_type: one of ``DATA_TYPES``; by default found from the content.
-        root: where relative names of pictures start; by default the folder that the file lies in.
+        root: where relative names of images start; by default the folder that the file lies in.
         cache: folder for indices; without it they are made anew each time.
         tokenizer: hash that a cache of image tokens must have.
         columns: see ``data/columns.py``.

@@ -1,6 +1,6 @@
 """Tables: parquet files, and folders of ``datasets.save_to_disk``; pyarrow and datasets are optional.
 
-A row is an entry as a line of jsonl is; pictures may be bytes, the {bytes, path} that ``datasets`` stores, or paths.
+A row is an entry as a line of jsonl is; images may be bytes, the {bytes, path} that ``datasets`` stores, or paths.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TableReader(abc.ABC):
 
     @abc.abstractmethod
     def plain_rows(self) -> Iterator[dict[str, Any] | None]:
-        """All rows, whose pictures are names only: enough to tell what a row is; None cannot be read."""
+        """All rows, whose images are names only: enough to tell what a row is; None cannot be read."""
 
     def record(self, index: int) -> Record:
         """See ``Reader``."""
@@ -125,7 +125,7 @@ class DatasetsFolder(TableReader):
                 f"{path} holds the splits {', '.join(splits)}: give the folder of one, such as {path / (splits or ['train'])[0]}"
             )
         loaded = _require("datasets", "folders of the datasets library").load_from_disk(str(path))
-        self._data = loaded.with_format("arrow")  # as stored: nothing decodes pictures
+        self._data = loaded.with_format("arrow")  # as stored: nothing decodes images
         super().__init__(path, root, cache, columns)
 
     def row(self, index: int) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class DatasetsFolder(TableReader):
 
 
 def _named_rows(words: Any, pictures: Any) -> Iterator[dict[str, Any] | None]:
-    """Rows of two tables, with names in place of pictures; None for a row with a text that is no UTF-8, which costs no other."""
+    """Rows of two tables, with names in place of images; None for a row with a text that is no UTF-8, which costs no other."""
     try:
         rows = words.to_pylist()
     except ValueError:
@@ -158,7 +158,7 @@ def _row(table: Any, number: int) -> dict[str, Any] | None:
 
 
 def _names(pictures: Any, number: int) -> dict[str, Any]:
-    """Columns of pictures of one row with a name in place of each picture, and null for null."""
+    """Columns of images of one row with a name in place of each image, and null for null."""
     out: dict[str, Any] = {}
     for name, column in zip(pictures.column_names, pictures.columns, strict=True):
         cell = column[number]

@@ -1,7 +1,7 @@
 """Our cache of image tokens: prompts and the images generated for them, 2 bytes per token (576 tokens: 1,152 bytes per image).
 
-A folder with ``manifest.json``, and for each shard ``tokens-00000.safetensors`` ("tokens", uint16, pictures x tokens) beside
-``records-00000.jsonl``, whose pictures are {"type": "image_tokens", "row": row of the shard}. ``data/encode.py`` writes it.
+A folder with ``manifest.json``, and for each shard ``tokens-00000.safetensors`` ("tokens", uint16, images x tokens) beside
+``records-00000.jsonl``, whose images are {"type": "image_tokens", "row": row of the shard}. ``data/encode.py`` writes it.
 Tokens are valid only for the tokenizer that made them, so the manifest has its hash.
 """
 
@@ -30,11 +30,11 @@ class Manifest:
 
     Attributes:
         tokenizer: hash of the image tokenizer (``models/vq.py: tokenizer_hash``).
-        tokens_per_image, codes, image_size: tokens of a picture, codebook's rows, pixels a side.
-        count: pictures.
+        tokens_per_image, codes, image_size: tokens of an image, codebook's rows, pixels a side.
+        count: images.
         skipped: records that were left out: not t2i, or broken.
         sources: file name -> SHA-256 of what was encoded.
-        shards: pictures of each shard.
+        shards: images of each shard.
         format: name and version of the format.
     """
 

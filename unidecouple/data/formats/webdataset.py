@@ -6,8 +6,8 @@ those of metadata (``__name__``) are left out, and endings are compared in lower
 (macOS's ``._`` files) and the folder ``__MACOSX`` are left out wherever they are, since they would part every sample; and two files
 of one name, or two texts of one key, make a bad sample, where the library would take all of them for one without a word.
 
-A sample is a text (``key.txt``) that describes its one picture, or a JSON object (``key.json``) in any of the entry formats, with
-its pictures by name or in the order of the archive. Samples are found once in a pass over the headers.
+A sample is a text (``key.txt``) that describes its one image, or a JSON object (``key.json``) in any of the entry formats, with
+its images by name or in the order of the archive. Samples are found once in a pass over the headers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unidecouple.data.columns import ANSWERS, PICTURES, PROMPTS, QUESTIONS, rena
 from unidecouple.data.formats.entry import parse
 from unidecouple.data.formats.qa import TAG, question_key
 from unidecouple.data.formats.reader import RangeReader
-from unidecouple.data.formats.record import BadRecordError, ImageFile, Picture, Record
+from unidecouple.data.formats.record import BadRecordError, ImageFile, Record, StoredImage
 from unidecouple.inputs import QUOTED, printable, quoted
 
 _BLOCK: Final = 512
@@ -66,7 +66,7 @@ class WebDataset(RangeReader):
     def read_range(self, start: int, end: int, line: int) -> Record:
         """See ``RangeReader``."""
         where = f"{self.path}: sample {line}"
-        pictures: dict[str, Picture] = {}
+        pictures: dict[str, StoredImage] = {}
         texts: dict[str, list[tuple[str, bytes]]] = {kind: [] for kind in _TEXTS}
         with self.path.open("rb") as file:
             for member, first, last in _members_between(file, start, end):
@@ -94,13 +94,13 @@ def _one_each(texts: Mapping[str, list[tuple[str, bytes]]], pictures: int, where
             names = f"{quoted(found[0][0])} and {quoted(found[1][0])}"
             raise BadRecordError(
                 where,
-                f"it has {len(found)} .{kind} files ({names}) and {pictures} pictures of one key, the name up to its first dot: "
+                f"it has {len(found)} .{kind} files ({names}) and {pictures} images of one key, the name up to its first dot: "
                 "rename them so that samples differ before that dot",
             )
     return {kind: found[0][1] for kind, found in texts.items() if found}
 
 
-def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, Picture], where: str, columns: Mapping[str, str]) -> Record:
+def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, StoredImage], where: str, columns: Mapping[str, str]) -> Record:
     try:
         entry = json.loads(texts["json"]) if "json" in texts else {}
         prompt = texts["txt"].decode() if "txt" in texts else None
@@ -115,14 +115,14 @@ def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, Picture], where: 
     if prompt is not None and not any(entry.get(key) is not None for key in _WORDS):
         entry = {"prompt": prompt}  # the JSON was about the file, not what it shows
     if not entry:
-        raise BadRecordError(where, f"no .txt or .json beside the picture: {_ORDER}")
+        raise BadRecordError(where, f"no .txt or .json beside the image: {_ORDER}")
     if not pictures and "json" not in texts:
-        raise BadRecordError(where, f"no picture ({', '.join(_PICTURES)}) beside the .txt: {_ORDER}")
+        raise BadRecordError(where, f"no image ({', '.join(_PICTURES)}) beside the .txt: {_ORDER}")
     return parse(_with_pictures(entry, list(pictures)), where, lambda name: pictures[_known(name, pictures)])
 
 
 def _with_pictures(entry: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
-    """``entry`` that names its pictures: those of the archive, in order, where it names none itself."""
+    """``entry`` that names its images: those of the archive, in order, where it names none itself."""
     if any(entry.get(key) is not None for key in PICTURES):
         return entry
     if question_key(entry) is not None:
@@ -133,12 +133,10 @@ def _with_pictures(entry: Mapping[str, Any], names: list[str]) -> Mapping[str, A
     return {**entry, "image": names[0]} if len(names) == 1 else entry
 
 
-def _known(name: str, pictures: Mapping[str, Picture]) -> str:
+def _known(name: str, pictures: Mapping[str, StoredImage]) -> str:
     base = Path(name).name
     if base not in pictures:
-        raise KeyError(
-            f"there is no picture {quoted(name)} in the sample; it has {printable(', '.join(pictures), QUOTED) or 'none'}"
-        )
+        raise KeyError(f"there is no image {quoted(name)} in the sample; it has {printable(', '.join(pictures), QUOTED) or 'none'}")
     return base
 
 

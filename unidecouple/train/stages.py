@@ -30,6 +30,7 @@ from unidecouple.train.ema import EMA
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import install_lr_scaling, scaled_rows
 from unidecouple.train.meter import Meter
+from unidecouple.train.optimizers import make_optimizer
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.prefetch import Prefetch
 from unidecouple.train.routing_log import RoutingLog
@@ -139,7 +140,7 @@ class Trainer:
         scaled = scaled_rows(trained, stage.group_lr_scale)
         gradients = Gradients.of(trained, stage.gradient, self.parallel, scaled)
         check_shield(trained, stage)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True)
+        optimizer = make_optimizer(self.config.optim, groups, self.config.weight_decay)
         install_lr_scaling(optimizer, scaled)
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer, self.parallel)

@@ -83,8 +83,8 @@ def test_published_files(small_base: Path, tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     for benchmark, metric in (("pope", "accuracy"), ("mme", "accuracy/artwork")):
         page = (tmp_path / "out" / benchmark / "card.md").read_text()
-        assert f"| {metric} (grey picture) |" in page
-        assert f"| {metric} (no picture) |" in page
+        assert f"| {metric} (grey image) |" in page
+        assert f"| {metric} (no image) |" in page
     assert "score with --score-only --detections FILE" in said
     assert (tmp_path / "out" / "geneval" / "images" / "00005" / "samples" / "0000.png").is_file()
     assert (tmp_path / "out" / "mme" / "official" / "artwork.txt").is_file()

@@ -1,4 +1,4 @@
-"""Pictures are painted once, in whole folders, and do not depend on restarts or processes."""
+"""Images are painted once, in whole folders, and do not depend on restarts or processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINES = [prompt.to_json() for prompt in spread("val", 1)]
 
 
 class Generator:
-    """Paints the number of prompt and picture, and dies at prompt ``until``."""
+    """Paints the number of prompt and image, and dies at prompt ``until``."""
 
     def __init__(self, until: int = 99) -> None:
         self.painted: list[int] = []

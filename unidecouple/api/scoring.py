@@ -40,12 +40,12 @@ class EvalOptions:
     """How a model is scored.
 
     Attributes:
-        limit: only the first so many of each split, subject, subtask or tag; None for all.
+        limit: items per split, subject, subtask or tag; None for all.
         seed: of synthetic scenes and generated images; None for the seed that runs are scored with.
         device: "auto", "cpu" or "cuda".
         dtype: of the weights.
         parser: how answers are read, by name.
-        blind: also ask about a "grey" picture in place of each, or with "text" alone.
+        blind: also ask about a "grey" image in place of each, or with "text" alone.
         score_only: score what is in the folder; no model is loaded.
         detections: what a detector saw, for GenEval.
         art: draw the synthetic questions with these emoji (PNG files by code point).

@@ -62,7 +62,7 @@ def encode(
 
     Raises:
         ValueError: there is nothing to encode, or ``output`` holds another encoding.
-        BadDataError: too many pictures cannot be read.
+        BadDataError: too many images cannot be read.
         StorageError: a file could not be written; the same command goes on.
     """
     options = options or EncodeOptions()
@@ -73,7 +73,7 @@ def encode(
     total = sum(len(reader.kinds) for reader in readers)
     drawable = RecordIndex(readers, ("t2i",))
     if not len(drawable):
-        raise ValueError(f"none of {total} records is t2i (a picture in an assistant turn): there is nothing to encode")
+        raise ValueError(f"none of {total} records is t2i (an image in an assistant turn): there is nothing to encode")
     sources = {str(reader.path): _hash(reader.path) for reader in readers}
     digest = tokenizer_hash(vq)
     _start(output, {"tokenizer": digest, "image_size": preprocessor.size, "shard_size": options.shard_size, "sources": sources})
@@ -159,7 +159,7 @@ class _Encoder:
 
     def _pictures(self, record: Record) -> list[np.ndarray]:
         if sum(len(turn.pictures) for turn in record.turns) > len(record.generated):
-            raise BadRecordError(record.where, "the prompt holds pictures, which a cache of tokens cannot keep")
+            raise BadRecordError(record.where, "the prompt holds images, which a cache of tokens cannot keep")
         try:
             return [self.preprocessor.for_generation(picture) for picture in record.generated]
         except ValueError as error:
@@ -181,4 +181,4 @@ def _width(output: Path) -> int:
             width = int(shard.get_slice("tokens").get_shape()[1])
         if width:
             return width
-    raise ValueError(f"no picture could be encoded into {output}")
+    raise ValueError(f"no image could be encoded into {output}")

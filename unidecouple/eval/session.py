@@ -27,11 +27,11 @@ from unidecouple.files import write_json_atomic
 SETTINGS: Final = "settings.json"
 IMAGES: Final = "images"
 Blind = Literal["grey", "text"]
-"""How questions are asked blindly: about a grey picture, or about none."""
+"""How questions are asked blindly: about a grey image, or about none."""
 
 BLIND: Final[tuple[Blind, ...]] = get_args(Blind)
 _FILES: Final[dict[Blind, str]] = {"grey": "blind", "text": "blind-text"}
-_TITLES: Final[dict[Blind, str]] = {"grey": "grey picture", "text": "no picture"}
+_TITLES: Final[dict[Blind, str]] = {"grey": "grey image", "text": "no image"}
 _PROMPTS_AT_ONCE: Final = 16
 
 
@@ -160,7 +160,7 @@ def _settings(folder: Path) -> EvalSetup:
 
 
 def _asked(benchmark: AnyBenchmark) -> Mapping[str, Any]:
-    """What is asked, as hashes: ids and words, and the pictures' bytes."""
+    """What is asked, as hashes: ids and words, and the images' bytes."""
     if isinstance(benchmark, QABenchmark):
         asked = {"questions": len(benchmark.queries), "questions_sha256": _hash_of(benchmark.queries)}
         return asked | ({"pictures_sha256": digest} if (digest := _hash_of_pictures(benchmark.queries)) else {})
@@ -182,7 +182,7 @@ def _hash_of(queries: Sequence[Query]) -> str:
 
 
 def _hash_of_pictures(queries: Sequence[Query]) -> str | None:
-    """Of the bytes of published pictures, each once; None where there are only generated ones, which ``_hash_of`` covers."""
+    """Of the bytes of published images, each once; None where there are only generated ones, which ``_hash_of`` covers."""
     pictures = dict.fromkeys(query.picture for query in queries if not isinstance(query.picture, np.ndarray))
     if not pictures:
         return None

@@ -14,7 +14,7 @@ from unidecouple.data.formats.entry import folder_finder
 from unidecouple.data.formats.record import BadRecordError
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.files import append_jsonl, write_bytes_atomic, write_json_atomic
-from unidecouple.generate.album import save_picture
+from unidecouple.generate.album import save_image
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.generator import generate_all
 from unidecouple.generate.jobs import AnswerJob, ImageJob
@@ -173,7 +173,7 @@ def _generate(engine: Engine, waiting: list[_Waiting[ImageJob]], settings: Setti
         path = output.with_suffix("") / f"{number:06}.png"
         assert image.tokens is not None
         [picture] = engine.render(image.tokens.unsqueeze(0))
-        save_picture(path, picture, {"prompt": kept["prompt"], "line": number, **settings.to_json()})
+        save_image(path, picture, {"prompt": kept["prompt"], "line": number, **settings.to_json()})
         write(number, {**kept, "image": path.relative_to(output.parent).as_posix()})
     waiting.clear()
 

@@ -9,17 +9,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from unidecouple.figures.estimates import Curve
+
 METRICS, SCORES, CONFLICT, ROUTING, SAMPLES = "metrics.jsonl", "scores.jsonl", "conflict.json", "routing.json", "samples.json"
 CONFLICT_START, ROUTING_LOG, INTERACTION = "conflict-start.json", "routing.jsonl", "interaction.json"
 
 T = TypeVar("T")
-Curve = dict[int, float]
-"""Step -> value."""
 
 
 @dataclass(frozen=True)
 class JudgedSample:
-    """A generated picture (the bytes of a PNG file) and the judge's verdict."""
+    """A generated image (the bytes of a PNG file) and the judge's verdict."""
 
     prompt: str
     tag: str
@@ -62,7 +62,7 @@ def read_measured(path: Path, read: Callable[[Any], T]) -> T | None:
 
 
 def read_samples(path: Path) -> tuple[JudgedSample, ...] | None:
-    """``samples.json`` with its pictures (those whose file is there); None if there is none."""
+    """``samples.json`` with its images (those whose file is there); None if there is none."""
     content = _object(path)
     if content is None:
         return None

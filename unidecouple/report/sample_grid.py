@@ -1,4 +1,4 @@
-"""Pictures of several variants for the same prompts, as the benchmark's first ones come: nothing is picked by hand."""
+"""Images of several variants for the same prompts, as the benchmark's first ones come: nothing is picked by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unidecouple.report.results import START, Results
 
 @dataclass(frozen=True)
 class SampleImage:
-    """One picture: ``source`` is a data URI, ``reason`` what the judge missed ("" if it is correct)."""
+    """One image: ``source`` is a data URI, ``reason`` what the judge missed ("" if it is correct)."""
 
     label: str
     source: str
@@ -22,7 +22,7 @@ class SampleImage:
 
 @dataclass(frozen=True)
 class PromptSamples:
-    """A prompt and each variant's picture for it."""
+    """A prompt and each variant's image for it."""
 
     prompt: str
     tag: str
@@ -31,7 +31,7 @@ class PromptSamples:
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """Pictures of a scenario, ``tallies`` of what is shown, and sentences on what is missing."""
+    """Images of a scenario, ``tallies`` of what is shown, and sentences on what is missing."""
 
     prompts: tuple[PromptSamples, ...]
     tallies: tuple[str, ...]
@@ -43,9 +43,9 @@ def sample_grid(results: Results, scenario: str) -> SampleGrid:
     wanted = [name for name in (START, results.reference(scenario), results.focus) if name in results.variants(scenario)]
     found = {name: samples for name in wanted if name and (samples := _samples(results, scenario, name))}
     absent = [results.title(name) for name in wanted if name and name not in found]
-    missing = tuple(f"No pictures of {name}: {logs.SAMPLES} is missing." for name in absent)
+    missing = tuple(f"No images of {name}: {logs.SAMPLES} is missing." for name in absent)
     if not found:
-        return SampleGrid((), (), missing or (f"No pictures: no run of {scenario} is shown here.",))
+        return SampleGrid((), (), missing or (f"No images: no run of {scenario} is shown here.",))
     first = next(iter(found.values()))
     shared = [prompt for prompt in first if all(prompt in samples for samples in found.values())]
     drawn = {prompt: tuple(_shown(results.title(name), samples[prompt]) for name, samples in found.items()) for prompt in shared}
@@ -55,7 +55,7 @@ def sample_grid(results: Results, scenario: str) -> SampleGrid:
 
 
 def _samples(results: Results, scenario: str, variant: str) -> Mapping[str, logs.JudgedSample] | None:
-    """Prompt -> its first picture."""
+    """Prompt -> its first image."""
     for run in results.runs:
         if (run.scenario, run.variant) == (scenario, variant):
             samples = logs.read_samples(run.folder / logs.SAMPLES)

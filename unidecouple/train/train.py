@@ -17,7 +17,7 @@ from unidecouple.convert.load import all_checkpoints, load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.diagnose import attention_interaction, gradient_conflict, routing
 from unidecouple.diagnose.early_warning import early_warning
-from unidecouple.diagnose.probe import Measured, ProbeInput, Skipped
+from unidecouple.diagnose.probe import ProbeInput, ProbeResult, Skipped
 from unidecouple.eval.suite import tasks_of_benchmarks
 from unidecouple.files import append_jsonl, write_json_atomic
 from unidecouple.models.base import UnifiedModel
@@ -229,7 +229,7 @@ def _probe(probe_input: ProbeInput, folder: Path) -> None:
     _write_measured(gradient_conflict.measure(probe_input, _no_progress), folder / "conflict.json")
 
 
-def _write_measured(measured: Measured, path: Path) -> None:
+def _write_measured(measured: ProbeResult, path: Path) -> None:
     if not isinstance(measured, Skipped):
         write_json_atomic(path, measured)
 

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from small_runs import APART_THEN_JOINT, Run, load_copy
 from unidecouple.convert.load import all_checkpoints
+from unidecouple.methods.selection import frozen_matrices
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Symbiotic, TaskAwareMoE
 from unidecouple.models.compressed import compressed_weights
 from unidecouple.run import RunConfig
-from unidecouple.train.freezing import compress_frozen, frozen_matrices
+from unidecouple.train.freezing import compress_frozen
 
 LORA = (
     Stage("LoRA", 1.0, 1e-2, {"generation": 1, "lora": 1}, lora=Lora(4, 8.0, ("attention", "mlp"), ("attention",)), warmup_steps=1),

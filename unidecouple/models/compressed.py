@@ -1,8 +1,8 @@
 """Frozen matrices of linear layers stored in 16, 8 or 4 bits: ``y = x dequantize(W)^T + b``.
 
-Stored codes follow bitsandbytes: "int8" has one float32 scale per row (LLM.int8, arXiv 2208.07339, without its outliers); "nf4" and
-"fp4" have one per 64 weights (QLoRA, arXiv 2305.14314, section 3, without double quantisation). "bf16" needs no package, and changes
-no result of a run with ``bf16``. Gradients pass to the inputs; neither pass keeps a dequantised matrix.
+Stored codes follow bitsandbytes: "int8" has one float32 scale per row (LLM.int8, arXiv 2208.07339, without its outliers); "nf4"
+and "fp4" have one per 64 weights (QLoRA, arXiv 2305.14314, section 3, without double quantisation). "bf16" needs no package, and
+changes no result of a run with ``bf16``. Gradients pass to the inputs; neither pass keeps a dequantised matrix.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class CompressedWeight(nn.Parameter):
 
     def __new__(cls, packed: Tensor, form: StoredForm) -> CompressedWeight:
         """``packed`` as ``form`` describes it."""
-        made = torch.Tensor._make_subclass(cls, packed, False)  # noqa: FBT003
+        made = torch.Tensor._make_subclass(cls, packed, False)
         made.form = form
         return made
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import all_checkpoints, source_folder
 from unidecouple.files import remove_directory
+from unidecouple.methods.optimizers import fresh_state, saved_state, set_step_counts
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.train.ema import AVERAGES, EMA
 from unidecouple.train.faults import naming_broken_file
 from unidecouple.train.meter import ResourceUsage
-from unidecouple.train.optimizers import fresh_state, saved_state, set_step_counts
 from unidecouple.train.parallel import Parallel
 
 OPTIMIZER = "optimizer.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,29 +9,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unidecouple.files import atomic_directory
-from unidecouple.methods.selection import part_of
-from unidecouple.methods.stage import PARTS, Stage
+from unidecouple.methods.selection import COMPRESSED_PARTS, frozen_matrices
+from unidecouple.methods.stage import Stage
 from unidecouple.models.base import UnifiedModel
-from unidecouple.models.compressed import StoredForm, Storage, compress, set_weight
-from unidecouple.models.lora import LoraLinear
+from unidecouple.models.compressed import Storage, StoredForm, compress, set_weight
 
 FULL_WEIGHTS = "frozen"
 """Folder in a run's while it trains: the compressed weights as they were, which checkpoints contain."""
-COMPRESSED_PARTS = ("vision", "attention", "ffn", "shared_expert")
-
-
-def frozen_matrices(model: nn.Module, stages: Sequence[Stage]) -> dict[str, tuple[int, int]]:
-    """Names and shapes (out, in) of the linear layers' weights that no stage trains, of ``COMPRESSED_PARTS``.
-
-    The heads, word embeddings and stacked weights (experts, sets per group) are left as they are.
-    """
-    patterns = [pattern for stage in stages for entry in stage.train for pattern in PARTS.get(entry, (entry,))]
-    owners = {f"{name}.weight": module for name, module in model.named_modules() if type(module) in (nn.Linear, LoraLinear)}
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in owners.items()
-        if part_of(name) in COMPRESSED_PARTS and not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    }
 
 
 def compress_frozen(model: UnifiedModel, storage: Storage, stages: Sequence[Stage], folder: Path, first: bool) -> None:

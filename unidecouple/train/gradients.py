@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from unidecouple.methods.gradient import Gradient, Sum
 from unidecouple.methods.gradient.aggregation import draws
 from unidecouple.methods.objective import Losses
+from unidecouple.methods.optimizers import first_moment
 from unidecouple.methods.selection import select
 from unidecouple.models.sharing import unshared
 from unidecouple.train.lr_scaling import ScaledRows, zero_frozen_rows
-from unidecouple.train.optimizers import first_moment
 from unidecouple.train.parallel import Parallel
 
 TOTAL = "total"

@@ -18,6 +18,7 @@ from torch import nn
 
 from unidecouple.batch import JointBatch, Task
 from unidecouple.files import append_jsonl
+from unidecouple.methods.optimizers import make_optimizer
 from unidecouple.methods.stage import Stage
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
@@ -30,7 +31,6 @@ from unidecouple.train.ema import EMA
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import install_lr_scaling, scaled_rows
 from unidecouple.train.meter import Meter
-from unidecouple.train.optimizers import make_optimizer
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.prefetch import Prefetch
 from unidecouple.train.routing_log import RoutingLog

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from unidecouple.train.optimizers import first_moment, fresh_state, make_optimizer, saved_state, set_step_counts
+from unidecouple.methods.optimizers import first_moment, fresh_state, make_optimizer, saved_state, set_step_counts
 
 
 def weights() -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ update itself is computed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -35,6 +35,13 @@ def make_optimizer(name: str, groups: Sequence[Mapping[str, object]], weight_dec
         raise missing_package(f"optim={name}", "quantized", error) from error
     made = AdamW8bit([dict(group) for group in groups], betas=BETAS, weight_decay=weight_decay, min_8bit_size=MIN_8BIT_SIZE)
     return cast(torch.optim.Optimizer, made)
+
+
+def optimizer_bytes(name: str, sizes: Iterable[int]) -> int:
+    """Bytes of the states of tensors with ``sizes`` weights."""
+    if name != "adamw_8bit":
+        return sum(8 * size + 4 for size in sizes)
+    return sum(8 * size if size < MIN_8BIT_SIZE else 2 * (size + 4 * -(-size // BLOCK)) for size in sizes)
 
 
 def fresh_state(optimizer: torch.optim.Optimizer, group: int, index: int) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_benchmarks(place: Path) -> None:
-    """Published sets in small, other emoji, and what a detector saw in one picture of each tag's first prompt."""
+    """Published sets in small, other emoji, and what a detector saw in one image of each tag's first prompt."""
     write_llava_pope(write_pope(place / "data" / "benchmarks" / "pope"))
     write_mme(place / "data" / "benchmarks" / "mme")
     write_vqav2(place / "data" / "benchmarks" / "vqa")

@@ -171,4 +171,4 @@ def test_the_page_has_losses_benchmarks_samples_and_costs(place: Path, monkeypat
     ):
         assert words in page, words
     assert "the judge finds everything" not in page
-    assert page.count("Picture by ") == 3  # of the start and of both methods, for the one prompt
+    assert page.count("Image by ") == 3  # of the start and of both methods, for the one prompt

@@ -164,7 +164,7 @@ class FileBatches:
             name = "mmu_batch_size" if task is Task.MMU else "t2i_batch_size"
             raise ValueError(
                 f"{name}={self.files.batch_size(task)}, but no source has {' or '.join(KINDS_OF[task])} records: set it to 0, "
-                "or see with `unidecouple data check` what the sources hold"
+                "or see with `unidecouple data check` what the sources contain"
             )
         return pools, indices
 

@@ -42,7 +42,7 @@ class Source:
         check_columns(self.columns)
         start, end = self.fraction
         if not 0 <= start < end <= 1:
-            raise ValueError(f"fraction={[start, end]} of {self.path} must rise within 0 and 1, as [0, 0.95] does")
+            raise ValueError(f"fraction={[start, end]} of {self.path} must be two rising numbers from 0 to 1, such as [0, 0.95]")
         for name, value in (("weight", self.weight), ("max_samples", self.max_samples), ("repeats", self.repeats)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} of {self.path} must be above 0 and finite; leave the source out instead")

@@ -16,7 +16,7 @@ from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.answer_generator import AnswerGenerator, generate_answers
-from unidecouple.generate.image import decode_pictures
+from unidecouple.generate.image import decode_images
 from unidecouple.generate.image_generator import ImageGenerator, generate_image_tokens
 from unidecouple.generate.jobs import AnswerJob, image_jobs
 from unidecouple.generate.layout import join_shared
@@ -40,7 +40,7 @@ class Engine:
         processor: its processor.
         max_batch_size: images at a time, and answers at a time.
         max_prompt_length: most tokens of a prompt for an image.
-        max_length: most tokens of a conversation, pictures and the answer among them.
+        max_length: most tokens of a conversation, images and the answer among them.
         task: the only one that ``model`` serves; None is both.
         eager: launch every operator of a decoding step from Python on a CUDA device, too; by default a step is recorded there once
             for each size and replayed.
@@ -193,7 +193,7 @@ class Engine:
     def render(self, tokens: Tensor) -> list[Image.Image]:
         """Decode image tokens (N, tokens per image)."""
         model = self.images.model
-        return [Image.fromarray(picture) for picture in decode_pictures(model, tokens.to(model.device))]
+        return [Image.fromarray(picture) for picture in decode_images(model, tokens.to(model.device))]
 
     def preview(self, tokens: Tensor) -> Image.Image:
         """Decode an image whose first ``tokens`` (count,) exist, in rows from the top left; the rest is grey.

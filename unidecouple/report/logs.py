@@ -9,27 +9,27 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from unidecouple.figures.estimates import Curve
+
 METRICS, SCORES, CONFLICT, ROUTING, SAMPLES = "metrics.jsonl", "scores.jsonl", "conflict.json", "routing.json", "samples.json"
 CONFLICT_START, ROUTING_LOG, INTERACTION = "conflict-start.json", "routing.jsonl", "interaction.json"
 
 T = TypeVar("T")
-Curve = dict[int, float]
-"""Step -> value."""
 
 
 @dataclass(frozen=True)
 class KeptSample:
-    """What a run made of a prompt or question: a picture or an answer, and the judge's verdict.
+    """What a run made of a prompt or question: an image or an answer, and the judge's verdict.
 
     Attributes:
         prompt: or question.
         tag: its kind.
-        png: bytes of a PNG file; of a question, its picture.
+        png: bytes of a PNG file; of a question, its image.
         correct: None where nothing judged it.
         reason: what the judge missed.
         answer: to a question; None for a prompt.
         reference: the data's own answer.
-        shown: bytes of the data's own picture for a prompt.
+        shown: bytes of the data's own image for a prompt.
     """
 
     prompt: str
@@ -76,7 +76,7 @@ def read_measured(path: Path, read: Callable[[Any], T]) -> T | None:
 
 
 def read_samples(path: Path) -> tuple[KeptSample, ...] | None:
-    """``samples.json`` with its pictures (those whose file is there); None if there is none."""
+    """``samples.json`` with its images (those whose file is there); None if there is none."""
     content = _object(path)
     if content is None:
         return None

@@ -12,14 +12,14 @@ from unidecouple.report.results import START, Results
 
 @dataclass(frozen=True)
 class SampleImage:
-    """A variant's picture or answer.
+    """A variant's image or answer.
 
     Attributes:
         label: the variant.
-        source: data URI of the picture; "" for an answer.
+        source: data URI of the image; "" for an answer.
         correct: None where nothing judged it.
         reason: what the judge missed, "" if it is correct.
-        answer: its words; None for a picture.
+        answer: its words; None for an image.
     """
 
     label: str
@@ -37,7 +37,7 @@ class PromptSamples:
         prompt: or question.
         tag: its kind.
         pictures: of the variants.
-        shown: data URI of the data's own picture; "" where there is none.
+        shown: data URI of the data's own image; "" where there is none.
         reference: the data's own answer.
     """
 
@@ -72,9 +72,9 @@ def sample_grid(results: Results, scenario: str) -> SampleGrid:
         wanted = [*dict.fromkeys([*wanted, *(name for name in variants if "@" not in name)])]
     found = {name: samples for name in wanted if name and (samples := _samples(results, scenario, name))}
     absent = [results.title(name) for name in wanted if name and name not in found]
-    missing = tuple(f"No pictures of {name}: {logs.SAMPLES} is missing." for name in absent)
+    missing = tuple(f"No images of {name}: {logs.SAMPLES} is missing." for name in absent)
     if not found:
-        return SampleGrid((), (), missing or (f"No pictures: no run of {scenario} is shown here.",))
+        return SampleGrid((), (), missing or (f"No images: no run of {scenario} is shown here.",))
     first = next(iter(found.values()))
     shared = [key for key in first if all(key in samples for samples in found.values())]
     judged = [key for key in shared if all(samples[key].correct is not None for samples in found.values())]

@@ -108,7 +108,7 @@ def _scores(home: Path) -> list[str]:
 
 
 def _data(run: RunConfig | None, home: Path) -> list[str]:
-    """Hashes of the files that the run read; pictures that they name are counted."""
+    """Hashes of the files that the run read; images that they name are counted."""
     if run is None or not (home / FINGERPRINTS).is_file():
         return []
     if not isinstance(run.data, Files):

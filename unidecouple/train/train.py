@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shlex
+import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from unidecouple.convert.load import all_checkpoints, load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.diagnose import attention_interaction, gradient_conflict, routing
 from unidecouple.diagnose.early_warning import early_warning
-from unidecouple.diagnose.probe import Measured, ProbeInput, Skipped
+from unidecouple.diagnose.probe import ProbeInput, ProbeResult, Skipped
 from unidecouple.eval.suite import tasks_of_benchmarks
 from unidecouple.files import append_jsonl, write_json_atomic
 from unidecouple.models.base import UnifiedModel
@@ -28,6 +29,7 @@ from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import apply_structure
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import naming_broken_file
+from unidecouple.train.freezing import FULL_WEIGHTS, compress_frozen
 from unidecouple.train.launch import float32_products, processes
 from unidecouple.train.lock import run_lock
 from unidecouple.train.meter import Meter, ResourceUsage
@@ -91,6 +93,7 @@ def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop
         if parallel.any_process(stop.is_set()):
             raise InterruptedRunError(f"stopped after the last of {run.max_steps} steps, before scoring; saved in {folder}")
         if parallel.first:
+            shutil.rmtree(folder / FULL_WEIGHTS, ignore_errors=True)  # the checkpoints contain them
             step, model = _chosen(run, trainer, folder, print_line)
             model = model.eval().to(parallel.device)
             if run.diagnose:
@@ -148,7 +151,7 @@ def _build(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, par
     with naming_broken_file(resume / "model.safetensors") if resume else nullcontext():
         model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
     if parallel.holds_weights:
-        model.to(parallel.device)
+        (model.model.vqmodel if run.quantize_frozen else model).to(parallel.device)  # the rest is compressed first
     builder = SequenceBuilder(processor)
     meter = Meter(ResourceUsage(**state.spent))
     with parallel.first_alone():  # it generates and encodes the data; the others read the cache
@@ -161,6 +164,9 @@ def _build(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, par
         model = apply_structure(model, run.structure, run.seed, source)
     else:
         print_line(f"resuming from {resume}")
+    if run.quantize_frozen:
+        compress_frozen(model, run.quantize_frozen, run.stages, folder, parallel.first)
+        model.to(parallel.device)
     return _Job(model, processor, source, scorer, resume, state.step, meter, parallel)
 
 
@@ -253,7 +259,7 @@ def _probe(probe_input: ProbeInput, folder: Path) -> None:
     _write_measured(gradient_conflict.measure(probe_input, _no_progress), folder / "conflict.json")
 
 
-def _write_measured(measured: Measured, path: Path) -> None:
+def _write_measured(measured: ProbeResult, path: Path) -> None:
     if not isinstance(measured, Skipped):
         write_json_atomic(path, measured)
 

@@ -126,7 +126,7 @@ def install(folder: Path) -> Path:
     shutil.rmtree(copy)
     index = ["--extra-index-url", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []
     refuse_cuda([*pip, "install", *index, TORCH], folder)
-    take = [*pip, "install", "--no-compile"]  # a minute for files of which few are imported; those are compiled then
+    take = [*pip, "install", "--no-compile"]  # few of the files are imported, and those are compiled then
     run([*take, *index, TORCH], folder, warnings=True)
     run([*take, str(wheel)], folder, warnings=True)
     run([*pip, "check"], folder)

@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from unidecouple.data.formats.reader import BAD, Reader, cached, stacked
-from unidecouple.data.formats.record import KINDS, BadRecordError, ImageBytes, ImageFile, Picture
+from unidecouple.data.formats.record import KINDS, BadRecordError, ImageBytes, ImageFile, StoredImage
 from unidecouple.data.permutation import permute
 from unidecouple.data.settings import Source
 
@@ -87,7 +87,7 @@ def _read(reader: Reader) -> Iterator[tuple[int, ...]]:
             yield number, int.from_bytes(hashlib.blake2b(_name(picture), digest_size=8).digest()) >> 1
 
 
-def _name(picture: Picture) -> bytes:
+def _name(picture: StoredImage) -> bytes:
     if isinstance(picture, ImageBytes):
         return picture.content
     if isinstance(picture, ImageFile):

@@ -224,6 +224,15 @@ class SequenceBuilder:
         self.check_words(answer, "answer")
         return self._ids(self._chat.lead + answer.strip(), keep=False) if answer.strip() else []
 
+    def passage(self, text: str) -> list[int]:
+        """Ids of plain text after the BOS, outside any chat.
+
+        Raises:
+            ValueError: as ``check_words``.
+        """
+        self.check_words(text, "passage")
+        return [self._bos, *self._ids(text, keep=False)]
+
     def check_words(self, words: str, what: str = "text") -> None:
         """Refuse a user's text that would change the sequence; called on every text of every command before it is tokenized.
 

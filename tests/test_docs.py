@@ -21,6 +21,7 @@ from published import write_published
 from published_sets import write_art, write_llava_pope, write_mme, write_pope, write_vqav2
 from ranks import exit_codes, fork_ranks
 from tiny_emu3 import write_emu3
+from tiny_language import write_language
 from unidecouple.cli import _parser, main
 from unidecouple.cli.command import OK
 from unidecouple.convert.load import load
@@ -74,6 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(place / "data" / "questions.jsonl", [{"q": "What is this?", "a": "A cat.", "path": "a.png"}])
     (place / "recipes").symlink_to(ROOT / "recipes")
     write_benchmarks(place)
+    write_language(place / "smollm2")  # a folder of that name is preferred to the package
     return place
 
 
@@ -105,6 +107,8 @@ def run(words: list[str]) -> None:
         words = [*words[:3], *small, *words[3:], "--only", "seed=0,rate="]
     elif "recipes/base/unified.yaml" in words:
         words = [*words[:3], *WORLD, *(f"data.{entry}" for entry in SIZES), *words[3:]]
+    elif "recipes/language/understanding.yaml" in words:
+        words = [*words[:3], *WORLD, "data.evaluation.passages=2", *words[3:]]
     elif "train" in words and "--dry-run" not in words:
         at = words.index("--output")
         less = SMALL if "generation_lora" not in " ".join(words) else [word for word in SMALL if "mmu" not in word]
@@ -191,6 +195,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "emu3",
         "eval",
         "serve",
+        "language",
     ]
     assert sorted(order) == sorted(page.stem for page in PAGES)
     for name in order:
@@ -219,6 +224,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "out/both/report.html",
         "out/answers.jsonl",
         "out/red-cat/grid.png",
+        "guard/language/guard.html",
         "out/generation-eval/pope/card.md",
     ):
         assert (place / made).is_file()

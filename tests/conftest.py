@@ -33,7 +33,7 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 TINY = replace(SMALL, image_size=16, vq_channel_multiplier=(1, 1, 1), vq_encode_window=0)
-"""Pictures of 16 pixels, 16 tokens each."""
+"""Images of 16 pixels, 16 tokens each."""
 
 
 LONGEST = ("test_the_pages_commands_run", "test_killed_runs_lose_nothing", "test_demo_in_small", "test_processes_change_nothing")
@@ -152,13 +152,13 @@ def as_plain_janus() -> Callable[[UniJanusForConditionalGeneration], JanusForCon
 
 @pytest.fixture(scope="session")
 def pictures() -> np.ndarray:
-    """Four pictures of noise, uint8 (4, 16, 16, 3)."""
+    """Four images of noise, uint8 (4, 16, 16, 3)."""
     return np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="session")
 def joint_batch(builder: SequenceBuilder, pictures: np.ndarray) -> tuple[Batch, Batch]:
-    """Two conversations and two pictures to draw (one with its prompt dropped), rows of different lengths."""
+    """Two conversations and two images to draw (one with its prompt dropped), rows of different lengths."""
     asked = QAPair("pope", "Is there a cow in the image?", "yes")
     described = QAPair("caption", CAPTION_REQUEST, "a red cow and a blue pig")
     understanding = [builder.understanding(pictures[0], [asked, described]), builder.understanding(pictures[1], [asked])]

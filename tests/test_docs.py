@@ -51,6 +51,11 @@ WORLD += [f"data.evaluation.{name}=2" for name in ("pope_images", "vqa_questions
     "data.evaluation.num_images=1"
 ]
 SIZES = ["t2i_batch_size=2", "mmu_batch_size=2"]
+SYNTHETIC = {
+    "recipes/base/unified.yaml": [f"data.{entry}" for entry in SIZES],
+    "recipes/language/understanding.yaml": ["data.evaluation.passages=2"],
+}
+"""Recipes on the synthetic benchmark that pages train -> what makes their runs small, beside ``WORLD``."""
 SMALL += ["max_steps=2", "evaluation.eval_steps=0", "evaluation.eval_batches=1", "diagnose=false", "device=cpu"]
 OWN = [entry for entry in SMALL if "batch_size" not in entry] + ["evaluation.eval_batch_size=2"]
 
@@ -80,7 +85,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_benchmarks(place: Path) -> None:
-    """Published sets in small, other emoji, and what a detector saw in one picture of each tag's first prompt."""
+    """Published sets in small, other emoji, and what a detector saw in one image of each tag's first prompt."""
     write_llava_pope(write_pope(place / "data" / "benchmarks" / "pope"))
     write_mme(place / "data" / "benchmarks" / "mme")
     write_vqav2(place / "data" / "benchmarks" / "vqa")
@@ -100,18 +105,23 @@ def write_peft_adapter(folder: Path, base: str) -> None:
 
 
 def run(words: list[str]) -> None:
-    if "compare" in words:  # one seed and rate of the grid: its first command trains the control, its second the rest
+    if "compare" in words and "--model" in words:  # one method's run and the start
+        small = [f"run.{entry}" for entry in OWN if "eval_steps" not in entry]
+        words = [*words, *small, "run.evaluation.num_samples=1", "--only", "seed=0,variant=lora_task", "--workers", "1"]
+    elif "compare" in words:  # one seed and rate of the grid: its first command trains the control, its second the rest
         small = [f"run.{entry}" for entry in (OWN if "files.yaml" in words[2] else WORLD)] + [
             f"scenarios.own.{entry}" for entry in SIZES
         ]
         words = [*words[:3], *small, *words[3:], "--only", "seed=0,rate="]
-    elif "recipes/base/unified.yaml" in words:
-        words = [*words[:3], *WORLD, *(f"data.{entry}" for entry in SIZES), *words[3:]]
-    elif "recipes/language/understanding.yaml" in words:
-        words = [*words[:3], *WORLD, "data.evaluation.passages=2", *words[3:]]
+    elif recipe := next((recipe for recipe in SYNTHETIC if recipe in words), None):
+        words = [*words[:3], *WORLD, *SYNTHETIC[recipe], *words[3:]]
     elif "train" in words and "--dry-run" not in words:
         at = words.index("--output")
         less = SMALL if "generation_lora" not in " ".join(words) else [word for word in SMALL if "mmu" not in word]
+        given = " ".join(words)
+        less = [word for word in less if "early_stopping" not in given or "eval_steps" not in word]
+        less += ["max_steps=3"] if " max_steps=" in given else []  # one step more than the page's run before
+        less += ["evaluation.eval_steps=1"] if "early_stopping" in given else []
         words = [*words[:at], *less, *words[at:]]
     if "peft/adapter" in words:
         write_peft_adapter(Path("peft/adapter"), words[words.index("peft/adapter") - 1])
@@ -221,6 +231,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "out/pro-eval/mme/official/artwork.txt",
         "out/pictures/grid.png",
         "runs/files/report.html",
+        "runs/methods/report.html",
         "out/both/report.html",
         "out/answers.jsonl",
         "out/red-cat/grid.png",

@@ -94,7 +94,7 @@ def check(folder: Path) -> None:
 
 
 def quick_start(binaries: Path, folder: Path) -> None:
-    """Run the README's commands on 40 pictures and a tiny Janus in deepseek-ai's layout; the result opens in transformers."""
+    """Run the README's commands on 40 images and a tiny Janus in deepseek-ai's layout; the result opens in transformers."""
     (folder / "data").mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "published.py", folder)
     made = "from pathlib import Path; from published import write_published; write_published(Path('deepseek-ai/Janus-Pro-1B'))"
@@ -176,7 +176,7 @@ def run(command: list[str], folder: Path, warnings: bool = False) -> str:
 
 
 def write_files(folder: Path) -> None:
-    """Two pictures, requests, POPE's questions on them, training data and a recipe, each as a user would write it."""
+    """Two images, requests, POPE's questions on them, training data and a recipe, each as a user would write it."""
     pictures, benchmark = folder / "data", folder / "data" / "pope"
     (benchmark / "val2014").mkdir(parents=True)
     for name, colour in (("red.png", (220, 40, 40)), ("blue.png", (40, 40, 220))):
@@ -224,13 +224,13 @@ def says_something(out: str, folder: Path) -> bool:
 
 
 def drew(out: str, folder: Path) -> bool:
-    """One picture, and the grid."""
+    """One image, and the grid."""
     found = [path for path in (folder / "pictures").rglob("*.png") if path.read_bytes().startswith(b"\x89PNG")]
     return len(found) == 2 and any(path.name == "grid.png" for path in found)
 
 
 def answered_and_drew(out: str, folder: Path) -> bool:
-    """A line per request, and a picture beside them."""
+    """A line per request, and an image beside them."""
     lines = (folder / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     return len([json.loads(line) for line in lines]) == len(QUESTIONS) + 1 and len(list((folder / "out").rglob("*.png"))) == 1
 

@@ -37,7 +37,7 @@ Make = Callable[..., FileBatches]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six questions about pictures and one text in one file, six pictures to draw in another."""
+    """Six questions about images and one text in one file, six images to draw in another."""
     folder = tmp_path_factory.mktemp("data")
     write_pictures(folder, *(f"{word}.png" for word in WORDS))
     questions = [asked(f"{word}.png", f"Is there a {word} in the image?") for word in WORDS]
@@ -165,14 +165,14 @@ def test_bad_pictures_are_replaced_counted_and_logged_once(
         batches = [source.batch(step) for step in range(2)]
     assert {word for (batch,) in batches for words in prompts(builder, batch) for word in words.split()} & {"pig", "bus"} == set()
     assert source.bad_records.bad == 4
-    assert sorted(record.getMessage().partition(": picture")[0] for record in caplog.records) == [
+    assert sorted(record.getMessage().partition(": image")[0] for record in caplog.records) == [
         f"skipped: {path}:2",
         f"skipped: {path}:4",
     ]
     again = make(max_bad_ratio=0.5, **settings)
     assert same(again.batch(1), batches[1])
     with pytest.raises(
-        BadDataError, match=r"1 of \d records seen are bad, more than max_bad_ratio=0.01; the last: .*drawn.jsonl:[24]: picture"
+        BadDataError, match=r"1 of \d records seen are bad, more than max_bad_ratio=0.01; the last: .*drawn.jsonl:[24]: image"
     ):
         make(**settings).batch(0)
 

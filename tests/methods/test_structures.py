@@ -17,7 +17,18 @@ from unidecouple.batch import Batch, Task
 from unidecouple.convert.load import load
 from unidecouple.diagnose.routing import routing_map
 from unidecouple.methods.stage import Lora
-from unidecouple.methods.structure import STRUCTURES, UPCYCLED, Dense, Measured, MoE, MoT, TaskAwareMoE, UniFork, UniX, Upcycled
+from unidecouple.methods.structure import (
+    STRUCTURES,
+    UPCYCLED,
+    Dense,
+    MoE,
+    MoT,
+    TaskAwareMoE,
+    UniFork,
+    UniX,
+    Upcycled,
+    UsagePartitioned,
+)
 from unidecouple.methods.structure.upcycling import copy_into_experts
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
@@ -76,7 +87,7 @@ def difference(left: list[Tensor], right: list[Tensor]) -> float:
 
 
 def test_the_structures_under_test() -> None:
-    assert {type(structure) for structure in every_structure()} == set(UPCYCLED) == set(STRUCTURES) - {Measured}
+    assert {type(structure) for structure in every_structure()} == set(UPCYCLED) == set(STRUCTURES) - {UsagePartitioned}
     assert len({kind().kind for kind in STRUCTURES}) == len(STRUCTURES)
 
 

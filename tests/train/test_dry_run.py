@@ -26,7 +26,7 @@ def test_all_that_a_run_is(small_run: RunConfig, small_cache: Path) -> None:
     assert "stage 2/2 'joint'" in text
     assert "lora" not in said[1]
     assert "lora" in said[2]
-    answered = next(line for line in said if "<16 tokens of a picture>" in line and "[[" in line)
+    answered = next(line for line in said if "<16 tokens of an image>" in line and "[[" in line)
     assert answered.strip().startswith("<bos> understand . <|user|> <begin_of_image>")
     assert "<eos>]]" in answered
     assert any(line.strip().endswith("<begin_of_image> [[16 image tokens]]") for line in said)

@@ -19,7 +19,7 @@ class ChatFormat:
     Attributes:
         prefix: before a chat that is answered with text; the system prompt.
         user: before a chat's first question or prompt.
-        image: a picture among a question's words.
+        image: an image among a question's words.
         next_user: before a further question, after an answer's end.
         asked: after any question or prompt; there generation starts.
         lead: before an answer.
@@ -39,7 +39,7 @@ class ChatFormat:
 
     @property
     def user_with_image(self) -> str:
-        """Before a chat's first question, about a picture."""
+        """Before a chat's first question, about an image."""
         return self.prefix + self.user + self.image
 
 

@@ -88,11 +88,11 @@ class SequenceBuilder:
         self._prompts = ChatFormat("", "", self._chat.image, "", "", "", "") if processor.bare_prompts else self._chat
         self._bare = processor.bare_prompts
         self._placeholder = self.tokenizer.convert_tokens_to_ids(self.tokenizer.image_token)
-        self.picture = form = processor.picture_format
+        self.picture = form = processor.image_format
         self._opening, self.row_end, self._closing = (
             self._special_ids(text) for text in (form.opening, form.row_end, form.closing)
         )
-        self.seen_tokens = form.rows * (form.columns + len(self.row_end))  # placeholders of a picture to be understood
+        self.seen_tokens = form.rows * (form.columns + len(self.row_end))  # placeholders of an image to be understood
         self._image = [*self._opening, *[self._placeholder] * self.seen_tokens, *self._closing]
         _check_scale(processor)
         self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -121,7 +121,11 @@ class SequenceBuilder:
 
     def generation(self, prompt: str, image_tokens: Sequence[int], dropped: bool = False) -> Sample:
         """A prompt and the image generated for it; ``dropped`` replaces the prompt, as classifier-free guidance needs."""
-        ids = self.generation_prompt(prompt, dropped)
+        return self.continued(self.generation_prompt(prompt, dropped), image_tokens, dropped)
+
+    def continued(self, prompt_ids: Sequence[int], image_tokens: Sequence[int], dropped: bool = False) -> Sample:
+        """The image generated for ``prompt_ids``, ids of a ``generation_prompt``, which are ``dropped`` or not."""
+        ids = list(prompt_ids)
         generated, mask = self._generated(len(image_tokens))
         missing = [dropped and 0 < place < len(ids) - len(self._opening) for place in range(len(ids))]
         mask, missing = [False] * len(ids) + mask, missing + [False] * len(generated)
@@ -335,7 +339,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerFast, marks: str) -> dict[int, 
 def _check_scale(processor: UnifiedProcessor) -> None:
     mean, std = (tuple(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
     if (mean, std) != ((0.5,) * 3, (0.5,) * 3):
-        raise ValueError(f"image_mean={mean}, image_std={std}: pictures are scaled to [-1, 1], that is 0.5 in each, as in Janus")
+        raise ValueError(f"image_mean={mean}, image_std={std}: images are scaled to [-1, 1], that is 0.5 in each, as in Janus")
 
 
 def pixels(pictures: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:

@@ -15,7 +15,7 @@ WORSE, BETTER, UNCHANGED = "worse", "better", "no significant change"
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasureChange:
     """One measure of a task before and after.
 
     Attributes:
@@ -45,7 +45,7 @@ class Tested:
         better: p that the gain is at most 0, one-sided, after Holm.
     """
 
-    measured: Measured
+    measured: MeasureChange
     low: float
     high: float
     worse: float
@@ -75,26 +75,26 @@ class Tested:
         }
 
 
-def of_losses(task: Task, before: Sequence[float], after: Sequence[float]) -> Measured:
+def of_losses(task: Task, before: Sequence[float], after: Sequence[float]) -> MeasureChange:
     """The held-out loss of ``task``, paired by sample."""
     gains = [old - new for old, new in zip(before, after, strict=True)]
-    return Measured(task.key, "held-out loss", "nats", sum(before) / len(before), sum(after) / len(after), gains)
+    return MeasureChange(task.key, "held-out loss", "nats", sum(before) / len(before), sum(after) / len(after), gains)
 
 
-def of_scores(metric: Metric, before: BenchmarkResult, after: BenchmarkResult) -> Measured | None:
-    """A benchmark's headline score, paired by picture or prompt; None where it is no proportion.
+def of_scores(metric: Metric, before: BenchmarkResult, after: BenchmarkResult) -> MeasureChange | None:
+    """A benchmark's headline score, paired by image or prompt; None where it is no proportion.
 
     Raises:
-        ValueError: the two are not of the same pictures or prompts.
+        ValueError: the two are not of the same images or prompts.
     """
     pair = [result.proportions.get(metric.metric) for result in (before, after)]
     if pair[0] is None or pair[1] is None:
         return None
     gains = [metric.gain(new - old) for old, new in zip(*map(_shares, pair), strict=True)]
-    return Measured(metric.task, metric.title, metric.unit, pair[0].mean, pair[1].mean, gains)
+    return MeasureChange(metric.task, metric.title, metric.unit, pair[0].mean, pair[1].mean, gains)
 
 
-def run_tests(measures: Sequence[Measured], tolerance: float) -> list[Tested]:
+def run_tests(measures: Sequence[MeasureChange], tolerance: float) -> list[Tested]:
     """Test every measure for a loss beyond ``tolerance`` and for a gain; each family of tests is corrected by Holm."""
     worse = holm([_p_below([gain + tolerance for gain in one.gains]) for one in measures])
     better = holm([_p_below([-gain for gain in one.gains]) for one in measures])

@@ -13,7 +13,7 @@ import numpy as np
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.eval.benchmark import Metadata, Query
-from unidecouple.generate.image import decode_pictures, draw_tokens
+from unidecouple.generate.image import decode_images, draw_tokens
 from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.likelihood import passage_log_likelihood
 from unidecouple.generate.padding import check_length
@@ -23,7 +23,7 @@ from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 
 GREY: Final = 127
-"""What a blinded model sees: the colour that Janus pads pictures with."""
+"""What a blinded model sees: the colour that Janus pads images with."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class EvalModel:
         return self._answer([np.full((side, side, 3), GREY, np.uint8)] * len(queries), queries)
 
     def ask_text(self, queries: Sequence[Query]) -> list[str]:
-        """The same words with no picture in the conversation, which training may never have had: a floor of another kind."""
+        """The same words with no image in the conversation, which training may never have had: a floor of another kind."""
         return self._answer(None, queries)
 
     def generate(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
@@ -99,7 +99,7 @@ class EvalModel:
             for number, prompt in enumerate(prompts, first)
             for copy in range(num_images)
         ]
-        pictures = decode_pictures(self.model, draw_tokens(self.model, self._builder, jobs))
+        pictures = decode_images(self.model, draw_tokens(self.model, self._builder, jobs))
         return [list(pictures[at : at + num_images]) for at in range(0, len(pictures), num_images)]
 
     def _likelihood(self, text: str) -> str:

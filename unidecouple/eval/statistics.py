@@ -147,10 +147,10 @@ def binomial_error(share: float, count: int) -> float:
 
 @dataclass(frozen=True)
 class ClusteredProportion:
-    """A mean of values in [0, 1], some of which share their luck: questions about one picture, pictures of one prompt.
+    """A mean of values in [0, 1], some of which share their luck: questions about one image, images of one prompt.
 
     Attributes:
-        clusters: for each picture or prompt, its values.
+        clusters: for each image or prompt, its values.
     """
 
     clusters: tuple[tuple[float, ...], ...]

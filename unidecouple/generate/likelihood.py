@@ -26,7 +26,7 @@ def log_likelihood(
     Args:
         model: of any base family.
         builder: its sequence builder.
-        pictures: one per question; None asks with no picture in the conversation.
+        pictures: one per question; None asks with no image in the conversation.
         questions: plain text.
         answers: plain text.
 

@@ -1,4 +1,4 @@
-"""Processors: transformers' own, plus what sequences are built from: a system prompt, and how a picture stands in a sequence."""
+"""Processors: transformers' own, plus what sequences are built from: a system prompt, and how an image stands in a sequence."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SHORT_SIDES: Final = ("round", "floor")
 
 
 @dataclass(frozen=True)
-class PictureFormat:
-    """How a picture stands in a sequence; texts of special tokens.
+class ImageFormat:
+    """How an image stands in a sequence; texts of special tokens.
 
     Attributes:
         opening, closing: before and after it; drawing starts after ``opening``.
-        row_end: after each row of a picture's tokens; "" where rows follow one another.
+        row_end: after each row of an image's tokens; "" where rows follow one another.
         rows: of tokens.
         columns: tokens a row, without ``row_end``.
         reserved: texts that words must not spell out, besides the tokenizer's special tokens.
@@ -49,8 +49,8 @@ class UnifiedProcessor(ProcessorMixin, metaclass=ABCMeta):
     Attributes:
         system_prompt: stands before chats that are answered with text.
         system_turn: what stands before and after a system turn's text, in a chat that has one; None: a space after it.
-        num_image_tokens: of a picture to be drawn.
-        bare_prompts: whether a prompt for a picture stands without roles, and nothing stands in place of a hidden one; else it
+        num_image_tokens: of an image to be drawn.
+        bare_prompts: whether a prompt for an image stands without roles, and nothing stands in place of a hidden one; else it
             is a user's turn, hidden by padding of its length.
     """
 
@@ -68,27 +68,27 @@ class UnifiedProcessor(ProcessorMixin, metaclass=ABCMeta):
 
     @property
     @abstractmethod
-    def picture_format(self) -> PictureFormat:
-        """How a picture stands in a sequence."""
+    def image_format(self) -> ImageFormat:
+        """How an image stands in a sequence."""
 
     @property
     @abstractmethod
     def picture_size(self) -> int:
-        """Pixels a side of every picture."""
+        """Pixels a side of every image."""
 
     @abstractmethod
     def understood(self, picture: Image.Image) -> np.ndarray:
-        """A picture to be understood, uint8 (size, size, 3), padded to a square."""
+        """An image to be understood, uint8 (size, size, 3), padded to a square."""
 
 
 class UniJanusProcessor(UnifiedProcessor, JanusProcessor):
     """As ``JanusProcessor``; text generation is prefixed by ``system_prompt``, image generation is not.
 
-    ``short_side`` is how the resized short side of a picture becomes a whole number of pixels: "floor" as deepseek-ai/Janus does
+    ``short_side`` is how the resized short side of an image becomes a whole number of pixels: "floor" as deepseek-ai/Janus does
     (``image_processing_vlm.py``, ``resize``), or "round" as transformers' ``JanusImageProcessor`` does.
 
     Janus does the same with a fixed sentence of 30 words, ``JANUS_SYSTEM_PROMPT``. The prefix is what lets a causal router
-    know the task from the first token after BOS, before any picture or image token is seen.
+    know the task from the first token after BOS, before any image or image token is seen.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ class UniJanusProcessor(UnifiedProcessor, JanusProcessor):
         )
 
     @property
-    def picture_format(self) -> PictureFormat:
+    def image_format(self) -> ImageFormat:
         """One run of tokens between two marks."""
-        return PictureFormat(self.tokenizer.boi_token, self.tokenizer.eoi_token, "", 1, self.num_image_tokens)
+        return ImageFormat(self.tokenizer.boi_token, self.tokenizer.eoi_token, "", 1, self.num_image_tokens)
 
     @property
     def picture_size(self) -> int:

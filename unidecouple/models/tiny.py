@@ -90,7 +90,7 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tiny_processor(words: Iterable[str], size: TinySize) -> UniJanusProcessor:
-    """Processor of a tiny model: pictures of ``size.image_size`` pixels scaled to [-1, 1], chats by ``CHAT_TEMPLATE``."""
+    """Processor of a tiny model: images of ``size.image_size`` pixels scaled to [-1, 1], chats by ``CHAT_TEMPLATE``."""
     images = JanusImageProcessorPil(
         size={"height": size.image_size, "width": size.image_size},
         min_size=size.patch_size,

@@ -76,6 +76,6 @@ def add_commands(commands: Commands) -> None:
     made.add_argument("--align", type=Path, metavar="CHECKPOINT", help="copy this base, its image tokens aligned with its words")
     fresh = add(commands, tokenizer, "tokenizer", recipe=True)
     copy = add(commands, align, "align")
-    copy.add_argument("align", metavar="checkpoint", type=Path, help="folder of the checkpoint, or of a run")
+    copy.add_argument("align", metavar="checkpoint", type=Path, help="folder of the checkpoint, or of a training run")
     for command in (made, fresh, copy):
-        command.add_argument("--output", type=Path, required=True, help="folder to write")
+        command.add_argument("--output", type=Path, required=True, help="folder to write the result to")

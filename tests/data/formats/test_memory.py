@@ -24,7 +24,7 @@ from unidecouple.data.formats import open_readers
 count = len(reader.kinds)
 for number in range(0, count, 7):
     record = reader.record(number * 5 % count)
-    assert [len(picture.read()) for turn in record.turns for picture in turn.pictures] == [1 << 18]
+    assert [len(image.read()) for turn in record.turns for image in turn.pictures] == [1 << 18]
 status = Path("/proc/self/status").read_text()
 print(count, 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]), 1024 * int(re.search(r"RssFile:\\s*(\\d+)", status)[1]))
 """

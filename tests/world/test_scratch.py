@@ -1,4 +1,4 @@
-"""A base from nothing: what `unidecouple tokenizer` writes loads; alignment teaches words."""
+"""A base from nothing: what `unidecouple assemble RECIPE` writes loads; alignment teaches words."""
 
 from __future__ import annotations
 

@@ -199,6 +199,41 @@ class ClusteredProportion:
 
 
 @dataclass(frozen=True)
+class RatioOfSums:
+    """A mean per unit of values of any size: nats per token of passages of different lengths.
+
+    Attributes:
+        pairs: for each passage, its sum and its number of units; at least one.
+    """
+
+    pairs: tuple[tuple[float, float], ...]
+
+    @property
+    def count(self) -> int:
+        """Number of units."""
+        return round(sum(units for _, units in self.pairs))
+
+    @property
+    def mean(self) -> float:
+        """Sum over sum."""
+        return math.fsum(total for total, _ in self.pairs) / self.count
+
+    @property
+    def shares(self) -> list[float]:
+        """One value per passage, whose plain mean is ``mean``."""
+        return [total * len(self.pairs) / self.count for total, _ in self.pairs]
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Student's t interval of the ratio estimator (Cochran 1977, section 6.3) over passages; of one passage its mean, twice."""
+        mean, number = self.mean, len(self.pairs)
+        if number < 2:
+            return mean, mean
+        spread = math.fsum((total - mean * units) ** 2 for total, units in self.pairs)
+        half = float(stats.t.ppf((1 + level) / 2, number - 1)) * math.sqrt(number / (number - 1) * spread) / self.count
+        return mean - half, mean + half
+
+
+@dataclass(frozen=True)
 class MeanOfProportions:
     """The plain mean of independent proportions, such as GenEval's mean of six tags."""
 

@@ -12,7 +12,7 @@ ALWAYS_FROZEN = ("model.vqmodel.*",)
 
 
 def select(names: Iterable[str], train: Mapping[str, float], setting: str = "train") -> dict[str, float]:
-    """Learning-rate factor of every parameter that trains.
+    """Return the learning-rate factor of every parameter that trains.
 
     Args:
         names: all parameter names.
@@ -36,7 +36,7 @@ def select(names: Iterable[str], train: Mapping[str, float], setting: str = "tra
 
 @functools.cache
 def part_of(name: str) -> str:
-    """The first of ``PARTS`` that parameter ``name`` belongs to; "image_tokenizer" for the frozen VQ model, else "other"."""
+    """Return the first of ``PARTS`` that parameter ``name`` belongs to; "image_tokenizer" for the frozen VQ model, else "other"."""
     if any(fnmatch.fnmatchcase(name, frozen) for frozen in ALWAYS_FROZEN):
         return "image_tokenizer"
     found = (part for part, patterns in PARTS.items() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))

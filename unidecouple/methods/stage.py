@@ -52,7 +52,7 @@ class Lora:
         bounds.above(0, self, "lora_alpha")
 
     def configure(self) -> dict[str, Any]:
-        """Fields of the text configuration that the updates set."""
+        """Return the fields of the text configuration that the updates set."""
         targets = {"lora_targets": list(self.targets), "lora_per_task": list(self.per_task)}
         return {"lora_rank": self.r, "lora_alpha": self.lora_alpha, **targets}
 
@@ -81,7 +81,7 @@ class GradientShielding:
         bounds.at_least(0, self, "steps", "scale_after")
 
     def on(self, batch: Batch, step: int) -> SharedExpertGradScale:
-        """Gradient scale of the tokens of ``batch`` at ``step`` of the stage, counted from 0."""
+        """Return the gradient scale of the tokens of ``batch`` at ``step`` of the stage, counted from 0."""
         tokens = batch.image_tokens != NO_IMAGE_TOKEN if self.tokens == "image_out" else batch.task_ids == Task.T2I
         return SharedExpertGradScale(tokens, 0.0 if step < self.steps else self.scale_after)
 
@@ -131,7 +131,7 @@ class Stage:
         bounds.between(0, 1, self, "min_lr_ratio")
 
     def of(self, tasks: Sequence[Task]) -> tuple[Task, ...]:
-        """Which of ``tasks``, those of the run's data, the stage trains on.
+        """Return which of ``tasks``, those of the run's data, the stage trains on.
 
         Raises:
             ValueError: none.
@@ -142,6 +142,6 @@ class Stage:
         return chosen
 
     def forward_options(self, batches: JointBatch, step: int) -> dict[str, Any]:
-        """Keyword arguments of the model's forward at ``step`` of the stage, counted from 0: what this stage's schedule changes."""
+        """Return the keyword arguments of the model's forward that this stage's schedule sets at ``step``, counted from 0."""
         shield = None if self.shield is None else [self.shield.on(batch, step) for batch in batches]
         return {"routing": self.routing, "shield": shield}

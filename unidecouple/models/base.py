@@ -58,7 +58,7 @@ class JointOutput(ModelOutput):
     interaction: tuple[Interaction, ...] | None = None
 
     def loss(self, task: Task) -> Tensor:
-        """Mean cross-entropy of ``task``."""
+        """Return the mean cross-entropy of ``task``."""
         part = self.mmu if task is Task.MMU else self.t2i
         return part.mean
 
@@ -88,26 +88,26 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
     @abstractmethod
     def embed(self, batch: Batch) -> Tensor:
-        """Input embeddings (B, T, H): text, images to be understood, and image tokens to be generated, each in its place."""
+        """Return the input embeddings (B, T, H) of text, images to be understood and image tokens to be generated."""
 
     @abstractmethod
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:
-        """Input embeddings (B, N, H) of image tokens to be generated, (B, N) int64."""
+        """Return the input embeddings (B, N, H) of image tokens to be generated, (B, N) int64."""
 
     @abstractmethod
     def image_logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., codes) of the next image token from the decoder's states (..., H)."""
+        """Return the logits (..., codes) of the next image token from the decoder's states (..., H)."""
 
     @abstractmethod
     def image_loss(self, hidden: Tensor, places: Tensor, tokens: Tensor) -> SummedLoss:
-        """Cross-entropy of image ``tokens`` (M,), given the states (B, T, H) at ``places`` (M,), each before its token."""
+        """Return the cross-entropy of image ``tokens`` (M,) from the states (B, T, H) at ``places`` (M,), each before its token."""
 
     @abstractmethod
     def render(self, tokens: Tensor) -> Tensor:
-        """Images (N, H, W, 3), about [-1, 1], of image tokens (N, tokens of an image)."""
+        """Return images (N, H, W, 3), about [-1, 1], of image tokens (N, tokens of an image)."""
 
     def decode_batch(self, batch: Batch, routing: str | None = None, **kwargs: Any) -> DecoderOutput:
-        """Hidden states and routing of one (right-padded) batch; padding needs no mask, since attention is causal.
+        """Return the hidden states and routing of one (right-padded) batch; padding needs no mask, since attention is causal.
 
         Packed rows need none either: their sequences are attended block by block (``SequenceBlocks``).
         """
@@ -130,7 +130,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         return seen if image_tokens is None else seen.masked_fill(image_tokens != NO_IMAGE_TOKEN, int(Modality.IMAGE_OUT))
 
     def spans(self, batch: Batch) -> CrossModalMask:
-        """Query and key tokens of attention between modalities in ``batch``; see ``cross_modal_mask``.
+        """Return the query and key tokens of attention between modalities in ``batch``; see ``cross_modal_mask``.
 
         Raises:
             ValueError: rows are packed, and the attention in use keeps their sequences apart by other means than a mask.
@@ -152,7 +152,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         shield: Sequence[SharedExpertGradScale] | None = None,
         balanced: bool = True,
     ) -> JointOutput:
-        """Both tasks' losses over a joint batch, and the routing of its tokens.
+        """Return both tasks' losses over a joint batch, and the routing of its tokens.
 
         Args:
             joint: the batch.
@@ -187,7 +187,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 def cross_entropy(
     head: Callable[[Tensor], Tensor], hidden: Tensor, places: Tensor, targets: Tensor, max_logits: int | None = None
 ) -> SummedLoss:
-    """Summed cross-entropy of ``head`` at some tokens.
+    """Return the summed cross-entropy of ``head`` at some tokens.
 
     Without a target, the head alone stays in the graph: zeros need not travel back through the decoder. Where there are more than
     ``max_logits``, logits are made for that many at a time, and once more in the backward pass, so that they never all exist.

@@ -136,7 +136,7 @@ class _GroupedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Gradients of the rows and of the matrices."""
+        """Return gradients of the rows and of the matrices."""
         rows, stacked, ends = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         into_rows = None if stacked is None else F.grouped_mm(gradient, stacked, offs=ends)
@@ -164,7 +164,7 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The gradient of both halves."""
+        """Return the gradient of both halves."""
         (both,) = ctx.saved_tensors
         gate, up = both.chunk(2, dim=-1)
         into = torch.empty_like(both)
@@ -175,5 +175,5 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def inverse(order: Tensor) -> Tensor:
-    """The permutation that undoes ``order`` (M,) int64."""
+    """Return the permutation that undoes ``order`` (M,) int64."""
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -109,7 +109,7 @@ class MixtureOfExperts(nn.Module):
         return y_NH.view_as(x), decision
 
     def weights_and_group_rows(self) -> list[tuple[nn.Parameter, tuple[range, ...]]]:
-        """Stacked weights that belong to groups, and the rows of each group."""
+        """Return stacked weights that belong to groups, and the rows of each group."""
         experts = consecutive_ranges(self.group_sizes)
         routers = consecutive_ranges([1] * self.num_groups) if self.gate.weight.ndim == 3 else experts
         return [(weight, experts) for weight in self.experts.parameters()] + [

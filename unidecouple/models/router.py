@@ -45,13 +45,13 @@ class Routing:
 
 
 def stacked_task_logits(layers: Sequence[Routing], places: Tensor) -> Tensor | None:
-    """The task routers' logits of the tokens at ``places``, (layers, places, groups); None without a task router."""
+    """Return the task routers' logits of the tokens at ``places``, (layers, places, groups); None without a task router."""
     found = [layer.task_logits for layer in layers if layer.task_logits is not None]
     return torch.stack(found).index_select(1, places) if found else None
 
 
 def consecutive_ranges(sizes: Sequence[int]) -> tuple[range, ...]:
-    """One range per size, each from where the one before ends: sizes 2, 3 give 0..1, 2..4."""
+    """Return one range per size, each from where the one before ends: sizes 2, 3 give 0..1, 2..4."""
     return tuple(range(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True))
 
 

@@ -49,6 +49,6 @@ class TorchJDAggregator:
             ) from error
 
     def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
-        """The direction for the weights that both tasks share; ``gradients`` are overwritten."""
+        """Return the direction for the weights that both tasks share; ``gradients`` are overwritten."""
         like = next(iter(gradients.values()))[0]
         return aggregate(make(self.name, like, **self.settings), gradients, self.scale)

@@ -64,11 +64,11 @@ class AiaTargets:
                 raise ValueError(f"the bands of {task.key} end at {ends}: let them rise, and the last one be 1")
 
     def of(self, task: Task) -> tuple[AiaBand, ...]:
-        """The bands of ``task``."""
+        """Return the bands of ``task``."""
         return self.mmu if task == Task.MMU else self.t2i
 
     def by_layer(self, task: Task, layers: int) -> list[AiaBand]:
-        """The band of each of ``layers``; a band narrower than a layer may have none."""
+        """Return the band of each of ``layers``; a band narrower than a layer may have none."""
         bands, out = self.of(task), list[AiaBand]()
         for band in bands:
             out += [band] * (round(band.until * layers) - len(out))

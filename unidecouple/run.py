@@ -15,6 +15,7 @@ from unidecouple.generate.sampling import SamplingParams
 from unidecouple.methods.objective import Objective
 from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import Dense, Structure
+from unidecouple.models.compressed import Storage
 
 
 def data_settings() -> tuple[type[DataSettings], ...]:
@@ -105,6 +106,10 @@ class RunConfig:
         gradient_checkpointing: recompute decoder layers in the backward pass instead of keeping what they computed.
         dataloader_num_workers: 1 builds the next step's batch in a thread while a step computes; 0 does not. Results are the same.
         bf16: matrix products in bfloat16; weights, losses and routers stay in float32.
+        quantize_frozen: how linear layers that no stage trains are stored while the run trains: "bf16", "int8", "nf4" or "fp4";
+            None: in float32. Checkpoints contain them in full. All but "bf16" need the extra ``quantized``; not with fsdp.
+        optim: "adamw_torch_fused", or "adamw_8bit": AdamW with states of 8 bits (bitsandbytes, arXiv 2110.02861), which needs the
+            extra ``quantized``; not with fsdp.
         tf32: on a GPU, float32 matrix products with inputs rounded to TF32 (10 bits): several times as fast, routers included.
         max_grad_norm: clipping.
         weight_decay: of AdamW; zero keeps weights without gradient exactly where they are.
@@ -131,6 +136,8 @@ class RunConfig:
     gradient_checkpointing: bool = False
     dataloader_num_workers: Literal[0, 1] = 0
     bf16: bool = False
+    quantize_frozen: Storage | None = None
+    optim: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
     tf32: bool = False
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
@@ -147,6 +154,15 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1 (0.999, say); leave it out to keep no average")
+        for key, value in (("quantize_frozen", self.quantize_frozen), ("optim", self.optim == "adamw_8bit" and self.optim)):
+            if value and self.parallel == "fsdp":
+                raise ValueError(f"{key}={value} does not work with parallel=fsdp, which shards float weights: use parallel=ddp")
+        later = [stage.name for stage in self.stages if stage.structure is not None]
+        if self.quantize_frozen and later:
+            raise ValueError(
+                f"quantize_frozen={self.quantize_frozen}: stage {later[0]!r} changes the structure, which needs the weights in "
+                "full. Leave quantize_frozen out, or give the structure to the run"
+            )
         bounds.at_least(0, self, "max_steps", "seed", "save_steps", "save_total_limit", "weight_decay")
         bounds.at_least(1, self, "logging_steps", "gradient_accumulation_steps")
         if not self.max_grad_norm > 0:  # infinite is no clipping

@@ -83,9 +83,11 @@ def encode(arguments: argparse.Namespace) -> int:
     from unidecouple.data.encode import encode as write_cache
     from unidecouple.data.formats import open_readers
     from unidecouple.data.pictures import ImagePreprocessor
+    from unidecouple.shares import local_rank, share_of_environment
     from unidecouple.train.launch import device_of
 
-    place = device_of(arguments.device)
+    share = share_of_environment()
+    place = device_of(arguments.device, local_rank())
     model, processor = load(arguments.model)
     readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache, columns=arguments.columns)
     manifest = write_cache(
@@ -93,9 +95,14 @@ def encode(arguments: argparse.Namespace) -> int:
         model.model.vqmodel.to(place),
         ImagePreprocessor(processor),
         arguments.output,
-        EncodeOptions(batch_size=arguments.batch_size, max_bad_ratio=arguments.max_bad_ratio),
+        EncodeOptions(
+            batch_size=arguments.batch_size, shard_size=arguments.shard_size, max_bad_ratio=arguments.max_bad_ratio, share=share
+        ),
         progress_bar(f"encoding {arguments.path.name}", "records"),
     )
+    if manifest is None:
+        print(f"{arguments.output}: share {share.rank + 1} of {share.size} is done; the last share completes the cache")
+        return OK
     size = f"{manifest.count:,} images of {manifest.tokens_per_image} tokens"
     print(f"{arguments.output}: {size}; {manifest.skipped:,} records left out")
     return OK
@@ -144,6 +151,12 @@ def add_commands(commands: Commands) -> None:
     parsers["encode"].add_argument("--model", required=True, help="checkpoint whose image tokenizer encodes the images")
     parsers["encode"].add_argument("--output", type=Path, required=True, help="folder to write the encoded data to")
     parsers["encode"].add_argument("--batch-size", type=whole(1), default=32, help="images per encoding batch (default: 32)")
+    parsers["encode"].add_argument(
+        "--shard-size",
+        type=whole(1),
+        default=10_000,
+        help="records per file, the unit of work of several processes (default: 10000)",
+    )
     parsers["encode"].add_argument(
         "--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1, … (default: auto, a GPU if there is one)"
     )

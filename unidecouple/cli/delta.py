@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import FAILED, OK, add, existing, number, say, share, whole
+from unidecouple.cli.command import FAILED, OK, add, existing, number, recipes_and_overrides, say, share, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -44,12 +44,14 @@ def decouple(arguments: argparse.Namespace) -> int:
     import shlex
     import sys
 
+    from unidecouple import config as configs
     from unidecouple.batch import Task
     from unidecouple.convert.options import shard_bytes
     from unidecouple.delta.decouple import DecoupleOptions
     from unidecouple.delta.decouple import decouple as write
     from unidecouple.delta.distill import Distillation
     from unidecouple.delta.forms import Fidelity
+    from unidecouple.run import RunConfig
     from unidecouple.train.launch import processes
 
     budget = None if arguments.budget is None else shard_bytes(arguments.budget)
@@ -58,12 +60,10 @@ def decouple(arguments: argparse.Namespace) -> int:
     distillation = None
     if arguments.distill_steps:
         existing(arguments.prompts, "--prompts")
-        if arguments.prompts is None:
-            raise ValueError("--distill-steps draws the tuned model's images of prompts: give a file with one per line (--prompts)")
-        lines = arguments.prompts.read_text(encoding="utf-8").splitlines()
-        distillation = Distillation(
-            arguments.distill_steps, [line.strip() for line in lines if line.strip()], arguments.learning_rate
-        )
+        lines = arguments.prompts.read_text(encoding="utf-8").splitlines() if arguments.prompts else []
+        prompts = [line.strip() for line in lines if line.strip()]
+        run = configs.load(RunConfig, *recipes_and_overrides(arguments.recipe)) if arguments.recipe else None
+        distillation = Distillation(arguments.distill_steps, prompts, arguments.learning_rate, recipe=run)
     with processes(arguments.device, bf16=False, kind="ddp") as place:
         options = DecoupleOptions(
             mode=arguments.mode,
@@ -124,6 +124,9 @@ def add_commands(commands: Commands) -> None:
         "--distill-steps", type=whole(0), default=0, help="distillation steps on the logits of the fine-tuned model (default: 0)"
     )
     mend.add_argument("--prompts", type=Path, help="distillation: text file with one prompt per line")
+    mend.add_argument(
+        "--recipe", nargs="+", help="distillation: recipes and key=value overrides; the prompts of their data are used"
+    )
     mend.add_argument(
         "--learning-rate", type=number(above=0), default=1e-3, help="distillation: learning rate of Adam (default: 0.001)"
     )

@@ -97,7 +97,8 @@ def infer(arguments: argparse.Namespace) -> int:
     for problem in counts.failed:
         print(f"unidecouple: {problem}", file=sys.stderr)
     earlier = f", {counts.before:,} from before" if counts.before else ""
-    say(f"{arguments.output}: {counts.done:,} lines done{earlier}; {len(counts.failed):,} failed")
+    others = f"; {counts.lacking:,} lines of other shares are missing, and the last share merges" if counts.lacking else ""
+    say(f"{arguments.output}: {counts.done:,} lines done{earlier}; {len(counts.failed):,} failed{others}")
     return FAILED if counts.failed else OK
 
 

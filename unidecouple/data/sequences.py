@@ -120,7 +120,11 @@ class SequenceBuilder:
 
     def generation(self, prompt: str, image_tokens: Sequence[int], dropped: bool = False) -> Sample:
         """A prompt and the image generated for it; ``dropped`` replaces the prompt, as classifier-free guidance needs."""
-        ids = self.generation_prompt(prompt, dropped)
+        return self.continued(self.generation_prompt(prompt, dropped), image_tokens, dropped)
+
+    def continued(self, prompt_ids: Sequence[int], image_tokens: Sequence[int], dropped: bool = False) -> Sample:
+        """The image generated for ``prompt_ids``, ids of a ``generation_prompt``, which are ``dropped`` or not."""
+        ids = list(prompt_ids)
         generated, mask = self._generated(len(image_tokens))
         missing = [dropped and 0 < place < len(ids) - len(self._opening) for place in range(len(ids))]
         mask, missing = [False] * len(ids) + mask, missing + [False] * len(generated)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +26,7 @@ from unidecouple.files import atomic_directory, sha256_file, write_json_atomic, 
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.ownership import check_directory
 from unidecouple.source import PrintLine
+from unidecouple.train.meter import SPENT, Meter
 
 PROVENANCE, CARD = "decouple.json", "README.md"
 SHARD_BYTES = 5 * GIGABYTE
@@ -39,11 +40,13 @@ class Provenance:
         command: as it was typed.
         settings: mode and what belongs to it.
         lines: what to know about the result, in words.
+        meter: of the time and memory that it took, which ``spent.json`` records.
     """
 
     command: str
     settings: dict[str, Any]
     lines: Sequence[str] = field(default_factory=tuple)
+    meter: Meter = field(default_factory=Meter)
 
 
 def write_decoupled(
@@ -62,7 +65,8 @@ def write_decoupled(
         ValueError: ``target`` must not be replaced. Nothing was written.
     """
     lines = (*describe(plan), *made.lines)
-    full = Provenance(made.command, {**made.settings, "task_deltas": plan.forms, "extra_bytes": plan.extra_bytes}, lines)
+    settings = {**made.settings, "task_deltas": plan.forms, "extra_bytes": plan.extra_bytes}
+    full = replace(made, settings=settings, lines=lines)
     _write(plan.sources.checkpoints, (plan.config, plan.shapes, parts(plan, trained)), target, full, say, max_shard_bytes)
 
 
@@ -104,6 +108,7 @@ def _write(
         about = provenance_json(sources, made)
         write_json_atomic(staging / PROVENANCE, about)
         write_text_atomic(staging / CARD, _card(target.name, about, made.lines))
+        write_json_atomic(staging / SPENT, vars(made.meter.read()))
     for line in made.lines:
         say(line)
     say(f"{target}: {len(shapes)} tensors in {len(files)} file(s)")

@@ -18,6 +18,7 @@ from torch import nn
 
 from unidecouple.batch import JointBatch, Task
 from unidecouple.files import append_jsonl
+from unidecouple.methods.optimizers import make_optimizer
 from unidecouple.methods.stage import Stage
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
@@ -139,7 +140,7 @@ class Trainer:
         scaled = scaled_rows(trained, stage.group_lr_scale)
         gradients = Gradients.of(trained, stage.gradient, self.parallel, scaled)
         check_shield(trained, stage)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True)
+        optimizer = make_optimizer(self.config.optim, groups, self.config.weight_decay)
         install_lr_scaling(optimizer, scaled)
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer, self.parallel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
+import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -27,6 +28,7 @@ from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import apply_structure
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import naming_broken_file
+from unidecouple.train.freezing import FULL_WEIGHTS, compress_frozen
 from unidecouple.train.launch import float32_products, processes
 from unidecouple.train.lock import run_lock
 from unidecouple.train.meter import Meter, ResourceUsage
@@ -80,6 +82,7 @@ def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop
         if parallel.any_process(stop.is_set()):
             raise InterruptedRunError(f"stopped after the last of {run.max_steps} steps, before scoring; saved in {folder}")
         if parallel.first:
+            shutil.rmtree(folder / FULL_WEIGHTS, ignore_errors=True)  # the checkpoints contain them
             model = trainer.model.eval().to(parallel.device)
             if run.diagnose:
                 _probe(ProbeInput(model, source=job.source, described=job.source, step=run.max_steps), folder)
@@ -136,7 +139,7 @@ def _build(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, par
     with naming_broken_file(resume / "model.safetensors") if resume else nullcontext():
         model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
     if parallel.holds_weights:
-        model.to(parallel.device)
+        (model.model.vqmodel if run.quantize_frozen else model).to(parallel.device)  # the rest is compressed first
     builder = SequenceBuilder(processor)
     meter = Meter(ResourceUsage(**state.spent))
     with parallel.first_alone():  # it generates and encodes the data; the others read the cache
@@ -149,6 +152,9 @@ def _build(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, par
         model = apply_structure(model, run.structure, run.seed, source)
     else:
         print_line(f"resuming from {resume}")
+    if run.quantize_frozen:
+        compress_frozen(model, run.quantize_frozen, run.stages, folder, parallel.first)
+        model.to(parallel.device)
     return _Job(model, processor, source, scorer, resume, state.step, meter, parallel)
 
 

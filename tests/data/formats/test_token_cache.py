@@ -23,10 +23,11 @@ from unidecouple.data.formats.token_cache import MANIFEST, PLAN, read_manifest
 from unidecouple.data.pictures import ImagePreprocessor, decode
 from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.data.settings import Files, Source
-from unidecouple.files import sha256_file
+from unidecouple.files import sha256_file, sha256_tree
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
+from unidecouple.shares import WorkShare
 
 WORDS = ["cow", "pig", "cup", "bus", "car"]
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
@@ -55,6 +56,14 @@ def write(source: Path, processor: UniJanusProcessor, vq: Any, tmp_path: Path) -
         return tmp_path / name
 
     return written
+
+
+def test_shares_make_the_cache_of_one_process(write: Callable[..., Path]) -> None:
+    whole = write()
+    parted = write("parted", share=WorkShare(1, 2, independent=True))
+    assert not (parted / "manifest.json").exists()
+    write("parted", share=WorkShare(0, 2, independent=True))
+    assert sha256_tree(parted) == sha256_tree(whole)
 
 
 def test_what_goes_in_comes_out(write: Callable[..., Path], processor: UniJanusProcessor, vq: Any, source: Path) -> None:

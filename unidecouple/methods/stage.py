@@ -37,9 +37,10 @@ class Lora:
 
     Attributes:
         r: rank; the paper's stage 2 uses 16.
-        lora_alpha: scale is lora_alpha / r.
-        targets: of attention, experts, shared_expert, mlp, router (routers are small and usually trained in full, by ``train``).
-        per_task: targets with one update per task. Ours, beyond the paper.
+        lora_alpha: numerator of the scale ``lora_alpha / r``.
+        targets: modules with LoRA, among attention, experts, shared_expert, mlp and router (routers are small and usually trained
+            in full, by ``train``).
+        per_task: targets with one LoRA per task instead of one for both. Ours, beyond the paper.
     """
 
     r: int = 16
@@ -66,8 +67,8 @@ class GradientShielding:
     no gradient into it". alpha, which Symbiotic-MoE lacks, is not shielded.
 
     Attributes:
-        steps: how long; counted from the start of the stage.
-        scale_after: factor from then on.
+        steps: number of steps with factor 0, from the start of the stage.
+        scale_after: factor after these steps.
         tokens: "image_out" shields image tokens to be generated, the paper's generation group; "task" their prompts, too.
     """
 
@@ -92,20 +93,21 @@ class Stage:
 
     Attributes:
         name: shown in logs.
-        share: part of the run's steps that this stage takes; the shares of a run's stages are scaled to sum to one.
-        learning_rate: peak rate.
-        train: names of ``PARTS`` or patterns, each with a factor on the learning rate. All else is frozen.
+        share: fraction of the run's steps that this stage takes; the shares of all stages are scaled to sum to one.
+        learning_rate: peak learning rate.
+        train: groups of weights to train (names of ``PARTS``, or patterns of weight names), each with a factor on the learning
+            rate. All other weights are frozen.
         routing: "label" routes by task label, "learned" by the model's router; None: as the model is configured.
         lora: low-rank updates added at the start of the stage.
         tasks: "both", or the only task whose samples the stage trains on; they are the same samples as with "both".
         gradient: how the tasks' gradients of shared weights are combined.
         shield: keep generation's gradient out of the shared expert at first; None: no shielding.
         lr_scheduler_type: "cosine" to ``min_lr_ratio``, or "constant".
-        warmup_steps: linear.
-        min_lr_ratio: where cosine ends.
-        structure: of the model from the start of the stage, before low-rank updates; None: unchanged.
-        group_lr_scale: factors on the learning rate of a group's private weights (experts and their router, set of weights,
-            low-rank updates) by the group's name (``GROUP_NAMES``), multiplied with those of ``train``; 0 freezes them.
+        warmup_steps: steps in which the learning rate rises linearly from 0.
+        min_lr_ratio: last learning rate of "cosine", as a fraction of the peak.
+        structure: structure that the model changes to at the start of the stage, before LoRA is added; None: unchanged.
+        group_lr_scale: name of a group (``GROUP_NAMES``) -> factor on the learning rate of the weights that only this group uses
+            (experts and their router, set of weights, LoRA); multiplied with the factor in ``train``; 0 freezes them.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"group_rates": "group_lr_scale"}

@@ -19,7 +19,7 @@ class TorchJDAggregator:
     ConFIG and others that work on the gradients themselves, not on their inner products, take two more copies of them.
 
     Attributes:
-        name: as TorchJD spells it.
+        name: TorchJD's name of the aggregator.
         settings: its arguments, as ``{alpha: 1.0}`` for FairGrad or ``{pref_vector: [1, 2]}`` for UPGrad. What is no number, no
             word and no list of numbers cannot be given (GradDrop's ``f``, a ``projector``).
         scale: on the direction. Most aggregators average, so that 2 keeps two tasks' direction on the scale of their sum. Those

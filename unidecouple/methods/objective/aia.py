@@ -31,9 +31,9 @@ class AiaBand:
     """Neighbouring layers with one target.
 
     Attributes:
-        until: share of the depth where the band ends: it has the layers below ``round(until * layers)`` that no band before has.
-        delta: where Huber's loss turns from square to straight, in units of intensity.
-        target: T, an intensity.
+        until: end of the band as a fraction of the depth: its layers are those below ``round(until * layers)`` in no earlier band.
+        delta: intensity difference at which the Huber loss changes from quadratic to linear.
+        target: T, the target intensity.
     """
 
     until: float

@@ -139,7 +139,7 @@ class Comparison:
         run: settings of all runs: data, steps, evaluation.
         control: the variant that others are compared with; by default the first dense one that trains both tasks.
         focus: the variant that the report's summary is about; by default the first other one that trains both tasks.
-        metrics: metrics in the report, such as "pope" for a benchmark's headline metric or "geneval/counting"; by default the headline
+        metrics: shown metrics, such as "pope" for a benchmark's headline metric or "geneval/counting"; by default the headline
             metrics of all benchmarks that runs are scored by.
         claims: claims of papers; the report gives a verdict on each.
         notes: sentences for the report's section on how to read it.

@@ -86,7 +86,7 @@ def texts(source: str) -> list[str]:
     constants = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
     found = [value for value in constants if isinstance(value, str) and " " in value]
     found += [token.string for token in generate_tokens(io.StringIO(source).readline) if token.type == COMMENT]
-    return [re.sub(r"``[^`]*``|^ +[\w, ]+(?: \([^)]*\))?: ", " ", text, flags=re.MULTILINE) for text in found]
+    return [re.sub(r"``[^`]*``|^ *[\w, ]+(?: \([^)]*\))?: ", " ", text, flags=re.MULTILINE) for text in found]
 
 
 def test_no_old_word() -> None:

@@ -230,6 +230,8 @@ class RatioOfSums:
         mean, number = self.mean, len(self.pairs)
         if number < 2:
             return mean, mean
+        from scipy import stats
+
         spread = math.fsum((total - mean * units) ** 2 for total, units in self.pairs)
         half = float(stats.t.ppf((1 + level) / 2, number - 1)) * math.sqrt(number / (number - 1) * spread) / self.count
         return mean - half, mean + half

@@ -64,7 +64,7 @@ class Collective(NamedTuple):
 def memory_of_weights(way: ParallelStrategy, weights: WeightCounts, width: int, gpus: int) -> Memory:
     """Return what the fullest device needs whatever it computes; ``width`` is the computation's bytes per number."""
     shard = gpus if way == "fsdp2" else 1
-    moving = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
+    moving = weights.trainable - (weights.private // 2 if way == "tasks" else weights.absent if gpus == 1 else 0)
     stored = [sum(column) for column in zip(*weights.compressed.values(), strict=True)] or [0, 0]
     whole = weights.total - weights.tokenizer - stored[0]
     copy = weights.trainable * width if width < 4 and shard == 1 else 0

@@ -41,6 +41,7 @@ class WeightCounts:
         averaged: those that an exponential moving average is kept of (see ``train/ema.py``).
         per_task_gradients: (floats, tensors) kept until they are combined; zeros where one backward pass makes their sum.
         compressed: (parameters, bytes) of each frozen matrix that ``quantize_frozen`` compresses, by name.
+        absent: of ``trainable``, experts of a task without samples in the stage, which have no gradient in a single process.
         small_states: bytes of the optimizer's states where they are not AdamW's float32 ones.
     """
 
@@ -55,6 +56,7 @@ class WeightCounts:
     averaged: int = 0
     per_task_gradients: tuple[int, int] = (0, 0)
     compressed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    absent: int = 0
     small_states: int | None = None
 
     @property

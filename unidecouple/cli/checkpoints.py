@@ -79,11 +79,11 @@ def export(arguments: argparse.Namespace) -> int:
 
 def push(arguments: argparse.Namespace) -> int:
     """Upload a checkpoint with a model card to the Hugging Face Hub; optimizer state, logs and data are not uploaded."""
-    from unidecouple.train.push import push_to_hub
+    from unidecouple import api
 
     private = True if arguments.private else None
     given = {"private": private, "base_model": arguments.base_model, "create_pr": arguments.create_pr}
-    say(push_to_hub(arguments.folder, arguments.repo_id, **given))
+    say(api.push_to_hub(arguments.folder, arguments.repo_id, **given))
     return OK
 
 
@@ -104,7 +104,7 @@ def add_commands(commands: Commands) -> None:
     upload.add_argument("repo_id", metavar="REPO_ID", help="repository on the Hub, as owner/name; created if it does not exist")
     upload.add_argument("--private", action="store_true", help="create the repository as private (default: public)")
     upload.add_argument(
-        "--base-model", metavar="ID", help="Hub id of the base model, for the model card (default: the base of the run)"
+        "--base-model", metavar="ID", help="Hub id of the base model, for model card and adapter (default: the base of the run)"
     )
     upload.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unidecouple.cli.command import FAILED, OK, add, load_config, naming_command, number, recipes_and_overrides, say, share, whole
 from unidecouple.cli.data import columns
@@ -16,25 +16,43 @@ if TYPE_CHECKING:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Train a grid of methods, scenarios, learning rates and seeds on equal budgets; write results.json and report.html."""
+    """Train methods on equal budgets, and write results.json and report.html. Give a recipe, or --model, --data and --methods.
+
+    Precedence, the later wins: recipe, options, key=value (keys of the grid: seeds=[0] run.max_steps=100).
+    """
     import shlex
 
     from unidecouple import api
     from unidecouple.compare.plan import Comparison
     from unidecouple.compare.runner import ComparisonError
 
-    recipes, overrides = recipes_and_overrides(arguments.recipe)
-    options = [f"--only={text}" for text in arguments.only] + [f"--results={path}" for path in arguments.results]
+    recipes, data, validation, overrides = _files(arguments)
+    given = {**vars(arguments), "columns": ",".join(f"{name}={column}" for name, column in (arguments.columns or {}).items())}
+    named = ("model", "methods", "benchmarks", "columns", "epochs")
+    options = [f"--{name}={given[name]}" for name in named if given[name]]
+    options += [f"--validation-fraction={arguments.validation_fraction}"] if data and not validation else []
+    options += ["--data", *map(str, data)] if data else []
+    options += ["--validation", *map(str, validation)] if validation else []
+    options += [f"--only={text}" for text in arguments.only] + [f"--results={path}" for path in arguments.results]
     grid = api.GridOptions(
+        **_data_options(arguments, validation),
+        benchmarks=_folders(arguments.benchmarks),
         workers=arguments.workers,
         only=arguments.only,
         results=arguments.results,
-        cache=arguments.cache,
-        command=shlex.join(["unidecouple", "compare", *arguments.recipe, *options]),
+        command=shlex.join(["unidecouple", "compare", *map(str, recipes), *overrides, *options]),
     )
     try:
         with naming_command(Comparison, recipes):
-            folder = api.compare(recipes, arguments.output, overrides=overrides, options=grid)
+            folder = api.compare(
+                recipes,
+                arguments.output,
+                model=arguments.model,
+                data=data,
+                methods=[name for name in arguments.methods.split(",") if name],
+                overrides=overrides,
+                options=grid,
+            )
     except ComparisonError as error:
         print(f"unidecouple: {error}", file=sys.stderr)
         return FAILED
@@ -47,21 +65,13 @@ def train(arguments: argparse.Namespace) -> int:
 
     Precedence, the later wins: recipe, options, key=value.
     """
+    recipes, data, validation, overrides = _files(arguments)
+    if int(os.environ.get("RANK", "0")) == 0:  # at once; torch takes seconds to load
+        say(f"loading PyTorch to train {arguments.model or ' '.join(map(str, recipes))}; output: {arguments.output}")
     from unidecouple import api
     from unidecouple.run import RunConfig
 
-    recipes, overrides = recipes_and_overrides(arguments.recipe)
-    data, after_data = recipes_and_overrides(arguments.data)  # key=value may follow the last file
-    validation, after_validation = recipes_and_overrides(arguments.validation)
-    options = api.TrainOptions(
-        validation=validation,
-        validation_fraction=arguments.validation_fraction,
-        columns=arguments.columns or {},
-        epochs=arguments.epochs,
-        cache=arguments.cache,
-        dry_run=arguments.dry_run,
-        stop=arguments.stop,
-    )
+    options = api.TrainOptions(**_data_options(arguments, validation), dry_run=arguments.dry_run, stop=arguments.stop)
     with naming_command(RunConfig, recipes):
         checkpoint = api.train(
             arguments.output,
@@ -69,12 +79,40 @@ def train(arguments: argparse.Namespace) -> int:
             data=data,
             method=arguments.method,
             recipe=recipes,
-            overrides=[*overrides, *after_data, *after_validation],
+            overrides=overrides,
             options=options,
         )
     if not arguments.dry_run and int(os.environ.get("RANK", "0")) == 0:
         say(f"checkpoint: {checkpoint}\nnext: unidecouple chat {arguments.output}")
     return OK
+
+
+def _files(arguments: argparse.Namespace) -> tuple[list[Path], list[Path], list[Path], list[str]]:
+    """Recipes, --data, --validation, and the key=value overrides, which may follow the last file of each."""
+    recipes, overrides = recipes_and_overrides(arguments.recipe)
+    data, after_data = recipes_and_overrides(arguments.data)
+    validation, after_validation = recipes_and_overrides(arguments.validation)
+    return recipes, data, validation, [*overrides, *after_data, *after_validation]
+
+
+def _data_options(arguments: argparse.Namespace, validation: list[Path]) -> dict[str, Any]:
+    """Fields of ``api.DataOptions``."""
+    return {
+        "validation": validation,
+        "validation_fraction": arguments.validation_fraction,
+        "columns": arguments.columns or {},
+        "epochs": arguments.epochs,
+        "cache": arguments.cache,
+    }
+
+
+def _folders(text: str) -> dict[str, Path]:
+    """The folder of each benchmark in ``NAME=FOLDER,...``."""
+    pairs = [entry.partition("=") for entry in text.split(",") if entry]
+    for name, equals, folder in pairs:
+        if not (name and equals and folder):
+            raise ValueError(f"--benchmarks {text!r} must be NAME=FOLDER,..., as pope=data/pope,mme=data/mme")
+    return {name: Path(folder) for name, _, folder in pairs}
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -121,6 +159,7 @@ def report(arguments: argparse.Namespace) -> int:
 def add_commands(commands: Commands) -> None:
     """``unidecouple compare|train|plan|report``."""
     for command in (_add_compare(commands), _add_train(commands)):
+        _add_own_data(command)
         command.add_argument(
             "--cache",
             type=Path,
@@ -132,9 +171,23 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_compare(commands: Commands) -> argparse.ArgumentParser:
-    grid = add(commands, compare, "compare", recipe=True)
+    grid = add(commands, compare, "compare")
+    grid.add_argument(
+        "recipe", nargs="*", help="YAML files or names of packaged recipes, merged from left to right, and key=value overrides"
+    )
+    grid.add_argument(
+        "--methods",
+        default="",
+        metavar="NAME,...",
+        help="methods to compare on --data instead of a recipe; `recipes methods` lists them; dense is the control",
+    )
+    grid.add_argument(
+        "--benchmarks", default="", metavar="NAME=FOLDER,...", help="published benchmarks to score by: pope, vqa, mmmu, mme"
+    )
     grid.add_argument("--output", type=Path, help="folder to write runs and report to (default: runs/<name>)")
-    grid.add_argument("--workers", type=whole(1), help="runs in parallel, one CPU thread each (default: number of cores)")
+    grid.add_argument(
+        "--workers", type=whole(1), help="runs in parallel, one CPU thread each (default: one on a GPU, else the number of cores)"
+    )
     grid.add_argument(
         "--only",
         action="append",
@@ -183,36 +236,40 @@ def _add_report(commands: Commands) -> None:
     page.add_argument("--control", default="", help="name of the folder that the others are compared with (default: the first)")
 
 
+def _add_own_data(command: argparse.ArgumentParser) -> None:
+    """Options of a run, or a comparison, on a user's model and files."""
+    command.add_argument(
+        "--model", default="", help="checkpoint to fine-tune: folder in any layout, Hub id or shipped base (default: the recipe's)"
+    )
+    command.add_argument("--data", nargs="+", default=[], metavar="FILE", help="data files to train on (default: the recipe's)")
+    command.add_argument(
+        "--validation", nargs="+", default=[], metavar="FILE", help="held-out data files (default: a fraction of --data)"
+    )
+    command.add_argument(
+        "--columns",
+        type=columns,
+        metavar="NAME=COLUMN,...",
+        help="map our field names to your keys in --data, such as question=q,answer=a,image=path",
+    )
+    command.add_argument(
+        "--validation-fraction",
+        type=share,
+        default=0.05,
+        help="fraction of each task's records in --data to hold out (default: 0.05)",
+    )
+    command.add_argument("--epochs", type=number(above=0), help="passes over --data (default: 10, at most max_steps of the recipe)")
+
+
 def _add_train(commands: Commands) -> argparse.ArgumentParser:
     one = add(commands, train, "train")
     one.add_argument(
         "recipe", nargs="*", help="YAML files or names of packaged recipes, merged from left to right, and key=value overrides"
     )
     one.add_argument(
-        "--model", default="", help="checkpoint to fine-tune: folder in any layout, Hub id or shipped base (default: the recipe's)"
-    )
-    one.add_argument("--data", nargs="+", default=[], metavar="FILE", help="data files to train on (default: the recipe's)")
-    one.add_argument(
         "--method",
         default="auto",
         help="method instead of a recipe; `recipes methods` lists them (default: chosen from the data, with the reason)",
     )
-    one.add_argument(
-        "--validation", nargs="+", default=[], metavar="FILE", help="held-out data files (default: a fraction of --data)"
-    )
-    one.add_argument(
-        "--columns",
-        type=columns,
-        metavar="NAME=COLUMN,...",
-        help="map our field names to your keys in --data, such as question=q,answer=a,image=path",
-    )
-    one.add_argument(
-        "--validation-fraction",
-        type=share,
-        default=0.05,
-        help="fraction of each task's records in --data to hold out (default: 0.05)",
-    )
-    one.add_argument("--epochs", type=number(above=0), help="passes over --data (default: 10, at most max_steps of the recipe)")
     one.add_argument("--output", type=Path, required=True, help="folder to write the run to")
     one.add_argument(
         "--dry-run", action="store_true", help="print configuration, trainable weights, one batch and memory, and train nothing"

@@ -52,11 +52,10 @@ def save(
     state: TrainerState,
     optimizer: torch.optim.Optimizer | None,
     averages: EMA,
-    keep: int,
     parallel: Parallel,
     base: str,
 ) -> None:
-    """Write ``folder/checkpoint-<step>``, all processes together, and drop all but the newest ``keep`` afterwards.
+    """Write ``folder/checkpoint-<step>``, all processes together.
 
     Licences of ``base``, the checkpoint that the run started from, travel with it.
 
@@ -65,7 +64,7 @@ def save(
     """
     with parallel.folder(folder / f"checkpoint-{state.step}") as staging:
         parallel.save_weights(staging, wrapped)
-        if optimizer is not None:
+        if optimizer is not None and optimizer.state:
             parallel.save_tensors(staging / OPTIMIZER, _optimizer_tensors(optimizer))
         if averages.means:
             parallel.save_tensors(staging / AVERAGES, averages.tensors())
@@ -74,8 +73,12 @@ def save(
             if (source := _licensed(folder, base)) is not None:
                 carry_licences(source, staging)
             (staging / "trainer_state.json").write_text(json.dumps(vars(state)))
-    if parallel.first:
-        for old in all_checkpoints(folder)[:-keep]:
+
+
+def prune(folder: Path, keep: int, best: int | None = None) -> None:
+    """Drop all checkpoints but the newest ``keep``, all if that is 0, and the one of step ``best``."""
+    for old in all_checkpoints(folder)[:-keep]:
+        if old.name != f"checkpoint-{best}":
             remove_directory(old)
 
 

@@ -123,9 +123,10 @@ class RunConfig:
         dataloader_num_workers: 1 builds the next step's batch in a thread while a step computes; 0 does not. Results are the same.
         bf16: matrix products in bfloat16; weights, losses and routers stay in float32.
         quantize_frozen: how linear layers that no stage trains are stored while the run trains: "bf16", "int8", "nf4" or "fp4";
-            None: in float32. Checkpoints contain them in full. All but "bf16" need the extra ``quantized``; not with fsdp.
+            None: in float32. Checkpoints contain them in full. All but "bf16" need the extra ``quantized``. Not with fsdp on
+            several processes.
         optim: "adamw_torch_fused", or "adamw_8bit": AdamW with states of 8 bits (bitsandbytes, arXiv 2110.02861), which needs the
-            extra ``quantized``; not with fsdp.
+            extra ``quantized``. Not with fsdp on several processes.
         tf32: on a GPU, float32 matrix products with inputs rounded to TF32 (10 bits): several times as fast, routers included.
         max_grad_norm: largest norm of the gradient; larger gradients are scaled down to it.
         weight_decay: weight decay of AdamW; with 0, weights without gradient do not change.
@@ -178,9 +179,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1 (0.999, say); leave it out to keep no average")
-        for key, value in (("quantize_frozen", self.quantize_frozen), ("optim", self.optim == "adamw_8bit" and self.optim)):
-            if value and self.parallel == "fsdp":
-                raise ValueError(f"{key}={value} does not work with parallel=fsdp, which shards float weights: use parallel=ddp")
         later = [stage.name for stage in self.stages if stage.structure is not None]
         if self.quantize_frozen and later:
             raise ValueError(
@@ -228,6 +226,16 @@ class RunConfig:
             return dict(values), {}
         old = "data" if "data" in values else "data left out"
         return {**values, "data": {"kind": "world", **data}}, {old: "data: {kind: world, …}"}
+
+    def check_sharding(self, processes: int) -> None:
+        """Refuse what cannot be sharded over several ``processes``.
+
+        Raises:
+            ValueError: frozen weights or optimizer states are to be compressed, and FSDP2 shards float tensors alone.
+        """
+        for key, value in (("quantize_frozen", self.quantize_frozen), ("optim", self.optim == "adamw_8bit" and self.optim)):
+            if value and self.parallel == "fsdp" and processes > 1:
+                raise ValueError(f"{key}={value} does not work with parallel=fsdp, which shards float weights: use parallel=ddp")
 
     def num_microbatches(self, processes: int) -> int:
         """Parts that a step is cut into: ``gradient_accumulation_steps`` for each of ``processes``.

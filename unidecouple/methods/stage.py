@@ -143,6 +143,11 @@ class Stage:
             raise ValueError(f"stage {self.name!r} has tasks={self.tasks}, but the run has no data of it: raise its batch size")
         return chosen
 
+    @property
+    def trains_rows_alone(self) -> bool:
+        """Whether rows private to an absent task may go without gradients: nothing combines gradients, or scales rows' steps."""
+        return not (self.group_lr_scale or self.gradient.by_task or self.gradient.parameters)
+
     def forward_options(self, batches: JointBatch, step: int) -> dict[str, Any]:
         """Return the keyword arguments of the model's forward that this stage's schedule sets at ``step``, counted from 0."""
         shield = None if self.shield is None else [self.shield.on(batch, step) for batch in batches]

@@ -63,7 +63,14 @@ class Experts(nn.Module):
             self.gate_up_lora_B = nn.Parameter(torch.zeros(num_experts, 2 * intermediate_size, lora_rank))
             self.down_lora_A = nn.Parameter(torch.empty(num_experts, lora_rank, intermediate_size))
             self.down_lora_B = nn.Parameter(torch.zeros(num_experts, hidden_size, lora_rank))
+        self.trained_rows: dict[str, TrainedRows] = {}
         self.reset()
+
+    def train_rows(self, name: str, rows: range) -> TrainedRows:
+        """Let ``rows`` alone of the stacked matrices ``name`` have gradients; return them, for the optimizer."""
+        stacked: nn.Parameter = getattr(self, name).requires_grad_(False)
+        made = self.trained_rows[name] = TrainedRows(stacked.data[rows.start : rows.stop], rows, len(stacked))
+        return made
 
     def reset(self, std: float = 0.02) -> None:
         """Initialise base weights at random; LoRA with A random, B zero."""
@@ -96,18 +103,71 @@ class Experts(nn.Module):
         sorted_M, order_M = expert.flatten().sort(stable=True)
         counts = RowCounts.of(sorted_M, self.num_experts)
         x_MH = x.index_select(0, order_M if top_k == 1 else order_M // top_k)
-        y_MH = self._project(swiglu(self._project(x_MH, self.gate_up_proj, "gate_up", counts)), self.down_proj, "down", counts)
+        y_MH = self._project(swiglu(self._project(x_MH, "gate_up", counts)), "down", counts)
         y_MH = (y_MH * weight.flatten().index_select(0, order_M).unsqueeze(-1).to(y_MH.dtype)).to(x.dtype)
         y_NkH = y_MH.index_select(0, inverse(order_M)).view(num_tokens, top_k, -1)
         return y_NkH.squeeze(1) if top_k == 1 else y_NkH.sum(1)
 
-    def _project(self, rows: Tensor, stacked: Tensor, name: str, counts: RowCounts) -> Tensor:
+    def _project(self, rows: Tensor, name: str, counts: RowCounts) -> Tensor:
+        stacked: Tensor = getattr(self, f"{name}_proj")
+        if (trained := self.trained_rows.get(f"{name}_proj")) is not None:
+            stacked = _WithRows.apply(stacked, trained)
         y = grouped_linear(rows, stacked, counts, self.backend)
         if self.lora_rank:
             a, b = getattr(self, f"{name}_lora_A"), getattr(self, f"{name}_lora_B")
             low = self.lora_scale * grouped_linear(rows, a, counts, self.backend)  # scaled where it is narrow
             y.add_(grouped_linear(low, b, counts, self.backend))  # in place: one tensor as large as the output less
         return y
+
+
+class TrainedRows(nn.Parameter):
+    """Some rows of a stacked weight as a parameter of their own, in the weight's memory.
+
+    Attributes:
+        rows: which.
+        count: rows of the stacked weight.
+    """
+
+    rows: range
+    count: int
+
+    def __new__(cls, part: Tensor, rows: range, count: int) -> TrainedRows:
+        """``part`` is a view of the stacked weight's ``rows``."""
+        made = torch.Tensor._make_subclass(cls, part, True)
+        made.rows, made.count = rows, count
+        return made
+
+    def widen(self, tensor: Tensor) -> Tensor:
+        """An optimizer's state of the rows with zeros for all others; what has no such rows (a count) stays."""
+        if tensor.ndim == 0 or len(tensor) % len(self.rows):
+            return tensor
+        each = len(tensor) // len(self.rows)
+        whole = tensor.new_zeros(each * self.count, *tensor.shape[1:])
+        self._mine(whole).copy_(tensor)
+        return whole
+
+    def narrow_to(self, tensor: Tensor, whole: Tensor) -> None:
+        """Fill ``tensor``, a state of the rows, from ``whole``, which ``widen`` made."""
+        tensor.copy_(whole if whole.shape == tensor.shape else self._mine(whole))
+
+    def _mine(self, whole: Tensor) -> Tensor:
+        each = len(whole) // self.count
+        return whole[each * self.rows.start : each * self.rows.stop]
+
+
+class _WithRows(torch.autograd.Function):
+    """A stacked weight whose gradient is kept for ``TrainedRows`` alone."""
+
+    @staticmethod
+    def forward(ctx: Any, stacked: Tensor, trained: TrainedRows) -> Tensor:
+        """``stacked`` itself."""
+        ctx.rows = trained.rows
+        return stacked.view_as(stacked)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        """A copy of the rows, so that the rest is freed."""
+        return None, gradients[0][ctx.rows.start : ctx.rows.stop].clone()
 
 
 def grouped_linear(rows: Tensor, stacked: Tensor, counts: RowCounts, backend: str) -> Tensor:

@@ -231,8 +231,6 @@ class RatioOfSums:
         if number < 2:
             return mean, mean
         spread = math.fsum((total - mean * units) ** 2 for total, units in self.pairs)
-        from scipy import stats
-
         half = float(stats.t.ppf((1 + level) / 2, number - 1)) * math.sqrt(number / (number - 1) * spread) / self.count
         return mean - half, mean + half
 

@@ -233,7 +233,7 @@ class RatioOfSums:
         from scipy import stats
 
         spread = math.fsum((total - mean * units) ** 2 for total, units in self.pairs)
-        half = float(stats.t.ppf((1 + level) / 2, number - 1)) * math.sqrt(number / (number - 1) * spread) / self.count
+        half = float(special.stdtrit(number - 1, (1 + level) / 2)) * math.sqrt(number / (number - 1) * spread) / self.count
         return mean - half, mean + half
 
 

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from unidecouple.cli.command import OK, add, add_group, number, recipes_and_overrides, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
+
+_MERGE_OPTIONS: Final[dict[str, tuple[str, Callable[[str], float]]]] = {
+    "scale": ("", number()),
+    "density": ("ties, doge: share of a weight's entries that is kept", number(0, 1)),
+    "learning_rate": ("adamerging, concrete, doge: of Adam", number(above=0)),
+    "inner_rate": ("concrete: of the coefficients within a step", number(above=0)),
+    "temperature": ("concrete: of the masks", number(above=0)),
+    "steps": ("adamerging, concrete, doge: steps", whole(0)),
+    "adamerging_steps": ("concrete: steps of AdaMerging after the mask's", whole(0)),
+    "batch_size": ("adamerging, concrete: samples per task and step", whole(1)),
+    "samples": ("esm: per model", whole(1)),
+    "exponent": ("esm: of the variances", number(0)),
+}
+"""Options of ``merge`` that are fields of methods."""
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -33,11 +48,9 @@ def convert(arguments: argparse.Namespace) -> int:
 def merge(arguments: argparse.Namespace) -> int:
     """Merge models that were fine-tuned from one base, each on a task of its own, into one."""
     from unidecouple import api
-    from unidecouple.methods.merging import AdaMerging, Merging, TaskArithmetic
+    from unidecouple.methods.merging.options import method_of
 
-    method: Merging = TaskArithmetic(scale=arguments.scale)
-    if arguments.method == "adamerging":
-        method = AdaMerging("adamerging", arguments.scale, arguments.learning_rate, arguments.steps, arguments.batch_size)
+    method = method_of(arguments.method, {name: getattr(arguments, name) for name in _MERGE_OPTIONS})
     recipes, overrides = recipes_and_overrides(arguments.recipe or [])
     options = api.MergeOptions(method=method, recipe=recipes, overrides=overrides, cache=arguments.cache)
     api.merge(arguments.base, arguments.tuned, arguments.output, options)
@@ -145,18 +158,15 @@ def _add_merge(command: argparse.ArgumentParser) -> None:
     command.add_argument("base", help="checkpoint that the models were fine-tuned from, or a shipped base's name")
     command.add_argument("tuned", nargs="+", help="folders of the models, or of their runs")
     command.add_argument("--output", type=Path, required=True, help="folder to write")
+    kinds = ("task_arithmetic", "adamerging", "ties", "tsv_m", "doge", "concrete", "esm")
+    command.add_argument("--method", choices=kinds, default="task_arithmetic", help="how (default: %(default)s)")
     command.add_argument(
-        "--method", choices=("task_arithmetic", "adamerging"), default="task_arithmetic", help="how (default: %(default)s)"
+        "--scale", help="coefficient of the change, or where it starts; validation: chosen on held-out data (default: the method's)"
     )
-    command.add_argument(
-        "--scale", type=number(), default=0.3, help="coefficient of every model, or where it starts (default: 0.3)"
-    )
-    command.add_argument("--recipe", nargs="+", help="adamerging: recipes and key=value overrides, whose data are the inputs")
-    command.add_argument(
-        "--learning-rate", type=number(above=0), default=1e-3, help="adamerging: of the coefficients (default: 0.001)"
-    )
-    command.add_argument("--steps", type=whole(1), default=500, help="adamerging: steps of learning (default: 500)")
-    command.add_argument("--batch-size", type=whole(1), default=16, help="adamerging: samples per task and step (default: 16)")
+    command.add_argument("--recipe", nargs="+", help="of what learns or chooses: recipes and key=value overrides with the data")
+    for name, (what, kind) in _MERGE_OPTIONS.items():
+        if name != "scale":
+            command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{what} (default: the method's)")
     command.add_argument(
         "--cache", type=Path, default=Path("runs/cache"), help="folder of generated and encoded data (default: runs/cache)"
     )

@@ -72,3 +72,18 @@ def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
     assert "resuming from" in again.stdout
     assert (tmp_path / "run" / "scores.json").is_file()
+
+
+def test_the_first_line_of_train_comes_before_torch() -> None:
+    """Loading it takes seconds; `train` says at once what it begins."""
+    code = """
+import builtins, os, sys
+from unidecouple.cli import main
+def first(*words, **options):
+    os.write(1, str(words[0]).encode())
+    os._exit(3 if "torch" in sys.modules else 0)
+builtins.print = first
+main(["train", "--model", "a/b", "--data", "c", "--output", "runs/d"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "loading PyTorch to train a/b; output: runs/d"), done.stderr

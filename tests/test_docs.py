@@ -98,7 +98,10 @@ def write_peft_adapter(folder: Path, base: str) -> None:
 
 
 def run(words: list[str]) -> None:
-    if "compare" in words:  # one seed and rate of the grid: its first command trains the control, its second the rest
+    if "compare" in words and "--model" in words:  # one method's run and the start
+        small = [f"run.{entry}" for entry in OWN if "eval_steps" not in entry]
+        words = [*words, *small, "run.evaluation.num_samples=1", "--only", "seed=0,variant=lora_task", "--workers", "1"]
+    elif "compare" in words:  # one seed and rate of the grid: its first command trains the control, its second the rest
         small = [f"run.{entry}" for entry in (OWN if "files.yaml" in words[2] else WORLD)] + [
             f"scenarios.own.{entry}" for entry in SIZES
         ]
@@ -108,6 +111,10 @@ def run(words: list[str]) -> None:
     elif "train" in words and "--dry-run" not in words:
         at = words.index("--output")
         less = SMALL if "generation_lora" not in " ".join(words) else [word for word in SMALL if "mmu" not in word]
+        given = " ".join(words)
+        less = [word for word in less if "early_stopping" not in given or "eval_steps" not in word]
+        less += ["max_steps=3"] if " max_steps=" in given else []  # one step more than the page's run before
+        less += ["evaluation.eval_steps=1"] if "early_stopping" in given else []
         words = [*words[:at], *less, *words[at:]]
     if "peft/adapter" in words:
         write_peft_adapter(Path("peft/adapter"), words[words.index("peft/adapter") - 1])
@@ -216,6 +223,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "out/pro-eval/mme/official/artwork.txt",
         "out/pictures/grid.png",
         "runs/files/report.html",
+        "runs/methods/report.html",
         "out/both/report.html",
         "out/answers.jsonl",
         "out/red-cat/grid.png",

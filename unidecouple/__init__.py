@@ -25,13 +25,25 @@ if TYPE_CHECKING:
         Conversion as Conversion,
     )
     from unidecouple.api import (
+        DataOptions as DataOptions,
+    )
+    from unidecouple.api import (
+        DecoupleOptions as DecoupleOptions,
+    )
+    from unidecouple.api import (
         DiagnoseOptions as DiagnoseOptions,
+    )
+    from unidecouple.api import (
+        Distillation as Distillation,
     )
     from unidecouple.api import (
         Engine as Engine,
     )
     from unidecouple.api import (
         EvalOptions as EvalOptions,
+    )
+    from unidecouple.api import (
+        Fidelity as Fidelity,
     )
     from unidecouple.api import (
         GridOptions as GridOptions,
@@ -55,6 +67,9 @@ if TYPE_CHECKING:
         convert as convert,
     )
     from unidecouple.api import (
+        decouple as decouple,
+    )
+    from unidecouple.api import (
         diagnose as diagnose,
     )
     from unidecouple.api import (
@@ -73,6 +88,9 @@ if TYPE_CHECKING:
         merge as merge,
     )
     from unidecouple.api import (
+        push_to_hub as push_to_hub,
+    )
+    from unidecouple.api import (
         train as train,
     )
 
@@ -81,16 +99,20 @@ _PACKAGES: Final = ("compare", "convert", "diagnose", "train")
 _NAMES: Final = (
     *(
         "Conversion",
+        "DataOptions",
+        "DecoupleOptions",
         "DiagnoseOptions",
+        "Distillation",
         "Engine",
         "EvalOptions",
+        "Fidelity",
         "GridOptions",
         "GuardOptions",
         "InferOptions",
         "MergeOptions",
         "TrainOptions",
     ),
-    *("evaluate", "guard", "infer", "load", "merge"),  # the other functions of the API join here
+    *("decouple", "evaluate", "guard", "infer", "load", "merge", "push_to_hub"),  # the other functions of the API join here
 )
 
 

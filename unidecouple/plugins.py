@@ -31,6 +31,12 @@ DATA_SOURCES: Final = {
 }
 """``kind`` of ``RunConfig.data`` -> ``source.DataSource``."""
 
+TRACKERS: Final = {
+    "tensorboard": "unidecouple.train.trackers:TensorBoard",
+    "wandb": "unidecouple.train.trackers:WeightsAndBiases",
+}
+"""Name in ``RunConfig.report_to`` -> ``train.trackers.Tracker``."""
+
 SYNTHETIC_DATA: Final = "world"
 """The data source where none is chosen."""
 

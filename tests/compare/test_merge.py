@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from small_runs import TWO_STEPS
 from unidecouple import config
-from unidecouple.api import training
+from unidecouple.api import delta, training
 from unidecouple.cli import main
 from unidecouple.compare.budget import VariantPlan, cells, check
 from unidecouple.compare.cost import cost_of
@@ -24,7 +24,6 @@ from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
 from unidecouple.compare.processes import Processes
 from unidecouple.compare.runner import CompareOptions, run_comparison
 from unidecouple.convert.load import checkpoint_folder
-from unidecouple.delta import decouple
 from unidecouple.delta.forms import Fidelity
 from unidecouple.methods.merging import ESM, MERGINGS, AdaMerging, Concrete, Merging, TaskArithmetic, Ties
 from unidecouple.methods.stage import Lora, Stage
@@ -158,7 +157,12 @@ def test_a_decoupled_model_costs_its_deltas_besides(planned: dict[str, VariantPl
 @pytest.mark.parametrize(
     "method",
     [member() for member in MERGINGS]
-    + [TaskArithmetic(scale=0.7), AdaMerging("adamerging", 0.2, 0.03, 7, 5), Ties(density=0.4, scale=None), ESM(samples=8, scale=1.5)]
+    + [
+        TaskArithmetic(scale=0.7),
+        AdaMerging("adamerging", 0.2, 0.03, 7, 5),
+        Ties(density=0.4, scale=None),
+        ESM(samples=8, scale=1.5),
+    ]
     + [Concrete("concrete", 0.2, 0.01, 0.5, 0.7, 9, 3, 4)],
     ids=repr,
 )
@@ -183,7 +187,7 @@ def test_words_mean_their_decoupling(
     method: Decoupling, models: list[str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(decouple, "decouple", lambda *given: asked.append(given))
+    monkeypatch.setattr(delta, "write_decoupled", lambda *given: asked.append(given))
     (line,) = commands(method, "base", models, Path("out"), ["--cache", "kept", "--recipe", "demo"])
     assert main(line) == 0
     ((base, tuned, target, options, _),) = asked

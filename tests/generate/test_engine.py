@@ -47,6 +47,8 @@ def test_lists_in_lists_out(make_model: MakeModel, processor: UniJanusProcessor,
     wide = [Image.fromarray(picture) for picture in pictures]
     assert engine.understand(wide, QUESTIONS, 8) == answer(model, engine.builder, list(pictures), QUESTIONS, 8, routing="label")
     assert engine.understand([], []) == []
+    alone = engine.generate_images(PROMPTS[0], 2, 4, sampling)  # one prompt, no list: its images
+    assert [np.asarray(one).tolist() for one in alone] == expected[:2].tolist()
     assert engine.generate_images([], 2) == []
     assert engine.generate_images(PROMPTS, 0) == [[], []]
     with pytest.raises(ValueError, match="1 images for 4 questions"):

@@ -98,7 +98,7 @@ CHATS: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": (said("what?", max_tokens=2000), "2000 of answer"),
     "a field that is not supported": (said("what?", tools=[{"type": "function"}]), "tools"),
     "a temperature": (said("what?", temperature=-1), "temperature"),
-    "an order of turns": (said("what?") | {"messages": [{"role": "assistant", "content": "no"}]}, "the user's is due"),
+    "an order of turns": (said("what?") | {"messages": [{"role": "assistant", "content": "no"}]}, "the user's is expected"),
     "no turn": (said("what?") | {"messages": []}, "messages"),
     "an empty turn": (said("  "), "empty turn"),
     "seed": (said("what?", seed=-1), "seed"),

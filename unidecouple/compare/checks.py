@@ -27,6 +27,10 @@ def check_grid(grid: Comparison) -> None:
     for name in grid.metrics:
         metric_named(name)
     grid.run.data.check_comparable()
+    if grid.run.early_stopping_patience is not None or grid.run.load_best_model_at_end:
+        raise ValueError(
+            "run has early stopping or load_best_model_at_end, but compared variants must see equal budgets: leave them out"
+        )
     for what, ones in (("scenario", grid.scenarios), ("variant", grid.variants)):
         for name, one in ones.items():
             if one.data:  # refuses unknown keys and values out of range

@@ -85,9 +85,9 @@ class CheckpointConfig:
         try:
             config = self._read(processor)
         except KeyError as error:
-            raise ValueError(f"{path} lacks {error}, which its model has") from error
+            raise ValueError(f"{path} lacks {error}, which the model needs") from error
         except Exception as error:  # the libraries check fields with errors of many types
-            raise ValueError(f"{path} describes no model: {error}") from error
+            raise ValueError(f"{path} does not describe a model: {error}") from error
         if processor is not None:
             _check_vocabulary(self.folder, config, processor)
         return config

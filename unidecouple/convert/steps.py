@@ -106,11 +106,11 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
         says = f"the BOS's keys and values left out, for which the {wanted.to} layout has no place: images will differ a little"
         steps.append(Step(says, drop_bos_kv, config))
     if mixture is not None and isinstance(mixture, UsagePartitioned):
-        raise ValueError(f"{mixture.kind!r} needs to know how experts are used: give it to a stage of a run")
+        raise ValueError(f"structure {mixture.kind!r} needs measured expert usage: set it in a training stage instead")
     if not folds and mixture is not None:
         if config.text_config.lora_rank:
             low = f"low-rank updates (r={config.text_config.lora_rank})"
-            raise ValueError(f"{low} fit no upcycled FFN: merge them first (--merge-lora)")
+            raise ValueError(f"{low} cannot be kept when the FFN is copied into experts: merge them first (--merge-lora)")
         config = structures.with_structure(config, mixture)
         grow = partial(structures.upcycle, structure=mixture, text=config.text_config, seed=wanted.seed)
         steps.append(Step(f"upcycled to {mixture.kind}", grow, config))

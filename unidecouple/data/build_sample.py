@@ -49,5 +49,5 @@ def build(
 def _cached(picture: ImageTokens, count: int) -> tuple[int, ...]:
     tokens = tuple(picture.read().tolist())
     if len(tokens) != count:
-        raise ValueError(f"{len(tokens)} tokens per image in {picture.shard}, where the model has {count}: encode it again")
+        raise ValueError(f"{len(tokens)} tokens per image in {picture.shard}, but the model uses {count}: encode it again")
     return tokens

@@ -125,7 +125,7 @@ def _without_shared_expert(mixture: MixtureOfExperts) -> list[Change]:
 
 def _without_set(layer: nn.Module, group: int, other: int) -> list[Change]:
     """The other group's weights in the place of this group's, in all that is untied in ``layer``."""
-    untied = [module for module in layer.modules() if isinstance(module, (UntiedLinear, UniRMSNorm)) and module.sets > 1]
+    untied = [module for module in layer.modules() if isinstance(module, (UntiedLinear, UniRMSNorm)) and module.num_sets > 1]
     return [functools.partial(_filled, weight[group], weight[other]) for module in untied for weight in module.parameters()]
 
 

@@ -69,7 +69,7 @@ def gradient_conflict(model: UnifiedModel, batch_of: BatchOf, batches: int = 8) 
 
     Four gradients of the shared weights are held at a time: two batches of each task.
     """
-    shared = list(_shared(model))
+    shared = [part for part in _shared(model) if part.weight.is_floating_point()]  # compressed weights have no gradient
     if not shared:
         return []
     wanted = [part.weight.requires_grad for part in shared]

@@ -73,19 +73,19 @@ def view_request(model: UnifiedModel, batch: Batch) -> RequestView:
     spans = model.spans(batch)
     mine = spans.task == batch.task_ids[0, -1]  # an image asked for by an image counts as both tasks' sample
     ways = ("learned", "label") if config.ffn == "ta_moe" else (config.task_routing,)  # others have one way to go
-    routes, given = {}, torch.empty(0, 0)
+    routes, shares = {}, torch.empty(0, 0)
     for way in ways:
         decoded = model.decode_batch(batch, way, key_sets=spans.keys)
         routes[way] = _routes(model, decoded.routing or (), label)
         if way == config.task_routing:
-            given = intensities(decoded.given or (), spans).intensity[:, mine]
+            shares = intensities(decoded.key_set_shares or (), spans).intensity[:, mine]
     return RequestView(
         groups=GROUP_NAMES[config.group_by] if parted else ("all",),
         label=label,
         modality=modality[0],
         learned=routes[ways[0]],
         labelled=routes["label"] if len(ways) > 1 else None,
-        interaction=given[:, 0] if given.shape[1] else None,
+        interaction=shares[:, 0] if shares.shape[1] else None,
     )
 
 

@@ -128,7 +128,7 @@ def metadata_of(row: BenchmarkRecord) -> Metadata:
     for key in ("include", "exclude"):
         for number, clause in enumerate(row.listed(key) if row.values.get(key) else []):
             if not isinstance(clause, dict):
-                row.fail(f"{key}[{number}] is {quoted(clause)} where an object is due")
+                row.fail(f"{key}[{number}] is {quoted(clause)}; an object is expected")
             _check_clause(BenchmarkRecord(f"{row.where}, {key}[{number}]", clause), number)
     row.listed("include")
     return row.values

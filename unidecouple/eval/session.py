@@ -16,13 +16,14 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
-from unidecouple.eval.answering import ALONE, Progress, WorkShare, collect, complete, read_answers
+from unidecouple.eval.answering import Progress, collect, complete, read_answers
 from unidecouple.eval.benchmark import AnyBenchmark, BenchmarkResult, QABenchmark, Query
 from unidecouple.eval.card import EvalSetup, write_card
 from unidecouple.eval.geneval import read_folder
 from unidecouple.eval.image_folder import generate_folder
 from unidecouple.eval.model import EvalModel
 from unidecouple.files import write_json_atomic
+from unidecouple.shares import ALONE, WorkShare
 
 SETTINGS: Final = "settings.json"
 IMAGES: Final = "images"
@@ -73,6 +74,17 @@ class EvalSession:
         prompts = 4 * max(1, _PROMPTS_AT_ONCE // number)
         generate_folder(model.generate, benchmark.metadata, number, folder, prompts, self.share, self.progress)
 
+    def lacks(self, benchmark: AnyBenchmark) -> int:
+        """How many answers, blind ones included, or prompts' images the folder still lacks."""
+        folder = self.folder(benchmark)
+        if isinstance(benchmark, QABenchmark):
+            kinds = ("answers", *(_FILES[way] for way in self.blind))
+            there = [read_answers(folder, kind) for kind in kinds]
+            return sum(query.id not in answers for answers in there for query in benchmark.queries)
+        images = folder / IMAGES
+        found = {path.name for path in images.iterdir()} if images.is_dir() else set()
+        return sum(f"{number:05d}" not in found for number in range(len(benchmark.metadata)))
+
     def score(self, benchmark: AnyBenchmark, detections: Path | None = None) -> BenchmarkResult | None:
         """Score what is in the folder and write the card; None where images wait for a file of ``detections``.
 
@@ -116,12 +128,15 @@ class EvalSession:
         """The folder, marked as of this model and these settings; the first process writes, the others wait."""
         folder = self.folder(benchmark)
         setup = dataclasses.replace(self.setup, settings={**self.setup.settings, **_asked(benchmark)})
-        if self.share.rank == 0:
+        if self.share.claims:
+            there = (
+                next((path.name for path in folder.iterdir() if not path.name.startswith(".")), None) if folder.is_dir() else None
+            )
             if (folder / SETTINGS).is_file():
                 _same(folder, setup, weights=True)
             else:
-                if folder.is_dir() and (there := next(folder.iterdir(), None)) is not None:
-                    raise ValueError(f"{folder} holds {there.name}, but no {SETTINGS} of an evaluation: choose another --output")
+                if there is not None:
+                    raise ValueError(f"{folder} holds {there}, but no {SETTINGS} of an evaluation: choose another --output")
                 write_json_atomic(folder / SETTINGS, dataclasses.asdict(setup))
         self.share.wait()
         return folder

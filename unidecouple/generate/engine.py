@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 import torch
@@ -148,22 +149,45 @@ class Engine:
         ]
         return generate_answers(self.answers, jobs)
 
+    @overload
     def generate_images(
         self,
-        prompts: Sequence[str],
+        prompts: str,
+        num_images: int = ...,
+        seed: int = ...,
+        sampling: SamplingParams | None = ...,
+        negative_prompt: str | None = ...,
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def generate_images(
+        self,
+        prompts: list[str] | tuple[str, ...],
+        num_images: int = ...,
+        seed: int = ...,
+        sampling: SamplingParams | None = ...,
+        negative_prompt: str | None = ...,
+    ) -> list[list[Image.Image]]: ...
+
+    def generate_images(
+        self,
+        prompts: str | list[str] | tuple[str, ...],
         num_images: int = 1,
         seed: int = 0,
         sampling: SamplingParams | None = None,
         negative_prompt: str | None = None,
-    ) -> list[list[Image.Image]]:
+    ) -> list[Image.Image] | list[list[Image.Image]]:
         """Generate ``num_images`` images per prompt. Image j of prompt i depends on (seed, i, j) only.
 
         ``sampling`` None takes the checkpoint's own settings (``image_sampling``).
+
+        Returns:
+            Of one prompt, a text: its images. Of several, in a list: a list of images per prompt, also if the list holds one.
         """
+        if isinstance(prompts, str):
+            return self.generate_images([prompts], num_images, seed, sampling, negative_prompt)[0]
         jobs = image_jobs(self.builder, prompts, num_images, seed, sampling or self.image_sampling, negative_prompt)
-        if not jobs:
-            return [[] for _ in prompts]
-        pictures = self.render(generate_image_tokens(self.images, jobs))
+        pictures = self.render(generate_image_tokens(self.images, jobs)) if jobs else []
         return [pictures[i * num_images : (i + 1) * num_images] for i in range(len(prompts))]
 
     def render(self, tokens: Tensor) -> list[Image.Image]:

@@ -58,7 +58,7 @@ def join_shared(decoder: UniLlamaModel) -> None:
     """Lay out the weights that both tasks use, before each task's model is made, so that both share them."""
     for layer in layers_of(decoder):
         attention, ffn = layer.self_attn, layer.mlp
-        if layer.sets == 1 and not attention.q_proj.groups:
+        if layer.num_sets == 1 and not attention.q_proj.groups:
             joined((attention.q_proj, attention.k_proj, attention.v_proj))
             joined((attention.o_proj,))
         if isinstance(ffn, FeedForward) and not ffn.gate_proj.groups:
@@ -68,7 +68,7 @@ def join_shared(decoder: UniLlamaModel) -> None:
 
 @torch.no_grad()
 def _block(layer: UniLlamaDecoderLayer, group: int) -> LayerWeights:
-    attention, ffn, untied = layer.self_attn, layer.mlp, layer.sets > 1
+    attention, ffn, untied = layer.self_attn, layer.mlp, layer.num_sets > 1
 
     def mine(module: nn.Module) -> Tensor:
         weight: Tensor = module.get_parameter("weight").detach()

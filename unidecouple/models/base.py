@@ -177,8 +177,8 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
             mmu.append(cross_entropy(self.lm_head, hidden, places.before_text, places.text, LOGITS_AT_ONCE))
             t2i.append(self.image_loss(hidden, places.before_image, places.image))
             decisions.append(decoded.routing or ())
-            if spans is not None and decoded.given is not None:
-                looks.append(intensities(decoded.given, spans))
+            if spans is not None and decoded.key_set_shares is not None:
+                looks.append(intensities(decoded.key_set_shares, spans))
         return JointOutput(
             mmu=_add(mmu), t2i=_add(t2i), routing=tuple(decisions), interaction=tuple(looks) if interaction else None
         )

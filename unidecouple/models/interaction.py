@@ -129,10 +129,10 @@ def attend_and_measure(
     return mixed[..., :width], weights, mixed[..., width : width + sets].float().mean(2)
 
 
-def intensities(given: Sequence[Tensor], spans: CrossModalMask) -> Interaction:
-    """Mean over each sample's queries of ``given``, (B, T, tasks) per layer, to the keys of its task."""
+def intensities(key_set_shares: Sequence[Tensor], spans: CrossModalMask) -> Interaction:
+    """Mean over each sample's queries of ``key_set_shares``, (B, T, tasks) per layer, to the keys of its task."""
     with torch.autocast(spans.keys.device.type, enabled=False):  # a mean of many, in full precision
-        means = spans.queries @ torch.stack([*given]).flatten(1, 2)  # (layers, N, tasks)
+        means = spans.queries @ torch.stack([*key_set_shares]).flatten(1, 2)  # (layers, N, tasks)
     return Interaction(means.gather(-1, spans.task.view(1, -1, 1).expand(len(means), -1, 1)).squeeze(-1), spans.task)
 
 

@@ -85,8 +85,8 @@ class Viewer:
             self._preparer.check_text(body.answer, "answer")
             turns.append(("assistant", [body.answer]))
         sample = self._preparer.conversation(turns)
-        if len(sample.input_ids) > self._preparer.length:
-            message = f"{len(sample.input_ids)} tokens are more than {self._preparer.length}: shorten the conversation"
+        if len(sample.input_ids) > self._preparer.context_length:
+            message = f"{len(sample.input_ids)} tokens are more than {self._preparer.context_length}: shorten the conversation"
             raise ApiError(400, message, "messages", "context_length_exceeded")
         return Task.MMU, sample
 

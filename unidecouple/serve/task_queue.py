@@ -37,9 +37,9 @@ class QueuedJob(Generic[Work]):
     """One answer or image.
 
     Attributes:
-        work: what is asked for.
-        future: of its result. Cancelling it cancels the job: it leaves before the next step.
-        on_progress: called with its progress after each step, on the worker's thread.
+        work: the ``AnswerJob`` or ``ImageJob`` to generate.
+        future: its result. Cancelling the future cancels the job before the next step.
+        on_progress: called with the generator's handle after each step, on the worker's thread.
         submitted_at: seconds of ``time.monotonic``.
         started_at: the same, once the generator has the job.
     """
@@ -52,12 +52,12 @@ class QueuedJob(Generic[Work]):
 
 
 class TaskQueue(Generic[Work, Handle]):
-    """Jobs of one task. ``submit`` is for any thread; ``turn``, ``fail`` and ``rebuild`` are for the worker's.
+    """Queue of the jobs of one task. Any thread may call ``submit``; only the worker calls ``turn``, ``fail`` and ``rebuild``.
 
     Args:
-        generator: of answers or images.
-        finish: from what is done to results, on the worker's thread.
-        max_waiting: most jobs that wait.
+        generator: generates answers or images.
+        finish: turns handles of finished jobs into results, on the worker's thread.
+        max_waiting: largest number of waiting jobs.
         on_end: called with how each job ended ("done", "failed" or "cancelled") and the seconds since it was submitted.
     """
 
@@ -81,11 +81,11 @@ class TaskQueue(Generic[Work, Handle]):
 
     @property
     def running(self) -> int:
-        """Jobs that are given tokens."""
+        """Jobs that are being generated."""
         return len(self._running)
 
     def submit(self, jobs: Sequence[QueuedJob[Work]]) -> None:
-        """Let ``jobs`` wait, all or none.
+        """Add ``jobs`` to the queue, all or none.
 
         Raises:
             QueueFullError: too many wait already.
@@ -97,7 +97,7 @@ class TaskQueue(Generic[Work, Handle]):
             self._waiting.extend(jobs)
 
     def turn(self) -> None:
-        """Drop cancelled jobs, start waiting ones as far as slots are free, and generate one token of each."""
+        """Drop cancelled jobs, start waiting ones while slots are free, and generate one token of each running job."""
         self._drop()
         self._begin()
         if not self._running:
@@ -114,7 +114,7 @@ class TaskQueue(Generic[Work, Handle]):
                 self._end(job, result)
 
     def fail(self, error: Exception, include_waiting: bool = False) -> None:
-        """End the jobs that run, and with ``include_waiting`` those that wait, with ``error``."""
+        """End running jobs with ``error``; with ``include_waiting`` waiting jobs, too."""
         jobs, self._running = [job for job, _ in self._running], []
         if include_waiting:
             with self._lock:
@@ -124,7 +124,7 @@ class TaskQueue(Generic[Work, Handle]):
             self._end(job, error)
 
     def rebuild(self) -> None:
-        """Begin with an empty generator, whatever state a fault left the last one in."""
+        """Replace the generator by an empty one after a fault."""
         self.generator = self.generator.renew()
 
     def _drop(self) -> None:

@@ -13,6 +13,7 @@ from unidecouple.diagnose.routing import expert_usage
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure, UsagePartitioned
 from unidecouple.models.base import UnifiedModel
+from unidecouple.models.compressed import compressed_weights, set_weight
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.source import BatchSource
 
@@ -78,9 +79,13 @@ def _rebuild(model: UnifiedModel, config: UnifiedConfig, state: dict[str, torch.
     if shapes_only:
         rebuilt.model.vqmodel = model.model.vqmodel
         return rebuilt.eval()
-    missing, unexpected = rebuilt.load_state_dict(state, strict=False)
+    compressed = dict(compressed_weights(model))
+    missing, unexpected = rebuilt.load_state_dict({n: w for n, w in state.items() if n not in compressed}, strict=False)
+    missing = [name for name in missing if name not in compressed]
     fresh = ("lora_A", "lora_B", "router.weight", "gate.weight")
     if unexpected or [name for name in missing if not name.endswith(fresh) and ".context_router." not in name]:
         raise ValueError(f"weights do not fit the new structure: unexpected {unexpected[:3]}, missing {missing[:3]}")
+    for name, weight in compressed.items():
+        set_weight(rebuilt, name, weight)
     rebuilt.generation_config = model.generation_config
     return rebuilt.to(model.device).eval()

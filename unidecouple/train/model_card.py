@@ -120,7 +120,8 @@ def _data(run: RunConfig | None, home: Path) -> list[str]:
 def _named(files: Files, prints: dict[str, str]) -> Iterator[str]:
     named = 0
     yield from ("| file | use | SHA-256 |", "|---|---|---|")
-    for use, sources in (("training", files.sources), ("validation", files.validation)):
+    divided = files.held_out is not None and not files.validation
+    for use, sources in (("training and validation" if divided else "training", files.sources), ("validation", files.validation)):
         for source in sources:
             for name, digest in sorted(prints.items()):
                 if name == str(source.path) or Path(name).parent == source.path or Path(name).match(str(source.path)):

@@ -38,7 +38,7 @@ def recipes() -> dict[type, str]:
 def add_commands(commands: Commands) -> None:
     """``unidecouple tokenizer|align``."""
     fresh = add(commands, tokenizer, "tokenizer", recipe=True)
-    fresh.add_argument("--output", type=Path, required=True, help="folder of the new checkpoint")
+    fresh.add_argument("--output", type=Path, required=True, help="folder to write the new checkpoint to")
     copy = add(commands, align, "align")
-    copy.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
-    copy.add_argument("--output", type=Path, required=True, help="folder to write")
+    copy.add_argument("checkpoint", type=Path, help="folder of a checkpoint or of a training run")
+    copy.add_argument("--output", type=Path, required=True, help="folder to write the result to")

@@ -23,10 +23,11 @@ from unidecouple.data.formats.token_cache import MANIFEST, PLAN, read_manifest
 from unidecouple.data.pictures import ImagePreprocessor, decode
 from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.data.settings import Files, Source
-from unidecouple.files import sha256_file
+from unidecouple.files import sha256_file, sha256_tree
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
+from unidecouple.shares import WorkShare
 
 WORDS = ["cow", "pig", "cup", "bus", "car"]
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
@@ -55,6 +56,14 @@ def write(source: Path, processor: UniJanusProcessor, vq: Any, tmp_path: Path) -
         return tmp_path / name
 
     return written
+
+
+def test_shares_make_the_cache_of_one_process(write: Callable[..., Path]) -> None:
+    whole = write()
+    parted = write("parted", share=WorkShare(1, 2, independent=True))
+    assert not (parted / "manifest.json").exists()
+    write("parted", share=WorkShare(0, 2, independent=True))
+    assert sha256_tree(parted) == sha256_tree(whole)
 
 
 def test_what_goes_in_comes_out(write: Callable[..., Path], processor: UniJanusProcessor, vq: Any, source: Path) -> None:
@@ -94,7 +103,7 @@ def test_another_tokenizer_is_refused(
     write: Callable[..., Path], make_model: MakeModel, processor: UniJanusProcessor, builder: Any
 ) -> None:
     other = make_model(seed=1).model.vqmodel
-    with pytest.raises(ValueError, match="tokens of one mean nothing to the other"):
+    with pytest.raises(ValueError, match="its tokens do not fit this model"):
         FileBatches(Files((Source(write()),), mmu_batch_size=0), processor, builder, 0, other)
     assert tokenizer_hash(other) != tokenizer_hash(make_model().model.vqmodel)
     assert tokenizer_hash(other) == tokenizer_hash(make_model(seed=1).model.vqmodel)

@@ -146,7 +146,7 @@ def test_a_name_that_comes_twice(tmp_path: Path) -> None:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     first, second = records(path)
-    assert "two files of the name '0.png'" in str(first)
+    assert "two files named '0.png'" in str(first)
     assert prompts([second]) == ["b"]
 
 

@@ -157,11 +157,11 @@ def make_record(turns: Sequence[Turn], task: object, where: str) -> Record:
 def _check_order(turns: Sequence[Turn], where: str) -> None:
     spoken = turns[1:] if turns and turns[0].role == "system" else turns
     if not spoken:
-        raise BadRecordError(where, "there are no turns")
+        raise BadRecordError(where, "the conversation has no turns")
     for number, turn in enumerate(spoken):
         wanted = ("user", "assistant")[number % 2]
         if turn.role != wanted:
-            raise BadRecordError(where, f"turn {number + 1} is the {turn.role}'s where the {wanted}'s is due")
+            raise BadRecordError(where, f"turn {number + 1} is the {turn.role}'s, but the {wanted}'s is expected")
         if not turn.parts:
             raise BadRecordError(where, f"turn {number + 1}, the {turn.role}'s, is empty")
     if spoken[-1].role != "assistant":

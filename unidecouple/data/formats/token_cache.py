@@ -69,7 +69,7 @@ def read_manifest(folder: Path, tokenizer: str | None = None) -> Manifest:
     if tokenizer is not None and manifest.tokenizer != tokenizer:
         raise ValueError(
             f"{folder} was encoded by the image tokenizer {manifest.tokenizer[:12]}, but the model has {tokenizer[:12]}: "
-            "tokens of one mean nothing to the other. Encode it again with this model"
+            "its tokens do not fit this model. Encode the data again with this model"
         )
     return manifest
 
@@ -112,7 +112,7 @@ def record_entry(record: Record, row: int) -> dict[str, Any]:
 
 def _parse(entry: object, where: str, tokens: Path) -> Record:
     if not isinstance(entry, Mapping):
-        raise BadRecordError(where, f"{type(entry).__name__} where an object is due")
+        raise BadRecordError(where, f"a JSON object is expected, not {type(entry).__name__}")
     try:
         turns = [
             Turn(

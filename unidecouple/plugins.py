@@ -15,6 +15,7 @@ BENCHMARKS: Final = {
     "geneval": "unidecouple.eval.geneval_files:BENCHMARK",
     "mmmu": "unidecouple.eval.mmmu:BENCHMARK",
     "mme": "unidecouple.eval.mme:BENCHMARK",
+    "language": "unidecouple.eval.language:BENCHMARK",
 }
 """Name -> ``eval.suite.Benchmark``; score pages show them in this order."""
 

@@ -82,7 +82,7 @@ def evaluate(
 
     Args:
         model: a checkpoint's folder in any layout, a run's folder, a Hub id, or a shipped base.
-        benchmarks: names: pope, vqa, geneval, mmmu, mme.
+        benchmarks: names: pope, vqa, geneval, mmmu, mme, language.
         output: folder of answers, images and score cards.
         data: folder of the published files; None for the synthetic benchmark.
         options: see ``EvalOptions``.

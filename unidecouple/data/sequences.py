@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ class SequenceBuilder:
         generated, mask = self._generated(len(image_tokens))
         missing = [dropped and 0 < place < len(ids) - len(self._opening) for place in range(len(ids))]
         mask, missing = [False] * len(ids) + mask, missing + [False] * len(generated)
-        return _sample(ids + generated, Task.T2I, mask=mask, dropped=missing, images=(tuple(image_tokens),))
+        return _sample(ids + generated, Task.T2I, image_mask=mask, prompt_dropped=missing, images=(tuple(image_tokens),))
 
     def conversation(self, turns: Sequence[tuple[str, Sequence[TurnPart]]], task: Task, dropped: bool = False) -> Sample:
         """Turns (role, parts) with text and images in any order; equal to ``understanding`` and ``generation`` in their cases.
@@ -160,8 +161,9 @@ class SequenceBuilder:
             missing.extend([drop] * len(tokens))
 
         said, turns = ([turns[0]], turns[1:]) if turns[0][0] == "system" else ([], turns)
-        prefix = "".join(f"{self._joined(parts)} " for _, parts in said) or (self._chat.prefix if task is Task.MMU else "")
         chat = self._prompts if task is Task.T2I else self._chat
+        system = [self._chat.system_opening + self._joined(parts) + self._chat.system_closing for _, parts in said]
+        prefix = "".join(system) or (self._chat.prefix if task is Task.MMU else "")
         for number, (role, parts) in enumerate(turns):
             makes_images = role == "assistant" and task is Task.T2I
             pictures += [part for part in parts if isinstance(part, np.ndarray) and not makes_images]
@@ -184,7 +186,8 @@ class SequenceBuilder:
             images += generated
             if task is Task.MMU or not last:
                 add([self._eos], learned=task is Task.MMU)
-        return _sample(ids, task, labels, mask, missing, () if dropped else tuple(pictures), tuple(images))
+        shown = () if dropped else tuple(pictures)
+        return _sample(ids, task, labels, image_mask=mask, prompt_dropped=missing, pictures=shown, images=tuple(images))
 
     def generation_prompt(self, prompt: str, dropped: bool = False) -> list[int]:
         """Ids up to where the image tokens start.
@@ -224,6 +227,15 @@ class SequenceBuilder:
         """
         self.check_words(answer, "answer")
         return self._ids(self._chat.lead + answer.strip(), keep=False) if answer.strip() else []
+
+    def passage(self, text: str) -> list[int]:
+        """Ids of plain text after the BOS, outside any chat.
+
+        Raises:
+            ValueError: as ``check_words``.
+        """
+        self.check_words(text, "passage")
+        return [self._bos, *self._ids(text, keep=False)]
 
     def check_words(self, words: str, what: str = "text") -> None:
         """Refuse a user's text that would change the sequence; called on every text of every command before it is tokenized.
@@ -305,19 +317,11 @@ class SequenceBuilder:
         return ids
 
 
-def _sample(
-    ids: list[int],
-    task: Task,
-    labels: list[int] | None = None,
-    mask: list[bool] | None = None,
-    dropped: list[bool] | None = None,
-    pictures: tuple[np.ndarray, ...] = (),
-    images: tuple[tuple[int, ...] | np.ndarray, ...] = (),
-) -> Sample:
-    """A sample whose tokens but the BOS are of ``task``; None stands for IGNORE or False at all of them."""
+def _sample(ids: list[int], task: Task, labels: list[int] | None = None, **others: Any) -> Sample:
+    """A sample whose tokens but the BOS are of ``task``; ``others`` are fields of ``Sample``, masks False by default."""
     none = [False] * len(ids)
     tasks: list[int] = [Task.MMU, *[task] * (len(ids) - 1)]
-    return Sample(ids, tasks, labels or [IGNORE] * len(ids), mask or none, dropped or none, pictures, images)
+    return Sample(ids, tasks, labels or [IGNORE] * len(ids), **({"image_mask": none, "prompt_dropped": none} | others))
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerFast, marks: str) -> dict[int, str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from unidecouple.batch import Task
 from unidecouple.eval.benchmark import BenchmarkResult, Metric
-from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions, holm, mean_interval, paired_t
+from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions, RatioOfSums, holm, mean_interval, paired_t
 
 LEVEL: Final = 0.05
 WORSE, BETTER, UNCHANGED = "worse", "better", "no significant change"
@@ -21,7 +21,7 @@ class MeasureChange:
     Attributes:
         task: key of the task.
         name: of the measure.
-        unit: of its values: "nats" (loss, lower is better) or "share".
+        unit: of its values: "nats" per token or "share".
         before, after: its values.
         gains: one per sample or cluster, signed so that more than zero is better; their mean is the gain.
     """
@@ -91,7 +91,7 @@ def of_scores(metric: Metric, before: BenchmarkResult, after: BenchmarkResult) -
     if pair[0] is None or pair[1] is None:
         return None
     gains = [metric.gain(new - old) for old, new in zip(*map(_shares, pair), strict=True)]
-    return MeasureChange(metric.task, metric.title, "share", pair[0].mean, pair[1].mean, gains)
+    return MeasureChange(metric.task, metric.title, metric.unit, pair[0].mean, pair[1].mean, gains)
 
 
 def run_tests(measures: Sequence[MeasureChange], tolerance: float) -> list[Tested]:
@@ -121,9 +121,11 @@ def _p_below(values: Sequence[float]) -> float:
     return p / 2 if centre < 0 else 1 - p / 2
 
 
-def _shares(proportion: ClusteredProportion | MeanOfProportions | None) -> list[float]:
+def _shares(proportion: ClusteredProportion | MeanOfProportions | RatioOfSums | None) -> list[float]:
     """A value per cluster, such that their plain mean is the proportion."""
     assert proportion is not None
+    if isinstance(proportion, RatioOfSums):
+        return proportion.shares
     kinds = proportion.parts if isinstance(proportion, MeanOfProportions) else (proportion,)
     every = sum(len(kind.clusters) for kind in kinds)
     return [sum(cluster) * every / (kind.count * len(kinds)) for kind in kinds for cluster in kind.clusters]

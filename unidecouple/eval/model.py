@@ -15,6 +15,7 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.eval.benchmark import Metadata, Query
 from unidecouple.generate.image import decode_images, draw_tokens
 from unidecouple.generate.jobs import ImageJob
+from unidecouple.generate.likelihood import passage_log_likelihood
 from unidecouple.generate.padding import check_length
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
@@ -59,6 +60,9 @@ class EvalModel:
         """
         for query in queries:
             with _named(query.where or query.id):
+                if query.picture is None:
+                    check_length(len(self._builder.passage(query.text)), 0, self._longest)
+                    continue
                 check_length(len(self._builder.understanding_prompt(query.text)), self.max_new_tokens, self._longest)
 
     def check_prompts(self, metadata: Sequence[Metadata]) -> None:
@@ -74,7 +78,9 @@ class EvalModel:
         return int(self.model.config.text_config.max_position_embeddings)
 
     def ask(self, queries: Sequence[Query]) -> list[str]:
-        """Greedy answers, one per query; an image that cannot be read raises ``ValueError``."""
+        """Greedy answers, one per query, or likelihoods of passages; an image that cannot be read raises ``ValueError``."""
+        if all(query.picture is None for query in queries):
+            return [self._likelihood(query.text) for query in queries]
         return self._answer([self._see(query) for query in queries], queries)
 
     def ask_grey(self, queries: Sequence[Query]) -> list[str]:
@@ -96,6 +102,12 @@ class EvalModel:
         pictures = decode_images(self.model, draw_tokens(self.model, self._builder, jobs))
         return [list(pictures[at : at + num_images]) for at in range(0, len(pictures), num_images)]
 
+    def _likelihood(self, text: str) -> str:
+        """What ``Query`` states of a passage."""
+        ids = self._builder.passage(text)
+        unknown = sum(one == self.processor.tokenizer.unk_token_id for one in ids)
+        return f"{passage_log_likelihood(self.model, ids)!r} {len(ids) - 1} {unknown}"
+
     def _answer(self, pictures: Sequence[np.ndarray] | None, queries: Sequence[Query]) -> list[str]:
         words = [query.text for query in queries]
         return answer(self.model, self._builder, pictures, words, self.max_new_tokens, batch_size=max(len(words), 1))
@@ -109,6 +121,7 @@ class EvalModel:
                     "give published files with --data"
                 )
             return query.picture
+        assert query.picture is not None
         with _named(query.where):
             return self._preprocessor.for_understanding(query.picture)
 

@@ -66,7 +66,8 @@ class EvalSession:
             model.check_queries(benchmark.queries)
             folder = self._claim(benchmark)
             blindly = {"grey": model.ask_grey, "text": model.ask_text}
-            for kind, ask in ({"answers": model.ask} | {_FILES[way]: blindly[way] for way in self.blind}).items():
+            blind = () if any(query.picture is None for query in benchmark.queries) else self.blind  # a passage has nothing to hide
+            for kind, ask in ({"answers": model.ask} | {_FILES[way]: blindly[way] for way in blind}).items():
                 collect(ask, benchmark.queries, folder, self.batch_size, self.share, self.progress, kind)
             return
         model.check_prompts(benchmark.metadata)
@@ -198,7 +199,8 @@ def _hash_of(queries: Sequence[Query]) -> str:
 
 def _hash_of_pictures(queries: Sequence[Query]) -> str | None:
     """Of the bytes of published images, each once; None where there are only generated ones, which ``_hash_of`` covers."""
-    pictures = dict.fromkeys(query.picture for query in queries if not isinstance(query.picture, np.ndarray))
+    shown = [query.picture for query in queries]
+    pictures = dict.fromkeys(one for one in shown if one is not None and not isinstance(one, np.ndarray))
     if not pictures:
         return None
     whole = hashlib.sha256()

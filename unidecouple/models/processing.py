@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,18 +48,22 @@ class UnifiedProcessor(ProcessorMixin, metaclass=ABCMeta):
 
     Attributes:
         system_prompt: stands before chats that are answered with text.
+        system_turn: what stands before and after a system turn's text, in a chat that has one; None: a space after it.
         num_image_tokens: of an image to be drawn.
         bare_prompts: whether a prompt for an image stands without roles, and nothing stands in place of a hidden one; else it
             is a user's turn, hidden by padding of its length.
     """
 
     system_prompt: str
+    system_turn: tuple[str, str] | None = None
     num_image_tokens: int
     bare_prompts = False
 
     @property
     def text_prefix(self) -> str:
         """What stands before a chat that is answered with text: the system prompt, and a space unless it ends in one."""
+        if self.system_turn is not None:
+            return self.system_prompt.join(self.system_turn) if self.system_prompt else ""
         return self.system_prompt if self.system_prompt[-1:].isspace() or not self.system_prompt else f"{self.system_prompt} "
 
     @property
@@ -94,11 +99,15 @@ class UniJanusProcessor(UnifiedProcessor, JanusProcessor):
         system_prompt: str = "",
         num_image_tokens: int = 576,
         short_side: str = "round",
+        system_turn: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         if short_side not in SHORT_SIDES:
             raise ValueError(f"short_side={short_side!r} is not one of {', '.join(SHORT_SIDES)}")
         self.system_prompt, self.short_side = system_prompt, short_side
+        if system_turn is not None:  # else no key of processor_config.json
+            before, after = system_turn
+            self.system_turn = (before, after)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, num_image_tokens=num_image_tokens, **kwargs)
 
     @classmethod

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
 from unidecouple.eval.benchmark import Metric
@@ -17,6 +16,9 @@ from unidecouple.figures.style import INK, MUTED, PAPER, WIDTH, Plot, VariantSty
 from unidecouple.figures.wording import TASK_NAMES, axis_name, listed, scale_of
 from unidecouple.report import logs
 from unidecouple.report.results import START, Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Records = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 """Variant -> records of each of its runs."""

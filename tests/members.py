@@ -34,6 +34,8 @@ STEPS, STOP = 3, 2
 STRUCTURED: dict[str, Structure] = {kind().kind: kind() for kind in STRUCTURES} | {
     "mot drawn": MoT(group_by="image_out"),
     "mot task": MoT(group_by="task"),
+    "mot task ffn": MoT(group_by="task", parts=("ffn",)),
+    "ta_moe shared per task": TaskAwareMoE(task_routing="label", shared_expert_per_task=True),
     "ta_moe learned": TaskAwareMoE(context_router=True),
     "ta_moe": TaskAwareMoE(task_routing="label"),
     "unix across": UniX(across=True),

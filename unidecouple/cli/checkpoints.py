@@ -122,6 +122,9 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="a new mixture without a shared expert"
     )
+    command.add_argument(
+        "--shared-expert-per-task", action="store_const", const=True, help="one shared expert per task of a new ta_moe"
+    )
     command.add_argument("--alpha-init", type=number(), help="weight of the shared expert at the start (default: 0.5)")
     command.add_argument("--moe-layers", help="layers that become mixtures, as 0,4-7 (default: all)")
     command.add_argument(
@@ -130,6 +133,7 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--group-by", "--split", choices=("modality", "task", "image_out"), help="groups of mot's sets (default: modality)"
     )
+    command.add_argument("--parts", help="what mot unties, as ffn or attention,norms (default: attention,ffn,norms)")
     command.add_argument("--fork", help="first layer of unifork's branches, or the share of the depth before it (default: 0.5)")
     for end, share in (("first", "a third"), ("last", "a sixth")):
         command.add_argument(f"--{end}", help=f"{end} layers that unix unties, or their share of the depth (default: {share})")

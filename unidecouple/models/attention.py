@@ -96,7 +96,7 @@ class UniLlamaAttention(LlamaAttention):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             plain: nn.Linear = getattr(self, name)
             shape = (plain.in_features, plain.out_features, plain.bias is not None)
-            sets = config.num_weight_sets(layer_idx)
+            sets = config.num_weight_sets(layer_idx, "attention")
             setattr(self, name, LoraLinear(*shape, *lora) if sets == 1 else UntiedLinear(sets, *shape, config.experts_backend))
         if config.bos_kv:
             self.first_key = nn.Parameter(torch.zeros(self.k_proj.out_features))

@@ -19,6 +19,7 @@ FFN_KINDS = ("dense", "moe", "ta_moe", "typed_moe")
 ROUTINGS = ("learned", "label")
 GROUP_BYS = tuple(GROUP_NAMES)
 ATTENDED = ("all", "group")
+LAYER_PARTS = ("attention", "ffn", "norms")
 EXPERT_BACKENDS = ("grouped_mm", "loop")
 _FORMER = {
     "experts_per_task": "num_experts",
@@ -40,7 +41,7 @@ def _from_older(given: Fields) -> Fields:
     return out
 
 
-@versioned(_FORMER, _from_older, {"task_deltas": 3})
+@versioned(_FORMER, _from_older, {"task_deltas": 3, "shared_expert_per_task": 4, "per_group_parts": 4})
 @strict
 class UniLlamaConfig(LlamaConfig):
     """Llama with weights per task or per kind of token.
@@ -52,13 +53,15 @@ class UniLlamaConfig(LlamaConfig):
         group_sizes: experts per group of a "typed_moe", in the order of ``GROUP_NAMES``. None: equal groups.
         num_experts_per_tok: k, experts a token is sent to inside its group.
         shared_expert: add ``alpha * SharedExpert(x)`` (arXiv 2506.03591, eq. 1).
+        shared_expert_per_task: one shared expert and one alpha per group of a "ta_moe", each with its own low-rank update. Ours.
         alpha_init: alpha before training. Unpublished; ours is 0.5, since from 0 it never grows.
         task_routing: "learned" (the task-aware router decides) or "label" (``group_by`` decides).
         group_by: which tokens form group 1 where groups come from labels: "task" (generation, by ``task_ids``), "modality" (all
             image tokens) or "image_out" (image tokens to be generated); all others form group 0. "type" has three groups: text,
             image tokens to be understood, image tokens to be generated.
         moe_layers: layers that are mixtures, counted from 0; the others keep a dense FFN. None: all layers.
-        per_group_layers: layers with one set of all weights (attention, FFN, norms) per group of ``group_by``, counted from 0.
+        per_group_layers: layers with one set of weights per group of ``group_by``, counted from 0.
+        per_group_parts: which of their weights: some of "attention", "ffn", "norms"; the others serve all groups.
         per_group_norm: whether the final norm has one set per group, too.
         per_group_attention: what tokens of these layers attend to: "all" before them, or those of their own "group".
         num_tasks: 2, or 1 for a model slimmed to one task (``unidecouple convert --task``), which has one group of experts.
@@ -85,11 +88,13 @@ class UniLlamaConfig(LlamaConfig):
     group_sizes: list[int] | None = None
     num_experts_per_tok: int = 1
     shared_expert: bool = True
+    shared_expert_per_task: bool = False
     alpha_init: float = 0.5
     task_routing: str = "learned"
     group_by: str = "task"
     moe_layers: list[int] | None = None
     per_group_layers: list[int] | None = None
+    per_group_parts: list[str] = field(default_factory=lambda: [*LAYER_PARTS])
     per_group_norm: bool = False
     per_group_attention: str = "all"
     num_tasks: int = 2
@@ -115,6 +120,11 @@ class UniLlamaConfig(LlamaConfig):
         if self.num_tasks not in (1, 2) or (self.num_tasks == 1 and (self.ffn in ("ta_moe", "typed_moe") or self.lora_per_task)):
             raise ValueError(
                 f"num_tasks={self.num_tasks} with ffn={self.ffn!r}, lora_per_task={self.lora_per_task}: only 2 tasks can part"
+            )
+        if self.shared_expert_per_task and not (self.ffn == "ta_moe" and self.shared_expert):
+            raise ValueError(
+                f"shared_expert_per_task=True with ffn={self.ffn!r}, shared_expert={self.shared_expert}: use ffn='ta_moe' and "
+                "shared_expert=True"
             )
         self._check_moe_layers()
         self._check_untied_layers()
@@ -149,11 +159,14 @@ class UniLlamaConfig(LlamaConfig):
             )
 
     def _check_untied_layers(self) -> None:
+        parts = self.per_group_parts
+        if not parts or not set(parts) <= set(LAYER_PARTS) or len(set(parts)) < len(parts):
+            raise ValueError(f"per_group_parts={parts}: name some of {', '.join(LAYER_PARTS)}, each once")
         if self.per_group_layers is None:
-            if self.per_group_norm or self.per_group_attention != "all":
+            if self.per_group_norm or self.per_group_attention != "all" or len(parts) < len(LAYER_PARTS):
                 raise ValueError(
-                    f"per_group_norm={self.per_group_norm}, per_group_attention={self.per_group_attention!r} without "
-                    "per_group_layers: name them"
+                    f"per_group_norm={self.per_group_norm}, per_group_attention={self.per_group_attention!r}, "
+                    f"per_group_parts={parts} without per_group_layers: name them"
                 )
             return
         wrong = [layer for layer in self.per_group_layers if not 0 <= layer < self.num_hidden_layers]
@@ -183,7 +196,8 @@ class UniLlamaConfig(LlamaConfig):
             raise ValueError("lora_per_task has 'router', which is what tells the tasks apart; leave it to lora_targets")
         if self.ffn in ("moe", "typed_moe") and self.lora_per_task:
             raise ValueError(f"lora_per_task={self.lora_per_task}: a {self.ffn!r} knows no task to route by; use ffn='ta_moe'")
-        if "experts" in self.lora_targets and self.experts_backend == "grouped_mm" and self.lora_rank % 4:
+        stacked = "experts" in self.lora_targets or (self.shared_expert_per_task and "shared_expert" in self.lora_targets)
+        if stacked and self.experts_backend == "grouped_mm" and self.lora_rank % 4:
             raise ValueError(
                 f"lora_rank={self.lora_rank} on experts must be a multiple of 4 (8 in bf16): grouped_mm needs 16-byte rows"
             )
@@ -212,13 +226,15 @@ class UniLlamaConfig(LlamaConfig):
         """The structure in a few words: "dense", "4 of 24 layers untied by task", or a mixture's kind, groups and layers."""
         low = f", LoRA r={self.lora_rank}" if self.lora_rank else ""
         if self.per_group_layers is not None:
-            return f"{len(self.per_group_layers)} of {self.num_hidden_layers} layers with weights per {self.group_by}"
+            parts = "" if len(self.per_group_parts) == len(LAYER_PARTS) else f" ({', '.join(self.per_group_parts)} only)"
+            return f"{len(self.per_group_layers)} of {self.num_hidden_layers} layers with weights per {self.group_by}{parts}"
         if self.ffn == "dense":
             counted = {task: count_forms(some).items() for task, some in self.task_deltas.items()}
             forms = [f"{task} {', '.join(f'{n} {kind}' for kind, n in some)}" for task, some in counted.items()]
             return f"dense{low}" + (f" with weights per task ({'; '.join(forms)})" if forms else "")
         group = f"{self.num_groups} group(s) of {'/'.join(map(str, self.expert_groups))} experts, top {self.num_experts_per_tok}"
-        shared = ", a shared expert" if self.shared_expert else ""
+        each = " per task" if self.shared_expert_per_task else ""
+        shared = f", a shared expert{each}" if self.shared_expert else ""
         return f"{self.ffn}: {group}{shared} in {len(self.mixture_layers)} of {self.num_hidden_layers} layers{low}"
 
     @property
@@ -234,9 +250,10 @@ class UniLlamaConfig(LlamaConfig):
             return ()
         return tuple(range(self.num_hidden_layers)) if self.moe_layers is None else tuple(sorted(self.moe_layers))
 
-    def num_weight_sets(self, layer: int) -> int:
-        """Sets of weights in ``layer``: one, or one per group."""
-        return self.num_tasks if self.per_group_layers is not None and layer in self.per_group_layers else 1
+    def num_weight_sets(self, layer: int, part: str | None = None) -> int:
+        """Sets of weights of ``part`` (of ``LAYER_PARTS``; None: of any) in ``layer``: one, or one per group."""
+        untied = self.per_group_layers is not None and layer in self.per_group_layers
+        return self.num_tasks if untied and (part is None or part in self.per_group_parts) else 1
 
     @property
     def num_groups(self) -> int:

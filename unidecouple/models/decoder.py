@@ -53,20 +53,21 @@ class DecoderOutput(BaseModelOutputWithPast):
 
 
 class UniLlamaDecoderLayer(GradientCheckpointingLayer):
-    """One block: attention, then a dense FFN or a mixture of experts; or one set of all its weights per group."""
+    """One block: attention, then a dense FFN or a mixture of experts; or one set of all or some of its weights per group."""
 
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = UniLlamaAttention(config, layer_idx)
         self.sets, mixtures = config.num_weight_sets(layer_idx), config.mixture_layers
+        norm_sets = config.num_weight_sets(layer_idx, "norms")
         routed_before = config.context_router and layer_idx == mixtures[0]
         self.mlp: FeedForward | MixtureOfExperts | UntiedFeedForward
-        if self.sets > 1:
+        if config.num_weight_sets(layer_idx, "ffn") > 1:
             self.mlp = UntiedFeedForward(config)
         else:
             self.mlp = MixtureOfExperts(config, routed=not routed_before) if layer_idx in mixtures else FeedForward(config, "mlp")
-        self.input_layernorm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, self.sets)
-        self.post_attention_layernorm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, self.sets)
+        self.input_layernorm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, norm_sets)
+        self.post_attention_layernorm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, norm_sets)
 
     def forward(
         self,

@@ -221,6 +221,10 @@ def _feed_forward(trace: OpTrace, config: UnifiedConfig, rows: int, name: str, x
     y = _experts(trace, f"{name}.experts", rows * top_k, rows, x, weight)
     if f"{name}.alpha" not in trace.shapes:
         return y
+    if f"{name}.shared_expert.gate_up_proj" in trace.shapes:  # one per task, weighted by its alpha as experts are by the router
+        alphas = trace.new(rows, trace.use(f"{name}.alpha"))
+        shared = _experts(trace, f"{name}.shared_expert", rows, rows, x, alphas, "shared_expert")
+        return trace.pointwise("shared_expert", (y, shared), y.elements, y.grad or shared.grad)
     shared = _dense(trace, rows, f"{name}.shared_expert", x, True, "shared_expert")
     if alpha := trace.use(f"{name}.alpha"):
         trace.keep(shared)
@@ -258,23 +262,25 @@ def _expert_router(trace: OpTrace, name: str, rows: int, x: TracedTensor, sizes:
     return trace.new(rows * top_k, grad, 4)
 
 
-def _experts(trace: OpTrace, name: str, chosen: int, rows: int, x: TracedTensor, weight: TracedTensor) -> TracedTensor:
+def _experts(
+    trace: OpTrace, name: str, chosen: int, rows: int, x: TracedTensor, weight: TracedTensor, part: str = "experts"
+) -> TracedTensor:
     """Stacked experts on rows sorted by expert; each row meets one of them."""
-    sorted_rows = trace.pointwise("experts", (x,), chosen * (x.elements // rows), x.grad)
+    sorted_rows = trace.pointwise(part, (x,), chosen * (x.elements // rows), x.grad)
     trace.kept += chosen * INDEX * (x.grad or weight.grad) + rows * INDEX * x.grad * (chosen > rows)
     both = _routed(trace, f"{name}.gate_up", chosen, sorted_rows)
     if both.grad:
         trace.keep(both)
-    inner = trace.pointwise("experts", (both,), both.elements // 2, both.grad)
+    inner = trace.pointwise(part, (both,), both.elements // 2, both.grad)
     out = _routed(trace, f"{name}.down", chosen, inner)
     picked = trace.new(chosen, weight.grad)
     if out.grad:
         trace.keep(picked)
     if weight.grad:
         trace.keep(out)
-    weighted = trace.pointwise("experts", (out,), out.elements, out.grad or weight.grad)
+    weighted = trace.pointwise(part, (out,), out.elements, out.grad or weight.grad)
     trace.kept += chosen * INDEX * weighted.grad
-    return trace.pointwise("experts", (weighted,), x.elements, weighted.grad)
+    return trace.pointwise(part, (weighted,), x.elements, weighted.grad)
 
 
 def _routed(trace: OpTrace, name: str, rows: int, x: TracedTensor) -> TracedTensor:

@@ -106,11 +106,14 @@ def count(text: UniLlamaConfig, shapes: Mapping[str, Shape], moving: Collection[
 
 
 def _sets(name: str, text: UniLlamaConfig) -> int:
-    """How many sets of weights are stacked in a tensor: those of an untied layer, and the final norm's."""
+    """How many sets of weights are stacked in a tensor: of untied parts of a layer, shared experts per task, or the final norm."""
     match = _LAYER.match(name)
     if match is None:
         return text.num_tasks if text.per_group_norm and name == _FINAL_NORM else 1
-    return text.num_weight_sets(int(match[1]))
+    if text.shared_expert_per_task and (".mlp.shared_expert." in name or name.endswith(".mlp.alpha")):
+        return text.num_groups
+    part = "attention" if ".self_attn." in name else "ffn" if ".mlp." in name else "norms"
+    return text.num_weight_sets(int(match[1]), part)
 
 
 def _updates(name: str, shape: Shape) -> int:

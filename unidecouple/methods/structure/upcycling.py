@@ -18,6 +18,7 @@ def copy_into_experts(
     alpha: float,
     layers: Container[int] | None = None,
     shared_down: float = 1.0,
+    shared_experts: int = 0,
 ) -> dict[str, Tensor]:
     """Replace each dense FFN of ``state`` by ``num_experts`` stacked copies and, if asked, a shared copy.
 
@@ -32,6 +33,7 @@ def copy_into_experts(
         alpha: its weight at the start.
         layers: which layers, counted from 0; None is all.
         shared_down: factor on the shared copy's ``W_down``.
+        shared_experts: stacked shared copies, each with an alpha, one per group; 0: one for all, as a plain FFN.
 
     Raises:
         ValueError: ``state`` has no dense FFN (it was upcycled before), or only part of one.
@@ -55,7 +57,14 @@ def copy_into_experts(
         out[f"{mlp}.experts.gate_up_proj"] = torch.cat([part["gate"], part["up"]]).repeat(num_experts, 1, 1)
         out[f"{mlp}.experts.down_proj"] = (part["down"] * routed).repeat(num_experts, 1, 1)
         if shared_expert:
-            for key, tensor in part.items():
-                out[f"{mlp}.shared_expert.{key}_proj.weight"] = tensor * shared_down if key == "down" else tensor
-            out[f"{mlp}.alpha"] = torch.full((1,), alpha, dtype=part["down"].dtype)
+            out |= _shared(f"{mlp}.shared_expert", part | {"down": part["down"] * shared_down}, shared_experts)
+            out[f"{mlp}.alpha"] = torch.full((max(1, shared_experts),), alpha, dtype=part["down"].dtype)
     return out
+
+
+def _shared(name: str, part: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Weights of a shared expert called ``name``: a plain FFN, or ``count`` stacked ones."""
+    if not count:
+        return {f"{name}.{key}_proj.weight": tensor for key, tensor in part.items()}
+    both = torch.cat([part["gate"], part["up"]])
+    return {f"{name}.gate_up_proj": both.repeat(count, 1, 1), f"{name}.down_proj": part["down"].repeat(count, 1, 1)}

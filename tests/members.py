@@ -55,6 +55,8 @@ NOTHING_PRIVATE = {
     "moe": "no expert is a task's: any token may go to any",
     "mot": "split by modality: both tasks have text, and both have pictures",
     "unix": "split by modality",
+    "i_lora": "every update serves all tokens",
+    "mode": "split by modality",
     "unix across": "split by modality",
 }
 """No task's private weights: nothing to hold where a task is absent, and no gradient of the other's to look for."""

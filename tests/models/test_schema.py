@@ -27,7 +27,8 @@ OLD = sorted((Path(__file__).parent / "version_1").glob("*.json"))
 FIELDS = {
     UniLlamaConfig: "ffn num_experts group_sizes num_experts_per_tok shared_expert shared_expert_per_task alpha_init task_routing "
     "group_by moe_layers per_group_layers per_group_parts per_group_norm per_group_attention num_tasks bos_kv "
-    "context_router experts_backend lora_rank lora_alpha lora_targets lora_per_task task_deltas schema_version",
+    "context_router experts_backend lora_rank lora_alpha lora_targets lora_kind lora_experts lora_per_task task_deltas "
+    "schema_version",
     UniJanusConfig: "schema_version",
     UniEmu3Config: "schema_version image_size",
     UniVQConfig: "encode_window",

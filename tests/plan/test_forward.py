@@ -22,6 +22,7 @@ ALL = {"*": 1.0}
 STAGE_1 = {"generation": 1, "experts": 1, "expert_router": 1, "task_router": 1}
 STAGE_2 = {"generation": 1, "lora": 1, "expert_router": 1, "task_router": 1}
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
+MIXED = {"lora_rank": 4, "lora_targets": ["attention", "mlp"], "lora_experts": 3}
 DENSE_LORA = {"lora_rank": 4, "lora_targets": ["attention", "mlp"]}
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, float], str]] = {
@@ -48,6 +49,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float], str]] = {
     "a shared expert per task": ({"ffn": "ta_moe", "shared_expert_per_task": True}, ALL, "learned"),
     "a shared expert per task, frozen": ({"ffn": "ta_moe", "shared_expert_per_task": True}, STAGE_1, "label"),
     "a shared expert per task, LoRA": ({"ffn": "ta_moe", "shared_expert_per_task": True, **LORA}, STAGE_2, "learned"),
+    "I-LoRA": (MIXED | {"lora_kind": "interaction"}, {"lora": 1}, "learned"),
+    "MoDE": (MIXED | {"lora_kind": "modality", "group_by": "modality"}, {"lora": 1}, "learned"),
+    "MoDE, everything trains": (MIXED | {"lora_kind": "modality", "group_by": "modality"}, ALL, "learned"),
     "FFN untied": ({"per_group_layers": [0, 1], "per_group_parts": ["ffn"]}, ALL, "learned"),
     "attention and norms untied": ({"per_group_layers": [1], "per_group_parts": ["attention", "norms"]}, ALL, "learned"),
     "LoRA alone": ({"ffn": "ta_moe", **LORA}, {"lora": 1}, "learned"),

@@ -14,7 +14,7 @@ from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, Che
 from unidecouple.convert.names import to_deepseek
 from unidecouple.convert.parts import Transform, read_deepseek, untie, write_deepseek
 from unidecouple.convert.weights import Weights
-from unidecouple.methods.structure import Dense, Measured, Structure
+from unidecouple.methods.structure import Dense, LoraStructure, Measured, Structure
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 
@@ -107,6 +107,8 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
         steps.append(Step(says, drop_bos_kv, config))
     if mixture is not None and isinstance(mixture, Measured):
         raise ValueError(f"{mixture.kind!r} needs to know how experts are used: give it to a stage of a run")
+    if mixture is not None and isinstance(mixture, LoraStructure):
+        raise ValueError(f"{mixture.kind!r} only adds updates that change nothing until they are trained: give it to a run")
     if not folds and mixture is not None:
         if config.text_config.lora_rank:
             low = f"low-rank updates (r={config.text_config.lora_rank})"

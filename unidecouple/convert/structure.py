@@ -44,6 +44,11 @@ def with_structure(config: UnifiedConfig, structure: Structure) -> UnifiedConfig
             f"ffn={text.ffn!r}" if text.per_group_layers is None else f"layers {text.per_group_layers} untied by {text.group_by!r}"
         )
         raise ValueError(f"{now} already: structure {structure.kind!r} must start from a dense checkpoint")
+    if isinstance(structure, Upcycled) and text.lora_rank and structure.kind != "dense":
+        raise ValueError(
+            f"low-rank updates (r={text.lora_rank}) already: structure {structure.kind!r} must start from a dense checkpoint, "
+            "so merge them first"
+        )
     return with_text(config, **structure.configure(text))
 
 
@@ -51,8 +56,13 @@ def merge_lora(part: Part, text: UniLlamaConfig) -> Part:
     """Add every low-rank update to its weight, ``W + (lora_alpha / r) B A``, in float64 and rounded once to W's type.
 
     Raises:
-        ValueError: an update routed by task; no single weight can hold two.
+        ValueError: an update routed by task or weighed per token; no single weight can hold several.
     """
+    if text.lora_kind != "plain":
+        raise ValueError(
+            f"lora_kind={text.lora_kind!r}: a router weighs the updates per token, so they merge into no weight; keep the model in "
+            "the unidecouple layout, and use what takes any model (evaluate, or unidecouple.generate.image.draw and text.answer)"
+        )
     out = {name: tensor for name, tensor in part.items() if "lora_" not in name}
     for name, a in part.items():
         if not name.endswith("lora_A"):

@@ -20,6 +20,7 @@ ROUTINGS = ("learned", "label")
 GROUP_BYS = tuple(GROUP_NAMES)
 ATTENDED = ("all", "group")
 LAYER_PARTS = ("attention", "ffn", "norms")
+LORA_KINDS = ("plain", "interaction", "modality")
 EXPERT_BACKENDS = ("grouped_mm", "loop")
 _FORMER = {
     "experts_per_task": "num_experts",
@@ -41,7 +42,10 @@ def _from_older(given: Fields) -> Fields:
     return out
 
 
-@versioned(_FORMER, _from_older, {"task_deltas": 3, "shared_expert_per_task": 4, "per_group_parts": 4})
+_SINCE = {"task_deltas": 3} | dict.fromkeys(("shared_expert_per_task", "per_group_parts", "lora_kind", "lora_experts"), 4)
+
+
+@versioned(_FORMER, _from_older, _SINCE)
 @strict
 class UniLlamaConfig(LlamaConfig):
     """Llama with weights per task or per kind of token.
@@ -74,6 +78,9 @@ class UniLlamaConfig(LlamaConfig):
         lora_alpha: LoRA's scale is lora_alpha / r.
         lora_targets: of "attention", "experts", "shared_expert", "mlp" (a dense FFN), "router" (W_task and W_e of each mixture,
             which are small and usually trained in full; a context router always is).
+        lora_kind: "plain", or several pairs whose sum a router weighs per token: "interaction" (I-LoRA) or "modality" (MoDE), see
+            ``MixedLoraLinear``.
+        lora_experts: n pairs that the router weighs; 0 where ``lora_kind`` is "plain".
         lora_per_task: targets with one (A, B) pair per task. Ours, not the paper's.
         task_deltas: weights of one task beside a layer's own: task key -> module of the decoder ("layers.0.self_attn.q_proj",
             "norm", "embed_tokens"; of an Emu3 also "lm_head") -> form, see ``models/deltas.py``. Written by
@@ -104,6 +111,8 @@ class UniLlamaConfig(LlamaConfig):
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: list[str] = field(default_factory=list)
+    lora_kind: str = "plain"
+    lora_experts: int = 0
     lora_per_task: list[str] = field(default_factory=list)
     task_deltas: dict[str, dict[str, str]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -111,7 +120,7 @@ class UniLlamaConfig(LlamaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         choices = {"ffn": FFN_KINDS, "task_routing": ROUTINGS, "group_by": GROUP_BYS, "per_group_attention": ATTENDED}
-        choices["experts_backend"] = EXPERT_BACKENDS
+        choices |= {"experts_backend": EXPERT_BACKENDS, "lora_kind": LORA_KINDS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -129,6 +138,7 @@ class UniLlamaConfig(LlamaConfig):
         self._check_moe_layers()
         self._check_untied_layers()
         self._check_groups()
+        self._check_lora_kind()
         self._check_lora()
         self._check_deltas()
 
@@ -181,6 +191,17 @@ class UniLlamaConfig(LlamaConfig):
                 f"num_tasks={self.num_tasks}: untied layers go with dense FFNs and two tasks, and take no low-rank updates"
             )
 
+    def _check_lora_kind(self) -> None:
+        if (self.lora_kind == "plain") != (self.lora_experts == 0) or self.lora_experts < 0:
+            raise ValueError(f"lora_experts={self.lora_experts} with lora_kind={self.lora_kind!r}: 0 for plain, else at least 1")
+        if self.lora_kind != "plain" and (not self.lora_rank or self.ffn != "dense" or self.lora_per_task):
+            raise ValueError(
+                f"lora_kind={self.lora_kind!r} with lora_rank={self.lora_rank}, ffn={self.ffn!r}, lora_per_task="
+                f"{self.lora_per_task}: it takes a rank, a dense decoder, and no update per task"
+            )
+        if self.lora_kind == "modality" and self.group_by != "modality":
+            raise ValueError(f"lora_kind='modality' with group_by={self.group_by!r}: use group_by='modality'")
+
     def _check_lora(self) -> None:
         for target in (*self.lora_targets, *self.lora_per_task):
             if target not in LORA_TARGETS:
@@ -224,7 +245,12 @@ class UniLlamaConfig(LlamaConfig):
     @property
     def described(self) -> str:
         """The structure in a few words: "dense", "4 of 24 layers untied by task", or a mixture's kind, groups and layers."""
-        low = f", LoRA r={self.lora_rank}" if self.lora_rank else ""
+        several = {
+            "plain": "",
+            "interaction": f" with {self.lora_experts} B per A",
+            "modality": f" with {self.lora_experts} + 1 pairs",
+        }
+        low = f", LoRA r={self.lora_rank}{several[self.lora_kind]}" if self.lora_rank else ""
         if self.per_group_layers is not None:
             parts = "" if len(self.per_group_parts) == len(LAYER_PARTS) else f" ({', '.join(self.per_group_parts)} only)"
             return f"{len(self.per_group_layers)} of {self.num_hidden_layers} layers with weights per {self.group_by}{parts}"
@@ -239,9 +265,15 @@ class UniLlamaConfig(LlamaConfig):
 
     @property
     def labelled_updates(self) -> bool:
-        """Whether low-rank updates or deltas per task need task labels: nothing in a dense model learns to route."""
+        """Whether low-rank updates or deltas per group need labels: nothing in a dense model learns to route."""
         routed = any(self.num_lora_pairs(target) > 1 for target in self.lora_targets)
-        return self.ffn == "dense" and (routed or bool(self.task_deltas))
+        return self.ffn == "dense" and (routed or bool(self.task_deltas) or self.lora_kind == "modality")
+
+    @property
+    def switchable_updates(self) -> bool:
+        """Whether a dense decoder has low-rank updates and a token without a group meets none of them."""
+        pairs = [self.num_lora_pairs(target) for target in self.lora_targets]
+        return self.ffn == "dense" and bool(self.lora_rank and pairs) and (self.lora_kind == "modality" or min(pairs) > 1)
 
     @property
     def mixture_layers(self) -> tuple[int, ...]:

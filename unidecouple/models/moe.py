@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.experts import Experts
-from unidecouple.models.lora import LoraLinear
+from unidecouple.models.lora import adaptable
 from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter, consecutive_ranges
 from unidecouple.models.shield import SharedExpertGradScale, shielded
 
@@ -23,10 +23,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: UniLlamaConfig, lora_target: str) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        lora = (config.num_lora_pairs(lora_target), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
-        self.gate_proj = LoraLinear(hidden, inner, bias, *lora)
-        self.up_proj = LoraLinear(hidden, inner, bias, *lora)
-        self.down_proj = LoraLinear(inner, hidden, bias, *lora)
+        self.gate_proj = adaptable(config, lora_target, hidden, inner, bias)
+        self.up_proj = adaptable(config, lora_target, hidden, inner, bias)
+        self.down_proj = adaptable(config, lora_target, inner, hidden, bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:

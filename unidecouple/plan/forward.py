@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from math import prod
 
 from unidecouple.batch import Task
+from unidecouple.methods.selection import part_of
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
@@ -170,6 +171,8 @@ def _adapted(trace: OpTrace, name: str, rows: int, x: TracedTensor, grouped: boo
     groups, rank, inner = trace.shapes[f"{name}.lora_A"]
     if groups > 1 and not grouped:
         return out
+    if f"{name}.lora_R" in trace.shapes:
+        return _mixed(trace, name, rows, x, out)
     outer = trace.shapes[f"{name}.lora_B"][1]
     low = _flat_product(trace, f"{name}.lora_A", rows, x, (groups * rank, inner))
     if groups > 1:
@@ -177,6 +180,26 @@ def _adapted(trace: OpTrace, name: str, rows: int, x: TracedTensor, grouped: boo
     change = _flat_product(trace, f"{name}.lora_B", rows, low, (outer, groups * rank))
     if groups > 1 and low.grad:
         trace.kept += groups * rank * outer * trace.width  # B of all groups side by side is a copy
+    return trace.pointwise("lora", (out, change), out.elements, out.grad or change.grad)
+
+
+def _mixed(trace: OpTrace, name: str, rows: int, x: TracedTensor, out: TracedTensor) -> TracedTensor:
+    """A ``MixedLoraLinear``: ``out`` and its pairs, weighed per token."""
+    (groups, rank, inner), (pairs, outer, _) = trace.shapes[f"{name}.lora_A"], trace.shapes[f"{name}.lora_B"]
+    low = _flat_product(trace, f"{name}.lora_A", rows, x, (groups * rank, inner))
+    logits = _flat_product(trace, f"{name}.lora_R", rows, x, trace.shapes[f"{name}.lora_R"])
+    mix = trace.pointwise("lora", (logits,), rows * pairs, logits.grad)
+    trace.kept += logits.bytes * logits.grad  # the softmax keeps what it returns
+    if groups > 1:
+        trace.kept += rows * mix.grad  # the mask of image tokens
+    if low.grad and (groups > 1 or not logits.grad):
+        trace.keep(mix)
+    if mix.grad:
+        trace.keep(low)
+    low = trace.pointwise("lora", (low, mix), rows * pairs * rank, low.grad or mix.grad)
+    change = _flat_product(trace, f"{name}.lora_B", rows, low, (outer, pairs * rank))
+    if low.grad:
+        trace.kept += pairs * rank * outer * trace.width  # B of all pairs side by side is a copy
     return trace.pointwise("lora", (out, change), out.elements, out.grad or change.grad)
 
 
@@ -223,7 +246,7 @@ def _feed_forward(trace: OpTrace, config: UnifiedConfig, rows: int, name: str, x
         return y
     if f"{name}.shared_expert.gate_up_proj" in trace.shapes:  # one per task, weighted by its alpha as experts are by the router
         alphas = trace.new(rows, trace.use(f"{name}.alpha"))
-        shared = _experts(trace, f"{name}.shared_expert", rows, rows, x, alphas, "shared_expert")
+        shared = _experts(trace, f"{name}.shared_expert", rows, rows, x, alphas)
         return trace.pointwise("shared_expert", (y, shared), y.elements, y.grad or shared.grad)
     shared = _dense(trace, rows, f"{name}.shared_expert", x, True, "shared_expert")
     if alpha := trace.use(f"{name}.alpha"):
@@ -262,10 +285,9 @@ def _expert_router(trace: OpTrace, name: str, rows: int, x: TracedTensor, sizes:
     return trace.new(rows * top_k, grad, 4)
 
 
-def _experts(
-    trace: OpTrace, name: str, chosen: int, rows: int, x: TracedTensor, weight: TracedTensor, part: str = "experts"
-) -> TracedTensor:
+def _experts(trace: OpTrace, name: str, chosen: int, rows: int, x: TracedTensor, weight: TracedTensor) -> TracedTensor:
     """Stacked experts on rows sorted by expert; each row meets one of them."""
+    part = part_of(f"{name}.down_proj")
     sorted_rows = trace.pointwise(part, (x,), chosen * (x.elements // rows), x.grad)
     trace.kept += chosen * INDEX * (x.grad or weight.grad) + rows * INDEX * x.grad * (chosen > rows)
     both = _routed(trace, f"{name}.gate_up", chosen, sorted_rows)

@@ -79,7 +79,7 @@ def _rebuild(model: UnifiedModel, config: UnifiedConfig, state: dict[str, torch.
         rebuilt.model.vqmodel = model.model.vqmodel
         return rebuilt.eval()
     missing, unexpected = rebuilt.load_state_dict(state, strict=False)
-    fresh = ("lora_A", "lora_B", "router.weight", "gate.weight")
+    fresh = ("lora_A", "lora_B", "lora_R", "router.weight", "gate.weight")
     if unexpected or [name for name in missing if not name.endswith(fresh) and ".context_router." not in name]:
         raise ValueError(f"weights do not fit the new structure: unexpected {unexpected[:3]}, missing {missing[:3]}")
     rebuilt.generation_config = model.generation_config

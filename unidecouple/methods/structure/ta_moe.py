@@ -64,6 +64,5 @@ class TaskAwareMoE:
 
     def upcycle(self, state: Mapping[str, Tensor], text: UniLlamaConfig) -> dict[str, Tensor]:
         """Exact start from dense weights."""
-        experts, shared = len(Task) * self.experts_per_group, len(Task) if self.shared_expert_per_task else 0
-        layers = self.moe_layers
-        return copy_into_experts(state, experts, self.shared_expert, self.alpha_init, layers, shared_experts=shared)
+        shared = len(Task) if self.shared_expert_per_task else self.shared_expert
+        return copy_into_experts(state, len(Task) * self.experts_per_group, shared, self.alpha_init, self.moe_layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from measured_step import Step, shapes_of
 from unidecouple.batch import Batch, Task
+from unidecouple.methods.objective import Objective, SelfDistillation
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.estimate import by_part, executed
 from unidecouple.plan.forward import trace_ops
@@ -93,6 +94,19 @@ def test_kept_bytes_are_autograds(step: TakeStep, case: str) -> None:
     text, train, routing = CASES[case]
     done = step(train, routing, "sdpa", **text)
     assert done.trace.kept + done.trace.logits == pytest.approx(done.kept, rel=0.02)
+
+
+@pytest.mark.parametrize("task", ["mmu", "t2i"])
+def test_self_distillation_passes_twice(step: TakeStep, task: Literal["mmu", "t2i"]) -> None:
+    """Its second pass and heads are counted by torch, and what they keep; no generated token costs them."""
+    text, train, _ = CASES["MoDE, everything trains"]
+    objective = Objective(auxiliary=(SelfDistillation(task=task),))
+    plain, done = step(train, **text), step(train, objective=objective, **text)
+    assert done.trace.flops(backward=False) == done.forward
+    assert done.trace.flops(backward=True) == done.backward
+    assert done.trace.reference == done.forward - plain.forward > 0.3 * plain.forward * (task == "mmu")
+    kept = step(train, "learned", "sdpa", objective=objective, **text)
+    assert kept.trace.kept + kept.trace.logits == pytest.approx(kept.kept, rel=0.02)
 
 
 @pytest.mark.parametrize("case", ["stage 1", "stage 2", "LoRA alone", "dense", "experts alone"])

@@ -26,6 +26,7 @@ def trace_ops(
     routing: str,
     width: int,
     tasks: Collection[Task] = tuple(Task),
+    distilled: Task | None = None,
 ) -> OpTrace:
     """Trace one step's forward and backward over micro-batches of shapes ``parts``.
 
@@ -37,13 +38,28 @@ def trace_ops(
         routing: "learned" or "label".
         width: bytes per activation, 4 or 2.
         tasks: whose losses are computed.
+        distilled: the task whose targets are also compared with the model without its updates (``SelfDistillation``).
     """
     trace = OpTrace(shapes, trains, width)
     for part in parts:
         hidden = _decoder(trace, config, part, _embed(trace, config, part), routing)
         for task in tasks:
             head(trace, task, part, hidden, config)
+        if distilled in tasks and part.task is distilled:
+            _compare(trace, config, part, hidden, routing)
     return trace
+
+
+def _compare(trace: OpTrace, config: UnifiedConfig, part: BatchShape, hidden: TracedTensor, routing: str) -> None:
+    """The forward pass without updates, and the head once more on the states of either pass."""
+    before, logits = trace.flops(backward=False), trace.logits
+    head(trace, part.task, part, hidden, config)
+    trace.logits += trace.logits - logits  # and the reference's
+    plain = OpTrace({name: shape for name, shape in trace.shapes.items() if "lora_" not in name}, (), trace.width)
+    head(plain, part.task, part, _decoder(plain, config, part, _embed(plain, config, part), routing), config)
+    trace.ops += [op._replace(block=-1) for op in plain.ops]
+    trace.largest, trace.encoding = max(trace.largest, plain.largest), max(trace.encoding, plain.encoding)
+    trace.reference += trace.flops(backward=False) - before
 
 
 def _embed(trace: OpTrace, config: UnifiedConfig, part: BatchShape) -> TracedTensor:

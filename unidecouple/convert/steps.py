@@ -96,7 +96,7 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
     folds = isinstance(wanted.structure, Dense) and apart
     if config.text_config.lora_rank and (wanted.merge or folds or wanted.to != UNIDECOUPLE):
         text, rank = config.text_config, config.text_config.lora_rank
-        config = structures.with_text(config, lora_rank=0, lora_targets=[], lora_per_task=[])
+        config = structures.merged_config(config)
         steps.append(Step(f"merged low-rank updates (r={rank})", partial(structures.merge_lora, text=text), config))
     if folds:
         config = structures.fold_config(config)

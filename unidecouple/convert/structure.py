@@ -56,13 +56,8 @@ def merge_lora(part: Part, text: UniLlamaConfig) -> Part:
     """Add every low-rank update to its weight, ``W + (lora_alpha / r) B A``, in float64 and rounded once to W's type.
 
     Raises:
-        ValueError: an update routed by task or weighed per token; no single weight can hold several.
+        ValueError: an update routed by task; no single weight can hold two.
     """
-    if text.lora_kind != "plain":
-        raise ValueError(
-            f"lora_kind={text.lora_kind!r}: a router weighs the updates per token, so they merge into no weight; keep the model in "
-            "the unidecouple layout, and use what takes any model (evaluate, or unidecouple.generate.image.draw and text.answer)"
-        )
     out = {name: tensor for name, tensor in part.items() if "lora_" not in name}
     for name, a in part.items():
         if not name.endswith("lora_A"):
@@ -74,6 +69,20 @@ def merge_lora(part: Part, text: UniLlamaConfig) -> Part:
         update = part[name.replace("lora_A", "lora_B")].double() @ a.double() * (text.lora_alpha / text.lora_rank)
         out[base] = (part[base].double() + (update if stacked else update[0])).to(part[base].dtype)
     return {name: out[name] for name in part if name in out}
+
+
+def merged_config(config: UnifiedConfig) -> UnifiedConfig:
+    """Configuration after ``merge_lora``.
+
+    Raises:
+        ValueError: a router weighs the updates per token; no single weight can hold several.
+    """
+    if config.text_config.lora_kind != "plain":
+        raise ValueError(
+            f"lora_kind={config.text_config.lora_kind!r}: a router weighs the updates per token, so they merge into no weight; keep "
+            "the unidecouple layout, and use what takes any model (evaluate, unidecouple.generate.image.draw, text.answer)"
+        )
+    return with_text(config, lora_rank=0, lora_targets=[], lora_per_task=[])
 
 
 def slim(part: Part, task: Task) -> Part:

@@ -56,7 +56,7 @@ def copy_into_experts(
         out[f"{mlp}.experts.down_proj"] = (part["down"] * routed).repeat(num_experts, 1, 1)
         if shared_experts:
             out |= _shared(f"{mlp}.shared_expert", part | {"down": part["down"] * shared_down}, shared_experts)
-            out[f"{mlp}.alpha"] = torch.full((shared_experts,), alpha, dtype=part["down"].dtype)
+            out[f"{mlp}.alpha"] = torch.full((int(shared_experts),), alpha, dtype=part["down"].dtype)
     return out
 
 

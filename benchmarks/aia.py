@@ -35,7 +35,7 @@ OURS, PUBLIC, WITHOUT = "ours", "eager maps", "without the loss"
 
 @dataclass(frozen=True)
 class Case:
-    """A model and its batch: pictures of ``image`` x ``image`` tokens in rows of ``length``, ``rows`` of each task.
+    """A model and its batch: images of ``image`` x ``image`` tokens in rows of ``length``, ``rows`` of each task.
 
     Head size is 64; vision tower and image tokenizer are as small as can be.
     """

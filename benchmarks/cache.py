@@ -1,4 +1,4 @@
-"""C8: calls of the image tokenizer's encoder in an epoch of generation data, from pictures and from a cache of image tokens."""
+"""C8: calls of the image tokenizer's encoder in an epoch of generation data, from images and from a cache of image tokens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Calls:
 
 
 def write_pictures(folder: Path, count: int, pixels: int) -> Path:
-    """``count`` prompts with pictures of noise to be drawn, as flat jsonl."""
+    """``count`` prompts with images of noise to be drawn, as flat jsonl."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     lines = []
@@ -76,7 +76,7 @@ def bytes_of_tokens(cache: Path) -> int:
 
 
 def run(size: TinySize = SIZE, count: int = 12, batch_size: int = 4) -> Result:
-    """Encode, then read an epoch from the pictures and one from the cache.
+    """Encode, then read an epoch from the images and one from the cache.
 
     Raises:
         SidesDifferError: their batches hold other tokens.
@@ -90,15 +90,15 @@ def run(size: TinySize = SIZE, count: int = 12, batch_size: int = 4) -> Result:
         before, wanted = epoch(pictures, processor, vq, count, batch_size)
         after, found = epoch(cache, processor, vq, count, batch_size)
         if not all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True)):
-            raise SidesDifferError("batches from the cache hold other image tokens than batches from the pictures")
+            raise SidesDifferError("batches from the cache hold other image tokens than batches from the images")
         each = bytes_of_tokens(cache) / count
     exact = 2 * size.num_image_tokens
     rows = [
-        Row("encoder calls in an epoch, from pictures", before, "calls"),
+        Row("encoder calls in an epoch, from images", before, "calls"),
         Row("encoder calls in an epoch, from the cache", after, "calls", goal="exactly 0", met=after == 0),
-        Row("a picture in the cache", each, "bytes", goal=f"exactly {exact:,}", met=each == exact),
+        Row("an image in the cache", each, "bytes", goal=f"exactly {exact:,}", met=each == exact),
     ]
-    settings = {"pictures": count, "batch size": batch_size, "tokens a picture": size.num_image_tokens}
+    settings = {"pictures": count, "batch size": batch_size, "tokens an image": size.num_image_tokens}
     return Result("cache", "C8: the image tokenizer's work with a cache of image tokens", settings, rows, {})
 
 

@@ -47,7 +47,7 @@ def layers(repeats: int) -> dict[str, dict[str, list[float]]]:
 
 
 def loops(repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of whole pictures, by how many at a time."""
+    """Seconds of whole images, by how many at a time."""
     found = {}
     for pictures in PICTURES:
         torch._dynamo.reset()  # it stops at eight sizes in all
@@ -55,7 +55,7 @@ def loops(repeats: int) -> dict[str, dict[str, list[float]]]:
         if not torch.equal(made[COMPILED].engine(True), made[ENGINE].engine(True)):
             raise SidesDifferError(f"{COMPILED} draws other tokens than {ENGINE}: nothing was timed")
         sides = {name: partial(one.engine, False) for name, one in made.items()}
-        found[f"{pictures} pictures"] = interleave(sides, repeats, lambda: None)
+        found[f"{pictures} images"] = interleave(sides, repeats, lambda: None)
     return found
 
 

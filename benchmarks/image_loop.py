@@ -1,4 +1,4 @@
-"""C4: 64 image tokens of 16 pictures (and of one) with guidance: the engine against the loops that people run.
+"""C4: 64 image tokens of 16 images (and of one) with guidance: the engine against the loops that people run.
 
 All sides have the same dense Janus with random weights and the same prompt; greedy tokens are compared first. Then each draws by
 its own way of sampling at temperature 1.
@@ -53,7 +53,7 @@ class Sides:
         model: ours, of the same weights.
         builder: of its processor.
         drawing: the engine's.
-        pictures: at a time.
+        images: at a time.
     """
 
     plain: JanusForConditionalGeneration
@@ -112,7 +112,7 @@ def sides(
     """All of one random model, the engine with weights of its own, since it lays them out anew.
 
     Args:
-        pictures: at a time.
+        images: at a time.
         size: of the model; None: ``SMALL``.
         device: where its weights are made.
         dtype: of the weights.
@@ -184,14 +184,14 @@ def run(repeats: int = LEAST_REPEATS) -> Result:
     details: dict[str, object] = {"size": asdict(SMALL)}
     for pictures in PICTURES:
         seconds = measured(sides(pictures), repeats)
-        details[f"{pictures} pictures"] = {"seconds": seconds}
+        details[f"{pictures} images"] = {"seconds": seconds}
         for name in list(seconds)[1:]:
             ratio, goal = Ratio.of(seconds[name], seconds[ENGINE]), GOALS.get(name) if pictures == PICTURES[0] else None
             met = None if goal is None else round(ratio.median, 2) >= goal
             text = "" if goal is None else f"at least {goal:.1f}"
-            rows.append(Row(f"{pictures} pictures: {name} / {ENGINE}", ratio.median, "x", ratio.low, ratio.high, text, met))
+            rows.append(Row(f"{pictures} images: {name} / {ENGINE}", ratio.median, "x", ratio.low, ratio.high, text, met))
     settings = {"tokens": SMALL.num_image_tokens, "guidance": GUIDANCE, "repeats": repeats, "seed": 0}
-    return Result("image_loop", "C4: image tokens of pictures with guidance (more is better)", settings, rows, details)
+    return Result("image_loop", "C4: image tokens of images with guidance (more is better)", settings, rows, details)
 
 
 def measured(made: Sides, repeats: int) -> dict[str, list[float]]:

@@ -81,7 +81,7 @@ def run(size: TinySize = SIZE, count: int = 320, row: int = 8192, seed: int = 0,
     rows = [Row(f"useful tokens, {name}", share, "of all") for name, share in shares.items()]
     rows[0] = replace(rows[0], goal=f"at least {GOAL}", met=shares["packed rows"] >= GOAL)
     rows.append(Row("largest relative difference of losses and gradients, x 1e6", off * 1e6, ""))
-    settings = {"understanding : texts : generation": tens, "row": row, "tokens a picture": size.num_image_tokens, "seed": seed}
+    settings = {"understanding : texts : generation": tens, "row": row, "tokens an image": size.num_image_tokens, "seed": seed}
     details = {"tokens": sum(len(sample.input_ids) for sample in mixed), "samples compared": compared, "difference": off}
     return Result("packing", "C9: useful tokens when packed (more is better)", settings, rows, details)
 

@@ -59,7 +59,7 @@ class Load:
 
 
 def body(task: Task, number: int) -> tuple[str, dict[str, Any]]:
-    """Request ``number`` of a task: a question about a noisy picture, or a picture."""
+    """Request ``number`` of a task: a question about a noisy image, or an image."""
     if task is Task.T2I:
         return IMAGES, {"prompt": f"a photo of {('a red cow', 'two blue pigs', 'a cup')[number % 3]}", "seed": number}
     noise = Image.fromarray(np.random.default_rng(number).integers(0, 256, (96, 128, 3), dtype=np.uint8))

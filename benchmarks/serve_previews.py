@@ -1,8 +1,8 @@
-"""What partial pictures cost: drawing with three of each on a thread of their own, on the model's thread, and without any.
+"""What partial images cost: drawing with three of each on a thread of their own, on the model's thread, and without any.
 
     python -m benchmarks.serve_previews
 
-The shipped base, guided pictures, through the server's own scheduler. Wall seconds until the last picture is there, the ways taken
+The shipped base, guided images, through the server's own scheduler. Wall seconds until the last image is there, the ways taken
 in turn: what a client waits is wall time.
 """
 
@@ -14,7 +14,7 @@ import statistics
 import time
 from typing import Any
 
-from unidecouple.serve.growing import Previewer, due
+from unidecouple.serve.growing import Previewer, partial_token_counts
 
 from benchmarks.record import Result, Row
 from benchmarks.timing import one_thread
@@ -25,22 +25,22 @@ from unidecouple.generate.jobs import ImageJob
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.pictures import as_png
 from unidecouple.serve.scheduler import Scheduler
-from unidecouple.serve.stream import Watcher
+from unidecouple.serve.stream import JobEvents
 from unidecouple.serve.task_queue import QueuedJob
 
 COUNTS, PARTIAL = (1, 4, 16), 3
 
 
-class Waiting(Watcher):
-    """Counts the previews that arrive before their picture is done."""
+class Waiting(JobEvents):
+    """Counts the previews that arrive before their image is done."""
 
     def __init__(self) -> None:
         super().__init__()
         self.in_time = 0
 
-    def put(self, index: int, news: Any) -> None:
-        """See ``Watcher``."""
-        self.in_time += isinstance(news, str)
+    def send(self, index: int, value: Any) -> None:
+        """See ``JobEvents``."""
+        self.in_time += isinstance(value, str)
 
 
 class Ways:
@@ -50,7 +50,7 @@ class Ways:
         self.engine = Engine.load("unified", max_batch_size=max(COUNTS))
         self.scheduler = Scheduler(self.engine)
         self.previewer = Previewer(self.scheduler, Metrics())
-        self.places = due(self.engine.images.length, PARTIAL)
+        self.places = partial_token_counts(self.engine.images.length, PARTIAL)
 
     def close(self) -> None:
         """End all threads."""
@@ -58,24 +58,24 @@ class Ways:
         self.previewer.close()
 
     async def draw(self, count: int, way: str) -> tuple[float, int]:
-        """Seconds that ``count`` pictures took, and the previews that came before the last was done."""
-        watcher = Waiting()
-        jobs = [self._job(watcher, index, way) for index in range(count)]
+        """Seconds that ``count`` images took, and the previews that came before the last was done."""
+        events = Waiting()
+        jobs = [self._job(events, index, way) for index in range(count)]
         began = time.perf_counter()
         self.scheduler.submit(Task.T2I, jobs)
         await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
-        seconds, in_time = time.perf_counter() - began, watcher.in_time
-        await asyncio.sleep(0.2)  # what is on its way when the last picture is done ends, and disturbs no other turn
+        seconds, in_time = time.perf_counter() - began, events.in_time
+        await asyncio.sleep(0.2)  # what is on its way when the last image is done ends, and disturbs no other turn
         return seconds, in_time
 
-    def _job(self, watcher: Waiting, index: int, way: str) -> QueuedJob[Any]:
+    def _job(self, events: Waiting, index: int, way: str) -> QueuedJob[Any]:
         work = ImageJob.of(self.engine.builder, "a photo of a red cow", (index,))
         if way != "model's thread":
-            return self.previewer.job(watcher, index, work, self.places if way == "own thread" else ())
+            return self.previewer.job(events, index, work, self.places if way == "own thread" else ())
 
         def watch(picture: ImageProgress) -> None:
             if picture.count in self.places:
-                watcher.put(index, as_png(self.engine.preview(self.engine.images.partial(picture))))
+                events.send(index, as_png(self.engine.preview(self.engine.images.partial(picture))))
 
         return QueuedJob(work, watch)
 
@@ -122,7 +122,7 @@ def main() -> None:
         "threads": 1,
     }
     wall = {"seconds": details, "wall": "wall seconds, whatever else the machine does; not this file's CPU clock"}
-    result = Result("previews", "serve: partial pictures", settings, rows, wall)
+    result = Result("previews", "serve: partial images", settings, rows, wall)
     print(result.table())
     print(result.write())
 

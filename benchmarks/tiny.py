@@ -1,4 +1,4 @@
-"""What the counted benchmarks share: a tiny Janus with pictures of 576 tokens, and a seeded mixture of samples."""
+"""What the counted benchmarks share: a tiny Janus with images of 576 tokens, and a seeded mixture of samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = TinySize(
     vq_latent_channels=32,
     vq_channel_multiplier=(1, 1, 1, 1, 1),
 )
-"""Janus-Pro's pictures, 384 pixels and 576 tokens each; all else as small as can be."""
+"""Janus-Pro's images, 384 pixels and 576 tokens each; all else as small as can be."""
 
 MIXTURE = (5, 1, 4)
 """Understanding : texts : generation, as Janus-Pro's last stage mixes them (arXiv 2501.17811, section 2.2)."""
@@ -49,7 +49,7 @@ def samples(
     Args:
         builder: of the model's processor.
         size: of the model.
-        counts: how many pictures to be understood, texts, pictures to be drawn.
+        counts: how many images to be understood, texts, images to be drawn.
         seed: of all.
         words: of a text, from the first to below the second; of a prompt, an eighth of that.
     """

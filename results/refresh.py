@@ -15,9 +15,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from unidecouple import config
+from unidecouple.compare.claim import Claim
+from unidecouple.compare.plan import Comparison
 from unidecouple.files import read_text, write_gzip_atomic, write_text_atomic
 from unidecouple.report.claims import verdicts
 from unidecouple.report.markdown import claims_table, mean_and_deviation, scores_table
@@ -58,7 +64,32 @@ def _figures(row: re.Match[str], name: str, scenario: str) -> str:
 
 @cache
 def _results(name: str) -> Results:
-    return load_results(ROOT / "results" / name)
+    results = load_results(ROOT / "results" / name)
+    recipe = ROOT / "recipes" / "compare" / f"{name}.yaml"
+    return in_words_of(results, config.load(Comparison, [recipe])) if recipe.is_file() else results
+
+
+def in_words_of(results: Results, grid: Comparison) -> Results:
+    """``results`` with the titles of variants and the wording of claims that the recipe has today; figures stay.
+
+    Claims match if all but their words is equal; a claim that the recipe no longer has keeps its words.
+    """
+    titles = {name: grid.variants[name].title for name in results.meta["titles"] if name in grid.variants}
+    wording: dict[str, list[Claim]] = {}
+    for claim in grid.claims:
+        wording.setdefault(_compared(asdict(claim)), []).append(claim)
+    claims = [dict(old) for old in results.meta["config"]["claims"]]
+    for old in claims:
+        if same := wording.get(_compared(old)):
+            new = same.pop(0)
+            old |= {"says": new.says, "settle": new.settle}
+    meta = {**results.meta, "titles": {**results.meta["titles"], **titles}}
+    return replace(results, meta={**meta, "config": {**results.meta["config"], "claims": claims}})
+
+
+def _compared(claim: Mapping[str, Any]) -> str:
+    """Everything of a claim but its words."""
+    return json.dumps({name: value for name, value in claim.items() if name not in ("says", "settle")}, sort_keys=True)
 
 
 def publish(folder: Path) -> None:

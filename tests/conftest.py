@@ -15,8 +15,10 @@ from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
 
 from small_runs import SMALL, save_small_base
 from tiny_emu3 import write_emu3
+from tiny_language import write_language
 from unidecouple.batch import Batch
 from unidecouple.convert.convert import convert
+from unidecouple.convert.language import assemble_base
 from unidecouple.convert.steps import Conversion
 from unidecouple.data.sequences import QAPair, SequenceBuilder, collate
 from unidecouple.models.janus import UniJanusForConditionalGeneration
@@ -31,10 +33,20 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 TINY = replace(SMALL, image_size=16, vq_channel_multiplier=(1, 1, 1), vq_encode_window=0)
-"""Pictures of 16 pixels, 16 tokens each."""
+"""Images of 16 pixels, 16 tokens each."""
 
 
-LONGEST = ("test_the_pages_commands_run", "test_killed_runs_lose_nothing", "test_demo_in_small", "test_processes_change_nothing")
+LONGEST = (
+    "test_the_pages_commands_run",
+    "test_two_processes_equal_one",
+    "test_killed_runs_lose_nothing",
+    "test_killed_processes_lose_nothing",
+    "test_demo_in_small",
+    "test_processes_change_nothing",
+    "test_torchrun_starts_the_command",
+    "test_the_example_passes_the_property_tests_of_the_union",
+    "test_comparison_recipes_take_a_step",
+)
 """Started first, so that no process waits for another's at the end."""
 
 
@@ -100,6 +112,14 @@ def emu3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def language_base(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> Path:
+    """A tiny language model with grouped heads and tied embeddings as it comes out of ``unidecouple assemble``."""
+    folder = tmp_path_factory.mktemp("language")
+    assemble_base(write_language(folder / "lm"), folder / "base", str(small_base), say=lambda line: None)
+    return folder / "base"
+
+
+@pytest.fixture(scope="session")
 def processor() -> UniJanusProcessor:
     return tiny_processor(vocabulary(), TINY)
 
@@ -142,13 +162,13 @@ def as_plain_janus() -> Callable[[UniJanusForConditionalGeneration], JanusForCon
 
 @pytest.fixture(scope="session")
 def pictures() -> np.ndarray:
-    """Four pictures of noise, uint8 (4, 16, 16, 3)."""
+    """Four images of noise, uint8 (4, 16, 16, 3)."""
     return np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="session")
 def joint_batch(builder: SequenceBuilder, pictures: np.ndarray) -> tuple[Batch, Batch]:
-    """Two conversations and two pictures to draw (one with its prompt dropped), rows of different lengths."""
+    """Two conversations and two images to draw (one with its prompt dropped), rows of different lengths."""
     asked = QAPair("pope", "Is there a cow in the image?", "yes")
     described = QAPair("caption", CAPTION_REQUEST, "a red cow and a blue pig")
     understanding = [builder.understanding(pictures[0], [asked, described]), builder.understanding(pictures[1], [asked])]

@@ -16,7 +16,7 @@ from unidecouple.convert.load import load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.gradient import GRADIENTS, MAOP, Gradient, TorchJDAggregator
 from unidecouple.methods.stage import Lora, Stage
-from unidecouple.methods.structure import STRUCTURES, Measured, MoE, MoT, Structure, TaskAwareMoE, UniX
+from unidecouple.methods.structure import STRUCTURES, MoE, MoT, Structure, TaskAwareMoE, UniX, UsagePartitioned
 from unidecouple.models.base import UnifiedModel
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
@@ -53,7 +53,7 @@ UPDATES = "dense, low-rank updates by task"
 NOTHING_PRIVATE = {
     "dense": "all weights serve both tasks",
     "moe": "no expert is a task's: any token may go to any",
-    "mot": "split by modality: both tasks have text, and both have pictures",
+    "mot": "split by modality: both tasks have text, and both have images",
     "unix": "split by modality",
     "i_lora": "every update serves all tokens",
     "mode": "split by modality",
@@ -82,7 +82,7 @@ def started(model: UnifiedModel, name: str) -> UnifiedModel:
         targets = ("attention", "mlp")
         return add_lora(model, Lora(4, targets=targets, per_task=targets), 0)
     structure = STRUCTURED[name]
-    if isinstance(structure, Measured):
+    if isinstance(structure, UsagePartitioned):
         mixture = restructure(model, MoE(), 0)
         text = mixture.config.text_config
         return restructure(mixture, structure, 0, [torch.arange(text.num_experts)] * len(text.mixture_layers))
@@ -104,9 +104,9 @@ def runs(base: Path) -> dict[str, RunConfig]:
     found = {}
     for name in (*(kind().kind for kind in STRUCTURES), "mot task"):  # other settings change what is met, not how it trains
         structure, stages = STRUCTURED[name], plain.stages
-        if isinstance(structure, Measured):
+        if isinstance(structure, UsagePartitioned):
             stages = (replace(plain.stages[0], share=0.25), replace(plain.stages[0], share=0.75, structure=structure))
-        start: Structure = MoE() if isinstance(structure, Measured) else structure
+        start: Structure = MoE() if isinstance(structure, UsagePartitioned) else structure
         found[name] = replace(plain, structure=start, stages=stages)
     for name, gradient in COMBINED.items():
         stages = (replace(plain.stages[0], gradient=gradient),)

@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def png(seed: int = 0, width: int = 24, height: int = 16, mode: str = "RGB") -> bytes:
-    """A picture of noise."""
+    """An image of noise."""
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, len(mode)), dtype=np.uint8)
     content = io.BytesIO()
     Image.fromarray(noise, mode if len(mode) > 1 else None).save(content, "PNG")
@@ -22,7 +22,7 @@ def png(seed: int = 0, width: int = 24, height: int = 16, mode: str = "RGB") -> 
 
 
 def write_pictures(folder: Path, *names: str) -> None:
-    """Different pictures under ``names``."""
+    """Different images under ``names``."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(names):
         (folder / name).write_bytes(png(seed))
@@ -47,7 +47,7 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def asked(picture: str | None = "a.png", question: str = "Is there a cow in the image?", answer: str = "yes") -> dict[str, Any]:
-    """Messages of one question about one picture, or about none."""
+    """Messages of one question about one image, or about none."""
     tag = "<image>" if picture else ""
     entry: dict[str, Any] = {"messages": [{"role": "user", "content": tag + question}, {"role": "assistant", "content": answer}]}
     return {**entry, "images": [picture]} if picture else entry

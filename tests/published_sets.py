@@ -16,7 +16,7 @@ ONE_WORD = "\nAnswer the question using a single word or phrase."
 
 
 def write_pope(folder: Path) -> Path:
-    """Two pictures and two questions a split; positives are shared."""
+    """Two images and two questions a split; positives are shared."""
     write_pictures(folder / "val2014", "a.jpg", "b.jpg")
     for split, absent in (("random", "cow"), ("popular", "person"), ("adversarial", "fork")):
         rows = [

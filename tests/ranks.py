@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import multiprocessing
 import os
 import socket
@@ -17,9 +19,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from small_runs import NOT_SCORED
+from unidecouple.convert.load import load
 from unidecouple.run import RunConfig
 from unidecouple.train import launch
 from unidecouple.train.train import train
+from unidecouple.world.scoring import Scorer
 
 Fault = Callable[[pytest.MonkeyPatch], None]
 
@@ -49,9 +54,18 @@ def fork_ranks(size: int, works: Sequence[Callable[[], object]]) -> list[BasePro
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
     ranks: list[BaseProcess] = [context.Process(target=_rank, args=(rank, size, port, work)) for rank, work in enumerate(works)]
+    _warm_up()
+    gc.freeze()  # else each rank's collector walks, and so copies, what it shares with this process
     for process in ranks:
         process.start()
+    gc.unfreeze()
     return ranks
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Load a model, for which transformers builds tables of names: seconds that each rank would spend anew."""
+    load("understanding")
 
 
 def _rank(rank: int, size: int, port: int, work: Callable[[], object]) -> None:
@@ -62,10 +76,11 @@ def _rank(rank: int, size: int, port: int, work: Callable[[], object]) -> None:
 
 
 def _train(config: RunConfig, folder: Path, cache: Path, fault: Fault | None) -> bool:
-    """Train; whether it failed. The error goes to a file, as the command's last line would go to standard error."""
+    """Train without scores; whether it failed. The error goes to a file, as the command's last line would to standard error."""
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(launch, "_JOINING", _JOIN_TIMEOUT)
+            patch.setattr(Scorer, "test", NOT_SCORED)
             if fault is not None:
                 fault(patch)
             train(config, folder, cache, lambda line: None, threading.Event())
@@ -101,7 +116,9 @@ def train_on_ranks(size: int, config: RunConfig, folder: Path, cache: Path) -> N
     assert codes == [0] * size, errors(folder)
 
 
-def assert_close_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], learning_rate: float = 1e-2) -> None:
+def assert_close_weights(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], learning_rate: float = 1e-2, run: str = ""
+) -> None:
     """Hold the weights of two runs equal whose sums were in another order.
 
     AdamW divides by the size of a weight's own gradient, so that order shows in a weight that has almost none: one in a thousand
@@ -110,5 +127,5 @@ def assert_close_weights(found: Mapping[str, Tensor], expected: Mapping[str, Ten
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
         far = ~torch.isclose(found[name], weight, atol=2e-5, rtol=1e-4)
-        assert far.sum() <= max(1, weight.numel() / 1000), name
-        assert (found[name] - weight).abs().max() < learning_rate / 10, name
+        assert far.sum() <= max(1, weight.numel() / 1000), f"{run} {name}"
+        assert (found[name] - weight).abs().max() < learning_rate / 10, f"{run} {name}"

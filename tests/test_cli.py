@@ -53,12 +53,12 @@ def test_report_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = save_small_base(tmp_path / "base")
     recipe = tmp_path / "run.yaml"
-    recipe.write_text(f"model_name_or_path: {base}\nmax_steps: 60\nsave_steps: 0\n" + SMALL_RUN)
-    command = [sys.executable, "-m", "unidecouple", "train", str(recipe)]
-    command += ["--output", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    recipe.write_text(f"model_name_or_path: {base}\nmax_steps: 24\nsave_steps: 0\n" + SMALL_RUN)
+    words = ["train", str(recipe), "--output", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "unidecouple", *words]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None
     for line in child.stdout:
@@ -69,6 +69,21 @@ def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     assert child.returncode == 130
     assert "resumes" in stderr
     assert list((tmp_path / "run").glob("checkpoint-*"))
-    again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
-    assert "resuming from" in again.stdout
+    assert main(words) == 0
+    assert "resuming from" in capsys.readouterr().out
     assert (tmp_path / "run" / "scores.json").is_file()
+
+
+def test_the_first_line_of_train_comes_before_torch() -> None:
+    """Loading it takes seconds; `train` says at once what it begins."""
+    code = """
+import builtins, os, sys
+from unidecouple.cli import main
+def first(*words, **options):
+    os.write(1, str(words[0]).encode())
+    os._exit(3 if "torch" in sys.modules else 0)
+builtins.print = first
+main(["train", "--model", "a/b", "--data", "c", "--output", "runs/d"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "loading PyTorch to train a/b; output: runs/d"), done.stderr

@@ -117,7 +117,7 @@ class TestLayers:
 
     def test_a_circle_of_bases_is_an_error(self, tmp_path: Path) -> None:
         paths = written(tmp_path, a="base: b.yaml", b="base: a.yaml")
-        with pytest.raises(ConfigError, match="starts from itself"):
+        with pytest.raises(ConfigError, match="includes itself"):
             load(Run, paths[:1])
 
     def test_an_empty_file_changes_nothing(self, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ class TestOverrides:
 
     def test_a_position_outside_a_list_is_an_error(self, tmp_path: Path) -> None:
         said = complaint(tmp_path, "stages: [{name: one}]", "stages.1.name=two")
-        assert said == "override 'stages.1.name=two': stages is a list of 1, without a position '1' (the first is 0)"
+        assert said == "override 'stages.1.name=two': stages is a list of 1 entries without an entry '1' (the first is 0)"
 
 
 class TestComplaints:
@@ -229,12 +229,12 @@ class TestComplaints:
         [
             ("seed: 1\nlayers: [1, 2\n", r"x\.yaml:3:1: broken YAML: expected ',' or '\]'"),
             ("seed: 1\n\tbf16: true\n", r"x\.yaml:2:1: broken YAML: found character '\\t'"),
-            ("seed: 1\nseed: 2\n", r"x\.yaml:2:1: broken YAML: key 'seed' stands twice"),
+            ("seed: 1\nseed: 2\n", r"x\.yaml:2:1: broken YAML: key 'seed' appears twice"),
             ("1: 2", r"x\.yaml:1:1: broken YAML: a key must be text"),
             ("seed: !!binary aGk=", r"x\.yaml:1:7: broken YAML: could not determine a constructor"),
             ("layers: &a [*a]", r"x\.yaml: broken YAML: Circular"),
             ("seed: \x07", r"x\.yaml: broken YAML: unacceptable character"),
-            ("[1, 2]", r"x\.yaml: must hold keys and values, not a list"),
+            ("[1, 2]", r"x\.yaml: must contain keys and values, not a list"),
             ("base: {a: b}", r"x\.yaml: 'base' must be a file name or a list of file names"),
         ],
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import shlex
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -21,6 +21,7 @@ from published import write_published
 from published_sets import write_art, write_llava_pope, write_mme, write_pope, write_vqav2
 from ranks import exit_codes, fork_ranks
 from tiny_emu3 import write_emu3
+from tiny_language import write_language
 from unidecouple.cli import _parser, main
 from unidecouple.cli.command import OK
 from unidecouple.convert.load import load
@@ -50,6 +51,11 @@ WORLD += [f"data.evaluation.{name}=2" for name in ("pope_images", "vqa_questions
     "data.evaluation.num_images=1"
 ]
 SIZES = ["t2i_batch_size=2", "mmu_batch_size=2"]
+SYNTHETIC = {
+    "recipes/base/unified.yaml": [f"data.{entry}" for entry in SIZES],
+    "recipes/language/understanding.yaml": ["data.evaluation.passages=2"],
+}
+"""Recipes on the synthetic benchmark that pages train -> what makes their runs small, beside ``WORLD``."""
 SMALL += ["max_steps=2", "evaluation.eval_steps=0", "evaluation.eval_batches=1", "diagnose=false", "device=cpu"]
 OWN = [entry for entry in SMALL if "batch_size" not in entry] + ["evaluation.eval_batch_size=2"]
 
@@ -74,11 +80,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(place / "data" / "questions.jsonl", [{"q": "What is this?", "a": "A cat.", "path": "a.png"}])
     (place / "recipes").symlink_to(ROOT / "recipes")
     write_benchmarks(place)
+    write_language(place / "smollm2")  # a folder of that name is preferred to the package
     return place
 
 
 def write_benchmarks(place: Path) -> None:
-    """Published sets in small, other emoji, and what a detector saw in one picture of each tag's first prompt."""
+    """Published sets in small, other emoji, and what a detector saw in one image of each tag's first prompt."""
     write_llava_pope(write_pope(place / "data" / "benchmarks" / "pope"))
     write_mme(place / "data" / "benchmarks" / "mme")
     write_vqav2(place / "data" / "benchmarks" / "vqa")
@@ -98,16 +105,23 @@ def write_peft_adapter(folder: Path, base: str) -> None:
 
 
 def run(words: list[str]) -> None:
-    if "compare" in words:  # one seed and rate of the grid: its first command trains the control, its second the rest
+    if "compare" in words and "--model" in words:  # one method's run and the start
+        small = [f"run.{entry}" for entry in OWN if "eval_steps" not in entry]
+        words = [*words, *small, "run.evaluation.num_samples=1", "--only", "seed=0,variant=lora_task", "--workers", "1"]
+    elif "compare" in words:  # one seed and rate of the grid: its first command trains the control, its second the rest
         small = [f"run.{entry}" for entry in (OWN if "files.yaml" in words[2] else WORLD)] + [
             f"scenarios.own.{entry}" for entry in SIZES
         ]
         words = [*words[:3], *small, *words[3:], "--only", "seed=0,rate="]
-    elif "recipes/base/unified.yaml" in words:
-        words = [*words[:3], *WORLD, *(f"data.{entry}" for entry in SIZES), *words[3:]]
+    elif recipe := next((recipe for recipe in SYNTHETIC if recipe in words), None):
+        words = [*words[:3], *WORLD, *SYNTHETIC[recipe], *words[3:]]
     elif "train" in words and "--dry-run" not in words:
         at = words.index("--output")
         less = SMALL if "generation_lora" not in " ".join(words) else [word for word in SMALL if "mmu" not in word]
+        given = " ".join(words)
+        less = [word for word in less if "early_stopping" not in given or "eval_steps" not in word]
+        less += ["max_steps=3"] if " max_steps=" in given else []  # one step more than the page's run before
+        less += ["evaluation.eval_steps=1"] if "early_stopping" in given else []
         words = [*words[:at], *less, *words[at:]]
     if "peft/adapter" in words:
         write_peft_adapter(Path("peft/adapter"), words[words.index("peft/adapter") - 1])
@@ -126,23 +140,32 @@ def run(words: list[str]) -> None:
 
 
 def serve(words: list[str]) -> None:
-    """Until it listens, then end it as a supervisor does; on a port that is free here."""
+    """Until it listens, then end it as a supervisor does; on a port that is free here.
+
+    Forked, since tests/serve/ start the same command in a process of its own.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    child = subprocess.Popen([sys.executable, "-m", *words, "--port", str(port)], stdout=subprocess.DEVNULL)
+    child = multiprocessing.get_context("fork").Process(target=_end_with, args=([*words[1:], "--port", str(port)],))
+    child.start()
     try:
         for _ in range(600):
-            assert child.poll() is None, " ".join(words)
+            assert child.is_alive(), " ".join(words)
             with socket.socket() as trial:
                 if trial.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
         child.terminate()
-        assert child.wait(60) == OK
+        child.join(60)
+        assert child.exitcode == OK
     finally:
         child.kill()
-        child.wait()
+        child.join()
+
+
+def _end_with(words: list[str]) -> None:
+    sys.exit(main(words))
 
 
 def test_the_readme_s_commands_are_the_pages() -> None:
@@ -191,6 +214,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "emu3",
         "eval",
         "serve",
+        "language",
     ]
     assert sorted(order) == sorted(page.stem for page in PAGES)
     for name in order:
@@ -216,9 +240,11 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "out/pro-eval/mme/official/artwork.txt",
         "out/pictures/grid.png",
         "runs/files/report.html",
+        "runs/methods/report.html",
         "out/both/report.html",
         "out/answers.jsonl",
         "out/red-cat/grid.png",
+        "guard/language/guard.html",
         "out/generation-eval/pope/card.md",
     ):
         assert (place / made).is_file()

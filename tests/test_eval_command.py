@@ -53,6 +53,23 @@ def test_two_processes_make_the_same_answers_and_pictures(scored: Path, small_ba
     assert one["settings"] == two["settings"]
 
 
+def test_tasks_of_an_array_make_the_same_scores(
+    scored: Path, small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", str(small_base), "--benchmarks", "pope,vqa", "--output", str(tmp_path), *QUICK]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    for rank in (1, 0):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(rank))
+        assert main(command) == 0
+        assert (tmp_path / "scores.json").exists() == (rank == 0)  # the last scores
+    assert "pope: share 2 of 2 is done" in capsys.readouterr().out
+    for name in ("pope", "vqa"):
+        assert sorted(path.name for path in (tmp_path / name).glob("answers.*")) == ["answers.0.jsonl", "answers.1.jsonl"]
+        assert read_answers(tmp_path / name) == read_answers(scored / name)
+        one, two = (json.loads((folder / name / "card.json").read_text())["scores"] for folder in (scored, tmp_path))
+        assert one == two
+
+
 def test_what_a_kill_left_out_is_made_up_for(
     scored: Path, small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,8 +100,8 @@ def test_published_files(small_base: Path, tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     for benchmark, metric in (("pope", "accuracy"), ("mme", "accuracy/artwork")):
         page = (tmp_path / "out" / benchmark / "card.md").read_text()
-        assert f"| {metric} (grey picture) |" in page
-        assert f"| {metric} (no picture) |" in page
+        assert f"| {metric} (grey image) |" in page
+        assert f"| {metric} (no image) |" in page
     assert "score with --score-only --detections FILE" in said
     assert (tmp_path / "out" / "geneval" / "images" / "00005" / "samples" / "0000.png").is_file()
     assert (tmp_path / "out" / "mme" / "official" / "artwork.txt").is_file()

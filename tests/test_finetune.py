@@ -11,9 +11,11 @@ import pytest
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
 from unidecouple import finetune
+from unidecouple.batch import Task
 from unidecouple.compare.methods import methods
 from unidecouple.config import ConfigError
-from unidecouple.data.formats import RecordIndex, open_readers
+from unidecouple.data.file_batches import indices_of
+from unidecouple.data.formats import open_source
 from unidecouple.data.settings import Files
 from unidecouple.finetune import FineTune, configure
 from unidecouple.run import RunConfig
@@ -26,6 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [f"{number}.png" for number in range(40)]
     write_pictures(place, *names)
     understood, drawn = [asked(name) for name in names[:20]], [flat(name) for name in names[20:]]
+    write_jsonl(place / "same.jsonl", [asked("0.png", f"Is there a cow or a {n}?") for n in range(9)])
     for name, records in (("both", understood + drawn), ("mmu", understood), ("t2i", drawn), ("one", [*drawn, understood[0]])):
         write_jsonl(place / f"{name}.jsonl", records)
     return place
@@ -57,11 +60,12 @@ def test_auto_chooses_by_the_data_and_gives_its_evidence(place: Path, data: str,
 def test_a_fraction_of_each_task_is_held_out_and_not_trained_on(place: Path) -> None:
     run, _ = run_of(place, validation_fraction=0.25)
     assert isinstance(run.data, Files)
+    assert run.data.held_out is not None
     parts = []
-    for source in (run.data.sources[0], run.data.validation[0]):
-        readers = open_readers(source.path)
-        for kind in ("mmu", "t2i"):
-            index = RecordIndex(readers, [kind], source.fraction)
+    for files in (run.data, run.data.held_out):
+        opened = [open_source(source) for source in files.sources]
+        for task in Task:
+            ((_, index),) = indices_of(files, opened, task)
             parts.append({str(index.record(number)) for number in range(len(index))})
     assert [len(part) for part in parts] == [15, 15, 5, 5]
     assert not (parts[0] | parts[1]) & (parts[2] | parts[3])
@@ -78,6 +82,27 @@ def test_steps_follow_the_data(place: Path) -> None:
     assert [stage.warmup_steps for stage in run.stages] == [1]
     run, _ = run_of(place)
     assert run.max_steps == 10  # epochs
+
+
+def test_epochs_are_a_key_too_and_max_steps_wins(place: Path) -> None:
+    """As in transformers. With a recipe they count its own files: 20 samples of a task in batches of 4 are 5 steps a pass."""
+    by_key, _ = run_of(place, overrides=["num_train_epochs=3"])
+    assert (by_key.max_steps, by_key.num_train_epochs) == (3, 3.0)
+    both, lines = run_of(place, overrides=["num_train_epochs=3", "max_steps=7"])
+    assert both.max_steps == 7
+    assert "max_steps=7 takes precedence over num_train_epochs=3" in lines
+    own = [f"data.sources=[{{path: {place / 'both.jsonl'}}}]", "data.mmu_batch_size=8", "data.t2i_batch_size=4"]
+    said: list[str] = []
+    asked_for = FineTune(recipe=(Path("janus_pro/dense_joint"),))
+    counted = configure(asked_for, [*own, "max_steps=-1", "num_train_epochs=2.5"], place / "cache", said.append)
+    assert (counted.max_steps, said) == (13, ["max_steps=13: 2.5 epochs"])  # ceil(2.5 x 20 / 4)
+    kept = configure(asked_for, [*own, "num_train_epochs=2"], place / "cache", said.append)
+    assert kept.max_steps == 10_000
+    assert "max_steps=10000 takes precedence over num_train_epochs=2" in said[-1]
+    with pytest.raises(ConfigError, match="max_steps=-1 counts by num_train_epochs, which is not given"):
+        configure(asked_for, ["max_steps=-1"], place / "cache", print)
+    with pytest.raises(ValueError, match="the synthetic benchmark is generated: set max_steps"):
+        configure(FineTune(recipe=(Path("base/unified"),)), ["max_steps=-1", "num_train_epochs=1"], place / "cache", print)
 
 
 def test_precedence_is_recipe_then_options_then_overrides(place: Path) -> None:
@@ -120,6 +145,7 @@ def test_micro_batches_follow_memory(place: Path, monkeypatch: pytest.MonkeyPatc
     ("data", "given", "message"),
     [
         ("one", {}, "one mmu record, so none can be held out: name --validation"),
+        ("same", {}, "the 9 mmu records share their images, so that none can be held out .* name --validation"),
         ("t2i", {"method": "dense_mmu"}, "'dense_mmu' trains mmu alone, and the data have none of it"),
         ("both", {"method": "unidecuople"}, "did you mean 'unidecouple'"),
         ("both", {"epochs": 0.0}, "epochs=0.0 must be above 0"),
@@ -142,10 +168,12 @@ def test_what_is_missing_is_named(place: Path) -> None:
 
 
 def test_a_column_map_reaches_training_and_held_out_records(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "a.png")
-    data = write_jsonl(tmp_path / "a.jsonl", [{"q": f"Is there a cow {n}", "a": "yes", "path": "a.png"} for n in range(40)])
+    write_pictures(tmp_path, *(f"{n}.png" for n in range(40)))
+    data = write_jsonl(tmp_path / "a.jsonl", [{"q": "Is there a cow", "a": "yes", "path": f"{n}.png"} for n in range(40)])
     asked_for = FineTune("understanding", (data,), method="dense", columns={"question": "q", "answer": "a", "image": "path"})
     run = configure(asked_for, [], tmp_path / "cache", lambda line: None)
-    assert [source.columns["question"] for source in run.data.read_sources] == ["q", "q"]
+    assert isinstance(run.data, Files)
+    assert run.data.held_out is not None
+    assert [files.sources[0].columns["question"] for files in (run.data, run.data.held_out)] == ["q", "q"]
     with pytest.raises(ValueError, match="hold no record"):
         configure(replace(asked_for, columns={}), [], tmp_path / "cache", lambda line: None)

@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 from packaging.version import Version
@@ -28,6 +29,16 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|home|root|opt|tmp|mnt|Users)/\
 
 def lines_of(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
+
+
+def type_names(source: str) -> set[str]:
+    """Names of the classes, type aliases, new types and type variables at the top level; constants have no lower-case letter."""
+    body = ast.parse(source).body
+    classes = {node.name for node in body if isinstance(node, ast.ClassDef)}
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign) and node.value is not None]
+    assigned = {target.id for target in targets if isinstance(target, ast.Name)}
+    return classes | {name for name in assigned if re.fullmatch(r"_?[A-Z]\w*[a-z]\w*", name)}
 
 
 def long_functions(source: str, limit: int) -> list[str]:
@@ -69,6 +80,16 @@ def test_few_functions_have_many_parameters() -> None:
 
 def test_the_median_file_is_short() -> None:
     assert statistics.median(len(lines_of(path)) for path in PACKAGE if lines_of(path)) <= 130
+
+
+def test_a_type_name_has_one_meaning() -> None:
+    """No exceptions. Where two modules need one type, one of them imports it from the other, or from a module below both."""
+    homes: dict[str, list[str]] = defaultdict(list)
+    for path in PACKAGE:
+        for name in type_names(path.read_text(encoding="utf-8")):
+            homes[name].append(str(path.relative_to(ROOT)))
+    assert len(homes) > 300
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
 
 
 def test_no_file_is_a_drawer_for_everything() -> None:
@@ -127,6 +148,8 @@ def test_the_checks_find_what_they_look_for() -> None:
     assert long_functions("def short():\n    pass\n\ndef long():\n    a = 1\n    b = 2\n", limit=2) == ["long"]
     assert parameters_over("def many(self, a, b, *, c):\n    pass\n\ndef few(a, b):\n    pass\n", limit=2) == ["many"]
     assert unexplained_dependencies('dependencies = [\n    "a>=1", # why it is here\n    "b>=1",\n]\n') == ['"b>=1",']
+    source = "class Row:\n    Inner = int\n\nPart = dict[str, int]\n_Key: TypeAlias = int\nT, LIMIT = TypeVar('T'), 6\nvalue = 1\n"
+    assert type_names(source) == {"Row", "Part", "_Key"}
     separator = "/"
     assert MACHINE_PATH.search(f"see {separator}home{separator}someone")
     assert not MACHINE_PATH.search(f"https://a.org{separator}home{separator}x")

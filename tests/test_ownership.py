@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from unidecouple.files import atomic_directory, sha256_tree, write_json_atomic, write_text_atomic
-from unidecouple.generate.album import save_picture
+from unidecouple.generate.album import save_image
 from unidecouple.ownership import MARKER, check_directory, check_file, foreign
 
 HEX = "0123456789ab"
@@ -180,11 +180,11 @@ class TestFiles:
 
     def test_pages_pictures_and_diagnoses_of_ours_are_replaced(self, tmp_path: Path) -> None:
         picture = Image.new("RGB", (8, 8))
-        save_picture(tmp_path / "a.png", picture, {"prompt": "a cow"})
-        save_picture(tmp_path / "a.png", picture, {"prompt": "a pig"})
+        save_image(tmp_path / "a.png", picture, {"prompt": "a cow"})
+        save_image(tmp_path / "a.png", picture, {"prompt": "a pig"})
         picture.save(tmp_path / "mine.png")
         with pytest.raises(ValueError, match="did not write it"):
-            save_picture(tmp_path / "mine.png", picture, {})
+            save_image(tmp_path / "mine.png", picture, {})
         head = '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>demo · UniDecouple report</title>\n'
         write_text_atomic(tmp_path / "report.html", head)  # as 0.1.0 wrote it
         write_text_atomic(tmp_path / "diagnosis.json", json.dumps({"generator": "unidecouple", "name": "x"}, indent=1))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
 from small_runs import FEW, load_copy
-from step_settings import run_stages
+from step_settings import UnsavedTrainer, run_stages
 from unidecouple import config
 from unidecouple.batch import Task
 from unidecouple.compare.plan import START, Comparison, jobs
 from unidecouple.convert.convert import convert
+from unidecouple.convert.load import load
 from unidecouple.convert.steps import Conversion
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files, Source
@@ -24,7 +27,6 @@ from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import apply_structure
-from unidecouple.train.stages import Trainer
 from unidecouple.train.train import train
 from unidecouple.world.scratch import Scratch
 
@@ -75,7 +77,7 @@ def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) ->
     source = data_source(chosen).open(chosen, model, processor, builder, cache, lambda what, done, of: None)
     folder.mkdir(exist_ok=True)
     model = apply_structure(model, chosen.structure, chosen.seed, source)
-    run_stages(Trainer(chosen, model, processor, source, folder, lambda line: None))
+    run_stages(UnsavedTrainer(chosen, model, processor, source, folder, lambda line: None))
     return len((folder / "metrics.jsonl").read_text().splitlines())
 
 
@@ -174,6 +176,34 @@ def step_on_files(recipe: Path, base: Path, small_cache: Path, tmp_path: Path) -
     )
     train(chosen, tmp_path / "run", small_cache, lambda line: None, threading.Event())
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(loaded.stages)
+
+
+LANGUAGE = RECIPES / "language"
+
+
+@pytest.mark.slow
+def test_a_language_model_learns_images_and_all_three_are_scored(language_base: Path, small_cache: Path, tmp_path: Path) -> None:
+    run = config.load(RunConfig, [LANGUAGE / "understanding.yaml"])
+    chosen = small(run, language_base)
+    chosen = replace(chosen, data=replace(chosen.data, evaluation=replace(FEW, passages=2)))
+    train(chosen, tmp_path, small_cache, lambda line: None, threading.Event())
+    scored = {row["benchmark"] for row in json.loads((tmp_path / "scores.json").read_text())["scores"]}
+    assert scored == {"pope", "vqa", "geneval", "language"}
+    before, after = (load(str(path))[0].state_dict() for path in (language_base, tmp_path))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    frozen = ("embed_tokens", "lm_head", "vqmodel", "generation_")
+    assert any("language_model" in name for name in moved)
+    assert not [name for name in moved if any(part in name for part in frozen)]
+
+
+@pytest.mark.slow
+def test_variants_of_the_language_recipe_take_a_step(language_base: Path, small_cache: Path, tmp_path: Path) -> None:
+    """Grouped heads and a byte-pair vocabulary in every structure of it."""
+    planned = {job.variant: job.config for job in jobs(config.load(Comparison, [LANGUAGE / "adding_generation.yaml"]))}
+    assert set(planned) == {START, "dense_joint", "unidecouple", "symbiotic", "lora_task_held"}
+    for name, run in planned.items():
+        if name != START:
+            assert step_of_each_stage(run, language_base, small_cache, tmp_path / name) == len(run.stages), name
 
 
 def test_tokenizer_recipe_loads() -> None:

@@ -6,13 +6,17 @@ import gzip
 import json
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from results import refresh
-from results.refresh import DOCUMENTS, ROOT, publish, refreshed
+from results.refresh import DOCUMENTS, ROOT, in_words_of, publish, refreshed
+from unidecouple import config
+from unidecouple.compare.plan import Comparison
 from unidecouple.files import read_text
+from unidecouple.report.results import load_results
 
 FIELD = json.loads(read_text(ROOT / "results" / "field" / "results.json.gz"))
 
@@ -95,3 +99,16 @@ def test_publishing_copies_under_the_comparison_s_name(tmp_path: Path, monkeypat
     assert gzip.decompress(written) == b'{"meta": {"name": "own"}, "rows": []}\n'
     publish(kept)
     assert (kept / "results.json.gz").read_bytes() == written, "equal results are equal bytes"
+
+
+def test_tables_use_the_words_of_today_s_recipe() -> None:
+    """A claim that compares something else, which the recipe does not have, keeps its words; the results themselves stay."""
+    old = load_results(ROOT / "results" / "field")
+    odd = {**old.meta["config"]["claims"][0], "says": "Nobody claims this.", "step": 7}
+    stored = {**old.meta, "config": {**old.meta["config"], "claims": [odd, *old.meta["config"]["claims"]]}}
+    grid = config.load(Comparison, [ROOT / "recipes" / "compare" / "field.yaml"])
+    new = in_words_of(replace(old, meta=stored), grid)
+    assert (old.title("mot_task_held"), new.title("mot_task_held")) == ("MoT by task, held", "MoT by task, understanding frozen")
+    first, *others = [claim["says"] for claim in new.meta["config"]["claims"]]
+    assert (first, others) == ("Nobody claims this.", [claim.says for claim in grid.claims])
+    assert new.rows == old.rows

@@ -37,7 +37,7 @@ def test_every_experiment_is_in_the_navigation() -> None:
 
 def test_the_command_line_page_has_what_help_prints(capsys: Any) -> None:
     text = site_hooks.command_line()
-    for command in ("train", "eval", "data check", "adapter load", "tokenizer"):
+    for command in ("train", "eval", "data check", "adapter load", "assemble"):
         try:
             main([*command.split(), "--help"])
         except SystemExit:

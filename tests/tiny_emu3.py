@@ -12,7 +12,7 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
 from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
 
 SIZE, SIDE, CODES = 16, 4, 64
-"""Pixels a side of a picture, tokens a side, rows of the codebook."""
+"""Pixels a side of an image, tokens a side, rows of the codebook."""
 
 NAMED = {
     "image_token": "<image>",
@@ -45,7 +45,7 @@ def emu3_tokenizer(words: Iterable[str] = WORDS.split()) -> PreTrainedTokenizerF
 
 
 def emu3_processor() -> Emu3Processor:
-    """transformers' own; pictures of SIZE pixels a side stay as they are."""
+    """transformers' own; images of SIZE pixels a side stay as they are."""
     area = {"min_pixels": SIZE**2, "max_pixels": SIZE**2, "spatial_factor": SIZE // SIDE}
     images = Emu3ImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3, **area)
     processor = Emu3Processor(images, emu3_tokenizer(), chat_template=PUBLISHED_TEMPLATE)

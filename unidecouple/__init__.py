@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         Conversion as Conversion,
     )
     from unidecouple.api import (
+        DataOptions as DataOptions,
+    )
+    from unidecouple.api import (
         DiagnoseOptions as DiagnoseOptions,
     )
     from unidecouple.api import (
@@ -73,6 +76,9 @@ if TYPE_CHECKING:
         merge as merge,
     )
     from unidecouple.api import (
+        push_to_hub as push_to_hub,
+    )
+    from unidecouple.api import (
         train as train,
     )
 
@@ -81,6 +87,7 @@ _PACKAGES: Final = ("compare", "convert", "diagnose", "train")
 _NAMES: Final = (
     *(
         "Conversion",
+        "DataOptions",
         "DiagnoseOptions",
         "Engine",
         "EvalOptions",
@@ -90,7 +97,7 @@ _NAMES: Final = (
         "MergeOptions",
         "TrainOptions",
     ),
-    *("evaluate", "guard", "infer", "load", "merge"),  # the other functions of the API join here
+    *("evaluate", "guard", "infer", "load", "merge", "push_to_hub"),  # the other functions of the API join here
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Literal
 
-Extra = Literal["data", "gradient", "serve"]
+Extra = Literal["data", "gguf", "gradient", "quantized", "serve"]
 
 
 def missing_package(purpose: str, extra: Extra, error: ImportError) -> ValueError:

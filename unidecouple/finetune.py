@@ -17,8 +17,10 @@ import torch
 from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.compare.methods import Family, family_of, family_recipe, find_method, run_values
-from unidecouple.data.file_batches import KINDS_OF
-from unidecouple.data.formats import RecordIndex, open_readers
+from unidecouple.data.file_batches import indices_of
+from unidecouple.data.formats import Reader, open_source
+from unidecouple.data.settings import Files, Source
+from unidecouple.methods.stage import Stage
 from unidecouple.plan.stages import PlanRequest, plan
 from unidecouple.run import RunConfig
 from unidecouple.source import PrintLine
@@ -96,39 +98,88 @@ def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: Print
         ConfigError: a recipe or an override does not fit.
     """
     values: list[tuple[str, Mapping[str, Any]]] = []
-    counts = _counts(asked, cache) if asked.data else {}
+    counts = count_records(asked, cache) if asked.data else {}
     paths = list(asked.recipe)
     if not paths:
         family = family_of(asked.model)
         paths.append(family_recipe(family, "data"))
         values.append(_method(asked, family, counts, say))
     flags: dict[str, Any] = {"model_name_or_path": asked.model} if asked.model else {}
+    flags |= {} if asked.epochs is None else {"num_train_epochs": asked.epochs}
     if asked.data:
-        flags["data"] = _data(asked, counts)
+        flags["data"] = data_values(asked, counts)
     values.append(("the options", flags))
     draft = configs.load(RunConfig, paths, overrides, values)
     if not asked.data:
-        return draft
+        return with_steps(draft, cache, say)
     lines: list[str] = []
-    values.append(("the data", _fitted(asked, draft, counts, lines)))
-    draft = configs.load(RunConfig, paths, overrides, values)
-    values.append(("this machine", _placed(draft, lines)))
+    fitted = fit_steps(asked, draft, counts, lines)
+    stages = [configs.plain(stage) for stage in short_warmup(draft.stages, fitted["max_steps"])]
+    values.append(("the data", fitted | {"stages": stages}))
+    draft = with_max_steps(configs.load(RunConfig, paths, overrides, values), fitted["max_steps"])
+    values.append(("this machine", fit_memory([draft], lines)))
     run = configs.load(RunConfig, paths, overrides, values)
     for line in lines:
         say(line)
-    return run
+    if run.num_train_epochs is not None and run.max_steps not in (-1, fitted["max_steps"]):
+        say(f"max_steps={run.max_steps} takes precedence over num_train_epochs={run.num_train_epochs:g}")
+    return with_max_steps(run, fitted["max_steps"])
 
 
-def _counts(asked: FineTune, cache: Path) -> dict[Task, int]:
-    """Training samples of each task, those to be held out included."""
-    readers = [reader for path in asked.data for reader in open_readers(path, cache=cache / "files", columns=asked.columns)]
-    counts = {task: len(RecordIndex(readers, kinds)) for task, kinds in KINDS_OF.items()}
+def with_steps(run: RunConfig, cache: Path, say: PrintLine) -> RunConfig:
+    """``run`` with ``max_steps`` counted from ``num_train_epochs``, if that is given and ``max_steps`` is -1.
+
+    Raises:
+        ValueError: the data are not files.
+    """
+    if run.num_train_epochs is None:
+        return run
+    if run.max_steps >= 0:
+        say(f"max_steps={run.max_steps} takes precedence over num_train_epochs={run.num_train_epochs:g} (max_steps=-1: by epochs)")
+        return run
+    if not isinstance(run.data, Files):
+        raise ValueError(  # noqa: TRY004 - a misfit of the recipe, not of types
+            "num_train_epochs counts passes over files; the synthetic benchmark is generated: set max_steps"
+        )
+    opened = [tuple(open_source(source, cache / "files")) for source in run.data.sources]
+    passes = []
+    for task in (task for task in Task if run.data.batch_size(task)):
+        counts = [(source, len(index)) for source, index in indices_of(run.data, opened, task, cache / "files")]
+        samples = sum(min(count, source.max_samples or count) * source.repeats for source, count in counts)
+        passes.append(samples / run.data.batch_size(task))
+    steps = max(1, math.ceil(run.num_train_epochs * max(passes)))
+    say(f"max_steps={steps}: {run.num_train_epochs:g} epochs")
+    return with_max_steps(run, steps)
+
+
+def with_max_steps(run: RunConfig, steps: int) -> RunConfig:
+    """``run`` with ``steps`` in place of -1."""
+    return replace(run, max_steps=steps) if run.max_steps == -1 else run
+
+
+def count_records(asked: FineTune, cache: Path) -> dict[Task, int]:
+    """Records of each task to train on, without those that are held out."""
+    whole = Files(tuple(Source(path) for path in asked.data), columns=dict(asked.columns))
+    opened = [tuple(open_source(source, cache / "files")) for source in whole.sources]
+    counts = _counts(whole, opened, cache)
     if not any(counts.values()):
         raise ValueError(f"{', '.join(map(str, asked.data))} hold no record: run `unidecouple data check` on them")
+    if asked.validation:
+        return counts
+    kept = _counts(replace(whole, split=(0.0, 1 - asked.validation_fraction)), opened, cache)
     for task, count in counts.items():
-        if count == 1 and not asked.validation:
+        if count == 1:
             raise ValueError(f"the data have one {task.key} record, so none can be held out: name --validation, or add records")
-    return counts
+        if count and kept[task] in (0, count):
+            raise ValueError(
+                f"the {count:,} {task.key} records share their images, so that none can be held out whose image is not trained on: "
+                "name --validation, or add records of other images"
+            )
+    return kept
+
+
+def _counts(files: Files, opened: Sequence[Sequence[Reader]], cache: Path) -> dict[Task, int]:
+    return {task: sum(len(index) for _, index in indices_of(files, opened, task, cache / "files")) for task in Task}
 
 
 def _method(asked: FineTune, family: Family, counts: Mapping[Task, int], say: PrintLine) -> tuple[str, Mapping[str, Any]]:
@@ -142,70 +193,72 @@ def _method(asked: FineTune, family: Family, counts: Mapping[Task, int], say: Pr
     return f"method {name}", run_values(name, variant)
 
 
-def _data(asked: FineTune, counts: Mapping[Task, int]) -> dict[str, Any]:
-    held = asked.validation_fraction
-    sources = [{"path": str(path)} for path in asked.data]
-    chosen: dict[str, Any] = {"kind": "files", "sources": sources, "validation": [{"path": str(path)} for path in asked.validation]}
-    if not asked.validation:
-        chosen["sources"] = [{**one, "fraction": [0.0, 1 - held]} for one in sources]
-        chosen["validation"] = [{**one, "fraction": [1 - held, 1.0]} for one in sources]
+def data_values(asked: FineTune, counts: Mapping[Task, int]) -> dict[str, Any]:
+    """Keys of ``data``: the files, what is held out, and no batch of a task without records."""
+    given = {"sources": asked.data, "validation": asked.validation}
+    chosen: dict[str, Any] = {"kind": "files"} | {use: [{"path": str(path)} for path in paths] for use, paths in given.items()}
+    chosen |= {} if asked.validation else {"split": [0.0, 1 - asked.validation_fraction]}
     chosen |= {"columns": dict(asked.columns)} if asked.columns else {}
     return chosen | {f"{task.key}_batch_size": 0 for task, count in counts.items() if not count}
 
 
-def _fitted(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lines: list[str]) -> dict[str, Any]:
-    """Batch sizes, steps, warm-up and validation for as many samples as there are."""
-    kept = 1.0 if asked.validation else 1 - asked.validation_fraction
-    samples = {task: int(kept * count) for task, count in counts.items()}
-    sizes = {task: min(draft.data.batch_size(task), samples[task]) for task in Task}
+def fit_steps(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lines: list[str]) -> dict[str, Any]:
+    """Batch sizes, steps and validation for as many samples as there are; ``lines`` get what was decided."""
+    sizes = {task: min(draft.data.batch_size(task), counts[task]) for task in Task}
     trained = [task for task in Task if sizes[task]]
     if not trained:
         raise ValueError("nothing is left to train on: the method and the data have no task in common")
-    epochs = asked.epochs or EPOCHS
-    steps = math.ceil(epochs * max(samples[task] / sizes[task] for task in trained))
-    if asked.epochs is None:
+    epochs = draft.num_train_epochs
+    steps = math.ceil((epochs or EPOCHS) * max(counts[task] / sizes[task] for task in trained))
+    if epochs is None:
         steps = min(steps, draft.max_steps)
-    longest = max(trained, key=lambda task: samples[task] / sizes[task])
-    whole = sum(stage.share for stage in draft.stages)
-    stages = [
-        replace(stage, warmup_steps=min(stage.warmup_steps, int(steps * stage.share / whole) // 10)) for stage in draft.stages
-    ]
+    longest = max(trained, key=lambda task: counts[task] / sizes[task])
     held = (
         "the files given"
         if asked.validation
-        else f"a fraction of {asked.validation_fraction:g} of each task, chosen by a fixed seed"
+        else f"a fraction of {asked.validation_fraction:g} of each task, chosen by a fixed seed, no image on both sides"
     )
-    lines.append(f"data: {' and '.join(f'{samples[task]:,} {task.key}' for task in trained)} samples to train on; held out: {held}")
-    lines.append(f"max_steps={steps}: {steps * sizes[longest] / samples[longest]:.3g} epochs in batches of {sizes[longest]}")
+    lines.append(f"data: {' and '.join(f'{counts[task]:,} {task.key}' for task in trained)} samples to train on; held out: {held}")
+    lines.append(f"max_steps={steps}: {steps * sizes[longest] / counts[longest]:.3g} epochs in batches of {sizes[longest]}")
     every = min(draft.evaluation.eval_steps, max(1, steps // 4))
     return {
         "data": {f"{task.key}_batch_size": size for task, size in sizes.items()},
         "max_steps": steps,
         "logging_steps": min(draft.logging_steps, max(1, steps // 10)),
         "evaluation": {"eval_steps": every},
-        "stages": [configs.plain(stage) for stage in stages],
     }
 
 
-def _placed(draft: RunConfig, lines: list[str]) -> dict[str, Any]:
-    """float32 on a CPU, where bfloat16 is slower, and as many micro-batches per step as memory asks for."""
-    device = device_of(draft.device)
+def short_warmup(stages: Sequence[Stage], steps: int) -> tuple[Stage, ...]:
+    """``stages`` of a run of ``steps`` steps, their warm-up at most a tenth of their own."""
+    whole = sum(stage.share for stage in stages)
+    return tuple(replace(stage, warmup_steps=min(stage.warmup_steps, int(steps * stage.share / whole) // 10)) for stage in stages)
+
+
+def fit_memory(drafts: Sequence[RunConfig], lines: list[str], workers: int = 1) -> dict[str, Any]:
+    """float32 on a CPU, where bfloat16 is slower, and as many micro-batches per step as memory asks for.
+
+    Args:
+        drafts: one run, or those of a comparison, which get the same.
+        lines: get what was decided.
+        workers: runs at a time on this machine.
+    """
+    device = device_of(drafts[0].device)
     found: dict[str, Any] = {}
-    if device.type == "cpu" and draft.bf16:
-        draft, found["bf16"] = replace(draft, bf16=False), False
-    room = _USABLE * (torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _host_memory())
+    if device.type == "cpu" and any(draft.bf16 for draft in drafts):
+        drafts, found["bf16"] = [replace(draft, bf16=False) for draft in drafts], False
+    room = _USABLE * (torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _host_memory()) / workers
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    parts, peak = 1, 0
+    parts, most = 1, min(draft.data.max_parts for draft in drafts)
     while True:
-        draft = replace(draft, gradient_accumulation_steps=parts)
-        peak = _peak(draft, processes)
-        if peak <= room or 2 * parts * processes > draft.data.max_parts:
+        peak = max(_peak(replace(draft, gradient_accumulation_steps=parts), processes) for draft in drafts)
+        if peak <= room or 2 * parts * processes > most:
             break
         parts *= 2
     fits = "" if peak <= room else ": it may not fit. See `unidecouple plan` and docs/small-gpus.md"
     lines.append(
         f"gradient_accumulation_steps={parts}: {peak / 1e9:.3g} GB at the peak of a step by `unidecouple plan`, of "
-        f"{room / 1e9:.3g} GB of the {device.type}{fits}"
+        f"{room / 1e9:.3g} GB of the {device.type}{f' for each of {workers} runs at a time' if workers > 1 else ''}{fits}"
     )
     return found | {"gradient_accumulation_steps": parts}
 

@@ -1,6 +1,6 @@
 """What may be overwritten: only what this package wrote, and never what a command reads.
 
-A folder that this package writes as a whole carries ``MARKER``, which lists its files. A page, a picture or a JSON file is
+A folder that this package writes as a whole carries ``MARKER``, which lists its files. A page, an image or a JSON file is
 recognised by its first bytes. Anything else belongs to the user and is refused, with its name.
 """
 
@@ -25,7 +25,7 @@ _SIGNATURES = re.compile(
     rb'|\A\{\n "step": \d+,\n "checkpoint": '  # scores.json of an evaluation, not of a run
     rb'|\A\{\n "meta": \{\n  "name": [^\n]*,\n  "created": [^\n]*,\n  "command": "unidecouple report'  # not of `compare`
     rb"|\A<!-- unidecouple -->\n|\A## [^\n]*\n\n\| \| seeds \||\A\| claim \| source \| where \|"  # tables; the 2nd and 3rd: 0.2.0
-    rb"|tEXtunidecouple\0"  # a picture's settings, see generate/album.py
+    rb"|tEXtunidecouple\0"  # an image's settings, see generate/album.py
     rb'|\A\{\n "generator": "unidecouple",\n|\A\{\n "name": "[^\n]*",\n "checkpoint": "'  # diagnosis.json; the 2nd: 0.1.0
 )
 _LEFT = re.compile(r"\.[0-9a-f]{12}\.(?P<kind>tmp|old)$")

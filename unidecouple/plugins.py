@@ -15,6 +15,7 @@ BENCHMARKS: Final = {
     "geneval": "unidecouple.eval.geneval_files:BENCHMARK",
     "mmmu": "unidecouple.eval.mmmu:BENCHMARK",
     "mme": "unidecouple.eval.mme:BENCHMARK",
+    "language": "unidecouple.eval.language:BENCHMARK",
 }
 """Name -> ``eval.suite.Benchmark``; score pages show them in this order."""
 
@@ -30,6 +31,12 @@ DATA_SOURCES: Final = {
     "world": "unidecouple.world.source:SOURCE",
 }
 """``kind`` of ``RunConfig.data`` -> ``source.DataSource``."""
+
+TRACKERS: Final = {
+    "tensorboard": "unidecouple.train.trackers:TensorBoard",
+    "wandb": "unidecouple.train.trackers:WeightsAndBiases",
+}
+"""Name in ``RunConfig.report_to`` -> ``train.trackers.Tracker``."""
 
 SYNTHETIC_DATA: Final = "world"
 """The data source where none is chosen."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from unidecouple.generate.sampling import SamplingParams
 from unidecouple.methods.objective import Objective
 from unidecouple.methods.stage import Stage
 from unidecouple.methods.structure import Dense, Structure
+from unidecouple.models.compressed import Storage
 
 
 def data_settings() -> tuple[type[DataSettings], ...]:
@@ -44,6 +47,8 @@ class Evaluation:
         eval_batches: batches of held-out files per task, where a run is on files.
         eval_batch_size: held-out samples per task and batch, of every task that the held-out files have; None takes the batch sizes
             of training, and scores the tasks that are trained.
+        num_samples: held-out prompts that a run on files generates an image for at its end, and held-out questions that it
+            answers: kept in ``samples.json`` and shown side by side by ``compare``.
         benchmarks: published benchmarks that a run on files is scored by at its end: name -> folder of the benchmark's files. Not
             geneval, since no judge of photographs comes with the package. What follows is for the synthetic benchmark.
         parser: POPE's answer parser, by name.
@@ -53,12 +58,13 @@ class Evaluation:
     eval_steps: int = 100
     eval_batches: int = 8
     eval_batch_size: int | None = None
+    num_samples: int = 0
     benchmarks: dict[str, Path] = field(default_factory=dict)
     parser: str = "official"
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
     def __post_init__(self) -> None:
-        bounds.at_least(0, self, "eval_steps")
+        bounds.at_least(0, self, "eval_steps", "num_samples")
         bounds.at_least(1, self, "eval_batches", "eval_batch_size")
         if "geneval" in self.benchmarks:
             raise ValueError("benchmarks names geneval, but no judge of photographs comes with the package: use `unidecouple eval`")
@@ -95,16 +101,31 @@ class RunConfig:
         objective: weights of the losses.
         stages: what trains when.
         evaluation: how it is scored.
-        max_steps: steps of the run, over all stages.
+        max_steps: steps of the run, over all stages. A finished run continues with a higher one. -1: by ``num_train_epochs``.
+        num_train_epochs: passes over the files, of the task with more samples per batch size; max_steps above 0 takes precedence.
         seed: of data order, new weights and sampling.
-        report_to: where measurements are shown besides ``metrics.jsonl``: "tensorboard", "wandb".
+        report_to: where measurements go besides ``metrics.jsonl``: "tensorboard", "wandb", or a tracker of your own as
+            "package.module:Class" (``train/trackers.py``).
         logging_steps, save_steps: in steps; save_steps 0 saves at the end only.
-        save_total_limit: checkpoints kept.
+        save_total_limit: checkpoints kept, the best one besides.
+        save_only_model: leave the optimizer state out of the last checkpoint; then the run cannot continue with a higher max_steps.
+        load_best_model_at_end: the run ends with the checkpoint of the best validation score of its last stage; later ones are
+            moved to the folder "later".
+        metric_for_best_model: "loss" (mean over tasks on held-out files), or a benchmark that validation scores: "answers",
+            "image_tokens", "pope". A prefix "eval_" means nothing.
+        greater_is_better: direction of that metric; None is false for a name that ends in "loss", else true.
+        early_stopping_patience: validation scores of the last stage without improvement after which the run ends; None for no end.
+        early_stopping_threshold: an improvement is larger than this.
+        extended_from: steps of the run at its first end; set where a finished run continues. Earlier stages keep their lengths.
         gradient_accumulation_steps: parts that a process cuts its share of a step into, to save memory; results stay the same,
             except with the load_balance loss: each micro-batch is balanced separately, and results are close.
         gradient_checkpointing: recompute decoder layers in the backward pass instead of keeping what they computed.
         dataloader_num_workers: 1 builds the next step's batch in a thread while a step computes; 0 does not. Results are the same.
         bf16: matrix products in bfloat16; weights, losses and routers stay in float32.
+        quantize_frozen: how linear layers that no stage trains are stored while the run trains: "bf16", "int8", "nf4" or "fp4";
+            None: in float32. Checkpoints contain them in full. All but "bf16" need the extra ``quantized``; not with fsdp.
+        optim: "adamw_torch_fused", or "adamw_8bit": AdamW with states of 8 bits (bitsandbytes, arXiv 2110.02861), which needs the
+            extra ``quantized``; not with fsdp.
         tf32: on a GPU, float32 matrix products with inputs rounded to TF32 (10 bits): several times as fast, routers included.
         max_grad_norm: clipping.
         weight_decay: of AdamW; zero keeps weights without gradient exactly where they are.
@@ -122,15 +143,25 @@ class RunConfig:
     stages: tuple[Stage, ...] = (Stage(),)
     evaluation: Evaluation = field(default_factory=Evaluation)
     max_steps: int = 400
+    num_train_epochs: float | None = None
     seed: int = 0
-    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    report_to: tuple[str, ...] = ("tensorboard",)
     logging_steps: int = 20
     save_steps: int = 200
     save_total_limit: int = 1
+    save_only_model: bool = False
+    load_best_model_at_end: bool = False
+    metric_for_best_model: str = "loss"
+    greater_is_better: bool | None = None
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0
+    extended_from: int = 0
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
     dataloader_num_workers: Literal[0, 1] = 0
     bf16: bool = False
+    quantize_frozen: Storage | None = None
+    optim: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
     tf32: bool = False
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
@@ -147,12 +178,38 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1 (0.999, say); leave it out to keep no average")
-        bounds.at_least(0, self, "max_steps", "seed", "save_steps", "save_total_limit", "weight_decay")
-        bounds.at_least(1, self, "logging_steps", "gradient_accumulation_steps")
+        for key, value in (("quantize_frozen", self.quantize_frozen), ("optim", self.optim == "adamw_8bit" and self.optim)):
+            if value and self.parallel == "fsdp":
+                raise ValueError(f"{key}={value} does not work with parallel=fsdp, which shards float weights: use parallel=ddp")
+        later = [stage.name for stage in self.stages if stage.structure is not None]
+        if self.quantize_frozen and later:
+            raise ValueError(
+                f"quantize_frozen={self.quantize_frozen}: stage {later[0]!r} changes the structure, which needs the weights in "
+                "full. Leave quantize_frozen out, or give the structure to the run"
+            )
+        self._check_steps()
+        for name in self.report_to:
+            if name not in plugins.TRACKERS and not re.fullmatch(r"[\w.]+:\w+", name):
+                known = ", ".join(map(repr, plugins.TRACKERS))
+                raise ValueError(f"report_to names {name!r}; there are {known}, and trackers of your own as 'package.module:Class'")
+        bounds.at_least(0, self, "seed", "save_steps", "save_total_limit", "weight_decay")
+        bounds.at_least(0, self, "early_stopping_threshold", "extended_from")
+        bounds.at_least(1, self, "logging_steps", "gradient_accumulation_steps", "early_stopping_patience")
+        selects = self.load_best_model_at_end or self.early_stopping_patience is not None
+        if selects and not self.evaluation.eval_steps:
+            raise ValueError("early stopping and load_best_model_at_end need validation scores: set evaluation.eval_steps above 0")
         if not self.max_grad_norm > 0:  # infinite is no clipping
             raise ValueError(f"max_grad_norm={self.max_grad_norm} must be above 0")
         if self.max_steps and not sum(stage.share for stage in self.stages):
             raise ValueError(f"no stage takes a share of max_steps={self.max_steps}: give at least one, and a share above 0")
+
+    def _check_steps(self) -> None:
+        if self.num_train_epochs is not None and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs={self.num_train_epochs} must be above 0; leave it out to count by max_steps")
+        if self.max_steps == -1 and self.num_train_epochs is None:
+            raise ValueError("max_steps=-1 counts by num_train_epochs, which is not given: give one of them")
+        if self.max_steps != -1:
+            bounds.at_least(0, self, "max_steps")
 
     @classmethod
     def migrate_keys(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

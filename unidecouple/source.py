@@ -11,13 +11,14 @@ from unidecouple import plugins
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import DataSettings
+from unidecouple.eval.answering import Progress
 from unidecouple.eval.benchmark import Score
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, of)."""
+__all__ = ["BatchSource", "DataSource", "PrintLine", "ProbeData", "Progress", "RunScorer", "data_source"]
+
 PrintLine = Callable[[str], None]
 """Prints one line of text."""
 
@@ -62,7 +63,7 @@ class ProbeData:
 
     Attributes:
         run: whose source has batches of both tasks, no prompt dropped.
-        described: whose source has pictures with words that describe them; the same where nothing better is known.
+        described: whose source has images with words that describe them; the same where nothing better is known.
         text: in words, what the data are.
     """
 

@@ -170,7 +170,7 @@ def test_training_from_an_adapter_says_what_makes_a_checkpoint_of_it(
     (tmp_path / "recipe.yaml").write_text("data: {kind: world}\n")
     assert main(["train", str(tmp_path / "recipe.yaml"), f"model_name_or_path={adapter}", "--output", str(tmp_path / "run")]) == 1
     (command,) = re.findall(
-        r"is an adapter, not a whole checkpoint: make one of it by `unidecouple (.*) FOLDER`", capsys.readouterr().err
+        r"is an adapter, not a whole checkpoint: rebuild one with `unidecouple (.*) FOLDER`", capsys.readouterr().err
     )
     assert main([*command.split(), str(tmp_path / "whole")]) == 0
     assert load(str(tmp_path / "whole"))[0].config.text_config.lora_rank == SHARED_DENSE.r
@@ -221,5 +221,5 @@ def test_nothing_else_is_overwritten(make_model: MakeModel, write: Any, train: A
 
 def test_untied_layers_have_no_small_adapter(make_model: MakeModel, write: Any, saved: Any) -> None:
     base, untied = write("base", make_model()), write("untied", make_model(per_group_layers=[1]))
-    with pytest.raises(ValueError, match=r"layers \[1\] are untied by 'task'.*keep the checkpoint itself"):
+    with pytest.raises(ValueError, match=r"layers \[1\] have separate weights per task.*keep the checkpoint itself"):
         saved(untied, base)

@@ -50,8 +50,9 @@ def test_the_quick_start_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """From a published folder and a jsonl to a trained model that answers, generates and opens in transformers."""
     monkeypatch.chdir(tmp_path)
     write_published(tmp_path / "deepseek-ai" / "Janus-Pro-1B")
-    write_pictures(tmp_path / "data", "a.png", "cat.png")
-    records = [record for _ in range(20) for record in (asked("a.png"), flat("cat.png"))]
+    names = [f"{number}.png" for number in range(40)]
+    write_pictures(tmp_path / "data", "cat.png", *names)
+    records = [record for n in range(20) for record in (asked(names[n]), flat(names[20 + n]))]
     write_jsonl(tmp_path / "data" / "train.jsonl", records)
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     small = '{"max_steps": 2, "evaluation.eval_batches": 1, "diagnose": False, "device": "cpu", "report_to": []}'

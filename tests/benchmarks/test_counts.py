@@ -76,7 +76,7 @@ def test_too_few_processes_are_refused(processes: int) -> None:
 
 
 def test_cache_by_hand() -> None:
-    """Five pictures of 16 tokens in batches of two: three calls without the cache, none with it, 32 bytes a picture."""
+    """Five images of 16 tokens in batches of two: three calls without the cache, none with it, 32 bytes an image."""
     result = cache.run(SIZE, count=5, batch_size=2)
     assert [row.value for row in result.rows] == [3, 0, 32]
     assert [row.met for row in result.rows] == [None, True, True]

@@ -30,21 +30,6 @@ TORCH = "torch==2.13.0"
 SOURCES = ("unidecouple", "recipes", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 WARNING = re.compile(r"warning|deprecat|traceback|\[transformers\]", re.IGNORECASE)
 QUESTIONS = (("red.png", "cow", "no"), ("red.png", "car", "no"), ("blue.png", "cow", "no"), ("blue.png", "pig", "yes"))
-RECIPE = """\
-model_name_or_path: unified
-files:
-  sources: [{path: data/train.jsonl}]
-  validation: [{path: data/held_out.jsonl}]
-  mmu_batch_size: 2
-  t2i_batch_size: 2
-  max_length: 256
-  max_bad_ratio: 0
-objective: {group_coeff: 0}
-stages: [{name: joint, learning_rate: 1e-4, train: {attention: 1, ffn: 1, generation: 1}}]
-max_steps: 2
-logging_steps: 1
-diagnose: false
-"""
 
 
 def main() -> int:
@@ -78,12 +63,8 @@ def check(folder: Path) -> None:
     write_files(user)
     command = str(binaries / "unidecouple")
     steps: list[tuple[list[str], Callable[[str, Path], bool]]] = [
-        (["chat", "unified", "--image", "data/red.png", "--question", "Is there a cow in the image?"], says_something),
-        (["generate", "unified", "a photo of a red cow", "--output", "pictures"], drew),
         (["infer", "unified", "data/requests.jsonl", "--output", "out/answers.jsonl"], answered_and_drew),
         (["eval", "unified", "--benchmarks", "pope", "--data", "data/pope", "--output", "out/eval"], scored),
-        (["train", "recipe.yaml", "--output", "runs/two-steps"], trained),
-        (["chat", "runs/two-steps", "--question", "How many cows are there?"], says_something),
     ]
     for arguments, right in steps:
         out = run([command, *arguments], user)
@@ -94,7 +75,10 @@ def check(folder: Path) -> None:
 
 
 def quick_start(binaries: Path, folder: Path) -> None:
-    """Run the README's commands on 40 pictures and a tiny Janus in deepseek-ai's layout; the result opens in transformers."""
+    """Run the README's commands on 40 images and a tiny Janus in deepseek-ai's layout; the result opens in transformers.
+
+    They train, answer and draw; ``check`` has what they leave out, on a base that comes with the wheel.
+    """
     (folder / "data").mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "published.py", folder)
     made = "from pathlib import Path; from published import write_published; write_published(Path('deepseek-ai/Janus-Pro-1B'))"
@@ -109,7 +93,10 @@ def quick_start(binaries: Path, folder: Path) -> None:
     commands = readme_commands((ROOT / "README.md").read_text(encoding="utf-8"))
     for words in commands:
         small = ["max_steps=2", "diagnose=false"] if words[0] == "train" else []
-        run([str(binaries / "unidecouple"), *words, *small], folder)
+        out = run([str(binaries / "unidecouple"), *words, *small], folder)
+        right = {"train": trained, "generate": drew}.get(words[0])
+        if right is not None and not right(out, folder):
+            raise CheckError(f"unidecouple {' '.join(words)}: exited 0 with the wrong output:\n{out}")
         print(f"  unidecouple {' '.join(words)}: ok", flush=True)
     opened = f"from transformers import JanusForConditionalGeneration as J; J.from_pretrained({commands[-1][-1]!r})"
     run([str(binaries / "python"), "-c", opened], folder, warnings=True)
@@ -139,8 +126,9 @@ def install(folder: Path) -> Path:
     shutil.rmtree(copy)
     index = ["--extra-index-url", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []
     refuse_cuda([*pip, "install", *index, TORCH], folder)
-    run([*pip, "install", *index, TORCH], folder, warnings=True)
-    run([*pip, "install", str(wheel)], folder, warnings=True)
+    take = [*pip, "install", "--no-compile"]  # few of the files are imported, and those are compiled then
+    run([*take, *index, TORCH], folder, warnings=True)
+    run([*take, str(wheel)], folder, warnings=True)
     run([*pip, "check"], folder)
     found = run([*pip, "list", "--format", "json"], folder, warnings=True)
     versions = {row["name"].lower(): row["version"] for row in json.loads(found.splitlines()[0])}
@@ -176,7 +164,7 @@ def run(command: list[str], folder: Path, warnings: bool = False) -> str:
 
 
 def write_files(folder: Path) -> None:
-    """Two pictures, requests, POPE's questions on them, training data and a recipe, each as a user would write it."""
+    """Two images, requests, and POPE's questions on them, each as a user would write it."""
     pictures, benchmark = folder / "data", folder / "data" / "pope"
     (benchmark / "val2014").mkdir(parents=True)
     for name, colour in (("red.png", (220, 40, 40)), ("blue.png", (40, 40, 220))):
@@ -190,17 +178,13 @@ def write_files(folder: Path) -> None:
         }
         for name, text, label in asked
     ]
-    drawn = [{"prompt": f"a photo of a {name[:-4]} ball", "image": name} for name in ("red.png", "blue.png")]
     requests = [{**entry, "messages": entry["messages"][:1]} for entry in talk] + [{"prompt": "a photo of a red ball"}]
     pope = [{"image": name, "text": text, "label": label} for name, text, label in asked]
     for path, rows in (
-        (pictures / "train.jsonl", [*talk[:3], *drawn[:1]]),
-        (pictures / "held_out.jsonl", [*talk[3:], *drawn[1:]]),
         (pictures / "requests.jsonl", requests),
         (benchmark / "coco_pope_random.json", pope),
     ):
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
 
 
 def disc(colour: tuple[int, int, int], side: int = 64) -> bytes:
@@ -218,19 +202,14 @@ def disc(colour: tuple[int, int, int], side: int = 64) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def says_something(out: str, folder: Path) -> bool:
-    """An answer in words."""
-    return re.search("[a-z]", out.lower()) is not None
-
-
 def drew(out: str, folder: Path) -> bool:
-    """One picture, and the grid."""
-    found = [path for path in (folder / "pictures").rglob("*.png") if path.read_bytes().startswith(b"\x89PNG")]
+    """One image, and the grid."""
+    found = [path for path in (folder / "out" / "cat").rglob("*.png") if path.read_bytes().startswith(b"\x89PNG")]
     return len(found) == 2 and any(path.name == "grid.png" for path in found)
 
 
 def answered_and_drew(out: str, folder: Path) -> bool:
-    """A line per request, and a picture beside them."""
+    """A line per request, and an image beside them."""
     lines = (folder / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     return len([json.loads(line) for line in lines]) == len(QUESTIONS) + 1 and len(list((folder / "out").rglob("*.png"))) == 1
 
@@ -245,7 +224,7 @@ def scored(out: str, folder: Path) -> bool:
 
 def trained(out: str, folder: Path) -> bool:
     """A checkpoint of the second step."""
-    return any((folder / "runs" / "two-steps").rglob("model.safetensors"))
+    return any((folder / "runs" / "mine").rglob("model.safetensors"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Janus-Pro-1B in full size with random weights, from deepseek-ai's layout to a picture's first tokens, in bfloat16.
+"""Janus-Pro-1B in full size with random weights, from deepseek-ai's layout to an image's first tokens, in bfloat16.
 
 Writes the published layout, converts it to a task-aware mixture, takes two joint training steps of a small part, answers a
 question and draws a few image tokens; prints the time and memory of each. ``--size tiny`` does the same in seconds.
@@ -72,7 +72,7 @@ def train(model: UniJanusForConditionalGeneration, builder: SequenceBuilder, pic
 
 
 def draw(model: UniJanusForConditionalGeneration, builder: SequenceBuilder) -> list[int]:
-    """The first image tokens of a guided picture."""
+    """The first image tokens of a guided image."""
     model.config.vision_config.num_image_tokens = DRAWN  # only how long the loop runs
     return draw_tokens(model, builder, image_jobs(builder, ["a photo of a blue pig"], 1, 0, SamplingParams(guidance_scale=5.0)))[
         0

@@ -97,7 +97,7 @@ def test_what_is_refused_before_work_begins(
         (["train", GRID, "--output", "out"], "this is a grid of runs: `unidecouple compare` takes it"),
         (["plan", GRID], "`unidecouple compare` takes it"),
         (["compare", RUN], "this is one run: `unidecouple train` takes it"),
-        (["tokenizer", RUN, "--output", "out"], "`unidecouple train` takes it"),
+        (["assemble", RUN, "--output", "out"], "`unidecouple train` takes it"),
         (["train", RUN, "learning_rate=1e-3", "--output", "out"], "did you mean 'stages.0.learning_rate'?"),
         (["train", RUN, "evaluation.parser=none", "--output", "out"], "unknown parser 'none'"),
     ],

@@ -55,7 +55,7 @@ def test_router_samples_are_pictures_shown_and_no_samples(budgets: dict[str, Bud
 
 
 def test_tokens_are_samples_times_their_length(budgets: dict[str, Budget]) -> None:
-    """The shipped base draws a picture in 16 tokens and sees one in as many, besides words."""
+    """The shipped base draws an image in 16 tokens and sees one in as many, besides words."""
     tokens = budgets["dense_joint"].tokens
     assert 3200 * 16 < tokens["t2i"] < 3200 * 48
     assert tokens["t2i"] % 3200 == tokens["mmu"] % 800 == 0

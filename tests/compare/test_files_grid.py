@@ -35,7 +35,7 @@ ALL = (Stage(train={"generation": 1, "ffn": 1}),)
 
 
 def own_files(folder: Path) -> Files:
-    """Questions and prompts about four pictures; two of them are held out."""
+    """Questions and prompts about four images; two of them are held out."""
     write_pictures(folder, *(f"{word}.png" for word in WORDS))
     for name, words in (("train", WORDS[:2]), ("held", WORDS[2:])):
         questions = [asked(f"{word}.png", f"Is there a {word} in the image?") for word in words]

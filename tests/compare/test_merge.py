@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from unidecouple.api import training
 from unidecouple.cli import main
 from unidecouple.compare.budget import VariantPlan, cells, check
 from unidecouple.compare.cost import cost_of
-from unidecouple.compare.merge import Merge, MergeRecord, words
+from unidecouple.compare.merge import Decoupling, Merge, MergeRecord, command, words
 from unidecouple.compare.only import chosen, parse
 from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
+from unidecouple.compare.processes import Processes
 from unidecouple.compare.runner import CompareOptions, run_comparison
 from unidecouple.convert.load import checkpoint_folder
+from unidecouple.delta import decouple
+from unidecouple.delta.forms import Fidelity
 from unidecouple.methods.merging import MERGINGS, AdaMerging, Merging, TaskArithmetic
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import TaskAwareMoE
@@ -30,6 +34,8 @@ from unidecouple.run import RunConfig
 FULL = (Stage(train={"attention": 1, "ffn": 1}),)
 OF = ("mmu", "t2i")
 LEARNS = AdaMerging(steps=10, batch_size=3)
+FULL_SETS, RESIDUAL = Decoupling(full=True), Decoupling(rank=2, distill_steps=5)
+ONE_CELL: dict[str, Any] = {"scenarios": ("S1-r4",), "rates": ("low",)}
 GRID = Comparison(
     "grid",
     {"S1-r4": Scenario("replay", "understanding", 32, 8), "S1-r0": Scenario("no replay", "understanding", 32, 0)},
@@ -39,6 +45,8 @@ GRID = Comparison(
         "mmu": Variant("understanding only", stages=FULL, tasks="mmu", rates=("", "low")),
         "t2i": Variant("generation only", stages=FULL, tasks="t2i", rates=("low", "high")),
         "learned": Variant("merged", merge=Merge(OF, LEARNS), other_budget="it looks at samples without labels"),
+        "decoupled": Variant("of one", merge=Merge(("t2i",), RESIDUAL), other_budget="one task", **ONE_CELL),
+        "both": Variant("of two", merge=Merge(("dense_joint", "dense_joint"), Decoupling(bits=True)), **ONE_CELL),
     },
     seeds=(0, 1),
     rates={"": Rate(), "low": Rate(0.3), "high": Rate(3.0)},
@@ -53,7 +61,7 @@ def test_what_is_merged_are_the_runs_of_the_same_cell() -> None:
     assert found == {seed: tuple(Path("S1-r4", f"{name}@low", f"seed{seed}") for name in OF) for seed in (0, 1)}
     assert {(job.scenario, job.rate) for job in planned if job.merge} == {("S1-r4", "low")}
     assert all(job.config.max_steps == 0 and not job.config.stages for job in planned if job.merge)
-    assert len({job.folder for job in planned if job.merge}) == 4
+    assert len({job.folder for job in planned if job.merge}) == 8
     for number, job in enumerate(planned):
         assert set(job.parents) <= {one.folder for one in planned[:number]}
 
@@ -74,6 +82,13 @@ def test_a_part_of_the_grid_has_what_it_merges() -> None:
         (Variant("x", merge=Merge(("mmu", "low_rank"))), "'x' merges 'low_rank', which"),
         (Variant("x", stages=FULL, merge=Merge(OF)), "'x' is merged and trains nothing: leave out"),
         (Variant("x", tasks="t2i", merge=Merge(OF)), "'x' is merged and trains nothing: leave out"),
+        (
+            Variant("x", merge=Merge(("t2i", "mmu", "t2i"), FULL_SETS)),
+            "'x' decouples t2i, mmu, t2i: name the variant",
+        ),
+        (Variant("x", merge=Merge(("mmu",), FULL_SETS)), "'x' decouples mmu, and mmu trains mmu alone: the first one generates"),
+        (Variant("x", merge=Merge(("t2i", "t2i"), FULL_SETS)), "and t2i trains t2i alone"),
+        (Variant("x", merge=Merge(("moe",), FULL_SETS)), "'x' merges 'moe', which"),
     ],
 )
 def test_what_cannot_be_merged(variant: Variant, said: str) -> None:
@@ -109,6 +124,36 @@ def test_a_merge_costs_what_its_parents_do(planned: dict[str, VariantPlan]) -> N
     assert (found.parameters, found.generated_flops) == (t2i.parameters, t2i.generated_flops)
 
 
+def test_a_decoupled_model_has_seen_what_its_parent_has(planned: dict[str, VariantPlan]) -> None:
+    """A parent that serves both tasks is counted once; distillation's prompts are."""
+    assert planned["both"].budget == planned["dense_joint"].budget
+    found = planned["decoupled"].budget
+    assert (found.samples, found.steps) == ({"mmu": 0, "t2i": 3240}, {"mmu": 0, "t2i": 105})
+
+
+def test_a_decoupled_model_costs_its_deltas_besides(planned: dict[str, VariantPlan]) -> None:
+    """By hand, of the shipped base's decoder: what is stored for a task, and what a token of it meets."""
+    with (checkpoint_folder("understanding") / "config.json").open() as opened:
+        text = json.load(opened)["text_config"]
+    width, inner, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
+    heads, kv = text["num_attention_heads"], text["num_key_value_heads"]
+    across = width // heads * kv
+    shapes = [(width, width)] * 2 + [(across, width)] * 2 + [(inner, width)] * 2 + [(width, inner)]
+    norms = width * (2 * layers + 1)
+    parent, found = cost_of(planned["t2i"]), cost_of(planned["decoupled"])
+    low_rank = layers * sum(2 * (a + b) for a, b in shapes)
+    assert found.parameters - parent.parameters == low_rank + norms
+    assert found.active["t2i"] - parent.active["t2i"] == low_rank
+    assert parent.generated_flops is not None
+    assert found.generated_flops is not None
+    drawn = 1 - parent.generated_flops / found.generated_flops
+    assert 0 < drawn < 0.2
+    joint, both = cost_of(planned["dense_joint"]), cost_of(planned["both"])
+    signs = layers * sum(a * b // 8 + 1 for a, b in shapes)
+    assert both.parameters - joint.parameters == 2 * (signs + norms)
+    assert both.active["mmu"] - joint.active["mmu"] == layers * sum(a * b + 1 for a, b in shapes)
+
+
 @pytest.mark.parametrize("method", [TaskArithmetic(scale=0.7), AdaMerging("adamerging", 0.2, 0.03, 7, 5)], ids=lambda m: m.kind)
 def test_words_mean_their_method(method: Merging, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
@@ -116,6 +161,27 @@ def test_words_mean_their_method(method: Merging, monkeypatch: pytest.MonkeyPatc
     assert main(["merge", "base", "one", "two", "--output", "out", *words(method)]) == 0
     assert asked == [method]
     assert {type(method) for method in (TaskArithmetic(), AdaMerging())} == set(MERGINGS), "a new one needs its case here"
+
+
+@pytest.mark.parametrize(
+    ("method", "models", "expected"),
+    [
+        (Decoupling(rank=8), ["t2i"], {"fidelity": Fidelity(rank=8)}),
+        (Decoupling(energy=0.5, budget=4096), ["t2i"], {"fidelity": Fidelity(energy=0.5, budget=4096)}),
+        (FULL_SETS, ["t2i", "mmu"], {"fidelity": Fidelity(full=True), "understanding": "mmu"}),
+        (Decoupling(bits=True), ["t2i"], {"mode": "bits", "fidelity": None}),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, Decoupling) else None,
+)
+def test_words_mean_their_decoupling(
+    method: Decoupling, models: list[str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(decouple, "decouple", lambda *given: asked.append(given))
+    assert main(command(method, "base", models, Path("out"), ["--cache", "kept", "--recipe", "demo"])) == 0
+    ((base, tuned, target, options, _),) = asked
+    assert (base, tuned, target, options.cache) == ("base", "t2i", Path("out"), Path("kept"))
+    assert {name: getattr(options, name) for name in expected} == expected
 
 
 def weights(folder: Path | str) -> dict[str, torch.Tensor]:
@@ -159,3 +225,38 @@ def test_a_merge_runs_to_its_end(small_base: Path, tmp_path: Path, capsys: pytes
     changed = replace(learned, merge=Merge(OF, AdaMerging(start=0.4, steps=3, batch_size=2)))
     with pytest.raises(ValueError, match=r"learned/seed0/merge.yaml has method\.steps: 2, not 3"):
         run_comparison(replace(grid, variants=variants | {"learned": changed}), order)
+
+
+@pytest.mark.slow
+def test_a_grid_decouples_its_runs(small_base: Path, small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: understanding scores as the start's, and generation has the parent's weights."""
+
+    def in_process(self: Processes, words: Sequence[str], line: Callable[[str], None]) -> int:
+        return main(list(words))
+
+    monkeypatch.setattr(Processes, "run", in_process)
+    variants = {
+        "t2i": Variant("t2i", stages=FULL, tasks="t2i"),
+        "whole": Variant("w", merge=Merge(("t2i",), FULL_SETS)),
+        "distilled": Variant("r", merge=Merge(("t2i",), Decoupling(rank=1, distill_steps=2)), other_budget="distilled"),
+    }
+    grid = Comparison("grid", {"S1": Scenario("generation alone", str(small_base), 2, 0)}, variants, run=TWO_STEPS)
+    folder = tmp_path / "grid"
+    content = json.loads(run_comparison(grid, CompareOptions(folder, small_cache, 1)).read_text())
+    understood = {}
+    for row in content["rows"]:
+        if row["benchmark"] in ("pope", "vqa"):
+            understood.setdefault(row["variant"], {})[row["benchmark"], row["metric"]] = row["value"]
+    assert understood["whole"] == understood["distilled"] == understood["start"]
+    start, t2i, whole = weights(small_base), weights(folder / "S1/t2i/seed0"), weights(folder / "S1/whole/seed0/merged")
+    name = "model.language_model.layers.0.mlp.up_proj"
+    assert torch.equal(whole[f"{name}.weight"], start[f"{name}.weight"])
+    assert torch.equal(whole[f"{name}.deltas.t2i.weight"], t2i[f"{name}.weight"])
+    assert not torch.equal(t2i[f"{name}.weight"], start[f"{name}.weight"])
+    about = json.loads((folder / "S1/distilled/seed0/merged/decouple.json").read_text())["settings"]
+    assert about["task_deltas"]["t2i"]["layers.0.mlp.up_proj"] == "rank:1"
+    assert about["distillation"]["steps"] == 2
+    seen = {run["variant"]: run for run in content["meta"]["runs"]}
+    assert seen["distilled"]["t2i_samples"] == seen["whole"]["t2i_samples"] + 16
+    spent = json.loads((folder / "S1/whole/seed0/merged/spent.json").read_text())
+    assert seen["whole"]["cpu_seconds"] > seen["t2i"]["cpu_seconds"] + spent["cpu_seconds"] > 0

@@ -10,7 +10,7 @@ import pytest
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
-from step_settings import run_stages
+from step_settings import UnsavedTrainer, run_stages
 from tiny_emu3 import write_emu3
 from unidecouple import config
 from unidecouple.compare.methods import FOLDERS, Family, family_of, family_recipe, find_method, methods, run_values
@@ -21,7 +21,6 @@ from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import apply_structure
-from unidecouple.train.stages import Trainer
 
 FAST = {"janus-dense_joint", "janus-unidecouple", "janus-rosetta", "emu3-lora_task", "emu3-mot_task", "emu3-pcgrad"}
 CASES = [
@@ -66,7 +65,7 @@ def test_a_method_takes_a_step_of_each_stage(family: Family, name: str, bases: d
     model = copy.deepcopy(model)
     source = data_source(run).open(run, model, processor, SequenceBuilder(processor), tmp_path, lambda what, done, of: None)
     model = apply_structure(model, run.structure, run.seed, source)
-    run_stages(Trainer(run, model, processor, source, tmp_path, lambda line: None))
+    run_stages(UnsavedTrainer(run, model, processor, source, tmp_path, lambda line: None))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(run.stages)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from small_runs import TWO_STEPS
 from unidecouple import config
+from unidecouple.cli import main
 from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
 from unidecouple.compare.runner import CompareOptions, ComparisonError, expected_work, run_comparison
 from unidecouple.methods.stage import Stage
@@ -98,15 +99,14 @@ def check_rows(content: dict[str, Any], base: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_command_is_taken_up_again(small_base: Path, tmp_path: Path) -> None:
+def test_a_killed_command_is_taken_up_again(small_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """kill -9 on the command alone, while runs go: what it leaves running does not get in the way of the next attempt."""
-    longer = replace(TWO_STEPS, max_steps=120, save_steps=20)
+    longer = replace(TWO_STEPS, max_steps=60, save_steps=10)
     grid = replace(small_grid(small_base, moe=Variant("a", stages=DRAW, rates=("",))), run=longer)
     (tmp_path / "grid.yaml").write_text(config.dump(grid))
     folder = tmp_path / "grid"
-    words = [sys.executable, "-m", "unidecouple", "compare", str(tmp_path / "grid.yaml"), "--workers", "2"]
-    words += ["--output", str(folder), "--cache", str(tmp_path / "cache")]
-    child = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    words = ["compare", str(tmp_path / "grid.yaml"), "--workers", "2", "--output", str(folder), "--cache", str(tmp_path / "cache")]
+    child = subprocess.Popen([sys.executable, "-m", "unidecouple", *words], stdout=subprocess.DEVNULL)
     done = folder / "S1-r0" / "start" / "seed0" / "scores.json"
     trained = folder / "S1-r0" / "moe" / "seed0" / "metrics.jsonl"
     wait_for(lambda: done.is_file() and trained.is_file())
@@ -115,8 +115,8 @@ def test_a_killed_command_is_taken_up_again(small_base: Path, tmp_path: Path) ->
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*/scores.json")}
     assert done in finished
 
-    again = subprocess.run(words, capture_output=True, text=True, timeout=200, check=True)
-    assert re.search(r"2 runs, [12] of them done before", again.stdout)  # what was left running may have got through
+    assert main(words) == 0
+    assert re.search(r"2 runs, [12] of them done before", capfd.readouterr().out)  # what was left running may have got through
     assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
     content = json.loads((folder / "results.json").read_text())
     assert {row["variant"] for row in content["rows"]} == {"start", "moe"}

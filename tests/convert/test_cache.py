@@ -60,7 +60,7 @@ def test_an_emu3_of_transformers_is_converted_on_the_way(tmp_path: Path) -> None
 def test_a_cache_that_cannot_be_made(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("UNIDECOUPLE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ValueError, match=r"cannot be made .*set UNIDECOUPLE_CACHE"):
+    with pytest.raises(ValueError, match=r"cannot be created .*set UNIDECOUPLE_CACHE"):
         checkpoint_folder(str(published))
 
 

@@ -237,9 +237,9 @@ def test_the_command(published: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert load(target)[0].config.text_config.moe_layers == [1]
     for options, said in (
         (["--to", "transformers"], "ffn='ta_moe'"),
-        (["--moe-layers", "1"], "--moe-layers does nothing with --structure None"),
-        (["--structure", "moe", "--context-router"], "--context-router does nothing with --structure moe"),
-        (["--structure", "dense", "--no-shared-expert"], "--no-shared-expert does nothing with --structure dense"),
+        (["--moe-layers", "1"], "--moe-layers has no effect with --structure None"),
+        (["--structure", "moe", "--context-router"], "--context-router has no effect with --structure moe"),
+        (["--structure", "dense", "--no-shared-expert"], "--no-shared-expert has no effect with --structure dense"),
     ):
         assert main(["convert", target, "--output", str(tmp_path / "no"), *options]) == 1
         assert said in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_transformers_loads_what_is_written(emu3_base: Path, converted: Convert,
 
 @torch.no_grad()
 def test_logits_are_transformers_own(emu3_base: Path) -> None:
-    """Of words, and of a chat about a picture as transformers' processor makes it."""
+    """Of words, and of a chat about an image as transformers' processor makes it."""
     ours, _ = load(str(emu3_base))
     theirs, processor = plain_emu3(), emu3_processor()
     assert isinstance(ours, UniEmu3ForConditionalGeneration)

@@ -62,7 +62,10 @@ def test_what_was_downloaded_is_used_without_a_network(hub: Hub, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("owner/nothing", r"has no such model, or it is private"), ("owner/gated", r"licence must be accepted first.*hf auth login")],
+    [
+        ("owner/nothing", r"has no such model, or it is private"),
+        ("owner/gated", r"licence must be accepted on its page.*hf auth login"),
+    ],
 )
 def test_what_cannot_be_had_is_one_line(hub: Hub, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"no checkpoint at '{name}'.*{message}") as caught:

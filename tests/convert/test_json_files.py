@@ -16,8 +16,8 @@ from unidecouple.convert.json_files import check_configs, check_depths, read_jso
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"[1]", "holds no JSON object"),
-        (b"null", "holds no JSON object"),
+        (b"[1]", "does not contain a JSON object"),
+        (b"null", "does not contain a JSON object"),
         (b"{", "cannot read"),
         (b"", "cannot read"),
         (b'{"a": "\xff\xfe"}', "cannot read"),

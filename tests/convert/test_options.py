@@ -53,18 +53,18 @@ def test_layers_and_sizes() -> None:
     assert numbers("0,4-7") == (0, 4, 5, 6, 7)
     assert [shard_bytes(text) for text in ("5GB", "200 mb", "1000", "0.5KB")] == [5 * 10**9, 200 * 10**6, 1000, 500]
     for wrong in ("", "1,", "a", "3-"):
-        with pytest.raises(ValueError, match="is no list of layers"):
+        with pytest.raises(ValueError, match="is not a list of layers"):
             numbers(wrong)
     assert (depth("12"), depth("0.5"), depth(".25")) == (12, 0.5, 0.25)
     for wrong in ("", "-1", "1.5", "half"):
-        with pytest.raises(ValueError, match="is no depth"):
+        with pytest.raises(ValueError, match="is not a depth"):
             depth(wrong)
     for wrong in ("", "big", "0", "-1GB"):
-        with pytest.raises(ValueError, match="is no size of a file"):
+        with pytest.raises(ValueError, match="is not a file size"):
             shard_bytes(wrong)
 
 
 @pytest.mark.parametrize(("given", "said"), [({"structure": "moe", "group_by": "task"}, "--group-by"), ({"fork": "2"}, "--fork")])
 def test_options_without_use_are_refused(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=f"{said} does nothing with --structure"):
+    with pytest.raises(ValueError, match=f"{said} has no effect with --structure"):
         structure(argparse.Namespace(**NOTHING | given))

@@ -72,7 +72,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is no index of weights"):
             Weights(tmp_path)
     index.write_text("[]")
-    with pytest.raises(ValueError, match="holds no JSON object"):
+    with pytest.raises(ValueError, match="does not contain a JSON object"):
         Weights(tmp_path)
 
 

@@ -65,7 +65,7 @@ def test_the_command_prints_them_and_fails(source: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr()
     for line in ("messages (1 file)", "mmu 2, t2i 2, text 1", "2 to be understood, 2 to be generated", "problems  3 (37.50%"):
         assert line in printed.out
-    assert f"{source}:2: picture {source.parent / 'cut.png'}: " in printed.out
+    assert f"{source}:2: image {source.parent / 'cut.png'}: " in printed.out
     assert "more than --max-bad-ratio=0.01 is bad" in printed.err
     assert main(["data", "check", str(source), "--max-bad-ratio", "0.4"]) == 0
     assert main(["data", "check", str(source.parent / "gone.jsonl")]) == 1
@@ -96,7 +96,7 @@ def test_words_that_the_model_does_not_have(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_records_that_training_and_validation_share(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By content: another name of the same picture does not hide it."""
+    """By content: another name of the same image does not hide it."""
     folder = source.parent
     write_jsonl(folder / "train.jsonl", [asked(), asked(), asked("b.png"), flat()])
     (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())

@@ -26,7 +26,7 @@ def test_a_map_renames_and_keeps_the_rest() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("questoin=q", "'questoin' is no name of a format. did you mean 'question'"),
+        ("questoin=q", "'questoin' is not a field name. did you mean 'question'"),
         ("question", "no column map: write it as question=q"),
         ("", "no column map"),
         ("question=q,question=p", "gives a name twice"),

@@ -118,4 +118,4 @@ def test_the_processor_is_saved_whole(processor: UniEmu3Processor, tmp_path: Pat
     again = UniEmu3Processor.from_pretrained(tmp_path)
     assert (again.image_size, again.system_prompt, again.num_image_tokens) == (SIZE, "You are a helpful assistant.", SIDE**2)
     assert SequenceBuilder(again).understanding_prompt("a cat ?") == SequenceBuilder(processor).understanding_prompt("a cat ?")
-    assert torch.tensor(processor.picture_format.columns) == SIDE
+    assert torch.tensor(processor.image_format.columns) == SIDE

@@ -17,6 +17,7 @@ import torch
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
+from unidecouple.convert.load import load
 from unidecouple.data.bad_records import BadDataError
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import reader as reader_module
@@ -27,6 +28,8 @@ from unidecouple.data.settings import Files, Source
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.vq import encode_image_tokens
+from unidecouple.run import RunConfig
+from unidecouple.source import data_source
 
 WORDS = ["cow", "pig", "cup", "bus", "car", "cake"]
 Make = Callable[..., FileBatches]
@@ -34,7 +37,7 @@ Make = Callable[..., FileBatches]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six questions about pictures and one text in one file, six pictures to draw in another."""
+    """Six questions about images and one text in one file, six images to draw in another."""
     folder = tmp_path_factory.mktemp("data")
     write_pictures(folder, *(f"{word}.png" for word in WORDS))
     questions = [asked(f"{word}.png", f"Is there a {word} in the image?") for word in WORDS]
@@ -162,14 +165,14 @@ def test_bad_pictures_are_replaced_counted_and_logged_once(
         batches = [source.batch(step) for step in range(2)]
     assert {word for (batch,) in batches for words in prompts(builder, batch) for word in words.split()} & {"pig", "bus"} == set()
     assert source.bad_records.bad == 4
-    assert sorted(record.getMessage().partition(": picture")[0] for record in caplog.records) == [
+    assert sorted(record.getMessage().partition(": image")[0] for record in caplog.records) == [
         f"skipped: {path}:2",
         f"skipped: {path}:4",
     ]
     again = make(max_bad_ratio=0.5, **settings)
     assert same(again.batch(1), batches[1])
     with pytest.raises(
-        BadDataError, match=r"1 of \d records seen are bad, more than max_bad_ratio=0.01; the last: .*drawn.jsonl:[24]: picture"
+        BadDataError, match=r"1 of \d records seen are bad, more than max_bad_ratio=0.01; the last: .*drawn.jsonl:[24]: image"
     ):
         make(**settings).batch(0)
 
@@ -260,3 +263,20 @@ def test_it_trains(make: Make, make_model: Callable[..., UniJanusForConditionalG
     output = make_model()(batch=make(pack=True, max_length=128).batch(0))
     assert (int(output.mmu.count), int(output.t2i.count)) == (6, 32)
     assert np.isfinite(output.mmu.mean.item() + output.t2i.mean.item())
+
+
+def test_text_alone_trains_a_base_made_from_a_language_model(language_base: Path, tmp_path: Path) -> None:
+    """Its loss is the language model's own on the answers' words: conversations without images are understanding samples."""
+    model, processor = load(str(language_base))
+    turns = [{"role": "user", "content": "What is a cat?"}, {"role": "assistant", "content": "A red cat."}]
+    write_jsonl(tmp_path / "text.jsonl", [{"messages": turns}] * 2)
+    run = RunConfig(data=Files(sources=(Source(tmp_path / "text.jsonl"),), mmu_batch_size=2, t2i_batch_size=0))
+    builder = SequenceBuilder(processor)
+    source = data_source(run).open(run, model, processor, builder, tmp_path / "cache", lambda what, done, of: None)
+    batch = source.task_batch(Task.MMU, 2, 0)
+    answer = processor.tokenizer("A red cat.<|im_end|>", add_special_tokens=False)["input_ids"]
+    kept = batch[0].labels[0]
+    assert kept[kept != IGNORE].tolist() == answer
+    ids = batch[0].input_ids[:1]
+    expected = model(input_ids=ids, labels=batch[0].labels[:1], task_ids=torch.full((1, 1), int(Task.MMU))).loss
+    torch.testing.assert_close(model(batch=batch).mmu.mean, expected)

@@ -41,7 +41,7 @@ def test_every_sequence_once_and_no_row_too_long(lengths: list[int], capacity: i
 @pytest.mark.parametrize(("samples", "row", "filled"), [(320, 4096, 0.96), (320, 8192, 0.98), (64, 4096, 0.97)])
 def test_padding_of_janus_pros_mix(samples: int, row: int, filled: float) -> None:
     """Understanding, texts and generation 5 : 1 : 4, as Janus-Pro's last stage has them (arXiv 2501.17811, section 2.2; Janus had
-    7 : 3 : 10); pictures of 576 tokens. A row of 4,096 holds about six of them, and texts to fill what is left are few.
+    7 : 3 : 10); images of 576 tokens. A row of 4,096 holds about six of them, and texts to fill what is left are few.
     """
     rng = np.random.default_rng(0)
     kinds = rng.permutation(np.repeat([0, 1, 2], [samples // 2, samples // 10, samples - samples // 2 - samples // 10]))
@@ -54,7 +54,7 @@ def test_padding_of_janus_pros_mix(samples: int, row: int, filled: float) -> Non
 
 @pytest.fixture
 def samples(builder: SequenceBuilder, pictures: np.ndarray) -> list[Sample]:
-    """Questions, pictures to draw and words alone, of different lengths."""
+    """Questions, images to draw and words alone, of different lengths."""
     asked = QAPair("pope", "Is there a cow in the image?", "yes")
     tokens = np.random.default_rng(1).integers(0, 64, (2, 16)).tolist()
     turns = [("user", [pictures[2], "Where is the", pictures[3]]), ("assistant", ["left"])]

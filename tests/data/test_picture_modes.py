@@ -37,7 +37,7 @@ def saved(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
 
 
 def row(content: bytes) -> list[list[int]]:
-    """The first row of a picture, decoded."""
+    """The first row of an image, decoded."""
     pixels = np.asarray(decode(ImageBytes(content)))
     assert pixels.ndim == 3
     assert (pixels == pixels[:1]).all() or len(pixels) == 1

@@ -51,7 +51,7 @@ def test_understood_pads_with_the_mean_colour(processor: UniJanusProcessor) -> N
 
 
 def test_drawn_crops_the_centre(processor: UniJanusProcessor) -> None:
-    """Left and right quarters of a picture twice as wide as high go; nothing is padded."""
+    """Left and right quarters of an image twice as wide as high go; nothing is padded."""
     stripes = np.repeat(np.array([10, 90, 170, 250], np.uint8), 8)
     wide = np.broadcast_to(stripes[None, :, None], (16, 32, 3)).copy()
     for array in (wide, wide.transpose(1, 0, 2)):
@@ -91,10 +91,10 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(run) print\n%%EOF\n"
     [
         (png()[:-300], "truncated|broken|Truncated"),
         (png()[:20], "damaged|Truncated|broken"),
-        (b"", "no picture in a known format"),
-        (b"GIF89a", "picture in the record"),
-        (b"<html>404</html>", "no picture in a known format"),
-        (EPS, "no picture in a known format"),
+        (b"", "no image in a known format"),
+        (b"GIF89a", "image in the record"),
+        (b"<html>404</html>", "no image in a known format"),
+        (EPS, "no image in a known format"),
         (BOMB, "exceeds limit|are more than 100,000,000"),
     ],
 )
@@ -115,7 +115,7 @@ def test_missing_files_and_tokens(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r": Is a directory"):
         decode(ImageFile(tmp_path))
     (tmp_path / "short.tar").write_bytes(bytes(10))
-    with pytest.raises(ValueError, match=r"short.tar ends 15 bytes before the picture does"):
+    with pytest.raises(ValueError, match=r"short.tar ends 15 bytes before the image does"):
         decode(ImageFile(tmp_path / "short.tar", offset=5, size=20))
     with pytest.raises(ValueError, match="can only be generated"):
         decode(ImageTokens(tmp_path / "tokens-00000.safetensors", 0))

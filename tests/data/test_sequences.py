@@ -63,7 +63,7 @@ def test_understanding_is_the_template(
 
 
 def test_a_question_with_no_picture_is_the_template(builder: SequenceBuilder, processor: UniJanusProcessor) -> None:
-    """Also where the library's template is asked for it: nothing of a picture is left."""
+    """Also where the library's template is asked for it: nothing of an image is left."""
     asked = [{"role": "user", "content": [{"type": "text", "text": TURNS[0].text}]}]
     ids = prompt_of(processor, asked, "text")["input_ids"][0].tolist()
     assert builder.understanding_prompt(TURNS[0].text, shown=False) == ids
@@ -185,7 +185,7 @@ def test_conversations_are_the_other_sequences_where_those_go(builder: SequenceB
 
 
 def test_pictures_anywhere_are_the_template(builder: SequenceBuilder, processor: UniJanusProcessor, pictures: np.ndarray) -> None:
-    """Several pictures a turn, before, between and after words, and in a later turn."""
+    """Several images a turn, before, between and after words, and in a later turn."""
     said: list[tuple[str, list[TurnPart]]] = [
         ("user", ["Is the", pictures[0], "left of", pictures[1]]),
         ("assistant", ["yes"]),

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from unidecouple.batch import Task
-from unidecouple.delta.verdict import BETTER, UNCHANGED, WORSE, Measured, of_losses, of_scores, run_tests, worse_tasks
+from unidecouple.delta.verdict import BETTER, UNCHANGED, WORSE, MeasureChange, of_losses, of_scores, run_tests, worse_tasks
 from unidecouple.eval.benchmark import BenchmarkResult, Metric
 from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions
 
@@ -31,13 +31,13 @@ def test_one_sided_paired_t_after_holm() -> None:
 @pytest.mark.parametrize(("tolerance", "verdict"), [(0.0, WORSE), (0.19, WORSE), (0.21, UNCHANGED)])
 def test_the_tolerance_is_what_must_be_exceeded(tolerance: float, verdict: str) -> None:
     gains = [-0.2 + 0.001 * (-1) ** k for k in range(10)]
-    assert run_tests([Measured("mmu", "x", "nats", 1, 1.2, gains)], tolerance)[0].verdict == verdict
+    assert run_tests([MeasureChange("mmu", "x", "nats", 1, 1.2, gains)], tolerance)[0].verdict == verdict
 
 
 def test_equal_differences_have_no_spread() -> None:
-    assert run_tests([Measured("mmu", "x", "nats", 1, 1, [0.0] * 5)], 0.0)[0].verdict == UNCHANGED
-    assert run_tests([Measured("mmu", "x", "nats", 1, 2, [-1.0] * 5)], 0.0)[0].verdict == WORSE
-    assert run_tests([Measured("mmu", "x", "nats", 2, 1, [1.0] * 5)], 0.0)[0].verdict == BETTER
+    assert run_tests([MeasureChange("mmu", "x", "nats", 1, 1, [0.0] * 5)], 0.0)[0].verdict == UNCHANGED
+    assert run_tests([MeasureChange("mmu", "x", "nats", 1, 2, [-1.0] * 5)], 0.0)[0].verdict == WORSE
+    assert run_tests([MeasureChange("mmu", "x", "nats", 2, 1, [1.0] * 5)], 0.0)[0].verdict == BETTER
 
 
 @pytest.mark.parametrize("means", [False, True])

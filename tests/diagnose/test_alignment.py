@@ -56,7 +56,7 @@ def test_too_few_items() -> None:
 
 @pytest.fixture(scope="module")
 def pairs(builder: SequenceBuilder) -> dict[Task, Batch]:
-    """Twelve pictures of noise, each with a word of its own, to be understood and to be drawn."""
+    """Twelve images of noise, each with a word of its own, to be understood and to be drawn."""
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (len(WORDS), 16, 16, 3), dtype=np.uint8)
     seen = [builder.understanding(p, [QAPair("caption", CAPTION_REQUEST, f"a {w}")]) for p, w in zip(pictures, WORDS, strict=True)]
@@ -100,7 +100,7 @@ def test_alone_neither_side_sees_the_other(
         alone, changed = (module._alone(model, one, text, words) for one in (batch, other))
         first, second = (module._pool(module._states(model, one), words) for one in (batch, other))
     assert torch.equal(alone, changed)
-    assert torch.equal(first, second) == (task is Task.T2I), "words come after the picture only where it is understood"
+    assert torch.equal(first, second) == (task is Task.T2I), "words come after the image only where it is understood"
     assert int(words.sum(1).min()) > 0
     assert not (words & picture).any()
 
@@ -111,5 +111,5 @@ def test_rows_without_a_picture_or_words_are_left_out(make_model: MakeModel, pai
     silent.labels[:3] = -100
     assert alignment(make_model(), Task.MMU, [silent])[1] == 9
     silent.labels[:] = -100
-    with pytest.raises(TooFewPairsError, match="0 pictures with different words"):
+    with pytest.raises(TooFewPairsError, match="0 images with different words"):
         alignment(make_model(), Task.MMU, [silent])

@@ -19,7 +19,7 @@ Joint = tuple[Batch, Batch]
 
 
 def alone(batch: Batch, row: int) -> JointBatch:
-    """One row of ``batch``, with its picture if it has one."""
+    """One row of ``batch``, with its image if it has one."""
     rows = {name: getattr(batch, name)[row : row + 1] for name in vars(batch) if name not in ("pixel_values", "position_ids")}
     return (Batch(**rows, pixel_values=None if batch.pixel_values is None else batch.pixel_values[row : row + 1]),)
 

@@ -1,6 +1,6 @@
 """The page in a real browser: `make e2e`. Needs Chromium and Playwright, so it is no part of `make test`.
 
-Pictures of what was seen go to the folder that E2E_SHOTS names. CHROMIUM names the browser where it is not on the path.
+Images of what was seen go to the folder that E2E_SHOTS names. CHROMIUM names the browser where it is not on the path.
 """
 
 from __future__ import annotations
@@ -165,17 +165,17 @@ def test_the_pictures_follow_the_settings(live: Live, open_page: Callable[..., P
         pictures = page.get_by_alt_text("Drawn for: a photo of two cups")
         before = pictures.count()
         page.get_by_label("Seed").fill(seed)
-        page.get_by_label("Pictures").fill(n)
+        page.get_by_label("Images").fill(n)
         say(page, "a photo of two cups", draw=True)
         expect(pictures).to_have_count(before + int(n))
         return [pictures.nth(before + i).get_attribute("src") for i in range(int(n))]
 
     first = drawn("3", "2")
     assert first[0] != first[1]
-    assert drawn("3", "2") == first, "the same seed, the same pictures"
+    assert drawn("3", "2") == first, "the same seed, the same images"
     assert drawn("4", "1")[0] != first[0]
     shot(page, "several")
-    page.get_by_label("Pictures").fill("99")
+    page.get_by_label("Images").fill("99")
     turns = page.locator("li.mine").count()
     say(page, "a photo of two cups", draw=True)
     expect(page.locator("#said")).to_have_text("A setting is out of its bounds.")
@@ -229,7 +229,7 @@ def test_a_question_goes_with_what_was_said_about_the_picture(live: Live, open_p
     say(page, "Is there a cow in the image?")
     expect(page.get_by_role("button", name="See the conflict")).to_have_count(4)
     [turn] = sent[2]["messages"]
-    assert turn["content"][0]["image_url"]["url"] == page.locator("figure img").get_attribute("src"), "a new picture begins anew"
+    assert turn["content"][0]["image_url"]["url"] == page.locator("figure img").get_attribute("src"), "a new image begins anew"
 
 
 def test_pictures_come_by_drop_and_paste(live: Live, open_page: Callable[..., Page]) -> None:
@@ -243,16 +243,16 @@ def test_pictures_come_by_drop_and_paste(live: Live, open_page: Callable[..., Pa
     }"""
     data = base64.b64encode(png("blue")).decode()
     page.evaluate(give, ["dragenter", "image/png", "dropped.png", data])
-    expect(page.get_by_text("Drop the picture to ask about it")).to_be_visible()
+    expect(page.get_by_text("Drop the image to ask about it")).to_be_visible()
     page.evaluate(give, ["drop", "image/png", "dropped.png", data])
-    expect(page.get_by_text("Drop the picture to ask about it")).to_be_hidden()
+    expect(page.get_by_text("Drop the image to ask about it")).to_be_hidden()
     expect(page.get_by_text("dropped.png")).to_be_visible()
     page.get_by_role("button", name="Remove").click()
     expect(page.get_by_text("dropped.png")).to_be_hidden()
     page.evaluate(give, ["paste", "image/png", "pasted.png", data])
     expect(page.get_by_text("pasted.png")).to_be_visible()
     page.evaluate(give, ["drop", "text/plain", "notes.txt", data])
-    expect(page.get_by_role("alert")).to_contain_text("“notes.txt” is no picture that can be read here")
+    expect(page.get_by_role("alert")).to_contain_text("“notes.txt” is no image that can be read here")
 
 
 def test_errors_are_told_in_words_and_nothing_is_lost(live: Live, open_page: Callable[..., Page]) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unidecouple.eval.answering import WorkShare, collect, complete, read_answers
+from unidecouple.eval.answering import collect, complete, read_answers
 from unidecouple.eval.benchmark import Query
+from unidecouple.shares import WorkShare
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 QUERIES = tuple(Query(f"q{number}", f"question {number}", PICTURE) for number in range(7))
@@ -61,6 +62,13 @@ def test_processes_share_what_is_left(tmp_path: Path, before: int) -> None:
         collect(model, left if rank else QUERIES, tmp_path / "apart" if rank else tmp_path, 8, WorkShare(rank, 2))
     assert models[0].asked == [query.id for query in left][::2]
     assert models[1].asked == [query.id for query in left][1::2]
+
+
+def test_independent_shares_ask_their_part_whatever_is_done(tmp_path: Path) -> None:
+    models = [Model(), Model(), Model()]
+    for rank, model in zip((1, 0, 1), models, strict=True):
+        collect(model, QUERIES, tmp_path, 8, WorkShare(rank, 2, independent=True))
+    assert [model.asked for model in models] == [["q1", "q3", "q5"], ["q0", "q2", "q4", "q6"], []]
 
 
 def test_kinds_lie_apart(tmp_path: Path) -> None:

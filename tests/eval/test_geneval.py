@@ -1,4 +1,4 @@
-"""GenEval's rules by hand, its folder layout, and bounds: ground truth gives the ceiling, another prompt's pictures the floor."""
+"""GenEval's rules by hand, its folder layout, and bounds: ground truth gives the ceiling, another prompt's images the floor."""
 
 from __future__ import annotations
 

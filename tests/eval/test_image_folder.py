@@ -1,4 +1,4 @@
-"""Pictures are painted once, in whole folders, and do not depend on restarts or processes."""
+"""Images are painted once, in whole folders, and do not depend on restarts or processes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unidecouple.eval.answering import WorkShare
 from unidecouple.eval.geneval import read_folder
 from unidecouple.eval.image_folder import generate_folder
+from unidecouple.shares import WorkShare
 from unidecouple.world.prompts import spread
 
 LINES = [prompt.to_json() for prompt in spread("val", 1)]
 
 
 class Generator:
-    """Paints the number of prompt and picture, and dies at prompt ``until``."""
+    """Paints the number of prompt and image, and dies at prompt ``until``."""
 
     def __init__(self, until: int = 99) -> None:
         self.painted: list[int] = []
@@ -58,6 +58,15 @@ def test_gaps_are_filled_and_processes_share_them(tmp_path: Path) -> None:
     first = Generator()
     generate_folder(first, LINES, 1, tmp_path)
     assert first.painted == [1, 2]
+
+
+def test_independent_shares_paint_their_part_whatever_is_done(tmp_path: Path) -> None:
+    painted = []
+    for rank in (1, 0, 0):
+        generator = Generator()
+        generate_folder(generator, LINES, 1, tmp_path, prompts_at_once=2, share=WorkShare(rank, 2, independent=True))
+        painted.append(generator.painted)
+    assert painted == [[2, 3], [0, 1, 4, 5], []]
 
 
 def test_pictures_of_more_prompts_are_refused(tmp_path: Path) -> None:

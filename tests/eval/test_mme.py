@@ -65,7 +65,7 @@ def test_answers_are_written_as_calculation_py_reads_them(tmp_path: Path) -> Non
 def test_what_is_no_mme_is_refused(tmp_path: Path) -> None:
     write_mme(tmp_path)
     (tmp_path / "existence" / "1.jpg").unlink()
-    with pytest.raises(ValueError, match=r"existence/1\.txt: picture '1\.jpg' is missing"):
+    with pytest.raises(ValueError, match=r"existence/1\.txt: image '1\.jpg' is missing"):
         open_files(tmp_path)
     (tmp_path / "existence" / "1.txt").write_text("Is it?\tYes\nIs it not?\tYes\n")
     with pytest.raises(ValueError, match="is not MME's"):

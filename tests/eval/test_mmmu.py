@@ -53,7 +53,7 @@ def test_scores_by_hand_with_failures_wrong_and_guessed(tmp_path: Path) -> None:
     assert rows["accuracy/official"].value == pytest.approx(3 / 3)  # Random(42)'s first choice of four is A, which is right
     assert (rows["accuracy/Art"].value, rows["accuracy/Public_Health"].value) == (0.5, 1.0)
     assert rows["accuracy/most frequent answer"].value == pytest.approx(1 / 3)
-    assert report.failures == {"no option named": 1, "questions shown one of several pictures": 1}
+    assert report.failures == {"no option named": 1, "questions shown one of several images": 1}
 
 
 def test_the_official_answer_files(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_files_that_are_not_mmmu_s(tmp_path: Path) -> None:
         open_files(tmp_path)
     row = mmmu_row(1, "Art", "open", "[]", "x")
     pq.write_table(pa.Table.from_pylist([{**row, "image_1": {"bytes": None, "path": None}}]), tmp_path / "validation-0.parquet")
-    with pytest.raises(ValueError, match="validation_Art_1 holds dict where a picture"):
+    with pytest.raises(ValueError, match="validation_Art_1 holds dict where an image"):
         open_files(tmp_path)
     del row["options"]
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "validation-0.parquet")

@@ -1,4 +1,4 @@
-"""A checkpoint as benchmarks see it: pictures of any size, blind questions, pictures that do not depend on how work is cut."""
+"""A checkpoint as benchmarks see it: images of any size, blind questions, images that do not depend on how work is cut."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_asked_by_text_a_model_gets_the_same_words_and_no_picture(judged: EvalMo
 
 
 def test_a_broken_picture_is_named(judged: EvalModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.jsonl:7: .*no picture in a known format"):
-        judged.ask([Query("1", "?", ImageBytes(b"no picture"), "a.jsonl:7")])
+    with pytest.raises(ValueError, match=r"a\.jsonl:7: .*no image in a known format"):
+        judged.ask([Query("1", "?", ImageBytes(b"no image"), "a.jsonl:7")])
 
 
 @pytest.mark.parametrize(

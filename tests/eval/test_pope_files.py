@@ -64,7 +64,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown POPE parser 'strict'"):
         open_files(folder, "strict")
     (folder / "val2014" / "b.jpg").unlink()
-    with pytest.raises(ValueError, match=r"adversarial\.json:\d: picture 'b\.jpg' is missing"):
+    with pytest.raises(ValueError, match=r"adversarial\.json:\d: image 'b\.jpg' is missing"):
         open_files(folder, "official")
     (folder / "coco" / "coco_pope_random.json").write_text('{"image": "a.jpg"}\n')
     with pytest.raises(ValueError, match=r"random\.json:1: 'text' is missing"):

@@ -25,7 +25,7 @@ SETUP = EvalSetup("runs/x", {"model.safetensors": "ab"}, {"seed": 0, "max_new_to
 
 
 class Yes:
-    """Says yes, or no when it sees grey; with no picture it has doubts about cows alone; generates white."""
+    """Says yes, or no when it sees grey; with no image it has doubts about cows alone; generates white."""
 
     def check_queries(self, queries: Sequence[Query]) -> None:
         pass
@@ -94,10 +94,10 @@ def test_answers_cards_and_official_files(tmp_path: Path, benchmark: QABenchmark
     assert report is not None
     values = {row.metric: row.value for row in report.scores}
     assert (values["accuracy"], values["yes_ratio"]) == (0.5, 1.0)
-    assert (values["accuracy (grey picture)"], values["accuracy/random (grey picture)"]) == (0.5, 0.5)
+    assert (values["accuracy (grey image)"], values["accuracy/random (grey image)"]) == (0.5, 0.5)
     # right on three cups, and on the cow of the random split, which is not there either; wrong on person and fork
-    assert values["accuracy (no picture)"] == pytest.approx(4 / 6)
-    assert (values["accuracy/random (no picture)"], values["accuracy/popular (no picture)"]) == (1.0, 0.5)
+    assert values["accuracy (no image)"] == pytest.approx(4 / 6)
+    assert (values["accuracy/random (no image)"], values["accuracy/popular (no image)"]) == (1.0, 0.5)
     folder = tmp_path / "out" / "pope"
     assert (folder / "official" / "pope_popular.jsonl").is_file()
     card = json.loads((folder / "card.json").read_text())
@@ -111,13 +111,13 @@ def test_answers_cards_and_official_files(tmp_path: Path, benchmark: QABenchmark
     assert row["count"] == 6
     page = (folder / "card.md").read_text()
     assert "| accuracy | 0.500 |" in page
-    assert "| accuracy (grey picture) | 0.500 |" in page
-    assert "| accuracy (no picture) | 0.667 |" in page
+    assert "| accuracy (grey image) | 0.500 |" in page
+    assert "| accuracy (no image) | 0.667 |" in page
     assert card["settings"]["questions_sha256"] in page
 
 
 def test_each_way_of_asking_blindly_is_one_s_own_choice(tmp_path: Path, benchmark: QABenchmark) -> None:
-    for way, used, silent in (("text", "(no picture)", "(grey picture)"), ("grey", "(grey picture)", "(no picture)")):
+    for way, used, silent in (("text", "(no image)", "(grey image)"), ("grey", "(grey image)", "(no image)")):
         session = EvalSession(tmp_path / way, SETUP, blind=(way,))  # type: ignore[arg-type]
         answered(session, benchmark, Yes())
         report = session.score(benchmark)
@@ -181,7 +181,7 @@ def test_images_are_generated_then_judged(tmp_path: Path) -> None:
     session.run(prompts, model)
     report = session.score(prompts)
     assert report is not None
-    assert report.scores[0].value == 0.0  # white pictures show nothing
+    assert report.scores[0].value == 0.0  # white images show nothing
     card = json.loads((tmp_path / "geneval" / "card.json").read_text())
     overall = card["scores"][0]
     assert overall["low"] == pytest.approx(0.0, abs=0.05)

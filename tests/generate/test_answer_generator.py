@@ -61,7 +61,7 @@ def test_emu3s_answers_are_the_plain_loops(emu3_base: Path) -> None:
 def test_neighbours_do_not_notice_who_comes_and_goes(
     make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray, kind: dict[str, Any]
 ) -> None:
-    """Sampled by their own seeds; one is cancelled, one has no picture, one is cut off early."""
+    """Sampled by their own seeds; one is cancelled, one has no image, one is cut off early."""
     model = make_model(**kind)
     wanted = requests_of(builder, pictures, sampling=SamplingParams(temperature=0.9, top_k=20), seed=(5, 1))
     wanted.append(AnswerJob([builder.tokenizer.bos_token_id], (), 3, SamplingParams(), (9,)))
@@ -110,7 +110,7 @@ def test_the_eos_ends_an_answer_and_is_not_in_it(make_model: MakeModel, builder:
 def test_refusals(make_model: MakeModel, builder: SequenceBuilder, pictures: np.ndarray) -> None:
     answering = AnswerGenerator(make_model(), builder, max_batch_size=1, max_length=100)
     request = requests_of(builder, pictures)[0]
-    with pytest.raises(ValueError, match="16 image placeholders for 0 pictures"):
+    with pytest.raises(ValueError, match="16 image placeholders for 0 images"):
         answering.add([AnswerJob(request.prompt_ids, ())])
     with pytest.raises(ValueError, match="2 answers do not fit, there is room for 1"):
         answering.add([request, request])

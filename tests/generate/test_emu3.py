@@ -1,4 +1,4 @@
-"""Emu3's whole loops: pictures with rows that end, and answers, alone, in a batch, and in transformers' own generate."""
+"""Emu3's whole loops: images with rows that end, and answers, alone, in a batch, and in transformers' own generate."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from decoder_kinds import KINDS
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.generate.engine import MISSING_GREY, Engine
-from unidecouple.generate.image import decode_pictures, draw_tokens
+from unidecouple.generate.image import decode_images, draw_tokens
 from unidecouple.generate.jobs import ImageJob, image_jobs
 from unidecouple.generate.one_task import load_one_task, one_task
 from unidecouple.generate.sampling import SamplingParams
@@ -40,13 +40,15 @@ def test_lists_in_lists_out(make_model: MakeModel, processor: UniJanusProcessor,
     engine = Engine(make_model(ffn="ta_moe"), processor, max_batch_size=3, max_prompt_length=40, max_length=96)
     sampling = SamplingParams(guidance_scale=3.0, temperature=0.8, top_k=20)
     jobs = image_jobs(engine.builder, PROMPTS, 2, 4, sampling)
-    expected = decode_pictures(model, draw_tokens(model, engine.builder, jobs, routing="label"))
+    expected = decode_images(model, draw_tokens(model, engine.builder, jobs, routing="label"))
     found = engine.generate_images(PROMPTS, 2, 4, sampling)
     assert [len(row) for row in found] == [2, 2]
     assert [np.asarray(one).tolist() for row in found for one in row] == expected.tolist()
     wide = [Image.fromarray(picture) for picture in pictures]
     assert engine.understand(wide, QUESTIONS, 8) == answer(model, engine.builder, list(pictures), QUESTIONS, 8, routing="label")
     assert engine.understand([], []) == []
+    alone = engine.generate_images(PROMPTS[0], 2, 4, sampling)  # one prompt, no list: its images
+    assert [np.asarray(one).tolist() for one in alone] == expected[:2].tolist()
     assert engine.generate_images([], 2) == []
     assert engine.generate_images(PROMPTS, 0) == [[], []]
     with pytest.raises(ValueError, match="1 images for 4 questions"):

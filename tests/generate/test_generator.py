@@ -52,7 +52,7 @@ def test_each_joins_as_another_leaves(wanted: list[int], order: list[int], log: 
 
 
 def test_what_is_done_is_given_before_others_come() -> None:
-    """A picture's tokens are its own until the next ``add`` alone."""
+    """An image's tokens are its own until the next ``add`` alone."""
     shop = Shop()
     for _, job in generate_all(shop, [1, 2, 1, 1]):
         assert job not in shop.jobs

@@ -1,4 +1,4 @@
-"""Pictures: the whole loop of image tokens in a batch, alone, recomputed, and in transformers' own loop."""
+"""Images: the whole loop of image tokens in a batch, alone, recomputed, and in transformers' own loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from decoder_kinds import every_kind
 from unidecouple.data.sequences import SequenceBuilder, collate
-from unidecouple.generate.image import decode_pictures, draw, draw_tokens, to_bytes
+from unidecouple.generate.image import decode_images, draw, draw_tokens, to_bytes
 from unidecouple.generate.jobs import image_jobs
 from unidecouple.generate.padding import left_pad, positions
 from unidecouple.generate.sampling import SamplingParams
@@ -133,7 +133,7 @@ def test_forced_routing(make_model: MakeModel, builder: SequenceBuilder) -> None
 
 
 def test_sampling_follows_the_softmax(make_model: MakeModel, builder: SequenceBuilder) -> None:
-    """First tokens of 600 pictures against the model's own probabilities; with top_k none outside the k likeliest."""
+    """First tokens of 600 images against the model's own probabilities; with top_k none outside the k likeliest."""
     model = make_model()
     ids = torch.tensor([builder.generation_prompt(PROMPTS[0])])
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_pictures_of_tokens(make_model: MakeModel, builder: SequenceBuilder) -> 
     assert [len(of_prompt) for of_prompt in pictures] == [2, 2, 2]
     flat = np.stack([picture for of_prompt in pictures for picture in of_prompt])
     assert (flat.shape, flat.dtype) == ((6, 16, 16, 3), np.uint8)
-    assert np.array_equal(flat, decode_pictures(model, tokens))
+    assert np.array_equal(flat, decode_images(model, tokens))
     exact = (model.decode_image_tokens(tokens).clamp(-1, 1).numpy() + 1) * 127.5
     assert -0.01 <= (exact - flat).min() <= (exact - flat).max() <= 1.01
     assert flat.std() > 10
@@ -164,9 +164,9 @@ def test_pictures_of_tokens(make_model: MakeModel, builder: SequenceBuilder) -> 
 def test_a_picture_s_bytes_do_not_depend_on_those_beside_it(make_model: MakeModel, builder: SequenceBuilder) -> None:
     model = make_model()
     tokens = draw_tokens(model, builder, image_jobs(builder, PROMPTS, 3, 3, SamplingParams()))
-    together = decode_pictures(model, tokens)
+    together = decode_images(model, tokens)
     for number, one in enumerate(tokens):
-        assert np.array_equal(together[number], decode_pictures(model, one.unsqueeze(0))[0])
+        assert np.array_equal(together[number], decode_images(model, one.unsqueeze(0))[0])
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_greedy_pictures_equal_transformers(
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[4]], ids=str)
 def test_neighbours_do_not_notice_who_comes_and_goes(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
-    """Pictures join at different steps, one is cancelled in the middle, and its slot is taken by the next."""
+    """Images join at different steps, one is cancelled in the middle, and its slot is taken by the next."""
     model, orders = make_model(**kind), mixed_orders(builder)
     expected = [plainly(model, builder, order) for order in orders]
     drawing, found, given, step = ImageGenerator(model, builder, max_batch_size=4, max_prompt_length=40), {}, {}, 0
@@ -106,7 +106,7 @@ def test_neighbours_do_not_notice_who_comes_and_goes(make_model: MakeModel, buil
             given[number] = drawing.add([orders[number]])[0]
         if step == 7:
             cancelled = given.pop(1)
-            assert torch.equal(drawing.partial(cancelled), expected[1][: cancelled.count])  # of a growing picture
+            assert torch.equal(drawing.partial(cancelled), expected[1][: cancelled.count])  # of a growing image
             drawing.remove(cancelled)
         for picture in drawing.step():
             number = next(n for n, one in given.items() if one is picture)
@@ -124,7 +124,7 @@ def test_neighbours_do_not_notice_who_comes_and_goes(make_model: MakeModel, buil
     "kind", [{}, {"ffn": "ta_moe"}, {"per_group_layers": [1], "per_group_norm": True, "group_by": "task"}], ids=str
 )
 def test_rows_that_end(emu3_base: Path, enliven: Any, kind: dict[str, Any]) -> None:
-    """Emu3: pictures that stand at different places of their rows, some at an end, some not."""
+    """Emu3: images that stand at different places of their rows, some at an end, some not."""
     dense, processor = load(str(emu3_base))
     raw = dense.config.to_dict()
     torch.manual_seed(0)

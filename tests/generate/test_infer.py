@@ -11,12 +11,14 @@ import pytest
 from own_data import write_jsonl, write_pictures
 from unidecouple.data.formats.entry import folder_finder
 from unidecouple.data.formats.record import BadRecordError
+from unidecouple.files import sha256_tree
 from unidecouple.generate import infer as module
 from unidecouple.generate.album import settings_of
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.infer import Settings, infer
 from unidecouple.generate.parsed_request import asked
 from unidecouple.generate.sampling import SamplingParams
+from unidecouple.shares import WorkShare
 
 USER = {"role": "user", "content": "<image>What is this?"}
 SETTINGS = Settings("unified", seed=3, max_new_tokens=4, answers=SamplingParams())
@@ -106,6 +108,23 @@ def test_a_killed_run_goes_on_to_the_same(source: Path, engine: Engine, monkeypa
     assert same == [{**line, "image": line.get("image", "")} for line in results(whole)]
     for name in ("000001.png", "000003.png"):
         assert (source.parent / "whole" / name).read_bytes() == (source.parent / "broken" / name).read_bytes()
+
+
+def test_shares_make_the_file_of_one_process(source: Path, engine: Engine) -> None:
+    whole, parted = source.parent / "whole.jsonl", source.parent / "parted.jsonl"
+    infer(engine, source, whole, SETTINGS)
+    shares = [WorkShare(rank, 3, independent=True) for rank in range(3)]
+    counts = [infer(engine, source, parted, SETTINGS, share=share) for share in shares]
+    assert [(one.done, one.lacking) for one in counts] == [(3, 5), (3, 2), (2, 0)]
+    same = [{**line, "image": line.get("image", "").replace("parted", "whole")} for line in results(parted)]
+    assert same == [{**line, "image": line.get("image", "")} for line in results(whole)]
+    assert sha256_tree(source.parent / "parted") == sha256_tree(source.parent / "whole")
+    settings = [path.with_name(f"{path.name}.settings.json").read_text() for path in (whole, parted)]
+    assert settings[0] == settings[1]
+    parted.unlink()
+    again = infer(engine, source, parted, SETTINGS, share=shares[0])  # any share merges what is there
+    assert (again.before, again.done, again.lacking, len(results(parted))) == (3, 0, 0, 8)
+    assert infer(engine, source, parted, SETTINGS).before == 8
 
 
 def test_other_settings_do_not_continue(source: Path, engine: Engine) -> None:

@@ -106,7 +106,7 @@ def test_pictures(make_model: MakeModel, builder: SequenceBuilder, kind: dict[st
 
 
 def test_padding_is_no_ones(make_model: MakeModel, builder: SequenceBuilder) -> None:
-    """Three pictures of five rows are computed as four and eight: whoever takes a padded row or slot later finds nothing in it."""
+    """Three images of five rows are computed as four and eight: whoever takes a padded row or slot later finds nothing in it."""
     model, tape = make_model(), Sizes()
     wanted = [
         ImageJob.of(builder, "a photo of a cow", (number,), SamplingParams(guidance_scale=3.0 if number else 1.0))
@@ -176,7 +176,7 @@ def test_rows_of_tokens_that_end(emu3_base: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[2]], ids=str)
 def test_no_graph_breaks_and_one_compilation_a_size(make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any]) -> None:
-    """torch.compile takes the whole step, and over a whole picture compiles it once for each bucket of keys (C5)."""
+    """torch.compile takes the whole step, and over a whole image compiles it once for each bucket of keys (C5)."""
     model, counter, sizes = make_model(**kind), CompileCounter(), []
     wanted = [ImageJob.of(builder, "cow " * 50, (0,), SamplingParams(guidance_scale=3.0, temperature=0.8, top_k=20, top_p=0.9))]
     expected = generate_image_tokens(ImageGenerator(model, builder, max_batch_size=1, max_prompt_length=120), wanted)

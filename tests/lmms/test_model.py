@@ -117,9 +117,9 @@ def test_a_choice_without_a_picture_among_others(plugin: Any, small_base: Path) 
 
 def test_what_is_not_served_is_said(plugin: Any, small_base: Path) -> None:
     ours = plugin(pretrained=str(small_base))
-    with pytest.raises(ValueError, match="document 2 of drawn has 2 pictures"):
+    with pytest.raises(ValueError, match="document 2 of drawn has 2 images"):
         ours.generate_until(requests(2))
-    with pytest.raises(ValueError, match="document 2 of drawn has 2 pictures"):
+    with pytest.raises(ValueError, match="document 2 of drawn has 2 images"):
         ours.loglikelihood(choices(2, "yes"))
     with pytest.raises(ValueError, match="acc_mutual_info asks for choices without a document"):
         ours.loglikelihood([Instance(("", "yes"))])

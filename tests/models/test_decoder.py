@@ -82,7 +82,7 @@ def test_what_the_layers_report_is_no_item(make_model: MakeModel) -> None:
     model = make_model(ffn="moe")
     output = model.decoder(input_ids=IDS, use_cache=True, key_sets=None)
     assert len(output.routing) == len(model.decoder.layers)
-    assert output.given is None
+    assert output.key_set_shares is None
     assert len(output) == 2  # the state and the cache
     assert model(input_ids=IDS, use_cache=True).logits.shape[:2] == IDS.shape
 

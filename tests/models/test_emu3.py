@@ -1,4 +1,4 @@
-"""Emu3 with our decoder: losses over its one vocabulary, pictures to be understood as tokens, what its configuration refuses."""
+"""Emu3 with our decoder: losses over its one vocabulary, images to be understood as tokens, what its configuration refuses."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def test_understood_pictures_are_seen(ours: UniEmu3ForConditionalGeneration, joi
     assert seen.pixel_values is not None
     before = ours(batch=(seen,)).mmu.total
     assert not torch.isclose(ours(batch=(replace(seen, pixel_values=seen.pixel_values.flip(0)),)).mmu.total, before)
-    with pytest.raises(ValueError, match="40 image placeholders for 1 pictures of 20 tokens"):
+    with pytest.raises(ValueError, match="40 image placeholders for 1 images of 20 tokens"):
         ours(batch=(replace(seen, pixel_values=seen.pixel_values[:1]),))
-    with pytest.raises(ValueError, match=r"pictures of \(8, 16\) pixels, but this model's are of image_size=16"):
+    with pytest.raises(ValueError, match=r"images of \(8, 16\) pixels, but this model's are of image_size=16"):
         ours(batch=(replace(seen, pixel_values=seen.pixel_values[:, :, :8]),))
 
 

@@ -47,7 +47,7 @@ def spans_of(texts: list[str], row: int | None = None) -> list[tuple[Task, str, 
 
 
 def test_spans_by_hand() -> None:
-    """The drawn tokens' own rows look at all words before them; the answers' own rows at the picture's tokens alone."""
+    """The drawn tokens' own rows look at all words before them; the answers' own rows at the image's tokens alone."""
     assert spans_of(["^wwwDDD"]) == [(Task.T2I, "....xxx", "xxxx...")]
     assert spans_of(["^wSSwwAA"]) == [(Task.MMU, "......xx", "..xx....")]
     assert spans_of(["^wSwAAwwA"]) == [(Task.MMU, "....xx..x", "..x......")]
@@ -56,8 +56,8 @@ def test_spans_by_hand() -> None:
 
 def test_who_is_left_out() -> None:
     assert spans_of(["^___DD", "^__wDDwDD"]) == [], "prompts dropped"
-    assert spans_of(["^wwAA", "^wSSw"]) == [], "no picture; no answer"
-    assert spans_of(["^wAwSwA"]) == [(Task.MMU, "......x", "....x..")], "an answer before the first picture"
+    assert spans_of(["^wwAA", "^wSSw"]) == [], "no image; no answer"
+    assert spans_of(["^wAwSwA"]) == [(Task.MMU, "......x", "....x..")], "an answer before the first image"
     assert spans_of(["^w_DD"]) == [(Task.T2I, "...xx", "xxx..")], "a pad that ends a turn drops nothing"
 
 
@@ -67,10 +67,10 @@ def test_rows_of_both_tasks_and_their_padding() -> None:
 
 
 def test_packed_sequences_are_samples_of_their_own() -> None:
-    """One row: each generated image, each answer has a mean of its own, and a dropped prompt drops its own picture only."""
+    """One row: each generated image, each answer has a mean of its own, and a dropped prompt drops its own image only."""
     found = spans_of(["^wDD", "^__D", "^SwA", "^wwD", "^wA"], row=40)
     assert [(task, queries.count("x")) for task, queries, _ in found] == [(Task.MMU, 1), (Task.T2I, 2), (Task.T2I, 1)]
-    assert spans_of(["^SwA", "^wA"], row=7)[0][1].count("x") == 1, "an answer does not look into another sequence's picture"
+    assert spans_of(["^SwA", "^wA"], row=7)[0][1].count("x") == 1, "an answer does not look into another sequence's image"
 
 
 def test_uniform_attention_by_hand(make_model: MakeModel, builder: SequenceBuilder) -> None:

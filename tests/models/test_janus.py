@@ -136,7 +136,7 @@ def test_joint_losses_by_hand(make_model: MakeModel, joint_batch: Joint, kind: s
 
 @pytest.fixture
 def mixed(builder: SequenceBuilder, pictures: np.ndarray) -> Sample:
-    """One row that answers a question and then draws a picture."""
+    """One row that answers a question and then draws an image."""
     asked = builder.understanding(pictures[0], [QAPair("pope", "Is there a cow in the image?", "yes")])
     drawn = builder.generation("a photo of a cow", range(16))
     names = ("input_ids", "task_ids", "labels", "image_mask", "prompt_dropped")
@@ -199,7 +199,7 @@ def test_wrong_number_of_placeholders(make_model: MakeModel, joint_batch: Joint,
     batch = joint_batch[0]
     kept = batch.pixel_values[:pictures_kept] if pictures_kept else None
     wrong = Batch(batch.input_ids, batch.attention_mask, batch.task_ids, batch.labels, batch.image_tokens, kept)
-    with pytest.raises(ValueError, match=f"32 image placeholders for {pictures_kept} pictures"):
+    with pytest.raises(ValueError, match=f"32 image placeholders for {pictures_kept} images"):
         make_model()(batch=(wrong,))
 
 

@@ -45,7 +45,7 @@ def set_weights(model: nn.Module) -> None:
 
 
 def batch_for(config: UnifiedConfig) -> Batch:
-    """Two words and 16 image tokens to be generated in the first row; a picture and an answer in the second."""
+    """Two words and 16 image tokens to be generated in the first row; an image and an answer in the second."""
     image, placeholders = config.image_token_id, 20 if isinstance(config, UniEmu3Config) else 16
     length = placeholders + 4
     ids = torch.tensor([[1, 7, 8] + [0] * (length - 3), [1] + [image] * placeholders + [9, 10, 2]])

@@ -133,7 +133,7 @@ def test_which_rows_meet_which_set(make_model: MakeModel, joint_batch: Joint, gr
 def test_what_a_picture_sees_of_its_prompt(
     make_model: MakeModel, joint_batch: Joint, layers: list[int], attention: str, seen: bool
 ) -> None:
-    """Attention within the group keeps prompts from pictures, but for layers that are shared."""
+    """Attention within the group keeps prompts from images, but for layers that are shared."""
     model, batch = make_model(per_group_layers=layers, group_by="modality", per_group_attention=attention), joint_batch[Task.T2I]
     drawn = batch.image_tokens != NO_IMAGE_TOKEN
     other = replace(batch, input_ids=torch.where(drawn, batch.input_ids, batch.input_ids.flip(0)))
@@ -156,7 +156,7 @@ def test_what_unties_must_be_told(make_model: MakeModel, group_by: str, needed: 
     with pytest.raises(ValueError, match=f"weights per '{group_by}' need {needed}"):
         model.decoder(input_ids=ids)
     if group_by != "task":
-        model(input_ids=ids)  # from text alone Janus knows what is a picture, but not the task
+        model(input_ids=ids)  # from text alone Janus knows what is an image, but not the task
 
 
 def test_flash_attention_cannot_part_modalities(make_model: MakeModel, joint_batch: Joint) -> None:

@@ -73,5 +73,5 @@ def test_a_window_is_encoded_as_if_it_were_the_whole_picture(vq: JanusVQVAE, pic
 
 def test_a_window_that_does_not_fit(vq: JanusVQVAE, pictures: np.ndarray) -> None:
     vq.config.encode_window = 12
-    with pytest.raises(ValueError, match=r"encode_window=12 does not divide pictures of \(16, 16\) pixels"):
+    with pytest.raises(ValueError, match=r"encode_window=12 does not divide images of \(16, 16\) pixels"):
         encode_image_tokens(vq, pixels(pictures))

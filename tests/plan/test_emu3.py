@@ -25,7 +25,7 @@ from unidecouple.models import base, emu3
 from unidecouple.models.emu3 import UniEmu3ForConditionalGeneration
 from unidecouple.models.vq import encode_image_tokens
 from unidecouple.plan import heads
-from unidecouple.plan.batch_shapes import Lengths, joint, picture_tokens
+from unidecouple.plan.batch_shapes import Lengths, image_tokens_of, joint
 from unidecouple.plan.encoding import _Bytes, encoding
 from unidecouple.plan.sizes import SIZES, build, configuration
 from unidecouple.plan.stages import PlanRequest, plan
@@ -84,7 +84,7 @@ every_case = pytest.mark.parametrize("case", list(CASES))
 @pytest.mark.slow
 @every_case
 def test_flops_and_gradients_are_the_counter_s_and_autograd_s(case: str, emu3_base: Path, batch: tuple[Batch, Batch]) -> None:
-    """The image tokenizer's are in the forward pass: of three pictures that are seen, none that is drawn."""
+    """The image tokenizer's are in the forward pass: of three images that are seen, none that is drawn."""
     done = step(emu3_base, case, batch)
     assert done.trace.flops(backward=False) == done.forward
     assert done.trace.flops(backward=True) == done.backward
@@ -161,7 +161,7 @@ def test_encoding_counts_where_it_takes_more_than_all_that_is_kept(emu3_base: Pa
 
 def test_lengths_are_those_of_real_sequences(emu3_base: Path, builder: SequenceBuilder, batch: tuple[Batch, Batch]) -> None:
     model = load(str(emu3_base))[0]
-    tokens = picture_tokens(model.config)
+    tokens = image_tokens_of(model.config)
     empty = len(builder.generation_prompt(""))
     assert tokens.seen == len(builder.understanding_prompt("?")) - len(builder.understanding_prompt("?", shown=False))
     assert (tokens.drawn, tokens.learned) == (len(builder.generation("", [0] * SIDE**2).input_ids) - empty, SIDE**2)
@@ -177,7 +177,7 @@ def test_the_published_size() -> None:
     model = build(SIZES["emu3"], Dense(), None)
     decoder = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("model.vqmodel."))
     assert decoder == 8_492_011_520  # by hand in tests/models/test_emu3_published.py
-    assert picture_tokens(model.config) == (90 * 91 + 9, 90 * 91, 8100)  # <|image start|> 9 0 * 9 0 <|image token|> rows, two ends
+    assert image_tokens_of(model.config) == (90 * 91 + 9, 90 * 91, 8100)  # <|image start|> 9 0 * 9 0 <|image token|> rows, two ends
 
 
 @pytest.mark.slow
@@ -195,5 +195,5 @@ def test_recipes_are_planned(tmp_path: Path, emu3_base: Path, capsys: pytest.Cap
     assert held.activations + held.logits + held.working >= 4 * encoding(apart.config.vq_config, 720).peak > 4 * 8e9
     assert main(["plan", str(RECIPES / "dense_joint.yaml"), f"model_name_or_path={emu3_base}", "--gpus", "1", "2"]) == 0
     assert "image_tokenizer" in capsys.readouterr().out
-    published = configuration(str(write_emu3(tmp_path / "published")))  # as transformers has it; pictures of the published size
+    published = configuration(str(write_emu3(tmp_path / "published")))  # as transformers has it; images of the published size
     assert (published["model_type"], published["image_size"]) == ("unidecouple_emu3", 720)

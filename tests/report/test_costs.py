@@ -13,7 +13,7 @@ from unidecouple.report.results import Results, load_results
 
 @pytest.fixture
 def results(experiment: Any) -> Results:
-    """Generation data only: dense_t2i is the control, UniDecouple shows pictures to its router and was run at one rate."""
+    """Generation data only: dense_t2i is the control, UniDecouple shows images to its router and was run at one rate."""
     ours = budget(0, 32, 6) | {"rates": [""]}
     experiment.meta |= {
         "budgets": {"S1-r0": {"dense_t2i": budget(0, 32), "unidecouple": ours, "long": budget(0, 64)}},
@@ -43,7 +43,7 @@ def test_what_has_no_costs_has_no_cells(results: Results) -> None:
 def test_budgets_in_words(results: Results) -> None:
     assert budget_sentences(results, "S1-r0") == [
         "Equal budgets: 400 steps with 12,800 generation samples (about 768 k tokens).",
-        "UniDecouple sees 2,400 further pictures for its task router.",
+        "UniDecouple sees 2,400 further images for its task router.",
         "Long sees another budget (400 steps with 25,600 generation samples (about 1.54 M tokens)): it is two models.",
         "Tuned at 3 learning rates, but for UniDecouple (1).",
     ]

@@ -15,7 +15,6 @@ from unidecouple.figures.wording import MINUS
 from unidecouple.report import write_report
 from unidecouple.report.figures_forest import forest
 from unidecouple.report.fronts import area, front_areas, undominated
-from unidecouple.report.log_figures import fronts, scores
 from unidecouple.report.results import AXES, Results, load_results
 from unidecouple.report.tables import area_table, headline
 
@@ -54,16 +53,6 @@ def test_the_table_has_a_line_a_variant_and_headed_groups(field: Results, look: 
     assert (len(table.lines), len(table.others)) == (1 + len(VARIANTS), 2 * len(VARIANTS))
     assert {line.seeds for line in table.lines} == {"the base", "5 seeds, 3 rates"}
     assert all(len(line.cost) == len(table.costs) for line in table.lines[1:])
-
-
-@pytest.mark.slow
-def test_figures_come_a_group_with_the_control_in_each(field: Results, look: dict[str, VariantStyle]) -> None:
-    for part in (fronts(field, "S2", look), scores(field, "S2", look)):
-        assert [heading for heading, _ in part.plots] == GROUPS
-        assert all("dense joint" in plot.svg for _, plot in part.plots)
-        (gradient,) = (plot for heading, plot in part.plots if heading == "Gradient")
-        assert all(name in gradient.svg for name in ("pcgrad", "mgda", "cagrad"))
-        assert "adamerging" not in gradient.svg
 
 
 def test_a_grid_says_what_its_variants_are_called(field: Results) -> None:
@@ -113,6 +102,7 @@ def test_areas(field: Results) -> None:
 
 @pytest.mark.slow
 def test_the_whole_page(field: Results) -> None:
+    """All groups in its tables; its figures come a group, with the control in each."""
     page = write_report(field.folder).read_text(encoding="utf-8")
     assert field.num_runs < len(field.runs), "scoring the start is no run"
     assert f"Partial results: 2 of {field.num_runs + 2} runs" in page
@@ -121,6 +111,13 @@ def test_the_whole_page(field: Results) -> None:
     assert len(ids) == len(set(ids))
     assert all(name.replace("_", " ") in page for name in AXIS_OF if name not in ("moe", "unidecouple"))
     assert len(page) < 6_000_000
+    parts = re.split(r"<h4>(\w+)</h4>", page)[1:]
+    figures = list(zip(parts[::2], parts[1::2], strict=True))
+    assert [heading for heading, _ in figures] == 2 * GROUPS, "fronts and scores"
+    assert all("dense joint" in figure for _, figure in figures)
+    for gradient in (figure for heading, figure in figures if heading == "Gradient"):
+        assert all(name in gradient for name in ("pcgrad", "mgda", "cagrad"))
+        assert "adamerging" not in gradient
 
 
 def test_a_variant_that_was_not_run_at_its_own_rate_leads_with_its_first(new_experiment: object) -> None:

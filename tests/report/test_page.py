@@ -134,7 +134,7 @@ def test_every_part_is_there(experiment: Any) -> None:
 def test_pictures_stand_side_by_side_for_shared_prompts(experiment: Any) -> None:
     page = read(experiment.write())
     assert [image["alt"] for image in page.images] == [
-        f"Picture by {name} for: a photo of a cow" for name in ("start", "dense, generation only", "UniDecouple")
+        f"Image by {name} for: a photo of a cow" for name in ("start", "dense, generation only", "UniDecouple")
     ]
     shown = sample_grid(load_results(experiment.folder), "S1-r0")
     assert [picture.correct for picture in shown.prompts[0].pictures] == [False, True, True]
@@ -155,7 +155,7 @@ def test_missing_logs_leave_out_their_figure_and_say_so(experiment: Any, keep: t
         "scores.jsonl": "No curve of scores: no run of S1-r0 has scores.jsonl",
         "conflict.json": "No run of S1-r0 has conflict.json",
         "routing.json": "No run of S1-r0 has routing.json",
-        "samples.json": "No pictures of UniDecouple: samples.json is missing.",
+        "samples.json": "No images of UniDecouple: samples.json is missing.",
     }
     for name, sentence in sentences.items():
         if name != "samples.json" or name not in keep:

@@ -21,7 +21,7 @@ from unidecouple.serve.run import uvicorn_server
 from waiting import until
 
 MOST = 4
-"""Answers, and pictures, at a time."""
+"""Answers, and images, at a time."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Malformed pictures, bodies and requests by the thousand: 4xx, never 5xx, and the server goes on."""
+"""Malformed images, bodies and requests by the thousand: 4xx, never 5xx, and the server goes on."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from waiting import until
 
 SMALL = Limits(
     body_bytes=50_000,
-    picture_bytes=10_000,
+    image_bytes=10_000,
     pixels=10_000,
     pictures=2,
     characters=200,
@@ -77,17 +77,17 @@ CHATS: dict[str, tuple[dict[str, Any], str]] = {
     "pixels": (shown(bomb(12_000, 12_000)), "12000 x 12000 pixels"),
     "side": (shown(bomb(501, 10)), "501 x 10 pixels: a side has at most 500"),
     "aspect": (shown(bomb(10, 201)), "10 x 201 pixels: one side is more than 20 times"),
-    "a flat picture": (shown(bomb(500, 1)), "500 x 1"),
+    "a flat image": (shown(bomb(500, 1)), "500 x 1"),
     "an animated PNG": (shown(animated("PNG")), "animated"),
     "an animated GIF": (shown(animated("GIF")), "animated"),
     "an animated WebP": (shown(animated("WEBP")), "animated"),
     "scans": (shown(encoded("JPEG") + b"\xff\xda" * 200), "scans"),
-    "a truncated picture": (shown(encoded("PNG")[:-30]), "image_url"),
+    "a truncated image": (shown(encoded("PNG")[:-30]), "image_url"),
     "base64 without its prefix": (shown(b"") | said([{"type": "image_url", "image_url": {"url": "iVBORw0KGgo" * 99}}]), "prefix"),
     "bytes": (shown(bytes(10_001)), "10,001 bytes"),
-    "pictures": (shown(encoded("PNG"), 3), "more than 2 pictures"),
-    "a format that is not for strangers": (shown(encoded("TIFF")), "no picture in a known format"),
-    "no picture": (shown(b"hello"), "no picture in a known format"),
+    "pictures": (shown(encoded("PNG"), 3), "more than 2 images"),
+    "a format that is not for strangers": (shown(encoded("TIFF")), "no image in a known format"),
+    "no image": (shown(b"hello"), "no image in a known format"),
     "an address": (said([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]), "nothing is downloaded"),
     "a file of the server's": (said([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]), "nothing is downloaded"),
     "not base64": (said([{"type": "image_url", "image_url": {"url": "data:image/png,abc"}}]), "not base64"),
@@ -98,7 +98,7 @@ CHATS: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": (said("what?", max_tokens=2000), "2000 of answer"),
     "a field that is not supported": (said("what?", tools=[{"type": "function"}]), "tools"),
     "a temperature": (said("what?", temperature=-1), "temperature"),
-    "an order of turns": (said("what?") | {"messages": [{"role": "assistant", "content": "no"}]}, "the user's is due"),
+    "an order of turns": (said("what?") | {"messages": [{"role": "assistant", "content": "no"}]}, "the user's is expected"),
     "no turn": (said("what?") | {"messages": []}, "messages"),
     "an empty turn": (said("  "), "empty turn"),
     "seed": (said("what?", seed=-1), "seed"),
@@ -168,7 +168,7 @@ def test_a_body_that_does_not_come_is_given_up(small: httpx.Client) -> None:
 def test_uploads_push_out_the_oldest(small: httpx.Client) -> None:
     kept = [small.post("/v1/files", files={"file": ("a.png", encoded("PNG"))}).json()["id"] for _ in range(3)]
     assert [small.get(f"/v1/files/{number}").status_code for number in kept] == [404, 200, 200]
-    assert small.post("/v1/files", files={"file": ("a.png", b"no picture")}).status_code == 400
+    assert small.post("/v1/files", files={"file": ("a.png", b"no image")}).status_code == 400
     assert small.post("/v1/files", data={"file": "words"}).status_code == 400
 
 

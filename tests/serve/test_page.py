@@ -50,7 +50,7 @@ def test_the_policy_admits_its_script_alone(html: str) -> None:
 
 
 def test_everything_has_a_name(html: str) -> None:
-    """Inputs have labels, the dialog a title, pictures words; ids that are named exist, once."""
+    """Inputs have labels, the dialog a title, images words; ids that are named exist, once."""
     ids = re.findall(r"\sid=\"([\w-]+)\"", html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r"(?:for|aria-labelledby|aria-controls)=\"([\w-]+)\"", html)) <= set(ids)

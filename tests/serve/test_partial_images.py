@@ -1,4 +1,4 @@
-"""A picture in the stream, as OpenAI's own client sees it: parts at even distances, and at the end the very same picture."""
+"""An image in the stream, as OpenAI's own client sees it: parts at even distances, and at the end the very same image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pydantic import TypeAdapter
 
 from unidecouple.batch import Task
 from unidecouple.generate.engine import MISSING_GREY
-from unidecouple.serve.partial_images import due, image_events
+from unidecouple.serve.partial_images import image_events, partial_token_counts
 from unidecouple.serve.scheduler import FinishedImage
-from unidecouple.serve.stream import Watcher
+from unidecouple.serve.stream import JobEvents
 from waiting import until
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ImageGenPartialImageEvent | ImageGenCompletedEvent)
@@ -61,10 +61,10 @@ def waited_for(live: Any) -> Iterator[None]:
 
 
 def test_it_is_shown_at_even_distances() -> None:
-    assert due(576, 3) == (144, 288, 432)
-    assert due(16, 2) == (5, 10)
-    assert due(16, 0) == ()
-    assert due(2, 3) == (1,), "never before the first token, and never twice"
+    assert partial_token_counts(576, 3) == (144, 288, 432)
+    assert partial_token_counts(16, 2) == (5, 10)
+    assert partial_token_counts(16, 0) == ()
+    assert partial_token_counts(2, 3) == (1,), "never before the first token, and never twice"
 
 
 @pytest.mark.usefixtures("waited_for")
@@ -144,10 +144,10 @@ def test_a_preview_that_comes_after_its_picture_is_dropped() -> None:
         return "whole"
 
     async def names() -> list[str]:
-        watcher, drawn = Watcher(), FinishedImage(Image.new("RGB", (1, 1)), ())
-        for index, news in ((0, "part"), (0, drawn), (0, "late"), (1, drawn)):
-            watcher.put(index, news)
-        return [json.loads(event.split("data: ")[1])["b64_json"] async for event in image_events(watcher, 2, {}, png, lambda _: {})]
+        events, drawn = JobEvents(), FinishedImage(Image.new("RGB", (1, 1)), ())
+        for index, sent in ((0, "part"), (0, drawn), (0, "late"), (1, drawn)):
+            events.send(index, sent)
+        return [json.loads(event.split("data: ")[1])["b64_json"] async for event in image_events(events, 2, {}, png, lambda _: {})]
 
     assert asyncio.run(names()) == ["part", "whole", "whole"]
 
@@ -159,7 +159,7 @@ def test_a_preview_that_fails_is_left_out(
     events = client.images.generate(**ASKED, stream=True, partial_images=3)
     assert [event.type for event in events] == ["image_generation.completed"]
     live.server.partial_renderer._thread.submit(int).result(20)
-    assert "a partial picture is left out" in caplog.text
+    assert "a partial image is left out" in caplog.text
 
 
 def test_a_fault_ends_the_stream_in_openais_form_and_the_next_picture_grows_again(serve: Any) -> None:

@@ -29,5 +29,5 @@ def test_each_prompt_is_tokenized_once(negative: str | None, count: int, monkeyp
     engine = Engine.load("unified")
     body = ImageRequest(prompt="a photo of a red cow", negative_prompt=negative, n=3, seed=1)
     prepared = Preparer(engine, Limits()).images(body)
-    assert generate_image_tokens(engine.images, prepared.work).shape == (3, 16)
+    assert generate_image_tokens(engine.images, prepared.jobs).shape == (3, 16)
     assert len(calls) == count

@@ -101,7 +101,7 @@ def test_a_dense_model_routes_nothing(live: Any, data_url: str) -> None:
     ("body", "status", "code"),
     [
         ({"messages": asked(None, "a"), "answer": "b", "drawn": [0] * 16}, 400, "two_answers"),
-        ({"messages": asked("PICTURE", "a"), "drawn": [0] * 16}, 400, "invalid_picture"),
+        ({"messages": asked("PICTURE", "a"), "drawn": [0] * 16}, 400, "invalid_image"),
         ({"messages": asked(None, "a"), "drawn": [0] * 15}, 400, "invalid_image_tokens"),
         ({"messages": asked(None, "a"), "drawn": [0] * 15 + [-1]}, 400, "invalid_image_tokens"),
         ({"messages": asked(None, "a"), "drawn": [0] * 15 + [1 << 40]}, 400, "invalid_image_tokens"),

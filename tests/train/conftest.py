@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from small_runs import FEW, Run
+from small_runs import FEW, NOT_SCORED, Run
 from unidecouple.methods.stage import Stage
 from unidecouple.run import Evaluation, RunConfig
 from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.train import train
+from unidecouple.world.scoring import Scorer
 from unidecouple.world.settings import SyntheticData
 
 
@@ -40,7 +41,9 @@ def run(small_cache: Path) -> Run:
                 stop.set()
 
         try:
-            train(config, folder, small_cache, say, stop)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Scorer, "test", NOT_SCORED)
+                train(config, folder, small_cache, say, stop)
         except InterruptedRunError:
             return False
         return True

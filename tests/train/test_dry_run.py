@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 from small_runs import APART_THEN_JOINT
 from unidecouple import config as configs
+from unidecouple.cli import main
 from unidecouple.methods.stage import GradientShielding, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
@@ -26,7 +25,7 @@ def test_all_that_a_run_is(small_run: RunConfig, small_cache: Path) -> None:
     assert "stage 2/2 'joint'" in text
     assert "lora" not in said[1]
     assert "lora" in said[2]
-    answered = next(line for line in said if "<16 tokens of a picture>" in line and "[[" in line)
+    answered = next(line for line in said if "<16 tokens of an image>" in line and "[[" in line)
     assert answered.strip().startswith("<bos> understand . <|user|> <begin_of_image>")
     assert "<eos>]]" in answered
     assert any(line.strip().endswith("<begin_of_image> [[16 image tokens]]") for line in said)
@@ -41,12 +40,11 @@ def test_it_fails_as_the_run_would(small_run: RunConfig, small_cache: Path) -> N
         describe(shielded, small_cache, lambda line: None)
 
 
-@pytest.mark.slow
-def test_the_command(small_run: RunConfig, small_cache: Path, tmp_path: Path) -> None:
+def test_the_command(small_run: RunConfig, small_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.yaml").write_text(configs.dump(small_run))
-    command = [sys.executable, "-m", "unidecouple", "train", str(tmp_path / "run.yaml"), "--dry-run"]
-    command += ["--output", str(tmp_path / "out"), "--cache", str(small_cache)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "memory of one process" in done.stdout
-    assert "optimizer" in done.stdout.splitlines()[-1]
+    words = ["train", str(tmp_path / "run.yaml"), "--dry-run", "--output", str(tmp_path / "out"), "--cache", str(small_cache)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "memory of one process" in printed
+    assert "optimizer" in printed.splitlines()[-1]
     assert not (tmp_path / "out").exists()

@@ -33,7 +33,7 @@ def config(request: pytest.FixtureRequest, small_run: RunConfig) -> RunConfig:
     kind: Kind = request.param
     data = replace(small_run.data, t2i_batch_size=4, mmu_batch_size=2, router_aux_samples=2)
     stages = replace(small_run, structure=TaskAwareMoE(), data=data, stages=APART_THEN_JOINT)
-    return replace(stages, save_steps=1, save_total_limit=2, max_steps=8, parallel=kind, ema_decay=0.5, report_to=())
+    return replace(stages, save_steps=1, save_total_limit=2, max_steps=6, parallel=kind, ema_decay=0.5, report_to=())
 
 
 def losses(folder: Path) -> list[tuple[int, float, float]]:
@@ -62,11 +62,11 @@ def test_a_process_whose_peer_never_starts_gives_up(small_run: RunConfig, small_
 @pytest.mark.slow
 def test_killed_processes_lose_nothing(config: RunConfig, small_cache: Path, tmp_path: Path) -> None:
     assert exit_codes(start_ranks(2, config, tmp_path / "whole", small_cache)) == [0, 0]
-    folder, rng = tmp_path / "killed", random.Random(1)
+    folder, rng = tmp_path / "killed", random.Random(1)  # each kill comes after one more checkpoint
     for number in range(KILLS):
         pair = start_ranks(2, config, folder, small_cache)
         before = len([*folder.glob("checkpoint-*")]) and int(all_checkpoints(folder)[-1].name.split("-")[1])
-        until = before + rng.choice((1, 1, 2))
+        until = before + 1
         while all(p.is_alive() for p in pair) and not any(int(p.name.split("-")[1]) >= until for p in all_checkpoints(folder)):
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.2))
@@ -100,7 +100,7 @@ def full_disk(kind: str) -> Fault:
 
 @pytest.mark.slow
 def test_a_full_disk_of_one_process(config: RunConfig, small_cache: Path, tmp_path: Path) -> None:
-    config = replace(config, max_steps=6)
+    config = replace(config, max_steps=4)
     rank = 1 if config.parallel == "fsdp" else 0  # with ddp the first process alone writes
     folder = tmp_path / "full"
     assert exit_codes(start_ranks(2, config, folder, small_cache, {rank: full_disk(config.parallel)})) == [1, 1]
@@ -109,12 +109,12 @@ def test_a_full_disk_of_one_process(config: RunConfig, small_cache: Path, tmp_pa
     assert all_checkpoints(folder), "the checkpoint before is kept"
     assert not [*folder.glob(".checkpoint-*")]
     assert exit_codes(start_ranks(2, config, folder, small_cache)) == [0, 0]
-    assert [line[0] for line in losses(folder)] == [*range(1, 7)]
+    assert [line[0] for line in losses(folder)] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow
 def test_broken_files_of_a_checkpoint_stop_every_process(config: RunConfig, small_cache: Path, tmp_path: Path) -> None:
-    config, folder = replace(config, max_steps=6), tmp_path / "broken"
+    folder = tmp_path / "broken"
     pair = start_ranks(2, config, folder, small_cache)
     while pair[0].is_alive() and len(all_checkpoints(folder)) < 2:
         time.sleep(0.002)

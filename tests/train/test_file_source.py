@@ -28,7 +28,7 @@ WORDS = ["cow", "pig", "cup", "bus", "car", "cake", "dog", "cat"]
 
 @pytest.fixture
 def own(small_run: RunConfig, tmp_path: Path) -> RunConfig:
-    """Conversations and pictures with prompts; the last two of each are held out."""
+    """Conversations and images with prompts; the last two of each are held out."""
     write_pictures(tmp_path, *(f"{word}.png" for word in WORDS))
     for name, words in (("train", WORDS[:-2]), ("held", WORDS[-2:])):
         questions = [asked(f"{word}.png", f"Is there a {word} in the image?") for word in words]
@@ -90,7 +90,7 @@ def test_batches_built_ahead_are_the_same(own: RunConfig, run: Run, tmp_path: Pa
 def test_a_picture_that_vanishes_in_training_stops_it_at_its_step(
     workers: Literal[0, 1], own: RunConfig, small_cache: Path, tmp_path: Path
 ) -> None:
-    """After step 2 all pictures are gone: steps before theirs are saved, and the error tells where."""
+    """After step 2 all images are gone: steps before theirs are saved, and the error tells where."""
     own = replace(own, save_steps=1, save_total_limit=9, dataloader_num_workers=workers)
     own = replace(own, evaluation=replace(own.evaluation, eval_steps=0))
 
@@ -102,7 +102,7 @@ def test_a_picture_that_vanishes_in_training_stops_it_at_its_step(
     with pytest.raises(BadDataError, match=r"more than max_bad_ratio=0\.01; the last: .*train\.jsonl:\d+"):
         train(own, tmp_path / "run", small_cache, say, threading.Event())
     newest = int(all_checkpoints(tmp_path / "run")[-1].name.split("-")[1])
-    assert newest == 2 + workers, "the batch of step 3 was built before its pictures vanished, or not"
+    assert newest == 2 + workers, "the batch of step 3 was built before its images vanished, or not"
 
 
 def test_packed_rows_train_the_same(own: RunConfig, run: Run, tmp_path: Path) -> None:

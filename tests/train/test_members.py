@@ -46,15 +46,6 @@ def whole(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPath
     return of
 
 
-@pytest.fixture(scope="module")
-def on_two(small_base: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of all members' runs on two processes, by name; the two are started once."""
-    folder = tmp_path_factory.mktemp("two")
-    work = partial(members.train_all, small_base, small_cache, folder)
-    assert exit_codes(fork_ranks(2, [work, work]), timeout=600) == [0, 0]
-    return folder
-
-
 def test_no_member_is_left_out() -> None:
     assert {type(structure) for structure in STRUCTURED.values()} == set(STRUCTURES)
     assert {type(gradient) for gradient in COMBINED.values()} == set(GRADIENTS)
@@ -80,10 +71,12 @@ def test_resumed_equals_unbroken(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes_equal_one(name: str, whole: Callable[[str], Path], on_two: Path) -> None:
-    expected, found = weights(whole(name)), weights(on_two / name)
-    assert_close_weights(found, expected, learning_rate=1e-3)
+def test_two_processes_equal_one(whole: Callable[[str], Path], small_base: Path, small_cache: Path, tmp_path: Path) -> None:
+    """The two are started once for all members."""
+    work = partial(members.train_all, small_base, small_cache, tmp_path)
+    assert exit_codes(fork_ranks(2, [work, work]), timeout=600) == [0, 0]
+    for name in NAMES:
+        assert_close_weights(weights(tmp_path / name), weights(whole(name)), learning_rate=1e-3, run=name)
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def decoupled(small_run: RunConfig) -> RunConfig:
     objective = Objective(auxiliary=(GroupRouterLoss(), AttentionAlignment(mmu_coeff=2.0, t2i_coeff=1.0)))
     structure = TaskAwareMoE(context_router=True)
     run = replace(small_run, structure=structure, data=data, objective=objective, stages=APART_THEN_JOINT)
-    return replace(run, save_total_limit=9, ema_decay=0.5)
+    return replace(run, max_steps=4, save_steps=3, save_total_limit=9, ema_decay=0.5)
 
 
 def torchrun(processes: int, run: RunConfig, folder: Path, cache: Path) -> None:
@@ -136,10 +136,10 @@ def test_processes_change_nothing(kind: str, decoupled: RunConfig, run: Run, sma
         train_on_ranks(2, replace(together, gradient_accumulation_steps=2), tmp_path / "parts", small_cache)
         compare(tmp_path / "parts", tmp_path / "one")
     if kind == "fsdp":  # whose checkpoints are shared out anew; ddp's are whole
-        forget(tmp_path / "several", after=4)
+        forget(tmp_path / "several", after=3)
         train_on_ranks(4, together, tmp_path / "several", small_cache)
         compare(tmp_path / "several", tmp_path / "one")
-    forget(tmp_path / "several", after=4)
+    forget(tmp_path / "several", after=3)
     assert run(together, tmp_path / "several")
     compare(tmp_path / "several", tmp_path / "one")
 
@@ -147,7 +147,7 @@ def test_processes_change_nothing(kind: str, decoupled: RunConfig, run: Run, sma
 @pytest.mark.slow
 def test_torchrun_starts_the_command(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
     """The command as users start it; the other tests here fork their processes."""
-    small_run = replace(small_run, data=replace(small_run.data, router_aux_samples=0), ema_decay=0.5)
+    small_run = replace(small_run, data=replace(small_run.data, router_aux_samples=0), max_steps=2, ema_decay=0.5)
     assert run(small_run, tmp_path / "one")
     torchrun(2, small_run, tmp_path / "two", small_cache)
     compare(tmp_path / "two", tmp_path / "one", ("loss/mmu", "loss/t2i", "grad_norm"))
@@ -163,7 +163,7 @@ def test_processes_part_a_mixture_alike(kind: str, decoupled: RunConfig, run: Ru
     assert run(parted, tmp_path / "one")
     train_on_ranks(2, parted, tmp_path / "two", small_cache)
     compare(tmp_path / "two", tmp_path / "one", names)
-    forget(tmp_path / "two", after=3)
+    forget(tmp_path / "two", after=2)
     train_on_ranks(2, parted, tmp_path / "two", small_cache)
     compare(tmp_path / "two", tmp_path / "one", names)
 
@@ -173,7 +173,8 @@ def test_processes_part_a_mixture_alike(kind: str, decoupled: RunConfig, run: Ru
 def test_weights_that_no_sample_reaches(kind: str, small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
     """Generation data only, but vision tower and text head train: no process waits for their gradients."""
     data = replace(small_run.data, mmu_batch_size=0, router_aux_samples=0, t2i_batch_size=3)
-    alone = replace(small_run, data=data, stages=(replace(small_run.stages[0], train={"*": 1.0}),), parallel=kind)
+    stages = (replace(small_run.stages[0], train={"*": 1.0}),)
+    alone = replace(small_run, data=data, stages=stages, max_steps=2, parallel=kind)
     assert run(alone, tmp_path / "one")
     train_on_ranks(2, alone, tmp_path / "two", small_cache)
     names = ("loss/t2i", "grad_norm")
@@ -186,7 +187,7 @@ def test_untied_layers_on_two_processes(small_run: RunConfig, run: Run, small_ca
     """Rows that are not evenly of both groups; attention within the group; sets sharded by their second dimension, one held."""
     data = replace(small_run.data, t2i_batch_size=3, mmu_batch_size=2, router_aux_samples=0)
     stages = tuple(replace(stage, group_lr_scale={"text": 0.0, "image": 0.5}) for stage in small_run.stages)
-    together = replace(small_run, structure=UniX(), data=data, stages=stages, ema_decay=0.5, parallel="fsdp")
+    together = replace(small_run, structure=UniX(), data=data, stages=stages, max_steps=3, ema_decay=0.5, parallel="fsdp")
     assert run(together, tmp_path / "one")
     train_on_ranks(2, together, tmp_path / "two", small_cache)
     compare(tmp_path / "two", tmp_path / "one", ("loss/mmu", "loss/t2i", "grad_norm"))

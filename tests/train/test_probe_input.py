@@ -27,7 +27,7 @@ def _small_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A file with three conversations and three pictures to be drawn."""
+    """A file with three conversations and three images to be drawn."""
     write_pictures(tmp_path, "a.png", "b.png")
     words = ("cow", "cup", "car")
     rows = [asked("a.png", "What is this?", f"A {word}.") for word in words] + [flat("b.png", f"a red {word}") for word in words]

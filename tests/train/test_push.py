@@ -182,6 +182,26 @@ def test_licences_are_recognised(licence: str | None, keys: dict[str, str], smal
         model_card(checkpoint, "m", names, "checkpoints/janus/pro")
 
 
+def test_an_adapter_names_a_base_that_others_can_load(hub: FakeHub, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "checkpoints" / "janus"), "r": 4}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"janus', which others cannot load: .*--base-model OWNER/NAME"):
+        push_to_hub(adapter, "me/mine")
+    assert not hub.files
+    push_to_hub(adapter, "me/mine", base_model="deepseek-ai/Janus-Pro-1B")
+    uploaded = json.loads(hub.files["adapter_config.json"])
+    assert uploaded == {**config, "base_model_name_or_path": "deepseek-ai/Janus-Pro-1B"}
+    assert json.loads((adapter / "adapter_config.json").read_text()) == config
+    assert str(tmp_path).encode() not in b"".join(hub.files.values())
+    for name in ("unified", "deepseek-ai/Janus-Pro-7B"):  # a shipped base; an id that it names already
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": name}))
+        push_to_hub(adapter, "me/mine")
+        assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == name
+
+
 def test_refusals_are_one_line(
     hub: FakeHub, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

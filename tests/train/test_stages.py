@@ -117,7 +117,7 @@ def test_generation_data_alone_leaves_understanding_bit_for_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lent", [False, True], ids=["first token with its picture", "first token with understanding"])
+@pytest.mark.parametrize("lent", [False, True], ids=["first token with its image", "first token with understanding"])
 def test_joint_experts_stage_equals_one_task_at_a_time(
     small_run: RunConfig, source: WorldBatches, enliven: Callable[[torch.nn.Module, int], None], lent: bool
 ) -> None:

@@ -1,4 +1,4 @@
-"""Drawings: recoloured fills under black lines, and pictures that show each object in its place and apart from the others."""
+"""Drawings: recoloured fills under black lines, and images that show each object in its place and apart from the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GenEval over generated scenes: ground truth gives the ceiling, another prompt's pictures the floor."""
+"""GenEval over generated scenes: ground truth gives the ceiling, another prompt's images the floor."""
 
 from __future__ import annotations
 

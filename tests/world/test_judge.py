@@ -114,5 +114,5 @@ def test_a_batch_gives_what_each_picture_gives_alone() -> None:
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"float64 of shape \(64, 64, 3\)"):
         JUDGE.detect_batch([BLANK / 255])
-    with pytest.raises(ValueError, match="covers no pixel of a picture of 64 x 64"):
+    with pytest.raises(ValueError, match="covers no pixel of an image of 64 x 64"):
         JUDGE.color(BLANK, (70, 0, 90, 10))

@@ -1,4 +1,4 @@
-"""The world: every answer right by looking at the scene, prompts held out by what they ask, pictures as the scene says."""
+"""The world: every answer right by looking at the scene, prompts held out by what they ask, images as the scene says."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def structured(model: UnifiedModel, config: UnifiedConfig, seed: int) -> dict[st
     text = config.text_config
     if text.per_group_layers != model.config.text_config.per_group_layers:
         raise ValueError(
-            f"layers {text.per_group_layers} are untied by {text.group_by!r} and take no low-rank updates: keep"
+            f"layers {text.per_group_layers} have separate weights per {text.group_by} and cannot have LoRA: keep"
             " the checkpoint itself, there is no small adapter of it"
         )
     if model.config.text_config.ffn == "dense" != text.ffn:

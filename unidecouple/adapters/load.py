@@ -17,7 +17,7 @@ from unidecouple.adapters.beginning import dtypes, structured, typed
 from unidecouple.adapters.fingerprint import fingerprint, fingerprint_of
 from unidecouple.adapters.peft_form import from_peft
 from unidecouple.adapters.peft_own import PeftAdapter, merged, read_peft, unmerged
-from unidecouple.adapters.record import WEIGHTS, Record, is_peft, read_record
+from unidecouple.adapters.record import WEIGHTS, AdapterRecord, is_peft, read_record
 from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import checkpoint_folder, fill_buffers, load
 from unidecouple.convert.structure import with_text
@@ -118,7 +118,7 @@ def write(base: str, adapter: Path, target: Path, say: PrintLine, keep_unmerged:
     say(f"{target}: {said}")
 
 
-def _read(adapter: Path, record: Record) -> dict[str, Tensor]:
+def _read(adapter: Path, record: AdapterRecord) -> dict[str, Tensor]:
     try:
         with safe_open(adapter / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}

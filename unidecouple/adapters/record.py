@@ -15,7 +15,7 @@ OURS = "UNIDECOUPLE"
 
 
 @dataclass(frozen=True)
-class Record:
+class AdapterRecord:
     """All that rebuilding a checkpoint takes besides the base and the adapter's weights.
 
     It stands in PEFT's field ``auto_mapping``, a free dictionary about the base's class: PEFT warns of any field of its config
@@ -60,7 +60,7 @@ def is_peft(adapter: Path) -> bool:
     return raw.get("peft_type") != OURS and not (isinstance(mapping, dict) and "unidecouple" in mapping)
 
 
-def read_record(adapter: Path) -> tuple[Record, str]:
+def read_record(adapter: Path) -> tuple[AdapterRecord, str]:
     """The record of an adapter's folder, and its base's name.
 
     Raises:
@@ -68,10 +68,11 @@ def read_record(adapter: Path) -> tuple[Record, str]:
     """
     raw = read_json(adapter / CONFIG)
     ours = (raw.get("auto_mapping") or {}).get("unidecouple", {})
-    missing = [field.name for field in fields(Record) if field.name not in ours]
+    missing = [field.name for field in fields(AdapterRecord) if field.name not in ours]
     if missing:
         raise ValueError(
             f"{adapter / CONFIG} lacks {', '.join(missing)}: it was not written by `unidecouple adapter save`, so there is no "
             "telling which checkpoint it belongs to"
         )
-    return Record(**{field.name: ours[field.name] for field in fields(Record)}), str(raw.get("base_model_name_or_path"))
+    record = AdapterRecord(**{field.name: ours[field.name] for field in fields(AdapterRecord)})
+    return record, str(raw.get("base_model_name_or_path"))

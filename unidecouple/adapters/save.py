@@ -18,7 +18,7 @@ from torch import Tensor
 from unidecouple.adapters.beginning import dtypes, origin, structured, typed
 from unidecouple.adapters.fingerprint import fingerprint_of, same
 from unidecouple.adapters.peft_form import is_large, lora_config, modules_of, obstacles, to_peft
-from unidecouple.adapters.record import CONFIG, WEIGHTS, Record
+from unidecouple.adapters.record import CONFIG, WEIGHTS, AdapterRecord
 from unidecouple.convert.layouts import UNIDECOUPLE, read_config
 from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import checkpoint_folder, load
@@ -62,7 +62,7 @@ def save(name_or_path: str, target: Path, base: str | None, seed: int | None, wi
     modules = [] if why else modules_of(changed)
     whole = [name for name in weights.shapes if name in changed or name.startswith(tuple(f"{module}." for module in modules))]
     tensors = weights.read(whole)
-    record = Record(fingerprint_of(checkpoint_folder(base)), fingerprint_of(folder), seed, types, described.raw, why)
+    record = AdapterRecord(fingerprint_of(checkpoint_folder(base)), fingerprint_of(folder), seed, types, described.raw, why)
     with atomic_directory(target, sources) as staging:
         save_file(tensors if why else to_peft(tensors), staging / WEIGHTS, {"format": "pt"})
         write_json_atomic(staging / CONFIG, record.to_json(base, {} if why else lora_config(config.text_config, modules)))

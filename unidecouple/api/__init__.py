@@ -2,13 +2,15 @@
 
 from unidecouple.api.checkpoints import DiagnoseOptions, InferOptions, convert, diagnose, infer, load
 from unidecouple.api.scoring import EvalOptions, evaluate
-from unidecouple.api.training import GridOptions, MergeOptions, TrainOptions, compare, merge, train
+from unidecouple.api.training import DataOptions, GridOptions, MergeOptions, TrainOptions, compare, merge, train
 from unidecouple.convert.steps import Conversion
 from unidecouple.delta.guard import GuardOptions, guard
 from unidecouple.generate.engine import Engine
+from unidecouple.train.push import push_to_hub
 
 __all__ = [
     "Conversion",
+    "DataOptions",
     "DiagnoseOptions",
     "Engine",
     "EvalOptions",
@@ -25,5 +27,6 @@ __all__ = [
     "infer",
     "load",
     "merge",
+    "push_to_hub",
     "train",
 ]

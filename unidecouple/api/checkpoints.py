@@ -22,6 +22,7 @@ from unidecouple.models.shipped import located
 from unidecouple.ownership import check_directory
 from unidecouple.report.checkpoint_page import write_diagnosis
 from unidecouple.run import RunConfig
+from unidecouple.shares import local_rank, share_of_environment
 from unidecouple.source import PrintLine
 from unidecouple.train.launch import device_of, processes
 from unidecouple.train.probe_input import open_probe_input
@@ -84,6 +85,8 @@ class InferOptions:
 def infer(model: PathLike, data: PathLike, output: PathLike, options: InferOptions | None = None) -> Counts:
     """Answer, or generate an image for, every line of a jsonl file; after an interruption the same call continues.
 
+    Processes started by torchrun, srun or a Slurm job array divide the lines; the last of them writes ``output``.
+
     Args:
         model: see ``load``.
         data: messages or conversations to be answered, prompts for images.
@@ -97,11 +100,12 @@ def infer(model: PathLike, data: PathLike, output: PathLike, options: InferOptio
         ValueError: the model or the data cannot be read, or ``output`` is of other settings.
     """
     chosen = options or InferOptions()
-    engine = load(model, device=chosen.device, dtype=chosen.dtype, eager=chosen.eager)
+    share, device = share_of_environment(), str(device_of(chosen.device, local_rank()))
+    engine = load(model, device=device, dtype=chosen.dtype, eager=chosen.eager)
     answers = GREEDY.override(temperature=chosen.temperature)
     images = engine.image_sampling.override(temperature=chosen.image_temperature, guidance_scale=chosen.guidance_scale)
     settings = Settings(os.fspath(model), chosen.seed, chosen.max_new_tokens, answers, images)
-    return answer_file(engine, Path(data), Path(output), settings, chosen.progress)
+    return answer_file(engine, Path(data), Path(output), settings, chosen.progress, share)
 
 
 def convert(

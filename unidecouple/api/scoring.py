@@ -16,7 +16,6 @@ from unidecouple.api.checkpoints import DType
 from unidecouple.api.training import PathLike, print_at_once
 from unidecouple.convert.load import checkpoint_folder
 from unidecouple.convert.load import load as load_model
-from unidecouple.eval.answering import WorkShare
 from unidecouple.eval.benchmark import BenchmarkResult, GenerationBenchmark
 from unidecouple.eval.card import EvalSetup, intervals, weights_of
 from unidecouple.eval.model import EvalModel
@@ -25,6 +24,7 @@ from unidecouple.eval.session import Blind, EvalSession
 from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, SyntheticSizes, open_benchmarks
 from unidecouple.generate.sampling import image_sampling
 from unidecouple.ownership import check_file
+from unidecouple.shares import WorkShare, share_of_environment
 from unidecouple.source import PrintLine
 from unidecouple.train.launch import processes
 from unidecouple.train.parallel import Parallel
@@ -40,12 +40,12 @@ class EvalOptions:
     """How a model is scored.
 
     Attributes:
-        limit: only the first so many of each split, subject, subtask or tag; None for all.
+        limit: items per split, subject, subtask or tag; None for all.
         seed: of synthetic scenes and generated images; None for the seed that runs are scored with.
         device: "auto", "cpu" or "cuda".
         dtype: of the weights.
         parser: how answers are read, by name.
-        blind: also ask about a "grey" picture in place of each, or with "text" alone.
+        blind: also ask about a "grey" image in place of each, or with "text" alone.
         score_only: score what is in the folder; no model is loaded.
         detections: what a detector saw, for GenEval.
         art: draw the synthetic questions with these emoji (PNG files by code point).
@@ -82,13 +82,14 @@ def evaluate(
 
     Args:
         model: a checkpoint's folder in any layout, a run's folder, a Hub id, or a shipped base.
-        benchmarks: names: pope, vqa, geneval, mmmu, mme.
+        benchmarks: names: pope, vqa, geneval, mmmu, mme, language.
         output: folder of answers, images and score cards.
         data: folder of the published files; None for the synthetic benchmark.
         options: see ``EvalOptions``.
 
     Returns:
-        The result of each benchmark by name; None where images wait for a file of detections.
+        The result of each benchmark by name; None where images wait for a file of detections. Tasks of a Slurm job array divide
+        the questions; a benchmark that other tasks still work on is left out.
 
     Raises:
         ValueError: a benchmark or its files are missing, or ``output`` is of another model or other settings.
@@ -99,17 +100,22 @@ def evaluate(
     results: dict[str, BenchmarkResult | None] = {}
     with processes(chosen.device, bf16=False, kind="ddp") as place:
         scored, setup = _model(name, data is None, chosen, place)
-        share = WorkShare(place.rank, place.size, _waiting(place))
+        share = _share(place)
         progress = _progress(chosen.print_line) if place.first else lambda what, done, of: None
         session = EvalSession(folder, setup, chosen.batch_size, tuple(chosen.blind), share, progress)
         for benchmark in opened:
             if scored is not None:
                 session.run(benchmark, scored)
-            if place.first:
+            if share.independent and (lacking := session.lacks(benchmark)):
+                chosen.print_line(
+                    f"{benchmark.name}: share {share.rank + 1} of {share.size} is done; {lacking} answers or prompts of other "
+                    "shares are missing. The last share scores; so does the same command with --score-only"
+                )
+            elif place.first:
                 detections = chosen.detections if isinstance(benchmark, GenerationBenchmark) else None
                 result = results[benchmark.name] = session.score(benchmark, detections)
                 _show(benchmark.name, result, session.folder(benchmark), chosen.print_line)
-        if place.first:
+        if place.first and len(results) == len(opened):
             write_scores(folder, name)
     return results
 
@@ -138,8 +144,13 @@ def _model(name: str, synthetic: bool, chosen: EvalOptions, place: Parallel) -> 
     return EvalModel(model.to(place.device), processor, tokens, sampling, seed), setup
 
 
-def _waiting(place: Parallel) -> Callable[[], None]:
-    return dist.barrier if place.size > 1 else lambda: None
+def _share(place: Parallel) -> WorkShare:
+    """Torchrun's processes wait for each other; those of a Slurm job array or of srun do not."""
+    if place.size == 1:
+        return share_of_environment()
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        raise ValueError("eval shares its work in a job array or by torchrun, not both: start one process per task of the array")
+    return WorkShare(place.rank, place.size, dist.barrier)
 
 
 def _progress(print_line: PrintLine) -> Callable[[str, int, int], None]:

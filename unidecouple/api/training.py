@@ -7,7 +7,7 @@ import os
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from unidecouple import config as configs
 from unidecouple.compare.plan import Comparison
 from unidecouple.compare.runner import CompareOptions, run_comparison
 from unidecouple.convert.load import all_checkpoints
-from unidecouple.finetune import AUTO, HELD_OUT, FineTune, configure
+from unidecouple.finetune import AUTO, HELD_OUT, FineTune, configure, with_steps
 from unidecouple.methods.merging import Merging, TaskArithmetic
+from unidecouple.own_comparison import OwnComparison, configure_comparison, default_workers
 from unidecouple.run import RunConfig
 from unidecouple.source import PrintLine
 from unidecouple.train.dry_run import describe
@@ -35,8 +36,8 @@ def print_at_once(line: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """What a training may be given besides model, data and method.
+class DataOptions:
+    """How the files of ``data`` are used.
 
     Attributes:
         validation: held-out files; without them a fraction of the data is held out.
@@ -44,18 +45,27 @@ class TrainOptions:
         columns: our name of a key or column -> its name in the files, as in ``{"question": "q", "answer": "a", "image": "path"}``.
         epochs: passes over the task with more samples; None for 10, but no more steps than the recipe's.
         cache: folder of generated and encoded data.
-        dry_run: print what the run would do, and train nothing.
         print_line: gets lines of progress.
-        stop: set to stop after the current step; None stops on Ctrl-C. The same call resumes.
     """
 
-    validation: Sequence[PathLike] = ()
+    validation: PathLike | Sequence[PathLike] = ()
     validation_fraction: float = HELD_OUT
     columns: Mapping[str, str] = field(default_factory=dict)
     epochs: float | None = None
     cache: PathLike = CACHE
-    dry_run: bool = False
     print_line: PrintLine = print_at_once
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DataOptions):
+    """What a training may be given besides model, data and method; see ``DataOptions``, too.
+
+    Attributes:
+        dry_run: print what the run would do, and train nothing.
+        stop: set to stop after the current step; None stops on Ctrl-C. The same call resumes.
+    """
+
+    dry_run: bool = False
     stop: threading.Event | None = None
 
 
@@ -91,16 +101,7 @@ def train(
         TrainingDivergedError: a loss is not finite.
     """
     chosen, folder, cache = options or TrainOptions(), Path(output), Path((options or TrainOptions()).cache)
-    asked = FineTune(
-        os.fspath(model),
-        paths(data),
-        paths(recipe),
-        method,
-        paths(chosen.validation),
-        chosen.validation_fraction,
-        chosen.epochs,
-        chosen.columns,
-    )
+    asked = _fine_tune(model, data, chosen, paths(recipe), method)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     run = configure(asked, override_words(overrides), cache, chosen.print_line if first else lambda line: None)
     if chosen.dry_run:
@@ -116,37 +117,45 @@ def train(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridOptions:
-    """How a comparison is run.
+class GridOptions(DataOptions):
+    """How a comparison is run; ``DataOptions`` go with ``model`` and ``data``.
 
     Attributes:
-        workers: runs at a time, one thread each; None for the number of cores.
+        benchmarks: name -> folder of a published benchmark's files, which runs on ``data`` are scored by, too.
+        workers: runs at a time, one thread each; None for one on a GPU, else the number of cores.
         only: parts of the grid, as "scenario=S1,seed=0"; empty for all.
         results: files results.json of the same grid from elsewhere, whose runs are taken.
-        cache: folder of generated and encoded data.
         command: how this was called, for the record.
     """
 
+    benchmarks: Mapping[str, PathLike] = field(default_factory=dict)
     workers: int | None = None
     only: Sequence[str] = ()
     results: Sequence[PathLike] = ()
-    cache: PathLike = CACHE
     command: str = ""
 
 
 def compare(
-    recipe: PathLike | Sequence[PathLike],
+    recipe: PathLike | Sequence[PathLike] = (),
     output: PathLike | None = None,
     *,
+    model: PathLike = "",
+    data: PathLike | Sequence[PathLike] = (),
+    methods: Sequence[str] = (),
     overrides: Overrides = (),
     options: GridOptions | None = None,
 ) -> Path:
     """Train methods x scenarios x learning rates x seeds on equal budgets, and write results.json and report.html.
 
+    Give recipes of a grid, or ``model``, ``data`` and ``methods``, which make one: each method with three seeds, scored on held-out
+    data of both tasks.
+
     Args:
         recipe: packaged recipes' names or YAML files.
-        output: folder of the comparison; None for ``runs/<name>``.
-        overrides: as of ``train``.
+        output: folder of the comparison; None for ``runs/<name>``, or ``runs/own`` without a recipe.
+        model, data: as of ``train``.
+        methods: names that ``unidecouple recipes methods`` prints.
+        overrides: keys of the grid, as {"seeds": [0], "run.max_steps": 100}.
         options: see ``GridOptions``.
 
     Returns:
@@ -159,18 +168,36 @@ def compare(
     from unidecouple.report import write_report
 
     chosen = options or GridOptions()
-    words = override_words(overrides)
-    grid = configs.load(Comparison, paths(recipe), words)
+    words, cache = override_words(overrides), Path(chosen.cache)
+    if methods or model or data:
+        if paths(recipe) or not (methods and model and paths(data)):
+            raise ValueError("give --model, --data and --methods together, or a recipe without them")
+        name = Path(output).resolve().name if output is not None else "own"
+        benchmarks = {benchmark: Path(folder) for benchmark, folder in chosen.benchmarks.items()}
+        own = OwnComparison(_fine_tune(model, data, chosen), tuple(methods), benchmarks, name, chosen.workers)
+        grid = configure_comparison(own, words, cache, chosen.print_line)
+    else:
+        grid = _grid(paths(recipe), words, cache, chosen.print_line)
     folder = Path(output) if output is not None else Path("runs") / grid.name
     command = chosen.command or shlex.join(["unidecouple", "compare", *map(str, paths(recipe)), *words])
-    workers = chosen.workers or os.cpu_count() or 1
-    asked = CompareOptions(folder, Path(chosen.cache), workers, tuple(chosen.only), tuple(map(Path, chosen.results)), command)
+    workers = chosen.workers or default_workers(grid.run.device)
+    asked = CompareOptions(folder, cache, workers, tuple(chosen.only), tuple(map(Path, chosen.results)), command)
     try:
         run_comparison(grid, asked)
     finally:
         if (folder / "results.json").is_file():
             write_report(folder)
     return folder
+
+
+def _grid(recipe: tuple[Path, ...], words: list[str], cache: Path, print_line: PrintLine) -> Comparison:
+    if not recipe:
+        raise ValueError(
+            "give a recipe, or your data: `unidecouple compare --model ID_OR_FOLDER --data FILE --methods dense,lora_task "
+            "--output DIR`"
+        )
+    grid = configs.load(Comparison, recipe, words)
+    return replace(grid, run=with_steps(grid.run, cache, print_line))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +238,25 @@ def merge(base: PathLike, tuned: Sequence[PathLike], output: PathLike, options: 
     names = [os.fspath(one) for one in tuned]
     merge_checkpoints(os.fspath(base), names, target, chosen.method, run, Path(chosen.cache), chosen.print_line)
     return target
+
+
+def _fine_tune(
+    model: PathLike,
+    data: PathLike | Sequence[PathLike],
+    options: DataOptions,
+    recipe: tuple[Path, ...] = (),
+    method: str = AUTO,
+) -> FineTune:
+    return FineTune(
+        os.fspath(model),
+        paths(data),
+        recipe,
+        method,
+        paths(options.validation),
+        options.validation_fraction,
+        options.epochs,
+        options.columns,
+    )
 
 
 def paths(given: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:

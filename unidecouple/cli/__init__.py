@@ -61,7 +61,8 @@ def _print_log() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="unidecouple", description="Train unified multimodal models on both tasks, and see the conflict."
+        prog="unidecouple",
+        description="Fine-tune unified multimodal models on understanding and generation, and measure task conflict.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Copy a checkpoint between deepseek-ai's layout, transformers' and ours, with another structure if asked."""
+    """Convert a checkpoint between the layouts of deepseek-ai, transformers and unidecouple, or to another structure."""
     from unidecouple import api
     from unidecouple.convert.options import shard_bytes, structure, task
 
@@ -31,7 +31,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def merge(arguments: argparse.Namespace) -> int:
-    """Merge models that were fine-tuned from one base, each on a task of its own, into one."""
+    """Merge models that were fine-tuned from one base, each on another task, into one model."""
     from unidecouple import api
     from unidecouple.methods.merging import AdaMerging, Merging, TaskArithmetic
 
@@ -45,7 +45,7 @@ def merge(arguments: argparse.Namespace) -> int:
 
 
 def adapter_save(arguments: argparse.Namespace) -> int:
-    """Save only what training changed beyond a base: low-rank updates and small parts, in PEFT's format where it can hold them."""
+    """Save only what training changed in a base: LoRA and small modules, in PEFT's format if that can represent them."""
     from unidecouple.adapters.save import save
 
     if arguments.task is not None:
@@ -62,7 +62,7 @@ def adapter_save(arguments: argparse.Namespace) -> int:
 
 
 def adapter_load(arguments: argparse.Namespace) -> int:
-    """Rebuild the whole checkpoint from its base and a saved adapter, bit for bit; or apply an adapter that PEFT wrote."""
+    """Rebuild the whole checkpoint, bit for bit, from its base and a saved adapter; or apply an adapter that PEFT wrote."""
     from unidecouple.adapters.load import write
 
     write(arguments.base, arguments.adapter, arguments.output, say, arguments.unmerged)
@@ -70,7 +70,7 @@ def adapter_load(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Copy a checkpoint's model to a folder, its frozen tokenizer in half precision, as the shipped bases are."""
+    """Copy the model of a checkpoint to a folder, without optimizer state and with the image tokenizer in half precision."""
     from unidecouple.train.export import export as copy
 
     print(copy(arguments.checkpoint, arguments.output, arguments.ema))
@@ -78,12 +78,12 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def push(arguments: argparse.Namespace) -> int:
-    """Upload a checkpoint with a model card to the Hugging Face Hub; optimizer, logs and data stay here."""
-    from unidecouple.train.push import push_to_hub
+    """Upload a checkpoint with a model card to the Hugging Face Hub; optimizer state, logs and data are not uploaded."""
+    from unidecouple import api
 
     private = True if arguments.private else None
     given = {"private": private, "base_model": arguments.base_model, "create_pr": arguments.create_pr}
-    say(push_to_hub(arguments.folder, arguments.repo_id, **given))
+    say(api.push_to_hub(arguments.folder, arguments.repo_id, **given))
     return OK
 
 
@@ -94,88 +94,130 @@ def add_commands(commands: Commands) -> None:
     group = add_group(commands, "adapter", "Save what training changed as a small adapter, and rebuild the checkpoint from it.")
     _add_adapter(add(group, adapter_save, "save"), add(group, adapter_load, "load"))
     finished = add(commands, export, "export")
-    finished.add_argument("--ema", action="store_true", help="the averaged weights (of a run with ema_decay), not the last step's")
-    finished.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
-    finished.add_argument("--output", type=Path, required=True, help="folder to write")
+    finished.add_argument(
+        "--ema", action="store_true", help="export the averaged weights of a run with ema_decay instead of those of the last step"
+    )
+    finished.add_argument("checkpoint", type=Path, help="folder of a checkpoint or of a training run")
+    finished.add_argument("--output", type=Path, required=True, help="folder to write the result to")
     upload = add(commands, push, "push")
-    upload.add_argument("folder", type=Path, help="folder of a checkpoint, of an adapter, or of a run")
-    upload.add_argument("repo_id", metavar="REPO_ID", help="repository on the Hub, as owner/name; made if it is not there")
-    upload.add_argument("--private", action="store_true", help="make a new repository private (default: as the Hub does, public)")
-    upload.add_argument("--base-model", metavar="ID", help="base model's id on the Hub, for the card (default: the run's)")
+    upload.add_argument("folder", type=Path, help="folder of a checkpoint, an adapter or a training run")
+    upload.add_argument("repo_id", metavar="REPO_ID", help="repository on the Hub, as owner/name; created if it does not exist")
+    upload.add_argument("--private", action="store_true", help="create the repository as private (default: public)")
+    upload.add_argument(
+        "--base-model", metavar="ID", help="Hub id of the base model, for model card and adapter (default: the base of the run)"
+    )
     upload.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:
-    command.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
-    command.add_argument("--output", type=Path, required=True, help="folder to write")
+    command.add_argument("checkpoint", type=Path, help="folder of a checkpoint or of a training run")
+    command.add_argument("--output", type=Path, required=True, help="folder to write the result to")
     layouts, structures = (
         ("unidecouple", "transformers", "deepseek"),
         ("dense", "moe", "ta_moe", "rosetta", "mot", "unifork", "unix"),
     )
-    command.add_argument("--to", choices=layouts, default=layouts[0], help="layout of the result (default: unidecouple)")
-    command.add_argument("--structure", choices=structures, help="structure of the result (default: as it is)")
     command.add_argument(
-        "--experts-per-group", "--experts-per-task", type=whole(1), help="experts per task of a new ta_moe (default: 2)"
+        "--to",
+        choices=layouts,
+        default=layouts[0],
+        help="layout of the result; unidecouple is the layout to train from (default: unidecouple)",
     )
-    command.add_argument("--num-experts", type=whole(1), help="experts of a new moe (default: 4)")
-    command.add_argument("--num-experts-per-tok", type=whole(1), help="experts a token is sent to (default: 1, of rosetta 2)")
+    command.add_argument("--structure", choices=structures, help="structure of the result, see docs/methods (default: unchanged)")
     command.add_argument(
-        "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="a new mixture without a shared expert"
+        "--experts-per-group", "--experts-per-task", type=whole(1), help="ta_moe: number of experts per task (default: 2)"
     )
+    command.add_argument("--num-experts", type=whole(1), help="moe: number of experts (default: 4)")
     command.add_argument(
-        "--shared-expert-per-task", action="store_const", const=True, help="one shared expert per task of a new ta_moe"
-    )
-    command.add_argument("--alpha-init", type=number(), help="weight of the shared expert at the start (default: 0.5)")
-    command.add_argument("--moe-layers", help="layers that become mixtures, as 0,4-7 (default: all)")
-    command.add_argument(
-        "--context-router", action="store_const", const=True, help="the first mixture's task router looks at the tokens before"
+        "--num-experts-per-tok", type=whole(1), help="moe, ta_moe, rosetta: experts per token (default: 1; rosetta: 2)"
     )
     command.add_argument(
-        "--group-by", "--split", choices=("modality", "task", "image_out"), help="groups of mot's sets (default: modality)"
+        "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="moe, ta_moe: no shared expert"
     )
-    command.add_argument("--parts", help="what mot unties, as ffn or attention,norms (default: attention,ffn,norms)")
-    command.add_argument("--fork", help="first layer of unifork's branches, or the share of the depth before it (default: 0.5)")
+    command.add_argument(
+        "--shared-expert-per-task", action="store_const", const=True, help="ta_moe: one shared expert per task, not one for both"
+    )
+    command.add_argument("--alpha-init", type=number(), help="moe, ta_moe: initial weight of the shared expert (default: 0.5)")
+    command.add_argument("--moe-layers", help="moe, ta_moe: layers that get experts, such as 0,4-7 (default: all)")
+    command.add_argument(
+        "--context-router",
+        action="store_const",
+        const=True,
+        help="ta_moe: the task router of the first mixture layer also sees the previous tokens",
+    )
+    command.add_argument(
+        "--group-by",
+        "--split",
+        choices=("modality", "task", "image_out"),
+        help="mot: which tokens share a set of weights (default: modality)",
+    )
+    command.add_argument(
+        "--fork", help="unifork: first layer of the task branches, as a number or as a fraction of the depth (default: 0.5)"
+    )
+    command.add_argument("--parts", help="mot: which weights are separate, such as ffn (default: attention,ffn,norms)")
     for end, share in (("first", "a third"), ("last", "a sixth")):
-        command.add_argument(f"--{end}", help=f"{end} layers that unix unties, or their share of the depth (default: {share})")
-    command.add_argument("--across", action="store_const", const=True, help="in unix's parted layers, too, attend to all tokens")
-    command.add_argument("--task", choices=("mmu", "t2i"), help="keep only what serves this task; --structure dense then folds it")
-    command.add_argument("--merge-lora", action="store_true", help="add low-rank updates to their weights (other layouts: always)")
-    command.add_argument("--max-shard-size", default="5GB", help="most bytes of one file of weights (default: 5GB)")
-    command.add_argument("--seed", type=whole(0), default=0, help="of new routers (default: 0)")
-    command.add_argument("--image-size", type=whole(1), help="pixels per side of an Emu3's images (default: as they are, or 720)")
+        command.add_argument(
+            f"--{end}",
+            help=f"unix: how many of the {end} layers are separate per modality, or their fraction of the depth (default: {share})",
+        )
+    command.add_argument(
+        "--across", action="store_const", const=True, help="unix: let the separate layers attend to tokens of both modalities"
+    )
+    command.add_argument(
+        "--task",
+        choices=("mmu", "t2i"),
+        help="keep only the weights of this task; with --structure dense the result is an ordinary dense model",
+    )
+    command.add_argument("--merge-lora", action="store_true", help="merge LoRA into the weights (always done for other layouts)")
+    command.add_argument("--max-shard-size", default="5GB", help="largest size of one file of weights (default: 5GB)")
+    command.add_argument("--seed", type=whole(0), default=0, help="seed of newly initialised routers (default: 0)")
+    command.add_argument(
+        "--image-size", type=whole(1), help="Emu3: pixels per side of the square images (default: unchanged, or 720)"
+    )
 
 
 def _add_merge(command: argparse.ArgumentParser) -> None:
-    command.add_argument("base", help="checkpoint that the models were fine-tuned from, or a shipped base's name")
-    command.add_argument("tuned", nargs="+", help="folders of the models, or of their runs")
-    command.add_argument("--output", type=Path, required=True, help="folder to write")
+    command.add_argument("base", help="checkpoint that the models were fine-tuned from, or the name of a shipped base")
+    command.add_argument("tuned", nargs="+", help="folders of the fine-tuned models or of their training runs")
+    command.add_argument("--output", type=Path, required=True, help="folder to write the result to")
     command.add_argument(
-        "--method", choices=("task_arithmetic", "adamerging"), default="task_arithmetic", help="how (default: %(default)s)"
+        "--method",
+        choices=("task_arithmetic", "adamerging"),
+        default="task_arithmetic",
+        help="merging method (default: %(default)s)",
     )
     command.add_argument(
-        "--scale", type=number(), default=0.3, help="coefficient of every model, or where it starts (default: 0.3)"
+        "--scale", type=number(), default=0.3, help="coefficient of every task vector; adamerging: its initial value (default: 0.3)"
     )
-    command.add_argument("--recipe", nargs="+", help="adamerging: recipes and key=value overrides, whose data are the inputs")
+    command.add_argument("--recipe", nargs="+", help="adamerging: recipe and key=value overrides that define the unlabelled inputs")
     command.add_argument(
-        "--learning-rate", type=number(above=0), default=1e-3, help="adamerging: of the coefficients (default: 0.001)"
+        "--learning-rate", type=number(above=0), default=1e-3, help="adamerging: learning rate of the coefficients (default: 0.001)"
     )
-    command.add_argument("--steps", type=whole(1), default=500, help="adamerging: steps of learning (default: 500)")
+    command.add_argument("--steps", type=whole(1), default=500, help="adamerging: number of steps (default: 500)")
     command.add_argument("--batch-size", type=whole(1), default=16, help="adamerging: samples per task and step (default: 16)")
     command.add_argument(
-        "--cache", type=Path, default=Path("runs/cache"), help="folder of generated and encoded data (default: runs/cache)"
+        "--cache",
+        type=Path,
+        default=Path("runs/cache"),
+        help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
     )
 
 
 def _add_adapter(save: argparse.ArgumentParser, load: argparse.ArgumentParser) -> None:
-    save.add_argument("checkpoint", type=Path, help="folder of the checkpoint, or of a run")
-    save.add_argument("--base", help="checkpoint it was trained from (default: what the run's run.yaml says)")
-    save.add_argument("--seed", type=whole(0), help="the run's, for a dense base's routers (default: run.yaml's, or 0)")
-    save.add_argument("--with-experts", action="store_true", help="keep experts that training changed, in full")
+    save.add_argument("checkpoint", type=Path, help="folder of a checkpoint or of a training run")
+    save.add_argument("--base", help="checkpoint that training started from (default: the base named in the run's run.yaml)")
     save.add_argument(
-        "--task", choices=("mmu", "t2i"), help="of a checkpoint that `unidecouple decouple` wrote: this task, in PEFT's format"
+        "--seed",
+        type=whole(0),
+        help="seed that initialised the routers, if the base is dense (default: the seed in run.yaml, or 0)",
     )
-    load.add_argument("base", help="checkpoint that the adapter belongs to, or a shipped base's name")
-    load.add_argument("adapter", type=Path, help="folder that `unidecouple adapter save` or PEFT wrote")
-    load.add_argument("--unmerged", action="store_true", help="keep PEFT's updates as low-rank weights, to train on")
+    save.add_argument("--with-experts", action="store_true", help="also save experts that training changed, in full size")
+    save.add_argument(
+        "--task", choices=("mmu", "t2i"), help="save this task of a checkpoint written by `unidecouple decouple`, in PEFT's format"
+    )
+    load.add_argument("base", help="checkpoint that the adapter belongs to, or the name of a shipped base")
+    load.add_argument("adapter", type=Path, help="folder written by `unidecouple adapter save` or by PEFT")
+    load.add_argument(
+        "--unmerged", action="store_true", help="keep PEFT's LoRA as separate weights, to continue training (default: merge it)"
+    )
     for command in (save, load):
-        command.add_argument("--output", type=Path, required=True, help="folder to write")
+        command.add_argument("--output", type=Path, required=True, help="folder to write the result to")

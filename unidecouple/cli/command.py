@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import sys
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ T = TypeVar("T")
 OK, FAILED = 0, 1
 MOST = 2**63 - 1
 """The largest whole number that an option takes: what torch and JSON's readers hold."""
-OWN = "what the checkpoint's generation_config.json says, else"
+OWN = "from the checkpoint's generation_config.json, else"
 """Of a setting's default, in help."""
 
 
@@ -83,11 +84,13 @@ def existing(path: Path | None, what: str) -> None:
 
 def add(commands: Commands, function: Command, name: str, *, recipe: bool = False) -> argparse.ArgumentParser:
     """A command called ``name`` that runs ``function``, whose docstring is its help; with ``recipe`` it takes recipes."""
-    text = function.__doc__ or ""
-    command = commands.add_parser(name, help=text.rstrip("."), description=text)
+    text = inspect.cleandoc(function.__doc__ or "")
+    command = commands.add_parser(name, help=text.partition("\n")[0].rstrip("."), description=text)
     command.set_defaults(command=function)
     if recipe:
-        command.add_argument("recipe", nargs="+", help="YAML recipes, merged left to right, and key=value overrides of their keys")
+        command.add_argument(
+            "recipe", nargs="+", help="YAML files or names of packaged recipes, merged from left to right, and key=value overrides"
+        )
     return command
 
 

@@ -25,7 +25,7 @@ def columns(text: str) -> dict[str, str]:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Say what is in sources of data, and the first problems with file and line; fails where too many records are bad."""
+    """Check data files: counts, token lengths and the first problems with file and line; fails if too many records are bad."""
     from unidecouple.convert.load import load_processor, longest_sequence
     from unidecouple.data.check import check as read_all
     from unidecouple.data.formats import open_readers
@@ -62,7 +62,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def preview(arguments: argparse.Namespace) -> int:
-    """Write a page with samples of each task as the model gets them: images, turns, and which tokens have a loss."""
+    """Write an HTML page with samples of each task as the model receives them, and mark the tokens that have a loss."""
     from unidecouple.convert.load import load_processor
     from unidecouple.data.formats import open_readers
     from unidecouple.data.pictures import ImagePreprocessor
@@ -77,15 +77,17 @@ def preview(arguments: argparse.Namespace) -> int:
 
 
 def encode(arguments: argparse.Namespace) -> int:
-    """Encode the images to be generated as image tokens, once; an interrupted encoding goes on with the same command."""
+    """Encode the images to be generated as image tokens, once; after an interruption the same command continues."""
     from unidecouple.convert.load import load
     from unidecouple.data.encode import EncodeOptions
     from unidecouple.data.encode import encode as write_cache
     from unidecouple.data.formats import open_readers
     from unidecouple.data.pictures import ImagePreprocessor
+    from unidecouple.shares import local_rank, share_of_environment
     from unidecouple.train.launch import device_of
 
-    place = device_of(arguments.device)
+    share = share_of_environment()
+    place = device_of(arguments.device, local_rank())
     model, processor = load(arguments.model)
     readers = open_readers(arguments.path, arguments.data_type, arguments.root, arguments.cache, columns=arguments.columns)
     manifest = write_cache(
@@ -93,9 +95,14 @@ def encode(arguments: argparse.Namespace) -> int:
         model.model.vqmodel.to(place),
         ImagePreprocessor(processor),
         arguments.output,
-        EncodeOptions(batch_size=arguments.batch_size, max_bad_ratio=arguments.max_bad_ratio),
+        EncodeOptions(
+            batch_size=arguments.batch_size, shard_size=arguments.shard_size, max_bad_ratio=arguments.max_bad_ratio, share=share
+        ),
         progress_bar(f"encoding {arguments.path.name}", "records"),
     )
+    if manifest is None:
+        print(f"{arguments.output}: share {share.rank + 1} of {share.size} is done; the last share completes the cache")
+        return OK
     size = f"{manifest.count:,} images of {manifest.tokens_per_image} tokens"
     print(f"{arguments.output}: {size}; {manifest.skipped:,} records left out")
     return OK
@@ -107,35 +114,49 @@ def add_commands(commands: Commands) -> None:
     parsers = {}
     for name, function in (("check", check), ("preview", preview), ("encode", encode)):
         parsers[name] = command = add(group, function, name)
-        command.add_argument("path", type=Path, nargs="+" if name == "check" else None, help="file, folder, or pattern with *")
+        command.add_argument("path", type=Path, nargs="+" if name == "check" else None, help="data file, folder, or pattern with *")
         command.add_argument(
-            "--data-type", help="force a format: messages, llava, qa, flat, webdataset, parquet, datasets, image_tokens"
+            "--data-type",
+            help="format (default: by content): messages, llava, qa, flat, webdataset, parquet, datasets, image_tokens",
         )
-        command.add_argument("--root", type=Path, help="where relative names of images start (default: the file's folder)")
+        command.add_argument(
+            "--root", type=Path, help="folder that relative image paths start from (default: the folder of the data file)"
+        )
         command.add_argument(
             "--columns",
             type=columns,
             metavar="NAME=COLUMN,...",
-            help="your keys or columns for our names, as in question=q,answer=a,image=path",
+            help="map our field names to your keys or columns, such as question=q,answer=a,image=path",
         )
-        command.add_argument("--cache", type=Path, help="folder that keeps indices (default: none is kept)")
+        command.add_argument("--cache", type=Path, help="folder to keep file indices in for later runs (default: not kept)")
     for name in ("check", "preview"):
         parsers[name].add_argument(
-            "--model", default="understanding", help="checkpoint whose processor is used (default: understanding)"
+            "--model",
+            default="understanding",
+            help="checkpoint whose tokenizer and image processor are used (default: understanding)",
         )
     for name in ("check", "encode"):
         parsers[name].add_argument(
-            "--max-bad-ratio", type=share, default=0.01, help="share of bad records above which it fails (default: 0.01)"
+            "--max-bad-ratio",
+            type=share,
+            default=0.01,
+            help="fail if more than this fraction of the records is bad (default: 0.01)",
         )
     parsers["check"].add_argument(
-        "--max-length", type=whole(1), help="tokens above which a sample is a problem (default: the longest that the model takes)"
+        "--max-length", type=whole(1), help="report samples with more tokens than this (default: the model's context length)"
     )
     parsers["preview"].add_argument("--output", type=Path, required=True, help="HTML page to write")
-    parsers["preview"].add_argument("--samples", type=whole(1), default=4, help="samples of each task (default: 4)")
-    parsers["preview"].add_argument("--seed", type=whole(0), default=0, help="which samples (default: 0)")
-    parsers["encode"].add_argument("--model", required=True, help="checkpoint whose image tokenizer encodes")
-    parsers["encode"].add_argument("--output", type=Path, required=True, help="folder of the cache")
-    parsers["encode"].add_argument("--batch-size", type=whole(1), default=32, help="images encoded together (default: 32)")
+    parsers["preview"].add_argument("--samples", type=whole(1), default=4, help="samples per task (default: 4)")
+    parsers["preview"].add_argument("--seed", type=whole(0), default=0, help="seed that chooses the samples (default: 0)")
+    parsers["encode"].add_argument("--model", required=True, help="checkpoint whose image tokenizer encodes the images")
+    parsers["encode"].add_argument("--output", type=Path, required=True, help="folder to write the encoded data to")
+    parsers["encode"].add_argument("--batch-size", type=whole(1), default=32, help="images per encoding batch (default: 32)")
     parsers["encode"].add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto, a GPU where there is one)"
+        "--shard-size",
+        type=whole(1),
+        default=10_000,
+        help="records per file, the unit of work of several processes (default: 10000)",
+    )
+    parsers["encode"].add_argument(
+        "--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1, … (default: auto, a GPU if there is one)"
     )

@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import FAILED, OK, add, existing, number, say, share, whole
+from unidecouple.cli.command import FAILED, OK, add, existing, number, recipes_and_overrides, say, share, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
 
 
 def guard(arguments: argparse.Namespace) -> int:
-    """Compare a fine-tuned model with its base: what moved, and whether a task became worse (exit code 1) and where."""
+    """Compare a fine-tuned model with its base: which weights changed, and whether and where a task became worse (exit code 1)."""
     from unidecouple.delta.guard import PAGE, GuardOptions, verdict_lines
     from unidecouple.delta.guard import guard as compare
     from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, SyntheticSizes
@@ -40,16 +40,18 @@ def guard(arguments: argparse.Namespace) -> int:
 
 
 def decouple(arguments: argparse.Namespace) -> int:
-    """Make a checkpoint that serves one task as the base did and the other as the tuned model does, without training."""
+    """Combine a base and a fine-tuned model without training: one task computes as in the base, the other as fine-tuned."""
     import shlex
     import sys
 
+    from unidecouple import config as configs
     from unidecouple.batch import Task
     from unidecouple.convert.options import shard_bytes
     from unidecouple.delta.decouple import DecoupleOptions
     from unidecouple.delta.decouple import decouple as write
     from unidecouple.delta.distill import Distillation
     from unidecouple.delta.forms import Fidelity
+    from unidecouple.run import RunConfig
     from unidecouple.train.launch import processes
 
     budget = None if arguments.budget is None else shard_bytes(arguments.budget)
@@ -58,12 +60,10 @@ def decouple(arguments: argparse.Namespace) -> int:
     distillation = None
     if arguments.distill_steps:
         existing(arguments.prompts, "--prompts")
-        if arguments.prompts is None:
-            raise ValueError("--distill-steps draws the tuned model's images of prompts: give a file with one per line (--prompts)")
-        lines = arguments.prompts.read_text(encoding="utf-8").splitlines()
-        distillation = Distillation(
-            arguments.distill_steps, [line.strip() for line in lines if line.strip()], arguments.learning_rate
-        )
+        lines = arguments.prompts.read_text(encoding="utf-8").splitlines() if arguments.prompts else []
+        prompts = [line.strip() for line in lines if line.strip()]
+        run = configs.load(RunConfig, *recipes_and_overrides(arguments.recipe)) if arguments.recipe else None
+        distillation = Distillation(arguments.distill_steps, prompts, arguments.learning_rate, recipe=run)
     with processes(arguments.device, bf16=False, kind="ddp") as place:
         options = DecoupleOptions(
             mode=arguments.mode,
@@ -90,17 +90,24 @@ def add_commands(commands: Commands) -> None:
     command = add(commands, guard, "guard")
     _add_pair(command)
     command.add_argument("--output", type=Path, help="folder of guard.json and guard.html (default: guard/<name>)")
-    command.add_argument("--benchmarks", default="", help="benchmarks to score before and after, with commas: pope,vqa,geneval")
-    command.add_argument("--benchmark-data", type=Path, help="folder of their published files (default: their synthetic forms)")
-    command.add_argument("--limit", type=whole(1), help="items of each part of a benchmark (default: all)")
+    command.add_argument(
+        "--benchmarks", default="", help="benchmarks to score before and after fine-tuning, comma-separated: pope,vqa,geneval"
+    )
+    command.add_argument(
+        "--benchmark-data", type=Path, help="folder of the published benchmark files (default: the synthetic benchmark)"
+    )
+    command.add_argument("--limit", type=whole(1), help="items per split, subject or tag of a benchmark (default: all)")
     command.add_argument("--num-images", type=whole(1, 10_000), default=4, help="images per prompt (default: 4)")
     command.add_argument(
-        "--tolerance", type=number(0), default=0.0, help="how much worse a task may be: nats per token, or share (default: 0)"
+        "--tolerance",
+        type=number(0),
+        default=0.0,
+        help="accepted loss of a task: nats per token for a loss, fraction for a score (default: 0)",
     )
-    command.add_argument("--no-reverts", action="store_true", help="do not search for the modules where the damage sits")
+    command.add_argument("--no-reverts", action="store_true", help="skip the search for the modules that cause the loss")
     mend = add(commands, decouple, "decouple")
     _add_pair(mend)
-    mend.add_argument("--output", type=Path, required=True, help="folder to write")
+    mend.add_argument("--output", type=Path, required=True, help="folder to write the result to")
     mend.add_argument(
         "--mode",
         choices=("residual", "bits", "interpolate", "revert", "front"),
@@ -108,32 +115,57 @@ def add_commands(commands: Commands) -> None:
         help="residual, bits: weights per task; interpolate, revert: one set; front: a page that compares them (default: residual)",
     )
     mend.add_argument("--rank", type=whole(1), help="residual: rank of every matrix (default: 32)")
-    mend.add_argument("--energy", type=number(0, 1), help="residual: share of each matrix's energy that is kept")
-    mend.add_argument("--budget", help="residual: most bytes of all residuals, as 200MB; ranks are chosen for the most energy")
-    mend.add_argument("--full", action="store_true", help="residual: keep both weights of every matrix, which is exact")
-    mend.add_argument("--distill-steps", type=whole(0), default=0, help="steps that match the tuned model's logits (default: 0)")
-    mend.add_argument("--prompts", type=Path, help="distillation: text file with a prompt per line")
-    mend.add_argument("--learning-rate", type=number(above=0), default=1e-3, help="distillation: of Adam (default: 0.001)")
+    mend.add_argument("--energy", type=number(0, 1), help="residual: choose each rank to keep this fraction of the matrix's energy")
     mend.add_argument(
-        "--protect", choices=("understanding", "generation"), default="understanding", help="the task that the base serves"
+        "--budget", help="residual: largest size of all residuals, such as 200MB; ranks are chosen to keep the most energy"
     )
-    mend.add_argument("--understanding", help="a second tuned model of the same base, which serves understanding")
-    mend.add_argument("--alpha", type=share, help="interpolate: 0 is the base, 1 the tuned model (default: chosen on --data)")
-    mend.add_argument("--groups", default="", help="revert: module groups, with commas (default: chosen on --data)")
+    mend.add_argument("--full", action="store_true", help="residual: store both versions of every matrix, which is exact")
     mend.add_argument(
-        "--tolerance", type=number(0), default=0.0, help="nats per token that a choice on --data may lose (default: 0)"
+        "--distill-steps", type=whole(0), default=0, help="distillation steps on the logits of the fine-tuned model (default: 0)"
     )
-    mend.add_argument("--max-shard-size", default="5GB", help="most bytes of one file of weights (default: 5GB)")
+    mend.add_argument("--prompts", type=Path, help="distillation: text file with one prompt per line")
+    mend.add_argument(
+        "--recipe", nargs="+", help="distillation: recipes and key=value overrides; the prompts of their data are used"
+    )
+    mend.add_argument(
+        "--learning-rate", type=number(above=0), default=1e-3, help="distillation: learning rate of Adam (default: 0.001)"
+    )
+    mend.add_argument(
+        "--protect",
+        choices=("understanding", "generation"),
+        default="understanding",
+        help="the task that is computed as in the base (default: %(default)s)",
+    )
+    mend.add_argument("--understanding", help="a second fine-tuned model of the same base, which then computes understanding")
+    mend.add_argument("--alpha", type=share, help="interpolate: 0 is the base, 1 the fine-tuned model (default: chosen on --data)")
+    mend.add_argument(
+        "--groups", default="", help="revert: module groups to take from the base, comma-separated (default: chosen on --data)"
+    )
+    mend.add_argument(
+        "--tolerance", type=number(0), default=0.0, help="nats per token that a setting chosen on --data may lose (default: 0)"
+    )
+    mend.add_argument("--max-shard-size", default="5GB", help="largest size of one file of weights (default: 5GB)")
 
 
 def _add_pair(command: argparse.ArgumentParser) -> None:
-    command.add_argument("base", help="checkpoint before fine-tuning: a folder in any layout, or a shipped base's name")
-    command.add_argument("tuned", help="checkpoint after fine-tuning: a folder in any layout, or of a run")
+    command.add_argument("base", help="checkpoint before fine-tuning: a folder in any layout, or the name of a shipped base")
+    command.add_argument("tuned", help="checkpoint after fine-tuning: a folder in any layout, or of a training run")
     command.add_argument(
-        "--data", nargs="+", default=[], help="held-out files of both tasks, in any format; or: synthetic (default: weights alone)"
+        "--data",
+        nargs="+",
+        default=[],
+        help="held-out data files of both tasks, or the word synthetic (default: compare weights only)",
     )
-    command.add_argument("--samples", type=whole(2), default=64, help="most held-out samples per task (default: 64)")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
+    command.add_argument("--samples", type=whole(2), default=64, help="largest number of held-out samples per task (default: 64)")
     command.add_argument(
-        "--cache", type=Path, default=Path("runs/cache"), help="folder of generated and encoded data (default: runs/cache)"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device to compute on (default: auto, a GPU if there is one)",
+    )
+    command.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("runs/cache"),
+        help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
     )

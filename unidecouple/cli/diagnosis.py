@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def diagnose(arguments: argparse.Namespace) -> int:
-    """Look into a checkpoint: gradient conflict, routing, alignment by depth, what its parts are worth; JSON and an HTML page."""
+    """Diagnose a checkpoint: gradient conflict, routing, alignment by depth and ablations; writes JSON and an HTML page."""
     from unidecouple import api
     from unidecouple.run import RunConfig
 
@@ -28,16 +28,29 @@ def diagnose(arguments: argparse.Namespace) -> int:
 def add_commands(commands: Commands) -> None:
     """``unidecouple diagnose``."""
     command = add(commands, diagnose, "diagnose")
-    command.add_argument("checkpoint", help="folder of the checkpoint, or of a run, or a shipped base: understanding, unified")
     command.add_argument(
-        "--recipe", nargs="+", default=[], help="recipes of a run: look at the files that it is scored on (default: the run's own)"
+        "checkpoint", help="folder of a checkpoint or of a training run, or a shipped base: understanding, unified"
     )
     command.add_argument(
-        "--data", type=Path, nargs="+", default=[], help="your data instead, in any format (default: the synthetic benchmark)"
+        "--recipe",
+        nargs="+",
+        default=[],
+        help="recipe and key=value overrides whose held-out files are used (default: the recipe of the run)",
+    )
+    command.add_argument(
+        "--data", type=Path, nargs="+", default=[], help="your own data files, in any format (default: the synthetic benchmark)"
     )
     command.add_argument("--output", type=Path, help="folder of diagnosis.json and diagnosis.html (default: diagnosis/<name>)")
-    command.add_argument("--batches", type=whole(1), default=8, help="batches of 16 samples a task and measurement (default: 8)")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
+    command.add_argument("--batches", type=whole(1), default=8, help="batches of 16 samples per task and measurement (default: 8)")
     command.add_argument(
-        "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device to compute on (default: auto, a GPU if there is one)",
+    )
+    command.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("runs/cache"),
+        help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
     )

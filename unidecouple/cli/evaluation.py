@@ -20,7 +20,7 @@ _BLIND = ("grey", "text")  # those of ``eval.session``, whose import --help need
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Score a model on benchmarks: answers and images are written as they come, then scored; a rerun continues."""
+    """Score a model on benchmarks; answers and images are saved at once, so a rerun continues after an interruption."""
     from unidecouple import api
 
     if arguments.score_only and arguments.blind is not None:
@@ -53,34 +53,51 @@ def _blind(asked: Sequence[Blind] | None) -> tuple[Blind, ...]:
 def add_commands(commands: Commands) -> None:
     """``unidecouple eval`` and ``unidecouple geneval-prompts``."""
     command = add(commands, evaluate, "eval")
-    command.add_argument("model", help="folder of the checkpoint, or of a run, or a shipped base: understanding, unified")
-    command.add_argument("--benchmarks", required=True, help=f"comma-separated: {', '.join(BENCHMARKS)}")
-    command.add_argument("--data", type=Path, help="folder of the published files (default: the synthetic benchmark)")
-    command.add_argument("--output", type=Path, required=True, help="folder of answers, images and score cards")
-    command.add_argument("--limit", type=whole(1), help="only the first so many of each split, subject, subtask or tag")
-    command.add_argument("--seed", type=whole(0), help="of synthetic scenes and generated images (default: as runs are scored)")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
-    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)")
+    command.add_argument("model", help="folder of a checkpoint or of a training run, or a shipped base: understanding, unified")
+    command.add_argument("--benchmarks", required=True, help=f"benchmarks to score, comma-separated: {', '.join(BENCHMARKS)}")
+    command.add_argument("--data", type=Path, help="folder of the published benchmark files (default: the synthetic benchmark)")
+    command.add_argument("--output", type=Path, required=True, help="folder to write answers, images and score cards to")
+    command.add_argument(
+        "--limit", type=whole(1), help="use only this many items per split, subject, subtask or tag (default: all)"
+    )
+    command.add_argument(
+        "--seed", type=whole(0), help="seed of synthetic scenes and generated images (default: the one used after training)"
+    )
+    command.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device to compute on (default: auto, a GPU if there is one)",
+    )
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="data type of the weights (default: float32)"
+    )
     command.add_argument(
         "--parser",
         nargs="+",
         default=[],
-        help="how answers are read: official, llava, exact, lmms-eval, vlmevalkit; VQA: exact, vqav2",
+        help="parser of answers: official, llava, exact, lmms-eval, vlmevalkit; VQA: exact, vqav2",
     )
     command.add_argument(
         "--blind",
         nargs="*",
         choices=_BLIND,
-        help="also ask about a grey picture in place of each, and with no picture at all (default: both)",
+        help="also ask with a grey image (grey) and without an image (text), as a baseline (without a value: both)",
     )
-    command.add_argument("--score-only", action="store_true", help="score what is in the folder; loads no model")
-    command.add_argument("--detections", type=Path, help="geneval: what a detector saw (official results.jsonl, or our own form)")
-    command.add_argument("--art", type=Path, help="draw the synthetic questions with these emoji (PNG files by code point)")
-    command.add_argument("--batch-size", type=whole(1, 1 << 16), default=32, help="questions asked together (default: 32)")
+    command.add_argument("--score-only", action="store_true", help="score the answers and images in --output; loads no model")
     command.add_argument(
-        "--max-new-tokens", type=whole(1, 1 << 20), help="longest answer (default: 6 for the synthetic benchmark, else 32)"
+        "--detections", type=Path, help="geneval: detections of an object detector (the official results.jsonl, or our format)"
+    )
+    command.add_argument(
+        "--art", type=Path, help="folder of other emoji for the synthetic benchmark (PNG files named by code point)"
+    )
+    command.add_argument("--batch-size", type=whole(1, 1 << 16), default=32, help="questions per batch (default: 32)")
+    command.add_argument(
+        "--max-new-tokens",
+        type=whole(1, 1 << 20),
+        help="most tokens of an answer (default: 6 for the synthetic benchmark, else 32)",
     )
     command.add_argument("--num-images", type=whole(1, 10_000), default=4, help="images per prompt (default: 4)")
     add_sampling_options(command, "guidance_scale", "temperature", "top_k", "top_p")
     prompts = add(commands, geneval_prompts, "geneval-prompts")
-    prompts.add_argument("--output", type=Path, required=True, help="folder to write")
+    prompts.add_argument("--output", type=Path, required=True, help="folder to write the result to")

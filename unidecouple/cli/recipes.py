@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def list_recipes(arguments: argparse.Namespace) -> int:
-    """List the packaged recipes: name, and what each is for."""
+    """List the packaged recipes and their purpose."""
     from unidecouple.config.packaged import describe_recipe, packaged_recipe, recipe_names
 
     names = recipe_names()
@@ -27,7 +27,7 @@ def list_recipes(arguments: argparse.Namespace) -> int:
 
 
 def list_methods(arguments: argparse.Namespace) -> int:
-    """List the methods that `train --method` knows: name, and how each trains."""
+    """List the methods of `train --method` and how each trains."""
     from unidecouple.compare.methods import methods
 
     known = methods(arguments.family)
@@ -44,7 +44,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def copy(arguments: argparse.Namespace) -> int:
-    """Copy packaged recipes, with those that they start from, into a folder to edit them."""
+    """Copy packaged recipes, and the recipes that they are based on, into a folder where you can edit them."""
     from unidecouple.config.layers import BASE_KEY
     from unidecouple.config.packaged import recipes_folder
     from unidecouple.config.yaml12 import parse
@@ -70,7 +70,7 @@ def copy(arguments: argparse.Namespace) -> int:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Run the main comparison in small: dense training against UniDecouple, about 10 minutes on two CPU cores."""
+    """Compare dense training with UniDecouple on a tiny model; takes about 10 minutes on two CPU cores."""
     from unidecouple.cli.runs import compare
 
     given = {"recipe": ["demo"], "only": [], "results": []}
@@ -101,10 +101,13 @@ def add_commands(commands: Commands) -> None:
     add(group, show, "show").add_argument("name", help="name of a recipe, as `unidecouple recipes list` prints it")
     copied = add(group, copy, "copy")
     copied.add_argument("name", nargs="+", help="names of recipes, as `unidecouple recipes list` prints them")
-    copied.add_argument("--output", type=Path, required=True, help="folder to write; subfolders are as in the package")
+    copied.add_argument("--output", type=Path, required=True, help="folder to write the recipes to; subfolders are kept")
     small = add(commands, demo, "demo")
-    small.add_argument("--output", type=Path, help="folder of the comparison (default: runs/demo)")
-    small.add_argument("--workers", type=whole(1), help="runs at a time, one thread each (default: number of cores)")
+    small.add_argument("--output", type=Path, help="folder to write runs and report to (default: runs/demo)")
+    small.add_argument("--workers", type=whole(1), help="runs in parallel, one CPU thread each (default: number of cores)")
     small.add_argument(
-        "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
+        "--cache",
+        type=Path,
+        default=Path("runs/cache"),
+        help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
     )

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unidecouple.cli.command import FAILED, OK, add, load_config, naming_command, number, recipes_and_overrides, say, share, whole
 from unidecouple.cli.data import columns
@@ -16,25 +16,43 @@ if TYPE_CHECKING:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Train methods x scenarios x learning rates x seeds on equal budgets, and write results.json and report.html."""
+    """Train methods on equal budgets, and write results.json and report.html. Give a recipe, or --model, --data and --methods.
+
+    Precedence, the later wins: recipe, options, key=value (keys of the grid: seeds=[0] run.max_steps=100).
+    """
     import shlex
 
     from unidecouple import api
     from unidecouple.compare.plan import Comparison
     from unidecouple.compare.runner import ComparisonError
 
-    recipes, overrides = recipes_and_overrides(arguments.recipe)
-    options = [f"--only={text}" for text in arguments.only] + [f"--results={path}" for path in arguments.results]
+    recipes, data, validation, overrides = _files(arguments)
+    given = {**vars(arguments), "columns": ",".join(f"{name}={column}" for name, column in (arguments.columns or {}).items())}
+    named = ("model", "methods", "benchmarks", "columns", "epochs")
+    options = [f"--{name}={given[name]}" for name in named if given[name]]
+    options += [f"--validation-fraction={arguments.validation_fraction}"] if data and not validation else []
+    options += ["--data", *map(str, data)] if data else []
+    options += ["--validation", *map(str, validation)] if validation else []
+    options += [f"--only={text}" for text in arguments.only] + [f"--results={path}" for path in arguments.results]
     grid = api.GridOptions(
+        **_data_options(arguments, validation),
+        benchmarks=_folders(arguments.benchmarks),
         workers=arguments.workers,
         only=arguments.only,
         results=arguments.results,
-        cache=arguments.cache,
-        command=shlex.join(["unidecouple", "compare", *arguments.recipe, *options]),
+        command=shlex.join(["unidecouple", "compare", *map(str, recipes), *overrides, *options]),
     )
     try:
         with naming_command(Comparison, recipes):
-            folder = api.compare(recipes, arguments.output, overrides=overrides, options=grid)
+            folder = api.compare(
+                recipes,
+                arguments.output,
+                model=arguments.model,
+                data=data,
+                methods=[name for name in arguments.methods.split(",") if name],
+                overrides=overrides,
+                options=grid,
+            )
     except ComparisonError as error:
         print(f"unidecouple: {error}", file=sys.stderr)
         return FAILED
@@ -43,25 +61,17 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train, score and diagnose one run; resumes by itself. Give a recipe, or --model and --data.
+    """Train, score and diagnose one run; a rerun resumes it. Give a recipe, or --model and --data.
 
     Precedence, the later wins: recipe, options, key=value.
     """
+    recipes, data, validation, overrides = _files(arguments)
+    if int(os.environ.get("RANK", "0")) == 0:  # at once; torch takes seconds to load
+        say(f"loading PyTorch to train {arguments.model or ' '.join(map(str, recipes))}; output: {arguments.output}")
     from unidecouple import api
     from unidecouple.run import RunConfig
 
-    recipes, overrides = recipes_and_overrides(arguments.recipe)
-    data, after_data = recipes_and_overrides(arguments.data)  # key=value may follow the last file
-    validation, after_validation = recipes_and_overrides(arguments.validation)
-    options = api.TrainOptions(
-        validation=validation,
-        validation_fraction=arguments.validation_fraction,
-        columns=arguments.columns or {},
-        epochs=arguments.epochs,
-        cache=arguments.cache,
-        dry_run=arguments.dry_run,
-        stop=arguments.stop,
-    )
+    options = api.TrainOptions(**_data_options(arguments, validation), dry_run=arguments.dry_run, stop=arguments.stop)
     with naming_command(RunConfig, recipes):
         checkpoint = api.train(
             arguments.output,
@@ -69,7 +79,7 @@ def train(arguments: argparse.Namespace) -> int:
             data=data,
             method=arguments.method,
             recipe=recipes,
-            overrides=[*overrides, *after_data, *after_validation],
+            overrides=overrides,
             options=options,
         )
     if not arguments.dry_run and int(os.environ.get("RANK", "0")) == 0:
@@ -77,8 +87,36 @@ def train(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _files(arguments: argparse.Namespace) -> tuple[list[Path], list[Path], list[Path], list[str]]:
+    """Recipes, --data, --validation, and the key=value overrides, which may follow the last file of each."""
+    recipes, overrides = recipes_and_overrides(arguments.recipe)
+    data, after_data = recipes_and_overrides(arguments.data)
+    validation, after_validation = recipes_and_overrides(arguments.validation)
+    return recipes, data, validation, [*overrides, *after_data, *after_validation]
+
+
+def _data_options(arguments: argparse.Namespace, validation: list[Path]) -> dict[str, Any]:
+    """Fields of ``api.DataOptions``."""
+    return {
+        "validation": validation,
+        "validation_fraction": arguments.validation_fraction,
+        "columns": arguments.columns or {},
+        "epochs": arguments.epochs,
+        "cache": arguments.cache,
+    }
+
+
+def _folders(text: str) -> dict[str, Path]:
+    """The folder of each benchmark in ``NAME=FOLDER,...``."""
+    pairs = [entry.partition("=") for entry in text.split(",") if entry]
+    for name, equals, folder in pairs:
+        if not (name and equals and folder):
+            raise ValueError(f"--benchmarks {text!r} must be NAME=FOLDER,..., as pope=data/pope,mme=data/mme")
+    return {name: Path(folder) for name, _, folder in pairs}
+
+
 def plan(arguments: argparse.Namespace) -> int:
-    """Say on paper what a run needs on other hardware: memory, FLOPs, communication, time, cost, and what breaks first."""
+    """Estimate what a run needs on other hardware: memory, FLOPs, communication, time, cost and the first limit."""
     import json
 
     from unidecouple.plan.batch_shapes import Lengths
@@ -99,7 +137,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write report.html anew from a comparison's folder, or one page of several runs and evaluations."""
+    """Rewrite report.html of a comparison, or write one page about several runs and evaluations."""
     import shlex
 
     from unidecouple.report import write_report
@@ -121,23 +159,41 @@ def report(arguments: argparse.Namespace) -> int:
 def add_commands(commands: Commands) -> None:
     """``unidecouple compare|train|plan|report``."""
     for command in (_add_compare(commands), _add_train(commands)):
+        _add_own_data(command)
         command.add_argument(
-            "--cache", type=Path, default=Path("runs/cache"), help="folder of drawn and encoded data (default: runs/cache)"
+            "--cache",
+            type=Path,
+            default=Path("runs/cache"),
+            help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
         )
     _add_plan(commands)
     _add_report(commands)
 
 
 def _add_compare(commands: Commands) -> argparse.ArgumentParser:
-    grid = add(commands, compare, "compare", recipe=True)
-    grid.add_argument("--output", type=Path, help="folder of the comparison (default: runs/<name>)")
-    grid.add_argument("--workers", type=whole(1), help="runs at a time, one thread each (default: number of cores)")
+    grid = add(commands, compare, "compare")
+    grid.add_argument(
+        "recipe", nargs="*", help="YAML files or names of packaged recipes, merged from left to right, and key=value overrides"
+    )
+    grid.add_argument(
+        "--methods",
+        default="",
+        metavar="NAME,...",
+        help="methods to compare on --data instead of a recipe; `recipes methods` lists them; dense is the control",
+    )
+    grid.add_argument(
+        "--benchmarks", default="", metavar="NAME=FOLDER,...", help="published benchmarks to score by: pope, vqa, mmmu, mme"
+    )
+    grid.add_argument("--output", type=Path, help="folder to write runs and report to (default: runs/<name>)")
+    grid.add_argument(
+        "--workers", type=whole(1), help="runs in parallel, one CPU thread each (default: one on a GPU, else the number of cores)"
+    )
     grid.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="KEY=VALUE,...",
-        help="run a part of the grid: scenario=, variant=, rate=, seed=; values of one key are alternatives, keys must all hold",
+        help="run only the part of the grid where every key has one of its values; keys: scenario, variant, rate, seed",
     )
     grid.add_argument(
         "--results",
@@ -145,25 +201,25 @@ def _add_compare(commands: Commands) -> argparse.ArgumentParser:
         default=[],
         type=Path,
         metavar="FILE",
-        help="a results.json of the same grid from another folder or machine: its runs are taken, not run",
+        help="import the runs of this results.json of the same grid, from another folder or machine, instead of training them",
     )
     return grid
 
 
 def _add_plan(commands: Commands) -> None:
     paper = add(commands, plan, "plan", recipe=True)
-    paper.add_argument("--gpus", type=whole(1), nargs="+", default=[8], help="numbers of devices to plan for (default: 8)")
-    paper.add_argument("--device", default="h100", help="h100, h200, a100, b200, 4090 or cpu (default: h100)")
-    paper.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="type of the computation (default: bf16)")
-    paper.add_argument("--batch-size", type=whole(1), help="samples of a whole step, both tasks together (default: the recipe's)")
     paper.add_argument(
-        "--mmu-length", type=whole(1), help="tokens of an understanding sample, picture included (default: the recipe's)"
+        "--gpus", type=whole(1), nargs="+", default=[8], help="numbers of devices to plan for, such as 1 8 64 (default: 8)"
     )
+    paper.add_argument("--device", default="h100", help="type of the devices: h100, h200, a100, b200, 4090 or cpu (default: h100)")
+    paper.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="data type of the computation (default: bf16)")
+    paper.add_argument("--batch-size", type=whole(1), help="samples per step, both tasks together (default: the recipe's)")
     paper.add_argument(
-        "--t2i-length", type=whole(1), help="tokens of a generation sample, picture included (default: the recipe's)"
+        "--mmu-length", type=whole(1), help="tokens per understanding sample, image included (default: the recipe's)"
     )
-    paper.add_argument("--samples", type=number(1, 1e15), help="samples of the whole run (default: max_steps steps)")
-    paper.add_argument("--price", type=number(0), help="price of a device hour, for costs in the same currency")
+    paper.add_argument("--t2i-length", type=whole(1), help="tokens per generation sample, image included (default: the recipe's)")
+    paper.add_argument("--samples", type=number(1, 1e15), help="samples of the whole run (default: as many as max_steps steps use)")
+    paper.add_argument("--price", type=number(0), help="price of one device hour; costs are printed in the same currency")
     paper.add_argument("--json", action="store_true", help="print all figures as JSON")
 
 
@@ -174,34 +230,48 @@ def _add_report(commands: Commands) -> None:
         type=Path,
         nargs="+",
         metavar="FOLDER",
-        help="folder of a comparison; or, with --output, folders of finished runs and of `unidecouple eval`",
+        help="folder of a comparison; with --output: folders of finished runs and of `unidecouple eval`",
     )
-    page.add_argument("--output", type=Path, help="folder of a new page, from the scores.json of each FOLDER")
-    page.add_argument("--control", default="", help="name of the folder that others are compared with (default: the first)")
+    page.add_argument("--output", type=Path, help="write a new page to this folder from the scores.json of each FOLDER")
+    page.add_argument("--control", default="", help="name of the folder that the others are compared with (default: the first)")
+
+
+def _add_own_data(command: argparse.ArgumentParser) -> None:
+    """Options of a run, or a comparison, on a user's model and files."""
+    command.add_argument(
+        "--model", default="", help="checkpoint to fine-tune: folder in any layout, Hub id or shipped base (default: the recipe's)"
+    )
+    command.add_argument("--data", nargs="+", default=[], metavar="FILE", help="data files to train on (default: the recipe's)")
+    command.add_argument(
+        "--validation", nargs="+", default=[], metavar="FILE", help="held-out data files (default: a fraction of --data)"
+    )
+    command.add_argument(
+        "--columns",
+        type=columns,
+        metavar="NAME=COLUMN,...",
+        help="map our field names to your keys in --data, such as question=q,answer=a,image=path",
+    )
+    command.add_argument(
+        "--validation-fraction",
+        type=share,
+        default=0.05,
+        help="fraction of each task's records in --data to hold out (default: 0.05)",
+    )
+    command.add_argument("--epochs", type=number(above=0), help="passes over --data (default: 10, at most max_steps of the recipe)")
 
 
 def _add_train(commands: Commands) -> argparse.ArgumentParser:
     one = add(commands, train, "train")
-    one.add_argument("recipe", nargs="*", help="YAML recipes or names of packaged ones, and key=value overrides of their keys")
     one.add_argument(
-        "--model", default="", help="a checkpoint's folder in any layout, Hub id, or shipped base (default: the recipe's)"
+        "recipe", nargs="*", help="YAML files or names of packaged recipes, merged from left to right, and key=value overrides"
     )
-    one.add_argument("--data", nargs="+", default=[], metavar="FILE", help="files to train on (default: the recipe's)")
     one.add_argument(
         "--method",
         default="auto",
-        help="a method's name, in place of a recipe (default: auto, by the data, with the reason)",
+        help="method instead of a recipe; `recipes methods` lists them (default: chosen from the data, with the reason)",
     )
-    one.add_argument("--validation", nargs="+", default=[], metavar="FILE", help="held-out files (default: a fraction of --data)")
+    one.add_argument("--output", type=Path, required=True, help="folder to write the run to")
     one.add_argument(
-        "--columns", type=columns, metavar="NAME=COLUMN,...", help="your keys in --data, as in question=q,answer=a,image=path"
+        "--dry-run", action="store_true", help="print configuration, trainable weights, one batch and memory, and train nothing"
     )
-    one.add_argument(
-        "--validation-fraction", type=share, default=0.05, help="of each task's records in --data, held out (default: 0.05)"
-    )
-    one.add_argument(
-        "--epochs", type=number(above=0), help="passes over --data (default: 10, but no more steps than the recipe's max_steps)"
-    )
-    one.add_argument("--output", type=Path, required=True, help="folder of the run")
-    one.add_argument("--dry-run", action="store_true", help="say what the run would do: configuration, weights, data, memory")
     return one

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _HELP = {
-    "guidance_scale": "classifier-free guidance of images; 1 is none",
-    "temperature": "0 is greedy",
-    "top_k": "sample among the k likeliest tokens; 0 is all",
-    "top_p": "sample among the likeliest tokens that hold this probability together; 1 is all",
+    "guidance_scale": "scale of classifier-free guidance for images; 1 turns guidance off",
+    "temperature": "sampling temperature; 0 is greedy",
+    "top_k": "sample from the k most likely tokens; 0 means all",
+    "top_p": "sample from the most likely tokens whose probabilities sum to this; 1 means all",
 }
 
 

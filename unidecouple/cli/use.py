@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def chat(arguments: argparse.Namespace) -> int:
-    """Chat with a model, about an image or without: one question, or one per line of standard input."""
+    """Chat with a model, with or without an image: ask one question, or one per line of standard input."""
     from unidecouple.data.formats.record import ImageFile
     from unidecouple.data.pictures import ImagePreprocessor
 
@@ -61,8 +61,8 @@ def _answer(
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    """Generate images for prompts: a PNG each, with its settings inside, and grid.png with a row per prompt."""
-    from unidecouple.generate.album import grid, save_picture
+    """Generate images for prompts: one PNG file each, with its settings in the metadata, and grid.png with a row per prompt."""
+    from unidecouple.generate.album import grid, save_image
     from unidecouple.ownership import check_file
 
     if not all(prompt.strip() for prompt in arguments.prompt):
@@ -77,15 +77,15 @@ def generate(arguments: argparse.Namespace) -> int:
     for i, (prompt, pictures) in enumerate(zip(arguments.prompt, drawn, strict=True)):
         for j, picture in enumerate(pictures):
             path = places[i][j]
-            save_picture(path, picture, {**settings, "prompt": prompt, "number": i, "copy": j})
+            save_image(path, picture, {**settings, "prompt": prompt, "number": i, "copy": j})
             print(path)
-    save_picture(arguments.output / "grid.png", grid(drawn), {**settings, "prompts": arguments.prompt})
+    save_image(arguments.output / "grid.png", grid(drawn), {**settings, "prompts": arguments.prompt})
     print(arguments.output / "grid.png")
     return OK
 
 
 def infer(arguments: argparse.Namespace) -> int:
-    """Answer, or generate an image for, every line of a jsonl file, batched; after an interruption the same command continues."""
+    """Answer each question and generate an image for each prompt of a jsonl file; an interrupted command continues when rerun."""
     from unidecouple import api
 
     existing(arguments.data, "data")
@@ -97,12 +97,13 @@ def infer(arguments: argparse.Namespace) -> int:
     for problem in counts.failed:
         print(f"unidecouple: {problem}", file=sys.stderr)
     earlier = f", {counts.before:,} from before" if counts.before else ""
-    say(f"{arguments.output}: {counts.done:,} lines done{earlier}; {len(counts.failed):,} failed")
+    others = f"; {counts.lacking:,} lines of other shares are missing, and the last share merges" if counts.lacking else ""
+    say(f"{arguments.output}: {counts.done:,} lines done{earlier}; {len(counts.failed):,} failed{others}")
     return FAILED if counts.failed else OK
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Serve a model over HTTP in OpenAI's form, until a signal; then finish what runs."""
+    """Serve a model over an OpenAI-compatible HTTP API; SIGINT and SIGTERM stop it after running requests."""
     import logging
     import os
     import signal
@@ -152,31 +153,39 @@ def add_commands(commands: Commands) -> None:
     """``unidecouple chat|generate|infer|serve``."""
     made = {function: add(commands, function, function.__name__) for function in (chat, generate, infer, serve)}
     for function, command in made.items():
-        command.add_argument("model", help="folder of a checkpoint or a run, Hub id, or shipped base: understanding, unified")
         command.add_argument(
-            "--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto, a GPU where there is one)"
+            "model", help="folder of a checkpoint or of a training run, Hub id, or shipped base: understanding, unified"
         )
         command.add_argument(
-            "--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights (default: float32)"
+            "--device",
+            default="auto",
+            help="device to compute on: auto, cpu, cuda, cuda:1, … (default: auto, a GPU if there is one)",
         )
-        command.add_argument("--eager", action="store_true", help="no CUDA graphs: launch every operator from Python")
+        command.add_argument(
+            "--dtype", choices=("float32", "bfloat16"), default="float32", help="data type of the weights (default: float32)"
+        )
+        command.add_argument("--eager", action="store_true", help="do not use CUDA graphs")
         if function is not serve:
-            command.add_argument("--seed", type=whole(0), default=0, help="of the sampling (default: 0)")
+            command.add_argument("--seed", type=whole(0), default=0, help="seed of the sampling (default: 0)")
         if function in (chat, infer):
-            command.add_argument("--max-new-tokens", type=whole(1, 1 << 20), default=64, help="longest answer (default: 64)")
+            command.add_argument(
+                "--max-new-tokens", type=whole(1, 1 << 20), default=64, help="most tokens of an answer (default: 64)"
+            )
     add_sampling_options(made[chat], "temperature", "top_k", "top_p", default=GREEDY)
     add_sampling_options(made[generate], "guidance_scale", "temperature", "top_k", "top_p")
     add_sampling_options(made[infer], "temperature", default=GREEDY)
     add_sampling_options(made[infer], "guidance_scale")
     add_sampling_options(made[infer], "temperature", prefix="image-")
-    made[chat].add_argument("--image", type=Path, help="image that the first question is about")
-    made[chat].add_argument("--question", help="one question (default: lines of standard input)")
-    made[generate].add_argument("prompt", nargs="+", help="text of an image")
-    made[generate].add_argument("--output", type=Path, required=True, help="folder of the images")
+    made[chat].add_argument("--image", type=Path, help="image file that the first question is about")
+    made[chat].add_argument("--question", help="ask one question (default: one per line of standard input)")
+    made[generate].add_argument("prompt", nargs="+", help="prompt of an image; several prompts are generated together")
+    made[generate].add_argument("--output", type=Path, required=True, help="folder to write the images to")
     made[generate].add_argument("--num-images", type=whole(1, 10_000), default=1, help="images per prompt (default: 1)")
-    made[generate].add_argument("--negative-prompt", help="what guidance leads away from")
-    made[infer].add_argument("data", type=Path, help="jsonl: messages or conversations to be answered, prompts for images")
-    made[infer].add_argument("--output", type=Path, required=True, help="jsonl to write; images go to a folder beside it")
+    made[generate].add_argument("--negative-prompt", help="text that classifier-free guidance leads away from")
+    made[infer].add_argument(
+        "data", type=Path, help="jsonl file: messages or conversations to answer, prompts to generate images for"
+    )
+    made[infer].add_argument("--output", type=Path, required=True, help="jsonl file to write; images go to a folder beside it")
     _add_serve(made[serve])
 
 
@@ -187,19 +196,27 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a further name that clients call the server by (Host header), as a proxy's; may be repeated",
+        help="also accept this name in the Host header, for example the name of a proxy; may be repeated",
     )
-    command.add_argument("--port", type=whole(1, 65535), default=8000, help="port (default: 8000)")
-    command.add_argument("--api-key", help="that clients must give (default: $UNIDECOUPLE_API_KEY, or none)")
-    command.add_argument("--served-model-name", help="how clients call the model (default: the folder's name)")
-    command.add_argument("--task", choices=("mmu", "t2i"), help="load only what serves this task (default: both)")
-    command.add_argument("--batch-size", type=whole(1), default=16, help="answers, and images, at a time (default: 16)")
+    command.add_argument("--port", type=whole(1, 65535), default=8000, help="port to listen on (default: 8000)")
+    command.add_argument("--api-key", help="key that clients must send (default: $UNIDECOUPLE_API_KEY, or no key)")
+    command.add_argument("--served-model-name", help="name of the model in the API (default: the name of the folder)")
+    command.add_argument("--task", choices=("mmu", "t2i"), help="load only the weights of this task (default: both tasks)")
     command.add_argument(
-        "--max-queue", type=whole(1), default=64, help="answers, and images, that wait; more are refused with 429 (default: 64)"
-    )
-    command.add_argument(
-        "--no-page", action="store_true", help="no web page at / and no /v1/routing, for which the whole model stays in memory"
+        "--batch-size", type=whole(1), default=16, help="answers, and likewise images, generated in parallel (default: 16)"
     )
     command.add_argument(
-        "--drain-seconds", type=number(above=0, most=86400), default=30.0, help="that a shutdown waits for what runs (default: 30)"
+        "--max-queue",
+        type=whole(1),
+        default=64,
+        help="answers, and likewise images, that may wait; further requests get status 429 (default: 64)",
+    )
+    command.add_argument(
+        "--no-page", action="store_true", help="no web page at / and no /v1/routing; saves memory, since both need the whole model"
+    )
+    command.add_argument(
+        "--drain-seconds",
+        type=number(above=0, most=86400),
+        default=30.0,
+        help="seconds that a shutdown waits for running requests (default: 30)",
     )

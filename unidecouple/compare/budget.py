@@ -35,7 +35,7 @@ class Budget:
         steps: of each task: those that hold samples of it, in the stages that train it.
         samples: of each task, curriculum included.
         tokens: of each task, as planned: samples times their mean padded length. Tokens of router samples are in none.
-        router_pictures: pictures shown to the task router besides (see ``router_aux_samples``); no samples of any task.
+        router_pictures: images shown to the task router besides (see ``router_aux_samples``); no samples of any task.
     """
 
     steps: Mapping[str, int]
@@ -65,15 +65,14 @@ def budget(run: RunConfig, stages: Sequence[StagePlan]) -> Budget:
 
 def merged_budget(merge: Merge, parents: Sequence[VariantPlan]) -> Budget:
     """What the models that are merged have seen, together, and what the merge looks at itself."""
-    steps, samples = merge.inputs
-    seen = [cell.budget for cell in parents]
+    own, seen = merge.inputs, [cell.budget for cell in parents]
     lengths = {
         task: max((one.tokens[task] // one.samples[task] for one in seen if one.samples[task]), default=0) for task in TASK_KEYS
     }
     return Budget(
-        {task: steps + sum(one.steps[task] for one in seen) for task in TASK_KEYS},
-        {task: samples + sum(one.samples[task] for one in seen) for task in TASK_KEYS},
-        {task: samples * lengths[task] + sum(one.tokens[task] for one in seen) for task in TASK_KEYS},
+        {task: own[task][0] + sum(one.steps[task] for one in seen) for task in TASK_KEYS},
+        {task: own[task][1] + sum(one.samples[task] for one in seen) for task in TASK_KEYS},
+        {task: own[task][1] * lengths[task] + sum(one.tokens[task] for one in seen) for task in TASK_KEYS},
         sum(one.router_pictures for one in seen),
     )
 
@@ -82,7 +81,7 @@ def merged_budget(merge: Merge, parents: Sequence[VariantPlan]) -> Budget:
 class VariantPlan:
     """A variant of a scenario as planned: its first job, budget, stages, and learning rates.
 
-    A merged variant has no stages, but the plans ``of`` its parents.
+    A merged variant has no stages, but the plans ``of`` its parents, each once.
     """
 
     job: Job
@@ -102,7 +101,7 @@ def cells(planned: Sequence[Job]) -> dict[str, dict[str, VariantPlan]]:
     for job in planned:
         of = found.setdefault(job.scenario, {})
         if job.name != START and job.name not in of:
-            parents = tuple(of[name] for name in job.merge.of) if job.merge else ()
+            parents = tuple(of[name] for name in dict.fromkeys(job.merge.of)) if job.merge else ()
             stages = () if job.merge else _planned(job)
             mine = [one for one in planned if (one.scenario, one.name, one.seed) == (job.scenario, job.name, job.seed)]
             tried: dict[Path, str] = {}
@@ -124,7 +123,7 @@ def _planned(job: Job) -> Sequence[StagePlan]:
 
 @lru_cache(maxsize=64)  # the variants of a grid see few mixtures
 def _lengths(base: str, files: Files) -> Lengths:
-    """Mean padded lengths of batches of ``files`` with the processor of ``base``; at least a picture's, as ``plan`` needs it."""
+    """Mean padded lengths of batches of ``files`` with the processor of ``base``; at least an image's, as ``plan`` needs it."""
     processor = load_processor(base)
     builder = SequenceBuilder(processor)
     batches = FileBatches(files, processor, builder, 0)

@@ -6,9 +6,10 @@ import difflib
 from dataclasses import replace
 
 from unidecouple import config as configs
+from unidecouple.batch import Task
 from unidecouple.compare.claim import Claim
 from unidecouple.compare.grid import START, Comparison, Variant
-from unidecouple.compare.merge import Merge
+from unidecouple.compare.merge import Decoupling, Merge
 from unidecouple.eval.suite import metric_named
 
 
@@ -26,6 +27,10 @@ def check_grid(grid: Comparison) -> None:
     for name in grid.metrics:
         metric_named(name)
     grid.run.data.check_comparable()
+    if grid.run.early_stopping_patience is not None or grid.run.load_best_model_at_end:
+        raise ValueError(
+            "run has early stopping or load_best_model_at_end, but compared variants must see equal budgets: leave them out"
+        )
     for what, ones in (("scenario", grid.scenarios), ("variant", grid.variants)):
         for name, one in ones.items():
             if one.data:  # refuses unknown keys and values out of range
@@ -67,7 +72,9 @@ def _check_merge(grid: Comparison, name: str, variant: Variant, merge: Merge) ->
     bare = Variant("", other_budget=variant.other_budget, scenarios=variant.scenarios, rates=variant.rates, axis=variant.axis)
     if replace(variant, description="", title="", merge=None) != bare:
         raise ValueError(f"variant {name!r} is merged and trains nothing: leave out structure, stages, objective, tasks and steps")
-    if len(merge.of) < 2:
+    if isinstance(merge.method, Decoupling):
+        _check_decoupled(grid, name, merge)
+    elif len(merge.of) < 2:
         raise ValueError(f"variant {name!r} merges {', '.join(merge.of) or 'nothing'}: name at least two variants")
     for parent in merge.of:
         theirs = grid.variants[parent]
@@ -75,4 +82,18 @@ def _check_merge(grid: Comparison, name: str, variant: Variant, merge: Merge) ->
             raise ValueError(
                 f"variant {name!r} merges {parent!r}, which does not end as the base's own weights, only changed: merge dense "
                 "variants without low-rank updates"
+            )
+
+
+def _check_decoupled(grid: Comparison, name: str, merge: Merge) -> None:
+    if len(merge.of) not in (1, 2):
+        raise ValueError(
+            f"variant {name!r} decouples {', '.join(merge.of) or 'nothing'}: name the variant that generates, and at most one "
+            "more, which understands"
+        )
+    for parent, lacking in zip(merge.of, (Task.MMU, Task.T2I), strict=False):
+        if grid.variants[parent].tasks == lacking.key:
+            raise ValueError(
+                f"variant {name!r} decouples {', '.join(merge.of)}, and {parent} trains {lacking.key} alone: the first one "
+                "generates, the second one understands"
             )

@@ -139,7 +139,7 @@ def _place(job: Job) -> dict[str, Any]:
 
 
 def _of_parents(job: Job, seconds: Mapping[Path, float]) -> float:
-    return sum(seconds.get(parent, 0.0) for parent in job.parents)
+    return sum(seconds.get(parent, 0.0) for parent in set(job.parents))
 
 
 def _seen(job: Job, cells: Mapping[str, Mapping[str, VariantPlan]]) -> dict[str, int | str]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any, Final
 
 from unidecouple.batch import Task
 from unidecouple.compare.budget import VariantPlan
+from unidecouple.compare.merge import Decoupling
+from unidecouple.delta.forms import ChangedMatrix, choose_forms
 from unidecouple.plan.batch_shapes import BatchShape
-from unidecouple.plan.op_trace import OpTrace
+from unidecouple.plan.op_trace import OpTrace, Shape
 from unidecouple.plan.stages import StagePlan
 from unidecouple.plan.weights import count
 
+_DECODER = re.compile(r"model\.language_model\.(layers|norm)\.")
+_FLOAT: Final = 4
+"""Bytes of a weight in training."""
 _HEADS = {Task.MMU: "model.generation_head.", Task.T2I: "lm_head."}
 """Weights that a task's tokens have no use for, though the step's trace passes them with no rows."""
 
@@ -64,12 +71,15 @@ def cost(stages: Sequence[StagePlan]) -> VariantCost:
 
 
 def cost_of(cell: VariantPlan) -> VariantCost:
-    """Of a variant; a merged one costs what its parents do, which train one after the other. What the merge takes is left out."""
+    """Of a variant; a merged one costs what its parents do, which train one after the other. What the merge takes is left out.
+
+    A decoupled model has the deltas of all its decoder's matrices and norms besides (of the word embeddings a few rows, left out).
+    """
     if not cell.of:
         return cost(cell.stages)
     parents = [cost_of(parent) for parent in cell.of]
     tokens = [sum(parent.budget.tokens.values()) for parent in cell.of]
-    return VariantCost(
+    found = VariantCost(
         parameters=parents[0].parameters,
         active={task: count for parent in parents for task, count in parent.active.items()},
         trainable=[
@@ -78,6 +88,44 @@ def cost_of(cell: VariantPlan) -> VariantCost:
         train_flops=sum(p.train_flops * count for p, count in zip(parents, tokens, strict=True)) / sum(tokens),
         generated_flops=next((p.generated_flops for p in parents if p.generated_flops is not None), None),
     )
+    merge = cell.job.merge
+    if merge is None or not isinstance(merge.method, Decoupling):
+        return found
+    return _with_deltas(found, cell.of[0].stages[-1], merge.method, len(merge.of))
+
+
+def _with_deltas(found: VariantCost, stage: StagePlan, method: Decoupling, models: int) -> VariantCost:
+    parts = tuple(part for part in stage.load.step if part.task is Task.T2I)
+    layers = {name: shape for name, shape in stage.load.trace_ops(parts).shapes.items() if _DECODER.match(name)}
+    stored, computed = _deltas(layers, method)
+    flops = 2 * computed * sum(part.tokens for part in parts) / sum(part.drawn for part in parts)
+    tuned = (Task.T2I, Task.MMU)[:models]
+    return replace(
+        found,
+        parameters=found.parameters + stored * len(tuned),
+        active={task: count + computed * (Task[task.upper()] in tuned) for task, count in found.active.items()},
+        generated_flops=None if found.generated_flops is None else found.generated_flops + flops,
+    )
+
+
+def _deltas(layers: Mapping[str, Shape], method: Decoupling) -> tuple[int, int]:
+    """Numbers stored for a task beside the decoder's own, and those of them that a token meets besides the layers' own.
+
+    Where ranks depend on the weights, they are at most those of a budget, or both sets.
+    """
+    matrices = {name: ChangedMatrix((shape[0], shape[1]), _FLOAT) for name, shape in layers.items() if len(shape) == 2}
+    norms = sum(prod(shape) for shape in layers.values() if len(shape) == 1)
+    if method.needs_spectra:
+        whole = sum(matrix.whole for matrix in matrices.values())
+        numbers = min(whole, method.budget or whole) // _FLOAT
+        return numbers + norms, numbers
+    stored, computed = norms, 0
+    for name, form in choose_forms(matrices, method).items():
+        (out, into), kind = layers[name], form.partition(":")[0]
+        rank = int(form.partition(":")[2] or 0)
+        stored += {"rank": rank * (out + into), "full": out * into, "bits": out * -(-into // 8) + 1}[kind]
+        computed += {"rank": rank * (out + into), "full": 0, "bits": out * into + 1}[kind]
+    return stored, computed
 
 
 def _active(stage: StagePlan, task: Task, trace: OpTrace) -> int:

@@ -14,7 +14,7 @@ from unidecouple.compare.plan import Comparison, Job, jobs
 from unidecouple.convert.load import checkpoint_folder
 from unidecouple.files import read_text, sha256_tree
 
-Key = tuple[str, str, int]
+RunKey = tuple[str, str, int]
 """Scenario, variant with its rate, seed."""
 
 SOURCE = "source"
@@ -32,17 +32,17 @@ class ImportedRuns:
         sources: when its results were written -> the command, commit, platform and versions that computed it.
     """
 
-    runs: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
-    rows: Mapping[Key, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    runs: Mapping[RunKey, Mapping[str, Any]] = field(default_factory=dict)
+    rows: Mapping[RunKey, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def base_hash(base: str) -> str:
-    """Hexadecimal SHA-256 of what runs take from ``base``: all its files but the one of how a user's pictures are drawn."""
+    """Hexadecimal SHA-256 of what runs take from ``base``: all its files but the one of how a user's images are drawn."""
     return sha256_tree(checkpoint_folder(base), without=("generation_config.json",))
 
 
-def key_of(job: Job) -> Key:
+def key_of(job: Job) -> RunKey:
     """What names ``job`` in results."""
     return job.scenario, job.variant, job.seed
 
@@ -54,8 +54,8 @@ def import_runs(paths: Sequence[Path], planned: Sequence[Job]) -> ImportedRuns:
         ValueError: a file is missing or not what ``compare`` writes, or a run has another configuration than the grid asks for, or
             another base's weights.
     """
-    runs: dict[Key, Mapping[str, Any]] = {}
-    rows: dict[Key, list[Mapping[str, Any]]] = {}
+    runs: dict[RunKey, Mapping[str, Any]] = {}
+    rows: dict[RunKey, list[Mapping[str, Any]]] = {}
     sources: dict[str, Mapping[str, Any]] = {}
     for path in paths:
         content = _read(path)
@@ -84,7 +84,7 @@ def _read(path: Path) -> Any:
     return content
 
 
-def _check(path: Path, meta: Mapping[str, Any], asked: Mapping[Key, Job]) -> None:
+def _check(path: Path, meta: Mapping[str, Any], asked: Mapping[RunKey, Job]) -> None:
     """Refuse runs that are not those of ``asked``."""
     theirs = {key_of(job): job for job in jobs(configs.restore(Comparison, meta["config"], str(path)))}
     for run in meta["runs"]:
@@ -104,5 +104,5 @@ def _check(path: Path, meta: Mapping[str, Any], asked: Mapping[Key, Job]) -> Non
             )
 
 
-def _key(entry: Mapping[str, Any]) -> Key:
+def _key(entry: Mapping[str, Any]) -> RunKey:
     return entry["scenario"], entry["variant"], entry["seed"]

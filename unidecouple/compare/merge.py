@@ -1,14 +1,55 @@
-"""A variant that trains nothing of its own: the models of other variants' runs, merged (arXiv 2212.04089, 2310.02575)."""
+"""A variant that trains nothing of its own: the models of other variants' runs, merged or decoupled.
+
+Merging is that of ``methods/merging``; decoupling (``delta/decouple.py``) serves each task by weights of its own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
+from unidecouple import bounds
+from unidecouple.batch import TASK_KEYS, Task
+from unidecouple.delta.distill import Distillation
+from unidecouple.delta.forms import Fidelity
 from unidecouple.methods.merging import AdaMerging, Merging, TaskArithmetic
 from unidecouple.run import RunConfig
 
 MERGED, RECORD = "merged", "merge.yaml"
-"""In a merged variant's folder: the checkpoint that is scored, and what says of which merge it is."""
+"""In such a variant's folder: the checkpoint that is scored, and what says how it was made."""
+
+
+@dataclass(frozen=True)
+class Decoupling(Fidelity):
+    """Weights per task, as `unidecouple decouple` makes them.
+
+    Generation is served by the base and the change of the first model, in a form that keeps part of it. Understanding is the
+    base's, or is served in the same way by the second model. One of ``rank``, ``energy``, ``full`` and ``bits`` is given, or
+    ``budget`` alone or with ``energy``.
+
+    Attributes:
+        rank: of every matrix of the change.
+        energy: share of each matrix's energy (sum of squared singular values), by the smallest rank that has it.
+        full: keep both weights of every matrix, which is exact.
+        bits: one bit per number and a scale per matrix.
+        budget: most bytes of all matrices together; ranks are chosen for the most energy.
+        distill_steps: that match the first model's logits on images that it draws of the scenario's prompts.
+        learning_rate: of distillation.
+    """
+
+    kind: Literal["decouple"] = "decouple"
+    distill_steps: int = 0
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounds.at_least(0, self, "distill_steps")
+        bounds.above(0, self, "learning_rate")
+
+
+Method = Merging | Decoupling
 
 
 @dataclass(frozen=True)
@@ -17,19 +58,24 @@ class Merge:
 
     Attributes:
         of: names of variants of the same grid, usually one per task. Their runs of the same scenario, rate and seed are merged;
-            they are trained once, whether or not they have rows of their own.
-        method: see ``methods/merging``. A method that learns sees the scenario's training data again, without its loss.
+            they are trained once, whether or not they have rows of their own. Decoupling takes one, whose generation is kept, or a
+            second one for understanding (the same one again: both tasks get its change).
+        method: see ``methods/merging``, and `unidecouple decouple`. A method that learns sees the scenario's training data again,
+            without its loss.
     """
 
     of: tuple[str, ...]
-    method: Merging = field(default_factory=TaskArithmetic)
+    method: Method = field(default_factory=TaskArithmetic)
 
     @property
-    def inputs(self) -> tuple[int, int]:
-        """Steps, and samples of each task, that the merge itself looks at."""
-        if isinstance(self.method, AdaMerging):
-            return self.method.steps, self.method.steps * self.method.batch_size
-        return 0, 0
+    def inputs(self) -> dict[str, tuple[int, int]]:
+        """Of each task, steps and samples that the merge itself looks at."""
+        method, none = self.method, (0, 0)
+        if isinstance(method, AdaMerging):
+            return dict.fromkeys(TASK_KEYS, (method.steps, method.steps * method.batch_size))
+        if isinstance(method, Decoupling):
+            return {Task.MMU.key: none, Task.T2I.key: (method.distill_steps, method.distill_steps * Distillation.batch_size)}
+        return dict.fromkeys(TASK_KEYS, none)
 
 
 @dataclass(frozen=True)
@@ -43,15 +89,38 @@ class MergeRecord:
     """
 
     of: tuple[str, ...]
-    method: Merging
+    method: Method
     run: RunConfig
 
 
-def words(method: Merging) -> list[str]:
-    """Options of ``unidecouple merge`` that mean ``method``."""
+def command(method: Method, base: str, models: Sequence[str], target: Path, source: Sequence[str]) -> list[str]:
+    """The command line that makes the model.
+
+    Args:
+        method: how.
+        base: what all ``models`` started from.
+        models: folders of runs.
+        target: folder to write.
+        source: options that name the recipe whose data a method that learns reads, and the cache.
+    """
+    options = [*words(method), "--output", str(target), *source]
+    if isinstance(method, Decoupling):
+        second = ["--understanding", models[1]] if len(models) > 1 else []
+        return ["decouple", base, models[0], *second, *options]
+    return ["merge", base, *models, *options]
+
+
+def words(method: Method) -> list[str]:
+    """Options of ``unidecouple merge`` or ``decouple`` that mean ``method``."""
+    if isinstance(method, Decoupling):
+        flags = [*["--full"] * method.full, *["--mode", "bits"] * method.bits]
+        options: dict[str, object] = {"--rank": method.rank, "--energy": method.energy, "--budget": method.budget}
+        if method.distill_steps:
+            options |= {"--distill-steps": method.distill_steps, "--learning-rate": method.learning_rate}
+        return [*flags, *(str(word) for option in options.items() if option[1] is not None for word in option)]
     if isinstance(method, AdaMerging):
         learned = {"--learning-rate": method.learning_rate, "--steps": method.steps, "--batch-size": method.batch_size}
-        options: dict[str, object] = {"--method": method.kind, "--scale": method.start, **learned}
+        options = {"--method": method.kind, "--scale": method.start, **learned}
     else:
         options = {"--method": method.kind, "--scale": method.scale}
     return [str(word) for option in options.items() for word in option]

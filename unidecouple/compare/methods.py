@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from unidecouple import config as configs
 from unidecouple.compare.grid import Variant
+from unidecouple.compare.merge import Decoupling
 from unidecouple.config.layers import Layers
 from unidecouple.config.packaged import recipes_folder
 from unidecouple.convert.layouts import read_config
@@ -85,7 +86,9 @@ def run_values(name: str, variant: Variant) -> dict[str, Any]:
         ValueError: the method merges models that were trained, which is no run.
     """
     if variant.merge is not None:
-        raise ValueError(f"method {name!r} merges trained models: train {' and '.join(variant.merge.of)}, then `unidecouple merge`")
+        tool = "decouple" if isinstance(variant.merge.method, Decoupling) else "merge"
+        of = " and ".join(dict.fromkeys(variant.merge.of))
+        raise ValueError(f"method {name!r} {tool}s trained models: train {of}, then `unidecouple {tool}`")
     other = {"mmu": "t2i", "t2i": "mmu"}.get(variant.tasks)
     data = {**variant.data, **({f"{other}_batch_size": 0} if other else {})}
     parts = ("structure", "objective", "stages")

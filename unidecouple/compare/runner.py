@@ -13,7 +13,8 @@ from unidecouple.compare.budget import cells, check
 from unidecouple.compare.collect import ERROR, LOG, GridRuns, collect
 from unidecouple.compare.done import finished
 from unidecouple.compare.elsewhere import import_runs, key_of
-from unidecouple.compare.merge import MERGED, RECORD, words
+from unidecouple.compare.merge import MERGED, RECORD
+from unidecouple.compare.merge import command as merge_command
 from unidecouple.compare.only import chosen, parse
 from unidecouple.compare.plan import Comparison, Job, jobs
 from unidecouple.compare.processes import Processes
@@ -92,7 +93,7 @@ def run_comparison(grid: Comparison, options: CompareOptions) -> Path:
 
 
 def expected_work(job: Job) -> int:
-    """About how long ``job`` takes, in pairs; what is to be understood costs about three pairs (its picture, a longer text)."""
+    """About how long ``job`` takes, in pairs; what is to be understood costs about three pairs (its image, a longer text)."""
     data = job.config.data
     return job.config.max_steps * (data.t2i_batch_size + 3 * (data.mmu_batch_size + data.router_aux_samples))
 
@@ -126,8 +127,8 @@ def _run(job: Job, folder: Path, cache: Path, processes: Processes) -> int:
         write_text_atomic(mine / RECORD, configs.dump(job.record))
         if not merged.is_dir():
             parents = [str(folder / parent) for parent in job.parents]
-            learned = [*words(job.merge.method), "--recipe", str(recipe), *kept]
-            commands.insert(0, ["merge", config.model_name_or_path, *parents, "--output", str(merged), *learned])
+            source = ["--recipe", str(recipe), *kept]
+            commands.insert(0, merge_command(job.merge.method, config.model_name_or_path, parents, merged, source))
         config = replace(config, model_name_or_path=str(merged.resolve()))
     write_text_atomic(recipe, configs.dump(config))
     return next((code for arguments in commands if (code := _call(arguments, job, mine / LOG, processes))), 0)

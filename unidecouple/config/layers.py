@@ -67,10 +67,10 @@ class Layers:
         path = recipe_path(path)
         real = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
         if real in starters:
-            raise ConfigError(f"{path} starts from itself by way of '{BASE_KEY}'; take it out of one of the files")
+            raise ConfigError(f"{path} includes itself through '{BASE_KEY}': remove the entry from one of the files")
         self._files += 1
         if self._files > _MOST_FILES:
-            raise ConfigError(f"{path}: more than {_MOST_FILES} files by way of '{BASE_KEY}'; name each base once")
+            raise ConfigError(f"{path}: '{BASE_KEY}' includes more than {_MOST_FILES} files: list each base once")
         content = _read(path)
         bases = content.pop(BASE_KEY, [])
         names = [bases] if isinstance(bases, str) else bases
@@ -97,7 +97,7 @@ class Layers:
         if not equals or not all(keys):
             raise ConfigError(f"override {override!r} must have the form dotted.key=value")
         if len(keys) > _DEEPEST:
-            raise ConfigError(f"override {override[:40]!r}… has {len(keys)} keys, more than {_DEEPEST}")
+            raise ConfigError(f"override {override[:40]!r}… is nested {len(keys)} keys deep, more than {_DEEPEST}")
         source = f"override {override!r}" if len(override) <= _LONGEST else f"override {override[:_LONGEST]!r}…"
         value = parse(text, source)
         for old, (new, kind) in self._moves.items():
@@ -147,7 +147,7 @@ class Layers:
     def _assign_in_list(self, items: list[Any], keys: list[Any], value: Any, at: Location, source: str) -> None:
         if not keys[0].isdecimal() or int(keys[0]) >= len(items):
             where = ".".join(map(str, at))
-            raise ConfigError(f"{source}: {where} is a list of {len(items)}, without a position {keys[0]!r} (the first is 0)")
+            raise ConfigError(f"{source}: {where} is a list of {len(items)} entries without an entry {keys[0]!r} (the first is 0)")
         position = int(keys[0])
         place: Location = (*at, position)
         if len(keys) > 1 and isinstance(items[position], dict | list):
@@ -196,7 +196,7 @@ def _read(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold keys and values, not a {type(values).__name__}")
+        raise ConfigError(f"{path}: must contain keys and values, not a {type(values).__name__}")
     return values
 
 

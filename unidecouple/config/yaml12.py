@@ -96,7 +96,7 @@ class _Loader(yaml.SafeLoader):
             if key.tag not in (f"{_PREFIX}str", f"{_PREFIX}merge"):
                 raise yaml.MarkedYAMLError(problem="a key must be text: put it in quotes", problem_mark=key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} appears twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return node
 

@@ -43,7 +43,7 @@ def converted(source: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"the cache {target.parent} cannot be made ({error.strerror}): set {VARIABLE} to another folder"
+            f"the cache {target.parent} cannot be created ({error.strerror}): set {VARIABLE} to another folder"
         ) from error
     with FileLock(target.parent / f"{target.name}.lock"):
         if not (target / "config.json").is_file():

@@ -28,7 +28,7 @@ def check_weights(found: Mapping[str, Tensor], config: UnifiedConfig, start: Pat
         with torch.device("meta"):
             expected = model_class(config)(config).state_dict()
     except Exception as error:  # torch and transformers refuse sizes with errors of many types
-        raise ValueError(f"{start.parent / 'config.json'} describes no model: {error}") from error
+        raise ValueError(f"{start.parent / 'config.json'} does not describe a model: {error}") from error
     for name in expected.keys() - found.keys():
         raise ValueError(f"{start} lacks {called(name)}, which must be of shape {tuple(expected[name].shape)}")
     for name in found.keys() - expected.keys():

@@ -66,7 +66,9 @@ def _plan(weights: Weights, parts: list[tuple[str, ...]], steps: list[Step], lay
         try:
             before, planned = planned, [step.transform(part) for part in planned]
         except (RuntimeError, IndexError) as error:  # a shape that no layout has
-            raise ValueError(f"{weights.start} holds weights of shapes that do not fit ({step.says}): {error}") from error
+            raise ValueError(
+                f"{weights.start} contains weights whose shapes do not fit its config.json ({step.says}): {error}"
+            ) from error
         if step.check:
             check_weights(_union(planned), step.config, weights.start, partial(_called, layout=layout, config=step.config))
         say(_summary(step.says, _union(before), _union(planned)))

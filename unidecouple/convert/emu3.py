@@ -20,7 +20,7 @@ from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.schema import own_fields
 
 PUBLISHED_SIZE = 720
-"""Pixels a side of Emu3-Gen's square pictures (image_area 518,400)."""
+"""Pixels a side of Emu3-Gen's square images (image_area 518,400)."""
 
 _NAMES = (
     ("text_model.lm_head.", "lm_head."),
@@ -99,7 +99,7 @@ def emu3_json(config: UniEmu3Config) -> dict[str, Any]:
 
 
 def read_emu3_processor(folder: Path, ours: bool) -> UniEmu3Processor:
-    """The processor of a checkpoint; from transformers' layout, pictures get 720 pixels a side, or as many as it allows."""
+    """The processor of a checkpoint; from transformers' layout, images get 720 pixels a side, or as many as it allows."""
     if ours:
         return UniEmu3Processor.from_pretrained(folder, trust_remote_code=False)
     plain = Emu3Processor.from_pretrained(folder, trust_remote_code=False)
@@ -109,7 +109,7 @@ def read_emu3_processor(folder: Path, ours: bool) -> UniEmu3Processor:
 
 
 def write_emu3_processor(folder: Path, processor: UniEmu3Processor, ours: bool) -> None:
-    """Save ``processor`` into ``folder``; transformers' has no place for the system prompt and the size of pictures."""
+    """Save ``processor`` into ``folder``; transformers' has no place for the system prompt and the size of images."""
     if ours:
         processor.save_pretrained(folder)
     else:
@@ -117,7 +117,7 @@ def write_emu3_processor(folder: Path, processor: UniEmu3Processor, ours: bool) 
 
 
 def resized(config: UnifiedConfig, processor: UnifiedProcessor | None, image_size: int) -> UniEmu3Config:
-    """``config`` for pictures of ``image_size`` pixels a side, and ``processor`` changed to make them.
+    """``config`` for images of ``image_size`` pixels a side, and ``processor`` changed to make them.
 
     Raises:
         ValueError: it is a Janus's, or the size is no multiple of an image token's.

@@ -45,17 +45,17 @@ def download(name: str, weights: bool = True) -> Path:
 
 
 def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
-    start = f"no checkpoint at {name!r}: it is no folder here, and"
+    start = f"no checkpoint at {name!r}: it is not a folder on this machine, and"
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except GatedRepoError as error:
-        raise ValueError(f"{start} on the Hub its licence must be accepted first, on its page; then `hf auth login`") from error
+        raise ValueError(f"{start} its licence must be accepted on its page on the Hub; then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise ValueError(f"{start} the Hub has no such model, or it is private: check the name, or run `hf auth login`") from error
     except LocalEntryNotFoundError as error:
         raise ValueError(
-            f"{start} the Hub cannot be reached and its cache here lacks it: download it with `hf download {name}` where there is "
-            "a network, or give a folder"
+            f"{start} the Hub cannot be reached and the local cache does not contain it: run `hf download {name}` with a network "
+            "connection, or give a folder"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise ValueError(f"{start} the Hub's download failed ({_first_line(error)}): try again, or give a folder") from error

@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > _MOST_BYTES:
         raise ValueError(f"cannot read {path}: {size:,} bytes are more than {_MOST_BYTES:,}")
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")  # noqa: TRY004 - a mistake in a file, not in the code
+        raise ValueError(f"{path} does not contain a JSON object")  # noqa: TRY004 - a mistake in a file, not in the code
     return value
 
 

@@ -80,16 +80,14 @@ class CheckpointConfig:
         """
         path = self.folder / "config.json"
         if self.layout == DEEPSEEK and processor is None:
-            raise ValueError(
-                f"{self.folder} has no tokenizer.json: the ids of pictures and padding are read from it; copy it there"
-            )
+            raise ValueError(f"{self.folder} has no tokenizer.json: the ids of images and padding are read from it; copy it there")
         check_depths(path, self.raw)
         try:
             config = self._read(processor)
         except KeyError as error:
-            raise ValueError(f"{path} lacks {error}, which its model has") from error
+            raise ValueError(f"{path} lacks {error}, which the model needs") from error
         except Exception as error:  # the libraries check fields with errors of many types
-            raise ValueError(f"{path} describes no model: {error}") from error
+            raise ValueError(f"{path} does not describe a model: {error}") from error
         if processor is not None:
             _check_vocabulary(self.folder, config, processor)
         return config

@@ -49,14 +49,14 @@ def source_folder(name_or_path: str, weights: bool = True) -> Path:
     if (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file():
         base = read_json(folder / _ADAPTER).get("base_model_name_or_path") or "BASE"
         raise ValueError(
-            f"{folder} is an adapter, not a whole checkpoint: make one of it by `unidecouple adapter load {base} {folder} "
+            f"{folder} is an adapter, not a whole checkpoint: rebuild one with `unidecouple adapter load {base} {folder} "
             "--output FOLDER`, and give that folder"
         )
     if not (folder / "config.json").is_file():
         folder = next(reversed(all_checkpoints(folder)), folder)
     if (folder / _ADAPTER).is_file() and (folder / "config.json").is_file():
         raise ValueError(
-            f"{folder} holds a whole checkpoint (config.json) and an adapter ({_ADAPTER}): move one of them to a folder of its own"
+            f"{folder} holds a whole checkpoint (config.json) and an adapter ({_ADAPTER}): move one of them to another folder"
         )
     found = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[1])
     for needed in ("config.json", found) if weights else ("config.json",):

@@ -74,7 +74,7 @@ def check_alike(base: Path, tuned: Sequence[Path]) -> None:
             remedy = f"merge its low-rank updates first: unidecouple convert {folder} --merge-lora --output FOLDER"
         for name in sorted(ours.keys() ^ theirs.keys()):
             who, other = (base, folder) if name in ours else (folder, base)
-            raise ValueError(f"{who} has {name}, and {other} has not: {remedy}")
+            raise ValueError(f"{who} has the weight {name}, {other} does not: {remedy}")
         for name, weight in ours.items():
             if theirs[name].shape != weight.shape:
                 raise ValueError(

@@ -34,7 +34,7 @@ def structure(arguments: argparse.Namespace) -> Structure | None:
     known = {field.name for field in fields(kind)} if kind else set()
     for name in given.keys() - known:
         option = "--no-shared-expert" if name == "shared_expert" else f"--{name.replace('_', '-')}"
-        raise ValueError(f"{option} does nothing with --structure {arguments.structure}: leave it out, or choose another")
+        raise ValueError(f"{option} has no effect with --structure {arguments.structure}: remove it, or choose another structure")
     if "moe_layers" in given:
         given["moe_layers"] = numbers(given["moe_layers"])
     if "parts" in given:
@@ -55,7 +55,7 @@ def depth(text: str) -> float | int:
         ValueError: ``text`` is neither.
     """
     if not re.fullmatch(r"\d+|0?\.\d+", text):
-        raise ValueError(f"{text!r} is no depth: write a number of layers, as 12, or a share of all, as 0.5")
+        raise ValueError(f"{text!r} is not a depth: write a number of layers such as 12, or a fraction of the depth such as 0.5")
     return int(text) if text.isdigit() else float(text)
 
 
@@ -69,7 +69,7 @@ def numbers(text: str) -> tuple[int, ...]:
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
         if match is None:
-            raise ValueError(f"{text!r} is no list of layers: write numbers and ranges, as 0,4-7")
+            raise ValueError(f"{text!r} is not a list of layers: write numbers and ranges, such as 0,4-7")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(found)
 
@@ -83,5 +83,5 @@ def shard_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?B)?\s*", text.upper())
     size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if size < 1:
-        raise ValueError(f"{text!r} is no size of a file: write a number and its unit, as 5GB or 200MB")
+        raise ValueError(f"{text!r} is not a file size: write a number and a unit, such as 5GB or 200MB")
     return size

@@ -54,7 +54,7 @@ def read_deepseek(part: Part) -> Part:
             continue
         known = from_deepseek(name)
         if known is None:
-            raise ValueError(f"unexpected weight {name}: deepseek-ai's Janus and Janus-Pro have none of this name")
+            raise ValueError(f"unexpected weight {name}: deepseek-ai's Janus and Janus-Pro have no weight of this name")
         if ".self_attn.qkv." in known:
             for projection, third in zip(_PROJECTIONS, tensor.chunk(3), strict=True):
                 out[known.replace("qkv", projection)] = third.clone()

@@ -28,7 +28,7 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token")
 _ADDITIONAL = "additional_special_tokens"
 _ROLES = ("<|User|>", "<|Assistant|>")
 
-TEMPLATE = """
+TURN_BODY = """
 {%- macro body(content) -%}
   {%- if content is string -%}{{ content | trim }}
   {%- else -%}
@@ -43,6 +43,12 @@ TEMPLATE = """
     {%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
+""".strip()
+"""Jinja macro: the text of a turn; IMAGE stands for each image, on lines of its own."""
+
+TEMPLATE = (
+    TURN_BODY
+    + """
 {%- for message in messages -%}
   {%- set role, said = message['role'] | lower, body(message['content']) -%}
   {%- set ended = add_generation_prompt or not loop.last -%}
@@ -53,7 +59,8 @@ TEMPLATE = """
   {%- if ended -%}{{ '\\n\\n' if role == 'user' else eos_token }}{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
-""".strip()
+"""
+).strip()
 """Chats as Janus-Pro was trained with them (deepseek-ai/Janus, conversation.py, "deepseek"); names stand for its special tokens."""
 
 
@@ -79,6 +86,7 @@ def read_processor(described: CheckpointConfig) -> UnifiedProcessor | None:
             ours = read_json(said)
             processor.system_prompt = ours.get("system_prompt", processor.system_prompt)
             processor.short_side = ours.get("short_side", processor.short_side)
+            processor.system_turn = ours.get("system_turn", processor.system_turn)
     except Exception as error:  # the libraries raise anything here, of files of any content
         raise ValueError(f"cannot read the processor of {folder}: {error!r}. Copy all of its json files again") from error
     return processor
@@ -99,8 +107,11 @@ def write_processor(folder: Path, processor: UnifiedProcessor, layout: str) -> N
             num_image_tokens=processor.num_image_tokens,
         )
         plain.save_pretrained(folder)
-        ours = {} if processor.system_prompt in ("", JANUS_SYSTEM_PROMPT) else {"system_prompt": processor.system_prompt}
+        ours: dict[str, Any] = (
+            {} if processor.system_prompt in ("", JANUS_SYSTEM_PROMPT) else {"system_prompt": processor.system_prompt}
+        )
         ours |= {} if processor.short_side == "round" else {"short_side": processor.short_side}
+        ours |= {} if processor.system_turn is None else {"system_turn": processor.system_turn}
         if ours:  # transformers' Janus has its own only, and ignores these
             path = folder / "processor_config.json"
             write_json_atomic(path, read_json(path) | ours)
@@ -132,7 +143,7 @@ def _read_deepseek(folder: Path) -> UniJanusProcessor:
     if absent:
         raise ValueError(f"{folder / 'tokenizer.json'} has no token {absent[0]!r}: it is not Janus's")
     special = {name: _text(tokens[name]) for name in _SPECIAL if tokens.get(name)}
-    _start_with_bos(backend, special["bos_token"])
+    start_with_bos(backend, special["bos_token"])
     _flag_special(backend, [*map(_text, _listed(folder, tokens)), *(tags[tag] for tag in (*_TAGS.values(), "pad_tag"))])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -154,6 +165,7 @@ def _read_deepseek(folder: Path) -> UniJanusProcessor:
         system_prompt=tags.get("system_prompt", JANUS_SYSTEM_PROMPT),
         num_image_tokens=tags.get("num_image_tokens", 576),
         short_side=tags.get("short_side", "floor"),
+        system_turn=tags.get("system_turn"),
     )
 
 
@@ -189,11 +201,13 @@ def _write_deepseek(folder: Path, processor: UnifiedProcessor) -> None:
     pixels |= {name: getattr(images, name) for name in _PIXELS}
     chat = {"num_image_tokens": processor.num_image_tokens, "sft_format": "deepseek", "processor_class": "VLChatProcessor"}
     if processor.chat_template != _template(tokenizer.backend_tokenizer, tokenizer.image_token):
-        chat["chat_template"] = processor.chat_template  # deepseek-ai's code has its own only, and ignores these three
+        chat["chat_template"] = processor.chat_template  # deepseek-ai's code has its own only, and ignores these four
     if processor.system_prompt != JANUS_SYSTEM_PROMPT:
         chat["system_prompt"] = processor.system_prompt
     if processor.short_side != "floor":
         chat["short_side"] = processor.short_side
+    if processor.system_turn is not None:
+        chat["system_turn"] = processor.system_turn
     write_json_atomic(folder / "tokenizer_config.json", words | tokens)
     write_json_atomic(folder / "special_tokens_map.json", tokens)
     write_json_atomic(folder / "preprocessor_config.json", pixels)
@@ -206,7 +220,7 @@ def _template(backend: Tokenizer, image: str) -> str:
     return TEMPLATE.replace("IMAGE", image).replace("'USER", f"'{user}").replace("'ASSISTANT", f"'{assistant}")
 
 
-def _start_with_bos(backend: Tokenizer, bos: str) -> None:
+def start_with_bos(backend: Tokenizer, bos: str) -> None:
     """Let ``backend`` put BOS first, as deepseek-ai's tokenizer class does by itself, if its file does not say so."""
     number = backend.token_to_id(bos)
     if backend.encode("a").ids[:1] != [number]:

@@ -14,7 +14,7 @@ from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, Che
 from unidecouple.convert.names import to_deepseek
 from unidecouple.convert.parts import Transform, read_deepseek, untie, write_deepseek
 from unidecouple.convert.weights import Weights
-from unidecouple.methods.structure import Dense, LoraStructure, Measured, Structure
+from unidecouple.methods.structure import Dense, LoraStructure, Structure, UsagePartitioned
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 
@@ -33,7 +33,7 @@ class Conversion:
         merge: add low-rank updates to their weights; needed for any layout but ours, and for folding, so done there anyway.
         max_shard_bytes: of one file of weights.
         seed: of new routers.
-        image_size: pixels a side of an Emu3's pictures; None leaves them, or makes them 720 where the layout does not say.
+        image_size: pixels a side of an Emu3's images; None leaves them, or makes them 720 where the layout does not say.
     """
 
     to: str = UNIDECOUPLE
@@ -103,16 +103,16 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
         steps.append(Step("folded the only expert to a dense FFN", structures.fold, config))
     if config.text_config.bos_kv and wanted.to != UNIDECOUPLE:
         config = structures.with_text(config, bos_kv=False)
-        says = f"the BOS's keys and values left out, for which the {wanted.to} layout has no place: pictures will differ a little"
+        says = f"the BOS's keys and values left out, for which the {wanted.to} layout has no place: images will differ a little"
         steps.append(Step(says, drop_bos_kv, config))
-    if mixture is not None and isinstance(mixture, Measured):
-        raise ValueError(f"{mixture.kind!r} needs to know how experts are used: give it to a stage of a run")
+    if mixture is not None and isinstance(mixture, UsagePartitioned):
+        raise ValueError(f"structure {mixture.kind!r} needs measured expert usage: set it in a training stage instead")
     if mixture is not None and isinstance(mixture, LoraStructure):
-        raise ValueError(f"{mixture.kind!r} only adds updates that change nothing until they are trained: give it to a run")
+        raise ValueError(f"structure {mixture.kind!r} adds LoRA that changes nothing until it is trained: set it in a run instead")
     if not folds and mixture is not None:
         if config.text_config.lora_rank:
             low = f"low-rank updates (r={config.text_config.lora_rank})"
-            raise ValueError(f"{low} fit no upcycled FFN: merge them first (--merge-lora)")
+            raise ValueError(f"{low} cannot be kept when the FFN is copied into experts: merge them first (--merge-lora)")
         config = structures.with_structure(config, mixture)
         grow = partial(structures.upcycle, structure=mixture, text=config.text_config, seed=wanted.seed)
         steps.append(Step(f"upcycled to {mixture.kind}", grow, config))

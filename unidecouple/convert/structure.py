@@ -38,16 +38,18 @@ def with_structure(config: UnifiedConfig, structure: Structure) -> UnifiedConfig
     """
     text = config.text_config
     if isinstance(structure, Upcycled) and text.task_deltas and structure.kind != "dense":
-        raise ValueError(f"structure {structure.kind!r} needs one set of weights, and this model has weights per task: take one")
+        raise ValueError(f"structure {structure.kind!r} needs one set of weights, and this model has weights per task: choose one")
     if isinstance(structure, Upcycled) and (text.per_group_layers is not None or text.ffn != "dense" != structure.kind):
         now = (
-            f"ffn={text.ffn!r}" if text.per_group_layers is None else f"layers {text.per_group_layers} untied by {text.group_by!r}"
+            f"ffn={text.ffn!r}"
+            if text.per_group_layers is None
+            else f"separate weights per {text.group_by} in layers {text.per_group_layers}"
         )
-        raise ValueError(f"{now} already: structure {structure.kind!r} must start from a dense checkpoint")
+        raise ValueError(f"the model has {now}: structure {structure.kind!r} must start from a dense checkpoint")
     if isinstance(structure, Upcycled) and text.lora_rank and structure.kind != "dense":
         raise ValueError(
-            f"low-rank updates (r={text.lora_rank}) already: structure {structure.kind!r} must start from a dense checkpoint, "
-            "so merge them first"
+            f"the model has LoRA (r={text.lora_rank}): structure {structure.kind!r} must start from a dense checkpoint, "
+            "so merge it first"
         )
     return with_text(config, **structure.configure(text))
 
@@ -64,7 +66,7 @@ def merge_lora(part: Part, text: UniLlamaConfig) -> Part:
             continue
         stacked = not name.endswith(".lora_A") or ".mlp.gate." in name
         if not stacked and len(a) > 1:
-            raise ValueError(f"{name} is one update per task, and no single weight can hold both: choose one with --task")
+            raise ValueError(f"{name} has one LoRA per task, and only one can be merged: choose it with --task")
         base = name.replace("_lora_A", "_proj") if name.endswith("_lora_A") else name.replace("lora_A", "weight")
         update = part[name.replace("lora_A", "lora_B")].double() @ a.double() * (text.lora_alpha / text.lora_rank)
         out[base] = (part[base].double() + (update if stacked else update[0])).to(part[base].dtype)
@@ -123,16 +125,16 @@ def slim_config(config: UnifiedConfig, task: Task) -> UnifiedConfig:
     text = config.text_config
     if text.ffn == "typed_moe":
         raise ValueError(
-            f"ffn='typed_moe', group_by={text.group_by!r}: a group serves a kind of token, and a task uses several; keep "
-            "the model whole"
+            f"ffn='typed_moe', group_by={text.group_by!r}: each task uses several groups of experts, so the "
+            "weights of one task cannot be taken out"
         )
     if text.per_group_layers is not None:
         raise ValueError(
-            f"layers {text.per_group_layers} are untied by {text.group_by!r}: a task cannot be taken out of untied layers, only "
-            "out of ffn='ta_moe' or updates routed by task"
+            f"layers {text.per_group_layers} have separate weights per {text.group_by}, which --task cannot take out; it can "
+            "with ffn='ta_moe' and with per-task LoRA"
         )
     if text.ffn != "ta_moe" and not text.lora_per_task:
-        raise ValueError(f"ffn={text.ffn!r} without lora_per_task: no weight belongs to one task, so there is none to choose")
+        raise ValueError(f"ffn={text.ffn!r} without lora_per_task: no weight belongs to one task, so there is nothing to choose")
     mixture = {"ffn": "moe", "num_tasks": 1, "num_experts": text.experts_per_group} if text.ffn == "ta_moe" else {}
     rest = {"context_router": False, "task_routing": "learned", "lora_per_task": [], "bos_kv": task is Task.T2I}
     rest |= {"shared_expert_per_task": False}
@@ -167,13 +169,11 @@ def fold_config(config: UnifiedConfig) -> UnifiedConfig:
     """
     text = config.text_config
     if text.per_group_layers is not None:
-        raise ValueError(
-            f"layers {text.per_group_layers} are untied by {text.group_by!r}: they have more than one set to become dense"
-        )
+        raise ValueError(f"layers {text.per_group_layers} have separate weights per {text.group_by} and cannot become dense")
     if text.num_experts > 1 or text.moe_layers is not None:
         raise ValueError(
             f"ffn={text.ffn!r} with {text.num_experts} experts in layers {list(text.mixture_layers)} cannot become dense: "
-            "that takes one expert in every layer (--task of a model with one expert per task)"
+            "every layer must have one expert (use --task on a model with one expert per task)"
         )
     width = text.intermediate_size * (2 if text.shared_expert else 1)
     return with_text(config, ffn="dense", intermediate_size=width, num_tasks=2)

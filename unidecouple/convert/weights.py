@@ -94,7 +94,9 @@ class Weights:
                     for name, one in slices.items()
                 }
         except KeyError as error:
-            raise ValueError(f"{file} holds numbers of type {error}: floats of 16 bits or more can be converted") from error
+            raise ValueError(
+                f"{file} stores numbers of type {error}: only floating-point types of 16 bits or more can be converted"
+            ) from error
         except SafetensorError as error:
             raise ValueError(f"cannot read {file}: {error}. Is it truncated? Copy it again") from error
         except (OSError, RuntimeError, OverflowError) as error:  # shapes beyond 64 bits, a file that is gone
@@ -110,7 +112,7 @@ class Weights:
                     f"checkpoint is ever executed ({(str(error) or repr(error)).splitlines()[0]})"
                 ) from error
             if not isinstance(loaded, dict):
-                raise ValueError(f"{file} holds no weights by name: save a state dictionary")
+                raise ValueError(f"{file} contains no state dictionary: save one with torch.save(model.state_dict(), …)")
             self._torch = (file, {name: value for name, value in loaded.items() if isinstance(value, Tensor)})
         return self._torch[1]
 
@@ -189,7 +191,7 @@ def _start(folder: Path) -> Path:
     start, *others = found
     single = folder / _SINGLES[_INDEXES.index(start.name)] if start.name in _INDEXES else None
     if single in others and single not in _indexed(start).values():
-        raise ValueError(f"{folder} has two sets of weights, {start.name} and {single.name}: keep the one that is meant")
+        raise ValueError(f"{folder} has two sets of weights, {start.name} and {single.name}: delete one of them")
     return start
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unidecouple.batch import Task
-from unidecouple.data.formats.record import BadRecordError, ImageTokens, Picture, Record
+from unidecouple.data.formats.record import BadRecordError, ImageTokens, Record, StoredImage
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import Sample, SequenceBuilder, TurnPart
 
@@ -29,7 +29,7 @@ def build(
     """
     is_t2i = record.kind == "t2i"
 
-    def part(value: str | Picture, generated: bool) -> TurnPart:
+    def part(value: str | StoredImage, generated: bool) -> TurnPart:
         if isinstance(value, str):
             return value
         if not generated:
@@ -49,5 +49,5 @@ def build(
 def _cached(picture: ImageTokens, count: int) -> tuple[int, ...]:
     tokens = tuple(picture.read().tolist())
     if len(tokens) != count:
-        raise ValueError(f"{len(tokens)} tokens per image in {picture.shard}, where the model has {count}: encode it again")
+        raise ValueError(f"{len(tokens)} tokens per image in {picture.shard}, but the model uses {count}: encode it again")
     return tokens

@@ -19,11 +19,12 @@ class ChatFormat:
     Attributes:
         prefix: before a chat that is answered with text; the system prompt.
         user: before a chat's first question or prompt.
-        image: a picture among a question's words.
+        image: an image among a question's words.
         next_user: before a further question, after an answer's end.
         asked: after any question or prompt; there generation starts.
         lead: before an answer.
         answered: after an answer, up to the token that ends it.
+        system_opening, system_closing: before and after the text of a system turn, which stands in place of ``prefix``.
     """
 
     prefix: str
@@ -33,10 +34,12 @@ class ChatFormat:
     asked: str
     lead: str
     answered: str
+    system_opening: str = ""
+    system_closing: str = " "
 
     @property
     def user_with_image(self) -> str:
-        """Before a chat's first question, about a picture."""
+        """Before a chat's first question, about an image."""
         return self.prefix + self.user + self.image
 
 
@@ -57,7 +60,8 @@ def chat_format(processor: UnifiedProcessor) -> ChatFormat:
             f"has {second!r} and {third!r} around an answer; give the processor a template like Janus's"
         )
     answered, next_user = third.split(eos)
-    return ChatFormat(processor.text_prefix, user, first.removeprefix(user), next_user, asked, second.removeprefix(asked), answered)
+    around = (user, first.removeprefix(user), next_user, asked, second.removeprefix(asked), answered)
+    return ChatFormat(processor.text_prefix, *around, *(processor.system_turn or ("", " ")))
 
 
 def _render(processor: UnifiedProcessor, turns: list[tuple[str, list[dict[str, str]]]]) -> str:

@@ -75,7 +75,7 @@ class Findings:
         problems: file, line and reason of the first bad ones.
         bad: number of bad records.
         words: of the good records.
-        digests: of each good record's texts and pictures, 8 bytes each; equal records have equal ones.
+        digests: of each good record's texts and images, 8 bytes each; equal records have equal ones.
     """
 
     path: Path
@@ -189,10 +189,10 @@ def check(
 
 
 def digest(record: Record) -> bytes:
-    """16 bytes that are equal for records of equal texts and pictures, whatever file and format they come from.
+    """16 bytes that are equal for records of equal texts and images, whatever file and format they come from.
 
     Raises:
-        OSError: a picture can no longer be read.
+        OSError: an image can no longer be read.
     """
     found = hashlib.blake2b(digest_size=16)
     for turn in record.turns:

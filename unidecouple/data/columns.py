@@ -27,7 +27,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
             near = difflib.get_close_matches(name, NAMES, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"columns: {name!r} is no name of a format. {hint}The map goes from one of {', '.join(NAMES)} "
+                f"columns: {name!r} is not a field name. {hint}The map goes from one of {', '.join(NAMES)} "
                 "to your column, as in {question: q, answer: a, image: path}"
             )
         if not column or list(columns.values()).count(column) > 1:
@@ -42,7 +42,7 @@ def parse_columns(text: str) -> dict[str, str]:
     """
     pairs = [entry.partition("=") for entry in text.split(",") if entry.strip()]
     if not pairs or not all(sign for _, sign, _ in pairs):
-        raise ValueError(f"{text!r} is no column map: write it as question=q,answer=a,image=path")
+        raise ValueError(f"{text!r} is not a column map: write it as question=q,answer=a,image=path")
     columns = {name.strip(): column.strip() for name, _, column in pairs}
     if len(columns) < len(pairs):
         raise ValueError(f"{text!r} gives a name twice")

@@ -20,6 +20,7 @@ from unidecouple.data.sequences import pixels
 from unidecouple.files import sha256_file, sha256_tree, write_bytes_atomic, write_json_atomic, write_text_atomic
 from unidecouple.models.vq import ImageTokenizer, encode_image_tokens, tokenizer_hash
 from unidecouple.ownership import check_apart
+from unidecouple.shares import ALONE, WorkShare
 
 EncodeProgress = Callable[[int, int], None]
 """Called with the records that are done, and of how many."""
@@ -33,11 +34,13 @@ class EncodeOptions:
         batch_size: images encoded together.
         shard_size: records per shard.
         max_bad_ratio: fraction of bad records above which the encoding fails.
+        share: this process among several.
     """
 
     batch_size: int = 32
     shard_size: int = 10_000
     max_bad_ratio: float = 0.01
+    share: WorkShare = ALONE
 
 
 def encode(
@@ -47,10 +50,11 @@ def encode(
     output: Path,
     options: EncodeOptions | None = None,
     progress: EncodeProgress = lambda done, of: None,
-) -> Manifest:
+) -> Manifest | None:
     """Encode every t2i record of ``readers`` into ``output``; shards that are there already are kept.
 
-    Records with images in their prompt are skipped: the cache holds text and tokens only.
+    Records with images in their prompt are skipped: the cache holds text and tokens only. Processes that share the work write a
+    part of the shards each; the one that finds all of them writes the manifest, others return None.
 
     Args:
         readers: from ``open_readers``.
@@ -62,7 +66,7 @@ def encode(
 
     Raises:
         ValueError: there is nothing to encode, or ``output`` holds another encoding.
-        BadDataError: too many pictures cannot be read.
+        BadDataError: too many images cannot be read.
         StorageError: a file could not be written; the same command goes on.
     """
     options = options or EncodeOptions()
@@ -73,12 +77,15 @@ def encode(
     total = sum(len(reader.kinds) for reader in readers)
     drawable = RecordIndex(readers, ("t2i",))
     if not len(drawable):
-        raise ValueError(f"none of {total} records is t2i (a picture in an assistant turn): there is nothing to encode")
+        raise ValueError(f"none of {total} records is t2i (an image in an assistant turn): there is nothing to encode")
     sources = {str(reader.path): _hash(reader.path) for reader in readers}
     digest = tokenizer_hash(vq)
     _start(output, {"tokenizer": digest, "image_size": preprocessor.size, "shard_size": options.shard_size, "sources": sources})
     bad_records = BadRecordCounter(options.max_bad_ratio, len(drawable))
-    counts = _Encoder(drawable, vq, preprocessor, options.batch_size, bad_records).shards(output, options.shard_size, progress)
+    encoder = _Encoder(drawable, vq, preprocessor, options.batch_size, bad_records)
+    counts = encoder.shards(output, options.shard_size, options.share, progress)
+    if counts is None:
+        return None
     manifest = Manifest(
         tokenizer=digest,
         tokens_per_image=_width(output),
@@ -96,10 +103,11 @@ def encode(
 def _start(output: Path, plan: dict[str, object]) -> None:
     """Claim ``output``, or find that it holds the same encoding."""
     file = output / PLAN
+    others = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())  # another share may begin, too
     if file.is_file():
         if json.loads(file.read_text()) != plan:
             raise ValueError(f"{output} holds an encoding of other data or by another model: choose another folder, or delete it")
-    elif output.is_dir() and any(output.iterdir()):
+    elif others:
         raise ValueError(f"{output} is not empty: choose another folder, or delete it")
     else:
         write_json_atomic(file, plan)
@@ -115,19 +123,25 @@ class _Encoder:
     batch_size: int
     bad_records: BadRecordCounter
 
-    def shards(self, output: Path, shard_size: int, progress: EncodeProgress) -> list[int]:
-        """Write the shards that are not in ``output`` yet. Returns the records of each shard."""
-        counts = []
-        for start in range(0, len(self.drawable), shard_size):
+    def shards(self, output: Path, shard_size: int, share: WorkShare, progress: EncodeProgress) -> list[int] | None:
+        """Write the shards of ``share`` that are not in ``output`` yet.
+
+        Returns:
+            The records of each shard; None while some are missing.
+        """
+        starts = range(0, len(self.drawable), shard_size)
+        for start in share.of(starts):
             tokens, records = shard_files(output, start // shard_size)
             chunk = range(start, min(start + shard_size, len(self.drawable)))
             if not tokens.is_file():
                 kept, rows = self.shard(chunk, progress)
                 write_text_atomic(records, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
                 write_bytes_atomic(tokens, save({"tokens": rows}))  # last: it marks the shard as complete
-            counts.append(records.read_bytes().count(b"\n"))
             progress(chunk.stop, len(self.drawable))
-        return counts
+        files = [shard_files(output, number) for number in range(len(starts))]
+        if not all(tokens.is_file() for tokens, _ in files):
+            return None
+        return [records.read_bytes().count(b"\n") for _, records in files]
 
     def shard(self, chunk: range, progress: EncodeProgress) -> tuple[list[dict[str, object]], np.ndarray]:
         """Entries of the records numbered ``chunk``, and the tokens of their images, uint16 (images, tokens)."""
@@ -159,7 +173,7 @@ class _Encoder:
 
     def _pictures(self, record: Record) -> list[np.ndarray]:
         if sum(len(turn.pictures) for turn in record.turns) > len(record.generated):
-            raise BadRecordError(record.where, "the prompt holds pictures, which a cache of tokens cannot keep")
+            raise BadRecordError(record.where, "the prompt holds images, which a cache of tokens cannot keep")
         try:
             return [self.preprocessor.for_generation(picture) for picture in record.generated]
         except ValueError as error:
@@ -181,4 +195,4 @@ def _width(output: Path) -> int:
             width = int(shard.get_slice("tokens").get_shape()[1])
         if width:
             return width
-    raise ValueError(f"no picture could be encoded into {output}")
+    raise ValueError(f"no image could be encoded into {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 from unidecouple.batch import JointBatch, Task
 from unidecouple.data.bad_records import BadDataError, BadRecordCounter
 from unidecouple.data.build_sample import build
-from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, RecordIndex, open_source
+from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, Record, RecordIndex, open_source
 from unidecouple.data.mixture import SourcePool, Stream
 from unidecouple.data.packing import pack
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
-from unidecouple.data.settings import Files
+from unidecouple.data.settings import Files, Source
+from unidecouple.data.split import in_part
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.vq import ImageTokenizer, encode_image_tokens, tokenizer_hash
 
@@ -25,6 +27,20 @@ KINDS_OF: Final[dict[Task, tuple[Kind, ...]]] = {Task.MMU: ("mmu", "text"), Task
 """Which kinds of records serve a task."""
 _TRIES: Final = 100
 _ASIDE: Final = 97
+
+
+def indices_of(
+    files: Files, opened: Sequence[Sequence[Reader]], task: Task, cache: Path | None = None
+) -> list[tuple[Source, RecordIndex]]:
+    """Return the records of ``task`` that each source of ``files`` has in its part, from its readers in ``opened``."""
+    pairs = list(zip(files.sources, opened, strict=True))
+    masks: Sequence[list[np.ndarray] | None] = [None] * len(pairs)
+    if files.split != (0.0, 1.0):
+        masks = in_part(pairs, files.split, cache)
+    return [
+        (source, RecordIndex(readers, KINDS_OF[task], source.fraction, chosen))
+        for (source, readers), chosen in zip(pairs, masks, strict=True)
+    ]
 
 
 class FileBatches:
@@ -63,7 +79,7 @@ class FileBatches:
         opened = [tuple(open_source(source, cache, digest)) for source in files.sources]
         for readers in opened:
             self._refuse_broken(readers)
-        self._indices = {task: self._pools(task, opened) for task in self.tasks}
+        self._indices = {task: self._pools(task, opened, cache) for task in self.tasks}
         self.bad_records = BadRecordCounter(
             files.max_bad_ratio, sum(pool.used for pools, _ in self._indices.values() for pool in pools)
         )
@@ -119,14 +135,26 @@ class FileBatches:
         """``task_batch``, which repeats no record before all were used, except where sources have weights."""
         return self.task_batch(task, size, key)
 
+    def records(self, task: Task, count: int) -> list[Record]:
+        """Return the first ``count`` different records of ``task`` that can be parsed, in an order that training does not use."""
+        found: dict[tuple[int, int], Record] = {}
+        for number in range(self.distinct_samples(task, _TRIES * count)):
+            pool, position = self._aside[task].draw(number)
+            with contextlib.suppress(BadRecordError):
+                found[pool, position] = self._indices[task][1][pool].record(position)
+            if len(found) == count:
+                break
+        return list(found.values())
+
     def lengths(self, task: Task, count: int) -> list[int]:
         """Tokens of the first ``count`` training samples of ``task``, images included; no image is encoded."""
         return [len(self._sample(self._training[task], task, number, False).input_ids) for number in range(count)]
 
-    def _pools(self, task: Task, opened: list[tuple[Reader, ...]]) -> tuple[list[SourcePool], list[RecordIndex]]:
+    def _pools(
+        self, task: Task, opened: list[tuple[Reader, ...]], cache: Path | None
+    ) -> tuple[list[SourcePool], list[RecordIndex]]:
         pools, indices = [], []
-        for number, (source, readers) in enumerate(zip(self.files.sources, opened, strict=True)):
-            index = RecordIndex(readers, KINDS_OF[task], source.fraction)
+        for number, (source, index) in enumerate(indices_of(self.files, opened, task, cache)):
             if size := len(index):
                 used = min(size, source.max_samples or size)
                 share = used * source.repeats if source.weight is None else source.weight
@@ -136,7 +164,7 @@ class FileBatches:
             name = "mmu_batch_size" if task is Task.MMU else "t2i_batch_size"
             raise ValueError(
                 f"{name}={self.files.batch_size(task)}, but no source has {' or '.join(KINDS_OF[task])} records: set it to 0, "
-                "or see with `unidecouple data check` what the sources hold"
+                "or see with `unidecouple data check` what the sources contain"
             )
         return pools, indices
 

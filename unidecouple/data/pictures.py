@@ -1,10 +1,10 @@
-"""Decode pictures to upright RGB by one rule, bring them to the model's size, and refuse those that cannot be used.
+"""Decode images to upright RGB by one rule, bring them to the model's size, and refuse those that cannot be used.
 
 The rule holds in training, ``data`` commands, ``infer``, ``chat``, ``eval``, the server and the lmms-eval plug-in:
 
 - Frame: the first. Orientation: the EXIF tag is applied, as in transformers' ``load_image`` (deepseek-ai/Janus ignores it).
 - Transparency (an alpha channel, or a transparent colour of PNG, GIF or WebP): composited on white. The peers drop it
-  (``convert("RGB")``), so that black ink on a transparent ground becomes a black picture.
+  (``convert("RGB")``), so that black ink on a transparent ground becomes a black image.
 - Grey of 16 bits (12 in TIFF): white is the largest value, 65,535 (4,095). Float grey: white is 1.0, and values lie from 0 to 1.
   Integer grey of 32 bits and signed grey are refused, since nothing says which value is white.
 - RGB of 16 bits: the high byte. CMYK, YCbCr, HSV, Lab: Pillow's conversion, which inverts CMYK in JPEG as Adobe does.
@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unidecouple.data.formats.record import ImageFile, ImageTokens, Picture
+from unidecouple.data.formats.record import ImageFile, ImageTokens, StoredImage
 from unidecouple.inputs import printable
 from unidecouple.models.processing import UnifiedProcessor
 
@@ -34,7 +34,7 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Those read. Above all not EPS, which PIL hands to Ghostscript, a program that runs what the file contains."""
 
 MAX_PIXELS: Final = 100_000_000
-"""Larger pictures are taken for decompression bombs; 300 MB decoded."""
+"""Larger images are taken for decompression bombs; 300 MB decoded."""
 
 MAX_SIDE: Final = 65_535
 """Pixels of the longer side, as in JPEG."""
@@ -53,7 +53,7 @@ _TRANSPARENT_STEP: Final = {"L;2": 85, "L;4": 17}
 """PNG grey of few bits: Pillow spreads the pixels over 0 to 255, but not the transparent value."""
 
 
-def decode(picture: Picture, formats: tuple[str, ...] = FORMATS, pixels: int | None = None) -> Image.Image:
+def decode(picture: StoredImage, formats: tuple[str, ...] = FORMATS, pixels: int | None = None) -> Image.Image:
     """Decode ``picture`` to upright RGB at its own size; see the module for the rule.
 
     Args:
@@ -62,15 +62,15 @@ def decode(picture: Picture, formats: tuple[str, ...] = FORMATS, pixels: int | N
         pixels: most of them, checked before any is decoded; None is ``MAX_PIXELS``.
 
     Raises:
-        ValueError: it is missing, truncated, no picture, too large, of an unknown grey range, or tokens; the message names it.
+        ValueError: it is missing, truncated, no image, too large, of an unknown grey range, or tokens; the message names it.
     """
-    name = picture_name(picture)
+    name = image_name(picture)
     try:
         content = _encoded(picture)
     except OSError as error:
-        raise ValueError(f"picture {name}: {error.strerror or error}") from error
+        raise ValueError(f"image {name}: {error.strerror or error}") from error
     except ValueError as error:  # of the name: a NUL character, half a surrogate pair
-        raise ValueError(f"picture {name}: {error}") from error
+        raise ValueError(f"image {name}: {error}") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata; our own limit follows
@@ -78,13 +78,13 @@ def decode(picture: Picture, formats: tuple[str, ...] = FORMATS, pixels: int | N
                 _refuse_size(*opened.size, pixels or MAX_PIXELS)
                 return to_rgb(opened)
     except Exception as error:  # PIL's readers raise anything from OSError to struct.error and SyntaxError
-        known = f"no picture in a known format ({', '.join(formats)}), or damaged"
+        known = f"no image in a known format ({', '.join(formats)}), or damaged"
         reason = known if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"picture {name}: {reason}") from error
+        raise ValueError(f"image {name}: {reason}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of an opened picture, by the rule of this module.
+    """Upright RGB of an opened image, by the rule of this module.
 
     Raises:
         ValueError: a grey range that the rule refuses.
@@ -119,7 +119,7 @@ def _transparent_step(image: Image.Image) -> Callable[[Any], Any] | None:
 
 
 def _grey_range(image: Image.Image) -> tuple[float | None, bool]:
-    """The value that is white in grey of more than 8 bits (None for other pictures), and whether 0 is white instead."""
+    """The value that is white in grey of more than 8 bits (None for other images), and whether 0 is white instead."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     inverted = tags.get(_PHOTOMETRIC) == 0
     if image.mode.startswith("I;16"):
@@ -147,9 +147,9 @@ def _eight_bits(image: Image.Image, white: float, inverted: bool) -> Image.Image
     return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
 
 
-def _encoded(picture: Picture) -> bytes:
+def _encoded(picture: StoredImage) -> bytes:
     if isinstance(picture, ImageTokens):
-        raise ValueError(f"{picture_name(picture)} is image tokens, which can only be generated")  # noqa: TRY004 -- a user's mistake
+        raise ValueError(f"{image_name(picture)} is image tokens, which can only be generated")  # noqa: TRY004 -- a user's mistake
     return picture.read()
 
 
@@ -163,7 +163,7 @@ def _refuse_size(width: int, height: int, most: int) -> None:
         raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT:,} times the other")
 
 
-def picture_name(picture: Picture) -> str:
+def image_name(picture: StoredImage) -> str:
     """Name of an image for messages."""
     if isinstance(picture, ImageTokens):
         return f"{picture.shard} row {picture.row}"
@@ -190,11 +190,11 @@ class ImagePreprocessor:
         """Pixels a side."""
         return self.processor.picture_size
 
-    def for_understanding(self, picture: Picture) -> np.ndarray:
+    def for_understanding(self, picture: StoredImage) -> np.ndarray:
         """uint8 (size, size, 3), padded to a square; raises as ``decode``."""
         return self.processor.understood(decode(picture))
 
-    def for_generation(self, picture: Picture) -> np.ndarray:
+    def for_generation(self, picture: StoredImage) -> np.ndarray:
         """uint8 (size, size, 3), its centre; raises as ``decode``."""
         method = Image.Resampling(self._images.resample)
         return np.array(ImageOps.fit(decode(picture), (self.size, self.size), method))

@@ -16,7 +16,7 @@ from PIL import Image
 from unidecouple.batch import IGNORE
 from unidecouple.data.build_sample import build
 from unidecouple.data.formats import KINDS, BadRecordError, Reader, Record, RecordIndex
-from unidecouple.data.formats.record import ImageTokens, Picture
+from unidecouple.data.formats.record import ImageTokens, StoredImage
 from unidecouple.data.permutation import permute
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import Sample, SequenceBuilder
@@ -44,7 +44,7 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class PreviewSample:
-    """One sample on the page; a turn is its role and (what, value) pairs: ("text", words), ("picture", data URI) or a note."""
+    """One sample on the page; a turn is its role and (what, value) pairs: ("text", words), ("image", data URI) or a note."""
 
     kind: str
     where: str
@@ -114,12 +114,12 @@ def _show(record: Record, preprocessor: ImagePreprocessor, builder: SequenceBuil
     return PreviewSample(record.kind, record.where, turns, tuple(token_spans(sample, builder)), len(sample.input_ids))
 
 
-def _content(part: str | Picture, record: Record, role: str, preprocessor: ImagePreprocessor) -> tuple[str, str]:
+def _content(part: str | StoredImage, record: Record, role: str, preprocessor: ImagePreprocessor) -> tuple[str, str]:
     if isinstance(part, str):
         return "text", part
     if isinstance(part, ImageTokens):
-        return "note", f"a picture as image tokens (row {part.row} of {part.shard.name})"
+        return "note", f"an image as image tokens (row {part.row} of {part.shard.name})"
     draws = record.kind == "t2i" and role == "assistant"
     buffer = io.BytesIO()
     Image.fromarray(preprocessor.for_generation(part) if draws else preprocessor.for_understanding(part)).save(buffer, "PNG")
-    return "picture", "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return "image", "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

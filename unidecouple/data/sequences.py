@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,11 +88,11 @@ class SequenceBuilder:
         self._prompts = ChatFormat("", "", self._chat.image, "", "", "", "") if processor.bare_prompts else self._chat
         self._bare = processor.bare_prompts
         self._placeholder = self.tokenizer.convert_tokens_to_ids(self.tokenizer.image_token)
-        self.picture = form = processor.picture_format
+        self.picture = form = processor.image_format
         self._opening, self.row_end, self._closing = (
             self._special_ids(text) for text in (form.opening, form.row_end, form.closing)
         )
-        self.seen_tokens = form.rows * (form.columns + len(self.row_end))  # placeholders of a picture to be understood
+        self.seen_tokens = form.rows * (form.columns + len(self.row_end))  # placeholders of an image to be understood
         self._image = [*self._opening, *[self._placeholder] * self.seen_tokens, *self._closing]
         _check_scale(processor)
         self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -120,11 +121,15 @@ class SequenceBuilder:
 
     def generation(self, prompt: str, image_tokens: Sequence[int], dropped: bool = False) -> Sample:
         """A prompt and the image generated for it; ``dropped`` replaces the prompt, as classifier-free guidance needs."""
-        ids = self.generation_prompt(prompt, dropped)
+        return self.continued(self.generation_prompt(prompt, dropped), image_tokens, dropped)
+
+    def continued(self, prompt_ids: Sequence[int], image_tokens: Sequence[int], dropped: bool = False) -> Sample:
+        """The image generated for ``prompt_ids``, ids of a ``generation_prompt``, which are ``dropped`` or not."""
+        ids = list(prompt_ids)
         generated, mask = self._generated(len(image_tokens))
         missing = [dropped and 0 < place < len(ids) - len(self._opening) for place in range(len(ids))]
         mask, missing = [False] * len(ids) + mask, missing + [False] * len(generated)
-        return _sample(ids + generated, Task.T2I, mask=mask, dropped=missing, images=(tuple(image_tokens),))
+        return _sample(ids + generated, Task.T2I, image_mask=mask, prompt_dropped=missing, images=(tuple(image_tokens),))
 
     def conversation(self, turns: Sequence[tuple[str, Sequence[TurnPart]]], task: Task, dropped: bool = False) -> Sample:
         """Turns (role, parts) with text and images in any order; equal to ``understanding`` and ``generation`` in their cases.
@@ -156,8 +161,9 @@ class SequenceBuilder:
             missing.extend([drop] * len(tokens))
 
         said, turns = ([turns[0]], turns[1:]) if turns[0][0] == "system" else ([], turns)
-        prefix = "".join(f"{self._joined(parts)} " for _, parts in said) or (self._chat.prefix if task is Task.MMU else "")
         chat = self._prompts if task is Task.T2I else self._chat
+        system = [self._chat.system_opening + self._joined(parts) + self._chat.system_closing for _, parts in said]
+        prefix = "".join(system) or (self._chat.prefix if task is Task.MMU else "")
         for number, (role, parts) in enumerate(turns):
             makes_images = role == "assistant" and task is Task.T2I
             pictures += [part for part in parts if isinstance(part, np.ndarray) and not makes_images]
@@ -180,7 +186,8 @@ class SequenceBuilder:
             images += generated
             if task is Task.MMU or not last:
                 add([self._eos], learned=task is Task.MMU)
-        return _sample(ids, task, labels, mask, missing, () if dropped else tuple(pictures), tuple(images))
+        shown = () if dropped else tuple(pictures)
+        return _sample(ids, task, labels, image_mask=mask, prompt_dropped=missing, pictures=shown, images=tuple(images))
 
     def generation_prompt(self, prompt: str, dropped: bool = False) -> list[int]:
         """Ids up to where the image tokens start.
@@ -220,6 +227,15 @@ class SequenceBuilder:
         """
         self.check_words(answer, "answer")
         return self._ids(self._chat.lead + answer.strip(), keep=False) if answer.strip() else []
+
+    def passage(self, text: str) -> list[int]:
+        """Ids of plain text after the BOS, outside any chat.
+
+        Raises:
+            ValueError: as ``check_words``.
+        """
+        self.check_words(text, "passage")
+        return [self._bos, *self._ids(text, keep=False)]
 
     def check_words(self, words: str, what: str = "text") -> None:
         """Refuse a user's text that would change the sequence; called on every text of every command before it is tokenized.
@@ -301,19 +317,11 @@ class SequenceBuilder:
         return ids
 
 
-def _sample(
-    ids: list[int],
-    task: Task,
-    labels: list[int] | None = None,
-    mask: list[bool] | None = None,
-    dropped: list[bool] | None = None,
-    pictures: tuple[np.ndarray, ...] = (),
-    images: tuple[tuple[int, ...] | np.ndarray, ...] = (),
-) -> Sample:
-    """A sample whose tokens but the BOS are of ``task``; None stands for IGNORE or False at all of them."""
+def _sample(ids: list[int], task: Task, labels: list[int] | None = None, **others: Any) -> Sample:
+    """A sample whose tokens but the BOS are of ``task``; ``others`` are fields of ``Sample``, masks False by default."""
     none = [False] * len(ids)
     tasks: list[int] = [Task.MMU, *[task] * (len(ids) - 1)]
-    return Sample(ids, tasks, labels or [IGNORE] * len(ids), mask or none, dropped or none, pictures, images)
+    return Sample(ids, tasks, labels or [IGNORE] * len(ids), **({"image_mask": none, "prompt_dropped": none} | others))
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerFast, marks: str) -> dict[int, str]:
@@ -331,7 +339,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerFast, marks: str) -> dict[int, 
 def _check_scale(processor: UnifiedProcessor) -> None:
     mean, std = (tuple(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
     if (mean, std) != ((0.5,) * 3, (0.5,) * 3):
-        raise ValueError(f"image_mean={mean}, image_std={std}: pictures are scaled to [-1, 1], that is 0.5 in each, as in Janus")
+        raise ValueError(f"image_mean={mean}, image_std={std}: images are scaled to [-1, 1], that is 0.5 in each, as in Janus")
 
 
 def pixels(pictures: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:

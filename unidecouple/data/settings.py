@@ -42,7 +42,7 @@ class Source:
         check_columns(self.columns)
         start, end = self.fraction
         if not 0 <= start < end <= 1:
-            raise ValueError(f"fraction={[start, end]} of {self.path} must rise within 0 and 1, as [0, 0.95] does")
+            raise ValueError(f"fraction={[start, end]} of {self.path} must be two rising numbers from 0 to 1, such as [0, 0.95]")
         for name, value in (("weight", self.weight), ("max_samples", self.max_samples), ("repeats", self.repeats)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} of {self.path} must be above 0 and finite; leave the source out instead")
@@ -120,6 +120,9 @@ class Files(DataSettings):
     Attributes:
         sources: files or folders to train on.
         validation: held-out sources that a run is scored on.
+        split: the part of the records of all sources together that is trained on, from and to, in a fixed shuffled order. Records
+            that share an image, in whatever source and task, are in one part. Without ``validation`` the part after it is held
+            out: [0, 0.95] holds out a twentieth of each task.
         mmu_batch_size: image understanding and text samples per step, by the sources' shares; 0: generation only.
         t2i_batch_size: text-to-image samples per step; 0: understanding only.
         max_length: tokens of the longest sequence, or of a row if ``pack``; longer samples count as bad, and so do those that are
@@ -137,6 +140,7 @@ class Files(DataSettings):
     cond_dropout_prob: float = 0.1
     max_bad_ratio: float = 0.01
     columns: dict[str, str] = field(default_factory=dict, hash=False)
+    split: tuple[float, float] = (0.0, 1.0)
     kind: Literal["files"] = field(default="files", kw_only=True)
 
     SCORED_BY_LOSS: ClassVar[bool] = True
@@ -151,6 +155,8 @@ class Files(DataSettings):
         if self.mmu_batch_size < 0 or self.t2i_batch_size < 0 or not self.mmu_batch_size + self.t2i_batch_size:
             raise ValueError(f"mmu_batch_size={self.mmu_batch_size}, t2i_batch_size={self.t2i_batch_size}: one must be above 0")
         at_least(1, self, "max_length")
+        if not 0 <= self.split[0] < self.split[1] <= 1:
+            raise ValueError(f"split={list(self.split)} must rise within 0 and 1, as [0, 0.95] does")
         between(0, 1, self, "cond_dropout_prob", "max_bad_ratio")
         given = [source.weight is not None for source in self.sources]
         if any(given) and not all(given):
@@ -162,7 +168,15 @@ class Files(DataSettings):
         """See ``DataSettings``."""
         return (*self.sources, *self.validation)
 
+    @property
+    def held_out(self) -> Files | None:
+        """What a run is scored on, without prompt dropout and packing; None where nothing is held out."""
+        if not self.validation and self.split[1] == 1:
+            return None
+        split = (0.0, 1.0) if self.validation else (self.split[1], 1.0)
+        return replace(self, sources=self.validation or self.sources, validation=(), split=split, cond_dropout_prob=0.0, pack=False)
+
     def check_comparable(self) -> None:
         """See ``DataSettings``."""
-        if not self.validation:
+        if self.held_out is None:
             raise ValueError("run.data.validation is empty: name held-out sources, so that runs are not scored on training data")

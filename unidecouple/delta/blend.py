@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -10,11 +10,8 @@ from torch import Tensor
 from unidecouple.convert.load import assemble
 from unidecouple.convert.parts import Part
 from unidecouple.delta.checkpoint import Checkpoint
-from unidecouple.delta.pair import Pair
+from unidecouple.delta.pair import ChooseWeight, Pair
 from unidecouple.models.base import UnifiedModel
-
-Choose = Callable[[str, Tensor, Tensor], Tensor]
-"""A weight from its name, and the weight before and after."""
 
 
 def load_whole(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> UnifiedModel:
@@ -54,7 +51,7 @@ class Blend:
         return tuple(self._before[name].shape)
 
     @torch.no_grad()
-    def use(self, choose: Choose) -> UnifiedModel:
+    def use(self, choose: ChooseWeight) -> UnifiedModel:
         """The model with every changed weight as ``choose`` gives it."""
         for name in self.names:
             self._slots[name].copy_(choose(name, self._before[name], self._after[name]))

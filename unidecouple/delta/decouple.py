@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import torch
 
+from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.convert.parts import Part
 from unidecouple.delta.blend import Blend, interpolated
@@ -23,6 +24,7 @@ from unidecouple.delta.revert import best_within, module_groups, revert_greedily
 from unidecouple.delta.write import SHARD_BYTES, Provenance, write_decoupled, write_plain
 from unidecouple.ownership import check_directory
 from unidecouple.source import PrintLine
+from unidecouple.train.meter import Meter
 
 Mode = Literal["residual", "bits", "interpolate", "revert", "front"]
 MODES: Final[tuple[Mode, ...]] = ("residual", "bits", "interpolate", "revert", "front")
@@ -98,10 +100,11 @@ def decouple(base: str, tuned: str, output: Path, options: DecoupleOptions = _DE
         ValueError: the two cannot be compared (``open_pair``, ``check_same_base``), the mode does not fit them (see
             ``plan_decoupled``), or something has to be chosen and there are no data.
     """
+    meter = Meter()
     pair = open_pair(base, tuned)
     check_directory(output, [pair.base.folder, pair.tuned.folder])
     if options.mode in ("residual", "bits"):
-        _write_per_task(pair, output, options, say)
+        _write_per_task(pair, output, options, meter, say)
         return output
     check_same_base(pair, relative_change(pair))
     if options.mode == "front":
@@ -110,16 +113,17 @@ def decouple(base: str, tuned: str, output: Path, options: DecoupleOptions = _DE
         return write_front(pair, points, options.protect, options.tolerance, held_out.text, output)
     if options.mode == "interpolate":
         alpha, why = (options.alpha, "given") if options.alpha is not None else _best_alpha(pair, options, say)
-        made = Provenance(options.command, {"mode": "interpolate", "alpha": alpha}, [f"alpha {alpha:g} ({why})"])
+        made = Provenance(options.command, {"mode": "interpolate", "alpha": alpha}, [f"alpha {alpha:g} ({why})"], meter)
         write_plain(pair, lambda name, old, new: interpolated(old, new, alpha), output, made, say, options.max_shard_bytes)
         return output
     names, listed = _reverted(pair, options, say)
-    made = Provenance(options.command, {"mode": "revert", "groups": listed}, [f"as in the base: {', '.join(listed) or 'nothing'}"])
+    kept = [f"as in the base: {', '.join(listed) or 'nothing'}"]
+    made = Provenance(options.command, {"mode": "revert", "groups": listed}, kept, meter)
     write_plain(pair, lambda name, old, new: old if name in names else new, output, made, say, options.max_shard_bytes)
     return output
 
 
-def _write_per_task(pair: Pair, output: Path, options: DecoupleOptions, say: PrintLine) -> None:
+def _write_per_task(pair: Pair, output: Path, options: DecoupleOptions, meter: Meter, say: PrintLine) -> None:
     sources = Sources.protecting(pair, options.protect)
     if options.understanding is not None:
         other = open_pair(pair.base.name, options.understanding).tuned
@@ -132,15 +136,17 @@ def _write_per_task(pair: Pair, output: Path, options: DecoupleOptions, say: Pri
     trained: Part = {}
     if options.distillation is not None:
         trained = _distilled(plan, pair, options.distillation, options, say)
-        how = {key: value for key, value in vars(options.distillation).items() if key != "prompts"}
-        settings["distillation"] = how | {"prompts": len(options.distillation.prompts)}
-    write_decoupled(plan, output, Provenance(options.command, settings), say, options.max_shard_bytes, trained)
+        how = {key: value for key, value in vars(options.distillation).items() if key not in ("prompts", "recipe")}
+        source = len(options.distillation.prompts) or configs.plain(options.distillation.recipe)
+        settings["distillation"] = how | {"prompts": source}
+    made = Provenance(options.command, settings, meter=meter)
+    write_decoupled(plan, output, made, say, options.max_shard_bytes, trained)
 
 
 def _distilled(plan: Plan, pair: Pair, how: Distillation, options: DecoupleOptions, say: PrintLine) -> Part:
     if plan.sources.of[Task.T2I] is not pair.tuned:
         raise ValueError("distillation matches the tuned model's images, and here generation is the base's: leave it out")
-    return distill(plan, pair.tuned, how, options.device, say)
+    return distill(plan, pair.tuned, how, options.device, options.cache, say)
 
 
 def _opened(pair: Pair, options: DecoupleOptions, say: PrintLine) -> tuple[Blend, HeldOut]:

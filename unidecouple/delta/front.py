@@ -28,7 +28,7 @@ _MOST_RANK = 256
 
 
 @dataclass(frozen=True)
-class Point:
+class Remedy:
     """One remedy.
 
     Attributes:
@@ -63,7 +63,7 @@ def ranks_up_to(most: int) -> list[int]:
     return [2**power for power in range(1, most.bit_length()) if 2**power < most]
 
 
-def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, say: PrintLine) -> list[Point]:
+def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, say: PrintLine) -> list[Remedy]:
     """Every remedy that keeps ``protect`` as the base has it, and those that trade it, on held-out data."""
     base_losses = held_out.losses(blend.base())
     tuned_losses = held_out.losses(blend.tuned())
@@ -78,7 +78,7 @@ def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, sa
         extra = plan_decoupled(sources, fidelity).extra_bytes
         read = {protect: decoder, other: decoder + (0 if fidelity.full else extra)}
         both = {task: values for task, values in ((protect, base_losses.get(protect)), (other, losses)) if values}
-        points.append(Point(name, kind, extra, read, both, settings))
+        points.append(Remedy(name, kind, extra, read, both, settings))
         say(f"{name}: {extra:,} extra bytes, {other.key} loss {mean(losses):.3f}")
 
     factors = _factors(pair, matrices, min(most, _MOST_RANK))
@@ -91,18 +91,18 @@ def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, sa
     one_set = dict.fromkeys(Task, decoder)
     for alpha in ALPHAS:
         found = held_out.losses(blend.between(alpha))
-        points.append(Point(f"alpha {alpha:g}", "interpolate", 0, one_set, found, f"--mode interpolate --alpha {alpha:g}"))
+        points.append(Remedy(f"alpha {alpha:g}", "interpolate", 0, one_set, found, f"--mode interpolate --alpha {alpha:g}"))
     assert pair.base.config is not None
     groups = module_groups(blend.names, pair.base.config.text_config.num_hidden_layers)
     for step in revert_greedily(blend, held_out, groups, say)[1:-1]:
         weights = [weight for name in step.groups for weight in groups[name]]
         found = held_out.losses(blend.tuned(weights))
         listed = ",".join(step.groups)
-        points.append(Point(f"reverted {len(step.groups)}", "revert", 0, one_set, found, f'--mode revert --groups "{listed}"'))
+        points.append(Remedy(f"reverted {len(step.groups)}", "revert", 0, one_set, found, f'--mode revert --groups "{listed}"'))
     return points
 
 
-def suggest(points: Sequence[Point], protect: Task, tolerance: float) -> tuple[Point, str]:
+def suggest(points: Sequence[Remedy], protect: Task, tolerance: float) -> tuple[Remedy, str]:
     """The smallest remedy whose tuned task is not significantly worse than with both weight sets, and why.
 
     Paired one-sided t tests per held-out sample, corrected by Holm over all remedies that keep ``protect`` exactly.

@@ -8,7 +8,7 @@ from typing import Any
 
 from unidecouple import __version__
 from unidecouple.batch import Task
-from unidecouple.delta.front import Point, suggest
+from unidecouple.delta.front import Remedy, suggest
 from unidecouple.delta.guard_page import THEME, environment
 from unidecouple.delta.pair import Pair
 from unidecouple.figures.style import INK, WIDTH, Plot, canvas, legend, name_panel, to_svg
@@ -26,7 +26,7 @@ _LOOKS = {
 }
 
 
-def write_front(pair: Pair, points: Sequence[Point], protect: Task, tolerance: float, data: str, output: Path) -> Path:
+def write_front(pair: Pair, points: Sequence[Remedy], protect: Task, tolerance: float, data: str, output: Path) -> Path:
     """Write ``front.json`` and ``front.html`` to ``output``, and return the page's path.
 
     Raises:

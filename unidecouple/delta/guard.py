@@ -17,7 +17,7 @@ from unidecouple.delta.held_out import HeldOut, mean, open_held_out
 from unidecouple.delta.moved import measure_moved, to_json
 from unidecouple.delta.pair import Pair, open_pair
 from unidecouple.delta.revert import module_groups, revert_each, revert_greedily
-from unidecouple.delta.verdict import Measured, of_losses, of_scores, run_tests, worse_tasks
+from unidecouple.delta.verdict import MeasureChange, of_losses, of_scores, run_tests, worse_tasks
 from unidecouple.eval.benchmark import BenchmarkResult, evaluate
 from unidecouple.eval.model import EvalModel
 from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, benchmarks, open_benchmarks
@@ -147,7 +147,7 @@ def _scored(model: UnifiedModel, pair: Pair) -> EvalModel:
     return EvalModel(model, pair.base.processor, _MAX_NEW_TOKENS, image_sampling(model.generation_config), TEST_SEED)
 
 
-def _scores(names: Sequence[str], before: Sequence[BenchmarkResult], after: Sequence[BenchmarkResult]) -> list[Measured]:
+def _scores(names: Sequence[str], before: Sequence[BenchmarkResult], after: Sequence[BenchmarkResult]) -> list[MeasureChange]:
     found = []
     for name, old, new in zip(names, before, after, strict=True):
         measured = of_scores(benchmarks()[name].metrics[0], old, new)

@@ -19,9 +19,6 @@ from unidecouple.train.probe_input import files_of
 SYNTHETIC = "synthetic"
 """In place of files: the synthetic benchmark's data that no recipe trains on."""
 
-Losses = Mapping[Task, Sequence[float]]
-"""Mean loss in nats per token of each sample, by task."""
-
 
 @dataclass(frozen=True)
 class HeldOut:

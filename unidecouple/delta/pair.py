@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from unidecouple.convert.merging import flat_config
 from unidecouple.delta.checkpoint import Checkpoint, open_checkpoint
+
+ChooseWeight = Callable[[str, Tensor, Tensor], Tensor]
+"""Returns a weight of the result from its name, its value in the base and its value in the tuned model."""
 
 LARGEST_CHANGE = 0.9
 """Change of the matrices relative to their norm from which on two models do not share a base. Two independent models have at

@@ -8,20 +8,20 @@ from typing import Any, Final
 
 from unidecouple.batch import Task
 from unidecouple.eval.benchmark import BenchmarkResult, Metric
-from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions, holm, mean_interval, paired_t
+from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions, RatioOfSums, holm, mean_interval, paired_t
 
 LEVEL: Final = 0.05
 WORSE, BETTER, UNCHANGED = "worse", "better", "no significant change"
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasureChange:
     """One measure of a task before and after.
 
     Attributes:
         task: key of the task.
         name: of the measure.
-        unit: of its values: "nats" (loss, lower is better) or "share".
+        unit: of its values: "nats" per token or "share".
         before, after: its values.
         gains: one per sample or cluster, signed so that more than zero is better; their mean is the gain.
     """
@@ -45,7 +45,7 @@ class Tested:
         better: p that the gain is at most 0, one-sided, after Holm.
     """
 
-    measured: Measured
+    measured: MeasureChange
     low: float
     high: float
     worse: float
@@ -75,26 +75,26 @@ class Tested:
         }
 
 
-def of_losses(task: Task, before: Sequence[float], after: Sequence[float]) -> Measured:
+def of_losses(task: Task, before: Sequence[float], after: Sequence[float]) -> MeasureChange:
     """The held-out loss of ``task``, paired by sample."""
     gains = [old - new for old, new in zip(before, after, strict=True)]
-    return Measured(task.key, "held-out loss", "nats", sum(before) / len(before), sum(after) / len(after), gains)
+    return MeasureChange(task.key, "held-out loss", "nats", sum(before) / len(before), sum(after) / len(after), gains)
 
 
-def of_scores(metric: Metric, before: BenchmarkResult, after: BenchmarkResult) -> Measured | None:
-    """A benchmark's headline score, paired by picture or prompt; None where it is no proportion.
+def of_scores(metric: Metric, before: BenchmarkResult, after: BenchmarkResult) -> MeasureChange | None:
+    """A benchmark's headline score, paired by image or prompt; None where it is no proportion.
 
     Raises:
-        ValueError: the two are not of the same pictures or prompts.
+        ValueError: the two are not of the same images or prompts.
     """
     pair = [result.proportions.get(metric.metric) for result in (before, after)]
     if pair[0] is None or pair[1] is None:
         return None
     gains = [metric.gain(new - old) for old, new in zip(*map(_shares, pair), strict=True)]
-    return Measured(metric.task, metric.title, "share", pair[0].mean, pair[1].mean, gains)
+    return MeasureChange(metric.task, metric.title, metric.unit, pair[0].mean, pair[1].mean, gains)
 
 
-def run_tests(measures: Sequence[Measured], tolerance: float) -> list[Tested]:
+def run_tests(measures: Sequence[MeasureChange], tolerance: float) -> list[Tested]:
     """Test every measure for a loss beyond ``tolerance`` and for a gain; each family of tests is corrected by Holm."""
     worse = holm([_p_below([gain + tolerance for gain in one.gains]) for one in measures])
     better = holm([_p_below([-gain for gain in one.gains]) for one in measures])
@@ -121,9 +121,11 @@ def _p_below(values: Sequence[float]) -> float:
     return p / 2 if centre < 0 else 1 - p / 2
 
 
-def _shares(proportion: ClusteredProportion | MeanOfProportions | None) -> list[float]:
+def _shares(proportion: ClusteredProportion | MeanOfProportions | RatioOfSums | None) -> list[float]:
     """A value per cluster, such that their plain mean is the proportion."""
     assert proportion is not None
+    if isinstance(proportion, RatioOfSums):
+        return proportion.shares
     kinds = proportion.parts if isinstance(proportion, MeanOfProportions) else (proportion,)
     every = sum(len(kind.clusters) for kind in kinds)
     return [sum(cluster) * every / (kind.count * len(kinds)) for kind in kinds for cluster in kind.clusters]

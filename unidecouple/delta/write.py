@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,17 +20,16 @@ from unidecouple.convert.steps import GIGABYTE
 from unidecouple.convert.weights import save_shards
 from unidecouple.delta.checkpoint import Checkpoint
 from unidecouple.delta.decoupled import Plan, describe, parts
-from unidecouple.delta.pair import Pair
+from unidecouple.delta.pair import ChooseWeight, Pair
 from unidecouple.eval.card import weights_of
 from unidecouple.files import atomic_directory, sha256_file, write_json_atomic, write_text_atomic
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.ownership import check_directory
 from unidecouple.source import PrintLine
+from unidecouple.train.meter import SPENT, Meter
 
 PROVENANCE, CARD = "decouple.json", "README.md"
 SHARD_BYTES = 5 * GIGABYTE
-Choose = Callable[[str, Tensor, Tensor], Tensor]
-"""A weight of the result from its name and the weight before and after."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,13 @@ class Provenance:
         command: as it was typed.
         settings: mode and what belongs to it.
         lines: what to know about the result, in words.
+        meter: of the time and memory that it took, which ``spent.json`` records.
     """
 
     command: str
     settings: dict[str, Any]
     lines: Sequence[str] = field(default_factory=tuple)
+    meter: Meter = field(default_factory=Meter)
 
 
 def write_decoupled(
@@ -64,12 +65,13 @@ def write_decoupled(
         ValueError: ``target`` must not be replaced. Nothing was written.
     """
     lines = (*describe(plan), *made.lines)
-    full = Provenance(made.command, {**made.settings, "task_deltas": plan.forms, "extra_bytes": plan.extra_bytes}, lines)
+    settings = {**made.settings, "task_deltas": plan.forms, "extra_bytes": plan.extra_bytes}
+    full = replace(made, settings=settings, lines=lines)
     _write(plan.sources.checkpoints, (plan.config, plan.shapes, parts(plan, trained)), target, full, say, max_shard_bytes)
 
 
 def write_plain(
-    pair: Pair, choose: Choose, target: Path, made: Provenance, say: PrintLine, max_shard_bytes: int = SHARD_BYTES
+    pair: Pair, choose: ChooseWeight, target: Path, made: Provenance, say: PrintLine, max_shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write a checkpoint with one set of weights, each chosen by ``choose``; raises as ``write_decoupled``."""
 
@@ -106,6 +108,7 @@ def _write(
         about = provenance_json(sources, made)
         write_json_atomic(staging / PROVENANCE, about)
         write_text_atomic(staging / CARD, _card(target.name, about, made.lines))
+        write_json_atomic(staging / SPENT, vars(made.meter.read()))
     for line in made.lines:
         say(line)
     say(f"{target}: {len(shapes)} tensors in {len(files)} file(s)")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from unidecouple.batch import TASK_KEYS, JointBatch, Task
-from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped
+from unidecouple.diagnose.probe import BATCH, Drawn, Probe, ProbeInput, ProbeResult, Skipped
 from unidecouple.figures.grids import draw_grid, label_grid, name_room
 from unidecouple.figures.style import INK, WIDTH, Plot, canvas, to_svg
 from unidecouple.figures.wording import TASK_NAMES, decimal, listed
@@ -125,7 +125,7 @@ def _without_shared_expert(mixture: MixtureOfExperts) -> list[Change]:
 
 def _without_set(layer: nn.Module, group: int, other: int) -> list[Change]:
     """The other group's weights in the place of this group's, in all that is untied in ``layer``."""
-    untied = [module for module in layer.modules() if isinstance(module, (UntiedLinear, UniRMSNorm)) and module.sets > 1]
+    untied = [module for module in layer.modules() if isinstance(module, (UntiedLinear, UniRMSNorm)) and module.num_sets > 1]
     return [functools.partial(_filled, weight[group], weight[other]) for module in untied for weight in module.parameters()]
 
 
@@ -169,7 +169,7 @@ class _Sender(nn.Module):
         return self.gate(x, group.masked_fill(group == self.group, self.other))
 
 
-def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> ProbeResult:
     """``ablations``: {"batches", "intact", "costs", "not_measured"}; the last says which parts of the model were not taken away."""
     held = {task: [probe_input.batch(task, BATCH, number) for number in range(probe_input.batches)] for task in probe_input.tasks}
     intact, costs = ablations(probe_input.model, held, progress)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
-from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped
+from unidecouple.diagnose.probe import BATCH, Drawn, Probe, ProbeInput, ProbeResult, Skipped
 from unidecouple.figures.style import TASK_COLORS, WIDTH, Plot, canvas, legend, name_panel, to_svg
 from unidecouple.figures.wording import TASK_NAMES, decimal
 from unidecouple.models.base import UnifiedModel
@@ -30,15 +30,15 @@ LEAST_PAIRS = 8
 
 
 class TooFewPairsError(ValueError):
-    """There are not pictures enough with words of their own to speak of neighbours."""
+    """There are not images enough with words of their own to speak of neighbours."""
 
 
 @dataclass(frozen=True)
 class DepthAlignment:
-    """DepthAlignment of pictures and words of one task at one depth.
+    """DepthAlignment of images and words of one task at one depth.
 
     Attributes:
-        task: key of the task; pictures are seen in "mmu", drawn in "t2i".
+        task: key of the task; images are seen in "mmu", drawn in "t2i".
         layer: 0 is the input of the first layer, the last is the decoder's output.
         apart: of features computed each from its own sequence: neither could copy from the other, as in the Platonic paper.
         together: of features of one sequence, as the task runs; what comes later has attended to what came first.
@@ -80,7 +80,7 @@ def alignment(
 ) -> tuple[list[DepthAlignment], int, int]:
     """Alignment of ``task`` by depth over the pairs of ``batches``, mean-pooled over the tokens of each side.
 
-    The words of understanding are its answers, those of generation everything before the picture. Rows without a picture or
+    The words of understanding are its answers, those of generation everything before the image. Rows without an image or
     without words are left out, and rows whose words came before: equal words are each other's neighbours by right.
 
     Returns:
@@ -89,7 +89,7 @@ def alignment(
     Raises:
         TooFewPairsError: fewer than ``LEAST_PAIRS`` pairs.
     """
-    sides: list[list[Tensor]] = [[], [], [], []]  # each (depths, rows, H): picture and words together, then each alone
+    sides: list[list[Tensor]] = [[], [], [], []]  # each (depths, rows, H): image and words together, then each alone
     known: set[tuple[int, ...]] = set()
     for batch in batches:
         picture, words = _places(model, task, batch)
@@ -109,9 +109,7 @@ def alignment(
             side.append(features[:, rows])
     pairs = sum(part.shape[1] for part in sides[0])
     if pairs < LEAST_PAIRS:
-        raise TooFewPairsError(
-            f"{pairs} pictures with different words are too few to compare neighbours: give {LEAST_PAIRS} or more"
-        )
+        raise TooFewPairsError(f"{pairs} images with different words are too few to compare neighbours: give {LEAST_PAIRS} or more")
     k = min(k, max(1, pairs // 10))
     seen, said, seen_alone, said_alone = (torch.cat(side, dim=1) for side in sides)
     found = [
@@ -124,7 +122,7 @@ def alignment(
 
 
 def _places(model: UnifiedModel, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B, T) where the picture's tokens are, and where its words are."""
+    """(B, T) where the image's tokens are, and where its words are."""
     drawn = batch.image_tokens != NO_IMAGE_TOKEN
     if task is Task.T2I:
         return drawn, batch.attention_mask & ~drawn & (drawn.flip(1).cumsum(1).flip(1) > 0)
@@ -139,7 +137,7 @@ def _is_new(batch: Batch, words: Tensor, row: int, known: set[tuple[int, ...]]) 
 
 
 def _before(picture: Tensor) -> Tensor:
-    """The token in front of each stretch of a picture: the image-start token."""
+    """The token in front of each stretch of an image: the image-start token."""
     return F.pad(picture[:, 1:], (0, 1)) & ~picture
 
 
@@ -175,7 +173,7 @@ def _alone(model: UnifiedModel, batch: Batch, keep: Tensor, places: Tensor) -> T
     return _pool(_states(model, less), move(places, 0))
 
 
-def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> ProbeResult:
     """``alignment``: {"tasks": task key -> {"pairs", "neighbours", "chance", "depths"}}."""
     found = {}
     for task in probe_input.tasks:
@@ -207,7 +205,7 @@ def draw(measured: Any) -> Drawn:
 def alignment_curves(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> Plot:
     """Mutual kNN over depth, each side alone and both in one sequence; ``tasks`` as ``measure`` gives it."""
     figure, axes = canvas(WIDTH, 3.4, 1, 2, sharey=True)
-    panels = {"apart": "Picture and words each alone", "together": "In one sequence, as the task runs"}
+    panels = {"apart": "Image and words each alone", "together": "In one sequence, as the task runs"}
     for axis, (key, panel) in zip(axes, panels.items(), strict=True):
         for task, found in tasks.items():
             x = [depth["layer"] for depth in found["depths"]]
@@ -221,7 +219,7 @@ def alignment_curves(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> Plot:
     axes[0].set_ylim(bottom=0)
     legend(figure, axes)
     caption = " ".join(_course(task, found) for task, found in tasks.items())
-    return Plot(to_svg(figure, name), f"Alignment of pictures and words by depth. {caption}", caption)
+    return Plot(to_svg(figure, name), f"Alignment of images and words by depth. {caption}", caption)
 
 
 def _course(task: str, found: Mapping[str, Any]) -> str:
@@ -239,9 +237,9 @@ PROBE: Final = Probe(
     "Are images and text aligned?",
     measure,
     draw,
-    "The share of nearest neighbours that a picture and its words have in common, by depth: pictures as seen in understanding, "
+    "The share of nearest neighbours that an image and its words have in common, by depth: images as seen in understanding, "
     "as drawn in generation. At the dotted line the two sides know nothing of each other.",
     "Curves that want different things of the same layers: understanding's rising to the output while generation's falls, in "
-    "layers that both tasks share. A curve at chance all the way: words and pictures never meet.",
+    "layers that both tasks share. A curve at chance all the way: words and images never meet.",
     "Platonic representation, arXiv 2405.07987; UniFork, arXiv 2506.17202",
 )

@@ -1,29 +1,25 @@
 """How much each layer looks at the other modality, for both tasks, and whether the tasks' curves over depth oppose each other.
 
 The paper finds them negatively correlated at every degree of decoupling: layers that draw by the prompt are not those that answer
-by the picture (AIA, arXiv 2511.22663, section 3.1 and figure 1). The quantity is ``models/interaction.py``'s, as the loss has it.
+by the image (AIA, arXiv 2511.22663, section 3.1 and figure 1). The quantity is ``models/interaction.py``'s, as the loss has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from unidecouple.batch import TASK_KEYS, JointBatch, Task
-from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped
+from unidecouple.batch import TASK_KEYS, Task
+from unidecouple.diagnose.probe import BATCH, BatchOf, Drawn, Probe, ProbeInput, ProbeResult, Skipped
 from unidecouple.figures.estimates import estimate
 from unidecouple.figures.style import TASK_COLORS, WIDTH, Plot, canvas, legend, name_panel, to_svg
 from unidecouple.figures.wording import TASK_NAMES, counted, decimal
 from unidecouple.models.base import UnifiedModel
 from unidecouple.source import Progress
-
-BatchOf = Callable[[Task, int], JointBatch]
-"""Gives a batch of one task, by running number."""
-
 
 _MARKERS = {"mmu": "o", "t2i": "s"}
 _LOOKED_AT = {"mmu": "answers at the image", "t2i": "generated tokens at the prompt"}
@@ -52,8 +48,8 @@ def attention_interaction(
 ) -> list[LayerInteraction]:
     """Curves of ``model`` on ``batches`` batches of each of ``tasks``, layer by layer.
 
-    Samples with a dropped prompt, or without a picture or an answer, are left out, and so is a task that has a sample in fewer than
-    two batches (conversations without pictures, say).
+    Samples with a dropped prompt, or without an image or an answer, are left out, and so is a task that has a sample in fewer than
+    two batches (conversations without images, say).
     """
     rows = []
     for task in tasks:
@@ -84,13 +80,13 @@ def depth_correlation(rows: Sequence[LayerInteraction]) -> float | None:
     return float(torch.corrcoef(torch.tensor([mmu, t2i], dtype=torch.float64))[0, 1])
 
 
-def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> ProbeResult:
     """``attention_interaction``: {"step", "correlation", "rows"}."""
     rows = attention_interaction(
         probe_input.model, lambda task, number: probe_input.batch(task, BATCH, number), probe_input.tasks, 2 * probe_input.batches
     )
     if not rows:
-        return Skipped("no sample shows both a picture and words about it")
+        return Skipped("no sample shows both an image and words about it")
     return {"step": probe_input.step, "correlation": depth_correlation(rows), "rows": [asdict(row) for row in rows]}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from unidecouple.batch import JointBatch, Task
-from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped, task_names
+from unidecouple.diagnose.probe import BATCH, BatchOf, Drawn, Probe, ProbeInput, ProbeResult, Skipped, task_names
 from unidecouple.figures.estimates import SeedEstimate, estimate
 from unidecouple.figures.grids import draw_grid, label_grid, name_room
 from unidecouple.figures.style import WIDTH, Plot, canvas, to_svg
@@ -38,8 +38,6 @@ PARTS |= {f"{home}.{part}_proj.weight": part for home in ("mlp", "mlp.shared_exp
 PARTS |= {"mlp.experts.gate_up_proj": "experts in", "mlp.experts.down_proj": "experts out", "mlp.gate.weight": "expert router"}
 """What the matrices of a layer are called in rows, by their names in it."""
 _IN_LAYER = re.compile(r"^model\.language_model\.layers\.(\d+)\.(.+)$")
-BatchOf = Callable[[Task, int], JointBatch]
-"""Gives a batch of one task, by running number."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def gradient_conflict(model: UnifiedModel, batch_of: BatchOf, batches: int = 8) 
 
     Four gradients of the shared weights are held at a time: two batches of each task.
     """
-    shared = list(_shared(model))
+    shared = [part for part in _shared(model) if part.weight.is_floating_point()]  # compressed weights have no gradient
     if not shared:
         return []
     wanted = [part.weight.requires_grad for part in shared]
@@ -130,7 +128,7 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a, b) / (a.norm() * b.norm()).clamp_min(1e-12)
 
 
-def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> ProbeResult:
     """``gradient_conflict``: {"step", "pairs", "rows"}, and "few" where more records would help. Cosines are means over the pairs.
 
     No two batches of a task share a record, else the floor would be the cosine of a gradient with itself. With fewer records than

@@ -57,9 +57,9 @@ class RequestView:
 
 @torch.no_grad()
 def view_request(model: UnifiedModel, batch: Batch) -> RequestView:
-    """Look at one request, its answer or its picture included: a pass by the learned routers, and one by label.
+    """Look at one request, its answer or its image included: a pass by the learned routers, and one by label.
 
-    The interaction is AIA's (arXiv 2511.22663, eq. 1; ``models/interaction.py``): what the answer gives to the picture, or
+    The interaction is AIA's (arXiv 2511.22663, eq. 1; ``models/interaction.py``): what the answer gives to the image, or
     the drawn tokens to the prompt. It is taken from the pass that the model's configuration would make.
 
     Raises:
@@ -71,21 +71,21 @@ def view_request(model: UnifiedModel, batch: Batch) -> RequestView:
     parted = config.num_groups > 1 or config.per_group_layers is not None
     label = token_groups(config.group_by, batch.task_ids[0], modality[0]) if parted else None
     spans = model.spans(batch)
-    mine = spans.task == batch.task_ids[0, -1]  # a picture asked for by a picture counts as both tasks' sample
+    mine = spans.task == batch.task_ids[0, -1]  # an image asked for by an image counts as both tasks' sample
     ways = ("learned", "label") if config.ffn == "ta_moe" else (config.task_routing,)  # others have one way to go
-    routes, given = {}, torch.empty(0, 0)
+    routes, shares = {}, torch.empty(0, 0)
     for way in ways:
         decoded = model.decode_batch(batch, way, key_sets=spans.keys)
         routes[way] = _routes(model, decoded.routing or (), label)
         if way == config.task_routing:
-            given = intensities(decoded.given or (), spans).intensity[:, mine]
+            shares = intensities(decoded.key_set_shares or (), spans).intensity[:, mine]
     return RequestView(
         groups=GROUP_NAMES[config.group_by] if parted else ("all",),
         label=label,
         modality=modality[0],
         learned=routes[ways[0]],
         labelled=routes["label"] if len(ways) > 1 else None,
-        interaction=given[:, 0] if given.shape[1] else None,
+        interaction=shares[:, 0] if shares.shape[1] else None,
     )
 
 

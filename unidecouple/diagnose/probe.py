@@ -13,6 +13,8 @@ from unidecouple.source import BatchSource, Progress
 
 BATCH: Final = 16
 """Samples per batch."""
+BatchOf = Callable[[Task, int], JointBatch]
+"""Gives a batch of one task, by running number."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class ProbeInput:
     Attributes:
         model: in eval mode, on its device.
         source: batches of a task for measurements.
-        described: batches whose words describe their picture; ``source`` where nothing better is known.
+        described: batches whose words describe their image; ``source`` where nothing better is known.
         step: of training, None where unknown.
         batches: batches per task that a measurement looks at.
         routing_log: records that the run wrote while training; empty where there are none.
@@ -57,7 +59,7 @@ class Skipped:
     reason: str
 
 
-Measured = dict[str, Any] | Skipped
+ProbeResult = dict[str, Any] | Skipped
 Drawn = list[tuple[str, Plot | None]]
 """(heading, figure) pairs; a figure that needs more than was measured is None."""
 
@@ -78,7 +80,7 @@ class Probe:
 
     name: str
     title: str
-    measure: Callable[[ProbeInput, Progress], Measured]
+    measure: Callable[[ProbeInput, Progress], ProbeResult]
     draw: Callable[[Any], Drawn]
     read: str
     worry: str

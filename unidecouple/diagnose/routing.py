@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unidecouple.batch import TASK_KEYS, JointBatch, Task, membership, sum_by_task
-from unidecouple.diagnose.probe import BATCH, Drawn, Measured, Probe, ProbeInput, Skipped
+from unidecouple.diagnose.probe import BATCH, Drawn, Probe, ProbeInput, ProbeResult, Skipped
 from unidecouple.figures.grids import bare, draw_grid, label_grid
 from unidecouple.figures.style import (
     DARK,
@@ -157,7 +157,7 @@ def _dead(chosen: Tensor, sizes: Sequence[int]) -> list[int]:
     return dead
 
 
-def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> ProbeResult:
     """``routing_map``: {"layers"}."""
     both = tuple(
         batch for task in probe_input.tasks for n in range(probe_input.batches) for batch in probe_input.batch(task, BATCH, n)

@@ -8,19 +8,18 @@ from typing import Any, Final
 import numpy as np
 
 from unidecouple.batch import TASK_KEYS
-from unidecouple.diagnose.probe import Drawn, Measured, Probe, ProbeInput, Skipped
+from unidecouple.diagnose.probe import Drawn, Probe, ProbeInput, ProbeResult, Skipped
 from unidecouple.diagnose.routing import RoutingLayer, routing_of
 from unidecouple.diagnose.routing_alarm import GATHERED, UNIFORM
+from unidecouple.figures.estimates import Curve
 from unidecouple.figures.style import MUTED, TASK_COLORS, WIDTH, Plot, canvas, legend, name_panel, to_svg
 from unidecouple.figures.wording import TASK_NAMES, counted
 from unidecouple.source import Progress
 
-Curve = dict[int, float]
-"""Step -> value."""
-Value = Callable[[RoutingLayer, str], float | None]
+LayerMetric = Callable[[RoutingLayer, str], float | None]
 
 
-def measure(probe_input: ProbeInput, progress: Progress) -> Measured:
+def measure(probe_input: ProbeInput, progress: Progress) -> ProbeResult:
     """What training logged: {"records"}."""
     records = list(probe_input.routing_log)
     return (
@@ -41,7 +40,7 @@ def routing_history(name: str, title: str, records: Sequence[Mapping[str, Any]])
         return None
     found = [(int(record["step"]), routing_of(record)) for record in records]
     groups = max(len(share) for layer in found[-1][1] for share in layer.group_share.values())
-    panels: dict[str, tuple[Value, float | None]] = {
+    panels: dict[str, tuple[LayerMetric, float | None]] = {
         "Router entropy per token": (lambda layer, task: layer.token_entropy.get(task), UNIFORM),
         "Load-balance entropy": (lambda layer, task: layer.load_entropy.get(task), GATHERED),
     }
@@ -81,7 +80,7 @@ def _own_group(layer: RoutingLayer, task: str) -> float | None:
     return share[own] if own < len(share) else None
 
 
-def _curves(found: Sequence[tuple[int, Sequence[RoutingLayer]]], value: Value, task: str) -> list[Curve]:
+def _curves(found: Sequence[tuple[int, Sequence[RoutingLayer]]], value: LayerMetric, task: str) -> list[Curve]:
     """One curve per layer, of the steps that have a value."""
     curves: dict[int, Curve] = {}
     for step, layers in found:

@@ -6,35 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from unidecouple.eval.benchmark import Query, ask
 from unidecouple.eval.records import read_lines
 from unidecouple.files import append_jsonl
 from unidecouple.inputs import quoted
+from unidecouple.shares import ALONE, WorkShare
 
 AskBatch = Callable[[Sequence[Query]], list[str]]
 """Puts queries to a model, one answer each, in order."""
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, of)."""
-
-
-@dataclass(frozen=True)
-class WorkShare:
-    """This process among those that share an evaluation.
-
-    Attributes:
-        rank, size: its number, and how many processes there are.
-        wait: a barrier.
-    """
-
-    rank: int = 0
-    size: int = 1
-    wait: Callable[[], None] = field(default=lambda: None)
-
-
-ALONE = WorkShare()
 
 
 def read_answers(folder: Path, kind: str = "answers") -> dict[str, str]:
@@ -71,7 +54,10 @@ def collect(
         raise ValueError("two questions have the same id, by which answers are kept: look for repeated lines in the files")
     done = read_answers(folder, kind)
     share.wait()  # all have read before any writes, so they agree on what is left
-    mine = [query for query in queries if query.id not in done][share.rank :: share.size]
+    if share.independent:
+        mine = [query for query in share.of(queries) if query.id not in done]
+    else:
+        mine = list(share.of([query for query in queries if query.id not in done]))
     path = folder / f"{kind}.{share.rank}.jsonl"
     _drop_cut_line(path)
     for start in range(0, len(mine), batch_size):

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from unidecouple.data.formats.record import ImageBytes, ImageFile
-from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions
+from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions, RatioOfSums
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,15 @@ class Query:
 
     Attributes:
         id: unique in the benchmark; answers are kept by it.
-        text: the whole user turn.
-        picture: at the model's own size (uint8 (H, W, 3)), or a stored image of any size.
+        text: the whole user turn; without a picture a passage.
+        picture: at the model's own size (uint8 (H, W, 3)), or a stored image of any size. None: nothing is asked, and the answer is
+            three numbers: the passage's log-likelihood in nats, its tokens, and how many of them stand for unknown words.
         where: file and line, for messages; empty for generated questions.
     """
 
     id: str
     text: str
-    picture: np.ndarray | ImageFile | ImageBytes
+    picture: np.ndarray | ImageFile | ImageBytes | None
     where: str = ""
 
 
@@ -78,7 +79,7 @@ class BenchmarkResult:
     """
 
     scores: tuple[Score, ...]
-    proportions: Mapping[str, ClusteredProportion | MeanOfProportions] = field(default_factory=dict)
+    proportions: Mapping[str, ClusteredProportion | MeanOfProportions | RatioOfSums] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)
     verdicts: tuple[ImageVerdict, ...] = ()
 
@@ -98,7 +99,7 @@ Metadata = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class QABenchmark:
-    """A benchmark of questions about images.
+    """A benchmark of questions about images, or of passages of text.
 
     Attributes:
         name: of the benchmark.

@@ -24,7 +24,7 @@ _WEIGHED = ("*.safetensors", "*.json", "*.jinja")
 
 @dataclass(frozen=True)
 class EvalSetup:
-    """What was scored, and how: whatever answers or pictures depend on.
+    """What was scored, and how: whatever answers or images depend on.
 
     Attributes:
         checkpoint: as the user named it.

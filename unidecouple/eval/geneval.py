@@ -1,9 +1,9 @@
-"""GenEval (arXiv 2310.11513, MIT): does a picture show the objects, counts, colours and places its prompt asks for?
+"""GenEval (arXiv 2310.11513, MIT): does an image show the objects, counts, colours and places its prompt asks for?
 
 The rules, thresholds, folder layout and summary of the official ``evaluate_images.py`` and ``summary_scores.py``; the detector is
 any ``Judge``. Deviations: relations in a reason are sorted (a Python set has no order), colours in a reason too, and images
-are grouped by prompt number, not by equal metadata. Where true pictures are known, a score comes with the judge's ceiling (true
-pictures) and floor (the same pictures, another prompt of the tag).
+are grouped by prompt number, not by equal metadata. Where true images are known, a score comes with the judge's ceiling (true
+images) and floor (the same images, another prompt of the tag).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NO_OFFSET = 1e-3
 
 @dataclass(frozen=True)
 class JudgeBounds:
-    """What the judge gives to perfect pictures and to pictures of another prompt, by metric (see ``summarize``)."""
+    """What the judge gives to perfect images and to images of another prompt, by metric (see ``summarize``)."""
 
     ceiling: Mapping[str, float]
     floor: Mapping[str, float]
@@ -52,7 +52,7 @@ def bounds_of(judge: Judge, metadata: Sequence[Metadata], pictures: Images) -> J
 
 
 def judge_pictures(judge: Judge, metadata: Sequence[Metadata], pictures: Images) -> list[ImageVerdict]:
-    """Verdict on each picture of ``pictures[i]`` against ``metadata[i]``, as ``read_folder`` returns them."""
+    """Verdict on each image of ``pictures[i]`` against ``metadata[i]``, as ``read_folder`` returns them."""
     return _verdicts(judge, metadata, pictures, _detect_all(judge, pictures))
 
 
@@ -128,7 +128,7 @@ def metadata_of(row: BenchmarkRecord) -> Metadata:
     for key in ("include", "exclude"):
         for number, clause in enumerate(row.listed(key) if row.values.get(key) else []):
             if not isinstance(clause, dict):
-                row.fail(f"{key}[{number}] is {quoted(clause)} where an object is due")
+                row.fail(f"{key}[{number}] is {quoted(clause)}; an object is expected")
             _check_clause(BenchmarkRecord(f"{row.where}, {key}[{number}]", clause), number)
     row.listed("include")
     return row.values
@@ -148,10 +148,10 @@ def _check_clause(clause: BenchmarkRecord, number: int) -> None:
 
 
 def read_folder(folder: Path) -> tuple[list[Metadata], list[list[np.ndarray]]]:
-    """Metadata and pictures (uint8 (H, W, 3)) of a folder in GenEval's layout, whoever wrote it.
+    """Metadata and images (uint8 (H, W, 3)) of a folder in GenEval's layout, whoever wrote it.
 
     Raises:
-        ValueError: ``folder`` holds no numbered prompt folder, or a prompt has no picture, or not one line as ``metadata_of``
+        ValueError: ``folder`` holds no numbered prompt folder, or a prompt has no image, or not one line as ``metadata_of``
             needs it.
     """
     entries = folder.iterdir() if folder.is_dir() else iter(())
@@ -163,7 +163,7 @@ def read_folder(folder: Path) -> tuple[list[Metadata], list[list[np.ndarray]]]:
     for prompt in prompts:
         files = sorted(file for file in (prompt / "samples").iterdir() if re.match(r"\d+\.png", file.name))
         if not files:
-            raise ValueError(f"{prompt / 'samples'} holds no pictures such as 0000.png")
+            raise ValueError(f"{prompt / 'samples'} holds no images such as 0000.png")
         pictures.append([np.asarray(Image.open(file).convert("RGB")) for file in files])
     return metadata, pictures
 
@@ -202,7 +202,7 @@ def _unmet(clause: Metadata, boxes: list[Box], groups: list[list[Box] | None], c
 
 
 def _detect_all(judge: Judge, pictures: Images) -> list[list[list[Detection]]]:
-    """Detections of each picture of each prompt, found in one batch."""
+    """Detections of each image of each prompt, found in one batch."""
     found = iter(judge.detect_batch([image for images in pictures for image in images]))
     return [[next(found) for _ in images] for images in pictures]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unidecouple.eval.answering import ALONE, Progress, WorkShare
+from unidecouple.eval.answering import Progress
 from unidecouple.eval.benchmark import Metadata
 from unidecouple.files import atomic_directory
+from unidecouple.shares import ALONE, WorkShare
 
 GenerateImages = Callable[[Sequence[str], int, int], list[list[np.ndarray]]]
 """See ``benchmark.ScoredModel.generate``."""
@@ -36,8 +37,12 @@ def generate_folder(
     if there and max(there) >= len(metadata):
         raise ValueError(f"{folder} holds images of prompt {max(there)}, but {len(metadata)} are asked for: give a new folder")
     share.wait()  # all have looked before any writes
-    missing = [number for number in range(len(metadata)) if number not in there]
-    blocks = list(_blocks(missing, prompts_at_once))[share.rank :: share.size]
+    wanted = range(len(metadata))
+    if share.independent:
+        mine = [number for block in share.of(list(_blocks(wanted, prompts_at_once))) for number in block if number not in there]
+        blocks: Sequence[list[int]] = list(_blocks(mine, prompts_at_once))
+    else:
+        blocks = share.of(list(_blocks([number for number in wanted if number not in there], prompts_at_once)))
     done, of = 0, sum(map(len, blocks))
     for block in blocks:
         images_of = generate([metadata[number]["prompt"] for number in block], num_images, block[0])

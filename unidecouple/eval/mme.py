@@ -1,7 +1,7 @@
 """MME (arXiv 2306.13394) from its release folder: one folder per subtask, two questions per image, one yes and one no.
 
 Scored as the official ``calculation.py``: a subtask's score is 100 times the share of right answers plus 100 times the share of
-pictures with both right (accuracy+), at most 200, and Perception and Cognition are the sums of their subtasks. An answer is the
+images with both right (accuracy+), at most 200, and Perception and Cognition are the sums of their subtasks. An answer is the
 "yes" or "no" in its first four letters, in lower case ("know" is a no there); anything else is wrong, and counted.
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 
 from unidecouple.eval.benchmark import Answers, BenchmarkResult, Metric, QABenchmark, Query, Score
 from unidecouple.eval.records import read_text_lines, yes_no
-from unidecouple.eval.sources import Pictures, find, hashes
+from unidecouple.eval.sources import ImageFinder, find, hashes
 from unidecouple.eval.statistics import ClusteredProportion
 from unidecouple.eval.suite import Benchmark, BenchmarkOptions
 from unidecouple.files import write_text_atomic
@@ -33,7 +33,7 @@ _READ: Final = 4
 
 @dataclass(frozen=True)
 class MmeQuestion:
-    """One question; ``image`` is the picture's name without ending."""
+    """One question; ``image`` is the image's name without ending."""
 
     subtask: str
     image: str
@@ -54,10 +54,10 @@ def read_label(answer: str) -> str:
 
 
 def open_files(data: Path, limit: int | None = None) -> QABenchmark:
-    """The benchmark of the subtasks found in ``data``; with ``limit`` the first so many pictures of each.
+    """The benchmark of the subtasks found in ``data``; with ``limit`` the first so many images of each.
 
     Raises:
-        ValueError: none are found, a text file is not MME's, or a picture is missing.
+        ValueError: none are found, a text file is not MME's, or an image is missing.
     """
     known = [name for names in GROUPS.values() for name in names]
     folders = find(data, "mme", [*known, *(f"MME_Benchmark_release_version/{name}" for name in known)])
@@ -66,7 +66,7 @@ def open_files(data: Path, limit: int | None = None) -> QABenchmark:
     files: list[Path] = []
     for folder in sorted(folders, key=lambda path: known.index(path.name)):
         texts = sorted((folder / "questions_answers_YN").glob("*.txt")) or sorted(folder.glob("*.txt"))
-        pictures = Pictures(folder)
+        pictures = ImageFinder(folder)
         for path in texts[:limit]:
             asked = _read(path, folder.name)
             picture = next((name for end in _ENDINGS for name in [path.stem + end] if _there(folder, name)), f"{path.stem}.jpg")
@@ -125,7 +125,7 @@ def _there(folder: Path, name: str) -> bool:
 
 
 def _export(lines: Sequence[MmeQuestion], answers: Answers, folder: Path) -> None:
-    """One file per subtask, as ``calculation.py`` reads them: picture, question, gold, answer; answers on one line."""
+    """One file per subtask, as ``calculation.py`` reads them: image, question, gold, answer; answers on one line."""
     for subtask in dict.fromkeys(line.subtask for line in lines):
         rows = [
             "\t".join((line.image, line.text, line.label.capitalize(), _one_line(answers[line.id])))

@@ -2,7 +2,7 @@
 
 Questions are worded as in the official ``configs/llava1.5.yaml``. Where an answer names no option, the official parser guesses
 (seed 42); "accuracy" counts such answers as wrong, "accuracy/official" lets a seeded guess stand, and both come with their number.
-As in the official runner a question is shown its first picture; those with several are counted.
+As in the official runner a question is shown its first image; those with several are counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unidecouple.data.formats.record import ImageBytes, ImageFile
 from unidecouple.eval.benchmark import Answers, BenchmarkResult, Metric, QABenchmark, Query, Score
 from unidecouple.eval.mmmu_parser import open_is_right, read_choice, read_open
 from unidecouple.eval.records import BenchmarkRecord, unique
-from unidecouple.eval.sources import find, hashes, stored_picture, table_rows
+from unidecouple.eval.sources import find, hashes, stored_image, table_rows
 from unidecouple.eval.statistics import ClusteredProportion
 from unidecouple.eval.suite import Benchmark, BenchmarkOptions
 from unidecouple.files import write_json_atomic
@@ -40,7 +40,7 @@ _ASK = {
 
 @dataclass(frozen=True)
 class MmmuQuestion:
-    """A question: its id (``validation_Art_1``), options by letter (none if open), gold answers, and how many pictures it has."""
+    """A question: its id (``validation_Art_1``), options by letter (none if open), gold answers, and how many images it has."""
 
     id: str
     options: Mapping[str, str]
@@ -57,7 +57,7 @@ def open_files(data: Path, limit: int | None = None) -> QABenchmark:
     """The benchmark of the rows in ``data``; with ``limit`` the first so many of each subject.
 
     Raises:
-        ValueError: no files, rows without a column, two rows of one id, or a row without picture, options or a gold answer.
+        ValueError: no files, rows without a column, two rows of one id, or a row without image, options or a gold answer.
     """
     paths = [path.parent if path.name == "dataset_info.json" else path for path in find(data, "mmmu", _PATTERNS)]
     rows = [
@@ -106,7 +106,7 @@ def report(items: Sequence[MmmuQuestion], answers: Answers) -> BenchmarkResult:
     scores.append(Score("mmmu", "accuracy/most frequent answer", _most_frequent(items), JUDGE, 1.0, chance))
     several = sum(item.pictures > 1 for item in items)
     return BenchmarkResult(
-        tuple(scores), proportions, {"no option named": unparsed, "questions shown one of several pictures": several}
+        tuple(scores), proportions, {"no option named": unparsed, "questions shown one of several images": several}
     )
 
 
@@ -120,8 +120,8 @@ def _read(row: BenchmarkRecord, path: Path) -> tuple[MmmuQuestion, Query]:
     options = _options(row) if kind == _CHOICE else {}
     shown = [stored for column in _PICTURES if (stored := row.values.get(column))]
     if not shown:
-        row.fail(f"{name} has no picture")
-    picture: ImageBytes | ImageFile = stored_picture(shown[0], f"{row.where}: {name}", path.parent)
+        row.fail(f"{name} has no image")
+    picture: ImageBytes | ImageFile = stored_image(shown[0], f"{row.where}: {name}", path.parent)
     listed = "\n".join(f"({letter}) {text}" for letter, text in options.items())
     text = _ASK[_CHOICE].format(question, listed) if options else _ASK[_OPEN].format(question)
     return MmmuQuestion(name, options, _gold(row, options), len(shown)), Query(name, text, picture, row.where)

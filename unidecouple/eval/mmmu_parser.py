@@ -18,7 +18,7 @@ _NUMBERS = (
     re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),  # 1.2e-3
     re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),  # 12, 1.2, .5
 )
-Value = str | float
+NumberOrText = str | float
 
 
 def read_choice(answer: str, options: Mapping[str, str]) -> str | None:
@@ -46,14 +46,14 @@ def read_choice(answer: str, options: Mapping[str, str]) -> str | None:
     return None
 
 
-def read_open(answer: str) -> list[Value]:
+def read_open(answer: str) -> list[NumberOrText]:
     """What an open answer may mean: the ends of its key sentences and the numbers in them, normalised."""
     keys = _key_phrases(answer)
     said = keys + [number for key in keys for pattern in _NUMBERS for number in pattern.findall(key)]
     return list(dict.fromkeys(value for text in said for value in normalize(text)))
 
 
-def normalize(text: str) -> list[Value]:
+def normalize(text: str) -> list[NumberOrText]:
     """A number rounded to two decimals, or the text in lower case (a single letter with a space before, and after it)."""
     text = text.strip()
     try:
@@ -63,7 +63,7 @@ def normalize(text: str) -> list[Value]:
         return [f" {lowered}", f"{lowered} "] if len(lowered) == 1 else [lowered]
 
 
-def open_is_right(gold: str | Sequence[str], read: Sequence[Value]) -> bool:
+def open_is_right(gold: str | Sequence[str], read: Sequence[NumberOrText]) -> bool:
     """Whether one of the readings contains a gold text, or equals a gold number."""
     wanted = [value for text in ([gold] if isinstance(gold, str) else gold) for value in normalize(text)]
     for value in read:

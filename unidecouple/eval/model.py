@@ -13,8 +13,9 @@ import numpy as np
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.eval.benchmark import Metadata, Query
-from unidecouple.generate.image import decode_pictures, draw_tokens
+from unidecouple.generate.image import decode_images, draw_tokens
 from unidecouple.generate.jobs import ImageJob
+from unidecouple.generate.likelihood import passage_log_likelihood
 from unidecouple.generate.padding import check_length
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
@@ -22,7 +23,7 @@ from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 
 GREY: Final = 127
-"""What a blinded model sees: the colour that Janus pads pictures with."""
+"""What a blinded model sees: the colour that Janus pads images with."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class EvalModel:
         """
         for query in queries:
             with _named(query.where or query.id):
+                if query.picture is None:
+                    check_length(len(self._builder.passage(query.text)), 0, self._longest)
+                    continue
                 check_length(len(self._builder.understanding_prompt(query.text)), self.max_new_tokens, self._longest)
 
     def check_prompts(self, metadata: Sequence[Metadata]) -> None:
@@ -74,7 +78,9 @@ class EvalModel:
         return int(self.model.config.text_config.max_position_embeddings)
 
     def ask(self, queries: Sequence[Query]) -> list[str]:
-        """Greedy answers, one per query; an image that cannot be read raises ``ValueError``."""
+        """Greedy answers, one per query, or likelihoods of passages; an image that cannot be read raises ``ValueError``."""
+        if all(query.picture is None for query in queries):
+            return [self._likelihood(query.text) for query in queries]
         return self._answer([self._see(query) for query in queries], queries)
 
     def ask_grey(self, queries: Sequence[Query]) -> list[str]:
@@ -83,7 +89,7 @@ class EvalModel:
         return self._answer([np.full((side, side, 3), GREY, np.uint8)] * len(queries), queries)
 
     def ask_text(self, queries: Sequence[Query]) -> list[str]:
-        """The same words with no picture in the conversation, which training may never have had: a floor of another kind."""
+        """The same words with no image in the conversation, which training may never have had: a floor of another kind."""
         return self._answer(None, queries)
 
     def generate(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
@@ -93,8 +99,14 @@ class EvalModel:
             for number, prompt in enumerate(prompts, first)
             for copy in range(num_images)
         ]
-        pictures = decode_pictures(self.model, draw_tokens(self.model, self._builder, jobs))
+        pictures = decode_images(self.model, draw_tokens(self.model, self._builder, jobs))
         return [list(pictures[at : at + num_images]) for at in range(0, len(pictures), num_images)]
+
+    def _likelihood(self, text: str) -> str:
+        """What ``Query`` states of a passage."""
+        ids = self._builder.passage(text)
+        unknown = sum(one == self.processor.tokenizer.unk_token_id for one in ids)
+        return f"{passage_log_likelihood(self.model, ids)!r} {len(ids) - 1} {unknown}"
 
     def _answer(self, pictures: Sequence[np.ndarray] | None, queries: Sequence[Query]) -> list[str]:
         words = [query.text for query in queries]
@@ -109,6 +121,7 @@ class EvalModel:
                     "give published files with --data"
                 )
             return query.picture
+        assert query.picture is not None
         with _named(query.where):
             return self._preprocessor.for_understanding(query.picture)
 

@@ -1,4 +1,4 @@
-"""POPE's published files: ``coco_pope_{random,popular,adversarial}.json`` or LLaVA's ``llava_pope_test.jsonl``, and pictures.
+"""POPE's published files: ``coco_pope_{random,popular,adversarial}.json`` or LLaVA's ``llava_pope_test.jsonl``, and images.
 
 Scored by the rules of the official ``evaluate.py`` (AoiDragon/POPE) or another of ``pope.PARSERS``, per split and over all.
 Positives stand in all three splits with the same words and are asked once. Pooled metrics are over all questions of all splits.
@@ -17,7 +17,7 @@ from typing import Final
 from unidecouple.eval.benchmark import Answers, BenchmarkResult, Metric, QABenchmark, Query, Score
 from unidecouple.eval.pope import CHANCE, PARSERS, PopeQuestion, known_parser, score_pope
 from unidecouple.eval.records import BenchmarkRecord, read_records
-from unidecouple.eval.sources import Pictures, find, hashes
+from unidecouple.eval.sources import ImageFinder, find, hashes
 from unidecouple.eval.suite import Benchmark, BenchmarkOptions
 from unidecouple.files import write_text_atomic
 
@@ -30,7 +30,7 @@ def open_files(data: Path, parser: str, limit: int | None = None) -> QABenchmark
     """The benchmark of the files in ``data``; with ``limit`` of the first so many questions of each split.
 
     Raises:
-        ValueError: unknown parser; no files, a broken line, or a missing picture.
+        ValueError: unknown parser; no files, a broken line, or a missing image.
     """
     known_parser(parser)
     paths = find(data, "pope", (*_PATTERNS, _LLAVA))
@@ -40,7 +40,7 @@ def open_files(data: Path, parser: str, limit: int | None = None) -> QABenchmark
         if path.name == _LLAVA:
             lines = _as_llava_asks(path, lines)
     lines = _first(lines, limit)
-    pictures = Pictures(paths[0].parent, paths[0].parent.parent, data)
+    pictures = ImageFinder(paths[0].parent, paths[0].parent.parent, data)
     queries = {line.id: line for line in lines}
     return QABenchmark(
         "pope",

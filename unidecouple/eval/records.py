@@ -183,14 +183,14 @@ def _parsed(content: bytes, where: str) -> Any:
 
 def _row(value: object, where: str) -> BenchmarkRecord:
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: {quoted(value)} where an object is due")  # noqa: TRY004 -- a user's mistake
+        raise ValueError(f"{where}: a JSON object is expected, not {quoted(value)}")  # noqa: TRY004 -- a user's mistake
     return BenchmarkRecord(where, value)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("a key appears twice in one object")
     return found
 
 

@@ -16,22 +16,23 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
-from unidecouple.eval.answering import ALONE, Progress, WorkShare, collect, complete, read_answers
+from unidecouple.eval.answering import Progress, collect, complete, read_answers
 from unidecouple.eval.benchmark import AnyBenchmark, BenchmarkResult, QABenchmark, Query
 from unidecouple.eval.card import EvalSetup, write_card
 from unidecouple.eval.geneval import read_folder
 from unidecouple.eval.image_folder import generate_folder
 from unidecouple.eval.model import EvalModel
 from unidecouple.files import write_json_atomic
+from unidecouple.shares import ALONE, WorkShare
 
 SETTINGS: Final = "settings.json"
 IMAGES: Final = "images"
 Blind = Literal["grey", "text"]
-"""How questions are asked blindly: about a grey picture, or about none."""
+"""How questions are asked blindly: about a grey image, or about none."""
 
 BLIND: Final[tuple[Blind, ...]] = get_args(Blind)
 _FILES: Final[dict[Blind, str]] = {"grey": "blind", "text": "blind-text"}
-_TITLES: Final[dict[Blind, str]] = {"grey": "grey picture", "text": "no picture"}
+_TITLES: Final[dict[Blind, str]] = {"grey": "grey image", "text": "no image"}
 _PROMPTS_AT_ONCE: Final = 16
 
 
@@ -65,13 +66,25 @@ class EvalSession:
             model.check_queries(benchmark.queries)
             folder = self._claim(benchmark)
             blindly = {"grey": model.ask_grey, "text": model.ask_text}
-            for kind, ask in ({"answers": model.ask} | {_FILES[way]: blindly[way] for way in self.blind}).items():
+            blind = () if any(query.picture is None for query in benchmark.queries) else self.blind  # a passage has nothing to hide
+            for kind, ask in ({"answers": model.ask} | {_FILES[way]: blindly[way] for way in blind}).items():
                 collect(ask, benchmark.queries, folder, self.batch_size, self.share, self.progress, kind)
             return
         model.check_prompts(benchmark.metadata)
         folder, number = self._claim(benchmark) / IMAGES, benchmark.num_images
         prompts = 4 * max(1, _PROMPTS_AT_ONCE // number)
         generate_folder(model.generate, benchmark.metadata, number, folder, prompts, self.share, self.progress)
+
+    def lacks(self, benchmark: AnyBenchmark) -> int:
+        """How many answers, blind ones included, or prompts' images the folder still lacks."""
+        folder = self.folder(benchmark)
+        if isinstance(benchmark, QABenchmark):
+            kinds = ("answers", *(_FILES[way] for way in self.blind))
+            there = [read_answers(folder, kind) for kind in kinds]
+            return sum(query.id not in answers for answers in there for query in benchmark.queries)
+        images = folder / IMAGES
+        found = {path.name for path in images.iterdir()} if images.is_dir() else set()
+        return sum(f"{number:05d}" not in found for number in range(len(benchmark.metadata)))
 
     def score(self, benchmark: AnyBenchmark, detections: Path | None = None) -> BenchmarkResult | None:
         """Score what is in the folder and write the card; None where images wait for a file of ``detections``.
@@ -116,12 +129,15 @@ class EvalSession:
         """The folder, marked as of this model and these settings; the first process writes, the others wait."""
         folder = self.folder(benchmark)
         setup = dataclasses.replace(self.setup, settings={**self.setup.settings, **_asked(benchmark)})
-        if self.share.rank == 0:
+        if self.share.claims:
+            there = (
+                next((path.name for path in folder.iterdir() if not path.name.startswith(".")), None) if folder.is_dir() else None
+            )
             if (folder / SETTINGS).is_file():
                 _same(folder, setup, weights=True)
             else:
-                if folder.is_dir() and (there := next(folder.iterdir(), None)) is not None:
-                    raise ValueError(f"{folder} holds {there.name}, but no {SETTINGS} of an evaluation: choose another --output")
+                if there is not None:
+                    raise ValueError(f"{folder} holds {there}, but no {SETTINGS} of an evaluation: choose another --output")
                 write_json_atomic(folder / SETTINGS, dataclasses.asdict(setup))
         self.share.wait()
         return folder
@@ -160,7 +176,7 @@ def _settings(folder: Path) -> EvalSetup:
 
 
 def _asked(benchmark: AnyBenchmark) -> Mapping[str, Any]:
-    """What is asked, as hashes: ids and words, and the pictures' bytes."""
+    """What is asked, as hashes: ids and words, and the images' bytes."""
     if isinstance(benchmark, QABenchmark):
         asked = {"questions": len(benchmark.queries), "questions_sha256": _hash_of(benchmark.queries)}
         return asked | ({"pictures_sha256": digest} if (digest := _hash_of_pictures(benchmark.queries)) else {})
@@ -182,8 +198,9 @@ def _hash_of(queries: Sequence[Query]) -> str:
 
 
 def _hash_of_pictures(queries: Sequence[Query]) -> str | None:
-    """Of the bytes of published pictures, each once; None where there are only generated ones, which ``_hash_of`` covers."""
-    pictures = dict.fromkeys(query.picture for query in queries if not isinstance(query.picture, np.ndarray))
+    """Of the bytes of published images, each once; None where there are only generated ones, which ``_hash_of`` covers."""
+    shown = [query.picture for query in queries]
+    pictures = dict.fromkeys(one for one in shown if one is not None and not isinstance(one, np.ndarray))
     if not pictures:
         return None
     whole = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What readers of published files share: where a benchmark lies in the user's folder, its pictures, its tables, their hashes."""
+"""What readers of published files share: where a benchmark lies in the user's folder, its images, its tables, their hashes."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def find(data: Path, benchmark: str, patterns: Sequence[str]) -> list[Path]:
     )
 
 
-class Pictures:
-    """Pictures by name, in any of the usual places beside a benchmark's files."""
+class ImageFinder:
+    """Images by name, in any of the usual places beside a benchmark's files."""
 
     def __init__(self, *folders: Path) -> None:
         self._places = [folder / place for folder in folders for place in _PICTURES]
 
     def __call__(self, name: str, where: str) -> ImageFile:
-        """The picture called ``name`` by the record at ``where``.
+        """The image called ``name`` by the record at ``where``.
 
         Raises:
             ValueError: it is in none of the places.
@@ -50,15 +50,13 @@ class Pictures:
             if _is_file(place / name):
                 return ImageFile(place / name)
         looked = ", ".join(dict.fromkeys(str(place) for place in self._places if place.is_dir()))
-        raise ValueError(
-            f"{where}: picture {quoted(name)} is missing (looked in {looked}): copy the pictures to one of these folders"
-        )
+        raise ValueError(f"{where}: image {quoted(name)} is missing (looked in {looked}): copy the images to one of these folders")
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # the name is too long, as a picture in base64 is
+    except OSError:  # the name is too long, as an image in base64 is
         return False
 
 
@@ -68,7 +66,7 @@ def hashes(paths: Iterable[Path], root: Path) -> dict[str, str]:
 
 
 def table_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a parquet file, or of a folder that ``Dataset.save_to_disk`` wrote; pictures stay encoded.
+    """Rows of a parquet file, or of a folder that ``Dataset.save_to_disk`` wrote; images stay encoded.
 
     Raises:
         ValueError: pyarrow or datasets is not installed, or the file cannot be read.
@@ -84,8 +82,8 @@ def table_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} cannot be read: {error}; is the download whole?") from error
 
 
-def stored_picture(cell: Any, where: str, folder: Path) -> ImageBytes | ImageFile:
-    """A picture as ``datasets`` stores it: {bytes, path}.
+def stored_image(cell: Any, where: str, folder: Path) -> ImageBytes | ImageFile:
+    """An image as ``datasets`` stores it: {bytes, path}.
 
     Raises:
         ValueError: it is neither, or the file is missing.
@@ -94,6 +92,6 @@ def stored_picture(cell: Any, where: str, folder: Path) -> ImageBytes | ImageFil
         return ImageBytes(cell["bytes"])
     if isinstance(cell, dict) and isinstance(cell.get("path"), str) and cell["path"]:
         if not _is_file(folder / cell["path"]):
-            raise ValueError(f"{where}: picture {quoted(cell['path'])} is missing in {folder}")
+            raise ValueError(f"{where}: image {quoted(cell['path'])} is missing in {folder}")
         return ImageFile(folder / cell["path"])
-    raise ValueError(f"{where} holds {type(cell).__name__} where a picture with {' or '.join(_COLUMNS_OF_PICTURES)} should be")
+    raise ValueError(f"{where} holds {type(cell).__name__} where an image with {' or '.join(_COLUMNS_OF_PICTURES)} should be")

@@ -2,6 +2,8 @@
 
 Few seeds are the rule here, so intervals use Student's t and are wide on purpose: a difference whose interval holds zero is no
 finding. Two runs of one seed share data order and initial weights, so they are compared in pairs.
+
+``scipy.stats`` is imported where it is used: it takes half a second, which each process of a training run would wait.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 MOST_FLIPPED = 20
 """Differences that ``sign_flip`` takes: a million sums."""
@@ -52,6 +54,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         raise ValueError(f"an interval needs at least two seeds, got {len(values)}; run more seeds")
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie between 0 and 1, for example 0.95")
+    from scipy import stats
+
     mean = float(statistics.mean(values))  # exact; three times .1 has another sum in floats, and then equal methods are not equal
     error = float(stats.sem(values))
     low, high = stats.t.interval(level, len(values) - 1, mean, error) if error else (mean, mean)
@@ -75,6 +79,8 @@ def seeds_to_exclude_zero(found: Interval, most: int = 100) -> int | None:
 
     The smallest n with t(n - 1) s / sqrt(n) < abs(mean), where s is the standard deviation that ``found`` was made from.
     """
+    from scipy import stats
+
     half = (1 + found.level) / 2
     deviation = found.half_width * math.sqrt(found.count) / float(stats.t.ppf(half, found.count - 1))
     wanted = range(2, most + 1)
@@ -94,6 +100,8 @@ def paired_t(differences: Sequence[float]) -> float | None:
     mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
     if spread <= ROUNDING * max(map(abs, differences)):
         return None if mean else 1.0
+    from scipy import stats
+
     return float(stats.ttest_1samp(differences, 0.0).pvalue)  # of differences, ttest_rel is this
 
 
@@ -110,6 +118,8 @@ def sign_flip(differences: Sequence[float]) -> float:
         raise ValueError(f"the exact test takes 1 to {MOST_FLIPPED} differences, got {len(differences)}; use paired_t")
     largest = max(map(abs, differences)) or 1.0
     rounded = np.round(np.array(differences) / largest, 9)  # so that sums which are equal are equal in their last bits, too
+    from scipy import stats
+
     found = stats.permutation_test(
         (rounded,), _rounded_sum, permutation_type="samples", vectorized=True, n_resamples=np.inf, batch=1 << 12
     )
@@ -147,10 +157,10 @@ def binomial_error(share: float, count: int) -> float:
 
 @dataclass(frozen=True)
 class ClusteredProportion:
-    """A mean of values in [0, 1], some of which share their luck: questions about one picture, pictures of one prompt.
+    """A mean of values in [0, 1], some of which share their luck: questions about one image, images of one prompt.
 
     Attributes:
-        clusters: for each picture or prompt, its values.
+        clusters: for each image or prompt, its values.
     """
 
     clusters: tuple[tuple[float, ...], ...]
@@ -185,7 +195,42 @@ class ClusteredProportion:
         if groups > 1 and alone > 0:
             spread = sum((sum(cluster) - mean * len(cluster)) ** 2 for cluster in self.clusters)
             effect = min(max(groups / (groups - 1) * spread / count**2 / alone, 1.0), max(size, 1.0))
-        return _wilson(mean, count / effect, float(stats.norm.ppf((1 + level) / 2)))
+        return _wilson(mean, count / effect, float(special.ndtri((1 + level) / 2)))
+
+
+@dataclass(frozen=True)
+class RatioOfSums:
+    """A mean per unit of values of any size: nats per token of passages of different lengths.
+
+    Attributes:
+        pairs: for each passage, its sum and its number of units; at least one.
+    """
+
+    pairs: tuple[tuple[float, float], ...]
+
+    @property
+    def count(self) -> int:
+        """Number of units."""
+        return round(sum(units for _, units in self.pairs))
+
+    @property
+    def mean(self) -> float:
+        """Sum over sum."""
+        return math.fsum(total for total, _ in self.pairs) / self.count
+
+    @property
+    def shares(self) -> list[float]:
+        """One value per passage, whose plain mean is ``mean``."""
+        return [total * len(self.pairs) / self.count for total, _ in self.pairs]
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Student's t interval of the ratio estimator (Cochran 1977, section 6.3) over passages; of one passage its mean, twice."""
+        mean, number = self.mean, len(self.pairs)
+        if number < 2:
+            return mean, mean
+        spread = math.fsum((total - mean * units) ** 2 for total, units in self.pairs)
+        half = float(stats.t.ppf((1 + level) / 2, number - 1)) * math.sqrt(number / (number - 1) * spread) / self.count
+        return mean - half, mean + half
 
 
 @dataclass(frozen=True)

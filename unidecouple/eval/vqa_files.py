@@ -1,6 +1,6 @@
 """Questions with short answers from files: VQAv2's own, or a plain ``vqa.jsonl`` of one's own.
 
-VQAv2: ``v2_OpenEnded_mscoco_val2014_questions.json``, ``v2_mscoco_val2014_annotations.json`` and the pictures of COCO.
+VQAv2: ``v2_OpenEnded_mscoco_val2014_questions.json``, ``v2_mscoco_val2014_annotations.json`` and the images of COCO.
 Plain: lines {"image", "question", "answer" or "answers"}, perhaps "question_id" and "kind", by which accuracy is split.
 An answer is a text, a number, true or false ("yes" or "no"), or VQAv2's {"answer": …}; "answers" is one or a list, and wins.
 Read by "exact" (any gold answer, after ``vqa_rules.normalize``) or "vqav2" (soft accuracy over all of them, see ``vqa_rules``).
@@ -17,7 +17,7 @@ from typing import Final
 
 from unidecouple.eval.benchmark import Answers, BenchmarkResult, Metric, QABenchmark, Query, Score
 from unidecouple.eval.records import BenchmarkRecord, read_listed, read_records, unique
-from unidecouple.eval.sources import Pictures, find, hashes
+from unidecouple.eval.sources import ImageFinder, find, hashes
 from unidecouple.eval.statistics import ClusteredProportion
 from unidecouple.eval.suite import Benchmark, BenchmarkOptions
 from unidecouple.eval.vqa_rules import EXACT, normalize, soft_accuracy
@@ -37,7 +37,7 @@ MATCHES: Final[dict[str, Callable[[str, Sequence[str]], float]]] = {EXACT: _exac
 
 @dataclass(frozen=True)
 class VqaQuestion:
-    """A question's id, its kind, its picture's name, the gold answers (VQAv2 has ten people's), and file and line."""
+    """A question's id, its kind, its image's name, the gold answers (VQAv2 has ten people's), and file and line."""
 
     id: str
     kind: str
@@ -50,7 +50,7 @@ def open_files(data: Path, match: str, limit: int | None = None) -> QABenchmark:
     """The benchmark of the files in ``data``; with ``limit`` the first so many questions.
 
     Raises:
-        ValueError: unknown ``match``; no files, a broken line, a question without answers or picture.
+        ValueError: unknown ``match``; no files, a broken line, a question without answers or image.
     """
     if match not in MATCHES:
         raise ValueError(f"unknown VQA parser {match!r}; known: {', '.join(MATCHES)}")
@@ -59,7 +59,7 @@ def open_files(data: Path, match: str, limit: int | None = None) -> QABenchmark:
     if len(paths) > 1:
         raise ValueError(f"{path.parent} has {' and '.join(one.name for one in paths)}: leave the questions of one set there")
     pairs = (_plain(path) if path.name == _PLAIN else _vqav2(path))[:limit]
-    pictures = Pictures(path.parent, data)
+    pictures = ImageFinder(path.parent, data)
     queries = tuple(Query(item.id, text, pictures(item.image, item.where), item.where) for item, text in pairs)
     items = [item for item, _ in pairs]
     used = [path] if path.name == _PLAIN else [path, _annotations(path)]

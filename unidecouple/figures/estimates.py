@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from unidecouple.eval.statistics import Interval, mean_interval, paired_difference, paired_t, seeds_to_exclude_zero, sign_flip
 
+Curve = dict[int, float]
+"""Step -> value."""
 FEWEST_FLIPPED = 5
 """Seeds from which the permutation test is reported beside Student's."""
 

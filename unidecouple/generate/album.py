@@ -19,7 +19,7 @@ KEY = "unidecouple"
 _GAP = 2
 
 
-def save_picture(path: Path, picture: Image.Image, settings: Mapping[str, object]) -> None:
+def save_image(path: Path, picture: Image.Image, settings: Mapping[str, object]) -> None:
     """Write ``picture`` as a PNG with ``settings`` in its metadata, non-ASCII characters as JSON escapes.
 
     Raises:
@@ -35,10 +35,10 @@ def save_picture(path: Path, picture: Image.Image, settings: Mapping[str, object
 
 
 def settings_of(path: Path) -> dict[str, object]:
-    """Return the settings that ``save_picture`` wrote.
+    """Return the settings that ``save_image`` wrote.
 
     Raises:
-        ValueError: the picture holds no settings.
+        ValueError: the image holds no settings.
     """
     with Image.open(path) as picture:
         text = picture.info.get(KEY)
@@ -48,7 +48,7 @@ def settings_of(path: Path) -> dict[str, object]:
 
 
 def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Pictures of one size, a row beneath another, on white."""
+    """Images of one size, a row beneath another, on white."""
     width, height = rows[0][0].size
     columns = max(map(len, rows))
     sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP), "white")

@@ -47,7 +47,7 @@ class AnswerGenerator:
         model: any model with our decoder; what serves understanding is taken from it (``one_task``).
         builder: its sequence builder.
         max_batch_size: answers at a time.
-        max_length: most tokens of one conversation, pictures and the answer among them.
+        max_length: most tokens of one conversation, images and the answer among them.
         recorder: of steps, which are then padded to a few sizes; None launches every operator anew.
 
     Attributes:
@@ -88,7 +88,7 @@ class AnswerGenerator:
         """Read the conversations of ``jobs`` in one forward pass; the next ``step`` generates their first tokens.
 
         Raises:
-            ValueError: there is no room, one is too long, or its pictures do not fit its placeholders.
+            ValueError: there is no room, one is too long, or its images do not fit its placeholders.
         """
         self._check(jobs)
         ids, mask = left_pad([job.prompt_ids for job in jobs], self.builder.tokenizer.pad_token_id, self.model.device)
@@ -184,7 +184,7 @@ class AnswerGenerator:
             places = job.prompt_ids.count(self.model.config.image_token_id)
             if places != tokens * len(job.pictures):
                 raise ValueError(
-                    f"{places} image placeholders for {len(job.pictures)} pictures of {tokens} tokens: every picture needs its "
+                    f"{places} image placeholders for {len(job.pictures)} images of {tokens} tokens: every image needs its "
                     "run of placeholders"
                 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.answer_generator import AnswerGenerator, generate_answers
-from unidecouple.generate.image import decode_pictures
+from unidecouple.generate.image import decode_images
 from unidecouple.generate.image_generator import ImageGenerator, generate_image_tokens
 from unidecouple.generate.jobs import AnswerJob, image_jobs
 from unidecouple.generate.layout import join_shared
@@ -39,7 +40,7 @@ class Engine:
         processor: its processor.
         max_batch_size: images at a time, and answers at a time.
         max_prompt_length: most tokens of a prompt for an image.
-        max_length: most tokens of a conversation, pictures and the answer among them.
+        max_length: most tokens of a conversation, images and the answer among them.
         task: the only one that ``model`` serves; None is both.
         eager: launch every operator of a decoding step from Python on a CUDA device, too; by default a step is recorded there once
             for each size and replayed.
@@ -148,28 +149,51 @@ class Engine:
         ]
         return generate_answers(self.answers, jobs)
 
+    @overload
     def generate_images(
         self,
-        prompts: Sequence[str],
+        prompts: str,
+        num_images: int = ...,
+        seed: int = ...,
+        sampling: SamplingParams | None = ...,
+        negative_prompt: str | None = ...,
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def generate_images(
+        self,
+        prompts: list[str] | tuple[str, ...],
+        num_images: int = ...,
+        seed: int = ...,
+        sampling: SamplingParams | None = ...,
+        negative_prompt: str | None = ...,
+    ) -> list[list[Image.Image]]: ...
+
+    def generate_images(
+        self,
+        prompts: str | list[str] | tuple[str, ...],
         num_images: int = 1,
         seed: int = 0,
         sampling: SamplingParams | None = None,
         negative_prompt: str | None = None,
-    ) -> list[list[Image.Image]]:
+    ) -> list[Image.Image] | list[list[Image.Image]]:
         """Generate ``num_images`` images per prompt. Image j of prompt i depends on (seed, i, j) only.
 
         ``sampling`` None takes the checkpoint's own settings (``image_sampling``).
+
+        Returns:
+            Of one prompt, a text: its images. Of several, in a list: a list of images per prompt, also if the list holds one.
         """
+        if isinstance(prompts, str):
+            return self.generate_images([prompts], num_images, seed, sampling, negative_prompt)[0]
         jobs = image_jobs(self.builder, prompts, num_images, seed, sampling or self.image_sampling, negative_prompt)
-        if not jobs:
-            return [[] for _ in prompts]
-        pictures = self.render(generate_image_tokens(self.images, jobs))
+        pictures = self.render(generate_image_tokens(self.images, jobs)) if jobs else []
         return [pictures[i * num_images : (i + 1) * num_images] for i in range(len(prompts))]
 
     def render(self, tokens: Tensor) -> list[Image.Image]:
         """Decode image tokens (N, tokens per image)."""
         model = self.images.model
-        return [Image.fromarray(picture) for picture in decode_pictures(model, tokens.to(model.device))]
+        return [Image.fromarray(picture) for picture in decode_images(model, tokens.to(model.device))]
 
     def preview(self, tokens: Tensor) -> Image.Image:
         """Decode an image whose first ``tokens`` (count,) exist, in rows from the top left; the rest is grey.

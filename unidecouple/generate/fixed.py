@@ -69,7 +69,7 @@ class FixedDecoder:
         self.act: Callable[[Tensor], Tensor] = ACT2FN[config.hidden_act]
         group, self.waits = group_of(config, task), decoder.device.type == "cpu"
         self.blocks = lay_out(decoder, group)
-        self.norm = decoder.norm.weight.detach()[group] if decoder.norm.sets > 1 else decoder.norm.weight.detach()
+        self.norm = decoder.norm.weight.detach()[group] if decoder.norm.num_sets > 1 else decoder.norm.weight.detach()
         probe = decoder.embed_tokens.weight
         every = torch.arange(config.max_position_embeddings, device=probe.device).unsqueeze(0)
         cos, sin = decoder.rotary_emb(probe, position_ids=every)

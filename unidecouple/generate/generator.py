@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, Self, TypeVar
 
 Job_contra = TypeVar("Job_contra", contravariant=True)
-Progress = TypeVar("Progress")
+Handle = TypeVar("Handle")
 
 
-class Generator(Protocol[Job_contra, Progress]):
+class Generator(Protocol[Job_contra, Handle]):
     """Generates answers or images; what is being generated is named by the object that ``add`` returned for it."""
 
     @property
@@ -17,15 +17,15 @@ class Generator(Protocol[Job_contra, Progress]):
         """How many jobs can be added now."""
         ...
 
-    def add(self, jobs: Sequence[Job_contra], /) -> list[Progress]:
+    def add(self, jobs: Sequence[Job_contra], /) -> list[Handle]:
         """Start all of ``jobs``, at most ``free_slots``, in order."""
         ...
 
-    def step(self) -> list[Progress]:
+    def step(self) -> list[Handle]:
         """Generate one token of each. Returns those that are done."""
         ...
 
-    def remove(self, progress: Progress, /) -> None:
+    def remove(self, handle: Handle, /) -> None:
         """Stop one before it is done."""
         ...
 
@@ -34,13 +34,13 @@ class Generator(Protocol[Job_contra, Progress]):
         ...
 
 
-def generate_all(generator: Generator[Job_contra, Progress], jobs: Sequence[Job_contra]) -> Iterator[tuple[int, Progress]]:
+def generate_all(generator: Generator[Job_contra, Handle], jobs: Sequence[Job_contra]) -> Iterator[tuple[int, Handle]]:
     """Run all of ``jobs``, each as soon as there is room. Yields each with its number when it is done."""
     waiting, numbers = list(enumerate(jobs)), dict[int, int]()
     while waiting or numbers:
         coming, waiting = waiting[: generator.free_slots], waiting[generator.free_slots :]
         if coming:
             added = generator.add([job for _, job in coming])
-            numbers |= {id(progress): number for (number, _), progress in zip(coming, added, strict=True)}
-        for progress in generator.step():
-            yield numbers.pop(id(progress)), progress
+            numbers |= {id(handle): number for (number, _), handle in zip(coming, added, strict=True)}
+        for handle in generator.step():
+            yield numbers.pop(id(handle)), handle

@@ -1,4 +1,4 @@
-"""Pictures from prompts: the image-token loop, with classifier-free guidance in one pass and a seed for each picture."""
+"""Images from prompts: the image-token loop, with classifier-free guidance in one pass and a seed for each image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(
     sampling: SamplingParams | None = None,
 ) -> list[list[np.ndarray]]:
     """Generate ``num_images`` images per prompt, uint8 (H, W, 3). Image j of prompt i depends on (seed, i, j) only."""
-    images = decode_pictures(
+    images = decode_images(
         model, draw_tokens(model, builder, image_jobs(builder, prompts, num_images, seed, sampling or SamplingParams()))
     )
     return [list(images[i * num_images : (i + 1) * num_images]) for i in range(len(prompts))]
@@ -55,10 +55,10 @@ def draw_tokens(
 
 
 @torch.no_grad()
-def decode_pictures(model: UnifiedModel, tokens: Tensor) -> np.ndarray:
-    """Decode image tokens (N, tokens) to uint8 pictures (N, H, W, 3).
+def decode_images(model: UnifiedModel, tokens: Tensor) -> np.ndarray:
+    """Decode image tokens (N, tokens) to uint8 images (N, H, W, 3).
 
-    Each picture is decoded alone: convolutions over a batch round in another order, and a picture's bytes would depend on those
+    Each image is decoded alone: convolutions over a batch round in another order, and an image's bytes would depend on those
     beside it.
     """
     return np.concatenate([to_bytes(model.render(one)) for one in tokens.split(1)])

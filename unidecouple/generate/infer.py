@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from unidecouple.data.formats.entry import folder_finder
 from unidecouple.data.formats.record import BadRecordError
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.files import append_jsonl, write_bytes_atomic, write_json_atomic
-from unidecouple.generate.album import save_picture
+from unidecouple.generate.album import save_image
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.generator import generate_all
 from unidecouple.generate.jobs import AnswerJob, ImageJob
@@ -22,6 +22,7 @@ from unidecouple.generate.padding import check_length
 from unidecouple.generate.parsed_request import ParsedRequest, asked
 from unidecouple.generate.sampling import GREEDY, IMAGE_SAMPLING, SamplingParams
 from unidecouple.ownership import check_apart, check_file
+from unidecouple.shares import ALONE, WorkShare
 
 J = TypeVar("J")
 _Waiting = tuple[int, dict[str, Any], J]
@@ -56,20 +57,29 @@ class Settings:
 
 @dataclass(frozen=True)
 class Counts:
-    """Lines done now, those that were there from before, and what failed of either."""
+    """Lines done now, those that were there from before, what failed of either, and the lines that other shares still lack."""
 
     done: int
     failed: tuple[str, ...]
     before: int
+    lacking: int = 0
 
 
 def infer(
-    engine: Engine, source: Path, output: Path, settings: Settings, progress: Callable[[int, int], None] = lambda done, of: None
+    engine: Engine,
+    source: Path,
+    output: Path,
+    settings: Settings,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    share: WorkShare = ALONE,
 ) -> Counts:
     """Answer, or generate an image for, every line of ``source`` (see ``asked``); each result is a line of JSON in ``output``.
 
     A result has the number of its "line" (from 1), its "id" if it had one, then "answer", or "image" (a PNG in a folder beside
     ``output``), or "error": a line that fails stops no other. Settings are in ``<output>.settings.json``.
+
+    Processes that share the work write a file each, ``<output>.part-<rank>-of-<size>``. The one that finds all lines in them writes
+    ``output``, in the order of the lines.
 
     Raises:
         ValueError: ``output`` is of other settings, is ``source`` itself, or not a file that this package wrote; or ``source`` has
@@ -78,7 +88,9 @@ def infer(
     check_apart(output, [source])
     content = source.read_bytes()
     lines = content.split(b"\n")
-    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
+    every = [number for number, line in enumerate(lines, 1) if line.strip()]
+    numbers, merged = share.of(every), output
+    output = _part(merged, source, share)
     done = _continued(output, settings, source, content)
     reader = _Reader(engine, source, settings)
     failed = [f"{source}:{number}: {error}" for number, error in done.items() if error is not None]
@@ -113,7 +125,46 @@ def infer(
             _generate(engine, images, settings, output, write)
     _answer(engine, answers, write)
     _generate(engine, images, settings, output, write)
-    return Counts(count, tuple(failed), len(done))
+    return Counts(count, tuple(failed), len(done), _merge(merged, share.size, every, settings, content))
+
+
+def _part_name(output: Path, rank: int, size: int) -> Path:
+    return output.with_name(f"{output.name}.part-{rank:04}-of-{size:04}")
+
+
+def _part(output: Path, source: Path, share: WorkShare) -> Path:
+    """The file that ``share`` writes.
+
+    Raises:
+        ValueError: ``output``, which it is merged into, is a file of something else.
+    """
+    if share.size == 1:
+        return output
+    if not _is_ours(output.with_name(f"{output.name}.settings.json")):
+        check_file(output, [source])
+    return _part_name(output, share.rank, share.size)
+
+
+def _merge(output: Path, size: int, numbers: Sequence[int], settings: Settings, data: bytes) -> int:
+    """Write ``output`` from its parts, if there are any and they hold all lines; how many they lack."""
+    if size == 1:
+        return 0
+    found: dict[int, bytes] = {}
+    for rank in range(size):
+        part = _part_name(output, rank, size)
+        content = part.read_bytes() if part.is_file() else b""
+        rows = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+        found |= {number: row for (number, _), row in zip(_lines(b"".join(rows), part), rows, strict=True)}
+    lacking = sum(number not in found for number in numbers)
+    if not lacking:
+        write_json_atomic(output.with_name(f"{output.name}.settings.json"), _described(settings, data))
+        write_bytes_atomic(output, b"".join(found[number] for number in numbers))
+    return lacking
+
+
+def _described(settings: Settings, data: bytes) -> dict[str, Any]:
+    """What stands beside the results: the settings, and the data's length and hash."""
+    return {**settings.to_json(), "data_bytes": len(data), "data_sha256": hashlib.sha256(data).hexdigest()}
 
 
 class _Reader:
@@ -170,10 +221,10 @@ def _generate(engine: Engine, waiting: list[_Waiting[ImageJob]], settings: Setti
         return
     for place, image in generate_all(engine.images, [job for _, _, job in waiting]):
         number, kept, _ = waiting[place]
-        path = output.with_suffix("") / f"{number:06}.png"
+        path = output.with_name(output.name.partition(".part-")[0]).with_suffix("") / f"{number:06}.png"
         assert image.tokens is not None
         [picture] = engine.render(image.tokens.unsqueeze(0))
-        save_picture(path, picture, {"prompt": kept["prompt"], "line": number, **settings.to_json()})
+        save_image(path, picture, {"prompt": kept["prompt"], "line": number, **settings.to_json()})
         write(number, {**kept, "image": path.relative_to(output.parent).as_posix()})
     waiting.clear()
 
@@ -181,7 +232,7 @@ def _generate(engine: Engine, waiting: list[_Waiting[ImageJob]], settings: Setti
 def _continued(output: Path, settings: Settings, source: Path, data: bytes) -> dict[int, str | None]:
     """Lines that ``output`` has, with their errors; half a line, which a kill may leave at its end, is cut off."""
     beside, wanted = output.with_name(f"{output.name}.settings.json"), settings.to_json()
-    mine = {**wanted, "data_bytes": len(data), "data_sha256": hashlib.sha256(data).hexdigest()}
+    mine = _described(settings, data)
     if output.is_dir():
         raise ValueError(f"{output} is a folder: name a file")
     if not output.exists():

@@ -16,7 +16,7 @@ class AnswerJob:
     """One answer to generate.
 
     Attributes:
-        prompt_ids: of the conversation, up to where the answer starts, with the placeholders of its pictures.
+        prompt_ids: of the conversation, up to where the answer starts, with the placeholders of its images.
         pictures: uint8 (H, W, 3) of the model's size, in the order of their placeholders.
         max_new_tokens: longest answer, with the EOS.
         sampling: how each token is chosen.

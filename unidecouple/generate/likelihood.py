@@ -1,4 +1,4 @@
-"""Log-likelihoods of given answers, in one forward pass over many questions."""
+"""Log-likelihoods of given answers, in one forward pass over many questions, and of a passage of text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def log_likelihood(
     Args:
         model: of any base family.
         builder: its sequence builder.
-        pictures: one per question; None asks with no picture in the conversation.
+        pictures: one per question; None asks with no image in the conversation.
         questions: plain text.
         answers: plain text.
 
@@ -63,3 +63,18 @@ def log_likelihood(
     sums = (steps.gather(2, targets.unsqueeze(2)).squeeze(2) * mine).sum(1)
     greedy = ((steps.argmax(2) == targets) | ~mine).all(1)
     return list(zip(sums.tolist(), greedy.tolist(), strict=True))
+
+
+@torch.no_grad()
+def passage_log_likelihood(model: UnifiedModel, ids: Sequence[int]) -> float:
+    """Log-likelihood in nats of all tokens ``ids`` but the first, each given those before it, as understanding.
+
+    Args:
+        model: of any base family.
+        ids: a sequence from its BOS on (``SequenceBuilder.passage``).
+    """
+    row = torch.tensor([list(ids)], device=model.device)
+    task = torch.full((1, 1), int(Task.MMU), device=model.device)
+    logits = model(input_ids=row, use_cache=False, task_ids=task).logits[0, :-1]
+    steps = torch.log_softmax(logits.float(), -1).gather(1, row[0, 1:].unsqueeze(1))
+    return float(steps.double().sum())

@@ -12,7 +12,7 @@ def check_length(tokens: int, new: int, longest: int) -> None:
     """Refuse a prompt that leaves no room for what is to be generated; nothing is ever cut off.
 
     Args:
-        tokens: of the prompt, pictures among them.
+        tokens: of the prompt, images among them.
         new: tokens to be generated.
         longest: most tokens of a sequence.
 

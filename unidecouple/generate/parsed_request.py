@@ -18,8 +18,8 @@ class ParsedRequest:
     """One line.
 
     Attributes:
-        turns: of the conversation, the user's last; None where a picture is asked for.
-        prompt: of the picture; None where an answer is asked for.
+        turns: of the conversation, the user's last; None where an image is asked for.
+        prompt: of the image; None where an answer is asked for.
     """
 
     turns: tuple[Turn, ...] | None = None
@@ -29,13 +29,13 @@ class ParsedRequest:
 def asked(entry: object, where: str, find: Find) -> ParsedRequest:
     """What ``entry`` asks for: messages or conversations (``data/formats``; with the last answer or without), or a bare prompt.
 
-    A picture is asked for where ``"task"`` is "t2i", where the assistant's last turn has a picture, or by a prompt alone. Its
+    An image is asked for where ``"task"`` is "t2i", where the assistant's last turn has an image, or by a prompt alone. Its
     prompt are the words of the user's last turn.
 
     Args:
         entry: the JSON object.
         where: file and line, for messages.
-        find: resolves pictures' names.
+        find: resolves images' names.
 
     Raises:
         BadRecordError: it is none of these, or broken.
@@ -54,7 +54,7 @@ def asked(entry: object, where: str, find: Find) -> ParsedRequest:
     if task == "t2i" or record.kind == "t2i":
         prompt = " ".join(part for part in before[-1].parts if isinstance(part, str))
         if not prompt:
-            raise BadRecordError(where, "a picture is asked for without words")
+            raise BadRecordError(where, "an image is asked for without words")
         return ParsedRequest(prompt=prompt)
     return ParsedRequest(turns=before)
 

@@ -30,7 +30,7 @@ def answer(
     Args:
         model: of any base family.
         builder: its sequence builder.
-        pictures: one per question; None asks the same words with no picture in the conversation.
+        pictures: one per question; None asks the same words with no image in the conversation.
         questions: plain text.
         max_new_tokens: longest answer.
         batch_size: questions decoded together; answers do not depend on it.

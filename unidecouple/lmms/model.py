@@ -1,6 +1,6 @@
-"""A checkpoint of ours as a model of lmms-eval (0.7): greedy answers and likelihoods of given ones, about one picture each.
+"""A checkpoint of ours as a model of lmms-eval (0.7): greedy answers and likelihoods of given ones, about one image each.
 
-Arguments in ``--model_args``: pretrained, device, dtype. A question with several pictures is an error that names its document.
+Arguments in ``--model_args``: pretrained, device, dtype. A question with several images is an error that names its document.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Unidecouple(lmms):
 
         Raises:
             ValueError: a choice without a document, as mutual information asks for (0.7.3 pairs those values wrongly), several
-                pictures, or an empty continuation.
+                images, or an empty continuation.
         """
         found: list[tuple[float, bool]] = []
         for start in tqdm(range(0, len(requests), self._batch_size), desc="weighing", disable=None):
@@ -75,7 +75,7 @@ class Unidecouple(lmms):
         raise NotImplementedError("unidecouple answers single questions; choose a task of one round")
 
     def _weighed(self, batch: Sequence[tuple[Any, ...]]) -> list[tuple[float, bool]]:
-        """What ``loglikelihood`` gives for the arguments of some requests; those without a picture go by themselves."""
+        """What ``loglikelihood`` gives for the arguments of some requests; those without an image go by themselves."""
         if any(len(arguments) < 6 for arguments in batch):
             raise ValueError("acc_mutual_info asks for choices without a document, and cannot be had: leave it out of the metrics")
         shown = [bool(arguments[2](self.task_dict[arguments[4]][arguments[5]][arguments[3]])) for arguments in batch]
@@ -97,7 +97,7 @@ class Unidecouple(lmms):
     def _picture(self, to_visual: Any, number: int, task: str, split: str) -> np.ndarray:
         visuals = to_visual(self.task_dict[task][split][number])
         if len(visuals) != 1:
-            raise ValueError(f"document {number} of {task} has {len(visuals)} pictures; unidecouple answers questions about one")
+            raise ValueError(f"document {number} of {task} has {len(visuals)} images; unidecouple answers questions about one")
         return self._processor.understood(to_rgb(visuals[0]))
 
 

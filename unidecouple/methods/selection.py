@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from unidecouple.methods.stage import PARTS
+from torch import nn
+
+from unidecouple.methods.stage import PARTS, Stage
+from unidecouple.models.lora import LoraLinear
 
 ALWAYS_FROZEN = ("model.vqmodel.*",)
+COMPRESSED_PARTS = ("vision", "attention", "ffn", "shared_expert")
+"""Parts whose frozen matrices ``quantize_frozen`` compresses."""
 
 
 def select(names: Iterable[str], train: Mapping[str, float], setting: str = "train") -> dict[str, float]:
@@ -32,6 +37,20 @@ def select(names: Iterable[str], train: Mapping[str, float], setting: str = "tra
             )
         chosen |= dict.fromkeys(hits, factor)
     return chosen
+
+
+def frozen_matrices(model: nn.Module, stages: Sequence[Stage]) -> dict[str, tuple[int, int]]:
+    """Names and shapes (out, in) of the linear layers' weights that no stage trains, of ``COMPRESSED_PARTS``.
+
+    The heads, word embeddings and stacked weights (experts, sets per group) are left out.
+    """
+    patterns = [pattern for stage in stages for entry in stage.train for pattern in PARTS.get(entry, (entry,))]
+    owners = {f"{name}.weight": module for name, module in model.named_modules() if type(module) in (nn.Linear, LoraLinear)}
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in owners.items()
+        if part_of(name) in COMPRESSED_PARTS and not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
 
 
 @functools.cache

@@ -126,7 +126,7 @@ class UniLlamaAttention(LlamaAttention):
         query, key, value = project((self.q_proj, self.k_proj, self.v_proj), hidden_states, group, tokens)
         if first is not None:
             key, value = (
-                torch.where(first.unsqueeze(-1), given, made) for given, made in ((self.first_key, key), (self.first_value, value))
+                torch.where(first.unsqueeze(-1), kept, made) for kept, made in ((self.first_key, key), (self.first_value, value))
             )
         query, key, value = (part.view(heads).transpose(1, 2) for part in (query, key, value))
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
@@ -138,10 +138,10 @@ class UniLlamaAttention(LlamaAttention):
         if blocks is not None and attention_mask is None:
             attend = attend_in_blocks(attend, blocks)
         settings = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling, **kwargs}
-        given = None
+        shares = None
         with masked_kernels(query.device, attention_mask):
             if key_sets is None:
                 mixed, weights = attend(self, query, key, value, attention_mask, **settings)
             else:
-                mixed, weights, given = attend_and_measure(attend, self, query, key, value, attention_mask, key_sets, **settings)
-        return project((self.o_proj,), mixed.flatten(-2), group, tokens)[0], weights, given
+                mixed, weights, shares = attend_and_measure(attend, self, query, key, value, attention_mask, key_sets, **settings)
+        return project((self.o_proj,), mixed.flatten(-2), group, tokens)[0], weights, shares

@@ -90,7 +90,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
     @abstractmethod
     def embed(self, batch: Batch) -> Tensor:
-        """Input embeddings (B, T, H): text, pictures to be understood, and image tokens to be generated, each in its place."""
+        """Input embeddings (B, T, H): text, images to be understood, and image tokens to be generated, each in its place."""
 
     @abstractmethod
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
     @abstractmethod
     def render(self, tokens: Tensor) -> Tensor:
-        """Pictures (N, H, W, 3), about [-1, 1], of image tokens (N, tokens of an image)."""
+        """Images (N, H, W, 3), about [-1, 1], of image tokens (N, tokens of an image)."""
 
     def decode_batch(self, batch: Batch, routing: str | None = None, **kwargs: Any) -> DecoderOutput:
         """Hidden states and routing of one (right-padded) batch; padding needs no mask, since attention is causal.
@@ -184,8 +184,8 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
             mmu.append(cross_entropy(self.lm_head, hidden, places.before_text, places.text, LOGITS_AT_ONCE))
             t2i.append(self.image_loss(hidden, places.before_image, places.image))
             decisions.append(decoded.routing or ())
-            if spans is not None and decoded.given is not None:
-                looks.append(intensities(decoded.given, spans))
+            if spans is not None and decoded.key_set_shares is not None:
+                looks.append(intensities(decoded.key_set_shares, spans))
             if distill is not None:
                 diverged.append(self._divergence(batch, routing, hidden, distill))
         return JointOutput(

@@ -319,8 +319,8 @@ class UniVQConfig(JanusVQVAEConfig):
     """The image tokenizer's configuration.
 
     Attributes:
-        encode_window: pixels a side of the windows that are encoded each on its own, 0 for the whole picture as Janus does.
-            Normalisation and attention over a whole picture tell every token what is drawn elsewhere, which a small
+        encode_window: pixels a side of the windows that are encoded each on its own, 0 for the whole image as Janus does.
+            Normalisation and attention over a whole image tell every token what is drawn elsewhere, which a small
             generator cannot learn to predict (docs/experiments/image-tokenizer.md). Ours, for tiny models.
     """
 

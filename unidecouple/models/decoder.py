@@ -40,16 +40,16 @@ class DecoderOutput(BaseModelOutputWithPast):
 
     Attributes:
         routing: one ``Routing`` per mixture.
-        given: per layer, the share (B, T, sets) float32 of its attention that each token gives to each of ``key_sets``, mean over
-            heads; None without ``key_sets``.
+        key_set_shares: per layer, the share of its attention that each token gives to each of ``key_sets``, mean over heads;
+            (B, T, sets) float32, None without ``key_sets``.
     """
 
     routing: InitVar[tuple[Routing, ...] | None] = None
-    given: InitVar[tuple[Tensor, ...] | None] = None
+    key_set_shares: InitVar[tuple[Tensor, ...] | None] = None
 
-    def __post_init__(self, routing: tuple[Routing, ...] | None, given: tuple[Tensor, ...] | None) -> None:
+    def __post_init__(self, routing: tuple[Routing, ...] | None, key_set_shares: tuple[Tensor, ...] | None) -> None:
         super().__post_init__()
-        self.routing, self.given = routing, given
+        self.routing, self.key_set_shares = routing, key_set_shares
 
 
 class UniLlamaDecoderLayer(GradientCheckpointingLayer):
@@ -58,7 +58,7 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = UniLlamaAttention(config, layer_idx)
-        self.sets, mixtures = config.num_weight_sets(layer_idx), config.mixture_layers
+        self.num_sets, mixtures = config.num_weight_sets(layer_idx), config.mixture_layers
         norm_sets = config.num_weight_sets(layer_idx, "norms")
         routed_before = config.context_router and layer_idx == mixtures[0]
         self.mlp: FeedForward | MixtureOfExperts | UntiedFeedForward
@@ -98,19 +98,19 @@ class UniLlamaDecoderLayer(GradientCheckpointingLayer):
         Returns:
             (B, T, H), the layer's routing (None for a dense FFN), and the attention to key sets (None without any).
         """
-        if self.sets > 1:
+        if self.num_sets > 1:
             group = group_ids
         with torch.set_grad_enabled(torch.is_grad_enabled() and not routers_only):
-            mixed, _, given = self.self_attn(self.input_layernorm(hidden_states, group), group=group, tokens=tokens, **kwargs)
+            mixed, _, shares = self.self_attn(self.input_layernorm(hidden_states, group), group=group, tokens=tokens, **kwargs)
             hidden_states = hidden_states + mixed
             normed = self.post_attention_layernorm(hidden_states, group)
             if isinstance(self.mlp, UntiedFeedForward):
                 assert tokens is not None
-                return hidden_states + self.mlp(normed, tokens), None, given
+                return hidden_states + self.mlp(normed, tokens), None, shares
             if isinstance(self.mlp, FeedForward):
-                return hidden_states + self.mlp(normed, group), None, given
+                return hidden_states + self.mlp(normed, group), None, shares
         out, decision = self.mlp(normed, group_ids, routing, task_logits, shield, routers_only, last)
-        return hidden_states + out, decision, given
+        return hidden_states + out, decision, shares
 
 
 class UniLlamaPreTrainedModel(LlamaPreTrainedModel):
@@ -193,23 +193,23 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         Raises:
             ValueError: not exactly one input, both names of the cache, or a cache where layers are recomputed.
         """
-        given = _one_input(input_ids, inputs_embeds)
+        tokens = _one_input(input_ids, inputs_embeds)
         cache = self._cache(one_cache(cache, past_key_values), use_cache)
-        position_ids = _next_positions(given, cache) if position_ids is None else position_ids
-        group_ids = self._group_ids(task_ids, modality_ids, position_ids, given.shape[:2])
+        position_ids = _next_positions(tokens, cache) if position_ids is None else position_ids
+        group_ids = self._group_ids(task_ids, modality_ids, position_ids, tokens.shape[:2])
         hidden = self.embed_tokens(input_ids, group_ids) if inputs_embeds is None else inputs_embeds
         blocks = None if self.config._attn_implementation == "eager" else blocks
         mask, group_mask = self._masks(hidden, attention_mask, cache, position_ids, group_ids, blocks is not None)
-        attend: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids), "cache": cache, **kwargs}
-        attend |= {"first": position_ids == 0} if self.config.bos_kv else {}
-        task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attend)
+        attention: dict[str, Any] = {"position_embeddings": self.rotary_emb(hidden, position_ids), "cache": cache, **kwargs}
+        attention |= {"first": position_ids == 0} if self.config.bos_kv else {}
+        task_logits = None if self.context_router is None else self.context_router(hidden, attention_mask=mask, **attention)
         if blocks is not None:
-            mask, attend["blocks"] = None, blocks
+            mask, attention["blocks"] = None, blocks
         route_by = routing or self.config.task_routing
         group = self._known_groups(route_by, group_ids, task_logits) if updates else None
-        attend |= {"group_ids": group_ids, "routing": route_by, "task_logits": task_logits, "key_sets": key_sets, "shield": shield}
-        attend |= {"tokens": self._sorted(group_ids), "routers_only": routers_only}
-        return self._run_layers(hidden, group, (mask, group_mask), output_hidden_states, **attend)
+        attention |= {"group_ids": group_ids, "routing": route_by, "task_logits": task_logits, "key_sets": key_sets}
+        attention |= {"tokens": self._sorted(group_ids), "routers_only": routers_only, "shield": shield}
+        return self._run_layers(hidden, group, (mask, group_mask), output_hidden_states, **attention)
 
     def _run_layers(
         self,
@@ -228,24 +228,24 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             output_hidden_states: as of ``forward``.
             inputs: the same for every layer.
         """
-        states, decisions, measured = [hidden], [], []
+        states, decisions, shares = [hidden], [], []
         end = self.config.mixture_layers[-1] + 1 if inputs["routers_only"] else len(self.layers)
         for number, layer in enumerate(self.layers[:end], start=1):
-            mask = masks[0 if layer.sets == 1 else 1]
-            hidden, decision, given = layer(hidden, group=group, attention_mask=mask, last=number == end, **inputs)
+            mask = masks[0 if layer.num_sets == 1 else 1]
+            hidden, decision, share = layer(hidden, group=group, attention_mask=mask, last=number == end, **inputs)
             states.append(hidden)
             if decision is not None:
                 decisions.append(decision)
                 group = decision.group.view(hidden.shape[:2])
-            if given is not None:
-                measured.append(given)
+            if share is not None:
+                shares.append(share)
         hidden = self.norm(hidden, inputs["group_ids"])
         return DecoderOutput(
             hidden,
             inputs["cache"],
             hidden_states=(*states[:-1], hidden) if output_hidden_states else None,
             routing=tuple(decisions),
-            given=tuple(measured) if inputs["key_sets"] is not None else None,
+            key_set_shares=tuple(shares) if inputs["key_sets"] is not None else None,
         )
 
     def _known_groups(self, route_by: str, group_ids: Tensor | None, task_logits: Tensor | None) -> Tensor | None:
@@ -275,11 +275,11 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
 
         Where packed rows are attended ``in_blocks``, the context router alone (one head, once) still takes a mask.
         """
-        given = (self.config, hidden, mask, cache, position_ids)  # by place: the cache's name is not the same in all releases
-        shared = None if in_blocks and self.context_router is None else create_causal_mask(*given)
+        inputs = (self.config, hidden, mask, cache, position_ids)  # by place: the cache's name is not the same in all releases
+        shared = None if in_blocks and self.context_router is None else create_causal_mask(*inputs)
         if self.config.per_group_attention == "all":
             return shared, None if in_blocks else shared
-        whole = create_causal_mask(*given, allow_is_causal_skip=False)
+        whole = create_causal_mask(*inputs, allow_is_causal_skip=False)
         return shared, within_group(whole, group_ids, cache, self.config)
 
     def embed_text(self, ids: Tensor, task_ids: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
@@ -331,9 +331,9 @@ def _one_input(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor
     """Return the input that is given."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("pass exactly one of input_ids and inputs_embeds")
-    given = inputs_embeds if input_ids is None else input_ids
-    assert given is not None
-    return given
+    tokens = inputs_embeds if input_ids is None else input_ids
+    assert tokens is not None
+    return tokens
 
 
 def _next_positions(hidden: Tensor, cache: Cache | None) -> Tensor:

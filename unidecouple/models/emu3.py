@@ -1,7 +1,7 @@
-"""Emu3 (arXiv 2409.18869) with our decoder: one vocabulary of words and image tokens, one head, pictures in and out as tokens.
+"""Emu3 (arXiv 2409.18869) with our decoder: one vocabulary of words and image tokens, one head, images in and out as tokens.
 
 A subclass of transformers' ``Emu3ForConditionalGeneration``, whose decoder is a Llama. It is named ``language_model`` here, as in
-Janus, ``text_model`` there. What differs from the published training: pictures are squares of one size, and dropout (0.1 on
+Janus, ``text_model`` there. What differs from the published training: images are squares of one size, and dropout (0.1 on
 attention and on what layers add) is off, since a resumed or divided step would not be the same with it.
 """
 
@@ -33,7 +33,7 @@ CODE_NAME = "<|visual token {code:06d}|>"
 """Name of a code in the vocabulary."""
 
 ROW_END = "<|extra_200|>"
-"""Stands after each row of a picture's tokens (EOL)."""
+"""Stands after each row of an image's tokens (EOL)."""
 
 
 @versioned({}, dict)
@@ -42,7 +42,7 @@ class UniEmu3Config(Emu3Config):
     """Emu3 with our decoder: ``text_config`` is a ``UniLlamaConfig``, the rest is transformers' own.
 
     Attributes:
-        image_size: pixels a side of every picture; Emu3 was trained on areas around 720 x 720. Ours: its own pictures may have
+        image_size: pixels a side of every image; Emu3 was trained on areas around 720 x 720. Ours: its own images may have
             any sides.
     """
 
@@ -78,7 +78,7 @@ class UniEmu3Config(Emu3Config):
 
     @property
     def side(self) -> int:
-        """Rows of a picture, and tokens a row."""
+        """Rows of an image, and tokens a row."""
         return self.image_size // self.patch_size
 
     @property
@@ -156,7 +156,7 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
                 logits_to_keep: as in transformers' Emu3.
             image_sizes: (N, 2) heights and widths in pixels; by default all of ``pixel_values``.
             task_ids: (B, T), (B, 1) or (1, 1) int64 tasks of the tokens.
-            modality_ids: the same of ``Modality``; by default placeholders in ``input_ids`` are pictures, and all else is text.
+            modality_ids: the same of ``Modality``; by default placeholders in ``input_ids`` are images, and all else is text.
             routing: "learned" or "label", by default the configuration's.
             batch: a joint batch; then all other tensors are taken from it.
             past_key_values: what transformers before 5.24 calls ``cache``.
@@ -196,7 +196,7 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         return self.config.num_codes
 
     def embed(self, batch: Batch) -> Tensor:
-        """See ``UnifiedModel``: all are rows of one table; pictures to be understood are encoded here."""
+        """See ``UnifiedModel``: all are rows of one table; images to be understood are encoded here."""
         drawn = batch.image_tokens != NO_IMAGE_TOKEN
         ids = torch.where(drawn, self._ids(batch.image_tokens), batch.input_ids)
         place = (batch.input_ids == self.config.image_token_id) & ~drawn
@@ -204,7 +204,7 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         tokens = self.config.side * (self.config.side + 1)
         if int(place.sum()) != pictures * tokens:
             raise ValueError(
-                f"{int(place.sum())} image placeholders for {pictures} pictures of {tokens} tokens: every picture needs its run "
+                f"{int(place.sum())} image placeholders for {pictures} images of {tokens} tokens: every image needs its run "
                 "of placeholders, one more a row than it has image tokens"
             )
         if batch.pixel_values is not None:
@@ -244,10 +244,10 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         return tokens.clamp_min(0) + self.config.first_code_id
 
     def _shown(self, pixel_values: Tensor) -> Tensor:
-        """Ids (N, rows * (columns + 1)) of pictures to be understood, in full precision as those to be drawn are encoded."""
+        """Ids (N, rows * (columns + 1)) of images to be understood, in full precision as those to be drawn are encoded."""
         size = (self.config.image_size, self.config.image_size)
         if pixel_values.shape[-2:] != size:
-            raise ValueError(f"pictures of {tuple(pixel_values.shape[-2:])} pixels, but this model's are of image_size={size[0]}")
+            raise ValueError(f"images of {tuple(pixel_values.shape[-2:])} pixels, but this model's are of image_size={size[0]}")
         with torch.autocast(pixel_values.device.type, enabled=False):
             codes = encode_image_tokens(self.model.vqmodel, pixel_values)
         rows = self._ids(codes).unflatten(1, (-1, self.config.side))

@@ -1,4 +1,4 @@
-"""Emu3's processor with square pictures of one size, a system prompt, and chats whose answers end."""
+"""Emu3's processor with square images of one size, a system prompt, and chats whose answers end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import AutoProcessor, Emu3Processor
 from transformers.feature_extraction_utils import BatchFeature
 
 from unidecouple.models.emu3 import CODE_NAME, ROW_END, UniEmu3Config
-from unidecouple.models.processing import PictureFormat, UnifiedProcessor
+from unidecouple.models.processing import ImageFormat, UnifiedProcessor
 
 EMU3_SYSTEM_PROMPT: Final = "You are a helpful assistant."
 
@@ -35,9 +35,9 @@ NEGATIVE_PROMPT: Final = (
 
 
 class UniEmu3Processor(UnifiedProcessor, Emu3Processor):
-    """As ``Emu3Processor``, for pictures of ``image_size`` pixels a side; the same ids and pixels for such pictures.
+    """As ``Emu3Processor``, for images of ``image_size`` pixels a side; the same ids and pixels for such images.
 
-    Prompts for pictures stand bare: BOS, prompt, ``<|image start|>H*W<|image token|>``, rows.
+    Prompts for images stand bare: BOS, prompt, ``<|image start|>H*W<|image token|>``, rows.
     """
 
     bare_prompts = True
@@ -78,12 +78,12 @@ class UniEmu3Processor(UnifiedProcessor, Emu3Processor):
         return (self.image_size // self.downsample_ratio) ** 2
 
     @property
-    def picture_format(self) -> PictureFormat:
+    def image_format(self) -> ImageFormat:
         """Its size in words, rows that end in EOL, EOF."""
         tokens, side = self.tokenizer, self.image_size // self.downsample_ratio
         opening = f"{tokens.boi_token}{side}*{side}{tokens.image_wrapper_token}"
         reserved = (ROW_END, CODE_NAME.partition("{")[0])
-        return PictureFormat(opening, tokens.eof_token + tokens.eoi_token, ROW_END, side, side, reserved)
+        return ImageFormat(opening, tokens.eof_token + tokens.eoi_token, ROW_END, side, side, reserved)
 
     @property
     def picture_size(self) -> int:

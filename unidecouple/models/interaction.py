@@ -1,4 +1,4 @@
-"""Attention between modalities: of generated image tokens to their prompt, and of answer tokens to pictures.
+"""Attention between modalities: of generated image tokens to their prompt, and of answer tokens to images.
 
 Interaction intensity of AIA (arXiv 2511.22663, section 3.1, eq. 1), for one sample in layer l:
 
@@ -30,7 +30,7 @@ class CrossModalMask:
     """Query and key tokens of attention between modalities, in a batch of B rows of T tokens and N samples.
 
     Attributes:
-        keys: (B, T, tasks) bool, per task the key tokens: pictures for understanding, words for generation.
+        keys: (B, T, tasks) bool, per task the key tokens: images for understanding, words for generation.
         queries: (N, B T) float32, for each sample 1 / Q at its Q queries and zero elsewhere.
         task: (N,) int64 of each sample.
     """
@@ -53,17 +53,17 @@ class Interaction(NamedTuple):
 
 
 def cross_modal_mask(batch: Batch, seen: Tensor) -> CrossModalMask:
-    """Find queries and keys in ``batch``; ``seen`` (B, T) bool marks the tokens of pictures to be understood.
+    """Find queries and keys in ``batch``; ``seen`` (B, T) bool marks the tokens of images to be understood.
 
     A query is the row *of the token itself*, as in the paper's figure 2, where the rows averaged over are the image tokens', and
-    as in its plots of generation; not the row before, which predicts the token. So of a picture all tokens count, the last one too,
+    as in its plots of generation; not the row before, which predicts the token. So of an image all tokens count, the last one too,
     which predicts nothing, and the prompt's last token does not, which predicts the first. (The public code means the same, but
     its spans are off: it leaves out the last image token and the prompt's last, and takes a padding or start token in instead.)
 
     - Generation: queries are tokens to be drawn; keys all real tokens of the sequence that are no image, the BOS and the
       template's words included. A sample whose prompt was dropped is left out, since it has nothing to look at.
-    - Understanding: queries are answer tokens, the EOS included; keys the pictures' tokens, without their start and end tokens.
-    - A query without a key before it (an answer in a text, or before the first picture) does not count (ours), nor does padding.
+    - Understanding: queries are answer tokens, the EOS included; keys the images' tokens, without their start and end tokens.
+    - A query without a key before it (an answer in a text, or before the first image) does not count (ours), nor does padding.
 
     Packed sequences are samples of their own; attention keeps them apart.
     """
@@ -129,10 +129,10 @@ def attend_and_measure(
     return mixed[..., :width], weights, mixed[..., width : width + sets].float().mean(2)
 
 
-def intensities(given: Sequence[Tensor], spans: CrossModalMask) -> Interaction:
-    """Mean over each sample's queries of ``given``, (B, T, tasks) per layer, to the keys of its task."""
+def intensities(key_set_shares: Sequence[Tensor], spans: CrossModalMask) -> Interaction:
+    """Mean over each sample's queries of ``key_set_shares``, (B, T, tasks) per layer, to the keys of its task."""
     with torch.autocast(spans.keys.device.type, enabled=False):  # a mean of many, in full precision
-        means = spans.queries @ torch.stack([*given]).flatten(1, 2)  # (layers, N, tasks)
+        means = spans.queries @ torch.stack([*key_set_shares]).flatten(1, 2)  # (layers, N, tasks)
     return Interaction(means.gather(-1, spans.task.view(1, -1, 1).expand(len(means), -1, 1)).squeeze(-1), spans.task)
 
 

@@ -53,7 +53,7 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
             input_ids, pixel_values, attention_mask, position_ids, cache, inputs_embeds, labels, use_cache,
                 logits_to_keep: as in transformers' Janus (understanding side).
             task_ids: (B, T), (B, 1) or (1, 1) int64 tasks of the tokens.
-            modality_ids: the same of ``Modality``; by default placeholders in ``input_ids`` are pictures, and all else is text.
+            modality_ids: the same of ``Modality``; by default placeholders in ``input_ids`` are images, and all else is text.
             routing: "learned" or "label", by default the configuration's.
             batch: a joint batch; then all other tensors are taken from it.
             past_key_values: what transformers before 5.24 calls ``cache``.
@@ -81,7 +81,7 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
 
     @property
     def num_image_tokens(self) -> int:
-        """See ``UnifiedModel``; as many as of a picture to be understood."""
+        """See ``UnifiedModel``; as many as of an image to be understood."""
         return int(self.config.vision_config.num_image_tokens)
 
     @property
@@ -90,15 +90,15 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         return int(self.config.vq_config.num_embeddings)
 
     def embed(self, batch: Batch) -> Tensor:
-        """Input embeddings (B, T, H): text, pictures to be understood, and image tokens to be generated, each in its place."""
+        """Input embeddings (B, T, H): text, images to be understood, and image tokens to be generated, each in its place."""
         embeds = self.decoder.embed_text(batch.input_ids, batch.task_ids, batch.position_ids)
         modality = self.modality_ids(batch.input_ids, batch.image_tokens)
         drawn, place = modality == Modality.IMAGE_OUT, modality == Modality.IMAGE_IN
         pictures = 0 if batch.pixel_values is None else len(batch.pixel_values)
         if int(place.sum()) != pictures * self.config.vision_config.num_image_tokens:
             raise ValueError(
-                f"{int(place.sum())} image placeholders for {pictures} pictures of {self.config.vision_config.num_image_tokens} "
-                "tokens: every picture needs its run of placeholders"
+                f"{int(place.sum())} image placeholders for {pictures} images of {self.config.vision_config.num_image_tokens} "
+                "tokens: every image needs its run of placeholders"
             )
         if batch.pixel_values is not None:
             features = self.model.get_image_features(batch.pixel_values, return_dict=True).pooler_output

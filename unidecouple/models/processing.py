@@ -1,8 +1,9 @@
-"""Processors: transformers' own, plus what sequences are built from: a system prompt, and how a picture stands in a sequence."""
+"""Processors: transformers' own, plus what sequences are built from: a system prompt, and how an image stands in a sequence."""
 
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,12 +24,12 @@ SHORT_SIDES: Final = ("round", "floor")
 
 
 @dataclass(frozen=True)
-class PictureFormat:
-    """How a picture stands in a sequence; texts of special tokens.
+class ImageFormat:
+    """How an image stands in a sequence; texts of special tokens.
 
     Attributes:
         opening, closing: before and after it; drawing starts after ``opening``.
-        row_end: after each row of a picture's tokens; "" where rows follow one another.
+        row_end: after each row of an image's tokens; "" where rows follow one another.
         rows: of tokens.
         columns: tokens a row, without ``row_end``.
         reserved: texts that words must not spell out, besides the tokenizer's special tokens.
@@ -47,43 +48,47 @@ class UnifiedProcessor(ProcessorMixin, metaclass=ABCMeta):
 
     Attributes:
         system_prompt: stands before chats that are answered with text.
-        num_image_tokens: of a picture to be drawn.
-        bare_prompts: whether a prompt for a picture stands without roles, and nothing stands in place of a hidden one; else it
+        system_turn: what stands before and after a system turn's text, in a chat that has one; None: a space after it.
+        num_image_tokens: of an image to be drawn.
+        bare_prompts: whether a prompt for an image stands without roles, and nothing stands in place of a hidden one; else it
             is a user's turn, hidden by padding of its length.
     """
 
     system_prompt: str
+    system_turn: tuple[str, str] | None = None
     num_image_tokens: int
     bare_prompts = False
 
     @property
     def text_prefix(self) -> str:
         """What stands before a chat that is answered with text: the system prompt, and a space unless it ends in one."""
+        if self.system_turn is not None:
+            return self.system_prompt.join(self.system_turn) if self.system_prompt else ""
         return self.system_prompt if self.system_prompt[-1:].isspace() or not self.system_prompt else f"{self.system_prompt} "
 
     @property
     @abstractmethod
-    def picture_format(self) -> PictureFormat:
-        """How a picture stands in a sequence."""
+    def image_format(self) -> ImageFormat:
+        """How an image stands in a sequence."""
 
     @property
     @abstractmethod
     def picture_size(self) -> int:
-        """Pixels a side of every picture."""
+        """Pixels a side of every image."""
 
     @abstractmethod
     def understood(self, picture: Image.Image) -> np.ndarray:
-        """A picture to be understood, uint8 (size, size, 3), padded to a square."""
+        """An image to be understood, uint8 (size, size, 3), padded to a square."""
 
 
 class UniJanusProcessor(UnifiedProcessor, JanusProcessor):
     """As ``JanusProcessor``; text generation is prefixed by ``system_prompt``, image generation is not.
 
-    ``short_side`` is how the resized short side of a picture becomes a whole number of pixels: "floor" as deepseek-ai/Janus does
+    ``short_side`` is how the resized short side of an image becomes a whole number of pixels: "floor" as deepseek-ai/Janus does
     (``image_processing_vlm.py``, ``resize``), or "round" as transformers' ``JanusImageProcessor`` does.
 
     Janus does the same with a fixed sentence of 30 words, ``JANUS_SYSTEM_PROMPT``. The prefix is what lets a causal router
-    know the task from the first token after BOS, before any picture or image token is seen.
+    know the task from the first token after BOS, before any image or image token is seen.
     """
 
     def __init__(
@@ -94,11 +99,15 @@ class UniJanusProcessor(UnifiedProcessor, JanusProcessor):
         system_prompt: str = "",
         num_image_tokens: int = 576,
         short_side: str = "round",
+        system_turn: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         if short_side not in SHORT_SIDES:
             raise ValueError(f"short_side={short_side!r} is not one of {', '.join(SHORT_SIDES)}")
         self.system_prompt, self.short_side = system_prompt, short_side
+        if system_turn is not None:  # else no key of processor_config.json
+            before, after = system_turn
+            self.system_turn = (before, after)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, num_image_tokens=num_image_tokens, **kwargs)
 
     @classmethod
@@ -115,9 +124,9 @@ class UniJanusProcessor(UnifiedProcessor, JanusProcessor):
         )
 
     @property
-    def picture_format(self) -> PictureFormat:
+    def image_format(self) -> ImageFormat:
         """One run of tokens between two marks."""
-        return PictureFormat(self.tokenizer.boi_token, self.tokenizer.eoi_token, "", 1, self.num_image_tokens)
+        return ImageFormat(self.tokenizer.boi_token, self.tokenizer.eoi_token, "", 1, self.num_image_tokens)
 
     @property
     def picture_size(self) -> int:

@@ -32,8 +32,8 @@ def weights_and_group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tup
             yield module.lora_R, (text, range(0))
         elif isinstance(module, LoraLinear) and module.groups == len(Task):
             yield from ((pair, consecutive_ranges([1] * module.groups)) for pair in (module.lora_A, module.lora_B))
-        elif isinstance(module, (UntiedLinear, UniRMSNorm)) and module.sets == len(Task):
-            yield from ((weight, consecutive_ranges([1] * module.sets)) for weight in module.parameters())
+        elif isinstance(module, (UntiedLinear, UniRMSNorm)) and module.num_sets == len(Task):
+            yield from ((weight, consecutive_ranges([1] * module.num_sets)) for weight in module.parameters())
 
 
 def group_by_of(model: nn.Module) -> str:

@@ -90,7 +90,7 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tiny_processor(words: Iterable[str], size: TinySize) -> UniJanusProcessor:
-    """Processor of a tiny model: pictures of ``size.image_size`` pixels scaled to [-1, 1], chats by ``CHAT_TEMPLATE``."""
+    """Processor of a tiny model: images of ``size.image_size`` pixels scaled to [-1, 1], chats by ``CHAT_TEMPLATE``."""
     images = JanusImageProcessorPil(
         size={"height": size.image_size, "width": size.image_size},
         min_size=size.patch_size,
@@ -163,18 +163,19 @@ def tiny_model(config: UniJanusConfig, seed: int) -> UniJanusForConditionalGener
     """
     torch.manual_seed(seed)
     model = UniJanusForConditionalGeneration(config)
-    _fan_in(model.model.vision_model)
-    _fan_in(model.model.aligner)
+    fan_in(model.model.vision_model)
+    fan_in(model.model.aligner)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.text_config.hidden_size**-0.5)
-    _fan_in(model.model.vqmodel)
+    fan_in(model.model.vqmodel)
     torch.nn.init.normal_(model.model.generation_embeddings.weight)
-    _fan_in(model.model.generation_aligner)
-    _fan_in(model.model.generation_head)
+    fan_in(model.model.generation_aligner)
+    fan_in(model.model.generation_head)
     model.model.vqmodel.requires_grad_(False)
     return model
 
 
-def _fan_in(part: torch.nn.Module) -> None:
+def fan_in(part: torch.nn.Module) -> None:
+    """Start the matrices of ``part`` at variance 1 / fan-in."""
     for name, weight in part.named_parameters():
         if weight.ndim > 1 and not name.endswith(("position_embedding.weight", "quantize.embedding.weight")):
             torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)

@@ -42,10 +42,10 @@ class SortedTokens:
     counts: RowCounts
 
     @classmethod
-    def of(cls, group: Tensor, sets: int) -> SortedTokens:
-        """By (B, T) int64 ``group``, each below ``sets``."""
+    def of(cls, group: Tensor, num_sets: int) -> SortedTokens:
+        """By (B, T) int64 ``group``, each below ``num_sets``."""
         sorted_group, order = group.flatten().sort(stable=True)
-        return cls(group.shape, sorted_group, order, inverse(order), RowCounts.of(sorted_group, sets))
+        return cls(group.shape, sorted_group, order, inverse(order), RowCounts.of(sorted_group, num_sets))
 
     def rows(self, x: Tensor) -> Tensor:
         """(B, T, W) -> (N, W), sorted."""
@@ -65,11 +65,11 @@ class UntiedLinear(nn.Module):
         backend: see ``Experts``.
     """
 
-    def __init__(self, sets: int, in_features: int, out_features: int, bias: bool, backend: str) -> None:
+    def __init__(self, num_sets: int, in_features: int, out_features: int, bias: bool, backend: str) -> None:
         super().__init__()
-        self.sets, self.backend = sets, backend
-        self.weight = nn.Parameter(torch.empty(sets, out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(sets, out_features)) if bias else None
+        self.num_sets, self.backend = num_sets, backend
+        self.weight = nn.Parameter(torch.empty(num_sets, out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(num_sets, out_features)) if bias else None
         self.reset()
 
     def reset(self, std: float = 0.02) -> None:
@@ -105,10 +105,10 @@ class UntiedFeedForward(nn.Module):
     def __init__(self, config: UniLlamaConfig) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.sets = config.num_tasks
-        self.gate_proj = UntiedLinear(self.sets, hidden, inner, bias, config.experts_backend)
-        self.up_proj = UntiedLinear(self.sets, hidden, inner, bias, config.experts_backend)
-        self.down_proj = UntiedLinear(self.sets, inner, hidden, bias, config.experts_backend)
+        self.num_sets = config.num_tasks
+        self.gate_proj = UntiedLinear(self.num_sets, hidden, inner, bias, config.experts_backend)
+        self.up_proj = UntiedLinear(self.num_sets, hidden, inner, bias, config.experts_backend)
+        self.down_proj = UntiedLinear(self.num_sets, inner, hidden, bias, config.experts_backend)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor, tokens: SortedTokens) -> Tensor:
@@ -121,19 +121,19 @@ class UntiedFeedForward(nn.Module):
 class UniRMSNorm(LlamaRMSNorm):
     """Llama's norm with one scale (H,), one per group (G, H), or one (H,) and those of single tasks (``models/deltas.py``)."""
 
-    def __init__(self, hidden_size: int, eps: float, sets: int) -> None:
+    def __init__(self, hidden_size: int, eps: float, num_sets: int) -> None:
         super().__init__(hidden_size, eps)
-        self.sets = sets
+        self.num_sets = num_sets
         self.deltas = nn.ModuleDict()
-        if sets > 1:
-            self.weight = nn.Parameter(torch.ones(sets, hidden_size))
+        if num_sets > 1:
+            self.weight = nn.Parameter(torch.ones(num_sets, hidden_size))
 
     def forward(self, hidden_states: Tensor, group: Tensor | None = None) -> Tensor:
         """(B, T, H) -> (B, T, H); a scale per group or task needs ``group`` (B, T) int64."""
-        if self.sets == 1 and not self.deltas:
+        if self.num_sets == 1 and not self.deltas:
             return super().forward(hidden_states)
         assert group is not None
-        weight = self.weight if self.sets == 1 else F.embedding(group, self.weight)
+        weight = self.weight if self.num_sets == 1 else F.embedding(group, self.weight)
         for delta, mine in of_tasks(self.deltas, group):
             assert isinstance(delta, FullDelta)
             weight = torch.where(mine, delta.weight, weight)

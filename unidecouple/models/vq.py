@@ -22,7 +22,7 @@ ImageTokenizer: TypeAlias = JanusVQVAE | Emu3VQVAE
 
 
 def tokenizer_hash(vq: ImageTokenizer) -> str:
-    """Hexadecimal SHA-256 of all that decides which tokens a picture gets: the weights in float32, and the windows."""
+    """Hexadecimal SHA-256 of all that decides which tokens an image gets: the weights in float32, and the windows."""
     weights = {name: weight.detach().float().contiguous().cpu() for name, weight in vq.state_dict().items()}
     window = str(getattr(vq.config, "encode_window", 0) or 0)
     return hashlib.sha256(save(weights) + window.encode()).hexdigest()
@@ -31,7 +31,7 @@ def tokenizer_hash(vq: ImageTokenizer) -> str:
 def latents(vq: JanusVQVAE, pixel_values: Tensor) -> Tensor:
     """Unit-norm latents before quantisation: (B, 3, H, W) in [-1, 1] -> (B, h*w, embed_dim), positions in raster order.
 
-    With the configuration's ``encode_window``, windows of that size are encoded as pictures of their own.
+    With the configuration's ``encode_window``, windows of that size are encoded as images of their own.
     """
     size = getattr(vq.config, "encode_window", 0) or pixel_values.shape[-1]
     windows = _cut(pixel_values, size)
@@ -57,14 +57,14 @@ def encode_image_tokens(vq: ImageTokenizer, pixel_values: Tensor) -> Tensor:
 
 
 def decode_latents(vq: JanusVQVAE, quantized: Tensor) -> Tensor:
-    """Picture of unit-norm quantised latents: (B, h*w, embed_dim) -> (B, 3, H, W), about [-1, 1]."""
+    """Image of unit-norm quantised latents: (B, h*w, embed_dim) -> (B, 3, H, W), about [-1, 1]."""
     side = int(quantized.shape[1] ** 0.5)
     grid = quantized.transpose(1, 2).unflatten(2, (side, side))
     return vq.decoder(vq.post_quant_conv(grid))
 
 
 def _cut(pixel_values: Tensor, size: int) -> Tensor:
-    """Windows of a picture: (B, 3, H, W) -> (B, rows, columns, 3, size, size)."""
+    """Windows of an image: (B, 3, H, W) -> (B, rows, columns, 3, size, size)."""
     if pixel_values.shape[-1] % size or pixel_values.shape[-2] % size:
-        raise ValueError(f"encode_window={size} does not divide pictures of {tuple(pixel_values.shape[-2:])} pixels")
+        raise ValueError(f"encode_window={size} does not divide images of {tuple(pixel_values.shape[-2:])} pixels")
     return pixel_values.unflatten(-1, (-1, size)).unflatten(-3, (-1, size)).permute(0, 2, 4, 1, 3, 5)

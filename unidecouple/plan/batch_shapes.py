@@ -30,7 +30,7 @@ class BatchShape:
         samples, length: rows, and padded tokens per row.
         answers: positions with a text target, over all rows: inputs of the text head.
         drawn: image tokens to be generated, over all rows: inputs of the generation head.
-        pictures: pictures to be understood.
+        pictures: images to be understood.
         counted: False for router samples, which are no training samples.
     """
 
@@ -62,8 +62,8 @@ class Lengths:
     t2i: int | None = None
 
 
-class PictureTokens(NamedTuple):
-    """Tokens of one picture.
+class ImageTokenCounts(NamedTuple):
+    """Tokens of one image.
 
     Attributes:
         seen: in a question, with delimiters.
@@ -76,14 +76,14 @@ class PictureTokens(NamedTuple):
     learned: int
 
 
-def picture_tokens(config: UnifiedConfig) -> PictureTokens:
+def image_tokens_of(config: UnifiedConfig) -> ImageTokenCounts:
     """As ``data/sequences.py`` lays them out; rows of Emu3's have an end each, and its size stands before them."""
     if isinstance(config, UniEmu3Config):
         side = config.side
         rows = side * (side + 1)
-        return PictureTokens(rows + len(f"{side}*{side}") + 4, rows, side**2)
+        return ImageTokenCounts(rows + len(f"{side}*{side}") + 4, rows, side**2)
     tokens = config.vision_config.num_image_tokens
-    return PictureTokens(tokens + 2, tokens, tokens)
+    return ImageTokenCounts(tokens + 2, tokens, tokens)
 
 
 def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths: Lengths) -> tuple[BatchShape, ...]:
@@ -96,9 +96,9 @@ def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths:
         lengths: in place of the recipe's.
 
     Raises:
-        ValueError: a length is shorter than a picture.
+        ValueError: a length is shorter than an image.
     """
-    picture = picture_tokens(config)
+    picture = image_tokens_of(config)
     mmu, t2i = (picture.seen + MMU_TEXT, float(MMU_ANSWERS)), picture.drawn + T2I_TEXT
     if has_processor(name_or_path):
         length, answers, prompt = _measured(name_or_path, data)
@@ -151,7 +151,7 @@ def resized(data: DataSettings, batch_size: int | None) -> DataSettings:
 
 def _ratio(length: int, before: int, fixed: int, task: str) -> float:
     if length <= fixed:
-        raise ValueError(f"{task} length {length} must be more than the {fixed} tokens that a picture takes")
+        raise ValueError(f"{task} length {length} must be more than the {fixed} tokens that an image takes")
     return (length - fixed) / (before - fixed)
 
 

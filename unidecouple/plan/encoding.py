@@ -19,7 +19,7 @@ from unidecouple.models.vq import encode_image_tokens
 
 
 class Encoding(NamedTuple):
-    """Of one picture, in float32: FLOPs, bytes that operations read and write, most bytes at once beside the weights."""
+    """Of one image, in float32: FLOPs, bytes that operations read and write, most bytes at once beside the weights."""
 
     flops: int
     moved: int
@@ -57,7 +57,7 @@ class _Bytes(TorchDispatchMode):
 
 
 def encoding(config: Emu3VQVAEConfig, image_size: int) -> Encoding:
-    """Of a square picture of ``image_size`` pixels a side; nothing is computed."""
+    """Of a square image of ``image_size`` pixels a side; nothing is computed."""
     return _encoding(config.to_json_string(), image_size)
 
 

@@ -106,10 +106,11 @@ class Estimate:
 def split(load: StageWorkload, way: ParallelStrategy, gpus: int, node: int) -> dict[str, int]:
     """Return devices by role: split between tasks by samples, in whole nodes if there are several, at least one each.
 
-    Empty if impossible: strategy "tasks" needs two devices and two tasks, each device needs a sample, and a method that
-    combines the tasks' gradients needs both in full on every device.
+    Empty if impossible: strategy "tasks" needs two devices and two tasks, each device needs a sample, a method that combines the
+    tasks' gradients needs both in full on every device, and FSDP2 takes neither compressed weights nor 8-bit states.
     """
-    if load.weights.by_task and way != "ddp":
+    reduced = bool(load.weights.compressed) or load.weights.small_states is not None
+    if (load.weights.by_task and way != "ddp") or (reduced and way == "fsdp2"):
         return {}
     shares, tasks = {"both": gpus}, list(load.samples)
     if way == "tasks":

@@ -8,7 +8,8 @@ and where nothing below trains there is no backward at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -75,6 +76,7 @@ class OpTrace:
         reference: of the forward FLOPs, those that only a comparison with the model without its updates needs.
         used: parameters that take part.
         blocks: layers, in the order they ran.
+        passed: (name, block) of the frozen matrices that a gradient passes, each time that it does.
     """
 
     shapes: Mapping[str, Shape]
@@ -90,6 +92,7 @@ class OpTrace:
     reference: int = 0
     used: set[str] = field(default_factory=set)
     blocks: list[Block] = field(default_factory=list)
+    passed: list[tuple[str, int]] = field(default_factory=list)
     _block: int = -1
 
     def flops(self, backward: bool) -> int:
@@ -101,6 +104,21 @@ class OpTrace:
         moving = [block for block in self.blocks if block.kept]
         saved = sum(block.kept - block.entry for block in moving)
         return self.kept - saved + max((block.kept for block in moving), default=0)
+
+    def kept_casts(self, compressed: Container[str], checkpointing: bool) -> int:
+        """Bytes of frozen matrices in the compute type that the backward pass needs, where float32 ones are cast for a product.
+
+        Args:
+            compressed: names of matrices of which no copy is kept.
+            checkpointing: whether each layer's copies are made once more when its backward pass comes.
+        """
+        if self.width == 4:
+            return 0
+        sizes: Counter[int] = Counter()
+        for name, block in self.passed:
+            sizes[block] += 0 if name in compressed else math.prod(self.shapes[name]) * self.width
+        outside = sizes.pop(-1, 0)
+        return outside + (max(sizes.values(), default=0) if checkpointing else sizes.total())
 
     @contextmanager
     def block(self, name: str, entry: TracedTensor) -> Iterator[None]:
@@ -159,6 +177,7 @@ class OpTrace:
         self.note(part, flops, moved, False)
         if x.grad:
             self.note(part, flops, moved, True)
+            self.passed += [] if trains else [(name, self._block)]
         if trains:
             self.keep(x)
             self.note(part, flops, moved, True)

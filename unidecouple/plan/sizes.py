@@ -22,7 +22,7 @@ from unidecouple.models.families import UnifiedConfig, model_class
 
 
 def _janus_pro(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
-    """A published Janus-Pro: SigLIP-L/16 at 384 pixels and the VQ-16 tokenizer are transformers' defaults, 576 tokens a picture."""
+    """A published Janus-Pro: SigLIP-L/16 at 384 pixels and the VQ-16 tokenizer are transformers' defaults, 576 tokens an image."""
     return {
         "text_config": {
             "vocab_size": 102400,

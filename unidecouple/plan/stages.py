@@ -10,10 +10,12 @@ from typing import Literal
 
 from unidecouple.batch import Task
 from unidecouple.methods.objective import Objective
-from unidecouple.methods.selection import select
+from unidecouple.methods.optimizers import optimizer_bytes
+from unidecouple.methods.selection import frozen_matrices, select
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Structure
 from unidecouple.models.base import UnifiedModel
+from unidecouple.models.compressed import StoredForm
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.plan.batch_shapes import BatchShape, Lengths, joint, resized
@@ -38,7 +40,7 @@ class PlanRequest:
     Attributes:
         gpus: numbers of devices.
         device: name of the device.
-        dtype: "bf16" (trainable weights stay float32, see ``Memory``) or "fp32".
+        dtype: of matrix products: "bf16" or "fp32". Weights are float32 (see ``Memory``).
         batch_size: samples of a whole step, over all devices, both tasks together in the recipe's ratio; None: the recipe's.
         lengths: tokens of a sample.
         samples: of the whole run; None: max_steps steps.
@@ -120,7 +122,7 @@ def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
         if run.ema_decay is not None:
             averaged |= select([name for name, _ in model.named_parameters()], stage.train).keys()
         width, parts = 2 if question.dtype == "bf16" else 4, run.gradient_accumulation_steps
-        load = stage_load(model, stage, step, width, parts, averaged, run.objective)
+        load = _reduced(run, model, stage, stage_load(model, stage, step, width, parts, averaged, run.objective))
         mine = sum(load.samples.values()) / (data.mmu_batch_size + data.t2i_batch_size)
         planned = StagePlan(stage, model.config, load, round(samples * mine * stage.share / whole), [], {}, {})
         plans.append(_answered(planned, question))
@@ -167,6 +169,20 @@ def stage_load(
     per_task = count_per_task_gradients(text, shapes, step, tasks, objective or Objective(), reached) if by_task else (0, 0)
     averages = sum(math.prod(shapes[name]) for name in averaged)
     return StageWorkload(replace(weights, averaged=averages, per_task_gradients=per_task), tuple(step), accumulation, traced)
+
+
+def _reduced(run: RunConfig, model: UnifiedModel, stage: Stage, load: StageWorkload) -> StageWorkload:
+    """``load`` with the bytes that ``quantize_frozen`` and ``optim`` save."""
+    weights = load.weights
+    if (storage := run.quantize_frozen) is not None:
+        stored = frozen_matrices(model, run.stages)
+        sizes = {name: (math.prod(shape), StoredForm(storage, shape).bytes) for name, shape in stored.items()}
+        weights = replace(weights, compressed=sizes)
+    if run.optim == "adamw_8bit":
+        moving = select([name for name, _ in model.named_parameters()], stage.train).keys() & load.trace_ops(load.step).used
+        states = optimizer_bytes(run.optim, [model.get_parameter(name).numel() for name in moving])
+        weights = replace(weights, small_states=states)
+    return replace(load, weights=weights)
 
 
 def _answered(stage: StagePlan, question: PlanRequest) -> StagePlan:

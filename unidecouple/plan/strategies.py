@@ -25,14 +25,15 @@ class Memory:
     """Peak memory in a step of the device that needs most, bytes.
 
     Attributes:
-        weights: trainable ones in float32 (plus a copy in the compute dtype where that is smaller), frozen ones in that dtype.
+        weights: in float32, compressed ones in their bytes; trainable ones also in the compute dtype where that is smaller.
         gradients: float32; one copy per loss if a method combines the tasks' gradients.
         optimizer: AdamW's states.
         averages: EMA of weights, if enabled; float32.
         activations: kept for the backward pass.
         logits: the heads' log-probabilities and, for the larger head, their gradient.
         working: gradients of the largest activation, in and out; or, if larger, the workspace for encoding images.
-        gathered: weights of the root and of two layers (one in use, one on its way), and a gradient before it is reduced.
+        casts: copies of frozen float32 matrices in the compute dtype, kept for the backward pass.
+        gathered: float32 weights of the root and of two layers (one in use, one on its way), and a gradient before it is reduced.
     """
 
     weights: int
@@ -42,6 +43,7 @@ class Memory:
     activations: int
     logits: int
     working: int
+    casts: int = 0
     gathered: int = 0
 
     @property
@@ -63,22 +65,30 @@ def memory_of_weights(way: ParallelStrategy, weights: WeightCounts, width: int, 
     """Return what the fullest device needs whatever it computes; ``width`` is the computation's bytes per number."""
     shard = gpus if way == "fsdp2" else 1
     moving = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
-    frozen = weights.total - weights.trainable - weights.tokenizer
+    stored = [sum(column) for column in zip(*weights.compressed.values(), strict=True)] or [0, 0]
+    whole = weights.total - weights.tokenizer - stored[0]
     copy = weights.trainable * width if width < 4 and shard == 1 else 0
     gathered = 0
     if shard > 1:
         largest, root = weights.largest, weights.root
-        gathered = (root.total + 2 * largest.total) * width + max(root.trainable, largest.trainable) * (width + 4)
+        gathered = 4 * (root.total + 2 * largest.total) + max(root.trainable, largest.trainable) * (width + 4)
     return Memory(
-        weights=(frozen * width + weights.trainable * 4) // shard + copy + weights.tokenizer * width,
+        weights=4 * whole // shard + stored[1] + copy + 4 * weights.tokenizer,
         gradients=(weights.per_task_gradients[0] if weights.by_task else moving) * 4 // shard,
-        optimizer=(8 * moving) // shard + 4 * weights.tensors,
+        optimizer=_states(weights, moving) // shard + 4 * weights.tensors * (weights.small_states is None),
         averages=4 * weights.averaged // shard,
         activations=0,
         logits=0,
         working=0,
         gathered=gathered,
     )
+
+
+def _states(weights: WeightCounts, moving: int) -> int:
+    """Bytes of the moments of ``moving`` of the trainable parameters."""
+    if weights.small_states is None:
+        return 8 * moving
+    return weights.small_states * moving // max(1, weights.trainable)
 
 
 def memory(way: ParallelStrategy, weights: WeightCounts, trace: OpTrace, gpus: int, checkpointing: bool) -> Memory:
@@ -88,6 +98,7 @@ def memory(way: ParallelStrategy, weights: WeightCounts, trace: OpTrace, gpus: i
         memory_of_weights(way, weights, trace.width, gpus),
         activations=activations,
         logits=logits,
+        casts=trace.kept_casts(weights.compressed, checkpointing),
         working=max(2 * trace.largest, trace.encoding - activations - logits),
     )
 
@@ -127,7 +138,7 @@ def communication(
     passing = {op.block for op in trace.ops if op.backward}
     seen = [(weights.layers[block.name], index in passing) for index, block in enumerate(trace.blocks)]
     gathers = 1 + sum(1 + backward for _, backward in seen)
-    gathered = trace.width * (weights.root.total + sum(unit.total * (1 + backward) for unit, backward in seen))
+    gathered = 4 * (weights.root.total + sum(unit.total * (1 + backward) for unit, backward in seen))
     units = [unit for unit in (*weights.layers.values(), weights.root) if unit.trainable]  # once per micro-batch
     reduced = 4 * sum(unit.trainable for unit in units)
     return [

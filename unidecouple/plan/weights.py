@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from unidecouple.methods.selection import part_of
@@ -40,6 +40,8 @@ class WeightCounts:
         root: all others but the image tokenizer.
         averaged: those that an exponential moving average is kept of (see ``train/ema.py``).
         per_task_gradients: (floats, tensors) kept until they are combined; zeros where one backward pass makes their sum.
+        compressed: (parameters, bytes) of each frozen matrix that ``quantize_frozen`` compresses, by name.
+        small_states: bytes of the optimizer's states where they are not AdamW's float32 ones.
     """
 
     parts: Mapping[str, tuple[int, int]]
@@ -52,6 +54,8 @@ class WeightCounts:
     root: ShardingUnit
     averaged: int = 0
     per_task_gradients: tuple[int, int] = (0, 0)
+    compressed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    small_states: int | None = None
 
     @property
     def total(self) -> int:
@@ -65,8 +69,8 @@ class WeightCounts:
 
     @property
     def optimizer_bytes(self) -> int:
-        """AdamW's two float32 moments a parameter and one step count a tensor."""
-        return 8 * self.trainable + 4 * self.tensors
+        """AdamW's two float32 moments per parameter and one step count per tensor, or ``small_states``."""
+        return 8 * self.trainable + 4 * self.tensors if self.small_states is None else self.small_states
 
     @property
     def largest(self) -> ShardingUnit:

@@ -15,11 +15,11 @@ FOLLOWS_PROMPTS = 0.1
 MOST_SEEDS = 20
 """More seeds than these are not suggested."""
 
-Answers = list[tuple[str, str]]
+SummaryLines = list[tuple[str, str]]
 """(question, sentence) pairs."""
 
 
-def answer(results: Results, scenario: str) -> Answers:
+def answer(results: Results, scenario: str) -> SummaryLines:
     """Answers on ``scenario`` in the order in which a reader asks; at least one.
 
     They compare the focus of the grid with ``Results.reference``; differences are paired by seed.

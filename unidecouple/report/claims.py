@@ -11,7 +11,7 @@ from unidecouple.eval.suite import headlines
 from unidecouple.figures.estimates import SeedEstimate, difference, estimate
 from unidecouple.figures.wording import DASH, TASK_NAMES, counted, decimal, signed, spread, unit_of, unit_words
 from unidecouple.report.results import START, Results
-from unidecouple.report.significance import FEWEST_SEEDS, CorrectedDifference, Key, corrected
+from unidecouple.report.significance import FEWEST_SEEDS, CorrectedDifference, VariantMetric, corrected
 
 HOLDS, PARTLY, NOT_SHOWN, MIXED, AGAINST, OPPOSITE, UNTESTED, OPEN, MISSING = (
     "reproduced",
@@ -102,7 +102,7 @@ def _scenarios(results: Results, claim: Mapping[str, Any]) -> list[str]:
 
 
 def _verdict(
-    results: Results, claim: Mapping[str, Any], tested: Mapping[Key, CorrectedDifference], key: str, scenario: str
+    results: Results, claim: Mapping[str, Any], tested: Mapping[VariantMetric, CorrectedDifference], key: str, scenario: str
 ) -> ClaimResult:
     findings = tuple(
         Finding(metric, wanted, one.delta, one.holds)

@@ -66,7 +66,7 @@ def budget_sentences(results: Results, scenario: str) -> list[str]:
     common = budgets.get(control) or next(iter(budgets.values()))
     sentences = [f"Equal budgets: {_sees(common)}."]
     for name, budget in budgets.items():
-        words = [f"{budget['router_pictures']:,} further pictures for its task router"] if budget["router_pictures"] else []
+        words = [f"{budget['router_pictures']:,} further images for its task router"] if budget["router_pictures"] else []
         task = results.meta.get("tasks", {}).get(name)
         words += [f"the {TASK_NAMES[task]} samples only, by design"] if task and _differs(budget, common) else []
         reason = results.meta.get("other_budgets", {}).get(name, "").rstrip(".")

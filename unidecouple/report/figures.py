@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from unidecouple.batch import TASK_KEYS
 from unidecouple.eval.benchmark import Metric
 from unidecouple.eval.suite import headlines
-from unidecouple.figures.estimates import estimate
+from unidecouple.figures.estimates import Curve, estimate
 from unidecouple.figures.style import INK, MUTED, PAPER, WIDTH, Plot, VariantStyle, canvas, legend, name_panel, to_svg
 from unidecouple.figures.wording import TASK_NAMES, axis_name, listed, scale_of
 from unidecouple.report import logs
 from unidecouple.report.results import START, Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Records = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 """Variant -> records of each of its runs."""
@@ -32,7 +34,7 @@ class MeanCurve:
     high: list[float]
 
 
-def mean_curve(curves: Sequence[logs.Curve]) -> MeanCurve:
+def mean_curve(curves: Sequence[Curve]) -> MeanCurve:
     """Over ``curves`` (at least one), at the steps they share."""
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = np.array([[curve[step] for step in steps] for curve in curves]).reshape(len(curves), len(steps))
@@ -158,7 +160,7 @@ def _lines_of(
 
 
 def _line(
-    axis: Axes, curves: Sequence[logs.Curve], shape: VariantStyle, dash: Any = "-", scale: float = 1, *, named: bool = True
+    axis: Axes, curves: Sequence[Curve], shape: VariantStyle, dash: Any = "-", scale: float = 1, *, named: bool = True
 ) -> None:
     if not curves:
         return

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from unidecouple.eval.benchmark import Metric
 from unidecouple.figures.style import INK, MUTED, PAPER, WIDTH, Plot, VariantStyle, canvas, name_panel, to_svg
 from unidecouple.figures.wording import column_name, scale_of, signed, unit_words
 from unidecouple.report.results import Results, split_rate
 from unidecouple.report.significance import CorrectedDifference, compared
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FEWEST = 6
 """Variants from which on the figure is drawn."""

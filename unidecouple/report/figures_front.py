@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from unidecouple.eval.benchmark import Metric
 from unidecouple.figures.style import GRID, INK, MUTED, PAPER, WIDTH, Plot, VariantStyle, canvas, legend, name_panel, to_svg
 from unidecouple.figures.wording import column_name, level, listed, scale_of
 from unidecouple.report.fronts import at_rate, front_axes, mean_point, rates, undominated
 from unidecouple.report.results import START, Results, rate_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NAMED = 2
 """Fronts up to which each point says its learning rates; with more there is no room."""

@@ -9,23 +9,37 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from unidecouple.figures.estimates import Curve
+
 METRICS, SCORES, CONFLICT, ROUTING, SAMPLES = "metrics.jsonl", "scores.jsonl", "conflict.json", "routing.json", "samples.json"
 CONFLICT_START, ROUTING_LOG, INTERACTION = "conflict-start.json", "routing.jsonl", "interaction.json"
 
 T = TypeVar("T")
-Curve = dict[int, float]
-"""Step -> value."""
 
 
 @dataclass(frozen=True)
-class JudgedSample:
-    """A generated picture (the bytes of a PNG file) and the judge's verdict."""
+class KeptSample:
+    """What a run made of a prompt or question: an image or an answer, and the judge's verdict.
+
+    Attributes:
+        prompt: or question.
+        tag: its kind.
+        png: bytes of a PNG file; of a question, its image.
+        correct: None where nothing judged it.
+        reason: what the judge missed.
+        answer: to a question; None for a prompt.
+        reference: the data's own answer.
+        shown: bytes of the data's own image for a prompt.
+    """
 
     prompt: str
     tag: str
     png: bytes
-    correct: bool
+    correct: bool | None
     reason: str
+    answer: str | None = None
+    reference: str = ""
+    shown: bytes | None = None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]] | None:
@@ -61,16 +75,19 @@ def read_measured(path: Path, read: Callable[[Any], T]) -> T | None:
     return None if content is None else read(content)
 
 
-def read_samples(path: Path) -> tuple[JudgedSample, ...] | None:
-    """``samples.json`` with its pictures (those whose file is there); None if there is none."""
+def read_samples(path: Path) -> tuple[KeptSample, ...] | None:
+    """``samples.json`` with its images (those whose file is there); None if there is none."""
     content = _object(path)
     if content is None:
         return None
-    return tuple(
-        JudgedSample(row["prompt"], row["tag"], (path.parent / row["file"]).read_bytes(), row["correct"], row["reason"])
-        for row in content
-        if (path.parent / row["file"]).is_file()
-    )
+    found = []
+    for row in content:
+        files = [path.parent / row[key] for key in ("file", "shown") if key in row]
+        if all(file.is_file() for file in files):
+            png, *own = [file.read_bytes() for file in files]
+            said = (row.get("answer"), row.get("reference", ""))
+            found.append(KeptSample(row["prompt"], row["tag"], png, row["correct"], row["reason"], *said, next(iter(own), None)))
+    return tuple(found)
 
 
 def _object(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures of several variants for the same prompts, as the benchmark's first ones come: nothing is picked by hand."""
+"""Samples of several variants for the same prompts and questions, the first ones of each kind: nothing is picked by hand."""
 
 from __future__ import annotations
 
@@ -12,61 +12,101 @@ from unidecouple.report.results import START, Results
 
 @dataclass(frozen=True)
 class SampleImage:
-    """One picture: ``source`` is a data URI, ``reason`` what the judge missed ("" if it is correct)."""
+    """A variant's image or answer.
+
+    Attributes:
+        label: the variant.
+        source: data URI of the image; "" for an answer.
+        correct: None where nothing judged it.
+        reason: what the judge missed, "" if it is correct.
+        answer: its words; None for an image.
+    """
 
     label: str
     source: str
-    correct: bool
+    correct: bool | None
     reason: str
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
 class PromptSamples:
-    """A prompt and each variant's picture for it."""
+    """A prompt or question, and what each variant made of it.
+
+    Attributes:
+        prompt: or question.
+        tag: its kind.
+        pictures: of the variants.
+        shown: data URI of the data's own image; "" where there is none.
+        reference: the data's own answer.
+    """
 
     prompt: str
     tag: str
     pictures: tuple[SampleImage, ...]
+    shown: str = ""
+    reference: str = ""
 
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """Pictures of a scenario, ``tallies`` of what is shown, and sentences on what is missing."""
+    """Samples of a scenario, ``tallies`` of verdicts on what is shown, and sentences on what is missing."""
 
     prompts: tuple[PromptSamples, ...]
     tallies: tuple[str, ...]
     missing: tuple[str, ...]
 
 
+_Key = tuple[str, bytes]
+"""A prompt; or a question and its picture."""
+
+
 def sample_grid(results: Results, scenario: str) -> SampleGrid:
-    """Start, control and focus side by side, each from the first seed that kept samples, for prompts that all have."""
-    wanted = [name for name in (START, results.reference(scenario), results.focus) if name in results.variants(scenario)]
+    """Return samples side by side, each variant's from the first seed that kept some, for prompts that all have.
+
+    On the synthetic benchmark of the start, the control and the focus; on users' files of every variant at its own rate.
+    """
+    variants = results.variants(scenario)
+    wanted = [name for name in (START, results.reference(scenario), results.focus) if name in variants]
+    if results.meta.get("data", "world") != "world":
+        wanted = [*dict.fromkeys([*wanted, *(name for name in variants if "@" not in name)])]
     found = {name: samples for name in wanted if name and (samples := _samples(results, scenario, name))}
     absent = [results.title(name) for name in wanted if name and name not in found]
-    missing = tuple(f"No pictures of {name}: {logs.SAMPLES} is missing." for name in absent)
+    missing = tuple(f"No images of {name}: {logs.SAMPLES} is missing." for name in absent)
     if not found:
-        return SampleGrid((), (), missing or (f"No pictures: no run of {scenario} is shown here.",))
+        return SampleGrid((), (), missing or (f"No images: no run of {scenario} is shown here.",))
     first = next(iter(found.values()))
-    shared = [prompt for prompt in first if all(prompt in samples for samples in found.values())]
-    drawn = {prompt: tuple(_shown(results.title(name), samples[prompt]) for name, samples in found.items()) for prompt in shared}
-    right = {name: sum(samples[prompt].correct for prompt in shared) for name, samples in found.items()}
-    tallies = tuple(f"{results.title(name)}: {number} of {len(shared)} right" for name, number in right.items())
-    return SampleGrid(tuple(PromptSamples(prompt, first[prompt].tag, drawn[prompt]) for prompt in shared), tallies, missing)
+    shared = [key for key in first if all(key in samples for samples in found.values())]
+    judged = [key for key in shared if all(samples[key].correct is not None for samples in found.values())]
+    right = {name: sum(bool(samples[key].correct) for key in judged) for name, samples in found.items()}
+    tallies = tuple(f"{results.title(name)}: {number} of {len(judged)} right" for name, number in right.items() if judged)
+    return SampleGrid(tuple(_side_by_side(results, key, found) for key in shared), tallies, missing)
 
 
-def _samples(results: Results, scenario: str, variant: str) -> Mapping[str, logs.JudgedSample] | None:
-    """Prompt -> its first picture."""
+def _side_by_side(results: Results, key: _Key, found: Mapping[str, Mapping[_Key, logs.KeptSample]]) -> PromptSamples:
+    one = next(iter(found.values()))[key]
+    own = one.png if one.answer is not None else one.shown
+    cells = tuple(_cell(results.title(name), samples[key]) for name, samples in found.items())
+    return PromptSamples(one.prompt, one.tag, cells, _uri(own) if own else "", one.reference)
+
+
+def _samples(results: Results, scenario: str, variant: str) -> Mapping[_Key, logs.KeptSample] | None:
+    """Prompt -> its first sample."""
     for run in results.runs:
         if (run.scenario, run.variant) == (scenario, variant):
             samples = logs.read_samples(run.folder / logs.SAMPLES)
             if samples:
-                first: dict[str, logs.JudgedSample] = {}
+                first: dict[_Key, logs.KeptSample] = {}
                 for sample in samples:
-                    first.setdefault(sample.prompt, sample)
+                    first.setdefault((sample.prompt, b"" if sample.answer is None else sample.png), sample)
                 return first
     return None
 
 
-def _shown(label: str, sample: logs.JudgedSample) -> SampleImage:
-    source = "data:image/png;base64," + base64.b64encode(sample.png).decode("ascii")
-    return SampleImage(label, source, sample.correct, sample.reason)
+def _cell(label: str, sample: logs.KeptSample) -> SampleImage:
+    source = "" if sample.answer is not None else _uri(sample.png)
+    return SampleImage(label, source, sample.correct, sample.reason, sample.answer)
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

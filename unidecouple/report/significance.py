@@ -16,7 +16,7 @@ FEWEST_SEEDS = 3
 """Seeds from which on there is a verdict, or a star: two often differ by the same, and then have an interval of no width."""
 NAMED = 5
 """Variants up to which a sentence names them."""
-Key = tuple[str, Metric]
+VariantMetric = tuple[str, Metric]
 """(variant, metric)."""
 
 
@@ -44,13 +44,13 @@ class CorrectedDifference:
         return f"{', '.join(words)}, {counted(self.delta.count, 'seed')}"
 
 
-def compared(results: Results, scenario: str, variants: Sequence[str]) -> dict[Key, CorrectedDifference]:
+def compared(results: Results, scenario: str, variants: Sequence[str]) -> dict[VariantMetric, CorrectedDifference]:
     """(variant, metric) -> its difference to the control, corrected over all that ``variants`` have in the metrics shown."""
     deltas = {(v, m): results.delta(scenario, v, m) for v in variants for m in results.metrics}
     return corrected({key: delta for key, delta in deltas.items() if delta is not None})
 
 
-def corrected(deltas: Mapping[Key, SeedEstimate]) -> dict[Key, CorrectedDifference]:
+def corrected(deltas: Mapping[VariantMetric, SeedEstimate]) -> dict[VariantMetric, CorrectedDifference]:
     """``deltas`` as one family of tests: the p of each is corrected for all of them."""
     tested = {key: delta.p for key, delta in deltas.items() if delta.p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))

@@ -1,1 +1,1 @@
-"""A model behind OpenAI's HTTP interface: answers and pictures of many clients at a time."""
+"""A model behind OpenAI's HTTP interface: answers and images of many clients at a time."""

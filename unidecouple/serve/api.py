@@ -27,8 +27,8 @@ from unidecouple.serve.hosts import HostGuard
 from unidecouple.serve.limits import Limits
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.page import page
-from unidecouple.serve.partial_images import PartialImageRenderer, due, image_events
-from unidecouple.serve.pictures import UPLOAD, Uploads, as_png, from_address, open_picture
+from unidecouple.serve.partial_images import PartialImageRenderer, image_events, partial_token_counts
+from unidecouple.serve.pictures import UPLOAD, Uploads, as_png, from_address, open_image
 from unidecouple.serve.prepare import Prepared, Preparer
 from unidecouple.serve.request_limits import RequestLimits
 from unidecouple.serve.routing import RoutingRequest, Viewer
@@ -45,15 +45,15 @@ from unidecouple.serve.schemas import (
     usage,
     with_schemas,
 )
-from unidecouple.serve.stream import Events, Watcher, answer_job, chat_events, result, results
+from unidecouple.serve.stream import Events, JobEvents, answer_job, chat_events, result, results
 from unidecouple.serve.task_queue import QueuedJob
 
 B = TypeVar("B", bound=Body)
-_DOES = {Task.MMU: "understanding", Task.T2I: "generation"}
+TASK_TITLES = {Task.MMU: "understanding", Task.T2I: "generation"}
 
 
 _TEXT_BYTES = 256 << 10
-"""A larger body has pictures, and is parsed on their thread."""
+"""A larger body has images, and is parsed on their thread."""
 
 
 class Server:
@@ -127,7 +127,7 @@ class Server:
         return await result(request, thread.submit(parse, model, content, request.headers.get("content-type", "")))
 
     async def _pictures_in(self, request: Request, messages: Sequence[Message]) -> dict[str, np.ndarray]:
-        """The pictures of ``messages`` by their addresses; decoded one by one while the client is connected."""
+        """The images of ``messages`` by their addresses; decoded one by one while the client is connected."""
         limits, found = self.limits, {}
         for url, place in self.preparer.check(messages).items():
             if url.startswith(UPLOAD):
@@ -192,7 +192,7 @@ class Server:
         return self._card()
 
     async def chat(self, request: Request) -> Response:
-        """Answer a conversation, with pictures or without, in one response or as a stream."""
+        """Answer a conversation, with images or without, in one response or as a stream."""
         body = await self._parsed(request, ChatRequest)
         self._check_model(body.model)
         self._check_task(Task.MMU)
@@ -205,18 +205,18 @@ class Server:
         def decode(tokens: Any) -> str:
             return builder.tokenizer.decode(tokens, skip_special_tokens=True)
 
-        def used(completion: int) -> dict[str, int]:
+        def count_usage(completion: int) -> dict[str, int]:
             self.metrics.tokens.labels(Task.MMU.key).inc(completion)
             return usage(prepared.prompt_tokens, completion)
 
         if body.stream:
-            watcher = Watcher()
-            jobs = [answer_job(watcher, index, work) for index, work in enumerate(prepared.work)]
+            events = JobEvents()
+            jobs = [answer_job(events, index, job) for index, job in enumerate(prepared.jobs)]
             self.scheduler.submit(Task.MMU, jobs)
             wanted = body.stream_options is not None and body.stream_options.include_usage
             base["object"] = "chat.completion.chunk"
-            return Events(chat_events(watcher, len(jobs), base, decode, stops, used, wanted), jobs)
-        answers: list[FinishedAnswer] = await self._done(request, Task.MMU, prepared.work)
+            return Events(chat_events(events, len(jobs), base, decode, stops, count_usage, wanted), jobs)
+        answers: list[FinishedAnswer] = await self._done(request, Task.MMU, prepared.jobs)
         choices = [
             {
                 "index": index,
@@ -226,7 +226,7 @@ class Server:
             }
             for index, answer in enumerate(answers)
         ]
-        count = used(sum(len(answer.tokens) for answer in answers))
+        count = count_usage(sum(len(answer.tokens) for answer in answers))
         return JSONResponse({**base, "object": "chat.completion", "choices": choices, "usage": count})
 
     async def images(self, request: Request) -> Response:
@@ -238,7 +238,7 @@ class Server:
         prepared = await result(request, self._texts.submit(self.preparer.images, body))
         if body.stream:
             return self._streamed(prepared, body.partial_images or 0)
-        images: list[FinishedImage] = await self._done(request, Task.T2I, prepared.work)
+        images: list[FinishedImage] = await self._done(request, Task.T2I, prepared.jobs)
         data = [{"b64_json": await self._encode(one.image), "image_tokens": one.tokens} for one in images]
         return JSONResponse(
             {
@@ -247,7 +247,7 @@ class Server:
                 "seed": prepared.seed,
                 "size": self.preparer.size,
                 "output_format": "png",
-                "usage": self._used(prepared, len(images)),
+                "usage": self._count_usage(prepared, len(images)),
             }
         )
 
@@ -263,16 +263,16 @@ class Server:
         return await result(request, viewer.begin(task, sample))
 
     async def upload(self, request: Request) -> dict[str, Any]:
-        """Keep a picture for later requests, which name its id where a data URL could stand."""
-        if len(await request.body()) > self.limits.picture_bytes + _TEXT_BYTES:
-            message = f"file: a picture has at most {self.limits.picture_bytes:,} bytes"
-            raise ApiError(400, message, "file", "picture_too_large")
+        """Keep an image for later requests, which name its id where a data URL could stand."""
+        if len(await request.body()) > self.limits.image_bytes + _TEXT_BYTES:
+            message = f"file: an image has at most {self.limits.image_bytes:,} bytes"
+            raise ApiError(400, message, "file", "image_too_large")
         async with request.form(max_files=1, max_fields=4) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
-                raise ApiError(400, "give the picture as multipart/form-data, field `file`", "file")
+                raise ApiError(400, "give the image as multipart/form-data, field `file`", "file")
             content, name = await file.read(), file.filename or ""
-        decoding = self._pictures.submit(open_picture, content, self.limits, self.preparer.processor, "file")
+        decoding = self._pictures.submit(open_image, content, self.limits, self.preparer.processor, "file")
         picture = await result(request, decoding)
         return self._file_card(self.uploads.keep(name[:256], len(content), picture))
 
@@ -285,33 +285,33 @@ class Server:
         self.uploads.drop(file_id)
         return {"id": file_id, "object": "file", "deleted": True}
 
-    async def _done(self, request: Request, task: Task, work: Any) -> list[Any]:
+    async def _done(self, request: Request, task: Task, work: Sequence[Any]) -> list[Any]:
         jobs = [QueuedJob(one) for one in work]
         self.scheduler.submit(task, jobs)
         return await results(request, [job.future for job in jobs])
 
     def _streamed(self, prepared: Prepared, partial_images: int) -> Response:
         """The stream of images with ``partial_images`` partial ones each."""
-        watcher, places = Watcher(), due(self.preparer.builder.num_image_tokens, partial_images)
+        events, token_counts = JobEvents(), partial_token_counts(self.preparer.builder.num_image_tokens, partial_images)
 
         def finished(image: FinishedImage) -> dict[str, Any]:
-            return {"image_tokens": image.tokens, "seed": prepared.seed, "usage": self._used(prepared, 1)}
+            return {"image_tokens": image.tokens, "seed": prepared.seed, "usage": self._count_usage(prepared, 1)}
 
-        jobs = [self.partial_renderer.job(watcher, index, work, places) for index, work in enumerate(prepared.work)]
+        jobs = [self.partial_renderer.job(events, index, job, token_counts) for index, job in enumerate(prepared.jobs)]
         self.scheduler.submit(Task.T2I, jobs)
         made = {"created_at": int(time.time()), "size": self.preparer.size, "output_format": "png"}
         base = {**made, "quality": "auto", "background": "opaque"}
-        return Events(image_events(watcher, len(jobs), base, self._encode, finished), jobs)
+        return Events(image_events(events, len(jobs), base, self._encode, finished), jobs)
 
-    def _used(self, prepared: Prepared, pictures: int) -> dict[str, Any]:
-        """Usage of finished images; also counts their tokens."""
-        drawn = self.preparer.image_tokens * pictures
-        self.metrics.tokens.labels(Task.T2I.key).inc(drawn)
-        return image_usage(prepared.prompt_tokens, drawn)
+    def _count_usage(self, prepared: Prepared, images: int) -> dict[str, Any]:
+        """Usage of finished images; also adds their tokens to the metrics."""
+        generated = self.preparer.image_tokens * images
+        self.metrics.tokens.labels(Task.T2I.key).inc(generated)
+        return image_usage(prepared.prompt_tokens, generated)
 
     def _card(self) -> dict[str, Any]:
-        does = [_DOES[task] for task in self.scheduler.task_queues]
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "unidecouple", "tasks": does}
+        titles = [TASK_TITLES[task] for task in self.scheduler.task_queues]
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "unidecouple", "tasks": titles}
 
     def _file_card(self, number: str) -> dict[str, Any]:
         kept = self.uploads.get(number, "file_id")
@@ -324,4 +324,4 @@ class Server:
 
     def _check_task(self, task: Task) -> None:
         if task not in self.scheduler.task_queues:
-            raise ApiError(400, f"the model {self.name!r} was loaded without {_DOES[task]}", "model", "unsupported_task")
+            raise ApiError(400, f"the model {self.name!r} was loaded without {TASK_TITLES[task]}", "model", "unsupported_task")

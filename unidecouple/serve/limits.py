@@ -16,23 +16,23 @@ class Limits:
 
     Attributes:
         body_bytes: of one request.
-        picture_bytes: of one encoded picture.
-        pixels: of one picture, as its header states, before decoding.
-        side: pixels of one picture's longer side, as its header states.
-        aspect: of a picture's longer side to its shorter one.
+        image_bytes: of one encoded image.
+        pixels: of one image, as its header states, before decoding.
+        side: pixels of one image's longer side, as its header states.
+        aspect: of an image's longer side to its shorter one.
         pictures: in one conversation.
         characters: of all text of a conversation, or of a prompt.
-        n: choices, or pictures, of one request.
-        queue: choices, and as many pictures, that wait; more get a 429.
+        n: choices, or images, of one request.
+        queue: choices, and as many images, that wait; more get a 429.
         requests: open at a time, waiting and incoming ones included; more get a 429.
-        uploads: pictures kept for later requests; the oldest go first.
+        uploads: images kept for later requests; the oldest go first.
         open_bytes: of the bodies of all open requests together; more get a 429.
         read_seconds: until a request's body is there.
         drain_seconds: that a shutdown waits for running work.
     """
 
     body_bytes: int = 20 << 20
-    picture_bytes: int = 10 << 20
+    image_bytes: int = 10 << 20
     pixels: int = 25_000_000
     side: int = 16_384
     aspect: float = 100.0

@@ -18,11 +18,9 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.responses = Counter("unidecouple_responses", "HTTP responses.", ["path", "status"], registry=self._registry)
-        self.tokens = Counter("unidecouple_tokens", "Tokens of finished answers and pictures.", ["task"], registry=self._registry)
-        self.previews = Summary("unidecouple_preview_seconds", "Seconds that each partial picture took.", registry=self._registry)
-        self._jobs = Counter(
-            "unidecouple_jobs", "Answers and pictures, by how they ended.", ["task", "how"], registry=self._registry
-        )
+        self.tokens = Counter("unidecouple_tokens", "Tokens of finished answers and images.", ["task"], registry=self._registry)
+        self.previews = Summary("unidecouple_preview_seconds", "Seconds that each partial image took.", registry=self._registry)
+        self._jobs = Counter("unidecouple_jobs", "Answers and images, by how they ended.", ["task", "how"], registry=self._registry)
         self._seconds = Histogram(
             "unidecouple_job_seconds",
             "Seconds from a job's coming to its result.",
@@ -39,8 +37,8 @@ class Metrics:
 
     def observe(self, scheduler: Scheduler) -> None:
         """Show how many jobs of ``scheduler`` wait and run, and whether it is alive, whenever they are asked for."""
-        waiting = Gauge("unidecouple_waiting", "Answers and pictures that wait for a place.", ["task"], registry=self._registry)
-        running = Gauge("unidecouple_running", "Answers and pictures that are given tokens.", ["task"], registry=self._registry)
+        waiting = Gauge("unidecouple_waiting", "Answers and images that wait for a place.", ["task"], registry=self._registry)
+        running = Gauge("unidecouple_running", "Answers and images that are given tokens.", ["task"], registry=self._registry)
         for task, task_queue in scheduler.task_queues.items():
             waiting.labels(task.key).set_function(partial(getattr, task_queue, "waiting"))
             running.labels(task.key).set_function(partial(getattr, task_queue, "running"))

@@ -1,4 +1,4 @@
-"""Partial images: after which tokens they are made, the thread that makes them, and OpenAI's events of one request."""
+"""Partial images while an image is generated: when they are made, the thread that decodes them, and the events of a request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unidecouple.generate.image_generator import ImageProgress
 from unidecouple.serve.metrics import Metrics
 from unidecouple.serve.pictures import as_png
 from unidecouple.serve.scheduler import FinishedImage, Scheduler
-from unidecouple.serve.stream import Watcher, error_event, event
+from unidecouple.serve.stream import JobEvents, error_event, event
 from unidecouple.serve.task_queue import QueuedJob
 
 _LOG = logging.getLogger(__name__)
@@ -23,20 +23,20 @@ _LOG = logging.getLogger(__name__)
 PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
 
 
-def due(length: int, count: int) -> tuple[int, ...]:
-    """Return the token counts, of ``length``, after which an image is shown: ``count`` of them, evenly spaced."""
+def partial_token_counts(length: int, count: int) -> tuple[int, ...]:
+    """Return up to ``count`` evenly spaced token counts below ``length``, after which a partial image is made."""
     return tuple(sorted({length * part // (count + 1) for part in range(1, count + 1)} - {0}))
 
 
 class PartialImageRenderer:
     """Decodes partial images on a separate thread, so that neither the next tokens nor finished images wait for them.
 
-    Decoding an image's tokens can take as long as generating several of them. A partial image that is not made before its image is
-    done or cancelled is left out, and so is one that fails.
+    Decoding an image can take as long as generating several tokens. A partial image is skipped if its image is finished or
+    cancelled before it is decoded, or if decoding fails.
 
     Args:
-        scheduler: that generates the images.
-        metrics: counts the seconds that each takes.
+        scheduler: generates the images.
+        metrics: counts the seconds per partial image.
     """
 
     def __init__(self, scheduler: Scheduler, metrics: Metrics) -> None:
@@ -47,51 +47,51 @@ class PartialImageRenderer:
         """End the thread; the scheduler must be closed before."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def job(self, watcher: Watcher, index: int, work: Any, places: tuple[int, ...]) -> QueuedJob[Any]:
-        """A job whose previews after ``places`` tokens (base64 of a PNG) arrive at ``watcher``, and then its picture."""
+    def job(self, events: JobEvents, index: int, work: Any, token_counts: tuple[int, ...]) -> QueuedJob[Any]:
+        """Return a job that sends a partial image (PNG in base64) after each of ``token_counts``, and then the image."""
         passed = 0
 
         def on_progress(image: ImageProgress) -> None:
             nonlocal passed
-            if passed < len(places) and image.count >= places[passed]:
+            if passed < len(token_counts) and image.count >= token_counts[passed]:
                 passed += 1
-                generator: Any = self._scheduler.task_queues[Task.T2I].generator  # after a fault it is another
-                self._thread.submit(self._make, generator.partial(image), job, lambda preview: watcher.put(index, preview))
+                generator: Any = self._scheduler.task_queues[Task.T2I].generator  # a fault replaces the generator
+                self._thread.submit(self._make, generator.partial(image), job, lambda preview: events.send(index, preview))
 
         job = QueuedJob(work, on_progress)
-        return watcher.follow(index, job)
+        return events.watch(index, job)
 
-    def _make(self, tokens: Tensor, job: QueuedJob[Any], put: Callable[[str], None]) -> None:
+    def _make(self, tokens: Tensor, job: QueuedJob[Any], send: Callable[[str], None]) -> None:
         if job.future.done():
             return
         try:
             with self._metrics.previews.time():
                 preview = as_png(self._scheduler.engine.preview(tokens))
-        except Exception:  # noqa: BLE001 -- whatever it is, the picture itself does not need it
-            _LOG.exception("a partial picture is left out")
+        except Exception:  # noqa: BLE001 -- the image itself does not need the partial one
+            _LOG.exception("a partial image is left out")
             return
-        put(preview)
+        send(preview)
 
 
 async def image_events(
-    watcher: Watcher,
+    events: JobEvents,
     count: int,
     base: Mapping[str, Any],
     png: Callable[[Image.Image], Awaitable[str]],
     finished: Callable[[FinishedImage], Mapping[str, Any]],
 ) -> AsyncIterator[str]:
-    """The events of ``count`` pictures, each with its number as ``index`` (ours; OpenAI streams one picture).
+    """Stream the events of ``count`` images; ``index`` is the number of the image (ours; OpenAI streams one image).
 
     Args:
-        watcher: where previews and pictures arrive.
-        count: of pictures.
+        events: receives partial and finished images of the jobs.
+        count: number of images.
         base: fields of every event.
-        png: a picture in base64.
-        finished: further fields of a finished picture's event.
+        png: returns an image as a PNG in base64.
+        finished: returns the further fields of a finished image's event.
     """
     shown, done = [0] * count, [False] * count
     while not all(done):
-        index, arrived = await watcher.next()
+        index, arrived = await events.next()
         if isinstance(arrived, Exception):
             yield error_event(arrived, "error")
             return

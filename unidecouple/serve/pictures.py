@@ -1,4 +1,4 @@
-"""Pictures of requests: from data URLs and uploads, within the limits, and nothing from the network."""
+"""Images of requests: from data URLs and uploads, within the limits, and nothing from the network."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _MAX_SCANS = 100
 """Of a JPEG. Ordinary progressive ones have about 10; each costs a pass over all pixels, however short it is."""
 
 
-def open_picture(content: bytes, limits: Limits, processor: UnifiedProcessor, param: str) -> np.ndarray:
-    """uint8 (size, size, 3) of an encoded picture, padded to a square.
+def open_image(content: bytes, limits: Limits, processor: UnifiedProcessor, param: str) -> np.ndarray:
+    """uint8 (size, size, 3) of an encoded image, padded to a square.
 
     Raises:
-        ApiError: it is too large, too narrow or animated, or no picture of the ``FORMATS``.
+        ApiError: it is too large, too narrow or animated, or no image of the ``FORMATS``.
     """
-    if len(content) > limits.picture_bytes:
+    if len(content) > limits.image_bytes:
         raise ApiError(
-            400, f"{param}: a picture of {len(content):,} bytes is more than {limits.picture_bytes:,}", param, "picture_too_large"
+            400, f"{param}: an image of {len(content):,} bytes is more than {limits.image_bytes:,}", param, "image_too_large"
         )
     try:
         _check_head(content, limits)
         return processor.understood(decode(ImageBytes(content), FORMATS, limits.pixels))
     except Exception as error:  # PIL's readers raise anything from OSError to struct.error and SyntaxError
         known = isinstance(error, ValueError) and not isinstance(error, UnidentifiedImageError)
-        reason = str(error).removeprefix("picture in the record: ") if known else "no picture in a known format, or damaged"
+        reason = str(error).removeprefix("image in the record: ") if known else "no image in a known format, or damaged"
         raise ApiError(400, f"{param}: {reason}; formats: {', '.join(FORMATS)}", param, "invalid_image") from error
 
 
@@ -64,14 +64,14 @@ def _check_head(content: bytes, limits: Limits) -> None:
             if long > limits.aspect * short:
                 raise ValueError(f"{size}: one side is more than {limits.aspect:g} times the other; crop it")
             if opened.format != "MPO" and getattr(opened, "is_animated", False):  # cameras' MPO: a photograph and its preview
-                raise ValueError("an animated picture; send one frame")
+                raise ValueError("an animated image; send one frame")
 
 
 def from_address(url: str, limits: Limits, processor: UnifiedProcessor, param: str) -> np.ndarray:
-    """``open_picture`` of a data URL."""
-    if len(url) > limits.picture_bytes * 4 // 3 + 256:
-        raise ApiError(400, f"{param}: a picture has at most {limits.picture_bytes:,} bytes", param, "picture_too_large")
-    return open_picture(from_data_url(url, param), limits, processor, param)
+    """``open_image`` of a data URL."""
+    if len(url) > limits.image_bytes * 4 // 3 + 256:
+        raise ApiError(400, f"{param}: an image has at most {limits.image_bytes:,} bytes", param, "image_too_large")
+    return open_image(from_data_url(url, param), limits, processor, param)
 
 
 def from_data_url(url: str, param: str) -> bytes:
@@ -85,7 +85,7 @@ def from_data_url(url: str, param: str) -> bytes:
         wrong = "nothing is downloaded" if "://" in head[:32] else "base64 needs its prefix"
         raise ApiError(
             400,
-            f"{param}: {wrong}; give the picture as data:image/png;base64,… or upload it (POST /v1/files)",
+            f"{param}: {wrong}; give the image as data:image/png;base64,… or upload it (POST /v1/files)",
             param,
             "no_urls",
         )
@@ -99,7 +99,7 @@ def from_data_url(url: str, param: str) -> bytes:
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture kept for later requests, at the model's size."""
+    """An image kept for later requests, at the model's size."""
 
     name: str
     size: int
@@ -139,7 +139,7 @@ class Uploads:
 
 
 def as_png(picture: Image.Image) -> str:
-    """A picture as base64 of a PNG."""
+    """An image as base64 of a PNG."""
     content = io.BytesIO()
     picture.save(content, "PNG")
     return base64.b64encode(content.getvalue()).decode()

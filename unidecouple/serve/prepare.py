@@ -24,60 +24,67 @@ ANSWER = 256
 
 @dataclass(frozen=True)
 class Prepared:
-    """The jobs of one request, and their common settings: the seed, the prompt's length, and where answers stop."""
+    """The jobs of one request.
 
-    work: tuple[AnswerJob, ...] | tuple[ImageJob, ...]
+    Attributes:
+        jobs: one per answer or image.
+        seed: of all of them.
+        prompt_tokens: of the conversation or prompt, for the usage that is reported.
+        stops: texts that end an answer.
+    """
+
+    jobs: tuple[AnswerJob, ...] | tuple[ImageJob, ...]
     seed: int
     prompt_tokens: int
     stops: tuple[str, ...] = ()
 
 
 class Preparer:
-    """Prepares requests on one thread, beside the model's; its tokenizer is a copy, since tokenizers are not thread-safe.
+    """Turns requests into jobs on a thread of its own; it copies the tokenizer, since tokenizers are not thread-safe.
 
     Args:
-        engine: whose work it prepares.
-        limits: of requests.
+        engine: runs the jobs.
+        limits: what a request may ask for.
     """
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.processor = copy.deepcopy(engine.processor)
         self.builder, self.limits, self._engine = SequenceBuilder(self.processor), limits, engine
-        self.image_tokens = self.builder.seen_tokens  # of a picture, with what ends its rows
+        self.image_tokens = self.builder.seen_tokens  # per image to be understood, row ends included
         config = (engine.answers if Task.MMU in engine.tasks else engine.images).model.config.text_config
-        self.length = min(engine.max_length, config.max_position_embeddings)
-        self._prompt = min(engine.max_prompt_length, config.max_position_embeddings - self.image_tokens)
+        self.context_length = min(engine.max_length, config.max_position_embeddings)
+        self._max_prompt_tokens = min(engine.max_prompt_length, config.max_position_embeddings - self.image_tokens)
 
     @property
     def size(self) -> str:
-        """The one size of pictures."""
+        """The only size of images, as "384x384"."""
         return f"{self.processor.picture_size}x{self.processor.picture_size}"
 
     def chat(self, body: ChatRequest, pictures: Mapping[str, np.ndarray]) -> Prepared:
-        """Work of a conversation that passed ``check``; ``pictures`` has the picture of each address in it.
+        """Return the jobs of a conversation that passed ``check``; ``pictures`` maps each address in it to its image.
 
         Raises:
             ApiError: the request cannot be served.
         """
         sample = self.conversation(self.turns(body.messages, pictures))
-        room = self.length - len(sample.input_ids)
+        room = self.context_length - len(sample.input_ids)
         wanted = body.max_completion_tokens or body.max_tokens or min(ANSWER, room)
         if room < 1 or wanted > room:
             raise ApiError(
                 400,
-                f"{len(sample.input_ids)} tokens of conversation and {max(wanted, 1)} of answer are more than {self.length}: "
-                "shorten the one, or lower max_tokens",
+                f"{len(sample.input_ids)} tokens of conversation and {max(wanted, 1)} of answer exceed the limit of "
+                f"{self.context_length}: shorten the conversation or lower max_tokens",
                 "messages" if room < 1 else "max_tokens",
                 "context_length_exceeded",
             )
         seed = _seed(body.seed)
         sampling = SamplingParams(temperature=body.temperature, top_k=body.top_k, top_p=body.top_p)
         stops = tuple(body.stop)
-        work = tuple(AnswerJob(sample.input_ids, sample.pictures, wanted, sampling, (seed, i), stops) for i in range(body.n))
-        return Prepared(work, seed, len(sample.input_ids), stops)
+        jobs = tuple(AnswerJob(sample.input_ids, sample.pictures, wanted, sampling, (seed, i), stops) for i in range(body.n))
+        return Prepared(jobs, seed, len(sample.input_ids), stops)
 
     def images(self, body: ImageRequest) -> Prepared:
-        """Work of pictures; raises as ``chat``."""
+        """Return the jobs of an image request; raises as ``chat``."""
         self.check_n(body.n)
         if body.size not in (None, "auto", self.size):
             raise ApiError(400, f"size={body.size!r} does not exist here; sizes: {self.size}, auto", "size", "invalid_size")
@@ -94,19 +101,21 @@ class Preparer:
         return Prepared(tuple(ImageJob(prompt, negative, (seed, 0, i), sampling) for i in range(body.n)), seed, tokens)
 
     def check_n(self, n: int) -> None:
-        """Refuse more than the limits' ``n``."""
+        """Refuse more than ``limits.n`` answers or images."""
         if n > self.limits.n:
             raise ApiError(400, f"n={n} is more than {self.limits.n}; ask several times", "n", "n_too_large")
 
     def prompt_ids(self, prompt: str, param: str) -> list[int]:
-        """Ids of a prompt for an image, checked; raises as ``chat``."""
+        """Check a prompt and return its token ids; raises as ``chat``."""
         self.check_words(len(prompt), param)
         try:
             ids = self.builder.generation_prompt(prompt)
         except ValueError as error:
             raise ApiError(400, f"{param}: {error}", param, "invalid_text") from error
-        if len(ids) > self._prompt:
-            raise ApiError(400, f"{len(ids)} tokens of prompt are more than {self._prompt}", param, "context_length_exceeded")
+        if len(ids) > self._max_prompt_tokens:
+            raise ApiError(
+                400, f"{len(ids)} prompt tokens exceed the limit of {self._max_prompt_tokens}", param, "context_length_exceeded"
+            )
         return ids
 
     def check_text(self, text: str, param: str) -> None:
@@ -118,12 +127,12 @@ class Preparer:
             raise ApiError(400, f"{param}: {error}", param, "invalid_text") from error
 
     def check_words(self, count: int, param: str) -> None:
-        """Refuse more than the limits' ``characters``."""
+        """Refuse more than ``limits.characters``."""
         if count > self.limits.characters:
             raise ApiError(400, f"{param}: {count:,} characters are more than {self.limits.characters:,}", param, "text_too_long")
 
     def check(self, messages: Sequence[Message]) -> dict[str, str]:
-        """Check the order of turns and the limits. Returns the address of each picture with the field where it stands first.
+        """Check the order of turns and the limits. Returns each image address and the first field that contains it.
 
         Raises:
             ApiError: the first message that is wrong.
@@ -133,11 +142,11 @@ class Preparer:
         first = 1 if _role(messages[0]) == "system" else 0
         for number, message in enumerate(messages):
             place, role = f"messages.{number}", _role(message)
-            due = ("user", "assistant")[(number - first) % 2]
-            if role != due and (number or role != "system"):
+            expected = ("user", "assistant")[(number - first) % 2]
+            if role != expected and (number or role != "system"):
                 raise ApiError(
                     400,
-                    f"{place}: a turn of the {role} where the {due}'s is due; a system turn stands first",
+                    f"{place}: a turn of the {role}, but the {expected}'s is expected; a system turn comes first",
                     place,
                     "invalid_order",
                 )
@@ -146,8 +155,8 @@ class Preparer:
                 if isinstance(part, ImagePart):
                     pictures += 1
                     if role != "user" or pictures > self.limits.pictures:
-                        many = f"more than {self.limits.pictures} pictures" if role == "user" else f"a picture in the {role}'s turn"
-                        raise ApiError(400, f"{where}: {many}", where, "invalid_picture")
+                        many = f"more than {self.limits.pictures} images" if role == "user" else f"an image in the {role}'s turn"
+                        raise ApiError(400, f"{where}: {many}", where, "invalid_image")
                     addresses.setdefault(part.image_url.url, f"{where}.image_url")
                 else:
                     words += len(part.text)
@@ -159,7 +168,7 @@ class Preparer:
         return addresses
 
     def turns(self, messages: Sequence[Message], pictures: Mapping[str, np.ndarray]) -> list[tuple[str, list[TurnPart]]]:
-        """Turns as the sequence builder takes them, one per message; ``pictures`` by their addresses."""
+        """Return one turn per message for the sequence builder; ``pictures`` maps addresses to images."""
         return [
             (
                 _role(message),
@@ -173,7 +182,7 @@ class Preparer:
         ]
 
     def conversation(self, turns: Sequence[tuple[str, Sequence[TurnPart]]]) -> Sample:
-        """Tokens of a conversation.
+        """Return the tokens of a conversation.
 
         Raises:
             ApiError: 400, which names the message whose text spells out a special token.

@@ -85,8 +85,8 @@ class Viewer:
             self._preparer.check_text(body.answer, "answer")
             turns.append(("assistant", [body.answer]))
         sample = self._preparer.conversation(turns)
-        if len(sample.input_ids) > self._preparer.length:
-            message = f"{len(sample.input_ids)} tokens are more than {self._preparer.length}: shorten the conversation"
+        if len(sample.input_ids) > self._preparer.context_length:
+            message = f"{len(sample.input_ids)} tokens are more than {self._preparer.context_length}: shorten the conversation"
             raise ApiError(400, message, "messages", "context_length_exceeded")
         return Task.MMU, sample
 
@@ -116,7 +116,7 @@ class Viewer:
     def _prompt(self, parts: Sequence[TurnPart]) -> str:
         words = [part for part in parts if isinstance(part, str)]
         if len(words) < len(parts):
-            raise ApiError(400, "an image is generated from text alone: leave out pictures", "messages", "invalid_picture")
+            raise ApiError(400, "an image is generated from text alone: leave out images", "messages", "invalid_image")
         prompt = " ".join(words)
         self._preparer.prompt_ids(prompt, "messages")
         return prompt
@@ -124,7 +124,7 @@ class Viewer:
     def _check_drawn(self, tokens: Sequence[int]) -> None:
         wanted, codes = self._preparer.builder.num_image_tokens, self.model.num_codes
         if len(tokens) != wanted or not all(0 <= token < codes for token in tokens):
-            raise ApiError(400, f"a picture is {wanted} tokens from 0 to {codes - 1}", "drawn", "invalid_image_tokens")
+            raise ApiError(400, f"an image is {wanted} tokens from 0 to {codes - 1}", "drawn", "invalid_image_tokens")
 
     def _word(self, token: int) -> str:
         word: str = self._preparer.builder.tokenizer.decode([token])

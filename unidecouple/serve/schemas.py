@@ -79,22 +79,24 @@ class TextPart(Body):
 
 
 class ImageUrl(Body):
-    """A picture: a data URL, or the id of an upload. Nothing is downloaded."""
+    """An image: a data URL, or the id of an upload. Nothing is downloaded."""
 
     url: str = Field(min_length=1, examples=["data:image/png;base64,…", "file-0123456789abcdef"])
     detail: Literal["auto", "low", "high"] | None = Field(None, description="accepted and not used: a model has one size")
 
 
 class ImagePart(Body):
-    """A picture of a user's turn."""
+    """An image of a user's turn."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Parts = Annotated[
-    list[Part], Field(fail_fast=True, max_length=MAX_PARTS), BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])
+    list[ContentPart],
+    Field(fail_fast=True, max_length=MAX_PARTS),
+    BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart]),
 ]
 
 
@@ -170,11 +172,11 @@ class ImageRequest(Body):
     response_format: Literal["b64_json"] = Field("b64_json", description="images are not stored, so there are no URLs")
     quality: Literal["auto", "standard"] | None = Field(None, description="accepted and not used")
     output_format: Literal["png"] | None = None
-    stream: bool = Field(False, description="server-sent events; every picture of n has its index in its events")
+    stream: bool = Field(False, description="server-sent events; every image of n has its index in its events")
     partial_images: Whole | None = Field(
         None, ge=0, le=3, description="number of partial images per image; above 0 only with stream"
     )
-    seed: Seed | None = Field(None, description="picture i depends on (seed, i) only")
+    seed: Seed | None = Field(None, description="image i depends on (seed, i) only")
     guidance_scale: GuidanceScale | None = Field(None, description="1 is no guidance; left out, the checkpoint's own, or 5")
     temperature: Temperature | None = Field(None, description="left out, the checkpoint's own, or 1; as the next two")
     top_p: TopP | None = None
@@ -189,7 +191,7 @@ def usage(prompt: int, completion: int) -> dict[str, int]:
 
 
 def image_usage(prompt: int, drawn: int) -> dict[str, Any]:
-    """Tokens that pictures took, under OpenAI's names."""
+    """Tokens that images took, under OpenAI's names."""
     details = {"text_tokens": prompt, "image_tokens": 0}
     return {"input_tokens": prompt, "input_tokens_details": details, "output_tokens": drawn, "total_tokens": prompt + drawn}
 

@@ -60,7 +60,7 @@ async def _gone(request: Request) -> None:
 
 
 class Events(StreamingResponse):
-    """Server-sent events that end their ``jobs`` when they end, however that comes."""
+    """Server-sent events; when the response ends for any reason, its ``jobs`` are cancelled."""
 
     def __init__(self, events: AsyncIterator[str], jobs: Sequence[QueuedJob[Any]]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -75,59 +75,59 @@ class Events(StreamingResponse):
                 job.future.cancel()
 
 
-class Watcher:
-    """Brings what jobs make, and their ends, from the worker's thread to the event loop."""
+class JobEvents:
+    """Passes progress and results of jobs from the worker's thread to the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
-    def follow(self, index: int, job: QueuedJob[Any]) -> QueuedJob[Any]:
-        """``job``, whose end arrives here as (index, result or error)."""
+    def watch(self, index: int, job: QueuedJob[Any]) -> QueuedJob[Any]:
+        """Return ``job``; when it ends, ``next`` returns (index, result or error)."""
 
         def end(future: Future[Any]) -> None:
             if not future.cancelled():
-                self.put(index, future.exception() or future.result())
+                self.send(index, future.exception() or future.result())
 
         job.future.add_done_callback(end)
         return job
 
     async def next(self) -> tuple[int, Any]:
-        """The next arrival."""
+        """Return the next (index, progress, result or error)."""
         return await self._queue.get()
 
-    def put(self, index: int, news: Any) -> None:
-        """Let ``news`` of a job arrive, from any thread."""
+    def send(self, index: int, value: Any) -> None:
+        """Send progress or a result of job ``index``; may be called from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, news))
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, value))
 
 
-def answer_job(watcher: Watcher, index: int, work: Any) -> QueuedJob[Any]:
-    """A job whose new tokens arrive at ``watcher``, and then its answer."""
+def answer_job(events: JobEvents, index: int, work: Any) -> QueuedJob[Any]:
+    """Return a job that sends its new tokens, and then its answer, to ``events``."""
     seen = 0
 
     def on_progress(answer: AnswerProgress) -> None:
         nonlocal seen
         if len(answer.tokens) > seen:
-            watcher.put(index, answer.tokens[seen:])
+            events.send(index, answer.tokens[seen:])
             seen = len(answer.tokens)
 
-    return watcher.follow(index, QueuedJob(work, on_progress))
+    return events.watch(index, QueuedJob(work, on_progress))
 
 
 async def chat_events(
-    watcher: Watcher,
+    events: JobEvents,
     count: int,
     base: Mapping[str, Any],
     decode: Callable[[Sequence[int]], str],
     stops: Sequence[str],
-    used: Callable[[int], dict[str, int]],
+    count_usage: Callable[[int], dict[str, int]],
     with_usage: bool,
 ) -> AsyncIterator[str]:
-    """The chunks of ``count`` answers in OpenAI's form.
+    """Stream the chunks of ``count`` answers in OpenAI's form.
 
-    Words go out as soon as no further token can change them or take them back: what ends in U+FFFD, a part of a character, waits,
-    and so does what may be the start of one of ``stops``.
+    Text is sent once no further token can change it. Text that ends in U+FFFD (an incomplete character) waits, and so does text
+    that may be the start of one of ``stops``.
     """
     tokens: list[list[int]] = [[] for _ in range(count)]
     sent = [""] * count
@@ -139,7 +139,7 @@ async def chat_events(
         yield chunk(index, {"role": "assistant", "content": ""})
     left = count
     while left:
-        index, arrived = await watcher.next()
+        index, arrived = await events.next()
         if isinstance(arrived, Exception):
             yield error_event(arrived)
             return
@@ -156,7 +156,7 @@ async def chat_events(
         if finished:
             left -= 1
             yield chunk(index, {}, "stop" if arrived.stopped else "length")
-    total = used(sum(map(len, tokens)))
+    total = count_usage(sum(map(len, tokens)))
     if with_usage:
         yield event({**base, "choices": [], "usage": total})
     yield "data: [DONE]\n\n"
@@ -169,5 +169,5 @@ def event(value: Mapping[str, Any], name: str | None = None) -> str:
 
 
 def error_event(error: BaseException, name: str | None = None) -> str:
-    """What a job ended with, in OpenAI's form; a stream ends with it."""
+    """Return the last event of a stream whose job failed, in OpenAI's form."""
     return event(json.loads(bytes(of_exception(error).body)), name)

@@ -11,7 +11,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from unidecouple.generate.generator import Generator, Progress
+from unidecouple.generate.generator import Generator, Handle
 
 Work = TypeVar("Work")
 
@@ -37,9 +37,9 @@ class QueuedJob(Generic[Work]):
     """One answer or image.
 
     Attributes:
-        work: what is asked for.
-        future: of its result. Cancelling it cancels the job: it leaves before the next step.
-        on_progress: called with its progress after each step, on the worker's thread.
+        work: the ``AnswerJob`` or ``ImageJob`` to generate.
+        future: its result. Cancelling the future cancels the job before the next step.
+        on_progress: called with the generator's handle after each step, on the worker's thread.
         submitted_at: seconds of ``time.monotonic``.
         started_at: the same, once the generator has the job.
     """
@@ -51,27 +51,27 @@ class QueuedJob(Generic[Work]):
     started_at: float | None = None
 
 
-class TaskQueue(Generic[Work, Progress]):
-    """Jobs of one task. ``submit`` is for any thread; ``turn``, ``fail`` and ``rebuild`` are for the worker's.
+class TaskQueue(Generic[Work, Handle]):
+    """Queue of the jobs of one task. Any thread may call ``submit``; only the worker calls ``turn``, ``fail`` and ``rebuild``.
 
     Args:
-        generator: of answers or images.
-        finish: from what is done to results, on the worker's thread.
-        max_waiting: most jobs that wait.
+        generator: generates answers or images.
+        finish: turns handles of finished jobs into results, on the worker's thread.
+        max_waiting: largest number of waiting jobs.
         on_end: called with how each job ended ("done", "failed" or "cancelled") and the seconds since it was submitted.
     """
 
     def __init__(
         self,
-        generator: Generator[Work, Progress],
-        finish: Callable[[Sequence[Progress]], Sequence[object]],
+        generator: Generator[Work, Handle],
+        finish: Callable[[Sequence[Handle]], Sequence[object]],
         max_waiting: int,
         on_end: Callable[[str, float], None],
     ) -> None:
         self.generator, self._finish, self.max_waiting, self._on_end = generator, finish, max_waiting, on_end
         self._lock = threading.Lock()
         self._waiting: deque[QueuedJob[Work]] = deque()
-        self._running: list[tuple[QueuedJob[Work], Progress]] = []
+        self._running: list[tuple[QueuedJob[Work], Handle]] = []
         self._capacity, self._mean_run_seconds = generator.free_slots, 0.1
 
     @property
@@ -81,11 +81,11 @@ class TaskQueue(Generic[Work, Progress]):
 
     @property
     def running(self) -> int:
-        """Jobs that are given tokens."""
+        """Jobs that are being generated."""
         return len(self._running)
 
     def submit(self, jobs: Sequence[QueuedJob[Work]]) -> None:
-        """Let ``jobs`` wait, all or none.
+        """Add ``jobs`` to the queue, all or none.
 
         Raises:
             QueueFullError: too many wait already.
@@ -97,24 +97,24 @@ class TaskQueue(Generic[Work, Progress]):
             self._waiting.extend(jobs)
 
     def turn(self) -> None:
-        """Drop cancelled jobs, start waiting ones as far as slots are free, and generate one token of each."""
+        """Drop cancelled jobs, start waiting ones while slots are free, and generate one token of each running job."""
         self._drop()
         self._begin()
         if not self._running:
             return
         done = self.generator.step()
-        finished = [(job, progress) for job, progress in self._running if any(progress is one for one in done)]
-        for job, progress in self._running:
+        finished = [(job, handle) for job, handle in self._running if any(handle is one for one in done)]
+        for job, handle in self._running:
             if job.on_progress is not None:
-                job.on_progress(progress)
+                job.on_progress(handle)
         if finished:
-            results = self._finish([progress for _, progress in finished])
+            results = self._finish([handle for _, handle in finished])
             self._running = [pair for pair in self._running if all(pair[0] is not job for job, _ in finished)]
             for (job, _), result in zip(finished, results, strict=True):
                 self._end(job, result)
 
     def fail(self, error: Exception, include_waiting: bool = False) -> None:
-        """End the jobs that run, and with ``include_waiting`` those that wait, with ``error``."""
+        """End running jobs with ``error``; with ``include_waiting`` waiting jobs, too."""
         jobs, self._running = [job for job, _ in self._running], []
         if include_waiting:
             with self._lock:
@@ -124,13 +124,13 @@ class TaskQueue(Generic[Work, Progress]):
             self._end(job, error)
 
     def rebuild(self) -> None:
-        """Begin with an empty generator, whatever state a fault left the last one in."""
+        """Replace the generator by an empty one after a fault."""
         self.generator = self.generator.renew()
 
     def _drop(self) -> None:
-        for job, progress in [pair for pair in self._running if pair[0].future.cancelled()]:
+        for job, handle in [pair for pair in self._running if pair[0].future.cancelled()]:
             self._running = [pair for pair in self._running if pair[0] is not job]
-            self.generator.remove(progress)
+            self.generator.remove(handle)
             self._on_end("cancelled", time.monotonic() - job.submitted_at)
         with self._lock:
             gone = [job for job in self._waiting if job.future.cancelled()]

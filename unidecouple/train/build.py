@@ -11,8 +11,9 @@ from unidecouple.batch import Task
 from unidecouple.convert.structure import with_structure, with_text
 from unidecouple.diagnose.routing import expert_usage
 from unidecouple.methods.stage import Lora
-from unidecouple.methods.structure import Measured, Structure
+from unidecouple.methods.structure import Structure, UsagePartitioned
 from unidecouple.models.base import UnifiedModel
+from unidecouple.models.compressed import compressed_weights, set_weight
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.source import BatchSource
 
@@ -27,14 +28,14 @@ def restructure(model: UnifiedModel, structure: Structure, seed: int, usage: Seq
         model: dense, or what the structure starts from.
         structure: see ``methods/structure``.
         seed: of new router weights.
-        usage: see ``expert_usage``; for structures that are ``Measured``.
+        usage: see ``expert_usage``; for structures that are ``UsagePartitioned``.
 
     Raises:
         ValueError: it has another structure already.
     """
     text, state = model.config.text_config, model.state_dict()
     config = with_structure(model.config, structure)
-    changed = structure.partition(state, text, usage) if isinstance(structure, Measured) else structure.upcycle(state, text)
+    changed = structure.partition(state, text, usage) if isinstance(structure, UsagePartitioned) else structure.upcycle(state, text)
     return _rebuild(model, config, changed, seed)
 
 
@@ -45,7 +46,7 @@ def apply_structure(model: UnifiedModel, structure: Structure, seed: int, source
         ValueError: it needs to be measured and there are none, or ``model`` is not what it starts from.
     """
     text = model.config.text_config
-    if not isinstance(structure, Measured) or text.ffn != "moe":
+    if not isinstance(structure, UsagePartitioned) or text.ffn != "moe":
         return restructure(model, structure, seed)
     if Task.MMU not in source.measurable:
         raise ValueError(
@@ -78,9 +79,13 @@ def _rebuild(model: UnifiedModel, config: UnifiedConfig, state: dict[str, torch.
     if shapes_only:
         rebuilt.model.vqmodel = model.model.vqmodel
         return rebuilt.eval()
-    missing, unexpected = rebuilt.load_state_dict(state, strict=False)
+    compressed = dict(compressed_weights(model))
+    missing, unexpected = rebuilt.load_state_dict({n: w for n, w in state.items() if n not in compressed}, strict=False)
+    missing = [name for name in missing if name not in compressed]
     fresh = ("lora_A", "lora_B", "lora_R", "router.weight", "gate.weight")
     if unexpected or [name for name in missing if not name.endswith(fresh) and ".context_router." not in name]:
         raise ValueError(f"weights do not fit the new structure: unexpected {unexpected[:3]}, missing {missing[:3]}")
+    for name, weight in compressed.items():
+        set_weight(rebuilt, name, weight)
     rebuilt.generation_config = model.generation_config
     return rebuilt.to(model.device).eval()

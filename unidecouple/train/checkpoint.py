@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import all_checkpoints, source_folder
 from unidecouple.files import remove_directory
+from unidecouple.methods.optimizers import fresh_state, saved_state, set_step_counts
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.train.ema import AVERAGES, EMA
 from unidecouple.train.faults import naming_broken_file
@@ -50,11 +51,10 @@ def save(
     state: TrainerState,
     optimizer: torch.optim.Optimizer | None,
     averages: EMA,
-    keep: int,
     parallel: Parallel,
     base: str,
 ) -> None:
-    """Write ``folder/checkpoint-<step>``, all processes together, and drop all but the newest ``keep`` afterwards.
+    """Write ``folder/checkpoint-<step>``, all processes together.
 
     Licences of ``base``, the checkpoint that the run started from, travel with it.
 
@@ -63,7 +63,7 @@ def save(
     """
     with parallel.folder(folder / f"checkpoint-{state.step}") as staging:
         parallel.save_weights(staging, wrapped)
-        if optimizer is not None:
+        if optimizer is not None and optimizer.state:
             parallel.save_tensors(staging / OPTIMIZER, _optimizer_tensors(optimizer))
         if averages.means:
             parallel.save_tensors(staging / AVERAGES, averages.tensors())
@@ -72,8 +72,12 @@ def save(
             if (source := _licensed(folder, base)) is not None:
                 carry_licences(source, staging)
             (staging / "trainer_state.json").write_text(json.dumps(vars(state)))
-    if parallel.first:
-        for old in all_checkpoints(folder)[:-keep]:
+
+
+def prune(folder: Path, keep: int, best: int | None = None) -> None:
+    """Drop all checkpoints but the newest ``keep``, all if that is 0, and the one of step ``best``."""
+    for old in all_checkpoints(folder)[:-keep]:
+        if old.name != f"checkpoint-{best}":
             remove_directory(old)
 
 
@@ -125,12 +129,10 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parall
     with naming_broken_file(path), safe_open(path, framework="pt") as file:
         saved = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
     tensors: dict[str, Tensor] = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
+    for place, group in enumerate(optimizer.param_groups):
+        for name, index in zip(group["names"], range(len(group["params"])), strict=True):
             if f"{name}|step" in saved:
-                step = torch.zeros((), device=parameter.device)
-                state = {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-                optimizer.state[parameter] = state
+                state = fresh_state(optimizer, place, index)
                 tensors |= {f"{name}|{key}": _at_least_1d(value) for key, value in state.items()}
     with naming_broken_file(path):
         shapes = {name: list(value.shape) for name, value in tensors.items()}
@@ -140,13 +142,14 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parall
         if not saved:
             raise ValueError("it is empty")
         parallel.load_tensors(path, tensors)
+    set_step_counts(optimizer, tensors)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in optimizer.state.get(parameter, {}).items():
+            for key, value in saved_state(optimizer.state.get(parameter, {})).items():
                 tensors[f"{name}|{key}"] = _at_least_1d(value)
     return tensors
 

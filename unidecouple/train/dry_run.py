@@ -21,7 +21,7 @@ _SHOWN = 2
 
 
 def describe(run: RunConfig, cache: Path, say: PrintLine) -> None:
-    """Print what ``run`` would do; writes nothing but indices and encoded pictures into ``cache``.
+    """Print what ``run`` would do; writes nothing but indices and encoded images into ``cache``.
 
     Raises:
         ValueError: as the run itself would: a start that does not load, a pattern that matches nothing, data that is missing.
@@ -61,5 +61,5 @@ def _decoded(batch: Batch, row: int, builder: SequenceBuilder) -> str:
         column[row][keep].tolist() for column in (batch.input_ids, batch.task_ids, batch.labels, batch.image_tokens)
     )
     sample = Sample.of_tokens(ids, tasks, labels, codes)
-    marks = {"loss": "[[{}]]", "context": "{}", "image_in": "<{} tokens of a picture>", "image_out": "[[{} image tokens]]"}
+    marks = {"loss": "[[{}]]", "context": "{}", "image_in": "<{} tokens of an image>", "image_out": "[[{} image tokens]]"}
     return " ".join(marks[part.look].format(part.text or part.count) for part in token_spans(sample, builder))

@@ -50,8 +50,8 @@ class FileSource:
     def probe_data(self, run: RunConfig, processor: UnifiedProcessor) -> ProbeData:
         """The held-out files, or the training files where none are held out."""
         files = _files(run)
-        shown = replace(files, sources=files.validation or files.sources, validation=(), cond_dropout_prob=0.0, pack=False)
-        kind = "held-out files" if files.validation else "training files, since none are held out"
+        shown = files.held_out or replace(files, validation=(), cond_dropout_prob=0.0, pack=False)
+        kind = "held-out files" if files.held_out else "training files, since none are held out"
         probed = RunConfig(data=shown)
         return ProbeData(probed, probed, f"{kind}: {named(shown)}")
 

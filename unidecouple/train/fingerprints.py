@@ -1,9 +1,9 @@
 """What a run was trained on, as hashes beside its ``run.yaml``: a resumed run must use the same data.
 
 Covered: every file of records (jsonl, json, parquet, tar shards, caches of image tokens, folders of ``datasets``) whole up to
-``_WHOLE`` bytes each; picture files of up to ``_RECORDS`` records of each file of records; the base checkpoint. Of larger files
+``_WHOLE`` bytes each; image files of up to ``_RECORDS`` records of each file of records; the base checkpoint. Of larger files
 ``_BLOCKS`` blocks spread evenly are hashed, with the size. Names are those of the recipe, so a folder may move with its data.
-Not covered: pictures of further records, and the cache of the synthetic benchmark, which is a function of the recipe.
+Not covered: images of further records, and the cache of the synthetic benchmark, which is a function of the recipe.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BLOCK: Final = 1 << 20
 _RECORDS: Final = 4096
 _SHOWN: Final = 5
 _NOT_TRAINED_ON: Final = "generation_config.json"
-"""Of a base: how users' pictures are sampled; training does not read it."""
+"""Of a base: how users' images are sampled; training does not read it."""
 
 
 def take_fingerprints(run: RunConfig, cache: Path) -> dict[str, str]:
@@ -81,7 +81,7 @@ def write_fingerprints(folder: Path, found: Mapping[str, str]) -> None:
 
 
 def _pictures(reader: Reader) -> set[Path]:
-    """Files of pictures and of tokens that records of ``reader`` point to; those inside the file itself are hashed with it."""
+    """Files of images and of tokens that records of ``reader`` point to; those inside the file itself are hashed with it."""
     numbers = np.flatnonzero(np.asarray(reader.kinds) != BAD)
     if len(numbers) > _RECORDS:
         numbers = numbers[np.linspace(0, len(numbers) - 1, _RECORDS).astype(int)]

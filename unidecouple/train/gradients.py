@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unidecouple.methods.gradient import Gradient, Sum
 from unidecouple.methods.gradient.aggregation import draws
 from unidecouple.methods.objective import Losses
+from unidecouple.methods.optimizers import first_moment
 from unidecouple.methods.selection import select
 from unidecouple.models.sharing import unshared
 from unidecouple.train.lr_scaling import ScaledRows, zero_frozen_rows
@@ -97,7 +98,7 @@ class Gradients:
         others = found.pop(OTHERS, [None] * len(self.weights))
         met = [place for place in self.chosen if all(_reached(rows[place], len(found)) for rows in found.values())]
         rows = {name: [g for place in met if (g := all_rows[place]) is not None] for name, all_rows in found.items()}
-        momenta = [optimizer.state.get(self.weights[place], {}).get("exp_avg") for place in met]
+        momenta = [first_moment(optimizer, self.weights[place]) for place in met]
         combined = dict(zip(met, self.strategy.combine(rows, momenta) if met else [], strict=True))
         for place, weight in enumerate(self.weights):
             apart = (all_rows[place] for all_rows in found.values())

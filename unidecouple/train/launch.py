@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from transformers.utils.logging import disable_progress_bar
 
+from unidecouple.shares import local_rank
 from unidecouple.train.faults import naming_lost_processes
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import Sharded
@@ -38,10 +39,8 @@ def processes(device: str, bf16: bool, kind: str) -> Iterator[Parallel]:
         ValueError: ``device`` is "cuda" and torch sees no GPU.
         LostProcessError: another process ended, at once; or did not start in ``_JOINING``, or answer in ``_PATIENCE``.
     """
-    size, rank, local = (
-        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
-    )
-    place = device_of(device, local)
+    size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+    place = device_of(device, local_rank())
     disable_progress_bar()  # of every checkpoint's shards; steps have their own lines
     if size == 1:
         yield Parallel(device=place, bf16=bf16)

@@ -108,7 +108,7 @@ def _scores(home: Path) -> list[str]:
 
 
 def _data(run: RunConfig | None, home: Path) -> list[str]:
-    """Hashes of the files that the run read; pictures that they name are counted."""
+    """Hashes of the files that the run read; images that they name are counted."""
     if run is None or not (home / FINGERPRINTS).is_file():
         return []
     if not isinstance(run.data, Files):
@@ -120,7 +120,8 @@ def _data(run: RunConfig | None, home: Path) -> list[str]:
 def _named(files: Files, prints: dict[str, str]) -> Iterator[str]:
     named = 0
     yield from ("| file | use | SHA-256 |", "|---|---|---|")
-    for use, sources in (("training", files.sources), ("validation", files.validation)):
+    divided = files.held_out is not None and not files.validation
+    for use, sources in (("training and validation" if divided else "training", files.sources), ("validation", files.validation)):
         for source in sources:
             for name, digest in sorted(prints.items()):
                 if name == str(source.path) or Path(name).parent == source.path or Path(name).match(str(source.path)):

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unidecouple.files import atomic_directory
 from unidecouple.models.base import UnifiedModel as Model
+from unidecouple.models.compressed import full_state_dict
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,10 @@ class Parallel:
             self.wait()
 
     def save_weights(self, folder: Path, wrapped: nn.Module) -> None:
-        """Write configuration and weights as ``from_pretrained`` reads them."""
+        """Write configuration and weights as ``from_pretrained`` reads them, compressed ones as they were before."""
         if self.first:
-            self.trained(wrapped).save_pretrained(folder)
+            model = self.trained(wrapped)
+            model.save_pretrained(folder, state_dict=full_state_dict(model))
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write ``tensors`` as one safetensors file."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Final
 
+from unidecouple.convert.hub import is_hub_id
+from unidecouple.convert.json_files import read_json
 from unidecouple.convert.licences import licence_files
 from unidecouple.convert.load import all_checkpoints, checkpoint_folder
+from unidecouple.models.shipped import SHIPPED
 from unidecouple.train.model_card import HUB_ID, model_card
 
+ADAPTER: Final = "adapter_config.json"
 MODEL_FILES: Final = (
     "config.json",
     "generation_config.json",
     "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
-    "adapter_config.json",
+    ADAPTER,
     "adapter_model.safetensors",
     "processor_config.json",
     "preprocessor_config.json",
@@ -48,14 +53,15 @@ def push_to_hub(
         folder: of a checkpoint, an adapter or a run, which stands for its newest checkpoint.
         repo_id: owner/name, or a name of the user's own.
         private: of a new repository; None is the Hub's default, as in transformers: public, unless an organization has another.
-        base_model: Hub id for the model card; by default the run's base, if it was named by one.
+        base_model: Hub id for the model card and an adapter's configuration; by default the base, if it was named by one.
         create_pr: open a pull request instead of committing to the main branch.
 
     Returns:
         Address of the commit or the pull request.
 
     Raises:
-        ValueError: there is no checkpoint, the id is wrong, the Hub refuses, or it cannot be reached; the message says what to do.
+        ValueError: there is no checkpoint, the id is wrong, an adapter names its base by a local path, the Hub refuses, or it
+            cannot be reached; the message says what to do.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -66,7 +72,10 @@ def push_to_hub(
     licences = tuple(licence_files(source))
     files = {path.name: path for pattern in (*MODEL_FILES, *licences) for path in source.glob(pattern) if path.is_file()}
     card = model_card(source, repo_id.rpartition("/")[2], licences, base_model)
-    operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+    contents: dict[str, str | bytes] = {name: str(path) for name, path in files.items()}
+    if ADAPTER in files and "config.json" not in files:
+        contents[ADAPTER] = _portable_adapter(source, base_model)
+    operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
     operations.append(CommitOperationAdd("README.md", card.encode()))
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="unidecouple")
     try:
@@ -87,6 +96,21 @@ def push_to_hub(
             f"{repo_id} was not uploaded, since the Hub could not be reached: {error}. Try again when online"
         ) from error
     return done.pr_url or done.commit_url
+
+
+def _portable_adapter(adapter: Path, base_model: str | None) -> bytes:
+    """``adapter_config.json`` with a base that others can load: ``base_model``, or the Hub id or shipped base that it names.
+
+    Raises:
+        ValueError: it names its base by a path of this machine, or not at all.
+    """
+    content = read_json(adapter / ADAPTER)
+    base = str(base_model or content.get("base_model_name_or_path") or "")
+    if base not in SHIPPED and not is_hub_id(base):
+        raise ValueError(
+            f"{adapter / ADAPTER} names its base {base!r}, which others cannot load: give its Hub id with --base-model OWNER/NAME"
+        )
+    return json.dumps({**content, "base_model_name_or_path": base}, indent=2).encode()
 
 
 def _source(folder: Path) -> Path:

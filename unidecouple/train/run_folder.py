@@ -11,16 +11,21 @@ from unidecouple.files import write_text_atomic
 from unidecouple.run import RunConfig
 from unidecouple.source import PrintLine
 from unidecouple.train import checkpoint as checkpoints
+from unidecouple.train.continuation import as_saved, continues, open_again
 from unidecouple.train.fingerprints import check_fingerprints, take_fingerprints, write_fingerprints
 from unidecouple.train.run_logs import METRICS
+from unidecouple.train.selection import LATER, bring_back
 
 RUN, RESULT = "run.yaml", "scores.json"
 _WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")
 """What a run writes beside its configuration, and may replace."""
 
 
-def claim_folder(folder: Path, run: RunConfig, cache: Path, say: PrintLine) -> None:
+def claim_folder(folder: Path, run: RunConfig, cache: Path, say: PrintLine) -> RunConfig:
     """Save ``run`` and hashes of its data in ``folder``, or make sure that they are the ones saved there.
+
+    Returns:
+        The run as saved: with what it takes over from the finished run that it continues.
 
     Raises:
         ValueError: ``folder`` holds another run (one that is trained may be scored with tests of other sizes), or its data changed.
@@ -30,20 +35,29 @@ def claim_folder(folder: Path, run: RunConfig, cache: Path, say: PrintLine) -> N
         raise ValueError(
             f"{folder} holds {name}, but no {RUN} to tell which run: bring that file back, or choose another output folder"
         )
-    if begun(folder) and (found := configs.differences(configs.load(RunConfig, [path]), run)):
+    saved = configs.load(RunConfig, [path]) if begun(folder) else run
+    run = as_saved(saved, run)
+    ended = scored(folder) or _trained(folder, saved)
+    if ended and (longer := continues(saved, run)) is not None:
+        open_again(folder, saved, RESULT, say)
+        saved = run = longer
+    if found := configs.differences(saved, run):
         changes = "; ".join(found)
         of_the_test = tuple(f"data.{key}:" for key in run.data.TEST_SETTINGS)
         if not (_trained(folder, run) and all(line.startswith(of_the_test) for line in found)):
-            raise ValueError(f"{folder} holds another run ({path} has {changes}): choose another output folder, or remove it")
+            more = "" if ended else ". A run continues with a higher max_steps when it has ended"
+            raise ValueError(f"{folder} holds another run ({path} has {changes}): choose another output folder, or remove it{more}")
         say(f"{folder} is trained and not scored yet ({RUN} has {changes}): scoring it with the new settings")
     write_text_atomic(path, configs.dump(run))
     checkpoints.sweep(folder)
     if scored(folder):
-        return
+        return run
+    bring_back(folder)
     prints = take_fingerprints(run, cache)
     if all_checkpoints(folder):
         check_fingerprints(folder, prints)
     write_fingerprints(folder, prints)
+    return run
 
 
 def begun(folder: Path) -> bool:
@@ -63,5 +77,5 @@ def scored(folder: Path) -> bool:
 
 def _trained(folder: Path, run: RunConfig) -> bool:
     """Whether the last step of ``run`` is in ``folder``, and only its scores are missing."""
-    last = next(reversed(all_checkpoints(folder)), None)
+    last = next(reversed(all_checkpoints(folder / LATER) or all_checkpoints(folder)), None)
     return last is not None and not scored(folder) and checkpoints.read_state(last).step == run.max_steps

@@ -18,6 +18,7 @@ from torch import nn
 
 from unidecouple.batch import JointBatch, Task
 from unidecouple.files import append_jsonl
+from unidecouple.methods.optimizers import make_optimizer
 from unidecouple.methods.stage import Stage
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
@@ -34,6 +35,7 @@ from unidecouple.train.parallel import Parallel
 from unidecouple.train.prefetch import Prefetch
 from unidecouple.train.routing_log import RoutingLog
 from unidecouple.train.run_logs import METRICS
+from unidecouple.train.selection import Selection, scores_of
 from unidecouple.train.step import StepResult, StepSettings
 from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
@@ -99,12 +101,13 @@ class Trainer:
             return
         state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
         plan = self.plan()
+        last = len(plan) - 1
         if sum(steps for _, steps in plan[: state.stage]) + state.stage_step != state.step or state.stage >= len(plan):
             raise ValueError(f"cannot resume: {resume} is of no step of this run's stages. Delete it and run the command again")
         self.tokens.update(state.tokens)
         self._warn_of_parts()
         for index, (stage, steps) in enumerate(plan):
-            if index < state.stage or (index == state.stage and state.stage_step == steps):
+            if index < state.stage or (index == state.stage and (state.stage_step == steps or self.exhausted())):
                 continue
             start = state.stage_step if index == state.stage else 0
             if stage.structure is not None and start == 0:
@@ -113,7 +116,7 @@ class Trainer:
                 self.model = add_lora(self.model, stage.lora, self.config.seed + index)
             running = self._begin(index, steps, start, resume if start else None)
             yield running
-            self.save(running, running.before + steps, None)
+            self.save(running, running.reached, None if index < last or self.config.save_only_model else running.optimizer)
             with self.parallel.full_model(running.model, self.model):
                 pass  # the next stage starts from it
 
@@ -139,7 +142,7 @@ class Trainer:
         scaled = scaled_rows(trained, stage.group_lr_scale)
         gradients = Gradients.of(trained, stage.gradient, self.parallel, scaled)
         check_shield(trained, stage)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True)
+        optimizer = make_optimizer(self.config.optim, groups, self.config.weight_decay)
         install_lr_scaling(optimizer, scaled)
         if resume is not None:
             checkpoints.restore_optimizer(resume, optimizer, self.parallel)
@@ -201,10 +204,33 @@ class Trainer:
         return [tuple(batch.to(self.parallel.device) for batch in part) for part in batches]
 
     def save(self, running: StageRun, step: int, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write a checkpoint of ``step``; without ``optimizer`` at a stage's end, since the next stage starts a new one."""
+        """Write a checkpoint of ``step``; without ``optimizer`` where another stage follows, which starts a new one."""
         state = TrainerState(step, running.index, step - running.before, dict(self.tokens), vars(self.meter.read()))
-        keep, base = self.config.save_total_limit, self.config.model_name_or_path
-        checkpoints.save(self.folder, running.model, self.processor, state, optimizer, running.averages, keep, self.parallel, base)
+        base = self.config.model_name_or_path
+        checkpoints.save(self.folder, running.model, self.processor, state, optimizer, running.averages, self.parallel, base)
+        if self.parallel.first:
+            checkpoints.prune(self.folder, self.config.save_total_limit, self.best_step())
+
+    @functools.cached_property
+    def selection(self) -> Selection | None:
+        """What chooses the best checkpoint and the end."""
+        return Selection.of(self.config, sum(steps for _, steps in self.plan()[:-1]))
+
+    def best_step(self) -> int | None:
+        """Step of the best validation score so far; None where none is chosen."""
+        return self.selection.best(scores_of(self.folder)) if self.selection else None
+
+    def exhausted(self) -> bool:
+        """Whether early stopping ends the run; the first process's scores decide for all."""
+        if self.selection is None or self.selection.patience is None:
+            return False
+        return self.parallel.any_process(self.parallel.first and self.selection.exhausted(scores_of(self.folder)))
+
+    def _improved(self, step: int) -> bool:
+        """Whether the score of ``step`` is the best so far and its checkpoint must be kept."""
+        if not self.config.load_best_model_at_end:
+            return False
+        return self.parallel.any_process(self.parallel.first and self.best_step() == step)
 
     def log(self, step: int, stage: Stage, result: StepResult, rate_now: float, tokens_per_second: float, seconds: float) -> None:
         """Write the step's measurements to ``metrics.jsonl`` and the trackers, and print them; ``seconds`` are per step."""
@@ -249,6 +275,12 @@ class StageRun:
     settings: StepSettings
     _began: float = field(default_factory=time.monotonic)
     _tokens: int = 0
+    _stopped_early: bool = False
+    reached: int = field(init=False)
+    """Steps of the run that are done."""
+
+    def __post_init__(self) -> None:
+        self.reached = self.before + self.start
 
     @property
     def stage(self) -> Stage:
@@ -260,6 +292,8 @@ class StageRun:
         trained = self.trainer.parallel.trained(self.model)
         self._began = time.monotonic()
         for done in range(self.start, self.num_steps):
+            if self._stopped_early:
+                return
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(self.stage, done, self.num_steps)
             self.model.train()  # each time: scoring switches it off
@@ -277,10 +311,11 @@ class StageRun:
             InterruptedRunError: the run was asked to stop; a checkpoint of this step was written.
         """
         trainer, config, parallel = self.trainer, self.trainer.config, self.trainer.parallel
+        self.reached = step
         self._tokens += sum(result.tokens.values())
         trainer.tokens.update(result.tokens)
         self.averages.update()
-        done = step - self.before
+        done, improved = step - self.before, False
         if parallel.first and self._logged(step):
             seconds = time.monotonic() - self._began
             rate_now = self.optimizer.param_groups[-1]["lr"]
@@ -289,8 +324,14 @@ class StageRun:
             with parallel.full_model(self.model, trainer.model) as full:
                 if parallel.first:
                     trainer.validate(step, full)
+            improved = trainer._improved(step)
+            self._stopped_early = trainer.exhausted()
+            if self._stopped_early and parallel.first:
+                waited = f"{config.metric_for_best_model} is no better in {config.early_stopping_patience} scores"
+                trainer.say(f"step {step}: early stopping, since {waited}")
         stopped = parallel.any_process(trainer.stop.is_set())
-        if done < self.num_steps and (stopped or (config.save_steps and step % config.save_steps == 0)):
+        due = stopped or improved or (config.save_steps and step % config.save_steps == 0)
+        if done < self.num_steps and not self._stopped_early and due:
             trainer.save(self, step, self.optimizer)
             if stopped:
                 raise InterruptedRunError(f"stopped after step {step} of {config.max_steps}; saved in {trainer.folder}")
@@ -300,13 +341,22 @@ class StageRun:
 
 
 def stage_steps(run: RunConfig) -> list[tuple[Stage, int]]:
-    """Stages and their steps, by share; they sum to ``max_steps``."""
-    whole = sum(stage.share for stage in run.stages)
+    """Stages and their steps, by share; they sum to ``max_steps``. Where a finished run continues, the last is longer.
+
+    Raises:
+        ValueError: ``max_steps`` is not known yet.
+    """
+    if run.max_steps < 0:
+        raise ValueError("max_steps=-1 is counted when the run begins: name max_steps here")
+    planned, whole = run.extended_from or run.max_steps, sum(stage.share for stage in run.stages)
     ends, reached = [0], 0.0
     for stage in run.stages:
         reached += stage.share
-        ends.append(round(run.max_steps * reached / whole))
-    return [(stage, ends[i + 1] - ends[i]) for i, stage in enumerate(run.stages)]
+        ends.append(round(planned * reached / whole))
+    steps = [after - before for before, after in itertools.pairwise(ends)]
+    if steps:
+        steps[max((i for i, count in enumerate(steps) if count), default=-1)] += run.max_steps - planned
+    return list(zip(run.stages, steps, strict=True))
 
 
 def rate(stage: Stage, step: int, steps: int) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import shlex
+import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,7 +18,7 @@ from unidecouple.convert.load import all_checkpoints, load, load_shapes
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.diagnose import attention_interaction, gradient_conflict, routing
 from unidecouple.diagnose.early_warning import early_warning
-from unidecouple.diagnose.probe import Measured, ProbeInput, Skipped
+from unidecouple.diagnose.probe import ProbeInput, ProbeResult, Skipped
 from unidecouple.eval.suite import tasks_of_benchmarks
 from unidecouple.files import append_jsonl, write_json_atomic
 from unidecouple.models.base import UnifiedModel
@@ -27,16 +29,19 @@ from unidecouple.train import checkpoint as checkpoints
 from unidecouple.train.build import apply_structure
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import naming_broken_file
+from unidecouple.train.freezing import FULL_WEIGHTS, compress_frozen
 from unidecouple.train.launch import float32_products, processes
 from unidecouple.train.lock import run_lock
 from unidecouple.train.meter import Meter, ResourceUsage
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.run_folder import RESULT, claim_folder, scored
+from unidecouple.train.progress import progress_bar
+from unidecouple.train.run_folder import RESULT, RUN, claim_folder, scored
 from unidecouple.train.run_logs import METRICS, SCORES, cut_logs_after, read_log
+from unidecouple.train.selection import LATER, scores_of, set_later_aside
 from unidecouple.train.stages import Trainer, ValidationCallback
 from unidecouple.train.step import train_step
 from unidecouple.train.stop_request import InterruptedRunError, deferred_signals
-from unidecouple.train.trackers import Tracker, tracking
+from unidecouple.train.trackers import TrackedRun, Tracker, tracking
 
 
 def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop: threading.Event) -> None:
@@ -58,18 +63,25 @@ def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop
         float32_products(parallel.device, run.tf32),
     ):
         if parallel.first:
-            claim_folder(folder, run, cache, print_line)
+            run = claim_folder(folder, run, cache, print_line)
         parallel.wait()
+        run = run if parallel.first else configs.load(RunConfig, [folder / RUN])
         print_line = print_line if parallel.first else _say_nothing
         if scored(folder):
-            print_line(f"{folder} is finished after {run.max_steps} steps; {_next(folder)}")
+            print_line(f"{folder} is finished after {_step(folder)} steps; {_next(folder)}")
             return
         print_line(f"loading {run.model_name_or_path}")
         job = _build(run, folder, cache, print_line, parallel)
-        with tracking(run.report_to if parallel.first else (), folder, job.step, configs.plain(run)) as trackers:
+        with (
+            tracking(run.report_to if parallel.first else (), TrackedRun(folder, job.step, configs.plain(run))) as trackers,
+            progress_bar(run.max_steps, job.step, print_line, shown=parallel.first) as progress,
+        ):
+            print_line = progress.print_line
             trainer = job.trainer(run, folder, print_line, stop, trackers)
             if parallel.first:
                 _begin_logs(job, run, folder, print_line, trainer.validate)
+                if trainer.selection and run.max_steps and job.resume is None:
+                    trainer.selection.check([row for row in scores_of(folder) if not row["step"]])
             with deferred_signals(stop), trainer.batches() as batches:
                 for stage in trainer.stages(job.resume):
                     for step in stage.steps():
@@ -77,14 +89,17 @@ def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop
                         result = train_step(stage.model, stage.optimizer, batch, stage.settings, step, counted)
                         batches.wait_until_idle()
                         stage.finish_step(step, result)
+                        progress.show(step, result.losses)
         if parallel.any_process(stop.is_set()):
             raise InterruptedRunError(f"stopped after the last of {run.max_steps} steps, before scoring; saved in {folder}")
         if parallel.first:
-            model = trainer.model.eval().to(parallel.device)
+            shutil.rmtree(folder / FULL_WEIGHTS, ignore_errors=True)  # the checkpoints contain them
+            step, model = _chosen(run, trainer, folder, print_line)
+            model = model.eval().to(parallel.device)
             if run.diagnose:
-                _probe(ProbeInput(model, source=job.source, described=job.source, step=run.max_steps), folder)
+                _probe(ProbeInput(model, source=job.source, described=job.source, step=step), folder)
             print_line("scoring on the test sets")
-            _score(run, job, model, folder, print_line)
+            _score(step, job, model, folder, print_line)
         parallel.wait()
 
 
@@ -136,7 +151,7 @@ def _build(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, par
     with naming_broken_file(resume / "model.safetensors") if resume else nullcontext():
         model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
     if parallel.holds_weights:
-        model.to(parallel.device)
+        (model.model.vqmodel if run.quantize_frozen else model).to(parallel.device)  # the rest is compressed first
     builder = SequenceBuilder(processor)
     meter = Meter(ResourceUsage(**state.spent))
     with parallel.first_alone():  # it generates and encodes the data; the others read the cache
@@ -149,6 +164,9 @@ def _build(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, par
         model = apply_structure(model, run.structure, run.seed, source)
     else:
         print_line(f"resuming from {resume}")
+    if run.quantize_frozen:
+        compress_frozen(model, run.quantize_frozen, run.stages, folder, parallel.first)
+        model.to(parallel.device)
     return _Job(model, processor, source, scorer, resume, state.step, meter, parallel)
 
 
@@ -167,10 +185,28 @@ def _begin_logs(job: _Job, run: RunConfig, folder: Path, print_line: PrintLine, 
         _write_measured(gradient_conflict.measure(probe_input, _no_progress), folder / "conflict-start.json")
 
 
-def _score(run: RunConfig, job: _Job, model: UnifiedModel, folder: Path, print_line: PrintLine) -> None:
+def _chosen(run: RunConfig, trainer: Trainer, folder: Path, print_line: PrintLine) -> tuple[int, UnifiedModel]:
+    """The step and the model that the run ends with: its last, or by ``load_best_model_at_end`` its best."""
+    last = next(reversed(all_checkpoints(folder)), None)
+    step = checkpoints.read_state(last).step if last else 0
+    best = trainer.best_step() if run.load_best_model_at_end else None
+    if best is None or best == step:
+        return step, trainer.model
+    print_line(f"best {run.metric_for_best_model} at step {best}: the run ends with it; later checkpoints are in {folder / LATER}")
+    model, _ = load(str(folder / f"checkpoint-{best}"))
+    set_later_aside(folder, best)
+    return best, model
+
+
+def _step(folder: Path) -> int:
+    """Step that the finished run in ``folder`` was scored at."""
+    return int(json.loads((folder / RESULT).read_bytes())["step"])
+
+
+def _score(step: int, job: _Job, model: UnifiedModel, folder: Path, print_line: PrintLine) -> None:
     scores = job.scorer.test(model, folder)
     rows = [score.to_json() for score in scores]
-    write_json_atomic(folder / RESULT, {"step": run.max_steps, **vars(job.meter.read()), "scores": rows})
+    write_json_atomic(folder / RESULT, {"step": step, **vars(job.meter.read()), "scores": rows})
     units = {"accuracy": "", "overall": "", "log_probability": " nats per token"}
     shown = [f"{score.benchmark} {score.value:.3f}{units[score.metric]}" for score in scores if score.metric in units]
     print_line("done: " + "  ".join(shown))
@@ -223,7 +259,7 @@ def _probe(probe_input: ProbeInput, folder: Path) -> None:
     _write_measured(gradient_conflict.measure(probe_input, _no_progress), folder / "conflict.json")
 
 
-def _write_measured(measured: Measured, path: Path) -> None:
+def _write_measured(measured: ProbeResult, path: Path) -> None:
     if not isinstance(measured, Skipped):
         write_json_atomic(path, measured)
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from unidecouple.batch import Task
-from unidecouple.data.file_batches import KINDS_OF, FileBatches
-from unidecouple.data.formats import RecordIndex, open_source
+from unidecouple.data.file_batches import FileBatches, indices_of
+from unidecouple.data.formats import open_source
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.data.settings import Files, Source
+from unidecouple.data.settings import Files
 from unidecouple.eval.benchmark import AnyBenchmark, Score
 from unidecouple.eval.card import EvalSetup
 from unidecouple.eval.model import EvalModel
 from unidecouple.eval.session import EvalSession
-from unidecouple.eval.suite import BenchmarkOptions, open_benchmarks
+from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, open_benchmarks
+from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.vq import ImageTokenizer
 from unidecouple.run import Evaluation
+from unidecouple.train.held_out_samples import keep_samples
 
 BENCHMARKS = {"mmu": "answers", "t2i": "image_tokens"}
 """Name of the score of each task."""
@@ -42,12 +43,16 @@ class ValidationLoss:
         source: held-out batches, with the batch size of each task.
         batches: how many per task.
         benchmarks: published ones that ``test`` scores, too.
+        num_samples: see ``Evaluation``.
+        sampling: of their image tokens.
     """
 
     source: FileBatches
     batches: int
     processor: UnifiedProcessor
     benchmarks: tuple[AnyBenchmark, ...] = ()
+    num_samples: int = 0
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
     def validate(self, model: UnifiedModel) -> list[Score]:
         """Return one score per task, always over the same samples."""
@@ -56,7 +61,9 @@ class ValidationLoss:
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
         """Score as ``validate``, then on the published benchmarks, with answers and cards in ``folder/eval``."""
         scores = self.validate(model)
-        scored = EvalModel(model, self.processor, MAX_NEW_TOKENS)
+        scored = EvalModel(model, self.processor, MAX_NEW_TOKENS, self.sampling, TEST_SEED)
+        if self.num_samples:
+            keep_samples(scored, self.source, self.num_samples, folder)
         settings = {"max_new_tokens": MAX_NEW_TOKENS}
         setup = EvalSetup(str(folder), {}, settings, str(model.dtype).removeprefix("torch."), str(model.device))
         session = EvalSession(folder / "eval", setup)
@@ -91,21 +98,26 @@ def open_validation(
     Raises:
         ValueError: there are no such files, or they lack a task that ``files`` trains, or a benchmark's files are missing.
     """
-    if not files.validation:
+    aside = files.held_out
+    if aside is None:
         raise ValueError("data.validation is empty: name held-out sources, so that scores are not of what was trained on")
     opened = [open_benchmarks([name], BenchmarkOptions(data=data)) for name, data in evaluation.benchmarks.items()]
     benchmarks = tuple(benchmark for (benchmark,) in opened)
-    aside = replace(files, sources=files.validation, validation=(), cond_dropout_prob=0.0, pack=False)
     if size := evaluation.eval_batch_size:
-        there = _tasks_in(aside.sources, cache)
+        there = _tasks_in(aside, cache / "files")
         mmu, t2i = (size if task in there else 0 for task in Task)
         aside = replace(aside, mmu_batch_size=mmu, t2i_batch_size=t2i)
     return ValidationLoss(
-        FileBatches(aside, processor, builder, 0, vq, cache / "files"), evaluation.eval_batches, processor, benchmarks
+        FileBatches(aside, processor, builder, 0, vq, cache / "files"),
+        evaluation.eval_batches,
+        processor,
+        benchmarks,
+        evaluation.num_samples,
+        evaluation.sampling,
     )
 
 
-def _tasks_in(sources: Sequence[Source], cache: Path) -> list[Task]:
-    """Tasks that ``sources`` have records of."""
-    opened = [(open_source(s, cache / "files"), s.fraction) for s in sources]
-    return [task for task, kinds in KINDS_OF.items() if any(len(RecordIndex(readers, kinds, part)) for readers, part in opened)]
+def _tasks_in(files: Files, cache: Path) -> list[Task]:
+    """Tasks that ``files`` have records of."""
+    opened = [tuple(open_source(source, cache)) for source in files.sources]
+    return [task for task in Task if any(len(index) for _, index in indices_of(files, opened, task, cache))]

@@ -27,7 +27,7 @@ class WorldData:
     """Size and seed of the training data.
 
     Attributes:
-        pairs: prompt and picture pairs for generation.
+        pairs: prompt and image pairs for generation.
         scenes: images for understanding; conversations about them are generated with each batch.
         seed: of both; the test sets use other seeds and held-out prompts.
     """
@@ -74,7 +74,7 @@ def load_world(config: WorldData, cache: Path, progress: Progress = lambda what,
 
 
 def tokenizer_pictures(count: int, seed: int, progress: Progress = lambda what, done, of: None) -> np.ndarray:
-    """Pictures to fit an image tokenizer to: uint8 (count, 64, 64, 3).
+    """Images to fit an image tokenizer to: uint8 (count, 64, 64, 3).
 
     They look like images to be generated. Three of four are full boards of any classes and colours: empty cells teach nothing.
     """

@@ -22,8 +22,8 @@ from unidecouple.world.scene import render
 _BOUNDS_STREAM = 3
 _BATCH = 128
 
-Transform = Callable[[np.ndarray], np.ndarray]
-"""uint8 pictures (N, H, W, 3) -> the same shape and type, for example through an image tokenizer and back."""
+ImageTransform = Callable[[np.ndarray], np.ndarray]
+"""uint8 images (N, H, W, 3) -> the same shape and type, for example through an image tokenizer and back."""
 
 
 def synthetic_geneval(
@@ -41,7 +41,7 @@ def template_bounds(per_tag: int, seed: int) -> JudgeBounds:
 
 
 def judge_bounds(
-    judge: Judge, prompts: Sequence[Prompt], seed: int = 0, num_images: int = 4, transform: Transform | None = None
+    judge: Judge, prompts: Sequence[Prompt], seed: int = 0, num_images: int = 4, transform: ImageTransform | None = None
 ) -> JudgeBounds:
     """Ceiling and floor of ``judge``: ``num_images`` ground-truth renders per prompt, judged against it and against another.
 

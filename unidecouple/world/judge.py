@@ -1,6 +1,6 @@
-"""Judge "template": compares what a picture shows with the drawings that scenes are made of.
+"""Judge "template": compares what an image shows with the drawings that scenes are made of.
 
-Exact on ground truth, and made for pictures that went through a lossy tokenizer. Three steps, none of which sees the prompt:
+Exact on ground truth, and made for images that went through a lossy tokenizer. Three steps, none of which sees the prompt:
 
 1. Objects are separated by recursive X-Y cuts (Nagy & Seth 1984): ink wider or taller than any drawing is cut at its lightest
    line. Unlike connected components this keeps detached parts together and separates neighbours that blur has joined.
@@ -50,7 +50,7 @@ class _Templates:
 
 
 class TemplateJudge:
-    """Detector and colour classifier for pictures of ``unidecouple.world`` (see the module's docstring)."""
+    """Detector and colour classifier for images of ``unidecouple.world`` (see the module's docstring)."""
 
     name = "template"
 
@@ -58,7 +58,7 @@ class TemplateJudge:
         """One detection per object found, with its best class.
 
         Raises:
-            ValueError: a picture that is not uint8 (H, W, 3).
+            ValueError: an image that is not uint8 (H, W, 3).
         """
         out: list[list[Detection]] = []
         for start in range(0, len(images), _BATCH):
@@ -69,13 +69,13 @@ class TemplateJudge:
         """Colour of the object in ``box``.
 
         Raises:
-            ValueError: a picture that is not uint8 (H, W, 3), or a box that covers no pixel of it.
+            ValueError: an image that is not uint8 (H, W, 3), or a box that covers no pixel of it.
         """
         height, width = _checked(image).shape[:2]
         left, top, right, bottom = (round(edge) for edge in box)
         span = (max(top, 0), max(left, 0), min(bottom, height), min(right, width))
         if span[0] >= span[2] or span[1] >= span[3]:
-            raise ValueError(f"box {box} covers no pixel of a picture of {width} x {height}")
+            raise ValueError(f"box {box} covers no pixel of an image of {width} x {height}")
         ink = _ink(image)
         window = _window(ink, _drawn(ink), span)[None]
         templates = _templates()
@@ -117,7 +117,7 @@ def _confidence(correlation: float) -> float:
 
 def _checked(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"a picture is {image.dtype} of shape {image.shape}; the judge needs uint8 (H, W, 3)")
+        raise ValueError(f"an image is {image.dtype} of shape {image.shape}; the judge needs uint8 (H, W, 3)")
     return image
 
 
@@ -133,7 +133,7 @@ def _drawn(ink: np.ndarray) -> np.ndarray:
 
 
 def _objects(drawn: np.ndarray) -> list[tuple[Span, Span]]:
-    """Objects as (box of the ink, piece of the picture that belongs to it), by recursive cuts."""
+    """Objects as (box of the ink, piece of the image that belongs to it), by recursive cuts."""
     found: list[tuple[Span, Span]] = []
     pieces: list[Span] = [(0, 0, *drawn.shape)]
     while pieces:

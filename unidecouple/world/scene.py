@@ -1,4 +1,4 @@
-"""Scenes: one to four objects on a 2 x 2 board, and their picture.
+"""Scenes: one to four objects on a 2 x 2 board, and their image.
 
 A scene is plain data; captions, prompts and questions about it (prompts.py, questions.py) are derived from it, so every answer is
 exact by construction.
@@ -55,7 +55,7 @@ class Scene:
 
 
 def render(scene: Scene, drawing: Sprites = sprite) -> np.ndarray:
-    """Picture of ``scene`` on white, in OpenMoji's art or another: uint8 (64, 64, 3)."""
+    """Image of ``scene`` on white, in OpenMoji's art or another: uint8 (64, 64, 3)."""
     image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 255, dtype=np.float32)
     for obj in scene.objects:
         art = drawing(obj.name, obj.color, obj.size).astype(np.float32)

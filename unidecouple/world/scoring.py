@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from unidecouple.eval.benchmark import Images, ImageVerdict, Score, evaluate, generate
+from unidecouple.eval.language import open_passages
 from unidecouple.eval.model import EvalModel
 from unidecouple.eval.suite import TEST_SEED
 from unidecouple.files import atomic_directory, write_json_atomic
@@ -47,7 +48,8 @@ class Scorer:
             evaluate(vqa_benchmark(2 * size.eval_images, VALIDATION_SEED), scored),
             evaluate(drawn, scored),
         ]
-        return [row for result in results for row in result.scores if row.metric in ("accuracy", "overall")]
+        rows = [row for result in results for row in result.scores if row.metric in ("accuracy", "overall")]
+        return rows + [row for row in self._language(scored) if row.metric == "log_probability"]
 
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
         """Scores on the whole test sets; writes ``samples.json`` and images for the report into ``folder``."""
@@ -57,10 +59,15 @@ class Scorer:
         prompts = synthetic_geneval("test", size.prompts_per_tag, size.num_images, bounds)
         asked = evaluate(pope_benchmark(size.pope_images, TEST_SEED, self.evaluation.parser), scored).scores
         asked += evaluate(vqa_benchmark(size.vqa_questions, TEST_SEED), scored).scores
+        asked += self._language(scored)
         images = generate(scored, prompts)
         result = prompts.score_images(images)
         _keep_samples(folder, result.verdicts, images)
         return [*asked, *result.scores]
+
+    def _language(self, scored: EvalModel) -> tuple[Score, ...]:
+        """Scores of the shipped English passages; none where no passage is asked for."""
+        return evaluate(open_passages(None, self.sizes.passages), scored).scores if self.sizes.passages else ()
 
     def _scored(self, model: UnifiedModel, seed: int) -> EvalModel:
         return EvalModel(model, self.processor, MAX_NEW_TOKENS, self.evaluation.sampling, seed)

@@ -12,7 +12,7 @@ from unidecouple import bounds
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import pixels
 from unidecouple.files import append_jsonl, atomic_directory, write_json_atomic
-from unidecouple.generate.image import decode_pictures
+from unidecouple.generate.image import decode_images
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
 from unidecouple.models.vq import encode_image_tokens
@@ -89,7 +89,7 @@ def tokenizer_bounds(model: UniJanusForConditionalGeneration, split: str = "val"
     def round_trip(batch: np.ndarray) -> np.ndarray:
         chunks = [batch[start : start + 64] for start in range(0, len(batch), 64)]
         tokens = torch.cat([encode_image_tokens(model.model.vqmodel, pixels(chunk)) for chunk in chunks])
-        return decode_pictures(model, tokens)
+        return decode_images(model, tokens)
 
     judge, prompts = TemplateJudge(), held_out(split)[0]
     direct, through = judge_bounds(judge, prompts, num_images=2), judge_bounds(judge, prompts, num_images=2, transform=round_trip)

@@ -64,7 +64,7 @@ def fit_tokenizer(
 
     Args:
         vq: the tokenizer; ends frozen and in eval mode, with codebook rows of unit norm.
-        images: uint8 pictures (N, 3, H, W).
+        images: uint8 images (N, 3, H, W).
         training: hyperparameters.
         report: called every 50 steps with the step and its losses, share of used codes and perplexity.
     """

@@ -1,4 +1,4 @@
-"""Parquet files and folders of ``datasets``: rows by number, pictures unread until asked for; clear words without the libraries."""
+"""Parquet files and folders of ``datasets``: rows by number, images unread until asked for; clear words without the libraries."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def bytes_of(seed: int) -> dict[str, Any]:
 
 
 def test_rows_by_number_over_row_groups(tmp_path: Path) -> None:
-    rows = [{"prompt": f"picture {n}", "image": bytes_of(n)} for n in range(7)]
+    rows = [{"prompt": f"image {n}", "image": bytes_of(n)} for n in range(7)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=3)
     (reader,) = open_readers(tmp_path / "a.parquet", cache=tmp_path / "cache")
     assert reader.kinds.tolist() == [1] * 7
     for number in (6, 0, 3, 2):
         record = reader.record(number)
-        assert (record.turns[0].parts, record.generated) == ((f"picture {number}",), (ImageBytes(png(number)),))
+        assert (record.turns[0].parts, record.generated) == ((f"image {number}",), (ImageBytes(png(number)),))
         assert record.where.endswith(f"a.parquet: row {number}")
 
 
@@ -43,12 +43,12 @@ def test_messages_paths_and_gaps(tmp_path: Path) -> None:
     (reader,) = open_readers(tmp_path / "a.parquet")
     assert reader.kinds.tolist() == [0, 2, BAD, 0, 0]  # from_pylist takes the columns of the first row, so no task
     assert reader.record(0).turns[0].pictures == (ImageFile(tmp_path / "b.png"),)
-    with pytest.raises(BadRecordError, match=r"row 2: 1 pictures are listed, but 1 of them have no <image>"):
+    with pytest.raises(BadRecordError, match=r"row 2: 1 images are listed, but 1 of them have no <image>"):
         reader.record(2)
 
 
 def test_a_damaged_group_costs_its_rows(tmp_path: Path) -> None:
-    rows = [{"prompt": f"picture {n}", "image": bytes_of(n)} for n in range(4)]
+    rows = [{"prompt": f"image {n}", "image": bytes_of(n)} for n in range(4)]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2, use_dictionary=False, compression="snappy")
     (reader,) = open_readers(path, cache=tmp_path / "cache")
@@ -66,7 +66,7 @@ def test_a_damaged_group_costs_its_rows(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([{"prompt": "a", "image": bytes_of(0)}]), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"b.parquet is no readable parquet file"):
+    with pytest.raises(ValueError, match=r"b.parquet is not a readable parquet file"):
         open_readers(tmp_path / "b.parquet")
 
 
@@ -74,7 +74,7 @@ def test_a_hubs_name_is_told_how_to_become_a_folder(tmp_path: Path, monkeypatch:
     """The command in the message works: here on a folder of that name, which ``datasets`` takes as it takes a name of a hub."""
     pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"which a stream cannot give\. Download it once: .* give data/pets$") as refused:
+    with pytest.raises(ValueError, match=r"If it is a data set on the Hub, download it once.*give data/pets$") as refused:
         open_readers(Path("someone/pets"))
     (tmp_path / "someone/pets").mkdir(parents=True)
     rows = [{"caption": "a cow", "image": bytes_of(0)}, {"caption": "a pig", "image": bytes_of(1)}]
@@ -99,7 +99,7 @@ def test_folders_of_datasets(tmp_path: Path) -> None:
     assert (reader.format, reader.kinds.tolist()) == ("datasets", [1, 1])
     assert decode(reader.record(1).generated[0]).size == (24, 16)
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "splits"))
-    with pytest.raises(ValueError, match=r"holds the splits train: give the folder of one, such as .*train"):
+    with pytest.raises(ValueError, match=r"contains the splits train: give the folder of one split, such as .*train"):
         open_readers(tmp_path / "splits")
 
 

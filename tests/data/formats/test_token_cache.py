@@ -23,10 +23,11 @@ from unidecouple.data.formats.token_cache import MANIFEST, PLAN, read_manifest
 from unidecouple.data.pictures import ImagePreprocessor, decode
 from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.data.settings import Files, Source
-from unidecouple.files import sha256_file
+from unidecouple.files import sha256_file, sha256_tree
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
 from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
+from unidecouple.shares import WorkShare
 
 WORDS = ["cow", "pig", "cup", "bus", "car"]
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
@@ -39,7 +40,7 @@ def vq(make_model: MakeModel) -> Any:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Five pictures to draw among two questions."""
+    """Five images to draw among two questions."""
     folder = tmp_path / "data"
     write_pictures(folder, *(f"{word}.png" for word in WORDS))
     entries: list[Any] = [flat(f"{word}.png", f"a photo of a {word}") for word in WORDS]
@@ -55,6 +56,14 @@ def write(source: Path, processor: UniJanusProcessor, vq: Any, tmp_path: Path) -
         return tmp_path / name
 
     return written
+
+
+def test_shares_make_the_cache_of_one_process(write: Callable[..., Path]) -> None:
+    whole = write()
+    parted = write("parted", share=WorkShare(1, 2, independent=True))
+    assert not (parted / "manifest.json").exists()
+    write("parted", share=WorkShare(0, 2, independent=True))
+    assert sha256_tree(parted) == sha256_tree(whole)
 
 
 def test_what_goes_in_comes_out(write: Callable[..., Path], processor: UniJanusProcessor, vq: Any, source: Path) -> None:
@@ -94,7 +103,7 @@ def test_another_tokenizer_is_refused(
     write: Callable[..., Path], make_model: MakeModel, processor: UniJanusProcessor, builder: Any
 ) -> None:
     other = make_model(seed=1).model.vqmodel
-    with pytest.raises(ValueError, match="tokens of one mean nothing to the other"):
+    with pytest.raises(ValueError, match="its tokens do not fit this model"):
         FileBatches(Files((Source(write()),), mmu_batch_size=0), processor, builder, 0, other)
     assert tokenizer_hash(other) != tokenizer_hash(make_model().model.vqmodel)
     assert tokenizer_hash(other) == tokenizer_hash(make_model(seed=1).model.vqmodel)
@@ -133,17 +142,17 @@ def test_another_encoding_is_not_mixed_in(write: Callable[..., Path], make_model
 def test_bad_pictures_and_prompts_with_pictures_are_left_out(
     tmp_path: Path, processor: UniJanusProcessor, vq: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    members = {f"{n}.{end}": content for n in range(4) for end, content in (("png", png(n)), ("txt", f"picture {n}".encode()))}
+    members = {f"{n}.{end}": content for n in range(4) for end, content in (("png", png(n)), ("txt", f"image {n}".encode()))}
     members["1.png"] = members["1.png"][:200]
     edit = {"messages": [{"role": "user", "content": "<image>brighter"}, {"role": "assistant", "content": "<image>"}]}
     members |= {"4.a.png": png(), "4.b.png": png(1), "4.json": json.dumps(edit).encode()}
     readers = open_readers(write_tar(tmp_path / "a.tar", members))
     manifest = encode(readers, vq, ImagePreprocessor(processor), tmp_path / "cache", EncodeOptions(max_bad_ratio=0.5))
     assert (manifest.count, manifest.skipped) == (3, 2)
-    assert "sample 2 (1): picture" in caplog.text
-    assert "sample 5 (4): the prompt holds pictures" in caplog.text
+    assert "sample 2 (1): image" in caplog.text
+    assert "sample 5 (4): the prompt holds images" in caplog.text
     (reader,) = open_readers(tmp_path / "cache")
-    assert [reader.record(index).turns[0].parts[0] for index in range(3)] == ["picture 0", "picture 2", "picture 3"]
+    assert [reader.record(index).turns[0].parts[0] for index in range(3)] == ["image 0", "image 2", "image 3"]
     with pytest.raises(BadDataError, match=r"max_bad_ratio=0\.01"):
         encode(readers, vq, ImagePreprocessor(processor), tmp_path / "strict")
     with pytest.raises(ValueError, match="none of 1 records is t2i"):

@@ -34,7 +34,7 @@ def records(path: Path) -> list[Record | str]:
 def pairs(count: int) -> dict[str, bytes]:
     out = {}
     for number in range(count):
-        out |= {f"d/{number}.png": png(number), f"d/{number}.txt": f"picture {number}".encode()}
+        out |= {f"d/{number}.png": png(number), f"d/{number}.txt": f"image {number}".encode()}
     return out
 
 
@@ -53,7 +53,7 @@ def test_samples_of_every_sort(tmp_path: Path) -> None:
             "2.a.webp": png(2), "2.b.webp": png(3), "2.json": json.dumps(two).encode(),
             "x.a.png": png(4), "x.b.png": png(5), "x.json": json.dumps(named).encode(),
             "4.json": json.dumps(asked(None, "Hi", "Ho")).encode(),
-            "5.png": png(6), "6.txt": b"no picture",
+            "5.png": png(6), "6.txt": b"no image",
             "7.png": png(7), "7.json": b"{broken", "8.json": json.dumps(asked("y.png")).encode(),
         },
     )  # fmt: skip
@@ -63,11 +63,11 @@ def test_samples_of_every_sort(tmp_path: Path) -> None:
     shown = [[p.read() for p in record.turns[n].pictures] for record, n in zip(found, (1, 1, 0, 0), strict=False)]  # type: ignore[union-attr]
     assert shown == [[png(0)], [png(1)], [png(2), png(3)], [png(5), png(4)]]
     assert [str(problem).partition("sample ")[2] for problem in found[5:]] == [
-        "6 (5): no .txt or .json beside the picture: files of one sample must follow each other (tar --sort=name)",
-        "7 (6): no picture (jpg, jpeg, png, webp, gif, bmp, tif, tiff, ppm, pgm) beside the .txt: files of one sample must follow "
+        "6 (5): no .txt or .json beside the image: files of one sample must follow each other (tar --sort=name)",
+        "7 (6): no image (jpg, jpeg, png, webp, gif, bmp, tif, tiff, ppm, pgm) beside the .txt: files of one sample must follow "
         "each other (tar --sort=name)",
         "8 (7): its text cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
-        "9 (8): there is no picture 'y.png' in the sample; it has none",
+        "9 (8): there is no image 'y.png' in the sample; it has none",
     ]
 
 
@@ -83,13 +83,13 @@ def test_long_names_and_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cut", "where"), [(1, "text"), (400, "text"), (512, "text"), (600, None), (1500, "picture")])
 def test_a_truncated_tar_keeps_its_whole_samples(tmp_path: Path, cut: int, where: str | None) -> None:
-    """Cut in the last text or its header, exactly between two files, or in the last picture."""
+    """Cut in the last text or its header, exactly between two files, or in the last image."""
     path = write_tar(tmp_path / "a.tar", pairs(4))
     with tarfile.open(path) as tar:
         last = tar.getmembers()[-1]
     path.write_bytes(path.read_bytes()[: last.offset_data + last.size - cut])
     found = records(path)
-    assert prompts(found)[:3] == ["picture 0", "picture 1", "picture 2"]
+    assert prompts(found)[:3] == ["image 0", "image 1", "image 2"]
     torn = "damaged or truncated"
     expected = {"text": ["no .txt or .json", torn], None: ["no .txt or .json"], "picture": [torn]}[where]
     assert all(reason in str(problem) for reason, problem in zip(expected, found[3:], strict=True))
@@ -105,7 +105,7 @@ def test_a_damaged_header_in_the_middle(tmp_path: Path) -> None:
     with tarfile.open(path) as tar:
         assert len(tar.getmembers()) == 2  # tarfile takes it for the end, silently
     found = records(path)
-    assert prompts(found) == ["picture 0", "bad", "bad", "picture 2", "picture 3"]  # the header's picture, and the text left alone
+    assert prompts(found) == ["image 0", "bad", "bad", "image 2", "image 3"]  # the header's image, and the text left alone
     assert f"bytes {header} to" in str(found[1])
 
 
@@ -121,18 +121,18 @@ def test_names_that_are_part_of_no_sample(tmp_path: Path) -> None:
     """macOS's ``._`` files and folder, hidden files, names without a dot, the library's metadata; none parts a sample."""
     members: dict[str, bytes] = {"__meta__": b"x", "README": b"x", "d/.DS_Store": b"x"}
     for number in range(3):
-        for ending, content in (("png", png(number)), ("txt", f"picture {number}".encode())):
+        for ending, content in (("png", png(number)), ("txt", f"image {number}".encode())):
             members |= {f"d/._{number}.{ending}": b"\0\5\x16\7", f"d/{number}.{ending}": content}
             members[f"__MACOSX/d/._{number}.{ending}"] = b"x"
             members[f"__MACOSX/d/{number}.{ending}"] = b"x"
-    assert prompts(records(write_tar(tmp_path / "a.tar", members))) == ["picture 0", "picture 1", "picture 2"]
+    assert prompts(records(write_tar(tmp_path / "a.tar", members))) == ["image 0", "image 1", "image 2"]
 
 
 def test_two_texts_of_one_key_are_a_bad_sample(tmp_path: Path) -> None:
     """The key ends at the first dot, so dotted names make one sample of all; it is counted, and the message says how many it is."""
     dotted = {f"img.{n:03}.{end}": png(n) if end == "png" else b'{"prompt": "p"}' for n in range(20) for end in ("png", "json")}
     (problem,) = records(write_tar(tmp_path / "a.tar", dotted))
-    assert "it has 20 .json files ('img.000.json' and 'img.001.json') and 20 pictures of one key" in str(problem)
+    assert "it has 20 .json files ('img.000.json' and 'img.001.json') and 20 images of one key" in str(problem)
     texts = {f"chat.{n}.txt": b"a" for n in range(2)}
     (problem,) = records(write_tar(tmp_path / "b.tar", texts))
     assert "it has 2 .txt files" in str(problem)
@@ -146,7 +146,7 @@ def test_a_name_that_comes_twice(tmp_path: Path) -> None:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     first, second = records(path)
-    assert "two files of the name '0.png'" in str(first)
+    assert "two files named '0.png'" in str(first)
     assert prompts([second]) == ["b"]
 
 

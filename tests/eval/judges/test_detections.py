@@ -1,4 +1,4 @@
-"""Verdicts from files: official results as they are, others by our rules, and how a file may be of other pictures."""
+"""Verdicts from files: official results as they are, others by our rules, and how a file may be of other images."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def test_detections_are_judged_by_the_rules(tmp_path: Path) -> None:
     ("rows", "said"),
     [
         ([seen(0, 0), seen(0, 0)], "judges 00000/samples/0000.png twice"),
-        ([seen(0, 0)], "lacks 1 of 2 pictures, first 00001/samples/0000.png"),
-        ([seen(0, 0), seen(1, 0), seen(2, 0)], "has 1 more of 2 pictures, first 00002"),
-        ([{"filename": "cow.png"}], "no picture of GenEval's layout"),
+        ([seen(0, 0)], "lacks 1 of 2 images, first 00001/samples/0000.png"),
+        ([seen(0, 0), seen(1, 0), seen(2, 0)], "has 1 more of 2 images, first 00002"),
+        ([{"filename": "cow.png"}], "no image of GenEval's layout"),
         ([seen(0, 0), seen(1, 0, ("cup", 0.9, None))], "has no 'color'"),
         ([official(0, 0, True), official(1, 0, True) | {"prompt": "a blue cup"}], "judged for 'a blue cup'"),
     ],

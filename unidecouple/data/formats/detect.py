@@ -1,4 +1,4 @@
-"""Which format a path holds, by content; ``data_type`` forces one."""
+"""Detect the format of data files from their content, and open them; ``data_type`` forces a format."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from unidecouple.inputs import refuse_special
 ENTRY_TYPES: Final = ("messages", "llava", "qa", "flat")
 DATA_TYPES: Final = (*ENTRY_TYPES, "webdataset", "parquet", "datasets", "image_tokens")
 FOLDERS: Final = ("datasets", "image_tokens")
-"""Those of them that are folders."""
+"""Data types that are folders."""
 
 _SUFFIXES: Final = (".jsonl", ".json", ".tar", ".parquet")
 _LINES_TRIED: Final = 20
 _COMPRESSED: Final = (".gz", ".zst", ".bz2", ".xz", ".zip")
-_PACKED: Final = "compressed with {}, where no record can be reached without those before it: decompress it first"
+_PACKED: Final = "compressed with {}, so its records cannot be read in any order: decompress it first"
 _UNREADABLE: Final = {
     b"\x1f\x8b": _PACKED.format("gzip"),
     b"\x28\xb5\x2f\xfd": _PACKED.format("zstd"),
@@ -39,7 +39,7 @@ _UNREADABLE: Final = {
     codecs.BOM_UTF16_LE: "text in UTF-16: save it as UTF-8",
     codecs.BOM_UTF16_BE: "text in UTF-16: save it as UTF-8",
 }
-"""How files begin that are no data as they are, and what they are."""
+"""First bytes of files that cannot be read as they are -> what they are, and the remedy."""
 
 
 def open_readers(
@@ -50,18 +50,18 @@ def open_readers(
     tokenizer: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> list[Reader]:
-    """Readers of the files that ``path`` names, one a file, in order of their names.
+    """Open the files that ``path`` names; one reader per file, in order of file names.
 
     Args:
         path: a file, a folder of such files or of ``datasets``, a cache of image tokens, or a pattern with ``*``.
-        data_type: one of ``DATA_TYPES``; by default found from the content.
-        root: where relative names of pictures start; by default the folder that the file lies in.
-        cache: folder for indices; without it they are made anew each time.
-        tokenizer: hash that a cache of image tokens must have.
-        columns: see ``data/columns.py``.
+        data_type: one of ``DATA_TYPES``; None detects it from the content.
+        root: folder that relative image paths start from; None takes the folder of the data file.
+        cache: folder for indices; None builds them again each time.
+        tokenizer: hash of the image tokenizer that a cache of image tokens must have been made with.
+        columns: our field name -> the user's key, see ``data/columns.py``.
 
     Raises:
-        ValueError: nothing is there, or nothing known; the message says what is.
+        ValueError: there is no such file, or its format is not known or not readable.
     """
     if data_type is not None and data_type not in DATA_TYPES:
         raise ValueError(f"data_type={data_type!r} is not one of {', '.join(DATA_TYPES)}")
@@ -84,15 +84,15 @@ def open_readers(
 
 
 def open_source(source: Source, cache: Path | None = None, tokenizer: str | None = None) -> list[Reader]:
-    """``open_readers`` of a source as a recipe describes it."""
+    """Call ``open_readers`` with the settings of a recipe's data source."""
     return open_readers(source.path, source.data_type, source.root, cache, tokenizer, source.columns)
 
 
 def detect(path: Path) -> str:
-    """One of ``DATA_TYPES``, or "json" where each record tells for itself.
+    """Return one of ``DATA_TYPES``, or "json" if the format is detected per record.
 
     Raises:
-        ValueError: no known format.
+        ValueError: the file is empty, compressed or in no known format.
     """
     if path.is_dir():
         return "image_tokens" if is_cache(path) else "datasets"
@@ -115,7 +115,7 @@ def detect(path: Path) -> str:
 
 
 def _places(path: Path) -> list[Path]:
-    """Files and folders that each need a reader of their own."""
+    """Return the files and folders that ``path`` names; each gets one reader."""
     if "*" in path.name:
         found = sorted(path.parent.glob(path.name))
     elif path.is_dir() and not _is_dataset(path):
@@ -130,13 +130,13 @@ def _places(path: Path) -> list[Path]:
 
 
 def _from_a_hub(path: Path) -> str | None:
-    """What to do where ``path`` is no path here but may name a data set of a hub, "owner/name"."""
+    """Return advice if ``path`` does not exist but may be a data set id, "owner/name"; else None."""
     if len(path.parts) != 2 or path.is_absolute() or path.suffix in _SUFFIXES or "*" in path.name or path.parent.exists():
         return None
     code = f"import datasets; datasets.load_dataset('{path.as_posix()}', split='train').save_to_disk('data/{path.name}')"
     return (
-        f"no data at {path}. If it is a data set of a hub: training draws records by number, in an order shuffled anew each epoch, "
-        f'which a stream cannot give. Download it once: python -c "{code}", and give data/{path.name}'
+        f"no data at {path}. If it is a data set on the Hub, download it once (training reads records in shuffled order, which "
+        f'streaming does not support): python -c "{code}", and give data/{path.name}'
     )
 
 
@@ -145,10 +145,10 @@ def _is_dataset(folder: Path) -> bool:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Files of ``folder`` by their endings; dangling links and named pipes too, which are refused once they are looked at.
+    """Return the data files of ``folder`` by suffix, dangling links and named pipes included; opening those fails later.
 
     Raises:
-        ValueError: one of them is compressed, which would leave its records out.
+        ValueError: one of them is compressed; skipping it silently would lose its records.
     """
     files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir())
     for file in files:
@@ -160,7 +160,7 @@ def _data_files(folder: Path) -> list[Path]:
 def _one_kind(folder: Path, files: Sequence[Path]) -> list[Path]:
     kinds = sorted({file.suffix for file in files})
     if len(kinds) > 1:
-        raise ValueError(f"{folder} holds files of several kinds ({', '.join(kinds)}): give them as sources of their own")
+        raise ValueError(f"{folder} contains files of several formats ({', '.join(kinds)}): list each format as a separate source")
     return list(files)
 
 

@@ -1,4 +1,4 @@
-"""One JSON object or table row -> a record: messages, LLaVA's conversations, question and answer, or prompt and image."""
+"""Turn a JSON object or table row into a record: messages, LLaVA conversations, question and answer, or prompt and image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from unidecouple.data.columns import ANSWERS, PICTURES, PROMPTS, QUESTIONS, rename
-from unidecouple.data.formats.qa import TAG, as_messages, listed_pictures, question_key
-from unidecouple.data.formats.record import BadRecordError, ImageBytes, ImageFile, Picture, Record, Role, Turn, make_record
+from unidecouple.data.formats.qa import TAG, as_messages, listed_images, question_key
+from unidecouple.data.formats.record import BadRecordError, ImageBytes, ImageFile, Record, Role, StoredImage, Turn, make_record
 from unidecouple.inputs import quoted
 
 _ROLES: Final[dict[str, Role]] = {
@@ -21,33 +21,33 @@ _ROLES: Final[dict[str, Role]] = {
     "system": "system",
 }
 _BARE: Final = 64
-"""Characters from which on a name may be a picture in base64."""
+"""Shortest text, in characters, that is tried as an image in base64."""
 _LONGEST_PATH: Final = 4096
 _BARE_HEADS: Final = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
-"""Base64 of how PNG, JPEG, GIF, WebP, BMP and TIFF (both byte orders) begin."""
+"""First base64 characters of PNG, JPEG, GIF, WebP, BMP and TIFF files (both byte orders)."""
 
 _SOURCES: Final = {"image": ("url", "path", "base64"), "image_url": ()}
-"""Other keys of a content part's picture, as transformers' chat templates have them."""
+"""Type of a content part -> other keys that may contain its image, as in transformers' chat templates."""
 
-Find = Callable[[str], Picture]
-"""From a picture's name in a record to the picture."""
+Find = Callable[[str], StoredImage]
+"""Returns the image for its name in a record."""
 
 
 def parse(entry: object, where: str, find: Find, data_type: str | None = None, columns: Mapping[str, str] | None = None) -> Record:
-    """The record that ``entry`` holds.
+    """Parse ``entry`` into a record.
 
     Args:
         entry: a JSON object or a row of a table.
-        where: file and line, for messages.
-        find: resolves pictures' names.
-        data_type: "messages", "llava", "qa" or "flat"; by default by the keys, first by those that ``columns`` names.
-        columns: see ``data/columns.py``.
+        where: file and line, for error messages.
+        find: returns the image for its name.
+        data_type: "messages", "llava", "qa" or "flat"; None detects it from the keys, first from those in ``columns``.
+        columns: our field name -> the user's key, see ``data/columns.py``.
 
     Raises:
-        BadRecordError: it is none of them, or broken.
+        BadRecordError: the entry is in none of these formats, or broken.
     """
     if not isinstance(entry, Mapping):
-        raise BadRecordError(where, f"{type(entry).__name__} where an object is due")
+        raise BadRecordError(where, f"a JSON object is expected, not {type(entry).__name__}")
     try:
         entry = rename(entry, columns or {})
     except KeyError as error:
@@ -58,14 +58,14 @@ def parse(entry: object, where: str, find: Find, data_type: str | None = None, c
             where,
             f"keys {quoted(sorted(map(str, entry))[:8])} are of no known format: give messages, conversations, one of "
             f"{', '.join(QUESTIONS)} with one of {', '.join(ANSWERS)}, or image with one of {', '.join(PROMPTS)}; "
-            "or say by columns which of your keys these are",
+            "or map your keys with columns",
         )
     turns = {"messages": _messages, "llava": _llava, "qa": _qa, "flat": _flat}[form](entry, where, find)
     return make_record(turns, entry.get("task"), where)
 
 
 def entry_type(entry: Mapping[str, Any]) -> str | None:
-    """Name of the format of ``entry``, by its keys; null values count as absent, as tables fill gaps with them."""
+    """Return the format of ``entry`` by its keys, or None. Null values count as absent, since tables fill gaps with them."""
     there = {key for key, value in entry.items() if value is not None}
     if "messages" in there:
         return "messages"
@@ -77,9 +77,9 @@ def entry_type(entry: Mapping[str, Any]) -> str | None:
 
 
 def folder_finder(root: Path) -> Find:
-    """Pictures by data URL, by their base64 alone, or by path relative to ``root``. Nothing is downloaded."""
+    """Return a function that finds images by data URL, bare base64, or path relative to ``root``. Nothing is downloaded."""
 
-    def find(name: str) -> Picture:
+    def find(name: str) -> StoredImage:
         if (content := _bare_base64(name)) is not None:
             return ImageBytes(content)
         if name.startswith("data:"):
@@ -91,17 +91,17 @@ def folder_finder(root: Path) -> Find:
             except ValueError as error:
                 raise ValueError(f"data URL {head[:40]!r}: {error}") from error
         if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
-            raise ValueError(f"{quoted(name[:80])} is a web address: download the picture and give its path")
+            raise ValueError(f"{quoted(name[:80])} is a web address: download the image and give its path")
         return ImageFile(root / name)
 
     return find
 
 
 def _bare_base64(name: str) -> bytes | None:
-    """What ``name`` encodes, if it is the base64 of a picture without the head of a data URL; else None.
+    """Decode ``name`` if it is an image in base64 without the head of a data URL; else return None.
 
     Raises:
-        ValueError: it begins as one, is longer than any path, and is broken.
+        ValueError: it starts like an image, is too long for a path, and is not valid base64.
     """
     if len(name) < _BARE or not name.lstrip().startswith(_BARE_HEADS):
         return None
@@ -110,7 +110,7 @@ def _bare_base64(name: str) -> bytes | None:
     except ValueError as error:
         if len(name) < _LONGEST_PATH:
             return None
-        raise ValueError(f"{quoted(name)} looks like a picture in base64, but is broken: {error}") from error
+        raise ValueError(f"{quoted(name)} looks like an image in base64, but is broken: {error}") from error
 
 
 def _messages(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
@@ -133,37 +133,37 @@ def _qa(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
 def _flat(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
     if entry.get("task") not in (None, "t2i"):
         raise BadRecordError(
-            where, f'"task": {quoted(entry["task"])} with a flat prompt and picture, which is t2i: give messages instead'
+            where, f'"task": {quoted(entry["task"])} with a flat prompt and image, which is t2i: give messages instead'
         )
     prompt = next((entry[key] for key in PROMPTS if entry.get(key) is not None), None)
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadRecordError(where, f"the prompt is {quoted(prompt)}; give one of {', '.join(PROMPTS)}")
-    if not (listed := listed_pictures(entry)):
+    if not (listed := listed_images(entry)):
         raise BadRecordError(where, "the prompt has no image")
     return [Turn("user", (prompt.strip(),)), Turn("assistant", tuple(_picture(value, where, find) for value in listed))]
 
 
 def _turns(entry: Mapping[str, Any], key: str, names: tuple[str, str], where: str, find: Find) -> list[Turn]:
-    """Turns of ``entry[key]``, each an object with ``names`` for speaker and content; tags take the listed pictures in order."""
-    said = entry.get(key)
-    if not isinstance(said, list) or not all(isinstance(turn, Mapping) for turn in said):
+    """Read the turns in ``entry[key]``; ``names`` are the keys of speaker and content. Tags take the listed images in order."""
+    turns_read = entry.get(key)
+    if not isinstance(turns_read, list) or not all(isinstance(turn, Mapping) for turn in turns_read):
         raise BadRecordError(where, f"{key} is not a list of objects")
-    listed = listed_pictures(entry)
+    listed = listed_images(entry)
     waiting = iter(listed)
     turns = []
-    for turn in said:
+    for turn in turns_read:
         speaker = str(turn.get(names[0]))
         if speaker not in _ROLES:
             raise BadRecordError(where, f"{names[0]}: {quoted(speaker)} is not one of {', '.join(_ROLES)}")
         turns.append(Turn(_ROLES[speaker], tuple(_parts(turn.get(names[1]), waiting, where, find))))
     unused = len(list(waiting))
     if unused:
-        raise BadRecordError(where, f"{len(listed)} pictures are listed, but {unused} of them have no {TAG} in the text")
+        raise BadRecordError(where, f"{len(listed)} images are listed, but {unused} of them have no {TAG} in the text")
     return turns
 
 
-def _parts(content: object, waiting: Iterator[object], where: str, find: Find) -> Iterator[str | Picture]:
-    """Words (stripped, none empty) and pictures of a turn: a text with tags, or OpenAI's list of parts."""
+def _parts(content: object, waiting: Iterator[object], where: str, find: Find) -> Iterator[str | StoredImage]:
+    """Yield texts (stripped, not empty) and images of a turn, whose content is a text with tags or OpenAI's list of parts."""
     if isinstance(content, str):
         for number, words in enumerate(content.split(TAG)):
             if number:
@@ -177,7 +177,7 @@ def _parts(content: object, waiting: Iterator[object], where: str, find: Find) -
         raise BadRecordError(where, f"content is {type(content).__name__}; give a text, or a list of parts")
 
 
-def _part(part: object, waiting: Iterator[object], where: str, find: Find) -> Iterator[str | Picture]:
+def _part(part: object, waiting: Iterator[object], where: str, find: Find) -> Iterator[str | StoredImage]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(part, Mapping) or not isinstance(kind, str) or kind not in ("text", "image", "image_url"):
         raise BadRecordError(where, f"a content part of type {quoted(kind)}; text, image and image_url are known")
@@ -193,20 +193,20 @@ def _part(part: object, waiting: Iterator[object], where: str, find: Find) -> It
     yield _next(waiting, where, find) if value is None else _picture(value, where, find)
 
 
-def _next(waiting: Iterator[object], where: str, find: Find) -> Picture:
+def _next(waiting: Iterator[object], where: str, find: Find) -> StoredImage:
     for value in waiting:
         return _picture(value, where, find)
-    raise BadRecordError(where, f"more {TAG} tags than pictures listed under images")
+    raise BadRecordError(where, f"more {TAG} tags than images listed under images")
 
 
-def _picture(value: object, where: str, find: Find) -> Picture:
-    """A picture from a name, from bytes, or from the {bytes, path} that ``datasets`` stores."""
+def _picture(value: object, where: str, find: Find) -> StoredImage:
+    """Return an image given by name, by bytes, or by the {bytes, path} that ``datasets`` stores."""
     if isinstance(value, Mapping):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if isinstance(value, bytes) and value:
         return ImageBytes(value)
     if not isinstance(value, str) or not value:
-        raise BadRecordError(where, f"a picture is {type(value).__name__}; give a path, a data URL or bytes")
+        raise BadRecordError(where, f"an image has type {type(value).__name__}; give a path, a data URL or bytes")
     try:
         return find(value)
     except (ValueError, KeyError) as error:

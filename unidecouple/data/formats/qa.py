@@ -1,7 +1,7 @@
 """Questions with answers in columns: Alpaca (instruction, input, output), ms-swift (query, response), question and answer.
 
 Alpaca: github.com/tatsu-lab/stanford_alpaca. As in LLaMA-Factory, ``input`` follows the instruction on a line of its own, and
-``history`` is a list of (question, answer) pairs before it. Pictures stand where the text has ``<image>``; in a record without that
+``history`` is a list of (question, answer) pairs before it. Images stand where the text has ``<image>``; in a record without that
 tag they come before the first question, as in ms-swift.
 """
 
@@ -42,7 +42,7 @@ def as_messages(entry: Mapping[str, Any]) -> dict[str, Any]:
         question = f"{question}\n{_text(entry, 'input')}"
     answer = _text(entry, next(name for name in ANSWERS if entry.get(name) is not None))
     texts = [*_history(entry.get("history")), question, answer]
-    listed = listed_pictures(entry)
+    listed = listed_images(entry)
     if listed and not any(TAG in text for text in texts):
         texts[0] = TAG * len(listed) + texts[0]
     turns = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
@@ -51,8 +51,8 @@ def as_messages(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"messages": turns, "images": listed or None}
 
 
-def listed_pictures(entry: Mapping[str, Any]) -> list[Any]:
-    """Pictures under ``images`` or ``image``, one or a list of them."""
+def listed_images(entry: Mapping[str, Any]) -> list[Any]:
+    """Images under ``images`` or ``image``, one or a list of them."""
     given: Any = next((entry[name] for name in reversed(PICTURES) if entry.get(name) is not None), [])
     return given if isinstance(given, list) else [given]
 

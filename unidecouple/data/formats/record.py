@@ -20,7 +20,7 @@ Role = Literal["system", "user", "assistant"]
 _WHERE, _REASON = 480, 640
 """Most characters of an error's place and reason."""
 _LARGEST: Final = 1 << 30
-"""Bytes of an encoded picture."""
+"""Bytes of an encoded image."""
 
 
 class BadRecordError(ValueError):
@@ -34,7 +34,7 @@ class BadRecordError(ValueError):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture in a file, or in ``size`` bytes of it from ``offset`` (a member of a tar)."""
+    """An image in a file, or in ``size`` bytes of it from ``offset`` (a member of a tar)."""
 
     path: Path
     offset: int = 0
@@ -44,7 +44,7 @@ class ImageFile:
         """Its encoded bytes.
 
         Raises:
-            OSError: the file cannot be read, is no plain file, is larger than a GiB, or ends before the picture does.
+            OSError: the file cannot be read, is no plain file, is larger than a GiB, or ends before the image does.
         """
         if kind := special_file(self.path):
             raise OSError(f"it is {kind}, not a file")
@@ -54,13 +54,13 @@ class ImageFile:
             file.seek(self.offset)
             content = file.read(-1 if self.size is None else self.size)
         if self.size is not None and len(content) < self.size:
-            raise OSError(f"{self.path} ends {self.size - len(content)} bytes before the picture does")
+            raise OSError(f"{self.path} ends {self.size - len(content)} bytes before the image does")
         return content
 
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """A picture that came with its record: from a data URL or a parquet column."""
+    """An image that came with its record: from a data URL or a parquet column."""
 
     content: bytes
 
@@ -71,7 +71,7 @@ class ImageBytes:
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """A picture as discrete tokens: a row of a shard of our cache (safetensors, "tokens", uint16)."""
+    """An image as discrete tokens: a row of a shard of our cache (safetensors, "tokens", uint16)."""
 
     shard: Path
     row: int
@@ -90,7 +90,7 @@ class ImageTokens:
             raise ValueError(f"{self.shard}, row {self.row}: {error}. The cache is broken; encode it again") from error
 
 
-Picture = ImageFile | ImageBytes | ImageTokens
+StoredImage = ImageFile | ImageBytes | ImageTokens
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class Turn:
     """Text and images of one speaker in order, none of them empty."""
 
     role: Role
-    parts: tuple[str | Picture, ...]
+    parts: tuple[str | StoredImage, ...]
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """Its pictures, in order."""
+    def pictures(self) -> tuple[StoredImage, ...]:
+        """Its images, in order."""
         return tuple(part for part in self.parts if not isinstance(part, str))
 
 
@@ -121,7 +121,7 @@ class Record:
     where: str
 
     @property
-    def generated(self) -> tuple[Picture, ...]:
+    def generated(self) -> tuple[StoredImage, ...]:
         """Images to be generated."""
         return tuple(p for t in self.turns if t.role == "assistant" for p in t.pictures) if self.kind == "t2i" else ()
 
@@ -150,18 +150,18 @@ def make_record(turns: Sequence[Turn], task: object, where: str) -> Record:
     if task == "t2i" and not generated:
         raise BadRecordError(where, '"task": "t2i" needs the image to generate in an assistant turn')
     if task == "text" and (generated or shown):
-        raise BadRecordError(where, '"task": "text" has a picture; leave out the task, or the picture')
+        raise BadRecordError(where, '"task": "text" has an image; leave out the task, or the image')
     return Record(KINDS[KINDS.index(task)], tuple(turns), where)
 
 
 def _check_order(turns: Sequence[Turn], where: str) -> None:
     spoken = turns[1:] if turns and turns[0].role == "system" else turns
     if not spoken:
-        raise BadRecordError(where, "there are no turns")
+        raise BadRecordError(where, "the conversation has no turns")
     for number, turn in enumerate(spoken):
         wanted = ("user", "assistant")[number % 2]
         if turn.role != wanted:
-            raise BadRecordError(where, f"turn {number + 1} is the {turn.role}'s where the {wanted}'s is due")
+            raise BadRecordError(where, f"turn {number + 1} is the {turn.role}'s, but the {wanted}'s is expected")
         if not turn.parts:
             raise BadRecordError(where, f"turn {number + 1}, the {turn.role}'s, is empty")
     if spoken[-1].role != "assistant":

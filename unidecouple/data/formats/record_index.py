@@ -23,12 +23,22 @@ class RecordIndex:
         kinds: which records.
         fraction: the part of them that is listed, from and to, in an order that is shuffled by a fixed key; (0, 0.9) and (0.9, 1)
             share no record.
+        chosen: per reader (records,) bool, the only records that count; None for all.
     """
 
-    def __init__(self, readers: Sequence[Reader], kinds: Sequence[Kind], fraction: tuple[float, float] = (0.0, 1.0)) -> None:
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        kinds: Sequence[Kind],
+        fraction: tuple[float, float] = (0.0, 1.0),
+        chosen: Sequence[np.ndarray] | None = None,
+    ) -> None:
         wanted = [KINDS.index(kind) for kind in kinds]
         self._readers = tuple(readers)
-        self._numbers = [np.flatnonzero(np.isin(reader.kinds, wanted)) for reader in readers]
+        there = [np.isin(reader.kinds, wanted) for reader in readers]
+        if chosen is not None:
+            there = [one & mask for one, mask in zip(there, chosen, strict=True)]
+        self._numbers = [np.flatnonzero(one) for one in there]
         if fraction != (0.0, 1.0):
             size = sum(map(len, self._numbers))
             first, last = (int(end * size) for end in fraction)

@@ -1,6 +1,6 @@
-"""Tables: parquet files, and folders of ``datasets.save_to_disk``; pyarrow and datasets are optional.
+"""Read parquet files and folders of ``datasets.save_to_disk``; pyarrow and datasets are optional packages.
 
-A row is an entry as a line of jsonl is; pictures may be bytes, the {bytes, path} that ``datasets`` stores, or paths.
+A row has the same fields as a line of jsonl. Images may be bytes, paths, or the {bytes, path} that ``datasets`` stores.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from unidecouple.data.formats.record import BadRecordError, Record
 from unidecouple.extras import missing_package
 
 _GROUPS_KEPT: Final = 4
-"""Row groups of a parquet file held in memory; a shuffled pass reads one for nearly every row, so groups should be small."""
+"""Row groups of a parquet file kept in memory; a shuffled epoch reads one for nearly every row, so they should be small."""
 
 
 class TableReader(abc.ABC):
-    """What parquet files and ``datasets`` folders have in common: rows by number, as dictionaries."""
+    """Base of the table formats: reads rows by number as dictionaries."""
 
     format = "table"
 
@@ -47,18 +47,18 @@ class TableReader(abc.ABC):
 
     @abc.abstractmethod
     def row(self, index: int) -> dict[str, Any]:
-        """A row with all its columns."""
+        """Return a row with all its columns."""
 
     @abc.abstractmethod
     def plain_rows(self) -> Iterator[dict[str, Any] | None]:
-        """All rows, whose pictures are names only: enough to tell what a row is; None cannot be read."""
+        """Yield all rows with a placeholder for each image, which is enough to detect the task; None for an unreadable row."""
 
     def record(self, index: int) -> Record:
         """See ``Reader``."""
         where = f"{self.path}: row {index}"
         try:
             row = self.row(index)
-        except (OSError, ValueError) as error:  # pyarrow's errors are both
+        except (OSError, ValueError) as error:  # pyarrow raises both
             raise BadRecordError(where, f"it cannot be read: {error}") from error
         return parse(row, where, self._find, columns=self._columns)
 
@@ -80,7 +80,7 @@ class Parquet(TableReader):
         try:
             self._file = parquet.ParquetFile(path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is no readable parquet file: {error}") from error
+            raise ValueError(f"{path} is not a readable parquet file: {error}") from error
         if has_large_groups(self._file):
             if cache is None:
                 self._own_cache = tempfile.TemporaryDirectory()  # lives as long as the reader
@@ -122,10 +122,11 @@ class DatasetsFolder(TableReader):
         if (path / "dataset_dict.json").is_file():
             splits = json.loads((path / "dataset_dict.json").read_text()).get("splits", [])
             raise ValueError(
-                f"{path} holds the splits {', '.join(splits)}: give the folder of one, such as {path / (splits or ['train'])[0]}"
+                f"{path} contains the splits {', '.join(splits)}: give the folder of one split, "
+                f"such as {path / (splits or ['train'])[0]}"
             )
         loaded = _require("datasets", "folders of the datasets library").load_from_disk(str(path))
-        self._data = loaded.with_format("arrow")  # as stored: nothing decodes pictures
+        self._data = loaded.with_format("arrow")  # images stay encoded
         super().__init__(path, root, cache, columns)
 
     def row(self, index: int) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class DatasetsFolder(TableReader):
 
 
 def _named_rows(words: Any, pictures: Any) -> Iterator[dict[str, Any] | None]:
-    """Rows of two tables, with names in place of pictures; None for a row with a text that is no UTF-8, which costs no other."""
+    """Yield the rows of two tables with placeholders for images; None for a row whose text is not UTF-8."""
     try:
         rows = words.to_pylist()
     except ValueError:
@@ -158,12 +159,12 @@ def _row(table: Any, number: int) -> dict[str, Any] | None:
 
 
 def _names(pictures: Any, number: int) -> dict[str, Any]:
-    """Columns of pictures of one row with a name in place of each picture, and null for null."""
+    """Return the image columns of one row with a placeholder for each image; null stays null."""
     out: dict[str, Any] = {}
     for name, column in zip(pictures.column_names, pictures.columns, strict=True):
         cell = column[number]
         many = cell.is_valid and str(column.type).startswith(("list", "large_list"))
-        out[name] = None if not cell.is_valid else ["picture"] * len(cell) if many else "picture"
+        out[name] = None if not cell.is_valid else ["image"] * len(cell) if many else "image"
     return out
 
 

@@ -1,7 +1,7 @@
 """Our cache of image tokens: prompts and the images generated for them, 2 bytes per token (576 tokens: 1,152 bytes per image).
 
-A folder with ``manifest.json``, and for each shard ``tokens-00000.safetensors`` ("tokens", uint16, pictures x tokens) beside
-``records-00000.jsonl``, whose pictures are {"type": "image_tokens", "row": row of the shard}. ``data/encode.py`` writes it.
+A folder with ``manifest.json``, and for each shard ``tokens-00000.safetensors`` ("tokens", uint16, images x tokens) beside
+``records-00000.jsonl``, whose images are {"type": "image_tokens", "row": row of the shard}. ``data/encode.py`` writes it.
 Tokens are valid only for the tokenizer that made them, so the manifest has its hash.
 """
 
@@ -30,11 +30,11 @@ class Manifest:
 
     Attributes:
         tokenizer: hash of the image tokenizer (``models/vq.py: tokenizer_hash``).
-        tokens_per_image, codes, image_size: tokens of a picture, codebook's rows, pixels a side.
-        count: pictures.
+        tokens_per_image, codes, image_size: tokens of an image, codebook's rows, pixels a side.
+        count: images.
         skipped: records that were left out: not t2i, or broken.
         sources: file name -> SHA-256 of what was encoded.
-        shards: pictures of each shard.
+        shards: images of each shard.
         format: name and version of the format.
     """
 
@@ -69,7 +69,7 @@ def read_manifest(folder: Path, tokenizer: str | None = None) -> Manifest:
     if tokenizer is not None and manifest.tokenizer != tokenizer:
         raise ValueError(
             f"{folder} was encoded by the image tokenizer {manifest.tokenizer[:12]}, but the model has {tokenizer[:12]}: "
-            "tokens of one mean nothing to the other. Encode it again with this model"
+            "its tokens do not fit this model. Encode the data again with this model"
         )
     return manifest
 
@@ -112,7 +112,7 @@ def record_entry(record: Record, row: int) -> dict[str, Any]:
 
 def _parse(entry: object, where: str, tokens: Path) -> Record:
     if not isinstance(entry, Mapping):
-        raise BadRecordError(where, f"{type(entry).__name__} where an object is due")
+        raise BadRecordError(where, f"a JSON object is expected, not {type(entry).__name__}")
     try:
         turns = [
             Turn(

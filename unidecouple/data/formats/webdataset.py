@@ -1,13 +1,13 @@
-"""WebDataset: tars in which files that follow each other with one key make a sample.
+"""WebDataset: tar files in which consecutive files with the same key form one sample.
 
 The key is the library's (webdataset 1.0, ``tariterators.base_plus_ext``): the folder, and the file's name up to its first dot. So
 ``img.000.png`` and ``img.001.png`` have one key, ``img``. As in the library, only regular files count, names without a dot and
-those of metadata (``__name__``) are left out, and endings are compared in lower case. Ours: names that begin with a dot
-(macOS's ``._`` files) and the folder ``__MACOSX`` are left out wherever they are, since they would part every sample; and two files
-of one name, or two texts of one key, make a bad sample, where the library would take all of them for one without a word.
+metadata (``__name__``) are skipped, and suffixes are compared in lower case. Two deviations: names that begin with a dot
+(macOS's ``._`` files) and the folder ``__MACOSX`` are skipped everywhere, since they would split every sample; and two files with
+the same name, or two texts with one key, make a bad sample, where the library silently merges them.
 
-A sample is a text (``key.txt``) that describes its one picture, or a JSON object (``key.json``) in any of the entry formats, with
-its pictures by name or in the order of the archive. Samples are found once in a pass over the headers.
+A sample is a text (``key.txt``) that describes its one image, or a JSON object (``key.json``) in any of the entry formats, whose
+images are given by name or in the order of the archive. One pass over the tar headers finds all samples.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from unidecouple.data.columns import ANSWERS, PICTURES, PROMPTS, QUESTIONS, rena
 from unidecouple.data.formats.entry import parse
 from unidecouple.data.formats.qa import TAG, question_key
 from unidecouple.data.formats.reader import RangeReader
-from unidecouple.data.formats.record import BadRecordError, ImageFile, Picture, Record
+from unidecouple.data.formats.record import BadRecordError, ImageFile, Record, StoredImage
 from unidecouple.inputs import QUOTED, printable, quoted
 
 _BLOCK: Final = 512
 _PICTURES: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 _TEXTS: Final = ("txt", "json")
 _WORDS: Final = ("messages", "conversations", *PROMPTS, *QUESTIONS, *ANSWERS)
-"""Keys of a JSON object that hold what a sample says."""
+"""Keys of a JSON object that contain the text of a sample."""
 _META: Final = re.compile(r"(?:.*/)?__(?:[^/]*__(?:$|/)|MACOSX/)")
 
 
 class WebDataset(RangeReader):
-    """One uncompressed tar. A stretch without a valid header is one bad record; reading goes on at the next valid one."""
+    """One uncompressed tar file. A range without a valid header is one bad record; reading continues at the next valid header."""
 
     def __init__(self, path: Path, cache: Path | None = None, columns: Mapping[str, str] | None = None) -> None:
         self._columns = columns or {}
@@ -47,7 +47,7 @@ class WebDataset(RangeReader):
         return "webdataset"
 
     def ranges(self) -> Iterator[tuple[int, int, int]]:
-        """See ``RangeReader``; the line is the sample's number in the archive."""
+        """See ``RangeReader``; the line number is the number of the sample in the archive."""
         number, start, end, key = 0, 0, 0, ""
         for member, first, last in _members(self.path):
             mine = "" if member is None else _counted(member)
@@ -66,12 +66,14 @@ class WebDataset(RangeReader):
     def read_range(self, start: int, end: int, line: int) -> Record:
         """See ``RangeReader``."""
         where = f"{self.path}: sample {line}"
-        pictures: dict[str, Picture] = {}
+        pictures: dict[str, StoredImage] = {}
         texts: dict[str, list[tuple[str, bytes]]] = {kind: [] for kind in _TEXTS}
         with self.path.open("rb") as file:
             for member, first, last in _members_between(file, start, end):
                 if member is None:
-                    raise BadRecordError(where, f"bytes {first} to {last} are no valid part of a tar: damaged or truncated")
+                    raise BadRecordError(
+                        where, f"bytes {first} to {last} are not a valid part of a tar file: it is damaged or truncated"
+                    )
                 key = _counted(member)
                 if key is None:
                     continue
@@ -80,7 +82,7 @@ class WebDataset(RangeReader):
                 kind = name.rpartition(".")[2].lower()
                 if kind in _PICTURES:
                     if name in pictures:
-                        raise BadRecordError(where, f"it has two files of the name {quoted(name)}: give each a name of its own")
+                        raise BadRecordError(where, f"it has two files named {quoted(name)}: rename one of them")
                     pictures[name] = ImageFile(self.path, member.offset_data, member.size)
                 elif kind in _TEXTS:
                     file.seek(member.offset_data)
@@ -94,13 +96,13 @@ def _one_each(texts: Mapping[str, list[tuple[str, bytes]]], pictures: int, where
             names = f"{quoted(found[0][0])} and {quoted(found[1][0])}"
             raise BadRecordError(
                 where,
-                f"it has {len(found)} .{kind} files ({names}) and {pictures} pictures of one key, the name up to its first dot: "
+                f"it has {len(found)} .{kind} files ({names}) and {pictures} images with one key, the name up to its first dot: "
                 "rename them so that samples differ before that dot",
             )
     return {kind: found[0][1] for kind, found in texts.items() if found}
 
 
-def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, Picture], where: str, columns: Mapping[str, str]) -> Record:
+def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, StoredImage], where: str, columns: Mapping[str, str]) -> Record:
     try:
         entry = json.loads(texts["json"]) if "json" in texts else {}
         prompt = texts["txt"].decode() if "txt" in texts else None
@@ -113,16 +115,16 @@ def _sample(texts: Mapping[str, bytes], pictures: Mapping[str, Picture], where: 
     except KeyError as error:
         raise BadRecordError(where, str(error.args[0])) from error
     if prompt is not None and not any(entry.get(key) is not None for key in _WORDS):
-        entry = {"prompt": prompt}  # the JSON was about the file, not what it shows
+        entry = {"prompt": prompt}  # the JSON contains metadata only
     if not entry:
-        raise BadRecordError(where, f"no .txt or .json beside the picture: {_ORDER}")
+        raise BadRecordError(where, f"no .txt or .json beside the image: {_ORDER}")
     if not pictures and "json" not in texts:
-        raise BadRecordError(where, f"no picture ({', '.join(_PICTURES)}) beside the .txt: {_ORDER}")
+        raise BadRecordError(where, f"no image ({', '.join(_PICTURES)}) beside the .txt: {_ORDER}")
     return parse(_with_pictures(entry, list(pictures)), where, lambda name: pictures[_known(name, pictures)])
 
 
 def _with_pictures(entry: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
-    """``entry`` that names its pictures: those of the archive, in order, where it names none itself."""
+    """Return ``entry`` with the images of the archive, in order, if it names none itself."""
     if any(entry.get(key) is not None for key in PICTURES):
         return entry
     if question_key(entry) is not None:
@@ -133,17 +135,15 @@ def _with_pictures(entry: Mapping[str, Any], names: list[str]) -> Mapping[str, A
     return {**entry, "image": names[0]} if len(names) == 1 else entry
 
 
-def _known(name: str, pictures: Mapping[str, Picture]) -> str:
+def _known(name: str, pictures: Mapping[str, StoredImage]) -> str:
     base = Path(name).name
     if base not in pictures:
-        raise KeyError(
-            f"there is no picture {quoted(name)} in the sample; it has {printable(', '.join(pictures), QUOTED) or 'none'}"
-        )
+        raise KeyError(f"there is no image {quoted(name)} in the sample; it has {printable(', '.join(pictures), QUOTED) or 'none'}")
     return base
 
 
 def _counted(member: tarfile.TarInfo) -> str | None:
-    """The key of a member; None for one that is part of no sample. Never empty."""
+    """Return the key of a member, never empty; None if it belongs to no sample."""
     folder, slash, base = member.name.rpartition("/")
     key, dot, _ = base.partition(".")
     if not member.isfile() or not key or not dot or _META.match(member.name):
@@ -154,7 +154,7 @@ def _counted(member: tarfile.TarInfo) -> str | None:
 _ORDER: Final = "files of one sample must follow each other (tar --sort=name)"
 
 Member = tuple[tarfile.TarInfo | None, int, int]
-"""A member, or None for a damaged stretch; start of its header, and end of its content."""
+"""(member, start of its header, end of its content); the member is None for a damaged range."""
 
 
 def _members(path: Path) -> Iterator[Member]:
@@ -163,7 +163,7 @@ def _members(path: Path) -> Iterator[Member]:
 
 
 def _members_between(file: BinaryIO, start: int, end: int) -> Iterator[Member]:
-    """Members from ``start``; tarfile itself takes a damaged header for the end of the archive and says nothing."""
+    """Yield the members from ``start``; tarfile alone would take a damaged header for the end of the archive."""
     while start < end:
         place = start
         try:
@@ -184,7 +184,7 @@ def _members_between(file: BinaryIO, start: int, end: int) -> Iterator[Member]:
 
 
 def _next_header(file: BinaryIO, place: int, end: int) -> tuple[int, bool]:
-    """Where the next valid header after ``place`` stands, or ``end``; and whether more than zeros lie before it."""
+    """Return where the next valid header after ``place`` starts, or ``end``, and whether other bytes than 0 lie before it."""
     file.seek(place)
     damaged = False
     for start in range(place, end, _BLOCK):

@@ -1,4 +1,4 @@
-"""Judges say what a generated picture shows: boxes with class and confidence, and the colour inside a box.
+"""Judges say what a generated image shows: boxes with class and confidence, and the colour inside a box.
 
 GenEval's own pair is a Mask2Former detector and a CLIP colour classifier; any detector fits behind ``Judge``.
 """
@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Detection:
-    """An object found in a picture; ``confidence`` lies in [0, 1]."""
+    """An object found in an image; ``confidence`` lies in [0, 1]."""
 
     name: str
     confidence: float
@@ -30,7 +30,7 @@ class Judge(Protocol):
     name: str
 
     def detect_batch(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
-        """The detections of each picture (uint8 (H, W, 3)), in any order and at any confidence."""
+        """The detections of each image (uint8 (H, W, 3)), in any order and at any confidence."""
         ...
 
     def color(self, image: np.ndarray, box: Box) -> str:

@@ -29,7 +29,7 @@ _PLACE = re.compile(r"(?P<prompt>\d+)/samples/(?P<image>\d+)\.png$")
 
 @dataclass(frozen=True)
 class JudgedImages:
-    """Verdicts of a file, in order of prompt and picture.
+    """Verdicts of a file, in order of prompt and image.
 
     Attributes:
         verdicts: one per image.
@@ -43,17 +43,17 @@ class JudgedImages:
 
 
 def read_verdicts(path: Path, metadata: Sequence[Metadata], num_images: int) -> JudgedImages:
-    """The verdicts that ``path`` gives on ``num_images`` pictures of each prompt.
+    """The verdicts that ``path`` gives on ``num_images`` images of each prompt.
 
     Raises:
-        ValueError: a line is broken, has a value that cannot be used, or is of other prompts; a picture is missing,
+        ValueError: a line is broken, has a value that cannot be used, or is of other prompts; an image is missing,
             judged twice, or too many.
     """
     found: dict[tuple[int, int], BenchmarkRecord] = {}
     for row in read_records(path, ("filename",)):
         match = _PLACE.search(row.text("filename").replace("\\", "/"))
         if match is None:
-            row.fail(f"{quoted(row['filename'])} is no picture of GenEval's layout, such as 00000/samples/0000.png")
+            row.fail(f"{quoted(row['filename'])} is no image of GenEval's layout, such as 00000/samples/0000.png")
         key = (int(match["prompt"]), int(match["image"]))
         if key in found:
             row.fail(f"judges {row['filename']} twice, as {found[key].where} does: join the results of one run only")
@@ -133,5 +133,5 @@ def _same_pictures(path: Path, found: Iterable[tuple[int, int]], wanted: Sequenc
         prompt, image = (missing or extra)[0]
         what = f"lacks {len(missing)}" if missing else f"has {len(extra)} more"
         raise ValueError(
-            f"{path} {what} of {len(wanted)} pictures, first {prompt:05d}/samples/{image:04d}.png: judge that very folder"
+            f"{path} {what} of {len(wanted)} images, first {prompt:05d}/samples/{image:04d}.png: judge that very folder"
         )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Tensors = list[Tensor]
 """Gradients of several weights, in a fixed order."""
 
-Gradients = Mapping[str, Tensors]
+TaskGradients = Mapping[str, Tensors]
 """Each task's gradients by its key ("mmu", "t2i"), or the one of their sum ("total"); the same weights in the same order."""
 
 Momenta = Sequence[Tensor | None]
@@ -61,7 +61,7 @@ def make(name: str, like: Tensor | None = None, /, **settings: Setting) -> Aggre
         raise ValueError(f"gradient: {name} does not take the settings {settings}: {error}") from error
 
 
-def aggregate(aggregator: Aggregator, gradients: Gradients, scale: float = 1.0) -> Tensors:
+def aggregate(aggregator: Aggregator, gradients: TaskGradients, scale: float = 1.0) -> Tensors:
     """``scale`` times the direction that ``aggregator`` gives; a task's gradients without another's stay as they are.
 
     An aggregator that draws takes torch's generator as it stands: see ``draws``. Gradients that are not finite are summed: solvers

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from unidecouple import bounds
-from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors, aggregate, make
+from unidecouple.methods.gradient.aggregation import Momenta, TaskGradients, Tensors, aggregate, make
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,6 @@ class CAGrad:
         bounds.at_least(0, self, "c")
         make("CAGrad", c=self.c)  # known before anything is drawn or trained
 
-    def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:
+    def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
         """The direction for the weights that both tasks share; ``gradients`` are overwritten."""
         return aggregate(make("CAGrad", c=self.c), gradients, scale=len(gradients))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from unidecouple import bounds
-from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors
+from unidecouple.methods.gradient.aggregation import Momenta, TaskGradients, Tensors
 from unidecouple.methods.gradient.sum import Sum
 
 
@@ -43,7 +43,7 @@ class MAOP:
         """Whether each task's own gradient is needed."""
         return self.of != "total"
 
-    def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:
+    def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
         """The direction for the weights that ``parameters`` names; ``gradients`` are overwritten."""
         for g, m in zip(gradients.get(self.of, []), momenta, strict=False):
             if m is not None:

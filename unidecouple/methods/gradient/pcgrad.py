@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors, aggregate, make
+from unidecouple.methods.gradient.aggregation import Momenta, TaskGradients, Tensors, aggregate, make
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,6 @@ class PCGrad:
     kind: Literal["pcgrad"] = "pcgrad"
     parameters: tuple[str, ...] = ("*",)
 
-    def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:
+    def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
         """The direction for the weights that both tasks share; ``gradients`` are overwritten."""
         return aggregate(make("PCGrad"), gradients)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Tensors
+from unidecouple.methods.gradient.aggregation import Momenta, TaskGradients, Tensors
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Sum:
         """No weight's gradient is touched."""
         return ()
 
-    def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:
+    def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
         """The gradients' sum, written over the first."""
         first, *others = gradients.values()
         for row in others:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 
 from unidecouple import bounds
-from unidecouple.methods.gradient.aggregation import Gradients, Momenta, Setting, Tensors, aggregate, draws, make
+from unidecouple.methods.gradient.aggregation import Momenta, Setting, TaskGradients, Tensors, aggregate, draws, make
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TorchJDAggregator:
                 "or choose another name"
             ) from error
 
-    def combine(self, gradients: Gradients, momenta: Momenta) -> Tensors:
+    def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
         """The direction for the weights that both tasks share; ``gradients`` are overwritten."""
         like = next(iter(gradients.values()))[0]
         return aggregate(make(self.name, like, **self.settings), gradients, self.scale)

@@ -20,7 +20,7 @@ class AdaMerging:
     """``theta^l = theta_0^l + sum_k lambda_k^l tau_k^l``, lambda learned by minimising the entropy of the model's predictions.
 
     A layer l is one weight tensor, as in the authors' code. Ours: the entropy is that of the next token where a task predicts one
-    (the paper classifies), averaged over tokens and summed over tasks. It is teacher-forced: the samples' own answers and pictures
+    (the paper classifies), averaged over tokens and summed over tasks. It is teacher-forced: the samples' own answers and images
     are what it conditions on, though no loss compares with them; the paper needs inputs alone.
 
     Attributes:
@@ -54,7 +54,7 @@ class AdaMerging:
         Args:
             model: the base; its weights are overwritten on the way, and left merged.
             tuned: weights of the models to merge, by the base's names.
-            batches: samples of both tasks with their answers and pictures (see above), one joint batch a step.
+            batches: samples of both tasks with their answers and images (see above), one joint batch a step.
             on_step: called with each step and its entropy in nats.
         """
         base = {name: weight.detach().clone() for name, weight in model.named_parameters()}

@@ -1,8 +1,8 @@
 """Structures: which weights serve which task. Each is a change of configuration plus an exact upcycle of a dense checkpoint.
 
 To add one: a file with a frozen dataclass that has ``kind``, ``configure`` and ``upcycle``, its name in ``Upcycled``, a recipe.
-Both methods get the text configuration of the model that is to change, for its sizes. One that parts a trained model by what was
-measured of it has ``partition`` in place of ``upcycle``; it stands in ``Measured``, and need not compute what the model did.
+Both methods take the text configuration of the model to change, for its sizes. A structure that needs the expert usage of a
+trained model has ``partition`` instead of ``upcycle`` and stands in ``UsagePartitioned``; it may change what the model computes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ LoraStructure = ILora | MoDE
 Upcycled = Dense | MoE | TaskAwareMoE | MoT | UniFork | UniX | Rosetta | LoraStructure
 """Structures of a dense model. They start as it is, but for the one whose layers attend otherwise."""
 
-Measured = Symbiotic
-"""Structures that need to know how the experts of their start are used. They need not start exact."""
+UsagePartitioned = Symbiotic
+"""Structures built from the measured expert usage of a mixture. Their output may differ from that of the mixture."""
 
-Structure = Upcycled | Measured
+Structure = Upcycled | UsagePartitioned
 """The typed union that recipes choose from by ``kind``, and that property tests run over."""
 
 UPCYCLED: tuple[type[Upcycled], ...] = get_args(Upcycled)
@@ -41,7 +41,6 @@ __all__ = [
     "Dense",
     "ILora",
     "LoraStructure",
-    "Measured",
     "MoDE",
     "MoE",
     "MoT",
@@ -52,4 +51,5 @@ __all__ = [
     "UniFork",
     "UniX",
     "Upcycled",
+    "UsagePartitioned",
 ]

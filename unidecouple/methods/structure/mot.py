@@ -20,9 +20,9 @@ class MoT:
 
     Attributes:
         group_by: "modality" is Mixture-of-Transformers (arXiv 2411.04996, section 3: text against image tokens), "image_out" is
-            BAGEL (arXiv 2505.14683: a second set for tokens to be generated; text and pictures to be understood share the base
+            BAGEL (arXiv 2505.14683: a second set for tokens to be generated; text and images to be understood share the base
             set; its generated tokens are a diffusion model's, ours are Janus's discrete ones), "task" is task-decoupled MoT (arXiv
-            2609.01607: the prompt of a picture goes with the picture). LMFusion (arXiv 2412.15188) is "image_out" with the base set
+            2609.01607: the prompt of an image goes with the image). LMFusion (arXiv 2412.15188) is "image_out" with the base set
             frozen, see ``Stage.group_lr_scale``.
         parts: which weights of a layer have a set per group. ("ffn",) shares attention and norms, as arXiv 2608.05000 supports; the
             final norm goes with "norms". Known to us by summary only, so what else its model does is not followed.

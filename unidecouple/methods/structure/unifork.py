@@ -18,7 +18,7 @@ class UniFork:
     """The layers from ``fork`` on, and the final norm, have one set per task; the layers before serve both.
 
     A token goes by its own task, so a row may hold both (ours; in the paper a sequence has one task and meets one branch). The
-    first token counts as understanding (see ``Task``), so a picture's tokens attend to one key and value of the other branch.
+    first token counts as understanding (see ``Task``), so an image's tokens attend to one key and value of the other branch.
 
     Attributes:
         fork: first layer of the branches, counted from 0, or (as 0.5, the paper's) the share of the depth before it.

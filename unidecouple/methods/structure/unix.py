@@ -19,7 +19,7 @@ class UniX:
 
     In the layers that are parted a token attends to its own modality alone, so the modalities meet in the middle. This one
     structure therefore does not start as the dense model does, unless ``across``. The final norm is shared, as in the authors'
-    code. The paper's model sees pictures as the same discrete tokens that it draws; in a Janus both kinds go together (ours).
+    code. The paper's model sees images as the same discrete tokens that it draws; in a Janus both kinds go together (ours).
 
     Attributes:
         first, last: how many layers at each end, or their share of the depth; the paper's 3B model has 12 and 6, a third and a

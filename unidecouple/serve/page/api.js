@@ -58,7 +58,7 @@ api.answer = function (body, onWords, signal) {
   }, signal);
 };
 
-// `onPicture` gets each picture as it grows: its index, its address, and how much of it is drawn; returns the finished events in order.
+// `onPicture` gets each image as it grows: its index, its address, and how much of it is drawn; returns the finished events in order.
 api.draw = function (body, onPicture, signal) {
   const partial = 3, done = [];
   return api.events("/v1/images/generations", { ...body, partial_images: partial }, (event) => {

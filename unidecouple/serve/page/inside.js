@@ -66,7 +66,7 @@ function legend(view) {
   return tag("div", { class: "legend" }, ...items, tag("span", {}, "left to right: tokens in their order; down: layers"));
 }
 
-// Widths: words need room for their text, a picture's many tokens do not.
+// Widths: words need room for their text, an image's many tokens do not.
 function columns(view) {
   const counts = { text: 0 }, edges = [4];
   for (const token of view.tokens) counts[token.kind] = (counts[token.kind] ?? 0) + 1;
@@ -135,7 +135,7 @@ function headings(drawing, view, edges) {
       while (end < view.tokens.length && view.tokens[end].kind === kind) end++;
       const [from, to] = [edges[t], edges[end] - 1], y = LABEL_HEIGHT - 7;
       drawing.append(svg("path", { class: "bracket", d: `M${from} ${y + 4}v-4H${to}v4` }));
-      drawing.append(svg("text", { class: "run", x: from, y: y - 20 }, `picture ${kind},`), svg("text", { class: "run", x: from, y: y - 6 }, `${end - t} tokens`));
+      drawing.append(svg("text", { class: "run", x: from, y: y - 20 }, `image ${kind},`), svg("text", { class: "run", x: from, y: y - 6 }, `${end - t} tokens`));
     } else {
       const x = (edges[t] + edges[t + 1]) / 2 + 3.5, y = LABEL_HEIGHT - 7, short = text.trim().length > 14 ? `${text.trim().slice(0, 13)}…` : text.trim() || "␣";
       drawing.append(svg("text", { transform: `translate(${x} ${y}) rotate(-90)` }, short));
@@ -146,7 +146,7 @@ function headings(drawing, view, edges) {
 
 function describe(view, row, t) {
   const token = view.tokens[t], place = view.tokens.slice(0, t).filter((one) => one.kind === token.kind).length;
-  const what = token.kind === "text" ? `“${token.text}”` : `token ${place + 1} of the picture ${token.kind}`;
+  const what = token.kind === "text" ? `“${token.text}”` : `token ${place + 1} of the image ${token.kind}`;
   const group = row.group[t], words = [`Token ${t + 1}, ${what}, layer ${row.layer}: to ${groupName(view, group)}`];
   if (row.sure && view.groups.length > 1) words.push(`(the task router gives its first choice ${percent(row.sure[t])})`);
   if (row.expert) words.push(`expert ${row.expert[t]}, with ${percent(row.probability[t])} of its group’s probability`);
@@ -160,7 +160,7 @@ function curves(view, other, room) {
   const shown = [view, other].filter((one) => one?.interaction);
   if (!shown.length) return [tag("p", { class: "fine" }, "There is no curve: the request has one modality only.")];
   const r = shown.length === 2 ? correlation(shown[0].interaction, shown[1].interaction) : null;
-  const reading = "How much of its attention each layer gives to the other modality: an answer to the picture, a drawing to its prompt. ";
+  const reading = "How much of its attention each layer gives to the other modality: an answer to the image, a generated image to its prompt. ";
   const end = shown.length < 2
     ? `Do the other task in this conversation, too, and its curve appears beside this one.`
     : r === null

@@ -12,7 +12,7 @@ const task = () => document.querySelector('input[name="task"]:checked').value;
 const number = (name) => Number($("options").elements[name].value);
 const say = (words) => { $("said").textContent = words; };
 
-// ---- pictures in
+// ---- images in
 
 function attach(url, name) {
   attached = { url, name };
@@ -31,7 +31,7 @@ function detach() {
 
 function take(file) {
   if (!PICTURES.includes(file.type)) {
-    complain(`“${file.name}” is no picture that can be read here: use PNG, JPEG, WebP or GIF.`);
+    complain(`“${file.name}” is no image that can be read here: use PNG, JPEG, WebP or GIF.`);
     return;
   }
   const reader = new FileReader();
@@ -42,7 +42,7 @@ function take(file) {
 
 function choose(which) {
   document.querySelector(`input[name="task"][value="${which}"]`).checked = true;
-  $("words").placeholder = which === "mmu" ? "Ask about a picture" : "Describe an image to generate";
+  $("words").placeholder = which === "mmu" ? "Ask about an image" : "Describe an image to generate";
   $("pick").hidden = which === "t2i";
 }
 
@@ -50,7 +50,7 @@ function choose(which) {
 
 function mine(turn) {
   const item = tag("li", { class: "mine" });
-  if (turn.picture) item.append(tag("img", { src: turn.picture, alt: "Your picture" }));
+  if (turn.picture) item.append(tag("img", { src: turn.picture, alt: "Your image" }));
   item.append(turn.words);
   $("talk").append(item);
 }
@@ -72,7 +72,7 @@ function complain(message) {
 
 const act = (words, action) => tag("button", { type: "button", class: "quiet", onclick: action }, words);
 
-// A question goes with the last picture and the turns about it since; drawings in between are not part of it.
+// A question goes with the last image and the turns about it since; generated images in between are not part of it.
 function conversation(upTo) {
   const asked = turns.slice(0, upTo + 1).filter((turn) => turn.task === "mmu" && (turn.answer !== undefined || turn === turns[upTo]));
   const start = asked.findLastIndex((turn) => turn.picture);
@@ -129,10 +129,10 @@ async function draw(turn, place, signal) {
   }
 }
 
-// A picture that is not there yet: its finished part covers the waiting frame from the top, and a bar says how far it is.
+// An image that is not there yet: its finished part covers the waiting frame from the top, and a bar says how far it is.
 function growing(turn, i, n) {
   const image = tag("img", { alt: `Drawn so far for: ${turn.words}`, hidden: "" });
-  const bar = tag("progress", { max: 1, value: 0, "aria-label": n > 1 ? `Picture ${i + 1} of ${n}` : "How much is drawn" });
+  const bar = tag("progress", { max: 1, value: 0, "aria-label": n > 1 ? `Image ${i + 1} of ${n}` : "How much is generated" });
   const figure = tag("figure", { class: "growing" }, tag("div", { class: "blank" }), image, bar);
   return {
     figure, share: 0,
@@ -173,7 +173,7 @@ async function send() {
   say(which === "mmu" ? "Answering" : "Drawing");
   try {
     await (which === "mmu" ? ask : draw)(turn, place, running.signal);
-    say(which === "mmu" ? `Answer: ${turn.answer}` : "The drawing is done.");
+    say(which === "mmu" ? `Answer: ${turn.answer}` : "The image is done.");
   } catch (error) {
     const stopped = error.name === "AbortError";
     turns = turns.filter((one) => one !== turn);

@@ -135,6 +135,22 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
         help="layout of the result; unidecouple is the layout to train from (default: unidecouple)",
     )
     command.add_argument("--structure", choices=structures, help="structure of the result, see docs/methods (default: unchanged)")
+    _add_structure_options(command)
+    command.add_argument(
+        "--task",
+        choices=("mmu", "t2i"),
+        help="keep only the weights of this task; with --structure dense the result is an ordinary dense model",
+    )
+    command.add_argument("--merge-lora", action="store_true", help="merge LoRA into the weights (always done for other layouts)")
+    command.add_argument("--max-shard-size", default="5GB", help="largest size of one file of weights (default: 5GB)")
+    command.add_argument("--seed", type=whole(0), default=0, help="seed of newly initialised routers (default: 0)")
+    command.add_argument(
+        "--image-size", type=whole(1), help="Emu3: pixels per side of the square images (default: unchanged, or 720)"
+    )
+
+
+def _add_structure_options(command: argparse.ArgumentParser) -> None:
+    """Fields of structures, each with the kinds that have it."""
     command.add_argument(
         "--experts-per-group", "--experts-per-task", type=whole(1), help="ta_moe: number of experts per task (default: 2)"
     )
@@ -144,6 +160,9 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="moe, ta_moe: no shared expert"
+    )
+    command.add_argument(
+        "--shared-expert-per-task", action="store_const", const=True, help="ta_moe: one shared expert per task, not one for both"
     )
     command.add_argument("--alpha-init", type=number(), help="moe, ta_moe: initial weight of the shared expert (default: 0.5)")
     command.add_argument("--moe-layers", help="moe, ta_moe: layers that get experts, such as 0,4-7 (default: all)")
@@ -162,6 +181,7 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--fork", help="unifork: first layer of the task branches, as a number or as a fraction of the depth (default: 0.5)"
     )
+    command.add_argument("--parts", help="mot: which weights are separate, such as ffn (default: attention,ffn,norms)")
     for end, share in (("first", "a third"), ("last", "a sixth")):
         command.add_argument(
             f"--{end}",
@@ -169,17 +189,6 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
         )
     command.add_argument(
         "--across", action="store_const", const=True, help="unix: let the separate layers attend to tokens of both modalities"
-    )
-    command.add_argument(
-        "--task",
-        choices=("mmu", "t2i"),
-        help="keep only the weights of this task; with --structure dense the result is an ordinary dense model",
-    )
-    command.add_argument("--merge-lora", action="store_true", help="merge LoRA into the weights (always done for other layouts)")
-    command.add_argument("--max-shard-size", default="5GB", help="largest size of one file of weights (default: 5GB)")
-    command.add_argument("--seed", type=whole(0), default=0, help="seed of newly initialised routers (default: 0)")
-    command.add_argument(
-        "--image-size", type=whole(1), help="Emu3: pixels per side of the square images (default: unchanged, or 720)"
     )
 
 

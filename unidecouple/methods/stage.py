@@ -23,7 +23,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "task_router": ("*.mlp.router.weight", "*.context_router.*"),
     "expert_router": ("*.mlp.gate.weight",),
     "experts": ("*.mlp.experts.gate_up_proj", "*.mlp.experts.down_proj"),
-    "shared_expert": ("*.mlp.shared_expert.*_proj.weight",),
+    "shared_expert": ("*.mlp.shared_expert.*_proj.weight", "*.mlp.shared_expert.*_proj"),
     "alpha": ("*.mlp.alpha",),
     "lora": ("*lora_?",),
     "deltas": ("*.deltas.*",),

@@ -50,12 +50,14 @@ class JointOutput(ModelOutput):
         t2i: cross-entropy of discrete image tokens (L_t2i).
         routing: per micro-batch, one ``Routing`` per layer.
         interaction: per micro-batch, the attention of its samples to the other modality; None unless requested.
+        divergence: KL divergence in nats from the model without its low-rank updates, at one task's targets; None unless requested.
     """
 
     mmu: SummedLoss
     t2i: SummedLoss = None  # type: ignore[assignment]  # ModelOutput wants these defaults; both are always given
     routing: tuple[tuple[Routing, ...], ...] = None  # type: ignore[assignment]
     interaction: tuple[Interaction, ...] | None = None
+    divergence: SummedLoss | None = None
 
     def loss(self, task: Task) -> Tensor:
         """Return the mean cross-entropy of ``task``."""
@@ -152,6 +154,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         interaction: bool = False,
         shield: Sequence[SharedExpertGradScale] | None = None,
         balanced: bool = True,
+        distill: Task | None = None,
     ) -> JointOutput:
         """Return both tasks' losses over a joint batch, and the routing of its tokens.
 
@@ -162,9 +165,13 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
             shield: one per micro-batch; scales the gradient of some tokens into the shared experts.
             balanced: whether a loss uses the probabilities of the expert routers. If not, batches without targets (router samples)
                 end at the last task router and give gradients to the task routers only.
+            distill: also measure the divergence at the targets of this task; see ``JointOutput``.
+
+        Raises:
+            ValueError: ``distill`` is given and the model has no low-rank updates that a token's group chooses, or others besides.
         """
         task_routed = self.config.text_config.ffn == "ta_moe"
-        mmu, t2i, decisions, looks = [], [], [], []
+        mmu, t2i, decisions, looks, diverged = [], [], [], [], []
         for number, batch in enumerate(joint):
             spans = self.spans(batch) if interaction else None
             decoded = self.decode_batch(
@@ -180,9 +187,30 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
             decisions.append(decoded.routing or ())
             if spans is not None and decoded.key_set_shares is not None:
                 looks.append(intensities(decoded.key_set_shares, spans))
+            if distill is not None:
+                diverged.append(self._divergence(batch, routing, hidden, distill))
         return JointOutput(
-            mmu=_add(mmu), t2i=_add(t2i), routing=tuple(decisions), interaction=tuple(looks) if interaction else None
+            mmu=_add(mmu),
+            t2i=_add(t2i),
+            routing=tuple(decisions),
+            interaction=tuple(looks) if interaction else None,
+            divergence=_add(diverged) if diverged else None,
         )
+
+    def _divergence(self, batch: Batch, routing: str | None, hidden: Tensor, task: Task) -> SummedLoss:
+        """KL(without updates || with them), summed over the targets of ``task``; ``hidden`` are the states with them."""
+        if not self.config.text_config.switchable_updates:
+            raise ValueError(
+                f"self_distillation on a decoder that is {self.config.text_config.described}: it needs low-rank updates that can "
+                "be switched off, all of them per modality (structure kind: mode) or all per task (lora.per_task)"
+            )
+        places = batch.places.before_text if task is Task.MMU else batch.places.before_image
+        head = self.lm_head if task is Task.MMU else self.image_logits
+        reference = hidden.detach()
+        if len(places):
+            with torch.no_grad():
+                reference = self.decode_batch(batch, routing, updates=False).last_hidden_state
+        return kl_divergence(head, hidden, reference, places, LOGITS_AT_ONCE)
 
 
 def cross_entropy(
@@ -208,6 +236,30 @@ def cross_entropy(
     pieces = zip(rows.split(max_logits), targets.split(max_logits), strict=True)
     total = torch.stack([checkpoint(_summed, head, *piece, use_reentrant=False) for piece in pieces]).sum()
     return SummedLoss(total=total, count=count)
+
+
+def kl_divergence(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, reference: Tensor, places: Tensor, max_logits: int
+) -> SummedLoss:
+    """Summed KL(reference || model) of the distributions that ``head`` makes of states (B, T, H), in nats.
+
+    The reference gets no gradient. As of ``cross_entropy``, without a place the head alone stays in the graph, and the logits of
+    more than ``max_logits`` places never all exist.
+    """
+    count = torch.full((), len(places), device=hidden.device)
+    rows = (hidden if len(places) else hidden.detach()).flatten(0, 1).index_select(0, places)
+    fixed = reference.flatten(0, 1).index_select(0, places)
+    if len(rows) <= max_logits:
+        return SummedLoss(total=_diverged(head, rows, fixed), count=count)
+    pieces = zip(rows.split(max_logits), fixed.split(max_logits), strict=True)
+    total = torch.stack([checkpoint(_diverged, head, *piece, use_reentrant=False) for piece in pieces]).sum()
+    return SummedLoss(total=total, count=count)
+
+
+def _diverged(head: Callable[[Tensor], Tensor], rows: Tensor, reference: Tensor) -> Tensor:
+    with torch.no_grad():
+        wanted = head(reference).float().log_softmax(-1)
+    return F.kl_div(head(rows).float().log_softmax(-1), wanted, reduction="sum", log_target=True)
 
 
 def _summed(head: Callable[[Tensor], Tensor], rows: Tensor, wanted: Tensor) -> Tensor:

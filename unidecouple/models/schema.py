@@ -12,7 +12,7 @@ import transformers
 from packaging.version import InvalidVersion, Version
 from transformers import GenerationConfig, PreTrainedConfig
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised by every change of our fields, a new one too. A file without ``schema_version`` has version 1 (unidecouple 0.1)."""
 
 VERSION_FIELD = "schema_version"

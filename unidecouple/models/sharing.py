@@ -10,7 +10,7 @@ from unidecouple.batch import Task
 from unidecouple.models.decoder import UniLlamaModel
 from unidecouple.models.deltas import DELTAS
 from unidecouple.models.groups import PRIVATE
-from unidecouple.models.lora import LoraLinear
+from unidecouple.models.lora import LoraLinear, MixedLoraLinear
 from unidecouple.models.moe import MixtureOfExperts
 from unidecouple.models.router import consecutive_ranges
 from unidecouple.models.untied import UniRMSNorm, UntiedLinear
@@ -25,6 +25,11 @@ def weights_and_group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tup
                 yield weight, tuple(range(len(weight) if task is of else 0) for task in Task)
         elif isinstance(module, MixtureOfExperts) and module.num_groups > 1:
             yield from module.weights_and_group_rows()
+        elif isinstance(module, MixedLoraLinear) and module.by_modality:
+            text = range(module.experts)
+            image = range(module.experts, module.experts + 1)
+            yield from ((pair, (text, image)) for pair in (module.lora_A, module.lora_B))
+            yield module.lora_R, (text, range(0))
         elif isinstance(module, LoraLinear) and module.groups == len(Task):
             yield from ((pair, consecutive_ranges([1] * module.groups)) for pair in (module.lora_A, module.lora_B))
         elif isinstance(module, (UntiedLinear, UniRMSNorm)) and module.num_sets == len(Task):

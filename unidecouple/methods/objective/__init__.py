@@ -17,9 +17,10 @@ from unidecouple.batch import Task
 from unidecouple.methods.objective.aia import AttentionAlignment
 from unidecouple.methods.objective.balance import LoadBalance
 from unidecouple.methods.objective.group_router import GroupRouterLoss
+from unidecouple.methods.objective.self_distillation import SelfDistillation
 from unidecouple.methods.objective.terms import Losses, Microbatch, StepTotals, Term
 
-AuxiliaryLoss = GroupRouterLoss | LoadBalance | AttentionAlignment
+AuxiliaryLoss = GroupRouterLoss | LoadBalance | AttentionAlignment | SelfDistillation
 """The typed union that recipes choose from by ``kind``, and that property tests run over."""
 
 AUXILIARY_LOSSES: tuple[type[AuxiliaryLoss], ...] = get_args(AuxiliaryLoss)
@@ -62,6 +63,17 @@ class Objective:
     def balances_experts(self) -> bool:
         """Whether a loss reads the expert routers' probabilities."""
         return any(isinstance(loss, LoadBalance) and loss.coeff for loss in self.auxiliary)
+
+    @property
+    def distilled(self) -> Task | None:
+        """The task at whose targets the model is compared with itself without updates; None: it is not."""
+        return next((loss.of for loss in self.auxiliary if isinstance(loss, SelfDistillation) and loss.coeff), None)
+
+    @property
+    def forward_options(self) -> dict[str, Any]:
+        """Keyword arguments of the model's forward: what the losses read beyond cross-entropy and routing."""
+        options = {"interaction": self.needs_attention_stats, "balanced": self.balances_experts}
+        return options if self.distilled is None else options | {"distill": self.distilled}
 
     def losses(self, part: Microbatch) -> Losses:
         """Return all losses of a micro-batch, which sum to the step's over its micro-batches (but see ``per_microbatch``)."""
@@ -113,6 +125,7 @@ __all__ = [
     "Losses",
     "Microbatch",
     "Objective",
+    "SelfDistillation",
     "StepTotals",
     "Term",
 ]

@@ -123,7 +123,7 @@ class MixtureOfExperts(nn.Module):
     def _shared(
         expert: FeedForward | Experts, alpha: Tensor, x_NH: Tensor, group_N: Tensor, shield: SharedExpertGradScale | None
     ) -> Tensor:
-        """Return ``alpha * SharedExpert(x)``. With one per group, a token uses its group's; nothing is then shared that a shield could scale."""
+        """Return ``alpha * SharedExpert(x)``; with one per group, a token uses its group's, and a shield finds nothing shared."""
         if isinstance(expert, Experts):
             return expert(x_NH, group_N.unsqueeze(1), alpha[group_N].unsqueeze(1))
         return alpha * (expert(x_NH, group_N) if shield is None else shielded(expert, x_NH, group_N, shield))

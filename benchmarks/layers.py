@@ -35,7 +35,7 @@ def upcycled(shape: Shape) -> MixtureOfExperts:
     name = "model.layers.0.mlp."
     dense = {f"{name}{part}": weight for part, weight in FeedForward(config, "mlp").state_dict().items()}
     moe = MixtureOfExperts(config)
-    state = copy_into_experts(dense, 2 * shape.experts_per_group, shared_expert=True, alpha=config.alpha_init)
+    state = copy_into_experts(dense, 2 * shape.experts_per_group, shared_experts=1, alpha=config.alpha_init)
     moe.load_state_dict({key.removeprefix(name): tensor for key, tensor in state.items()}, strict=False)
     return moe
 
@@ -45,7 +45,7 @@ def same_flops(moe: MixtureOfExperts, shape: Shape) -> FeedForward:
     wide = FeedForward(text_config(replace(shape, inner=2 * shape.inner)), "mlp")
     gate, up = moe.experts.gate_up_proj[0].chunk(2)
     shared = moe.shared_expert
-    assert shared is not None
+    assert isinstance(shared, FeedForward)
     assert moe.alpha is not None
     with torch.no_grad():
         wide.gate_proj.weight.copy_(torch.cat([gate, shared.gate_proj.weight]))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
+MIXED = {"lora_rank": 4, "lora_targets": ["attention", "mlp"], "lora_experts": 3}
 KINDS: list[dict[str, Any]] = [
     {},
     {"ffn": "moe"},
@@ -16,6 +17,11 @@ KINDS: list[dict[str, Any]] = [
     {"ffn": "ta_moe", "context_router": True, **LORA},
     {"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "modality"},
     {"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "image_out"},
+    {"ffn": "ta_moe", "shared_expert_per_task": True, **LORA},
+    {"per_group_layers": [0, 1], "per_group_parts": ["ffn"], "group_by": "task"},
+    {"per_group_layers": [0], "per_group_parts": ["attention", "norms"], "group_by": "image_out"},
+    MIXED | {"lora_kind": "interaction"},
+    MIXED | {"lora_kind": "modality", "group_by": "modality"},
     {"per_group_layers": [1], "per_group_norm": True, "group_by": "task"},
     {"per_group_layers": [0], "per_group_attention": "group", "group_by": "modality"},
     {"ffn": "typed_moe", "group_by": "image_out", "group_sizes": [3, 1]},

@@ -56,6 +56,7 @@ def measured_step(
     routing: str,
     attention: str,
     again: bool = False,
+    objective: Objective | None = None,
 ) -> Step:
     """Run one step of ``model``, its experts in a loop, since torch's counter knows no grouped_mm.
 
@@ -78,11 +79,12 @@ def measured_step(
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
+    objective = objective or Objective()
     in_place = {torch.ops.aten.addmm_: lambda _, a, b, **rest: 2 * a[0] * a[1] * b[1]}  # the library counts addmm alone
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            output = model(batch=joint, routing=routing)
-            loss = Objective().losses(Microbatch(joint, output, tuple(Task), count_totals([joint], Parallel()))).total
+            output = model(batch=joint, routing=routing, **objective.forward_options)
+            loss = objective.losses(Microbatch(joint, output, tuple(Task), count_totals([joint], Parallel()))).total
         forward = counter.get_total_flops()
         loss.backward()
     return Step(
@@ -91,5 +93,5 @@ def measured_step(
         counter.get_total_flops() - forward,
         sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
         {name for name, parameter in model.named_parameters() if parameter.grad is not None},
-        trace_ops(model.config, shapes_of(model), chosen, micro_batches(joint), routing, 4),
+        trace_ops(model.config, shapes_of(model), chosen, micro_batches(joint), routing, 4, distilled=objective.distilled),
     )

@@ -34,6 +34,8 @@ STEPS, STOP = 3, 2
 STRUCTURED: dict[str, Structure] = {kind().kind: kind() for kind in STRUCTURES} | {
     "mot drawn": MoT(group_by="image_out"),
     "mot task": MoT(group_by="task"),
+    "mot task ffn": MoT(group_by="task", parts=("ffn",)),
+    "ta_moe shared per task": TaskAwareMoE(task_routing="label", shared_expert_per_task=True),
     "ta_moe learned": TaskAwareMoE(context_router=True),
     "ta_moe": TaskAwareMoE(task_routing="label"),
     "unix across": UniX(across=True),
@@ -53,6 +55,8 @@ NOTHING_PRIVATE = {
     "moe": "no expert is a task's: any token may go to any",
     "mot": "split by modality: both tasks have text, and both have images",
     "unix": "split by modality",
+    "i_lora": "every update serves all tokens",
+    "mode": "split by modality",
     "unix across": "split by modality",
 }
 """No task's private weights: nothing to hold where a task is absent, and no gradient of the other's to look for."""

@@ -20,10 +20,12 @@ from unidecouple.convert.structure import merge_lora
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.image import draw_tokens
 from unidecouple.generate.jobs import image_jobs
+from unidecouple.generate.one_task import one_task
 from unidecouple.generate.sampling import SamplingParams
-from unidecouple.methods.structure import Dense, MoE, MoT, Rosetta, Structure, Symbiotic, TaskAwareMoE, UniFork, UniX
+from unidecouple.methods.structure import Dense, ILora, MoDE, MoE, MoT, Rosetta, Structure, Symbiotic, TaskAwareMoE, UniFork, UniX
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.train.build import restructure
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 Save = Callable[[UniJanusForConditionalGeneration], Path]
@@ -62,7 +64,9 @@ def difference(left: list[Tensor], right: list[Tensor]) -> float:
         TaskAwareMoE(experts_per_group=3, num_experts_per_tok=3, shared_expert=False),
         TaskAwareMoE(moe_layers=(1,), context_router=True),
         Rosetta(text_experts=1, image_in_experts=2, image_out_experts=3, num_experts_per_tok=1),
+        TaskAwareMoE(shared_expert_per_task=True),
         MoT(group_by="image_out"),
+        MoT(group_by="task", parts=("ffn",)),
         UniFork(fork=1),
         UniX(across=True),
     ],
@@ -95,6 +99,7 @@ def test_upcycling_computes_the_same(
         {"num_experts": 6, "num_experts_per_tok": 2},
         {"num_experts": 2, "shared_expert": False},
         {"context_router": True, **LORA},
+        {"shared_expert_per_task": True, **LORA},
         SOME,
         ROUTERS,
     ],
@@ -131,13 +136,13 @@ def test_slimmed_to_one_task(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", ["", "global", "per task"])
 def test_one_expert_folds_to_a_dense_janus(
-    make_model: MakeModel, joint_batch: Joint, save: Save, converted: Convert, tmp_path: Path, shared: bool
+    make_model: MakeModel, joint_batch: Joint, save: Save, converted: Convert, tmp_path: Path, shared: str
 ) -> None:
     targets = ["attention", "experts", *(["shared_expert"] if shared else [])]
     low = {"lora_rank": 4, "lora_alpha": 4.0, "lora_targets": targets, "lora_per_task": ["attention"]}
-    whole = make_model(ffn="ta_moe", num_experts=2, shared_expert=shared, **low)
+    whole = make_model(ffn="ta_moe", num_experts=2, shared_expert=bool(shared), shared_expert_per_task=shared == "per task", **low)
     source = save(whole)
     for task in Task:
         dense = load(str(converted(source, tmp_path / task.key, task=task, structure=Dense())))[0]
@@ -180,6 +185,25 @@ def test_updates_merge_on_the_way_to_other_layouts(
     merged = load(str(converted(folder, tmp_path / "back")))[0]
     assert merged.config.text_config.lora_rank == 0
     assert difference(logits(merged, joint_batch), logits(adapted, joint_batch)) <= 3e-5
+
+
+@pytest.mark.parametrize("structure", [ILora(r=4), MoDE(r=4)], ids=lambda structure: structure.kind)
+def test_updates_weighed_per_token_are_refused_by_name(
+    make_model: MakeModel, save: Save, structure: ILora | MoDE, tmp_path: Path
+) -> None:
+    """Neither merging nor another layout, the batched engine, folding or a second structure; the checkpoint itself loads."""
+    mixed = restructure(make_model(), structure, 0)
+    folder = save(mixed)
+    for wanted in (Conversion(merge=True), Conversion(to="transformers"), Conversion(to="deepseek")):
+        with pytest.raises(ValueError, match="a router weighs the updates per token"):
+            convert(folder, tmp_path / "out", wanted, lambda line: None)
+    with pytest.raises(ValueError, match="a router weighs the updates per token"):
+        one_task(mixed, Task.MMU)
+    with pytest.raises(ValueError, match="start from a dense checkpoint"):
+        restructure(mixed, MoE(), 0)
+    assert load(str(folder))[0].config.text_config.lora_kind == mixed.config.text_config.lora_kind
+    with pytest.raises(ValueError, match="change nothing until they are trained"):
+        convert(save(make_model()), tmp_path / "out", Conversion(structure=structure), lambda line: None)
 
 
 def test_merging_by_hand() -> None:

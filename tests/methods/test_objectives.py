@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from conftest import MakeModel
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
 from unidecouple.diagnose.routing import router_hits
-from unidecouple.methods.objective import AUXILIARY_LOSSES, AuxiliaryLoss, LoadBalance, Microbatch, Objective
+from unidecouple.methods.objective import AUXILIARY_LOSSES, AuxiliaryLoss, LoadBalance, Microbatch, Objective, SelfDistillation
 from unidecouple.methods.objective.balance import balance_loss
 from unidecouple.methods.objective.group_router import group_router_loss
 from unidecouple.models.router import Routing
@@ -198,19 +199,23 @@ def test_balance_of_a_dense_model_is_zero() -> None:
     assert balance_loss([batch([[0, 1]])], [[]]).item() == 0.0
 
 
+MODE = {"lora_rank": 4, "lora_targets": ["mlp"], "lora_kind": "modality", "lora_experts": 2, "group_by": "modality"}
+DECODERS: dict[type[AuxiliaryLoss], dict[str, Any]] = {SelfDistillation: MODE}
+
+
 @pytest.mark.parametrize("kind", AUXILIARY_LOSSES, ids=lambda kind: kind.__name__)
 def test_every_auxiliary_loss_trains_and_sums_over_microbatches(
     kind: type[AuxiliaryLoss], make_model: MakeModel, joint_batch: JointBatch
 ) -> None:
     """It reaches a weight and is off at coefficient 0; micro-batches sum to the step unless it says otherwise."""
-    model = make_model(ffn="ta_moe")
-    loss = kind()
+    model, loss = make_model(**DECODERS.get(kind, {"ffn": "ta_moe"})), kind()
+    options = Objective(auxiliary=(loss,)).forward_options
     spans = model.spans if loss.needs_attention_stats else None
 
     def values(parts: Sequence[JointBatch]) -> dict[str, torch.Tensor]:
         totals, found = count_totals(parts, Parallel(), spans), dict[str, torch.Tensor]()
         for part in parts:
-            output = model(batch=part, interaction=spans is not None)
+            output = model(batch=part, **options)
             for name, term in loss.terms(Microbatch(part, output, tuple(Task), totals)).items():
                 found[name] = found.get(name, torch.zeros(())) + term.coeff * term.value
         return found
@@ -234,3 +239,29 @@ def test_every_auxiliary_loss_trains_and_sums_over_microbatches(
 def test_a_kind_of_loss_is_given_once() -> None:
     with pytest.raises(ValueError, match="give each kind of loss once"):
         Objective(auxiliary=(LoadBalance(), LoadBalance(coeff=1.0)))
+
+
+@pytest.mark.parametrize(
+    "updates", [MODE, {"lora_rank": 4, "lora_targets": ["mlp", "attention"], "lora_per_task": ["attention", "mlp"]}]
+)
+@pytest.mark.parametrize("task", list(Task))
+def test_divergence_by_hand(make_model: MakeModel, joint_batch: JointBatch, updates: dict[str, Any], task: Task) -> None:
+    """Against a dense model with the same weights, target by target in float64."""
+    model, dense = make_model(**updates), make_model()
+    dense.load_state_dict({name: weight for name, weight in model.state_dict().items() if "lora_" not in name})
+    found, of = model(batch=joint_batch, distill=task).divergence, joint_batch[task]
+    places = of.places.before_text if task is Task.MMU else of.places.before_image
+    logs = []
+    for one in (dense, model):
+        states = one.decode_batch(of).last_hidden_state.flatten(0, 1)[places]
+        logs.append((one.lm_head if task is Task.MMU else one.image_logits)(states).double().log_softmax(-1))
+    expected = (logs[0].exp() * (logs[0] - logs[1])).sum()
+    assert expected > 0.1
+    assert found.total.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert int(found.count) == len(places)
+
+
+@pytest.mark.parametrize("text", [{}, {"ffn": "ta_moe"}, {"lora_rank": 4, "lora_targets": ["mlp"]}])
+def test_divergence_needs_updates_to_switch_off(make_model: MakeModel, joint_batch: JointBatch, text: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"self_distillation on a decoder that is .* needs low-rank updates"):
+        make_model(**text)(batch=joint_batch, distill=Task.T2I)

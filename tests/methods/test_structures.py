@@ -49,11 +49,17 @@ SETTINGS: list[dict[str, Any]] = [
     }
     for experts, k in ((1, 1), (2, 1), (3, 2))
     for shared, alpha in ((False, 0.5), (True, 0.0), (True, 0.3), (True, 1.0))
-] + [{"moe_layers": (1,)}, {"moe_layers": (0,), "experts_per_group": 3, "num_experts": 6}]
+] + [
+    {"shared_expert_per_task": True, "alpha_init": 0.3},
+    {"moe_layers": (1,)},
+    {"moe_layers": (0,), "experts_per_group": 3, "num_experts": 6},
+]
 TYPED: list[dict[str, Any]] = [{"text_experts": 1, "image_in_experts": 2, "image_out_experts": 3, "num_experts_per_tok": 1}]
 UNTIED: list[dict[str, Any]] = [
     {"group_by": "task"},
     {"group_by": "image_out"},
+    {"group_by": "task", "parts": ("ffn",)},
+    {"parts": ("attention", "norms")},
     {"fork": 1},
     {"across": True},
     {"first": 0, "last": 1, "across": True},

@@ -16,7 +16,7 @@ from unidecouple.methods.objective import Microbatch, Objective
 from unidecouple.methods.stage import Lora
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.janus import UniJanusForConditionalGeneration
-from unidecouple.models.lora import LoraLinear
+from unidecouple.models.lora import LoraLinear, MixedLoraLinear
 from unidecouple.train.build import add_lora
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import count_totals
@@ -47,6 +47,32 @@ def test_a_fresh_pair_changes_nothing(x: torch.Tensor, groups: int) -> None:
     assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"] + ["lora_A", "lora_B"] * (groups > 0)
     if groups:
         assert layer.lora_A.any()  # else no gradient would ever reach B
+
+
+@pytest.mark.parametrize("kind", ["interaction", "modality"])
+def test_several_updates_by_hand(enliven: Callable[[nn.Module, int], None], x: torch.Tensor, kind: str) -> None:
+    """Token by token: softmax(R x) weighs three pairs, with one A for all or one each; MoDE's image tokens have a fourth alone."""
+    config = UniLlamaConfig(
+        lora_rank=2, lora_alpha=4.0, lora_targets=["mlp"], lora_kind=kind, lora_experts=3, group_by="modality", num_hidden_layers=1
+    )
+    layer = MixedLoraLinear(config, 8, 6, bias=True)
+    plain = F.linear(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x, GROUP), plain)
+    assert layer.lora_R.any()  # equal weights would keep the B's equal
+    enliven(layer, 0)
+    expected = F.linear(x, layer.weight, layer.bias)
+    for number, (token, group) in enumerate(zip(x, GROUP.tolist(), strict=True)):
+        weights = (layer.lora_R @ token).softmax(-1)
+        if kind == "interaction":
+            update = sum(weights[i] * (layer.lora_B[i] @ (layer.lora_A[0] @ token)) for i in range(3))
+        else:
+            text = sum(weights[i] * (layer.lora_B[i] @ (layer.lora_A[i] @ token)) for i in range(3))
+            update = layer.lora_B[3] @ (layer.lora_A[3] @ token) if group else text
+        expected[number] += 2 * update
+    torch.testing.assert_close(layer(x, GROUP), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer(x.view(1, 5, 8), GROUP.view(1, 5)), expected.view(1, 5, 6), atol=1e-5, rtol=1e-5)
+    if kind == "modality":
+        assert torch.equal(layer(x, None), F.linear(x, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -25,14 +25,15 @@ from unidecouple.models.schema import SCHEMA_VERSION, own_fields
 
 OLD = sorted((Path(__file__).parent / "version_1").glob("*.json"))
 FIELDS = {
-    UniLlamaConfig: "ffn num_experts group_sizes num_experts_per_tok shared_expert alpha_init task_routing group_by moe_layers "
-    "per_group_layers per_group_norm per_group_attention num_tasks bos_kv context_router experts_backend lora_rank lora_alpha "
-    "lora_targets lora_per_task task_deltas schema_version",
+    UniLlamaConfig: "ffn num_experts group_sizes num_experts_per_tok shared_expert shared_expert_per_task alpha_init task_routing "
+    "group_by moe_layers per_group_layers per_group_parts per_group_norm per_group_attention num_tasks bos_kv "
+    "context_router experts_backend lora_rank lora_alpha lora_targets lora_kind lora_experts lora_per_task task_deltas "
+    "schema_version",
     UniJanusConfig: "schema_version",
     UniEmu3Config: "schema_version image_size",
     UniVQConfig: "encode_window",
 }
-"""Ours in schema version 3: a change here needs a new version, and a migration of files that have this one."""
+"""Ours in schema version 4: a change here needs a new version, and a migration of files that have this one."""
 
 
 @torch.no_grad()
@@ -85,22 +86,22 @@ def test_a_checkpoint_of_version_0_1_computes_what_it_did(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.__name__)
 def test_a_change_of_fields_needs_a_new_version(kind: type[Any]) -> None:
-    assert SCHEMA_VERSION == 3
+    assert SCHEMA_VERSION == 4
     assert own_fields(kind) == set(FIELDS[kind].split())
 
 
 @pytest.mark.parametrize(
     ("part", "change", "said"),
     [
-        ("text_config", {"groupby": "task"}, "version 3) has an unknown field 'groupby' (is 'group_by' meant?)"),
-        ("text_config", {"split": "task"}, "version 3) has an unknown field 'split', which is now 'group_by'"),
+        ("text_config", {"groupby": "task"}, "version 4) has an unknown field 'groupby' (is 'group_by' meant?)"),
+        ("text_config", {"split": "task"}, "version 4) has an unknown field 'split', which is now 'group_by'"),
         ("text_config", {"number_of_tasks": 2}, "unknown field 'number_of_tasks'"),
         ("text_config", {"group_by": None}, "lacks 'group_by', which every file of its version has"),
         ("text_config", {"group_by": None, "gruop_by": "task", "transformers_version": "99.0"}, "lacks 'group_by'"),
         ("text_config", {"schema_version": None, "gruop_by": "task", "transformers_version": "99.0"}, "lacks"),
         ("vq_config", {"encode_windw": 8}, "version 1) has an unknown field 'encode_windw' (is 'encode_window' meant?)"),
         (None, {"image_tokn_id": 4}, "unknown field 'image_tokn_id'"),
-        (None, {"schema_version": SCHEMA_VERSION + 1}, "schema_version=4, and this unidecouple reads versions 1 to 3: update"),
+        (None, {"schema_version": SCHEMA_VERSION + 1}, "schema_version=5, and this unidecouple reads versions 1 to 4: update"),
         ("text_config", {"schema_version": SCHEMA_VERSION + 1}, "update unidecouple"),
         (None, {"schema_version": "2"}, "schema_version='2'"),
     ],

@@ -9,12 +9,13 @@ import pytest
 
 from measured_step import Step, measured_step
 from unidecouple.batch import Batch, JointBatch
+from unidecouple.methods.objective import Objective
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 
 @pytest.fixture
 def step(make_model: Callable[..., UniJanusForConditionalGeneration], joint_batch: tuple[Batch, Batch]) -> Callable[..., Step]:
-    """``step(train, routing, attention, batch, again, **text)``; ``text`` overrides fields of the model's ``UniLlamaConfig``."""
+    """``step(train, routing, attention, batch, again, objective, **text)``; ``text`` overrides fields of ``UniLlamaConfig``."""
 
     def take(
         train: dict[str, float],
@@ -22,8 +23,10 @@ def step(make_model: Callable[..., UniJanusForConditionalGeneration], joint_batc
         attention: str = "eager",
         batch: JointBatch | None = None,
         again: bool = False,
+        objective: Objective | None = None,
         **text: Any,
     ) -> Step:
-        return measured_step(make_model(experts_backend="loop", **text), batch or joint_batch, train, routing, attention, again)
+        model = make_model(experts_backend="loop", **text)
+        return measured_step(model, batch or joint_batch, train, routing, attention, again, objective)
 
     return take

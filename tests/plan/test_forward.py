@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from measured_step import Step, shapes_of
 from unidecouple.batch import Batch, Task
+from unidecouple.methods.objective import Objective, SelfDistillation
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.estimate import by_part, executed
 from unidecouple.plan.forward import trace_ops
@@ -22,6 +23,7 @@ ALL = {"*": 1.0}
 STAGE_1 = {"generation": 1, "experts": 1, "expert_router": 1, "task_router": 1}
 STAGE_2 = {"generation": 1, "lora": 1, "expert_router": 1, "task_router": 1}
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
+MIXED = {"lora_rank": 4, "lora_targets": ["attention", "mlp"], "lora_experts": 3}
 DENSE_LORA = {"lora_rank": 4, "lora_targets": ["attention", "mlp"]}
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, float], str]] = {
@@ -45,6 +47,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float], str]] = {
     ),
     "no shared expert": ({"ffn": "ta_moe", "shared_expert": False}, ALL, "learned"),
     "stage 2": ({"ffn": "ta_moe", **LORA}, STAGE_2, "learned"),
+    "a shared expert per task": ({"ffn": "ta_moe", "shared_expert_per_task": True}, ALL, "learned"),
+    "a shared expert per task, frozen": ({"ffn": "ta_moe", "shared_expert_per_task": True}, STAGE_1, "label"),
+    "a shared expert per task, LoRA": ({"ffn": "ta_moe", "shared_expert_per_task": True, **LORA}, STAGE_2, "learned"),
+    "I-LoRA": (MIXED | {"lora_kind": "interaction"}, {"lora": 1}, "learned"),
+    "MoDE": (MIXED | {"lora_kind": "modality", "group_by": "modality"}, {"lora": 1}, "learned"),
+    "MoDE, everything trains": (MIXED | {"lora_kind": "modality", "group_by": "modality"}, ALL, "learned"),
+    "FFN untied": ({"per_group_layers": [0, 1], "per_group_parts": ["ffn"]}, ALL, "learned"),
+    "attention and norms untied": ({"per_group_layers": [1], "per_group_parts": ["attention", "norms"]}, ALL, "learned"),
     "LoRA alone": ({"ffn": "ta_moe", **LORA}, {"lora": 1}, "learned"),
     "untied by modality": ({"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "modality"}, ALL, "learned"),
     "untied last layer": ({"per_group_layers": [1], "attention_bias": True}, ALL, "learned"),
@@ -84,6 +94,19 @@ def test_kept_bytes_are_autograds(step: TakeStep, case: str) -> None:
     text, train, routing = CASES[case]
     done = step(train, routing, "sdpa", **text)
     assert done.trace.kept + done.trace.logits == pytest.approx(done.kept, rel=0.02)
+
+
+@pytest.mark.parametrize("task", ["mmu", "t2i"])
+def test_self_distillation_passes_twice(step: TakeStep, task: Literal["mmu", "t2i"]) -> None:
+    """Its second pass and heads are counted by torch, and what they keep; no generated token costs them."""
+    text, train, _ = CASES["MoDE, everything trains"]
+    objective = Objective(auxiliary=(SelfDistillation(task=task),))
+    plain, done = step(train, **text), step(train, objective=objective, **text)
+    assert done.trace.flops(backward=False) == done.forward
+    assert done.trace.flops(backward=True) == done.backward
+    assert done.trace.reference == done.forward - plain.forward > 0.3 * plain.forward * (task == "mmu")
+    kept = step(train, "learned", "sdpa", objective=objective, **text)
+    assert kept.trace.kept + kept.trace.logits == pytest.approx(kept.kept, rel=0.02)
 
 
 @pytest.mark.parametrize("case", ["stage 1", "stage 2", "LoRA alone", "dense", "experts alone"])

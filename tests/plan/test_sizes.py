@@ -36,7 +36,8 @@ def test_published_sizes(name: str, billions: float) -> None:
 def test_meta_models_are_those_that_training_builds(structure: type, small_base: Path) -> None:
     real = restructure(load(str(small_base))[0], structure(), 0)
     lora = None
-    if real.config.text_config.per_group_layers is None:  # which take no low-rank updates
+    text = real.config.text_config
+    if text.per_group_layers is None and not text.lora_rank:  # which take no low-rank updates
         lora = Lora(r=4, targets=("attention", "mlp") if structure is Dense else ("attention", "experts", "shared_expert"))
         real = add_lora(real, lora, 0)
     planned = build(configuration(str(small_base)), structure(), lora)

@@ -16,7 +16,12 @@ TakeStep = Callable[..., Step]
 LAYERS = [f"model.language_model.layers.{index}" for index in range(2)] + ["model.vision_model.encoder.layers.0"]
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
 
+PER_TASK = LORA | {"shared_expert_per_task": True}
 UNTIED = [{"per_group_layers": [0, 1], "per_group_norm": True, "group_by": "task"}, {"per_group_layers": [1], "group_by": "task"}]
+UNTIED += [
+    {"per_group_layers": [0, 1], "per_group_parts": ["ffn"]},
+    {"per_group_layers": [1], "per_group_parts": ["attention", "norms"]},
+]
 UNTIED += [{"per_group_layers": [0, 1], "group_by": group_by} for group_by in ("modality", "image_out")]
 
 
@@ -75,7 +80,9 @@ def test_optimizer_states_to_the_byte(step: TakeStep, train: dict[str, float]) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [{}, {"ffn": "moe"}, {"ffn": "ta_moe"}, {"ffn": "ta_moe", **LORA}, *UNTIED], ids=str)
+@pytest.mark.parametrize(
+    "text", [{}, {"ffn": "moe"}, {"ffn": "ta_moe"}, {"ffn": "ta_moe", **LORA}, {"ffn": "ta_moe", **PER_TASK}, *UNTIED], ids=str
+)
 def test_private_weights_are_those_that_training_holds(step: TakeStep, text: dict[str, object]) -> None:
     """``hold_absent_tasks`` zeroes the gradients of one task's own weights: half of what is private."""
     done = step({"*": 1}, **text)

@@ -17,8 +17,8 @@ from unidecouple.methods.selection import part_of
 from unidecouple.models.configuration import UniLlamaConfig
 
 _PREFIX = "base_model.model."
-_STACKED = re.compile(r"^(?P<experts>.*\.experts)\.(?P<stack>gate_up|down)_lora_(?P<which>[AB])$")
-_PLAIN = re.compile(r"^(?P<layer>.*)\.lora_(?P<which>[AB])$")
+_STACKED = re.compile(r"^(?P<experts>.*\.(?:experts|shared_expert))\.(?P<stack>gate_up|down)_lora_(?P<which>[AB])$")
+_PLAIN = re.compile(r"^(?P<layer>.*)\.lora_(?P<which>[ABR])$")
 _INSIDE = {"gate_up": ".base_layer", "down": ""}
 _LAYERS = {
     "attention": r"self_attn\.[qkvo]_proj",
@@ -89,6 +89,10 @@ def obstacles(text: UniLlamaConfig, start: UniLlamaConfig, changed: Iterable[str
         found.append("there are no low-rank updates")
     elif routed:
         found.append(f"updates of {', '.join(routed)} are routed by task, and PEFT has one pair for all tokens")
+    if text.lora_kind != "plain":
+        found.append(f"a router weighs several updates per token (lora_kind={text.lora_kind!r}), and PEFT has one pair")
+    if text.shared_expert_per_task and "shared_expert" in text.lora_targets:
+        found.append("shared experts per task are stacked, and PEFT's form of them is unknown here")
     if text.lora_rank and "router" in text.lora_targets:
         found.append("routers are no linear layers of PEFT's, which cannot update them")
     tight = [name for name in every if is_lora(name) or is_large(name)]

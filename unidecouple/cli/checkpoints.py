@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from unidecouple.cli.command import OK, add, add_group, number, recipes_and_overrides, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
+
+_MERGE_OPTIONS: Final[dict[str, tuple[str, Callable[[str], float]]]] = {
+    "density": ("ties, doge: share of a weight's entries that is kept", number(0, 1)),
+    "learning_rate": ("adamerging, concrete, doge: of Adam", number(above=0)),
+    "inner_rate": ("concrete: of the coefficients within a step", number(above=0)),
+    "temperature": ("concrete: of the masks", number(above=0)),
+    "steps": ("adamerging, concrete, doge: steps", whole(0)),
+    "adamerging_steps": ("concrete: steps of AdaMerging after the mask's", whole(0)),
+    "batch_size": ("adamerging, concrete: samples per task and step", whole(1)),
+    "samples": ("esm: per model", whole(1)),
+    "exponent": ("esm: of the variances", number(0)),
+}
+"""Options of ``merge`` that are fields of methods, beside ``--scale``."""
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -33,11 +47,9 @@ def convert(arguments: argparse.Namespace) -> int:
 def merge(arguments: argparse.Namespace) -> int:
     """Merge models that were fine-tuned from one base, each on another task, into one model."""
     from unidecouple import api
-    from unidecouple.methods.merging import AdaMerging, Merging, TaskArithmetic
+    from unidecouple.methods.merging.options import method_of
 
-    method: Merging = TaskArithmetic(scale=arguments.scale)
-    if arguments.method == "adamerging":
-        method = AdaMerging("adamerging", arguments.scale, arguments.learning_rate, arguments.steps, arguments.batch_size)
+    method = method_of(arguments.method, {name: getattr(arguments, name) for name in ("scale", *_MERGE_OPTIONS)})
     recipes, overrides = recipes_and_overrides(arguments.recipe or [])
     options = api.MergeOptions(method=method, recipe=recipes, overrides=overrides, cache=arguments.cache)
     api.merge(arguments.base, arguments.tuned, arguments.output, options)
@@ -123,6 +135,22 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
         help="layout of the result; unidecouple is the layout to train from (default: unidecouple)",
     )
     command.add_argument("--structure", choices=structures, help="structure of the result, see docs/methods (default: unchanged)")
+    _add_structure_options(command)
+    command.add_argument(
+        "--task",
+        choices=("mmu", "t2i"),
+        help="keep only the weights of this task; with --structure dense the result is an ordinary dense model",
+    )
+    command.add_argument("--merge-lora", action="store_true", help="merge LoRA into the weights (always done for other layouts)")
+    command.add_argument("--max-shard-size", default="5GB", help="largest size of one file of weights (default: 5GB)")
+    command.add_argument("--seed", type=whole(0), default=0, help="seed of newly initialised routers (default: 0)")
+    command.add_argument(
+        "--image-size", type=whole(1), help="Emu3: pixels per side of the square images (default: unchanged, or 720)"
+    )
+
+
+def _add_structure_options(command: argparse.ArgumentParser) -> None:
+    """Fields of structures, each with the kinds that have it."""
     command.add_argument(
         "--experts-per-group", "--experts-per-task", type=whole(1), help="ta_moe: number of experts per task (default: 2)"
     )
@@ -132,6 +160,9 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--no-shared-expert", dest="shared_expert", action="store_const", const=False, help="moe, ta_moe: no shared expert"
+    )
+    command.add_argument(
+        "--shared-expert-per-task", action="store_const", const=True, help="ta_moe: one shared expert per task, not one for both"
     )
     command.add_argument("--alpha-init", type=number(), help="moe, ta_moe: initial weight of the shared expert (default: 0.5)")
     command.add_argument("--moe-layers", help="moe, ta_moe: layers that get experts, such as 0,4-7 (default: all)")
@@ -150,6 +181,7 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--fork", help="unifork: first layer of the task branches, as a number or as a fraction of the depth (default: 0.5)"
     )
+    command.add_argument("--parts", help="mot: which weights are separate, such as ffn (default: attention,ffn,norms)")
     for end, share in (("first", "a third"), ("last", "a sixth")):
         command.add_argument(
             f"--{end}",
@@ -158,38 +190,23 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--across", action="store_const", const=True, help="unix: let the separate layers attend to tokens of both modalities"
     )
-    command.add_argument(
-        "--task",
-        choices=("mmu", "t2i"),
-        help="keep only the weights of this task; with --structure dense the result is an ordinary dense model",
-    )
-    command.add_argument("--merge-lora", action="store_true", help="merge LoRA into the weights (always done for other layouts)")
-    command.add_argument("--max-shard-size", default="5GB", help="largest size of one file of weights (default: 5GB)")
-    command.add_argument("--seed", type=whole(0), default=0, help="seed of newly initialised routers (default: 0)")
-    command.add_argument(
-        "--image-size", type=whole(1), help="Emu3: pixels per side of the square images (default: unchanged, or 720)"
-    )
 
 
 def _add_merge(command: argparse.ArgumentParser) -> None:
     command.add_argument("base", help="checkpoint that the models were fine-tuned from, or the name of a shipped base")
     command.add_argument("tuned", nargs="+", help="folders of the fine-tuned models or of their training runs")
     command.add_argument("--output", type=Path, required=True, help="folder to write the result to")
+    kinds = ("task_arithmetic", "adamerging", "ties", "tsv_m", "doge", "concrete", "esm")
+    command.add_argument("--method", choices=kinds, default="task_arithmetic", help="merging method (default: %(default)s)")
     command.add_argument(
-        "--method",
-        choices=("task_arithmetic", "adamerging"),
-        default="task_arithmetic",
-        help="merging method (default: %(default)s)",
+        "--scale",
+        help="coefficient of the merged change, or its initial value; validation: chosen on held-out data (default: the method's)",
     )
     command.add_argument(
-        "--scale", type=number(), default=0.3, help="coefficient of every task vector; adamerging: its initial value (default: 0.3)"
+        "--recipe", nargs="+", help="recipe and key=value overrides with the data, for methods that learn or choose"
     )
-    command.add_argument("--recipe", nargs="+", help="adamerging: recipe and key=value overrides that define the unlabelled inputs")
-    command.add_argument(
-        "--learning-rate", type=number(above=0), default=1e-3, help="adamerging: learning rate of the coefficients (default: 0.001)"
-    )
-    command.add_argument("--steps", type=whole(1), default=500, help="adamerging: number of steps (default: 500)")
-    command.add_argument("--batch-size", type=whole(1), default=16, help="adamerging: samples per task and step (default: 16)")
+    for name, (what, kind) in _MERGE_OPTIONS.items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{what} (default: the method's)")
     command.add_argument(
         "--cache",
         type=Path,

@@ -135,4 +135,4 @@ def _active(stage: StagePlan, task: Task, trace: OpTrace) -> int:
 
 
 def _drawn(parts: Sequence[BatchShape], trace: OpTrace) -> float:
-    return trace.flops(backward=False) / sum(part.drawn for part in parts)
+    return (trace.flops(backward=False) - trace.reference) / sum(part.drawn for part in parts)

@@ -14,11 +14,12 @@ _MIXTURE = (
     "num_experts",
     "num_experts_per_tok",
     "shared_expert",
+    "shared_expert_per_task",
     "alpha_init",
     "moe_layers",
     "context_router",
 )
-_UNTIED = ("group_by", "fork", "first", "last", "across")
+_UNTIED = ("group_by", "parts", "fork", "first", "last", "across")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -36,6 +37,8 @@ def structure(arguments: argparse.Namespace) -> Structure | None:
         raise ValueError(f"{option} has no effect with --structure {arguments.structure}: remove it, or choose another structure")
     if "moe_layers" in given:
         given["moe_layers"] = numbers(given["moe_layers"])
+    if "parts" in given:
+        given["parts"] = tuple(given["parts"].split(","))
     given |= {name: depth(given[name]) for name in ("fork", "first", "last") if name in given}
     return kind(**given) if kind else None
 

@@ -14,7 +14,7 @@ from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, Che
 from unidecouple.convert.names import to_deepseek
 from unidecouple.convert.parts import Transform, read_deepseek, untie, write_deepseek
 from unidecouple.convert.weights import Weights
-from unidecouple.methods.structure import Dense, Structure, UsagePartitioned
+from unidecouple.methods.structure import Dense, LoraStructure, Structure, UsagePartitioned
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 
@@ -96,7 +96,7 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
     folds = isinstance(wanted.structure, Dense) and apart
     if config.text_config.lora_rank and (wanted.merge or folds or wanted.to != UNIDECOUPLE):
         text, rank = config.text_config, config.text_config.lora_rank
-        config = structures.with_text(config, lora_rank=0, lora_targets=[], lora_per_task=[])
+        config = structures.merged_config(config)
         steps.append(Step(f"merged low-rank updates (r={rank})", partial(structures.merge_lora, text=text), config))
     if folds:
         config = structures.fold_config(config)
@@ -107,6 +107,8 @@ def changes(config: UnifiedConfig, wanted: Conversion) -> list[Step]:
         steps.append(Step(says, drop_bos_kv, config))
     if mixture is not None and isinstance(mixture, UsagePartitioned):
         raise ValueError(f"structure {mixture.kind!r} needs measured expert usage: set it in a training stage instead")
+    if mixture is not None and isinstance(mixture, LoraStructure):
+        raise ValueError(f"structure {mixture.kind!r} adds LoRA that changes nothing until it is trained: set it in a run instead")
     if not folds and mixture is not None:
         if config.text_config.lora_rank:
             low = f"low-rank updates (r={config.text_config.lora_rank})"

@@ -19,6 +19,7 @@ from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.router import ContextRouter, ExpertRouter, TaskAwareRouter
 
 _FFN = re.compile(r"^(?P<mlp>model\.language_model\.layers\.(?P<layer>\d+)\.mlp)\.")
+_SHARED = re.compile(r"^(?P<ffn>.*\.mlp\.shared_expert)\.(?P<layers>gate_up|down)_(?:proj|lora_(?P<which>[AB]))$")
 _LAST = "model.language_model.norm.weight"
 
 
@@ -45,6 +46,11 @@ def with_structure(config: UnifiedConfig, structure: Structure) -> UnifiedConfig
             else f"separate weights per {text.group_by} in layers {text.per_group_layers}"
         )
         raise ValueError(f"the model has {now}: structure {structure.kind!r} must start from a dense checkpoint")
+    if isinstance(structure, Upcycled) and text.lora_rank and structure.kind != "dense":
+        raise ValueError(
+            f"the model has LoRA (r={text.lora_rank}): structure {structure.kind!r} must start from a dense checkpoint, "
+            "so merge it first"
+        )
     return with_text(config, **structure.configure(text))
 
 
@@ -58,28 +64,56 @@ def merge_lora(part: Part, text: UniLlamaConfig) -> Part:
     for name, a in part.items():
         if not name.endswith("lora_A"):
             continue
-        stacked = ".experts." in name or ".mlp.gate." in name
+        stacked = not name.endswith(".lora_A") or ".mlp.gate." in name
         if not stacked and len(a) > 1:
             raise ValueError(f"{name} has one LoRA per task, and only one can be merged: choose it with --task")
-        base = name.replace("_lora_A", "_proj") if ".experts." in name else name.replace("lora_A", "weight")
+        base = name.replace("_lora_A", "_proj") if name.endswith("_lora_A") else name.replace("lora_A", "weight")
         update = part[name.replace("lora_A", "lora_B")].double() @ a.double() * (text.lora_alpha / text.lora_rank)
         out[base] = (part[base].double() + (update if stacked else update[0])).to(part[base].dtype)
     return {name: out[name] for name in part if name in out}
 
 
+def merged_config(config: UnifiedConfig) -> UnifiedConfig:
+    """Configuration after ``merge_lora``.
+
+    Raises:
+        ValueError: a router weighs the updates per token; no single weight can hold several.
+    """
+    if config.text_config.lora_kind != "plain":
+        raise ValueError(
+            f"lora_kind={config.text_config.lora_kind!r}: a router weighs the updates per token, so they merge into no weight; "
+            "keep the unidecouple layout, and use what takes any model (evaluate, unidecouple.generate.image.draw, text.answer)"
+        )
+    return with_text(config, lora_rank=0, lora_targets=[], lora_per_task=[])
+
+
 def slim(part: Part, task: Task) -> Part:
-    """Keep the experts, expert router and low-rank updates of ``task``; drop those of the other task."""
+    """Keep the experts, expert router and low-rank updates of ``task``; drop those of the other task.
+
+    Of shared experts per task, its own becomes a plain one.
+    """
     out: Part = {}
     for name, tensor in part.items():
         if ".mlp.router." in name or ".context_router." in name:
             continue
-        if ".experts." in name:
+        if match := _SHARED.match(name):
+            out |= _plain_ffn(match, tensor[task])
+        elif ".experts." in name:
             out[name] = tensor.unflatten(0, (len(Task), -1))[task].clone()
-        elif name.endswith(".mlp.gate.weight") or ("lora_" in name and len(tensor) == len(Task)):
+        elif len(tensor) == len(Task) and ("lora_" in name or name.endswith((".mlp.gate.weight", ".mlp.alpha"))):
             out[name] = tensor[task : task + 1].clone()
         else:
             out[name] = tensor
     return out
+
+
+def _plain_ffn(stacked: re.Match[str], tensor: Tensor) -> Part:
+    """One of a stack of FFNs, under the names of a plain one; gates and ups share the A of their low-rank update."""
+    layers = stacked["layers"].split("_")
+    pieces = [tensor] * len(layers) if stacked["which"] == "A" else tensor.chunk(len(layers))
+    leaf = f"lora_{stacked['which']}" if stacked["which"] else "weight"
+    shaped = (piece.unsqueeze(0) if stacked["which"] else piece for piece in pieces)
+    return {f"{stacked['ffn']}.{layer}_proj.{leaf}": piece.clone() for layer, piece in zip(layers, shaped, strict=True)}
 
 
 def slim_config(config: UnifiedConfig, task: Task) -> UnifiedConfig:
@@ -103,6 +137,7 @@ def slim_config(config: UnifiedConfig, task: Task) -> UnifiedConfig:
         raise ValueError(f"ffn={text.ffn!r} without lora_per_task: no weight belongs to one task, so there is nothing to choose")
     mixture = {"ffn": "moe", "num_tasks": 1, "num_experts": text.experts_per_group} if text.ffn == "ta_moe" else {}
     rest = {"context_router": False, "task_routing": "learned", "lora_per_task": [], "bos_kv": task is Task.T2I}
+    rest |= {"shared_expert_per_task": False}
     return with_text(config, **mixture, **rest)
 
 

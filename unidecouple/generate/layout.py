@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from unidecouple.models.decoder import UniLlamaDecoderLayer, UniLlamaModel
+from unidecouple.models.experts import Experts
+from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
 from unidecouple.models.router import consecutive_ranges
+from unidecouple.models.untied import UniRMSNorm, UntiedLinear
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def join_shared(decoder: UniLlamaModel) -> None:
     """Lay out the weights that both tasks use, before each task's model is made, so that both share them."""
     for layer in layers_of(decoder):
         attention, ffn = layer.self_attn, layer.mlp
-        if layer.num_sets == 1 and not attention.q_proj.groups:
+        if isinstance(attention.q_proj, LoraLinear) and not attention.q_proj.groups:
             joined((attention.q_proj, attention.k_proj, attention.v_proj))
             joined((attention.o_proj,))
         if isinstance(ffn, FeedForward) and not ffn.gate_proj.groups:
@@ -68,18 +71,18 @@ def join_shared(decoder: UniLlamaModel) -> None:
 
 @torch.no_grad()
 def _block(layer: UniLlamaDecoderLayer, group: int) -> LayerWeights:
-    attention, ffn, untied = layer.self_attn, layer.mlp, layer.num_sets > 1
+    attention, ffn = layer.self_attn, layer.mlp
 
-    def mine(module: nn.Module) -> Tensor:
-        weight: Tensor = module.get_parameter("weight").detach()
-        return weight[group] if untied else weight
+    def scale(norm: UniRMSNorm) -> Tensor:
+        return norm.weight.detach()[group] if norm.sets > 1 else norm.weight.detach()
 
     def together(*modules: nn.Module) -> Tensor:
-        return torch.cat([mine(module).T for module in modules], dim=1) if untied else joined(modules)
+        sets = [module.weight.detach()[group].T for module in modules if isinstance(module, UntiedLinear)]
+        return torch.cat(sets, dim=1) if sets else joined(modules)
 
     square = (
-        mine(layer.input_layernorm),
-        mine(layer.post_attention_layernorm),
+        scale(layer.input_layernorm),
+        scale(layer.post_attention_layernorm),
         together(attention.q_proj, attention.k_proj, attention.v_proj),
         together(attention.o_proj),
     )
@@ -109,6 +112,7 @@ def joined(modules: Sequence[nn.Module]) -> Tensor:
 def _mixture(moe: MixtureOfExperts, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mine = consecutive_ranges(moe.group_sizes)[group]
     experts, shared, width = moe.experts, moe.shared_expert, moe.experts.down_proj.shape[2]
+    assert not isinstance(shared, Experts)  # one task's model has its task's as a plain FFN
     gate_up = experts.gate_up_proj.detach()[mine.start : mine.stop].flatten(0, 1).T
     down = experts.down_proj.detach()[mine.start : mine.stop].transpose(1, 2).flatten(0, 1)
     factor = torch.eye(len(mine), device=down.device)
@@ -125,6 +129,7 @@ def _mixture(moe: MixtureOfExperts, group: int) -> tuple[Tensor, Tensor, Tensor,
 
 def _become_views(moe: MixtureOfExperts, gate_up: Tensor, down: Tensor, width: int) -> None:
     count, shared = moe.experts.num_experts, moe.shared_expert
+    assert not isinstance(shared, Experts)
     routed = count * 2 * width
     moe.experts.gate_up_proj.data = gate_up[:, :routed].T.unflatten(0, (count, 2 * width))
     moe.experts.down_proj.data = down[: count * width].unflatten(0, (count, width)).transpose(1, 2)

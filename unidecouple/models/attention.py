@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotar
 from unidecouple.batch import to_device
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.interaction import attend_and_measure
-from unidecouple.models.lora import LoraLinear
+from unidecouple.models.lora import adaptable
 from unidecouple.models.untied import SortedTokens, UntiedLinear, project
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -30,7 +30,7 @@ _MASKED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacken
 
 
 def masked_kernels(device: torch.device, mask: Tensor | None) -> contextlib.AbstractContextManager[object]:
-    """Context of an attention call: with a mask on a GPU, all kernels but cuDNN's.
+    """Return the context of an attention call: with a mask on a GPU, all kernels but cuDNN's.
 
     Since torch 2.11 that one gives NaN gradients with a mask where the length is 64 modulo 128 (pytorch #196678, H100 and H200).
     """
@@ -92,12 +92,12 @@ class UniLlamaAttention(LlamaAttention):
 
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        lora = (config.num_lora_pairs("attention"), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             plain: nn.Linear = getattr(self, name)
             shape = (plain.in_features, plain.out_features, plain.bias is not None)
-            sets = config.num_weight_sets(layer_idx)
-            setattr(self, name, LoraLinear(*shape, *lora) if sets == 1 else UntiedLinear(sets, *shape, config.experts_backend))
+            sets = config.num_weight_sets(layer_idx, "attention")
+            linear = adaptable(config, "attention", *shape) if sets == 1 else UntiedLinear(sets, *shape, config.experts_backend)
+            setattr(self, name, linear)
         if config.bos_kv:
             self.first_key = nn.Parameter(torch.zeros(self.k_proj.out_features))
             self.first_value = nn.Parameter(torch.zeros(self.v_proj.out_features))

@@ -19,6 +19,8 @@ FFN_KINDS = ("dense", "moe", "ta_moe", "typed_moe")
 ROUTINGS = ("learned", "label")
 GROUP_BYS = tuple(GROUP_NAMES)
 ATTENDED = ("all", "group")
+LAYER_PARTS = ("attention", "ffn", "norms")
+LORA_KINDS = ("plain", "interaction", "modality")
 EXPERT_BACKENDS = ("grouped_mm", "loop")
 _FORMER = {
     "experts_per_task": "num_experts",
@@ -40,7 +42,10 @@ def _from_older(given: Fields) -> Fields:
     return out
 
 
-@versioned(_FORMER, _from_older, {"task_deltas": 3})
+_SINCE = {"task_deltas": 3} | dict.fromkeys(("shared_expert_per_task", "per_group_parts", "lora_kind", "lora_experts"), 4)
+
+
+@versioned(_FORMER, _from_older, _SINCE)
 @strict
 class UniLlamaConfig(LlamaConfig):
     """Llama with weights per task or per kind of token.
@@ -52,13 +57,15 @@ class UniLlamaConfig(LlamaConfig):
         group_sizes: experts per group of a "typed_moe", in the order of ``GROUP_NAMES``. None: equal groups.
         num_experts_per_tok: k, experts a token is sent to inside its group.
         shared_expert: add ``alpha * SharedExpert(x)`` (arXiv 2506.03591, eq. 1).
+        shared_expert_per_task: one shared expert and one alpha per group of a "ta_moe", each with its own low-rank update. Ours.
         alpha_init: alpha before training. Unpublished; ours is 0.5, since from 0 it never grows.
         task_routing: "learned" (the task-aware router decides) or "label" (``group_by`` decides).
         group_by: which tokens form group 1 where groups come from labels: "task" (generation, by ``task_ids``), "modality" (all
             image tokens) or "image_out" (image tokens to be generated); all others form group 0. "type" has three groups: text,
             image tokens to be understood, image tokens to be generated.
         moe_layers: layers that are mixtures, counted from 0; the others keep a dense FFN. None: all layers.
-        per_group_layers: layers with one set of all weights (attention, FFN, norms) per group of ``group_by``, counted from 0.
+        per_group_layers: layers with one set of weights per group of ``group_by``, counted from 0.
+        per_group_parts: which of their weights: some of "attention", "ffn", "norms"; the others serve all groups.
         per_group_norm: whether the final norm has one set per group, too.
         per_group_attention: what tokens of these layers attend to: "all" before them, or those of their own "group".
         num_tasks: 2, or 1 for a model slimmed to one task (``unidecouple convert --task``), which has one group of experts.
@@ -71,6 +78,9 @@ class UniLlamaConfig(LlamaConfig):
         lora_alpha: LoRA's scale is lora_alpha / r.
         lora_targets: of "attention", "experts", "shared_expert", "mlp" (a dense FFN), "router" (W_task and W_e of each mixture,
             which are small and usually trained in full; a context router always is).
+        lora_kind: "plain", or several pairs whose sum a router weighs per token: "interaction" (I-LoRA) or "modality" (MoDE), see
+            ``MixedLoraLinear``.
+        lora_experts: n pairs that the router weighs; 0 where ``lora_kind`` is "plain".
         lora_per_task: targets with one (A, B) pair per task. Ours, not the paper's.
         task_deltas: weights of one task beside a layer's own: task key -> module of the decoder ("layers.0.self_attn.q_proj",
             "norm", "embed_tokens"; of an Emu3 also "lm_head") -> form, see ``models/deltas.py``. Written by
@@ -85,11 +95,13 @@ class UniLlamaConfig(LlamaConfig):
     group_sizes: list[int] | None = None
     num_experts_per_tok: int = 1
     shared_expert: bool = True
+    shared_expert_per_task: bool = False
     alpha_init: float = 0.5
     task_routing: str = "learned"
     group_by: str = "task"
     moe_layers: list[int] | None = None
     per_group_layers: list[int] | None = None
+    per_group_parts: list[str] = field(default_factory=lambda: [*LAYER_PARTS])
     per_group_norm: bool = False
     per_group_attention: str = "all"
     num_tasks: int = 2
@@ -99,6 +111,8 @@ class UniLlamaConfig(LlamaConfig):
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: list[str] = field(default_factory=list)
+    lora_kind: str = "plain"
+    lora_experts: int = 0
     lora_per_task: list[str] = field(default_factory=list)
     task_deltas: dict[str, dict[str, str]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -106,7 +120,7 @@ class UniLlamaConfig(LlamaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         choices = {"ffn": FFN_KINDS, "task_routing": ROUTINGS, "group_by": GROUP_BYS, "per_group_attention": ATTENDED}
-        choices["experts_backend"] = EXPERT_BACKENDS
+        choices |= {"experts_backend": EXPERT_BACKENDS, "lora_kind": LORA_KINDS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -116,9 +130,15 @@ class UniLlamaConfig(LlamaConfig):
             raise ValueError(
                 f"num_tasks={self.num_tasks} with ffn={self.ffn!r}, lora_per_task={self.lora_per_task}: only 2 tasks can part"
             )
+        if self.shared_expert_per_task and not (self.ffn == "ta_moe" and self.shared_expert):
+            raise ValueError(
+                f"shared_expert_per_task=True with ffn={self.ffn!r}, shared_expert={self.shared_expert}: use ffn='ta_moe' and "
+                "shared_expert=True"
+            )
         self._check_moe_layers()
         self._check_untied_layers()
         self._check_groups()
+        self._check_lora_kind()
         self._check_lora()
         self._check_deltas()
 
@@ -149,11 +169,14 @@ class UniLlamaConfig(LlamaConfig):
             )
 
     def _check_untied_layers(self) -> None:
+        parts = self.per_group_parts
+        if not parts or not set(parts) <= set(LAYER_PARTS) or len(set(parts)) < len(parts):
+            raise ValueError(f"per_group_parts={parts}: name some of {', '.join(LAYER_PARTS)}, each once")
         if self.per_group_layers is None:
-            if self.per_group_norm or self.per_group_attention != "all":
+            if self.per_group_norm or self.per_group_attention != "all" or len(parts) < len(LAYER_PARTS):
                 raise ValueError(
-                    f"per_group_norm={self.per_group_norm}, per_group_attention={self.per_group_attention!r} without "
-                    "per_group_layers: name them"
+                    f"per_group_norm={self.per_group_norm}, per_group_attention={self.per_group_attention!r}, "
+                    f"per_group_parts={parts} without per_group_layers: name them"
                 )
             return
         wrong = [layer for layer in self.per_group_layers if not 0 <= layer < self.num_hidden_layers]
@@ -167,6 +190,17 @@ class UniLlamaConfig(LlamaConfig):
                 f"per_group_layers={self.per_group_layers} with ffn={self.ffn!r}, lora_rank={self.lora_rank}, "
                 f"num_tasks={self.num_tasks}: untied layers go with dense FFNs and two tasks, and take no low-rank updates"
             )
+
+    def _check_lora_kind(self) -> None:
+        if (self.lora_kind == "plain") != (self.lora_experts == 0) or self.lora_experts < 0:
+            raise ValueError(f"lora_experts={self.lora_experts} with lora_kind={self.lora_kind!r}: 0 for plain, else at least 1")
+        if self.lora_kind != "plain" and (not self.lora_rank or self.ffn != "dense" or self.lora_per_task):
+            raise ValueError(
+                f"lora_kind={self.lora_kind!r} with lora_rank={self.lora_rank}, ffn={self.ffn!r}, lora_per_task="
+                f"{self.lora_per_task}: it takes a rank, a dense decoder, and no update per task"
+            )
+        if self.lora_kind == "modality" and self.group_by != "modality":
+            raise ValueError(f"lora_kind='modality' with group_by={self.group_by!r}: use group_by='modality'")
 
     def _check_lora(self) -> None:
         for target in (*self.lora_targets, *self.lora_per_task):
@@ -183,7 +217,8 @@ class UniLlamaConfig(LlamaConfig):
             raise ValueError("lora_per_task has 'router', which is what tells the tasks apart; leave it to lora_targets")
         if self.ffn in ("moe", "typed_moe") and self.lora_per_task:
             raise ValueError(f"lora_per_task={self.lora_per_task}: a {self.ffn!r} knows no task to route by; use ffn='ta_moe'")
-        if "experts" in self.lora_targets and self.experts_backend == "grouped_mm" and self.lora_rank % 4:
+        stacked = "experts" in self.lora_targets or (self.shared_expert_per_task and "shared_expert" in self.lora_targets)
+        if stacked and self.experts_backend == "grouped_mm" and self.lora_rank % 4:
             raise ValueError(
                 f"lora_rank={self.lora_rank} on experts must be a multiple of 4 (8 in bf16): grouped_mm needs 16-byte rows"
             )
@@ -210,22 +245,35 @@ class UniLlamaConfig(LlamaConfig):
     @property
     def described(self) -> str:
         """The structure in a few words: "dense", "4 of 24 layers untied by task", or a mixture's kind, groups and layers."""
-        low = f", LoRA r={self.lora_rank}" if self.lora_rank else ""
+        several = {
+            "plain": "",
+            "interaction": f" with {self.lora_experts} B per A",
+            "modality": f" with {self.lora_experts} + 1 pairs",
+        }
+        low = f", LoRA r={self.lora_rank}{several[self.lora_kind]}" if self.lora_rank else ""
         if self.per_group_layers is not None:
-            return f"{len(self.per_group_layers)} of {self.num_hidden_layers} layers with weights per {self.group_by}"
+            parts = "" if len(self.per_group_parts) == len(LAYER_PARTS) else f" ({', '.join(self.per_group_parts)} only)"
+            return f"{len(self.per_group_layers)} of {self.num_hidden_layers} layers with weights per {self.group_by}{parts}"
         if self.ffn == "dense":
             counted = {task: count_forms(some).items() for task, some in self.task_deltas.items()}
             forms = [f"{task} {', '.join(f'{n} {kind}' for kind, n in some)}" for task, some in counted.items()]
             return f"dense{low}" + (f" with weights per task ({'; '.join(forms)})" if forms else "")
         group = f"{self.num_groups} group(s) of {'/'.join(map(str, self.expert_groups))} experts, top {self.num_experts_per_tok}"
-        shared = ", a shared expert" if self.shared_expert else ""
+        each = " per task" if self.shared_expert_per_task else ""
+        shared = f", a shared expert{each}" if self.shared_expert else ""
         return f"{self.ffn}: {group}{shared} in {len(self.mixture_layers)} of {self.num_hidden_layers} layers{low}"
 
     @property
     def labelled_updates(self) -> bool:
-        """Whether low-rank updates or deltas per task need task labels: nothing in a dense model learns to route."""
+        """Whether low-rank updates or deltas per group need labels: nothing in a dense model learns to route."""
         routed = any(self.num_lora_pairs(target) > 1 for target in self.lora_targets)
-        return self.ffn == "dense" and (routed or bool(self.task_deltas))
+        return self.ffn == "dense" and (routed or bool(self.task_deltas) or self.lora_kind == "modality")
+
+    @property
+    def switchable_updates(self) -> bool:
+        """Whether a dense decoder has low-rank updates and a token without a group meets none of them."""
+        pairs = [self.num_lora_pairs(target) for target in self.lora_targets]
+        return self.ffn == "dense" and bool(self.lora_rank and pairs) and (self.lora_kind == "modality" or min(pairs) > 1)
 
     @property
     def mixture_layers(self) -> tuple[int, ...]:
@@ -234,9 +282,10 @@ class UniLlamaConfig(LlamaConfig):
             return ()
         return tuple(range(self.num_hidden_layers)) if self.moe_layers is None else tuple(sorted(self.moe_layers))
 
-    def num_weight_sets(self, layer: int) -> int:
-        """Sets of weights in ``layer``: one, or one per group."""
-        return self.num_tasks if self.per_group_layers is not None and layer in self.per_group_layers else 1
+    def num_weight_sets(self, layer: int, part: str | None = None) -> int:
+        """Sets of weights of ``part`` (of ``LAYER_PARTS``; None: of any) in ``layer``: one, or one per group."""
+        untied = self.per_group_layers is not None and layer in self.per_group_layers
+        return self.num_tasks if untied and (part is None or part in self.per_group_parts) else 1
 
     @property
     def num_groups(self) -> int:
@@ -258,7 +307,7 @@ class UniLlamaConfig(LlamaConfig):
         return min(self.expert_groups)
 
     def num_lora_pairs(self, target: str) -> int:
-        """Number of (A, B) pairs of ``target``: 0 (not adapted), 1, or one per task."""
+        """Return the number of (A, B) pairs of ``target``: 0 (not adapted), 1, or one per task."""
         if not self.lora_rank or target not in self.lora_targets:
             return 0
         return 2 if target in self.lora_per_task else 1

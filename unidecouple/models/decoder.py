@@ -53,20 +53,21 @@ class DecoderOutput(BaseModelOutputWithPast):
 
 
 class UniLlamaDecoderLayer(GradientCheckpointingLayer):
-    """One block: attention, then a dense FFN or a mixture of experts; or one set of all its weights per group."""
+    """One block: attention, then a dense FFN or a mixture of experts; or one set of all or some of its weights per group."""
 
     def __init__(self, config: UniLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = UniLlamaAttention(config, layer_idx)
         self.num_sets, mixtures = config.num_weight_sets(layer_idx), config.mixture_layers
+        norm_sets = config.num_weight_sets(layer_idx, "norms")
         routed_before = config.context_router and layer_idx == mixtures[0]
         self.mlp: FeedForward | MixtureOfExperts | UntiedFeedForward
-        if self.num_sets > 1:
+        if config.num_weight_sets(layer_idx, "ffn") > 1:
             self.mlp = UntiedFeedForward(config)
         else:
             self.mlp = MixtureOfExperts(config, routed=not routed_before) if layer_idx in mixtures else FeedForward(config, "mlp")
-        self.input_layernorm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, self.num_sets)
-        self.post_attention_layernorm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, self.num_sets)
+        self.input_layernorm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, norm_sets)
+        self.post_attention_layernorm = UniRMSNorm(config.hidden_size, config.rms_norm_eps, norm_sets)
 
     def forward(
         self,
@@ -165,20 +166,19 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         key_sets: Tensor | None = None,
         blocks: SequenceBlocks | None = None,
         routers_only: bool = False,
+        updates: bool = True,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> DecoderOutput:
         """Run ``LlamaModel`` with task and modality labels of the tokens.
 
         Args:
-            input_ids: (B, T) tokens, or pass ``inputs_embeds`` (B, T, H).
+            input_ids, inputs_embeds: tokens (B, T), or their embeddings (B, T, H).
             attention_mask: (B, S) over cache and new tokens; None means causal over all.
             position_ids: (B, T) or (1, T); by default the count of tokens before.
             cache: keys and values of the tokens before, extended in place.
-            inputs_embeds: see ``input_ids``.
             use_cache: make a cache if none is given.
-            task_ids: (B, T), (B, 1) or (1, 1) int64 tasks; needed where ``group_by`` is "task".
-            modality_ids: the same of ``Modality``; needed for every other ``group_by``.
+            task_ids, modality_ids: (B, T), (B, 1) or (1, 1) int64 ``Task`` and ``Modality``; ``group_by`` decides which is needed.
             routing: "learned" or "label"; None: as configured.
             shield: scales the gradient of some tokens into the shared experts.
             output_hidden_states: also return the input of each layer and the final state.
@@ -186,6 +186,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             blocks: sequences of packed rows, as ``position_ids`` have them; attention then needs no mask, unless it is eager.
             routers_only: only the task routers' logits are needed, and gradients of nothing else: layers end at the last mixture,
                 and the states that are returned mean nothing.
+            updates: False leaves out the low-rank updates that a token's group chooses; see ``switchable_updates``.
             past_key_values: what transformers before 5.24 calls ``cache``.
             kwargs: passed to attention.
 
@@ -205,10 +206,10 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         if blocks is not None:
             mask, attention["blocks"] = None, blocks
         route_by = routing or self.config.task_routing
-        group = group_ids if route_by == "label" or self.config.labelled_updates else _chosen(task_logits)
-        inputs = {"group_ids": group_ids, "routing": route_by, "task_logits": task_logits, "key_sets": key_sets, "shield": shield}
-        inputs |= {"tokens": self._sorted(group_ids), "routers_only": routers_only}
-        return self._run_layers(hidden, group, (mask, group_mask), output_hidden_states, **inputs, **attention)
+        group = self._known_groups(route_by, group_ids, task_logits) if updates else None
+        attention |= {"group_ids": group_ids, "routing": route_by, "task_logits": task_logits, "key_sets": key_sets}
+        attention |= {"tokens": self._sorted(group_ids), "routers_only": routers_only, "shield": shield}
+        return self._run_layers(hidden, group, (mask, group_mask), output_hidden_states, **attention)
 
     def _run_layers(
         self,
@@ -247,8 +248,14 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
             key_set_shares=tuple(shares) if inputs["key_sets"] is not None else None,
         )
 
+    def _known_groups(self, route_by: str, group_ids: Tensor | None, task_logits: Tensor | None) -> Tensor | None:
+        """(B, T) group of each token before the first mixture: by its labels, or by the context router; else None."""
+        if route_by == "label" or self.config.labelled_updates:
+            return group_ids
+        return None if task_logits is None else task_logits.argmax(-1)
+
     def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
-        """The cache to extend; a new one with ``use_cache`` and no ``cache``."""
+        """Return the cache to extend; a new one with ``use_cache`` and no ``cache``."""
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -276,7 +283,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         return shared, within_group(whole, group_ids, cache, self.config)
 
     def embed_text(self, ids: Tensor, task_ids: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
-        """Word embeddings (B, T, H) of ``ids`` (B, T) as this decoder's own forward looks them up.
+        """Return the word embeddings (B, T, H) of ``ids`` (B, T) as ``forward`` looks them up.
 
         Args:
             ids: tokens.
@@ -290,7 +297,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         return self.embed_tokens(ids, self._group_ids(task_ids, None, position_ids, ids.shape))
 
     def _sorted(self, group_ids: Tensor | None) -> SortedTokens | None:
-        """The tokens sorted by group, once for all layers with weights per group; None without one."""
+        """Return the tokens sorted by group, once for all layers with weights per group; None without one."""
         if group_ids is None or self.config.per_group_layers is None:
             return None
         return SortedTokens.of(group_ids, self.config.num_tasks)
@@ -310,7 +317,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache under either of its names.
+    """Return the cache under either of its names.
 
     Raises:
         ValueError: both are given.
@@ -333,11 +340,6 @@ def _next_positions(hidden: Tensor, cache: Cache | None) -> Tensor:
     """(1, T) positions after the tokens in ``cache``."""
     past = 0 if cache is None else cache.get_seq_length()
     return torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
-
-
-def _chosen(task_logits: Tensor | None) -> Tensor | None:
-    """The likelier group of each token; None without a context router."""
-    return None if task_logits is None else task_logits.argmax(-1)
 
 
 AutoModel.register(UniLlamaConfig, UniLlamaModel)

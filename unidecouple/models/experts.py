@@ -18,23 +18,23 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many of some rows, sorted by the matrix that they meet, each matrix gets.
+    """Number of rows that each matrix multiplies, for rows sorted by matrix.
 
     Attributes:
-        ends: (E,) int32, where each matrix's rows end.
+        ends: (E,) int32, the end of the rows of each matrix.
     """
 
     ends: Tensor
 
     @classmethod
     def of(cls, sorted_ids: Tensor, num_matrices: int) -> RowCounts:
-        """Of ascending ids (M,) below ``num_matrices``; unlike a count, this does not make the host wait for a GPU."""
+        """Count ascending ``sorted_ids`` (M,) below ``num_matrices``; unlike ``bincount`` this does not synchronise with a GPU."""
         every = torch.arange(num_matrices, device=sorted_ids.device)
         return cls(torch.searchsorted(sorted_ids, every, right=True, out_int32=True))
 
     @functools.cached_property
     def sizes(self) -> list[int]:
-        """Rows of each matrix; on a GPU the host waits, once."""
+        """Rows per matrix; on a GPU the first access synchronises."""
         ends = self.ends.tolist()
         return [end - begin for begin, end in itertools.pairwise([0, *ends])]
 
@@ -47,7 +47,7 @@ class Experts(nn.Module):
         hidden_size: H.
         intermediate_size: I.
         backend: "grouped_mm" (``torch.nn.functional.grouped_mm``) or "loop"; equal up to rounding.
-        lora_rank: r of each expert's own low-rank update, 0 for none.
+        lora_rank: r of the LoRA of each expert, 0 for none.
         lora_scale: lora_alpha / r.
     """
 
@@ -196,7 +196,7 @@ class _GroupedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Gradients of the rows and of the matrices."""
+        """Return gradients of the rows and of the matrices."""
         rows, stacked, ends = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         into_rows = None if stacked is None else F.grouped_mm(gradient, stacked, offs=ends)
@@ -224,7 +224,7 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The gradient of both halves."""
+        """Return the gradient of both halves."""
         (both,) = ctx.saved_tensors
         gate, up = both.chunk(2, dim=-1)
         into = torch.empty_like(both)
@@ -235,5 +235,5 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def inverse(order: Tensor) -> Tensor:
-    """The permutation that undoes ``order`` (M,) int64."""
+    """Return the permutation that undoes ``order`` (M,) int64."""
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unidecouple.batch import membership
+from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.deltas import of_tasks
 
 
 def low_rank(groups: int, rank: int, inner: int, outer: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A (groups, rank, inner) and B (groups, outer, rank) of updates ``B A``, to be initialised by ``start_low_rank``."""
+    """Return A (groups, rank, inner) and B (groups, outer, rank) of updates ``B A``, to be initialised by ``start_low_rank``."""
     return nn.Parameter(torch.empty(groups, rank, inner)), nn.Parameter(torch.zeros(groups, outer, rank))
 
 
@@ -66,3 +67,54 @@ class LoraLinear(nn.Linear):
         wide = self.lora_B.transpose(0, 1).flatten(1).to(y.dtype)  # autocast leaves what is written in place alone
         y.addmm_(low.to(y.dtype), wide.t())  # added as it is made: no further tensor as large as the output
         return y.view(*x.shape[:-1], self.out_features)
+
+
+class MixedLoraLinear(LoraLinear):
+    """``y = W x + (lora_alpha / r) sum_i w_i B_i A_i x`` with n weights ``w = softmax(R x)`` per token.
+
+    Every B starts at zero, so a fresh update changes nothing; R starts as torch's linear layers do, since equal weights would keep
+    the B's equal.
+
+    Args:
+        config: with n as ``lora_experts``, and with ``lora_kind`` "interaction": one A for all n B's (I-LoRA, arXiv 2603.04128);
+            or "modality": each B has its A, and these n pairs serve text tokens; image tokens, group 1, have one more pair for
+            themselves (MoDE, arXiv 2512.03125). There, without a group (None) the result is ``W x``.
+        in_features, out_features, bias: as of ``nn.Linear``.
+    """
+
+    def __init__(self, config: UniLlamaConfig, in_features: int, out_features: int, bias: bool) -> None:
+        rank, experts = config.lora_rank, config.lora_experts
+        super().__init__(in_features, out_features, bias, 0, rank, config.lora_alpha / rank)
+        self.groups, self.experts, self.by_modality = 1, experts, config.lora_kind == "modality"
+        pairs = experts + self.by_modality
+        self.lora_A = low_rank(pairs if self.by_modality else 1, rank, in_features, 0)[0]
+        self.lora_B = low_rank(pairs, rank, 0, out_features)[1]
+        self.lora_R = nn.Parameter(torch.empty(experts, in_features))
+        self.reset_lora()
+
+    def reset_lora(self) -> None:
+        """Initialise A and R (Kaiming uniform) and B (zero)."""
+        start_low_rank(self.lora_A, self.lora_B)
+        nn.init.uniform_(self.lora_R, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
+
+    def _shared(self, x: Tensor, group: Tensor | None) -> Tensor:
+        if self.by_modality and group is None:
+            return F.linear(x, self.weight, self.bias)
+        rows = x.reshape(-1, self.in_features)
+        y = F.linear(rows, self.weight, self.bias)
+        low = self.scale * F.linear(rows, self.lora_A.flatten(0, 1))
+        mix = F.linear(rows, self.lora_R).softmax(-1)
+        if group is not None and self.by_modality:
+            image = group.reshape(-1, 1) > 0
+            mix = torch.cat([mix.masked_fill(image, 0), image.to(mix.dtype)], dim=-1)
+        low = (low.unflatten(-1, (-1, self.rank)) * mix.unsqueeze(-1)).flatten(-2)
+        y.addmm_(low.to(y.dtype), self.lora_B.transpose(0, 1).flatten(1).to(y.dtype).t())
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+def adaptable(config: UniLlamaConfig, target: str, in_features: int, out_features: int, bias: bool) -> LoraLinear:
+    """A linear layer with the low-rank updates that ``config`` gives ``target``, or none."""
+    pairs, rank = config.num_lora_pairs(target), config.lora_rank
+    if pairs and config.lora_kind != "plain":
+        return MixedLoraLinear(config, in_features, out_features, bias)
+    return LoraLinear(in_features, out_features, bias, pairs, rank, config.lora_alpha / max(1, rank))

@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.experts import Experts
-from unidecouple.models.lora import LoraLinear
+from unidecouple.models.lora import adaptable
 from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter, consecutive_ranges
 from unidecouple.models.shield import SharedExpertGradScale, shielded
 
@@ -23,31 +23,38 @@ class FeedForward(nn.Module):
     def __init__(self, config: UniLlamaConfig, lora_target: str) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        lora = (config.num_lora_pairs(lora_target), config.lora_rank, config.lora_alpha / max(1, config.lora_rank))
-        self.gate_proj = LoraLinear(hidden, inner, bias, *lora)
-        self.up_proj = LoraLinear(hidden, inner, bias, *lora)
-        self.down_proj = LoraLinear(inner, hidden, bias, *lora)
+        self.gate_proj = adaptable(config, lora_target, hidden, inner, bias)
+        self.up_proj = adaptable(config, lora_target, hidden, inner, bias)
+        self.down_proj = adaptable(config, lora_target, inner, hidden, bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:
-        """(..., H) -> (..., H); ``group`` (...) chooses the LoRA pair where there is one per task."""
+        """Map (..., H) to (..., H); ``group`` (...) int64 selects the LoRA pair if there is one per task."""
         return self.down_proj(self.act_fn(self.gate_proj(x, group)) * self.up_proj(x, group), group)
+
+
+def _stacked(config: UniLlamaConfig, count: int, lora_target: str) -> Experts:
+    """``count`` experts of the configuration's sizes."""
+    rank = config.lora_rank if config.num_lora_pairs(lora_target) else 0
+    sizes = (config.hidden_size, config.intermediate_size)
+    return Experts(count, *sizes, config.experts_backend, rank, config.lora_alpha / max(1, rank))
 
 
 class MixtureOfExperts(nn.Module):
     """``y = sum_i w_i Expert_i(x) + alpha * SharedExpert(x)`` (eq. 1), experts chosen inside the token's task group.
 
-    "ta_moe" has one group of experts per task and a task-aware router before it. "moe" has one group and no task knowledge.
-    "typed_moe" has the groups of ``group_by``, of equal size or not; labels choose a token's group.
+    "ta_moe" has one group of experts per task, selected by a task-aware router; its shared expert, and alpha, may be one per
+    group (stacked as ``Experts``). "moe" has one group for all tokens. "typed_moe" has one group per kind of token
+    (``group_by``), selected by labels; its groups may differ in size.
 
     Attributes:
-        router: the task router (recipes: ``task_router``), which chooses a token's group; None without one. Checkpoints hold
-            this name and the next.
-        gate: the expert router (recipes: ``expert_router``), which chooses experts inside the group.
+        router: the task router (``task_router`` in recipes), which selects a token's group; None without one. This name and
+            the next are those of checkpoints.
+        gate: the expert router (``expert_router`` in recipes), which selects experts within the group.
     """
 
     def __init__(self, config: UniLlamaConfig, routed: bool = True) -> None:
-        """``routed``: whether a "ta_moe" has a task-aware router of its own; without one it takes the context router's logits."""
+        """Build the mixture; if not ``routed``, a "ta_moe" has no task router and uses the context router's logits."""
         super().__init__()
         self.num_groups, self.group_sizes = config.num_groups, config.expert_groups
         self.group_by = config.group_by
@@ -55,17 +62,13 @@ class MixtureOfExperts(nn.Module):
         lora = (config.lora_rank if config.num_lora_pairs("router") else 0, config.lora_alpha / max(1, config.lora_rank))
         self.router = TaskAwareRouter(hidden, config.num_groups, *lora) if has_task_router else None
         self.gate = ExpertRouter(hidden, config.expert_groups, config.num_experts_per_tok, *lora)
-        lora_rank = config.lora_rank if config.num_lora_pairs("experts") else 0
-        self.experts = Experts(
-            config.num_experts,
-            config.hidden_size,
-            config.intermediate_size,
-            config.experts_backend,
-            lora_rank,
-            config.lora_alpha / max(1, lora_rank),
-        )
-        self.shared_expert = FeedForward(config, "shared_expert") if config.shared_expert else None
-        self.alpha = nn.Parameter(torch.full((1,), config.alpha_init)) if config.shared_expert else None  # FSDP2 refuses scalars
+        self.experts = _stacked(config, config.num_experts, "experts")
+        self.shared_expert: FeedForward | Experts | None = None
+        self.alpha: nn.Parameter | None = None
+        if config.shared_expert:
+            count = config.num_groups if config.shared_expert_per_task else 1
+            self.shared_expert = _stacked(config, count, "shared_expert") if count > 1 else FeedForward(config, "shared_expert")
+            self.alpha = nn.Parameter(torch.full((count,), config.alpha_init))  # FSDP2 refuses scalars
 
     def forward(
         self,
@@ -77,7 +80,7 @@ class MixtureOfExperts(nn.Module):
         routers_only: bool = False,
         last: bool = False,
     ) -> tuple[Tensor, Routing]:
-        """Route and transform.
+        """Route the tokens and apply their experts.
 
         Args:
             x: (B, T, H).
@@ -85,8 +88,8 @@ class MixtureOfExperts(nn.Module):
             routing: "learned" or "label".
             task_logits: (B, T, groups) of the context router; those of the mixture's own router are added.
             shield: scales the gradient of some tokens into the shared expert.
-            routers_only: the loss reads nothing but the task router's logits, so all else is computed without gradients.
-            last: with ``routers_only``, no router comes after: ``x`` is returned, and no expert runs.
+            routers_only: the loss uses the task routers' logits only, so everything else is computed without gradients.
+            last: with ``routers_only``: no later layer has a router, so ``x`` is returned and no expert runs.
 
         Returns:
             (B, T, H), and the routing of its N tokens.
@@ -103,18 +106,27 @@ class MixtureOfExperts(nn.Module):
                 return x, decision
             y_NH = self.experts(x_NH, expert_Nk, weight_Nk)
             if self.shared_expert is not None and self.alpha is not None:
-                expert = self.shared_expert
-                shared_NH = expert(x_NH, group_N) if shield is None else shielded(expert, x_NH, group_N, shield)
-                y_NH = y_NH + self.alpha * shared_NH
+                y_NH = y_NH + self._shared(self.shared_expert, self.alpha, x_NH, group_N, shield)
         return y_NH.view_as(x), decision
 
     def weights_and_group_rows(self) -> list[tuple[nn.Parameter, tuple[range, ...]]]:
-        """Stacked weights that belong to groups, and the rows of each group."""
-        experts = consecutive_ranges(self.group_sizes)
-        routers = consecutive_ranges([1] * self.num_groups) if self.gate.weight.ndim == 3 else experts
-        return [(weight, experts) for weight in self.experts.parameters()] + [
-            (weight, routers) for weight in self.gate.parameters()
-        ]
+        """Return each stacked weight that belongs to groups, and the rows of each group."""
+        experts, singles = consecutive_ranges(self.group_sizes), consecutive_ranges([1] * self.num_groups)
+        routers = singles if self.gate.weight.ndim == 3 else experts
+        found = [(weight, experts) for weight in self.experts.parameters()]
+        found += [(weight, routers) for weight in self.gate.parameters()]
+        if isinstance(self.shared_expert, Experts) and self.alpha is not None:
+            found += [(weight, singles) for weight in (*self.shared_expert.parameters(), self.alpha)]
+        return found
+
+    @staticmethod
+    def _shared(
+        expert: FeedForward | Experts, alpha: Tensor, x_NH: Tensor, group_N: Tensor, shield: SharedExpertGradScale | None
+    ) -> Tensor:
+        """Return ``alpha * SharedExpert(x)``; with one per group, a token uses its group's, and a shield finds nothing shared."""
+        if isinstance(expert, Experts):
+            return expert(x_NH, group_N.unsqueeze(1), alpha[group_N].unsqueeze(1))
+        return alpha * (expert(x_NH, group_N) if shield is None else shielded(expert, x_NH, group_N, shield))
 
     def _group(self, x_NH: Tensor, task_logits: Tensor | None, group_ids: Tensor | None, routing: str) -> Tensor:
         if self.num_groups == 1:

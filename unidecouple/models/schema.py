@@ -12,7 +12,7 @@ import transformers
 from packaging.version import InvalidVersion, Version
 from transformers import GenerationConfig, PreTrainedConfig
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised by every change of our fields, a new one too. A file without ``schema_version`` has version 1 (unidecouple 0.1)."""
 
 VERSION_FIELD = "schema_version"
@@ -70,7 +70,7 @@ def versioned(former: Mapping[str, str], migrate: Migration, since: Mapping[str,
 
 
 def own_fields(cls: type[PreTrainedConfig]) -> set[str]:
-    """Fields of ``cls`` that its base, transformers' own class, lacks."""
+    """Return the fields of ``cls`` that its base, transformers' own class, lacks."""
     return {field.name for field in fields(cls)} - {field.name for field in fields(cls.__mro__[1])}
 
 
@@ -121,7 +121,7 @@ def _misfit(problem: str, given: Fields, others: set[str] | frozenset[str] = fro
 
 
 def _newer(version: object) -> bool:
-    """Whether the file's transformers is newer than the installed one."""
+    """Return whether the file's transformers is newer than the installed one."""
     try:
         return version is not None and Version(str(version)) > Version(transformers.__version__)
     except InvalidVersion:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from math import prod
 
 from unidecouple.batch import Task
+from unidecouple.methods.selection import part_of
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
@@ -25,6 +26,7 @@ def trace_ops(
     routing: str,
     width: int,
     tasks: Collection[Task] = tuple(Task),
+    distilled: Task | None = None,
 ) -> OpTrace:
     """Trace one step's forward and backward over micro-batches of shapes ``parts``.
 
@@ -36,13 +38,28 @@ def trace_ops(
         routing: "learned" or "label".
         width: bytes per activation, 4 or 2.
         tasks: whose losses are computed.
+        distilled: the task whose targets are also compared with the model without its updates (``SelfDistillation``).
     """
     trace = OpTrace(shapes, trains, width)
     for part in parts:
         hidden = _decoder(trace, config, part, _embed(trace, config, part), routing)
         for task in tasks:
             head(trace, task, part, hidden, config)
+        if distilled in tasks and part.task is distilled:
+            _compare(trace, config, part, hidden, routing)
     return trace
+
+
+def _compare(trace: OpTrace, config: UnifiedConfig, part: BatchShape, hidden: TracedTensor, routing: str) -> None:
+    """The forward pass without updates, and the head once more on the states of either pass."""
+    before, logits = trace.flops(backward=False), trace.logits
+    head(trace, part.task, part, hidden, config)
+    trace.logits += trace.logits - logits  # and the reference's
+    plain = OpTrace({name: shape for name, shape in trace.shapes.items() if "lora_" not in name}, (), trace.width)
+    head(plain, part.task, part, _decoder(plain, config, part, _embed(plain, config, part), routing), config)
+    trace.ops += [op._replace(block=-1) for op in plain.ops]
+    trace.largest, trace.encoding = max(trace.largest, plain.largest), max(trace.encoding, plain.encoding)
+    trace.reference += trace.flops(backward=False) - before
 
 
 def _embed(trace: OpTrace, config: UnifiedConfig, part: BatchShape) -> TracedTensor:
@@ -170,6 +187,8 @@ def _adapted(trace: OpTrace, name: str, rows: int, x: TracedTensor, grouped: boo
     groups, rank, inner = trace.shapes[f"{name}.lora_A"]
     if groups > 1 and not grouped:
         return out
+    if f"{name}.lora_R" in trace.shapes:
+        return _mixed(trace, name, rows, x, out)
     outer = trace.shapes[f"{name}.lora_B"][1]
     low = _flat_product(trace, f"{name}.lora_A", rows, x, (groups * rank, inner))
     if groups > 1:
@@ -177,6 +196,26 @@ def _adapted(trace: OpTrace, name: str, rows: int, x: TracedTensor, grouped: boo
     change = _flat_product(trace, f"{name}.lora_B", rows, low, (outer, groups * rank))
     if groups > 1 and low.grad:
         trace.kept += groups * rank * outer * trace.width  # B of all groups side by side is a copy
+    return trace.pointwise("lora", (out, change), out.elements, out.grad or change.grad)
+
+
+def _mixed(trace: OpTrace, name: str, rows: int, x: TracedTensor, out: TracedTensor) -> TracedTensor:
+    """A ``MixedLoraLinear``: ``out`` and its pairs, weighed per token."""
+    (groups, rank, inner), (pairs, outer, _) = trace.shapes[f"{name}.lora_A"], trace.shapes[f"{name}.lora_B"]
+    low = _flat_product(trace, f"{name}.lora_A", rows, x, (groups * rank, inner))
+    logits = _flat_product(trace, f"{name}.lora_R", rows, x, trace.shapes[f"{name}.lora_R"])
+    mix = trace.pointwise("lora", (logits,), rows * pairs, logits.grad)
+    trace.kept += logits.bytes * logits.grad  # the softmax keeps what it returns
+    if groups > 1:
+        trace.kept += rows * mix.grad  # the mask of image tokens
+    if low.grad and (groups > 1 or not logits.grad):
+        trace.keep(mix)
+    if mix.grad:
+        trace.keep(low)
+    low = trace.pointwise("lora", (low, mix), rows * pairs * rank, low.grad or mix.grad)
+    change = _flat_product(trace, f"{name}.lora_B", rows, low, (outer, pairs * rank))
+    if low.grad:
+        trace.kept += pairs * rank * outer * trace.width  # B of all pairs side by side is a copy
     return trace.pointwise("lora", (out, change), out.elements, out.grad or change.grad)
 
 
@@ -221,6 +260,10 @@ def _feed_forward(trace: OpTrace, config: UnifiedConfig, rows: int, name: str, x
     y = _experts(trace, f"{name}.experts", rows * top_k, rows, x, weight)
     if f"{name}.alpha" not in trace.shapes:
         return y
+    if f"{name}.shared_expert.gate_up_proj" in trace.shapes:  # one per task, weighted by its alpha as experts are by the router
+        alphas = trace.new(rows, trace.use(f"{name}.alpha"))
+        shared = _experts(trace, f"{name}.shared_expert", rows, rows, x, alphas)
+        return trace.pointwise("shared_expert", (y, shared), y.elements, y.grad or shared.grad)
     shared = _dense(trace, rows, f"{name}.shared_expert", x, True, "shared_expert")
     if alpha := trace.use(f"{name}.alpha"):
         trace.keep(shared)
@@ -260,21 +303,22 @@ def _expert_router(trace: OpTrace, name: str, rows: int, x: TracedTensor, sizes:
 
 def _experts(trace: OpTrace, name: str, chosen: int, rows: int, x: TracedTensor, weight: TracedTensor) -> TracedTensor:
     """Stacked experts on rows sorted by expert; each row meets one of them."""
-    sorted_rows = trace.pointwise("experts", (x,), chosen * (x.elements // rows), x.grad)
+    part = part_of(f"{name}.down_proj")
+    sorted_rows = trace.pointwise(part, (x,), chosen * (x.elements // rows), x.grad)
     trace.kept += chosen * INDEX * (x.grad or weight.grad) + rows * INDEX * x.grad * (chosen > rows)
     both = _routed(trace, f"{name}.gate_up", chosen, sorted_rows)
     if both.grad:
         trace.keep(both)
-    inner = trace.pointwise("experts", (both,), both.elements // 2, both.grad)
+    inner = trace.pointwise(part, (both,), both.elements // 2, both.grad)
     out = _routed(trace, f"{name}.down", chosen, inner)
     picked = trace.new(chosen, weight.grad)
     if out.grad:
         trace.keep(picked)
     if weight.grad:
         trace.keep(out)
-    weighted = trace.pointwise("experts", (out,), out.elements, out.grad or weight.grad)
+    weighted = trace.pointwise(part, (out,), out.elements, out.grad or weight.grad)
     trace.kept += chosen * INDEX * weighted.grad
-    return trace.pointwise("experts", (weighted,), x.elements, weighted.grad)
+    return trace.pointwise(part, (weighted,), x.elements, weighted.grad)
 
 
 def _routed(trace: OpTrace, name: str, rows: int, x: TracedTensor) -> TracedTensor:

@@ -73,6 +73,7 @@ class OpTrace:
         largest: bytes of the largest activation, the heads' aside.
         encoding: peak bytes of the image tokenizer if it runs in the forward pass; none of them are kept.
         again: of the backward FLOPs, those that a checkpointed head computes a second time.
+        reference: of the forward FLOPs, those that only a comparison with the model without its updates needs.
         used: parameters that take part.
         blocks: layers, in the order they ran.
         passed: (name, block) of the matrices that a gradient passes, each time that it does, and whose copy in the compute type is
@@ -89,6 +90,7 @@ class OpTrace:
     largest: int = 0
     encoding: int = 0
     again: int = 0
+    reference: int = 0
     used: set[str] = field(default_factory=set)
     blocks: list[Block] = field(default_factory=list)
     passed: list[tuple[str, int]] = field(default_factory=list)

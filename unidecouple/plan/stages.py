@@ -155,7 +155,7 @@ def stage_load(
 
     @functools.cache
     def traced(parts: tuple[BatchShape, ...]) -> OpTrace:
-        return trace_ops(model.config, shapes, chosen, parts, routing, width, tasks)
+        return trace_ops(model.config, shapes, chosen, parts, routing, width, tasks, (objective or Objective()).distilled)
 
     def reached(parts: tuple[BatchShape, ...], losses: tuple[Task, ...]) -> set[str]:
         return chosen & trace_ops(model.config, shapes, chosen, parts, routing, width, losses).used

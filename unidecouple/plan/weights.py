@@ -13,7 +13,7 @@ from unidecouple.plan.op_trace import Shape
 
 _LAYER = re.compile(r"^model\.language_model\.layers\.(\d+)\.")
 _FINAL_NORM = "model.language_model.norm.weight"
-_LOW_RANK = ("_proj.lora_A", "_proj.lora_B")
+_LOW_RANK = ("_proj.lora_A", "_proj.lora_B", "_proj.lora_R")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def count(text: UniLlamaConfig, shapes: Mapping[str, Shape], moving: Collection[
         elif part != "image_tokenizer":
             root = ShardingUnit(root.total + size, root.trainable + trains)
     experts = sum(size for name, size in sizes.items() if ".mlp.experts." in name)
-    apart = sum(size * (1 - 1 / (_updates(name, shapes[name]) * _sets(name, text))) for name, size in sizes.items())
+    apart = sum(size * (1 - _met(name, shapes[name], text) / _sets(name, text)) for name, size in sizes.items())
     tokenizer = parts.get("image_tokenizer", (0, 0))[0]
     resting = 1 - text.num_experts_per_tok / text.num_experts
     return WeightCounts(
@@ -115,16 +115,25 @@ def count(text: UniLlamaConfig, shapes: Mapping[str, Shape], moving: Collection[
 
 
 def _sets(name: str, text: UniLlamaConfig) -> int:
-    """How many sets of weights are stacked in a tensor: those of an untied layer, and the final norm's."""
+    """How many sets of weights are stacked in a tensor: of untied parts of a layer, shared experts per task, or the final norm."""
     match = _LAYER.match(name)
     if match is None:
         return text.num_tasks if text.per_group_norm and name == _FINAL_NORM else 1
-    return text.num_weight_sets(int(match[1]))
+    if text.shared_expert_per_task and (".mlp.shared_expert." in name or name.endswith(".mlp.alpha")):
+        return text.num_groups
+    part = "attention" if ".self_attn." in name else "ffn" if ".mlp." in name else "norms"
+    return text.num_weight_sets(int(match[1]), part)
 
 
 def _updates(name: str, shape: Shape) -> int:
-    """How many low-rank pairs are stacked in a tensor, of which a token meets its task's; 1 in all other tensors."""
+    """How many low-rank pairs are stacked in a tensor; 1 in all other tensors."""
     return shape[0] if name.endswith(_LOW_RANK) else 1
+
+
+def _met(name: str, shape: Shape, text: UniLlamaConfig) -> float:
+    """Share of the low-rank pairs in a tensor that a token meets: its task's, all, or a text token's (image tokens meet one)."""
+    pairs = _updates(name, shape)
+    return 1 / pairs if text.lora_kind == "plain" else min(pairs, text.lora_experts) / pairs
 
 
 def _private(name: str, shape: Shape, text: UniLlamaConfig) -> bool:
@@ -136,4 +145,4 @@ def _private(name: str, shape: Shape, text: UniLlamaConfig) -> bool:
         return text.group_by == "task"
     if text.ffn == "ta_moe" and (".mlp.experts." in name or ".mlp.gate." in name):
         return True
-    return _updates(name, shape) == 2
+    return text.lora_kind == "plain" and _updates(name, shape) == 2

@@ -82,7 +82,7 @@ def _rebuild(model: UnifiedModel, config: UnifiedConfig, state: dict[str, torch.
     compressed = dict(compressed_weights(model))
     missing, unexpected = rebuilt.load_state_dict({n: w for n, w in state.items() if n not in compressed}, strict=False)
     missing = [name for name in missing if name not in compressed]
-    fresh = ("lora_A", "lora_B", "router.weight", "gate.weight")
+    fresh = ("lora_A", "lora_B", "lora_R", "router.weight", "gate.weight")
     if unexpected or [name for name in missing if not name.endswith(fresh) and ".context_router." not in name]:
         raise ValueError(f"weights do not fit the new structure: unexpected {unexpected[:3]}, missing {missing[:3]}")
     for name, weight in compressed.items():

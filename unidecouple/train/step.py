@@ -116,7 +116,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     for place, batch in enumerate(parts):
         with parallel.gradients(model, last=place == len(parts) - 1 and not gradients.strategy.by_task), parallel.precision():
-            options = {"interaction": looked_at, "balanced": objective.balances_experts, **settings.forward_options(batch, step)}
+            options = {**objective.forward_options, **settings.forward_options(batch, step)}
             output = model(batch=batch, **options)
             losses = objective.losses(Microbatch(batch, output, settings.tasks, totals, parallel.sum))
             gradients.backward(losses)

@@ -17,9 +17,10 @@ from unidecouple.batch import Task
 from unidecouple.methods.objective.aia import AttentionAlignment
 from unidecouple.methods.objective.balance import LoadBalance
 from unidecouple.methods.objective.group_router import GroupRouterLoss
+from unidecouple.methods.objective.self_distillation import SelfDistillation
 from unidecouple.methods.objective.terms import Losses, Microbatch, StepTotals, Term
 
-AuxiliaryLoss = GroupRouterLoss | LoadBalance | AttentionAlignment
+AuxiliaryLoss = GroupRouterLoss | LoadBalance | AttentionAlignment | SelfDistillation
 """The typed union that recipes choose from by ``kind``, and that property tests run over."""
 
 AUXILIARY_LOSSES: tuple[type[AuxiliaryLoss], ...] = get_args(AuxiliaryLoss)
@@ -63,8 +64,19 @@ class Objective:
         """Whether a loss reads the expert routers' probabilities."""
         return any(isinstance(loss, LoadBalance) and loss.coeff for loss in self.auxiliary)
 
+    @property
+    def distilled(self) -> Task | None:
+        """The task at whose targets the model is compared with itself without updates; None: it is not."""
+        return next((loss.of for loss in self.auxiliary if isinstance(loss, SelfDistillation) and loss.coeff), None)
+
+    @property
+    def forward_options(self) -> dict[str, Any]:
+        """Keyword arguments of the model's forward: what the losses read beyond cross-entropy and routing."""
+        options = {"interaction": self.needs_attention_stats, "balanced": self.balances_experts}
+        return options if self.distilled is None else options | {"distill": self.distilled}
+
     def losses(self, part: Microbatch) -> Losses:
-        """All losses of a micro-batch. Over the micro-batches of a step they sum to the step's (but see ``per_microbatch``)."""
+        """Return all losses of a micro-batch, which sum to the step's over its micro-batches (but see ``per_microbatch``)."""
         sums = {Task.MMU: part.output.mmu.total, Task.T2I: part.output.t2i.total}
         coefficients = {Task.MMU: self.mmu_coeff, Task.T2I: self.t2i_coeff}
         terms = {task.key: sums[task] / part.totals.targets[task].clamp_min(1) for task in part.tasks}
@@ -96,7 +108,7 @@ class Objective:
 
 
 def _has_weight(loss: Mapping[str, Any]) -> bool:
-    """Whether a loss, as a recipe's mapping, has a coefficient other than 0; a missing one has its default."""
+    """Return whether a loss, as a recipe's mapping, has a coefficient other than 0; a missing one has its default."""
     kinds = {kind.kind: kind for kind in AUXILIARY_LOSSES}
     if loss.get("kind") not in kinds:
         return True  # the schema will refuse it by name
@@ -113,6 +125,7 @@ __all__ = [
     "Losses",
     "Microbatch",
     "Objective",
+    "SelfDistillation",
     "StepTotals",
     "Term",
 ]

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import get_args
 
 from unidecouple.methods.structure.dense import Dense
+from unidecouple.methods.structure.i_lora import ILora
+from unidecouple.methods.structure.mode import MoDE
 from unidecouple.methods.structure.moe import MoE
 from unidecouple.methods.structure.mot import MoT
 from unidecouple.methods.structure.rosetta import Rosetta
@@ -18,7 +20,10 @@ from unidecouple.methods.structure.ta_moe import TaskAwareMoE
 from unidecouple.methods.structure.unifork import UniFork
 from unidecouple.methods.structure.unix import UniX
 
-Upcycled = Dense | MoE | TaskAwareMoE | MoT | UniFork | UniX | Rosetta
+LoraStructure = ILora | MoDE
+"""Structures that only add low-rank updates; these change nothing until they are trained, and make up the run's LoRA."""
+
+Upcycled = Dense | MoE | TaskAwareMoE | MoT | UniFork | UniX | Rosetta | LoraStructure
 """Structures of a dense model. They start as it is, but for the one whose layers attend otherwise."""
 
 UsagePartitioned = Symbiotic
@@ -34,7 +39,9 @@ __all__ = [
     "STRUCTURES",
     "UPCYCLED",
     "Dense",
-    "Measured",
+    "ILora",
+    "LoraStructure",
+    "MoDE",
     "MoE",
     "MoT",
     "Rosetta",
@@ -44,4 +51,5 @@ __all__ = [
     "UniFork",
     "UniX",
     "Upcycled",
+    "UsagePartitioned",
 ]

@@ -1,4 +1,4 @@
-"""Mixture-of-Transformers and its kin: every weight of the decoder has one set a group of tokens, and attention joins them."""
+"""Mixture-of-Transformers and its kin: the decoder's weights have one set per group of tokens, and attention joins them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class MoT:
             set; its generated tokens are a diffusion model's, ours are Janus's discrete ones), "task" is task-decoupled MoT (arXiv
             2609.01607: the prompt of an image goes with the image). LMFusion (arXiv 2412.15188) is "image_out" with the base set
             frozen, see ``Stage.group_lr_scale``.
+        parts: which weights of a layer have a set per group. ("ffn",) shares attention and norms, as arXiv 2608.05000 supports; the
+            final norm goes with "norms". Known to us by summary only, so what else its model does is not followed.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"split": "group_by"}
@@ -31,11 +33,12 @@ class MoT:
 
     kind: Literal["mot"] = "mot"
     group_by: Literal["modality", "task", "image_out"] = "modality"
+    parts: tuple[Literal["attention", "ffn", "norms"], ...] = ("attention", "ffn", "norms")
 
     def configure(self, text: UniLlamaConfig) -> dict[str, Any]:
         """Fields of the text configuration that this structure sets."""
-        return untied(range(text.num_hidden_layers), self.group_by, norm=True)
+        return untied(range(text.num_hidden_layers), self.group_by, norm="norms" in self.parts, parts=self.parts)
 
     def upcycle(self, state: Mapping[str, Tensor], text: UniLlamaConfig) -> dict[str, Tensor]:
         """Exact start from dense weights: every set is a copy."""
-        return copy_into_sets(state, range(text.num_hidden_layers), norm=True)
+        return copy_into_sets(state, range(text.num_hidden_layers), norm="norms" in self.parts, parts=self.parts)

@@ -14,7 +14,7 @@ _DENSE_FFN = re.compile(r"^(?P<mlp>.*\.layers\.(?P<layer>\d+)\.mlp)\.(?P<part>ga
 def copy_into_experts(
     state: Mapping[str, Tensor],
     num_experts: int,
-    shared_expert: bool,
+    shared_experts: int,
     alpha: float,
     layers: Container[int] | None = None,
     shared_down: float = 1.0,
@@ -28,7 +28,7 @@ def copy_into_experts(
     Args:
         state: dense weights by name.
         num_experts: E, over all groups.
-        shared_expert: whether there is one.
+        shared_experts: 0, 1 (a plain FFN), or one per group, stacked, each with an alpha.
         alpha: its weight at the start.
         layers: which layers, counted from 0; None is all.
         shared_down: factor on the shared copy's ``W_down``.
@@ -51,11 +51,31 @@ def copy_into_experts(
         missing = {"gate", "up", "down"} - part.keys()
         if missing:
             raise ValueError(f"{mlp} lacks {', '.join(sorted(missing))}: the dense checkpoint is incomplete")
-        routed = 1 - alpha * shared_down if shared_expert else 1.0
+        routed = 1 - alpha * shared_down if shared_experts else 1.0
         out[f"{mlp}.experts.gate_up_proj"] = torch.cat([part["gate"], part["up"]]).repeat(num_experts, 1, 1)
         out[f"{mlp}.experts.down_proj"] = (part["down"] * routed).repeat(num_experts, 1, 1)
-        if shared_expert:
-            for key, tensor in part.items():
-                out[f"{mlp}.shared_expert.{key}_proj.weight"] = tensor * shared_down if key == "down" else tensor
-            out[f"{mlp}.alpha"] = torch.full((1,), alpha, dtype=part["down"].dtype)
+        if shared_experts:
+            out |= _shared(f"{mlp}.shared_expert", part | {"down": part["down"] * shared_down}, shared_experts)
+            out[f"{mlp}.alpha"] = torch.full((int(shared_experts),), alpha, dtype=part["down"].dtype)
     return out
+
+
+def _shared(name: str, part: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Weights of a shared expert called ``name``: a plain FFN, or ``count`` stacked ones."""
+    if count == 1:
+        return {f"{name}.{key}_proj.weight": tensor for key, tensor in part.items()}
+    both = torch.cat([part["gate"], part["up"]])
+    return {f"{name}.gate_up_proj": both.repeat(count, 1, 1), f"{name}.down_proj": part["down"].repeat(count, 1, 1)}
+
+
+def keep_dense(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a dense model as they are.
+
+    Raises:
+        ValueError: ``state`` has experts, weights per group, or low-rank updates already.
+    """
+    for name, tensor in state.items():
+        stacked = tensor.ndim > 2 and ".layers." in name and name.endswith("_proj.weight")
+        if stacked or ".mlp.experts." in name or "lora_" in name:
+            raise ValueError(f"{name} is no weight of a dense model: start from a dense checkpoint")
+    return dict(state)

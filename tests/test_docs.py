@@ -238,7 +238,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "out/emu3/config.json",
         "out/eval-noto/vqa/card.md",
         "out/pro-eval/mme/official/artwork.txt",
-        "out/pictures/grid.png",
+        "out/images/grid.png",
         "runs/files/report.html",
         "runs/methods/report.html",
         "out/both/report.html",

@@ -121,7 +121,9 @@ def test_every_dependency_is_pinned() -> None:
 def test_the_oldest_versions_are_the_lower_ends() -> None:
     """`make test-oldest` installs what the ranges of the package and its extras start with; torch is pinned to its CPU build."""
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    lists = re.findall(r"^(?:dependencies|data|gradient|serve) = \[\n(.*?)^\]", pyproject, flags=re.MULTILINE | re.DOTALL)
+    lists = re.findall(
+        r"^(?:dependencies|data|gguf|gradient|quantized|serve) = \[\n(.*?)^\]", pyproject, flags=re.MULTILINE | re.DOTALL
+    )
     lower = {name.lower(): Version(least) for body in lists for name, least in re.findall(r'"([\w-]+)>=([\d.]+)', body)}
     lines = [line.split("==") for line in lines_of(ROOT / "constraints-oldest.txt") if not line.startswith("#")]
     oldest = {name: Version(pin) for name, pin in lines}

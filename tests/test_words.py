@@ -5,9 +5,12 @@ Results and old keys keep their words, and this file names them.
 
 from __future__ import annotations
 
+import ast
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import COMMENT, generate_tokens
 
 ROOT = Path(__file__).parents[1]
 CHECKED = ("README.md", "CONTRIBUTING.md", "PAPERS.md", "docs", "recipes", "mkdocs.yml", "tests", "unidecouple")
@@ -37,6 +40,8 @@ WORDS = {
     r"an? (?:update|pair|set|expert|model|branch|row|line|figure|column) a (?:task|token|group|layer|prompt|sample)": "… per …",
 }
 """Pattern of whole words, any case -> what to write."""
+IN_TEXT = {re.compile(r"(?<![\w`.-])pictures?(?![\w`(=-])", re.IGNORECASE): "image"}
+"""Words that are refused in documents and in the texts of the package (docstrings, comments, messages), but not as names."""
 _GAP = r"\s+(?:# )?"
 """Between two words: also the end of a line, of a comment too."""
 _FOUND = {
@@ -76,9 +81,27 @@ def old_words(path: Path, text: str) -> list[str]:
     ]
 
 
+def texts(source: str) -> list[str]:
+    """Docstrings, messages (string constants with a space) and comments of Python code, without names of attributes and code."""
+    constants = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    found = [value for value in constants if isinstance(value, str) and " " in value]
+    found += [token.string for token in generate_tokens(io.StringIO(source).readline) if token.type == COMMENT]
+    return [re.sub(r"``[^`]*``|^ *[\w, ]+(?: \([^)]*\))?: ", " ", text, flags=re.MULTILINE) for text in found]
+
+
 def test_no_old_word() -> None:
     found = {str(path.relative_to(ROOT)): old_words(path, path.read_text(encoding="utf-8")) for path in files()}
     assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_users_read_of_images() -> None:
+    """The package and the documents; tests and the words of the synthetic prompts are free."""
+    wrong = []
+    for path in files(("README.md", "CONTRIBUTING.md", "docs", "recipes", "unidecouple")):
+        text = path.read_text(encoding="utf-8")
+        lines = texts(text) if path.suffix == ".py" else [prose(path, text)] if path.suffix == ".md" else []
+        wrong += [f"{path.relative_to(ROOT)}: {line[:80]!r}" for line in lines for word in IN_TEXT if word.search(line)]
+    assert wrong == ["unidecouple/world/prompts.py: 'a picture of'"]
 
 
 def test_what_is_found_and_what_is_not() -> None:
@@ -101,3 +124,16 @@ def test_everything_is_found() -> None:
         "recipes/janus_pro/data.yaml",
         "tests/test_house.py",
     } <= names
+
+
+def test_texts_of_code() -> None:
+    source = '''def f(picture):
+    """Draw one.
+
+    Args:
+        picture: the ``picture`` itself.
+    """
+    raise ValueError(f"no picture {picture}")  # a picture
+'''
+    found = [[line for line in texts(source) if word.search(line)] for word in IN_TEXT]
+    assert found == [["no picture ", "# a picture"]]

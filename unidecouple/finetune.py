@@ -265,7 +265,8 @@ def fit_memory(drafts: Sequence[RunConfig], lines: list[str], workers: int = 1) 
 
 def _peak(run: RunConfig, processes: int) -> int:
     """Bytes of one process at the peak of its largest stage."""
-    way = "fsdp2" if run.parallel == "fsdp" else "ddp"
+    run.check_sharding(processes)
+    way = "fsdp2" if run.parallel == "fsdp" and processes > 1 else "ddp"
     stages = plan(run, PlanRequest((processes,), dtype="bf16" if run.bf16 else "fp32"))
     found = [one for stage in stages for one in stage.estimates if one.way == way]
     return max((one.checkpointed if run.gradient_checkpointing else one.memory).total for one in found)

@@ -43,16 +43,16 @@ class Evaluation:
     """How a run is scored: during training on few validation samples, at its end on the test sets.
 
     Attributes:
-        eval_steps: steps between scores during training; 0 is none.
-        eval_batches: batches of held-out files per task, where a run is on files.
-        eval_batch_size: held-out samples per task and batch, of every task that the held-out files have; None takes the batch sizes
-            of training, and scores the tasks that are trained.
-        num_samples: held-out prompts that a run on files generates an image for at its end, and held-out questions that it
-            answers: kept in ``samples.json`` and shown side by side by ``compare``.
-        benchmarks: published benchmarks that a run on files is scored by at its end: name -> folder of the benchmark's files. Not
-            geneval, since no judge of photographs comes with the package. What follows is for the synthetic benchmark.
-        parser: POPE's answer parser, by name.
-        sampling: of image tokens; chosen on validation prompts.
+        eval_steps: steps between two scorings during training; 0 turns them off.
+        eval_batches: batches of held-out samples per task, for runs on your own files.
+        eval_batch_size: held-out samples per task and batch, for every task in the held-out files; None takes the batch sizes of
+            training and scores the trained tasks only.
+        num_samples: held-out prompts that a run on your own files generates an image for at its end, and held-out questions that
+            it answers: kept in ``samples.json`` and shown side by side by ``compare``.
+        benchmarks: published benchmarks to score at the end of a run on your own files: name -> folder of the benchmark's files.
+            geneval is not possible, since the package has no judge of photographs.
+        parser: name of the answer parser of the synthetic POPE.
+        sampling: how image tokens are sampled for scores on the synthetic benchmark.
     """
 
     eval_steps: int = 100
@@ -68,7 +68,7 @@ class Evaluation:
         bounds.at_least(1, self, "eval_batches", "eval_batch_size")
         if "geneval" in self.benchmarks:
             raise ValueError("benchmarks names geneval, but no judge of photographs comes with the package: use `unidecouple eval`")
-        if self.parser not in PARSERS:  # else it were found out when all is trained
+        if self.parser not in PARSERS:  # else the error would come after training
             raise ValueError(f"unknown parser {self.parser!r}; POPE has {', '.join(PARSERS)}")
 
     @classmethod
@@ -95,44 +95,45 @@ class RunConfig:
     Attributes:
         model_name_or_path: checkpoint to start from: a folder in any layout, a run's folder, a Hub id, or a shipped base
             ("understanding", "unified"); or "scratch" for random weights around the shipped tokenizer.
-        data: what it trains on, chosen by ``kind``: files of your own, or the synthetic benchmark. A recipe must name it from
-            version 0.3; until then one that does not is read as the synthetic benchmark's, with a warning.
+        data: training data, chosen by ``kind``: your own files or the synthetic benchmark. From version 0.3 a recipe must name it;
+            until then a recipe without it trains on the synthetic benchmark, with a warning.
         structure: which weights serve which task.
         objective: weights of the losses.
-        stages: what trains when.
-        evaluation: how it is scored.
-        max_steps: steps of the run, over all stages. A finished run continues with a higher one. -1: by ``num_train_epochs``.
+        stages: training stages, in order.
+        evaluation: how the run is scored, during training and at its end.
+        max_steps: training steps of all stages together. A finished run continues with a higher one. -1: by ``num_train_epochs``.
         num_train_epochs: passes over the files, of the task with more samples per batch size; max_steps above 0 takes precedence.
-        seed: of data order, new weights and sampling.
-        report_to: where measurements go besides ``metrics.jsonl``: "tensorboard", "wandb", or a tracker of your own as
+        seed: random seed of data order, new weights and sampling.
+        report_to: trackers that receive the metrics of ``metrics.jsonl``: "tensorboard", "wandb", or your own tracker as
             "package.module:Class" (``train/trackers.py``).
-        logging_steps, save_steps: in steps; save_steps 0 saves at the end only.
-        save_total_limit: checkpoints kept, the best one besides.
+        logging_steps, save_steps: steps between two log lines, and between two checkpoints; save_steps 0 saves at the end only.
+        save_total_limit: number of newest checkpoints that are kept; the best one is kept in addition.
         save_only_model: leave the optimizer state out of the last checkpoint; then the run cannot continue with a higher max_steps.
         load_best_model_at_end: the run ends with the checkpoint of the best validation score of its last stage; later ones are
             moved to the folder "later".
         metric_for_best_model: "loss" (mean over tasks on held-out files), or a benchmark that validation scores: "answers",
-            "image_tokens", "pope". A prefix "eval_" means nothing.
+            "image_tokens", "pope". A prefix "eval_" is ignored.
         greater_is_better: direction of that metric; None is false for a name that ends in "loss", else true.
-        early_stopping_patience: validation scores of the last stage without improvement after which the run ends; None for no end.
-        early_stopping_threshold: an improvement is larger than this.
+        early_stopping_patience: validation scores of the last stage without improvement after which the run ends; None: never.
+        early_stopping_threshold: an improvement must be larger than this.
         extended_from: steps of the run at its first end; set where a finished run continues. Earlier stages keep their lengths.
-        gradient_accumulation_steps: parts that a process cuts its share of a step into, to save memory; results stay the same,
-            except with the load_balance loss: each micro-batch is balanced separately, and results are close.
-        gradient_checkpointing: recompute decoder layers in the backward pass instead of keeping what they computed.
+        gradient_accumulation_steps: micro-batches per step and process, to save memory. Results stay the same, except with
+            the load_balance loss, which is computed per micro-batch; results are then close.
+        gradient_checkpointing: recompute decoder layers in the backward pass instead of storing their activations.
         dataloader_num_workers: 1 builds the next step's batch in a thread while a step computes; 0 does not. Results are the same.
         bf16: matrix products in bfloat16; weights, losses and routers stay in float32.
         quantize_frozen: how linear layers that no stage trains are stored while the run trains: "bf16", "int8", "nf4" or "fp4";
-            None: in float32. Checkpoints contain them in full. All but "bf16" need the extra ``quantized``; not with fsdp.
+            None: in float32. Checkpoints contain them in full. All but "bf16" need the extra ``quantized``. Not with fsdp on
+            several processes.
         optim: "adamw_torch_fused", or "adamw_8bit": AdamW with states of 8 bits (bitsandbytes, arXiv 2110.02861), which needs the
-            extra ``quantized``; not with fsdp.
+            extra ``quantized``. Not with fsdp on several processes.
         tf32: on a GPU, float32 matrix products with inputs rounded to TF32 (10 bits): several times as fast, routers included.
-        max_grad_norm: clipping.
-        weight_decay: of AdamW; zero keeps weights without gradient exactly where they are.
+        max_grad_norm: largest norm of the gradient; larger gradients are scaled down to it.
+        weight_decay: weight decay of AdamW; with 0, weights without gradient do not change.
         ema_decay: d of an average of the trained weights over steps, ``ema <- d ema + (1 - d) w``, kept beside them in every
             checkpoint (``unidecouple export --ema`` writes it); None keeps none. 0.999 is usual for runs of many thousand steps.
-        diagnose: measure gradient conflict before training, and it, routing and more after (``docs/diagnose.md``).
-        parallel: how processes started by torchrun share the run: "ddp" (each has all weights), "fsdp" (each a share of them).
+        diagnose: measure gradient conflict before and after training, and routing and attention after it (``docs/diagnose.md``).
+        parallel: how processes started by torchrun share the run: "ddp" (each has all weights) or "fsdp" (each has a shard).
         device: "auto", "cpu" or "cuda".
     """
 
@@ -178,9 +179,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1 (0.999, say); leave it out to keep no average")
-        for key, value in (("quantize_frozen", self.quantize_frozen), ("optim", self.optim == "adamw_8bit" and self.optim)):
-            if value and self.parallel == "fsdp":
-                raise ValueError(f"{key}={value} does not work with parallel=fsdp, which shards float weights: use parallel=ddp")
         later = [stage.name for stage in self.stages if stage.structure is not None]
         if self.quantize_frozen and later:
             raise ValueError(
@@ -228,6 +226,16 @@ class RunConfig:
             return dict(values), {}
         old = "data" if "data" in values else "data left out"
         return {**values, "data": {"kind": "world", **data}}, {old: "data: {kind: world, …}"}
+
+    def check_sharding(self, processes: int) -> None:
+        """Refuse what cannot be sharded over several ``processes``.
+
+        Raises:
+            ValueError: frozen weights or optimizer states are to be compressed, and FSDP2 shards float tensors alone.
+        """
+        for key, value in (("quantize_frozen", self.quantize_frozen), ("optim", self.optim == "adamw_8bit" and self.optim)):
+            if value and self.parallel == "fsdp" and processes > 1:
+                raise ValueError(f"{key}={value} does not work with parallel=fsdp, which shards float weights: use parallel=ddp")
 
     def num_microbatches(self, processes: int) -> int:
         """Parts that a step is cut into: ``gradient_accumulation_steps`` for each of ``processes``.

@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_named(ours: Path, tmp_path: Path) -> None:
         lambda state: state.pop("lm_head.weight"),
         r"has the weight lm_head\.weight, .*other does not: merge models that were fine-tuned from",
     )
-    refused(lambda state: state.update({"a.lora_A": torch.ones(1)}), r"other has a\.lora_A.*--merge-lora")
+    refused(lambda state: state.update({"a.lora_A": torch.ones(1)}), r"other has the weight a\.lora_A.*--merge-lora")
     refused(lambda state: state.update({"lm_head.weight": torch.ones(2, 2)}), r"lm_head\.weight is of shape \(2, 2\) in .*other")
     assert not (tmp_path / "merged").exists()
 

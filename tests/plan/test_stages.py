@@ -46,6 +46,24 @@ def test_days_and_costs_by_hand() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("model", "device"), [("janus-pro-1b", "4090"), ("janus-pro-7b", "h100")])
+def test_the_recipe_of_small_gpus_fits_one(model: str, device: str) -> None:
+    """docs/small-gpus.md: 24 GB for 1B, 80 GB for 7B."""
+    run = config.load(RunConfig, [RECIPES / "janus_pro" / "unidecouple_small_gpu.yaml"], [f"model_name_or_path={model}"])
+    stages = plan(run, PlanRequest(gpus=(1,), device=device))
+    assert [stage.stage.tasks for stage in stages] == ["mmu", "t2i", "both"]
+    for stage in stages:
+        (found,) = stage.estimates
+        assert (found.way, found.fits_checkpointed) == ("ddp", True)
+    page = (RECIPES.parent / "docs" / "small-gpus.md").read_text(encoding="utf-8")
+    experts, lora = (f"{number / 1e9:.1f} GB" for number in (
+        max(stage.estimates[0].checkpointed.total for stage in stages[:2]), stages[2].estimates[0].checkpointed.total
+    ))  # fmt: skip
+    assert experts in page
+    assert lora in page
+
+
+@pytest.mark.slow
 def test_task_homogeneous_ranks_send_half_of_the_experts_gradients() -> None:
     stage = plan(RUN, PlanRequest(gpus=(8, 64, 1024)))[0]
     by_way = {(one.way, one.gpus): sum(c.sent for c in one.collectives) for one in stage.estimates}

@@ -106,8 +106,9 @@ def test_resumed_equals_unbroken_with_8_bit_states(stop_after: int, small_run: R
 
 def test_what_cannot_be_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="quantize_frozen=nf4 does not work with parallel=fsdp"):
-        RunConfig(quantize_frozen="nf4", parallel="fsdp")
+        RunConfig(quantize_frozen="nf4", parallel="fsdp").check_sharding(2)
     with pytest.raises(ValueError, match="optim=adamw_8bit does not work with parallel=fsdp"):
-        RunConfig(optim="adamw_8bit", parallel="fsdp")
+        RunConfig(optim="adamw_8bit", parallel="fsdp").check_sharding(2)
+    RunConfig(quantize_frozen="nf4", optim="adamw_8bit", parallel="fsdp").check_sharding(1)
     with pytest.raises(ValueError, match="quantize_frozen=int8: stage 'parted' changes the structure"):
         RunConfig(quantize_frozen="int8", stages=(Stage("parted", structure=Symbiotic()),))

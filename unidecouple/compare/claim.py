@@ -14,13 +14,13 @@ class Claim:
     Attributes:
         says: the claim, in one sentence.
         source: the paper, and where in it; "ours" for a claim of our own.
-        of: the variant that it is about, at a further rate as "moe@lr=0.3"; none where the grid cannot test it.
-        against: the variant it is held against; none holds ``of`` against zero.
-        higher, lower: what must be higher, or lower, than in ``against``: names of ``results.json``, as "pope" for a benchmark's
-            main score, "geneval/counting", "interaction/correlation"; see ``compare.readings`` for what else runs measure.
-        step: at this step, for what is measured while training; none is the end.
-        scenarios: in these only; empty means all.
-        settle: what would settle it, or why it cannot be tested here.
+        of: the variant that the claim is about, at another rate as "moe@lr=0.3"; None if the grid cannot test the claim.
+        against: the variant that ``of`` is compared with; None compares with zero.
+        higher, lower: scores that must be higher, or lower, than in ``against``, by their names in ``results.json``: "pope" for a
+            benchmark's main score, "geneval/counting", "interaction/correlation"; see ``compare.readings`` for others.
+        step: training step of the measurement; None: the end of training.
+        scenarios: scenarios of the claim; empty: all.
+        settle: what would decide the claim, or why it cannot be tested here.
     """
 
     says: str

@@ -30,10 +30,10 @@ class Scenario:
     Attributes:
         description: one sentence for the report.
         model_name_or_path: the base to start from.
-        t2i_batch_size: generation samples per step; the run's if left out.
-        mmu_batch_size: understanding samples per step (the replay); the run's if left out.
-        max_steps: in place of the run's; a base that generates already needs fewer.
-        data: keys of the run's ``data`` with other values, as ``{single_object_steps: 0}``.
+        t2i_batch_size: generation samples per step; None: as in ``run``.
+        mmu_batch_size: understanding samples per step (the replay); None: as in ``run``.
+        max_steps: steps of these runs; None: as in ``run``.
+        data: keys of the run's ``data`` with other values, such as ``{single_object_steps: 0}``.
     """
 
     description: str
@@ -57,7 +57,7 @@ class Rate:
     """A point of the learning-rate grid that every variant is run at.
 
     Attributes:
-        factor: on every learning rate.
+        factor: factor on every learning rate.
         understanding: further factor on the vision tower, the text embeddings and the text head.
     """
 
@@ -73,18 +73,18 @@ class Variant:
     """One way to train.
 
     Attributes:
-        description: one sentence for the report; says what is ours and not a paper's.
+        description: one sentence for the report; names what is ours and not from a paper.
         structure, stages, objective: see ``RunConfig``.
-        tasks: "both", or a single-task run.
-        data: keys of the run's ``data`` with other values, as ``{router_aux_samples: 6}``.
-        max_steps: in place of the scenario's; such a variant needs ``other_budget``.
-        other_budget: why this variant may have other steps or samples than the control; the report prints it. Without it a
-            grid of unequal budgets is refused.
-        scenarios: run in these only; empty means all.
-        rates: run at these points of the grid only; empty means all.
-        axis: where it parts the tasks; the report groups variants by it. A control has none.
-        merge: other variants' models in place of training; then all that says how to train is left out.
-        title: what the report calls it; "" for its name, without underscores.
+        tasks: "both", or the only task that the variant trains.
+        data: keys of the run's ``data`` with other values, such as ``{router_aux_samples: 6}``.
+        max_steps: steps of this variant; None: as in the scenario. Another number needs ``other_budget``.
+        other_budget: reason why this variant has other steps or samples than the control; the report prints it. Without a reason
+            a grid of unequal budgets is refused.
+        scenarios: scenarios that the variant runs in; empty: all.
+        rates: learning-rate points that the variant runs at; empty: all.
+        axis: what separates the tasks; the report groups variants by it. A control has none.
+        merge: merge the models of other variants instead of training; then leave out everything about training.
+        title: name in the report; "": the variant's name without underscores.
     """
 
     description: str
@@ -131,17 +131,17 @@ class Comparison:
     Where a scenario has data of one task, the variant that trains this task alone is the control: there the two are one.
 
     Attributes:
-        name: of the grid; its results lie in ``runs/<name>`` unless ``--output`` says otherwise.
-        scenarios: what is trained on, by name.
-        variants: how it is trained, by name.
-        seeds: every variant is run with each.
-        rates: points of the grid over learning rates, by name; "" is the recipes' own.
-        run: what all runs share: data, steps, evaluation.
+        name: name of the grid; its results go to ``runs/<name>`` unless ``--output`` names another folder.
+        scenarios: name -> base and data.
+        variants: name -> way to train.
+        seeds: seeds that every variant runs with.
+        rates: name -> point of the learning-rate grid; "" are the rates in the recipes.
+        run: settings of all runs: data, steps, evaluation.
         control: the variant that others are compared with; by default the first dense one that trains both tasks.
-        focus: the variant that the report's answer is about; by default the first other one that trains both tasks.
-        metrics: what the report shows, as "pope" for a benchmark's headline metric or "geneval/counting"; by default the headline
+        focus: the variant that the report's summary is about; by default the first other one that trains both tasks.
+        metrics: shown metrics, such as "pope" for a benchmark's headline metric or "geneval/counting"; by default the headline
             metrics of all benchmarks that runs are scored by.
-        claims: what papers claim; the report says of each whether it holds.
+        claims: claims of papers; the report gives a verdict on each.
         notes: sentences for the report's section on how to read it.
     """
 

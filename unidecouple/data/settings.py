@@ -123,13 +123,13 @@ class Files(DataSettings):
         split: the part of the records of all sources together that is trained on, from and to, in a fixed shuffled order. Records
             that share an image, in whatever source and task, are in one part. Without ``validation`` the part after it is held
             out: [0, 0.95] holds out a twentieth of each task.
-        mmu_batch_size: image understanding and text samples per step, by the sources' shares; 0: generation only.
+        mmu_batch_size: image understanding and text samples per step; 0: generation only.
         t2i_batch_size: text-to-image samples per step; 0: understanding only.
-        max_length: tokens of the longest sequence, or of a row if ``pack``; longer samples count as bad, and so do those that are
-            longer than the model takes, without ``pack``. Nothing is truncated.
+        max_length: most tokens of a sequence, or of a row with ``pack``. Longer samples count as bad, and so do samples above the
+            model's context length without ``pack``. Nothing is truncated.
         pack: several sequences per row, all tasks together, instead of one padded batch per task.
         cond_dropout_prob: fraction of prompts dropped, for classifier-free guidance.
-        columns: of every source that gives none of its own.
+        columns: column map of every source that has none.
         max_bad_ratio: fraction of bad records (unreadable, missing, too long) above which the run fails.
     """
 

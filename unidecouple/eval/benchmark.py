@@ -43,7 +43,7 @@ class Query:
 
     Attributes:
         id: unique in the benchmark; answers are kept by it.
-        text: the whole user turn; without a picture a passage.
+        text: the whole user turn; without an image a passage.
         picture: at the model's own size (uint8 (H, W, 3)), or a stored image of any size. None: nothing is asked, and the answer is
             three numbers: the passage's log-likelihood in nats, its tokens, and how many of them stand for unknown words.
         where: file and line, for messages; empty for generated questions.

@@ -30,7 +30,7 @@ def make_optimizer(name: str, groups: Sequence[Mapping[str, object]], weight_dec
     if name != "adamw_8bit":
         return torch.optim.AdamW([dict(group) for group in groups], betas=BETAS, weight_decay=weight_decay, fused=True)
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
         raise missing_package(f"optim={name}", "quantized", error) from error
     made = AdamW8bit([dict(group) for group in groups], betas=BETAS, weight_decay=weight_decay, min_8bit_size=MIN_8BIT_SIZE)
@@ -87,4 +87,4 @@ def first_moment(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> Tens
         return moment
     from bitsandbytes.functional import dequantize_blockwise
 
-    return cast(Tensor, dequantize_blockwise(moment, absmax=state["absmax1"], code=state["qmap1"], blocksize=BLOCK))
+    return dequantize_blockwise(moment, absmax=state["absmax1"], code=state["qmap1"], blocksize=BLOCK)

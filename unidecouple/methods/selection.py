@@ -17,7 +17,7 @@ COMPRESSED_PARTS = ("vision", "attention", "ffn", "shared_expert")
 
 
 def select(names: Iterable[str], train: Mapping[str, float], setting: str = "train") -> dict[str, float]:
-    """Learning-rate factor of every parameter that trains.
+    """Return the learning-rate factor of every parameter that trains.
 
     Args:
         names: all parameter names.
@@ -55,7 +55,7 @@ def frozen_matrices(model: nn.Module, stages: Sequence[Stage]) -> dict[str, tupl
 
 @functools.cache
 def part_of(name: str) -> str:
-    """The first of ``PARTS`` that parameter ``name`` belongs to; "image_tokenizer" for the frozen VQ model, else "other"."""
+    """Return the first of ``PARTS`` that parameter ``name`` belongs to; "image_tokenizer" for the frozen VQ model, else "other"."""
     if any(fnmatch.fnmatchcase(name, frozen) for frozen in ALWAYS_FROZEN):
         return "image_tokenizer"
     found = (part for part, patterns in PARTS.items() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))

@@ -37,9 +37,10 @@ class Lora:
 
     Attributes:
         r: rank; the paper's stage 2 uses 16.
-        lora_alpha: scale is lora_alpha / r.
-        targets: of attention, experts, shared_expert, mlp, router (routers are small and usually trained in full, by ``train``).
-        per_task: targets with one update per task. Ours, beyond the paper.
+        lora_alpha: numerator of the scale ``lora_alpha / r``.
+        targets: modules with LoRA, among attention, experts, shared_expert, mlp and router (routers are small and usually trained
+            in full, by ``train``).
+        per_task: targets with one LoRA per task instead of one for both. Ours, beyond the paper.
     """
 
     r: int = 16
@@ -52,7 +53,7 @@ class Lora:
         bounds.above(0, self, "lora_alpha")
 
     def configure(self) -> dict[str, Any]:
-        """Fields of the text configuration that the updates set."""
+        """Return the fields of the text configuration that the updates set."""
         targets = {"lora_targets": list(self.targets), "lora_per_task": list(self.per_task)}
         return {"lora_rank": self.r, "lora_alpha": self.lora_alpha, **targets}
 
@@ -66,8 +67,8 @@ class GradientShielding:
     no gradient into it". alpha, which Symbiotic-MoE lacks, is not shielded.
 
     Attributes:
-        steps: how long; counted from the start of the stage.
-        scale_after: factor from then on.
+        steps: number of steps with factor 0, from the start of the stage.
+        scale_after: factor after these steps.
         tokens: "image_out" shields image tokens to be generated, the paper's generation group; "task" their prompts, too.
     """
 
@@ -81,7 +82,7 @@ class GradientShielding:
         bounds.at_least(0, self, "steps", "scale_after")
 
     def on(self, batch: Batch, step: int) -> SharedExpertGradScale:
-        """Gradient scale of the tokens of ``batch`` at ``step`` of the stage, counted from 0."""
+        """Return the gradient scale of the tokens of ``batch`` at ``step`` of the stage, counted from 0."""
         tokens = batch.image_tokens != NO_IMAGE_TOKEN if self.tokens == "image_out" else batch.task_ids == Task.T2I
         return SharedExpertGradScale(tokens, 0.0 if step < self.steps else self.scale_after)
 
@@ -92,20 +93,21 @@ class Stage:
 
     Attributes:
         name: shown in logs.
-        share: part of the run's steps that this stage takes; the shares of a run's stages are scaled to sum to one.
-        learning_rate: peak rate.
-        train: names of ``PARTS`` or patterns, each with a factor on the learning rate. All else is frozen.
+        share: fraction of the run's steps that this stage takes; the shares of all stages are scaled to sum to one.
+        learning_rate: peak learning rate.
+        train: groups of weights to train (names of ``PARTS``, or patterns of weight names), each with a factor on the learning
+            rate. All other weights are frozen.
         routing: "label" routes by task label, "learned" by the model's router; None: as the model is configured.
         lora: low-rank updates added at the start of the stage.
         tasks: "both", or the only task whose samples the stage trains on; they are the same samples as with "both".
         gradient: how the tasks' gradients of shared weights are combined.
         shield: keep generation's gradient out of the shared expert at first; None: no shielding.
         lr_scheduler_type: "cosine" to ``min_lr_ratio``, or "constant".
-        warmup_steps: linear.
-        min_lr_ratio: where cosine ends.
-        structure: of the model from the start of the stage, before low-rank updates; None: unchanged.
-        group_lr_scale: factors on the learning rate of a group's private weights (experts and their router, set of weights,
-            low-rank updates) by the group's name (``GROUP_NAMES``), multiplied with those of ``train``; 0 freezes them.
+        warmup_steps: steps in which the learning rate rises linearly from 0.
+        min_lr_ratio: last learning rate of "cosine", as a fraction of the peak.
+        structure: structure that the model changes to at the start of the stage, before LoRA is added; None: unchanged.
+        group_lr_scale: name of a group (``GROUP_NAMES``) -> factor on the learning rate of the weights that only this group uses
+            (experts and their router, set of weights, LoRA); multiplied with the factor in ``train``; 0 freezes them.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"group_rates": "group_lr_scale"}
@@ -131,7 +133,7 @@ class Stage:
         bounds.between(0, 1, self, "min_lr_ratio")
 
     def of(self, tasks: Sequence[Task]) -> tuple[Task, ...]:
-        """Which of ``tasks``, those of the run's data, the stage trains on.
+        """Return which of ``tasks``, those of the run's data, the stage trains on.
 
         Raises:
             ValueError: none.
@@ -141,7 +143,12 @@ class Stage:
             raise ValueError(f"stage {self.name!r} has tasks={self.tasks}, but the run has no data of it: raise its batch size")
         return chosen
 
+    @property
+    def trains_rows_alone(self) -> bool:
+        """Whether rows private to an absent task may go without gradients: nothing combines gradients, or scales rows' steps."""
+        return not (self.group_lr_scale or self.gradient.by_task or self.gradient.parameters)
+
     def forward_options(self, batches: JointBatch, step: int) -> dict[str, Any]:
-        """Keyword arguments of the model's forward at ``step`` of the stage, counted from 0: what this stage's schedule changes."""
+        """Return the keyword arguments of the model's forward that this stage's schedule sets at ``step``, counted from 0."""
         shield = None if self.shield is None else [self.shield.on(batch, step) for batch in batches]
         return {"routing": self.routing, "shield": shield}

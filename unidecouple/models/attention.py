@@ -30,7 +30,7 @@ _MASKED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacken
 
 
 def masked_kernels(device: torch.device, mask: Tensor | None) -> contextlib.AbstractContextManager[object]:
-    """Context of an attention call: with a mask on a GPU, all kernels but cuDNN's.
+    """Return the context of an attention call: with a mask on a GPU, all kernels but cuDNN's.
 
     Since torch 2.11 that one gives NaN gradients with a mask where the length is 64 modulo 128 (pytorch #196678, H100 and H200).
     """

@@ -25,7 +25,7 @@ from unidecouple.models.router import Routing
 from unidecouple.models.shield import SharedExpertGradScale
 
 LOGITS_AT_ONCE = 2048
-"""Targets whose logits exist together: 0.8 GB in float32 over Janus-Pro's 102,400 words, where 32,768 would take 13 GB."""
+"""Number of targets whose logits are in memory together: 0.8 GB in float32 over Janus-Pro's vocabulary of 102,400."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class SummedLoss(ModelOutput):
 
     @property
     def mean(self) -> Tensor:
-        """Mean cross-entropy in nats per token; zero (still in the graph) where the task is absent."""
+        """Mean cross-entropy in nats per token; zero, but in the graph, if the task is absent."""
         return self.total / self.count.clamp_min(1)
 
 
@@ -60,7 +60,7 @@ class JointOutput(ModelOutput):
     divergence: SummedLoss | None = None
 
     def loss(self, task: Task) -> Tensor:
-        """Mean cross-entropy of ``task``."""
+        """Return the mean cross-entropy of ``task``."""
         part = self.mmu if task is Task.MMU else self.t2i
         return part.mean
 
@@ -68,9 +68,9 @@ class JointOutput(ModelOutput):
 class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
     """A model of transformers for image understanding and text-to-image generation with one ``UniLlamaModel``.
 
-    A family inherits from this and from transformers' own class, has that one's parts under its names, the decoder as
-    ``model.language_model``, the image tokenizer as ``model.vqmodel`` and the text head as ``lm_head``. Its ``forward`` takes the
-    library's arguments, ``task_ids`` and ``routing``, or a joint ``batch=``, for which it returns ``joint``.
+    A family inherits from this class and from the class of transformers, and keeps the module names of the latter: the decoder is
+    ``model.language_model``, the image tokenizer ``model.vqmodel`` and the text head ``lm_head``. Its ``forward`` takes the
+    arguments of transformers, ``task_ids`` and ``routing``; or a joint ``batch=``, for which it returns ``joint(batch)``.
     """
 
     @property
@@ -90,28 +90,29 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 
     @abstractmethod
     def embed(self, batch: Batch) -> Tensor:
-        """Input embeddings (B, T, H): text, images to be understood, and image tokens to be generated, each in its place."""
+        """Return the input embeddings (B, T, H) of text, images to be understood and image tokens to be generated."""
 
     @abstractmethod
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:
-        """Input embeddings (B, N, H) of image tokens to be generated, (B, N) int64."""
+        """Return the input embeddings (B, N, H) of image tokens to be generated, (B, N) int64."""
 
     @abstractmethod
     def image_logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., codes) of the next image token from the decoder's states (..., H)."""
+        """Return the logits (..., codes) of the next image token from the decoder's states (..., H)."""
 
     @abstractmethod
     def image_loss(self, hidden: Tensor, places: Tensor, tokens: Tensor) -> SummedLoss:
-        """Cross-entropy of image ``tokens`` (M,), given the states (B, T, H) at ``places`` (M,), each before its token."""
+        """Return the cross-entropy of image ``tokens`` (M,) from the states (B, T, H) at ``places`` (M,), each before its token."""
 
     @abstractmethod
     def render(self, tokens: Tensor) -> Tensor:
-        """Images (N, H, W, 3), about [-1, 1], of image tokens (N, tokens of an image)."""
+        """Decode image tokens (N, tokens per image) to images (N, H, W, 3) with values of about -1 to 1."""
 
     def decode_batch(self, batch: Batch, routing: str | None = None, **kwargs: Any) -> DecoderOutput:
-        """Hidden states and routing of one (right-padded) batch; padding needs no mask, since attention is causal.
+        """Return the hidden states and routing of one batch.
 
-        Packed rows need none either: their sequences are attended block by block (``SequenceBlocks``).
+        Padding is on the right and needs no mask, since attention is causal. Packed rows need no mask either: attention runs
+        block by block over their sequences (``SequenceBlocks``).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not kwargs.get("routers_only")):
             embeds = self.embed(batch)
@@ -127,15 +128,15 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         )
 
     def modality_ids(self, input_ids: Tensor, image_tokens: Tensor | None = None) -> Tensor:
-        """``Modality`` of each token, int64, from text tokens with placeholders and, where there are any, image tokens to draw."""
+        """Return the ``Modality`` of each token, int64, from ids with image placeholders and image tokens to be generated."""
         seen = torch.where(input_ids == self.config.image_token_id, int(Modality.IMAGE_IN), int(Modality.TEXT))
         return seen if image_tokens is None else seen.masked_fill(image_tokens != NO_IMAGE_TOKEN, int(Modality.IMAGE_OUT))
 
     def spans(self, batch: Batch) -> CrossModalMask:
-        """Query and key tokens of attention between modalities in ``batch``; see ``cross_modal_mask``.
+        """Return the query and key tokens of attention between modalities in ``batch``; see ``cross_modal_mask``.
 
         Raises:
-            ValueError: rows are packed, and the attention in use keeps their sequences apart by other means than a mask.
+            ValueError: rows are packed, and the attention implementation separates their sequences without a mask.
         """
         attention = self.config.text_config._attn_implementation
         if batch.position_ids is not None and attention not in ("sdpa", "eager"):
@@ -155,19 +156,24 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         balanced: bool = True,
         distill: Task | None = None,
     ) -> JointOutput:
-        """Both tasks' losses over a joint batch, and the routing of its tokens.
+        """Return both tasks' losses over a joint batch, and the routing of its tokens.
 
-        Args:
-            joint: the batch.
-            routing: "learned" or "label", by default the configuration's.
-            interaction: also measure the attention of its samples to the other modality.
-            shield: one per micro-batch; scales the gradient of some tokens into the shared experts.
-            balanced: whether a loss reads the expert routers' probabilities. If not, batches without targets (router samples) end
-                at the last task router, and have gradients of the task routers alone; routers pass none to their input.
-            distill: also measure the divergence at the targets of this task; see ``JointOutput``.
+                Args:
+                    joint: the batch.
+                    routing: "learned" or "label"; None takes the configuration's.
+                    interaction: also measure the attention of each sample to the other modality.
+                    shield: one per micro-batch; scales the gradient of some tokens into the shared experts.
+        <<<<<<< HEAD
+                    balanced: whether a loss reads the expert routers' probabilities. If not, batches without targets (router samples) end
+                        at the last task router, and have gradients of the task routers alone; routers pass none to their input.
+                    distill: also measure the divergence at the targets of this task; see ``JointOutput``.
 
-        Raises:
-            ValueError: ``distill`` is given and the model has no low-rank updates that a token's group chooses, or others besides.
+                Raises:
+                    ValueError: ``distill`` is given and the model has no low-rank updates that a token's group chooses, or others besides.
+        =======
+                    balanced: whether a loss uses the probabilities of the expert routers. If not, batches without targets (router samples)
+                        end at the last task router and give gradients to the task routers only.
+        >>>>>>> main
         """
         task_routed = self.config.text_config.ffn == "ta_moe"
         mmu, t2i, decisions, looks, diverged = [], [], [], [], []
@@ -215,7 +221,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
 def cross_entropy(
     head: Callable[[Tensor], Tensor], hidden: Tensor, places: Tensor, targets: Tensor, max_logits: int | None = None
 ) -> SummedLoss:
-    """Summed cross-entropy of ``head`` at some tokens.
+    """Return the summed cross-entropy of ``head`` at some tokens.
 
     Without a target, the head alone stays in the graph: zeros need not travel back through the decoder. Where there are more than
     ``max_logits``, logits are made for that many at a time, and once more in the backward pass, so that they never all exist.

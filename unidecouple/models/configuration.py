@@ -307,7 +307,7 @@ class UniLlamaConfig(LlamaConfig):
         return min(self.expert_groups)
 
     def num_lora_pairs(self, target: str) -> int:
-        """Number of (A, B) pairs of ``target``: 0 (not adapted), 1, or one per task."""
+        """Return the number of (A, B) pairs of ``target``: 0 (not adapted), 1, or one per task."""
         if not self.lora_rank or target not in self.lora_targets:
             return 0
         return 2 if target in self.lora_per_task else 1

@@ -255,7 +255,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         return None if task_logits is None else task_logits.argmax(-1)
 
     def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
-        """The cache to extend; a new one with ``use_cache`` and no ``cache``."""
+        """Return the cache to extend; a new one with ``use_cache`` and no ``cache``."""
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -283,7 +283,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         return shared, within_group(whole, group_ids, cache, self.config)
 
     def embed_text(self, ids: Tensor, task_ids: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
-        """Word embeddings (B, T, H) of ``ids`` (B, T) as this decoder's own forward looks them up.
+        """Return the word embeddings (B, T, H) of ``ids`` (B, T) as ``forward`` looks them up.
 
         Args:
             ids: tokens.
@@ -297,7 +297,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
         return self.embed_tokens(ids, self._group_ids(task_ids, None, position_ids, ids.shape))
 
     def _sorted(self, group_ids: Tensor | None) -> SortedTokens | None:
-        """The tokens sorted by group, once for all layers with weights per group; None without one."""
+        """Return the tokens sorted by group, once for all layers with weights per group; None without one."""
         if group_ids is None or self.config.per_group_layers is None:
             return None
         return SortedTokens.of(group_ids, self.config.num_tasks)
@@ -317,7 +317,7 @@ class UniLlamaModel(UniLlamaPreTrainedModel, LlamaModel):
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache under either of its names.
+    """Return the cache under either of its names.
 
     Raises:
         ValueError: both are given.
@@ -342,4 +342,12 @@ def _next_positions(hidden: Tensor, cache: Cache | None) -> Tensor:
     return torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
 
 
+<<<<<<< HEAD
+=======
+def _chosen(task_logits: Tensor | None) -> Tensor | None:
+    """Return the likelier group of each token; None without a context router."""
+    return None if task_logits is None else task_logits.argmax(-1)
+
+
+>>>>>>> main
 AutoModel.register(UniLlamaConfig, UniLlamaModel)

@@ -51,7 +51,7 @@ class LowRankDelta(nn.Module):
         return y + F.linear(F.linear(x, self.down) * mine.to(x.dtype), self.up).to(y.dtype)
 
     def merged(self, weight: Tensor) -> Tensor:
-        """The task's matrix, summed in float64 and rounded once."""
+        """Return the task's matrix, summed in float64 and rounded once."""
         return (weight.double() + self.up.double() @ self.down.double()).to(weight.dtype)
 
 
@@ -67,7 +67,7 @@ class FullDelta(nn.Module):
         return torch.where(mine, F.linear(x, self.weight).to(y.dtype), y)
 
     def merged(self, weight: Tensor) -> Tensor:
-        """The task's weight."""
+        """Return the task's weight."""
         return self.weight.to(weight.dtype)
 
 
@@ -88,7 +88,7 @@ class SignDelta(nn.Module):
         return y + (self.scale * signed).to(y.dtype)
 
     def merged(self, weight: Tensor) -> Tensor:
-        """The task's matrix."""
+        """Return the task's matrix."""
         return (weight.double() + self.scale.double() * unpack(self.sign, self.in_features)).to(weight.dtype)
 
 
@@ -103,13 +103,13 @@ class RowsDelta(nn.Module):
         self.weight = nn.Parameter(torch.zeros(count, width))
 
     def forward(self, ids: Tensor, y: Tensor, mine: Tensor) -> Tensor:
-        """Embeddings (..., H) of ``ids`` (...) from the table's own ``y``."""
+        """Return the embeddings (..., H) of ``ids`` (...) from the table's own ``y``."""
         place = torch.searchsorted(self.rows, ids).clamp_max(len(self.rows) - 1)
         hit = (self.rows[place] == ids).unsqueeze(-1) & mine
         return torch.where(hit, F.embedding(place, self.weight).to(y.dtype), y)
 
     def merged(self, weight: Tensor) -> Tensor:
-        """The task's table."""
+        """Return the task's table."""
         return weight.index_copy(0, self.rows, self.weight.to(weight.dtype))
 
 
@@ -123,13 +123,13 @@ def pack(signs: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, in_features: int) -> Tensor:
-    """The reverse of ``pack`` as int8: 1 where a bit is set, else -1."""
+    """Reverse ``pack``, to int8: 1 where a bit is set, else -1."""
     bits = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
     return bits.flatten(1)[:, :in_features].to(torch.int8) * 2 - 1
 
 
 def make_delta(form: str, shape: tuple[int, ...]) -> Delta:
-    """The delta of ``form`` for a weight of ``shape``.
+    """Return the delta of ``form`` for a weight of ``shape``.
 
     Raises:
         ValueError: the form is unknown, or not one of such a weight.
@@ -148,7 +148,7 @@ def make_delta(form: str, shape: tuple[int, ...]) -> Delta:
 
 
 def drawn_labels(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Task and position labels (1, 1) of tokens to be generated, none of which is a BOS."""
+    """Return task and position labels (1, 1) of tokens to be generated, none of which is a BOS."""
     task = torch.full((1, 1), int(Task.T2I), device=tokens.device)
     return task, torch.ones_like(task)
 
@@ -201,7 +201,7 @@ class TaskEmbedding(nn.Embedding):
 
 
 def sequence_groups(group_ids: Tensor, position_ids: Tensor) -> Tensor:
-    """The groups (B, T) with each BOS in the group of the token after it; padding before a BOS follows it.
+    """Return the groups (B, T) with each BOS in the group of the token after it; padding before a BOS follows it.
 
     A delta's task is that of a whole sequence, so that a task's sequences are what its own model makes of them. (Elsewhere the BOS
     counts as understanding, see ``Task``.)
@@ -213,6 +213,6 @@ def sequence_groups(group_ids: Tensor, position_ids: Tensor) -> Tensor:
 
 
 def count_forms(forms: Mapping[str, str]) -> dict[str, int]:
-    """How many modules have each kind of form."""
+    """Return how many modules have each kind of form."""
     kinds = [form.partition(":")[0] for form in forms.values()]
     return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}

@@ -149,7 +149,7 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | JointOutput:
-        """One forward pass.
+        """Run one forward pass.
 
         Args:
             input_ids, pixel_values, attention_mask, position_ids, cache, inputs_embeds, use_cache, labels,
@@ -235,7 +235,7 @@ class UniEmu3ForConditionalGeneration(UnifiedModel, Emu3ForConditionalGeneration
         return self.model.vqmodel.decode(tokens.view(-1, self.config.side, self.config.side)).permute(0, 2, 3, 1)
 
     def _own_head(self) -> Tensor | None:
-        """The head (vocabulary, H) of generation alone (``task_deltas``); None where it has the text's."""
+        """Return the head (vocabulary, H) of generation alone (``task_deltas``); None where it has the text's."""
         own = dict(self.lm_head.deltas.items()).get(Task.T2I.key)
         return None if own is None else own.get_parameter("weight")
 

@@ -18,23 +18,23 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many of some rows, sorted by the matrix that they meet, each matrix gets.
+    """Number of rows that each matrix multiplies, for rows sorted by matrix.
 
     Attributes:
-        ends: (E,) int32, where each matrix's rows end.
+        ends: (E,) int32, the end of the rows of each matrix.
     """
 
     ends: Tensor
 
     @classmethod
     def of(cls, sorted_ids: Tensor, num_matrices: int) -> RowCounts:
-        """Of ascending ids (M,) below ``num_matrices``; unlike a count, this does not make the host wait for a GPU."""
+        """Count ascending ``sorted_ids`` (M,) below ``num_matrices``; unlike ``bincount`` this does not synchronise with a GPU."""
         every = torch.arange(num_matrices, device=sorted_ids.device)
         return cls(torch.searchsorted(sorted_ids, every, right=True, out_int32=True))
 
     @functools.cached_property
     def sizes(self) -> list[int]:
-        """Rows of each matrix; on a GPU the host waits, once."""
+        """Rows per matrix; on a GPU the first access synchronises."""
         ends = self.ends.tolist()
         return [end - begin for begin, end in itertools.pairwise([0, *ends])]
 
@@ -47,7 +47,7 @@ class Experts(nn.Module):
         hidden_size: H.
         intermediate_size: I.
         backend: "grouped_mm" (``torch.nn.functional.grouped_mm``) or "loop"; equal up to rounding.
-        lora_rank: r of each expert's own low-rank update, 0 for none.
+        lora_rank: r of the LoRA of each expert, 0 for none.
         lora_scale: lora_alpha / r.
     """
 
@@ -63,7 +63,14 @@ class Experts(nn.Module):
             self.gate_up_lora_B = nn.Parameter(torch.zeros(num_experts, 2 * intermediate_size, lora_rank))
             self.down_lora_A = nn.Parameter(torch.empty(num_experts, lora_rank, intermediate_size))
             self.down_lora_B = nn.Parameter(torch.zeros(num_experts, hidden_size, lora_rank))
+        self.trained_rows: dict[str, TrainedRows] = {}
         self.reset()
+
+    def train_rows(self, name: str, rows: range) -> TrainedRows:
+        """Let ``rows`` alone of the stacked matrices ``name`` have gradients; return them, for the optimizer."""
+        stacked: nn.Parameter = getattr(self, name).requires_grad_(False)
+        made = self.trained_rows[name] = TrainedRows(stacked.data[rows.start : rows.stop], rows, len(stacked))
+        return made
 
     def reset(self, std: float = 0.02) -> None:
         """Initialise base weights at random; LoRA with A random, B zero."""
@@ -96,18 +103,71 @@ class Experts(nn.Module):
         sorted_M, order_M = expert.flatten().sort(stable=True)
         counts = RowCounts.of(sorted_M, self.num_experts)
         x_MH = x.index_select(0, order_M if top_k == 1 else order_M // top_k)
-        y_MH = self._project(swiglu(self._project(x_MH, self.gate_up_proj, "gate_up", counts)), self.down_proj, "down", counts)
+        y_MH = self._project(swiglu(self._project(x_MH, "gate_up", counts)), "down", counts)
         y_MH = (y_MH * weight.flatten().index_select(0, order_M).unsqueeze(-1).to(y_MH.dtype)).to(x.dtype)
         y_NkH = y_MH.index_select(0, inverse(order_M)).view(num_tokens, top_k, -1)
         return y_NkH.squeeze(1) if top_k == 1 else y_NkH.sum(1)
 
-    def _project(self, rows: Tensor, stacked: Tensor, name: str, counts: RowCounts) -> Tensor:
+    def _project(self, rows: Tensor, name: str, counts: RowCounts) -> Tensor:
+        stacked: Tensor = getattr(self, f"{name}_proj")
+        if (trained := self.trained_rows.get(f"{name}_proj")) is not None:
+            stacked = _WithRows.apply(stacked, trained)
         y = grouped_linear(rows, stacked, counts, self.backend)
         if self.lora_rank:
             a, b = getattr(self, f"{name}_lora_A"), getattr(self, f"{name}_lora_B")
             low = self.lora_scale * grouped_linear(rows, a, counts, self.backend)  # scaled where it is narrow
             y.add_(grouped_linear(low, b, counts, self.backend))  # in place: one tensor as large as the output less
         return y
+
+
+class TrainedRows(nn.Parameter):
+    """Some rows of a stacked weight as a parameter of their own, in the weight's memory.
+
+    Attributes:
+        rows: which.
+        count: rows of the stacked weight.
+    """
+
+    rows: range
+    count: int
+
+    def __new__(cls, part: Tensor, rows: range, count: int) -> TrainedRows:
+        """``part`` is a view of the stacked weight's ``rows``."""
+        made = torch.Tensor._make_subclass(cls, part, True)
+        made.rows, made.count = rows, count
+        return made
+
+    def widen(self, tensor: Tensor) -> Tensor:
+        """An optimizer's state of the rows with zeros for all others; what has no such rows (a count) stays."""
+        if tensor.ndim == 0 or len(tensor) % len(self.rows):
+            return tensor
+        each = len(tensor) // len(self.rows)
+        whole = tensor.new_zeros(each * self.count, *tensor.shape[1:])
+        self._mine(whole).copy_(tensor)
+        return whole
+
+    def narrow_to(self, tensor: Tensor, whole: Tensor) -> None:
+        """Fill ``tensor``, a state of the rows, from ``whole``, which ``widen`` made."""
+        tensor.copy_(whole if whole.shape == tensor.shape else self._mine(whole))
+
+    def _mine(self, whole: Tensor) -> Tensor:
+        each = len(whole) // self.count
+        return whole[each * self.rows.start : each * self.rows.stop]
+
+
+class _WithRows(torch.autograd.Function):
+    """A stacked weight whose gradient is kept for ``TrainedRows`` alone."""
+
+    @staticmethod
+    def forward(ctx: Any, stacked: Tensor, trained: TrainedRows) -> Tensor:
+        """``stacked`` itself."""
+        ctx.rows = trained.rows
+        return stacked.view_as(stacked)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        """A copy of the rows, so that the rest is freed."""
+        return None, gradients[0][ctx.rows.start : ctx.rows.stop].clone()
 
 
 def grouped_linear(rows: Tensor, stacked: Tensor, counts: RowCounts, backend: str) -> Tensor:
@@ -136,7 +196,7 @@ class _GroupedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Gradients of the rows and of the matrices."""
+        """Return gradients of the rows and of the matrices."""
         rows, stacked, ends = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         into_rows = None if stacked is None else F.grouped_mm(gradient, stacked, offs=ends)
@@ -164,7 +224,7 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The gradient of both halves."""
+        """Return the gradient of both halves."""
         (both,) = ctx.saved_tensors
         gate, up = both.chunk(2, dim=-1)
         into = torch.empty_like(both)
@@ -175,5 +235,5 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def inverse(order: Tensor) -> Tensor:
-    """The permutation that undoes ``order`` (M,) int64."""
+    """Return the permutation that undoes ``order`` (M,) int64."""
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

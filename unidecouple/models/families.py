@@ -19,7 +19,7 @@ FAMILIES: tuple[tuple[type[UnifiedConfig], type[UnifiedModel]], ...] = (
 
 
 def configuration(raw: Mapping[str, Any]) -> UnifiedConfig:
-    """The configuration that a config.json of ours describes.
+    """Return the configuration that a config.json of ours describes.
 
     Raises:
         ValueError: it is of no family.
@@ -31,5 +31,5 @@ def configuration(raw: Mapping[str, Any]) -> UnifiedConfig:
 
 
 def model_class(config: UnifiedConfig) -> type[UnifiedModel]:
-    """The model that ``config`` describes."""
+    """Return the model that ``config`` describes."""
     return next(model for kind, model in FAMILIES if isinstance(config, kind))

@@ -24,7 +24,7 @@ PRIVATE: dict[str, dict[Task, int]] = {
 
 
 def token_groups(group_by: str, task_ids: Tensor | None, modality_ids: Tensor | None) -> Tensor | None:
-    """Group of each token: 0 (understanding, text) or 1 (generation, image); for "type", one per modality.
+    """Return the group of each token: 0 (understanding, text) or 1 (generation, image); for "type", one per modality.
 
     Args:
         group_by: "task": one group per task; "modality": all image tokens against text (Mixture-of-Transformers, arXiv

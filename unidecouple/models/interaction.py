@@ -4,9 +4,9 @@ Interaction intensity of AIA (arXiv 2511.22663, section 3.1, eq. 1), for one sam
 
     ``I_l = 1 / (H Q) sum_h sum_q sum_k Attn_l(h, q, k)``, after the softmax,
 
-over the heads, the sample's queries q and the keys k of the other modality. Attention is never kept as a map: what a query gives
-to a set of keys is attention applied to *values that are one on the set and zero elsewhere*, so the sets ride along as further
-channels of the values, through whatever attention the model uses, fused kernels included.
+over the heads, the sample's queries q and the keys k of the other modality. No attention map is stored: the attention of a query
+to a set of keys equals attention applied to *values that are one on the set and zero elsewhere*. The sets therefore become
+further channels of the values, in every attention function, fused kernels included.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
 
 CHANNELS = 8
-"""Channels that are added to heads: kernels want their width to be a multiple of 8, and every width of one kind."""
+"""Channels added to each head; fused kernels need head widths that are multiples of 8."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class CrossModalMask:
 
     @property
     def samples(self) -> Tensor:
-        """(tasks,) int64, how many samples of each task count."""
+        """(tasks,) int64, the number of counted samples per task."""
         return torch.bincount(self.task, minlength=len(Task))
 
 
 class Interaction(NamedTuple):
-    """Measured in one batch: ``intensity`` (layers, N) float32 from 0 to 1, and ``task`` (N,) int64 of each sample."""
+    """Interaction of the N samples of a batch: ``intensity`` (layers, N) float32 from 0 to 1, and ``task`` (N,) int64."""
 
     intensity: Tensor
     task: Tensor
@@ -55,17 +55,17 @@ class Interaction(NamedTuple):
 def cross_modal_mask(batch: Batch, seen: Tensor) -> CrossModalMask:
     """Find queries and keys in ``batch``; ``seen`` (B, T) bool marks the tokens of images to be understood.
 
-    A query is the row *of the token itself*, as in the paper's figure 2, where the rows averaged over are the image tokens', and
-    as in its plots of generation; not the row before, which predicts the token. So of an image all tokens count, the last one too,
-    which predicts nothing, and the prompt's last token does not, which predicts the first. (The public code means the same, but
-    its spans are off: it leaves out the last image token and the prompt's last, and takes a padding or start token in instead.)
+    A query is the row *of the token itself*, as in the paper's figure 2 and its plots of generation, and not the row before, which
+    predicts the token. So all tokens of an image count, including the last one, which predicts nothing. The last token of the
+    prompt, which predicts the first image token, does not count. The public code intends the same, but its spans are off by one:
+    it omits the last image token and the last token of the prompt, and includes a padding or start token.
 
-    - Generation: queries are tokens to be drawn; keys all real tokens of the sequence that are no image, the BOS and the
-      template's words included. A sample whose prompt was dropped is left out, since it has nothing to look at.
-    - Understanding: queries are answer tokens, the EOS included; keys the images' tokens, without their start and end tokens.
-    - A query without a key before it (an answer in a text, or before the first image) does not count (ours), nor does padding.
+    - Generation: queries are image tokens to be generated; keys are all tokens of the sequence that are neither image nor padding,
+      BOS and template included. A sample with a dropped prompt is skipped, since it has no keys.
+    - Understanding: queries are answer tokens, EOS included; keys are the images' tokens, without their start and end tokens.
+    - A query without an earlier key (an answer in a text, or before the first image) does not count (ours); nor does padding.
 
-    Packed sequences are samples of their own; attention keeps them apart.
+    Each packed sequence is a separate sample.
     """
     drawn = batch.image_tokens != NO_IMAGE_TOKEN
     words = batch.attention_mask & ~drawn & ~seen
@@ -99,9 +99,9 @@ def attend_and_measure(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Call ``attend``, and measure the share of its attention that each token gives to each set of keys.
 
-    One call for both: the values get the sets' indicators as further channels, queries and keys get zeros there, which leave the
-    scores as they are (the scale is a setting). A second call would take twice the time, and one whose values are narrower than
-    its keys loses the fused kernel. Attention dropout, where a model has any, also drops from what is measured.
+    One call does both: the values get the sets' indicators as further channels, and queries and keys get zeros there, which do not
+    change the scores (the scale is a setting). A second call would take twice as long, and a call whose values are narrower than
+    its keys does not use the fused kernel. Attention dropout also affects the measured shares.
 
     Args:
         attend: one of transformers' attention functions.
@@ -115,7 +115,7 @@ def attend_and_measure(
         What ``attend`` returns, and (B, T, S) float32, mean over heads.
 
     Raises:
-        ValueError: there are keys of a cache, which ``key_sets`` does not cover.
+        ValueError: the cache contains keys, which ``key_sets`` does not cover.
     """
     sets, width = key_sets.shape[-1], value.shape[-1]
     if key.shape[2] != key_sets.shape[1]:
@@ -130,7 +130,7 @@ def attend_and_measure(
 
 
 def intensities(key_set_shares: Sequence[Tensor], spans: CrossModalMask) -> Interaction:
-    """Mean over each sample's queries of ``key_set_shares``, (B, T, tasks) per layer, to the keys of its task."""
+    """Return the mean over each sample's queries of ``key_set_shares``, (B, T, tasks) per layer, to the keys of its task."""
     with torch.autocast(spans.keys.device.type, enabled=False):  # a mean of many, in full precision
         means = spans.queries @ torch.stack([*key_set_shares]).flatten(1, 2)  # (layers, N, tasks)
     return Interaction(means.gather(-1, spans.task.view(1, -1, 1).expand(len(means), -1, 1)).squeeze(-1), spans.task)

@@ -47,7 +47,7 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> JanusCausalLMOutputWithPast | JointOutput:
-        """One forward pass.
+        """Run one forward pass.
 
         Args:
             input_ids, pixel_values, attention_mask, position_ids, cache, inputs_embeds, labels, use_cache,
@@ -90,7 +90,7 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         return int(self.config.vq_config.num_embeddings)
 
     def embed(self, batch: Batch) -> Tensor:
-        """Input embeddings (B, T, H): text, images to be understood, and image tokens to be generated, each in its place."""
+        """Return the input embeddings (B, T, H) of text, images to be understood and image tokens to be generated."""
         embeds = self.decoder.embed_text(batch.input_ids, batch.task_ids, batch.position_ids)
         modality = self.modality_ids(batch.input_ids, batch.image_tokens)
         drawn, place = modality == Modality.IMAGE_OUT, modality == Modality.IMAGE_IN

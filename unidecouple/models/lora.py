@@ -14,7 +14,7 @@ from unidecouple.models.deltas import of_tasks
 
 
 def low_rank(groups: int, rank: int, inner: int, outer: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A (groups, rank, inner) and B (groups, outer, rank) of updates ``B A``, to be initialised by ``start_low_rank``."""
+    """Return A (groups, rank, inner) and B (groups, outer, rank) of updates ``B A``, to be initialised by ``start_low_rank``."""
     return nn.Parameter(torch.empty(groups, rank, inner)), nn.Parameter(torch.zeros(groups, outer, rank))
 
 

@@ -29,7 +29,7 @@ class FeedForward(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:
-        """(..., H) -> (..., H); ``group`` (...) chooses the LoRA pair where there is one per task."""
+        """Map (..., H) to (..., H); ``group`` (...) int64 selects the LoRA pair if there is one per task."""
         return self.down_proj(self.act_fn(self.gate_proj(x, group)) * self.up_proj(x, group), group)
 
 
@@ -43,18 +43,23 @@ def _stacked(config: UniLlamaConfig, count: int, lora_target: str) -> Experts:
 class MixtureOfExperts(nn.Module):
     """``y = sum_i w_i Expert_i(x) + alpha * SharedExpert(x)`` (eq. 1), experts chosen inside the token's task group.
 
+<<<<<<< HEAD
     "ta_moe" has one group of experts per task and a task-aware router before it; its shared expert, and alpha, may be one per
     group (stacked as ``Experts``). "moe" has one group and no task knowledge.
     "typed_moe" has the groups of ``group_by``, of equal size or not; labels choose a token's group.
+=======
+    "ta_moe" has one group of experts per task, selected by a task-aware router. "moe" has one group for all tokens. "typed_moe"
+    has one group per kind of token (``group_by``), selected by labels; its groups may differ in size.
+>>>>>>> main
 
     Attributes:
-        router: the task router (recipes: ``task_router``), which chooses a token's group; None without one. Checkpoints hold
-            this name and the next.
-        gate: the expert router (recipes: ``expert_router``), which chooses experts inside the group.
+        router: the task router (``task_router`` in recipes), which selects a token's group; None without one. This name and
+            the next are those of checkpoints.
+        gate: the expert router (``expert_router`` in recipes), which selects experts within the group.
     """
 
     def __init__(self, config: UniLlamaConfig, routed: bool = True) -> None:
-        """``routed``: whether a "ta_moe" has a task-aware router of its own; without one it takes the context router's logits."""
+        """Build the mixture; if not ``routed``, a "ta_moe" has no task router and uses the context router's logits."""
         super().__init__()
         self.num_groups, self.group_sizes = config.num_groups, config.expert_groups
         self.group_by = config.group_by
@@ -80,7 +85,7 @@ class MixtureOfExperts(nn.Module):
         routers_only: bool = False,
         last: bool = False,
     ) -> tuple[Tensor, Routing]:
-        """Route and transform.
+        """Route the tokens and apply their experts.
 
         Args:
             x: (B, T, H).
@@ -88,8 +93,8 @@ class MixtureOfExperts(nn.Module):
             routing: "learned" or "label".
             task_logits: (B, T, groups) of the context router; those of the mixture's own router are added.
             shield: scales the gradient of some tokens into the shared expert.
-            routers_only: the loss reads nothing but the task router's logits, so all else is computed without gradients.
-            last: with ``routers_only``, no router comes after: ``x`` is returned, and no expert runs.
+            routers_only: the loss uses the task routers' logits only, so everything else is computed without gradients.
+            last: with ``routers_only``: no later layer has a router, so ``x`` is returned and no expert runs.
 
         Returns:
             (B, T, H), and the routing of its N tokens.
@@ -110,6 +115,7 @@ class MixtureOfExperts(nn.Module):
         return y_NH.view_as(x), decision
 
     def weights_and_group_rows(self) -> list[tuple[nn.Parameter, tuple[range, ...]]]:
+<<<<<<< HEAD
         """Stacked weights that belong to groups, and the rows of each group."""
         experts, singles = consecutive_ranges(self.group_sizes), consecutive_ranges([1] * self.num_groups)
         routers = singles if self.gate.weight.ndim == 3 else experts
@@ -127,6 +133,14 @@ class MixtureOfExperts(nn.Module):
         if isinstance(expert, Experts):
             return expert(x_NH, group_N.unsqueeze(1), alpha[group_N].unsqueeze(1))
         return alpha * (expert(x_NH, group_N) if shield is None else shielded(expert, x_NH, group_N, shield))
+=======
+        """Return each stacked weight that belongs to groups, and the rows of each group."""
+        experts = consecutive_ranges(self.group_sizes)
+        routers = consecutive_ranges([1] * self.num_groups) if self.gate.weight.ndim == 3 else experts
+        return [(weight, experts) for weight in self.experts.parameters()] + [
+            (weight, routers) for weight in self.gate.parameters()
+        ]
+>>>>>>> main
 
     def _group(self, x_NH: Tensor, task_logits: Tensor | None, group_ids: Tensor | None, routing: str) -> Tensor:
         if self.num_groups == 1:

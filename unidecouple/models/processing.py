@@ -78,7 +78,7 @@ class UnifiedProcessor(ProcessorMixin, metaclass=ABCMeta):
 
     @abstractmethod
     def understood(self, picture: Image.Image) -> np.ndarray:
-        """An image to be understood, uint8 (size, size, 3), padded to a square."""
+        """Return an image to be understood, uint8 (size, size, 3), padded to a square."""
 
 
 class UniJanusProcessor(UnifiedProcessor, JanusProcessor):

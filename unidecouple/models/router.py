@@ -24,10 +24,10 @@ class Routing:
     """Routing of one layer's tokens; N = batch x length.
 
     Attributes:
-        task_logits: (N, tasks) float32, the task-aware router's; None where there is one group.
+        task_logits: (N, tasks) float32, logits of the task-aware router; None if there is one group.
         group: (N,) int64, the group of each token.
-        expert_probs: (N, e) float32, softmax over the experts of the token's group; e is the largest group's size, and past
-            the end of a smaller group they are zero.
+        expert_probs: (N, e) float32, softmax over the experts of the token's group; e is the size of the largest group, and
+            columns past the end of a smaller group are zero.
         expert: (N, k) int64, the experts chosen, numbered over all groups (group-major).
         group_sizes: experts of each group, in order; by default one group.
     """
@@ -45,13 +45,13 @@ class Routing:
 
 
 def stacked_task_logits(layers: Sequence[Routing], places: Tensor) -> Tensor | None:
-    """The task routers' logits of the tokens at ``places``, (layers, places, groups); None without a task router."""
+    """Return the task routers' logits of the tokens at ``places``, (layers, places, groups); None without a task router."""
     found = [layer.task_logits for layer in layers if layer.task_logits is not None]
     return torch.stack(found).index_select(1, places) if found else None
 
 
 def consecutive_ranges(sizes: Sequence[int]) -> tuple[range, ...]:
-    """One range per size, each from where the one before ends: sizes 2, 3 give 0..1, 2..4."""
+    """Return one range per size, each starting where the previous one ends: sizes 2, 3 give 0..1, 2..4."""
     return tuple(range(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True))
 
 
@@ -77,17 +77,18 @@ class TaskAwareRouter(nn.Module):
             start_low_rank(self.lora_A, self.lora_B)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H) -> logits (N, groups) in float32 (a bf16 router flips near ties)."""
+        """Map (N, H) to logits (N, groups) in float32, since bfloat16 flips decisions near ties."""
         weight = _updated(self.weight.unsqueeze(0), self.lora_A, self.lora_B, self.scale)[0] if self.scale else self.weight
         return _linear(x.detach(), weight)
 
 
 class ContextRouter(nn.Module):
-    """Level 1 of the first layer, with one causal attention head over the embeddings: the task of a token by the tokens before it.
+    """Level 1 of the first layer: one causal attention head over the embeddings, so that it also sees the previous tokens.
 
-    Ours, beyond the paper. The embedding of a word is the same in a prompt and in a question, so before the first layer a router
-    on the token alone sends both to one group; only context separates them. It also lets low-rank updates per task work in the
-    first layer's attention. Routers of later layers add to its logits. Its keys and values follow those of the layers in the cache.
+    Ours, beyond the paper. A word has the same embedding in a prompt and in a question. Before the first layer, a router that
+    sees the token alone therefore sends both to one group; only context separates them. With this router, LoRA per task also
+    works in the attention of the first layer. Routers of later layers add their logits to its logits. In the cache its keys and
+    values follow those of the layers.
     """
 
     def __init__(self, config: UniLlamaConfig) -> None:
@@ -108,7 +109,7 @@ class ContextRouter(nn.Module):
     def forward(
         self, embeddings: Tensor, position_embeddings: Any, attention_mask: Tensor | None, cache: Cache | None, **kwargs: Any
     ) -> Tensor:
-        """(B, T, H) embeddings and arguments of attention -> logits (B, T, groups) in float32."""
+        """Map (B, T, H) embeddings, with the arguments of attention, to logits (B, T, groups) in float32."""
         if cache is not None and len(cache.layers) == self.slot:
             cache.layers.append(copy.deepcopy(cache.layers[0]))  # still empty: this comes before layer 0
         x = F.rms_norm(embeddings.detach(), embeddings.shape[-1:])
@@ -120,13 +121,13 @@ class ContextRouter(nn.Module):
 class ExpertRouter(nn.Module):
     """Level 2: ``s = TopK(softmax(W_e^(g) x))`` inside the token's group g.
 
-    ``weight`` has a row an expert: (G, e, H) where all G groups have e experts, (E, H), group-major, where they differ in size.
+    ``weight`` has one row per expert: (G, e, H) if all G groups have e experts, else (E, H), group-major.
 
     Args:
         hidden_size: H.
         group_sizes: experts of each group.
-        top_k: k, experts a token is sent to.
-        rank, scale: of low-rank updates, one pair per group; only for groups of one size.
+        top_k: k, the number of experts per token.
+        rank, scale: of LoRA, one pair per group; only for groups of equal size.
     """
 
     def __init__(self, hidden_size: int, group_sizes: tuple[int, ...], top_k: int, rank: int = 0, scale: float = 1.0) -> None:
@@ -135,7 +136,7 @@ class ExpertRouter(nn.Module):
         equal = len(set(group_sizes)) == 1
         rows = (len(group_sizes), group_sizes[0]) if equal else (sum(group_sizes),)
         self.weight = nn.Parameter(torch.empty(*rows, hidden_size))
-        if rank:  # nothing of a pair is shared by tasks
+        if rank:  # tasks share no part of a pair
             self.lora_A, self.lora_B = low_rank(len(group_sizes), rank, hidden_size, group_sizes[0])
         self.reset()
 
@@ -146,10 +147,10 @@ class ExpertRouter(nn.Module):
             start_low_rank(self.lora_A, self.lora_B)
 
     def forward(self, x: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Choose experts.
+        """Choose k experts per token.
 
         The weights of the k chosen experts are ``p_i / stopgrad(sum p)``: they sum to one, which keeps upcycling exact, and
-        for k = 1 still pass a gradient to the router. (Unpublished whether and how the paper's gate multiplies; ours.)
+        for k = 1 still pass a gradient to the router. The paper does not state how its gate weights the experts; this is ours.
 
         Args:
             x: (N, H) tokens.

@@ -70,7 +70,7 @@ def versioned(former: Mapping[str, str], migrate: Migration, since: Mapping[str,
 
 
 def own_fields(cls: type[PreTrainedConfig]) -> set[str]:
-    """Fields of ``cls`` that its base, transformers' own class, lacks."""
+    """Return the fields of ``cls`` that its base, transformers' own class, lacks."""
     return {field.name for field in fields(cls)} - {field.name for field in fields(cls.__mro__[1])}
 
 
@@ -121,7 +121,7 @@ def _misfit(problem: str, given: Fields, others: set[str] | frozenset[str] = fro
 
 
 def _newer(version: object) -> bool:
-    """Whether the file's transformers is newer than the installed one."""
+    """Return whether the file's transformers is newer than the installed one."""
     try:
         return version is not None and Version(str(version)) > Version(transformers.__version__)
     except InvalidVersion:

@@ -17,7 +17,7 @@ from unidecouple.models.untied import UniRMSNorm, UntiedLinear
 
 
 def weights_and_group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[range, ...]]]:
-    """Stacked weights with separate rows per group, and those rows, in the order of ``GROUP_NAMES``."""
+    """Yield stacked weights with separate rows per group, and those rows, in the order of ``GROUP_NAMES``."""
     for name, module in model.named_modules():
         if name.rpartition(".")[0].endswith(f".{DELTAS}"):  # all rows are of one task
             of = Task[name.rpartition(".")[2].upper()]
@@ -42,14 +42,14 @@ def group_by_of(model: nn.Module) -> str:
 
 
 def weights_and_task_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[Task, range]]]:
-    """Stacked weights with rows private to a task, and those rows; a task needs a group that serves no other (``PRIVATE``)."""
+    """Yield stacked weights with rows private to a task, and those rows; its group must serve no other task (``PRIVATE``)."""
     private = PRIVATE[group_by_of(model)]
     for weight, rows in weights_and_group_rows(model):
         yield weight, {task: rows[group] for task, group in private.items()}
 
 
 def common_rows(model: nn.Module) -> dict[int, list[int]]:
-    """Rows private to no task, by ``id`` of each weight of ``weights_and_task_rows``; all other weights are shared."""
+    """Return rows private to no task, by ``id`` of each weight of ``weights_and_task_rows``; all other weights are shared."""
     return {
         id(weight): [row for row in range(len(weight)) if not any(row in own for own in rows.values())]
         for weight, rows in weights_and_task_rows(model)

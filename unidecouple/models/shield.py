@@ -46,7 +46,7 @@ def shielded(expert: nn.Module, x: Tensor, group: Tensor, shield: SharedExpertGr
 
 
 def _behind(expert: nn.Module, factor: float) -> dict[str, Tensor]:
-    """The weights of ``expert``, with gradients scaled by ``factor``."""
+    """Return the weights of ``expert``, with gradients scaled by ``factor``."""
     low = [module for module in expert.modules() if isinstance(module, LoraLinear) and module.groups > 1]
     own = {id(weight) for module in low for weight in (module.lora_A, module.lora_B)}
     return {

@@ -9,5 +9,5 @@ SHIPPED = ("understanding", "unified")
 
 
 def located(name_or_path: str) -> Path:
-    """Folder of the shipped base of that name, else the path itself, which need not exist."""
+    """Return the folder of the shipped base of that name, else the path itself, which need not exist."""
     return Path(str(files("unidecouple") / "assets" / name_or_path)) if name_or_path in SHIPPED else Path(name_or_path)

@@ -71,7 +71,7 @@ class TinySize:
 
 
 def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over ``words`` (lower-cased), with Janus's special tokens; unknown words become <unk>."""
+    """Return a word-level tokenizer over ``words`` (lower-cased), with Janus's special tokens; unknown words become <unk>."""
     vocabulary = [*SPECIAL_TOKENS.values(), *ROLE_TOKENS.values()]
     vocabulary += sorted({word.lower() for word in words} - set(vocabulary))
     model = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=SPECIAL_TOKENS["unk_token"]))
@@ -90,7 +90,7 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tiny_processor(words: Iterable[str], size: TinySize) -> UniJanusProcessor:
-    """Processor of a tiny model: images of ``size.image_size`` pixels scaled to [-1, 1], chats by ``CHAT_TEMPLATE``."""
+    """Return the processor of a tiny model: images of ``size.image_size`` pixels scaled to [-1, 1], chats by ``CHAT_TEMPLATE``."""
     images = JanusImageProcessorPil(
         size={"height": size.image_size, "width": size.image_size},
         min_size=size.patch_size,
@@ -107,7 +107,7 @@ def tiny_processor(words: Iterable[str], size: TinySize) -> UniJanusProcessor:
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize, **text: Any) -> UniJanusConfig:
-    """Configuration of a tiny model; ``text`` overrides fields of its ``UniLlamaConfig`` (``ffn="ta_moe"``, ...)."""
+    """Return the configuration of a tiny model; ``text`` overrides fields of its ``UniLlamaConfig`` (``ffn="ta_moe"``, ...)."""
     decoder = UniLlamaConfig(
         **{
             "vocab_size": len(tokenizer),
@@ -154,7 +154,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize, **text: Any)
 
 
 def tiny_model(config: UniJanusConfig, seed: int) -> UniJanusForConditionalGeneration:
-    """A model of ``config`` with random weights from ``seed``; the tokenizer (vqmodel) is frozen.
+    """Return a model of ``config`` with random weights from ``seed``; the tokenizer (vqmodel) is frozen.
 
     All but the decoder starts at variance 1 / fan-in, word embeddings at unit length, embeddings of image tokens at variance 1.
     At the library's 0.02 the vision tower's features start 30 times smaller than at convergence, the tokenizer's unnormalised

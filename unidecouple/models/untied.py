@@ -1,6 +1,6 @@
 """Layers with one set of weights per group of tokens, stacked group-major; group ids are given as input.
 
-Every set stays in the graph whatever a batch holds: sharded and data-parallel training need a gradient of zero, not None.
+Every set stays in the graph for every batch, since sharded and data-parallel training need a gradient of zero, not None.
 Shapes: B batch, T tokens per row, N = B T, G groups, H hidden size, W any width.
 """
 
@@ -43,16 +43,16 @@ class SortedTokens:
 
     @classmethod
     def of(cls, group: Tensor, num_sets: int) -> SortedTokens:
-        """By (B, T) int64 ``group``, each below ``num_sets``."""
+        """Sort the tokens by ``group``, (B, T) int64 below ``num_sets``."""
         sorted_group, order = group.flatten().sort(stable=True)
         return cls(group.shape, sorted_group, order, inverse(order), RowCounts.of(sorted_group, num_sets))
 
     def rows(self, x: Tensor) -> Tensor:
-        """(B, T, W) -> (N, W), sorted."""
+        """Sort ``x`` (B, T, W) into rows (N, W)."""
         return x.flatten(0, 1).index_select(0, self.order)
 
     def back(self, rows: Tensor) -> Tensor:
-        """(N, W), sorted -> (B, T, W)."""
+        """Bring sorted ``rows`` (N, W) back to (B, T, W)."""
         return rows.index_select(0, self.inverse).unflatten(0, self.shape)
 
 
@@ -60,7 +60,7 @@ class UntiedLinear(nn.Module):
     """``y = W_g x + b_g``: one matrix (and bias) per group g.
 
     Args:
-        sets: G.
+        num_sets: G.
         in_features, out_features, bias: as of ``nn.Linear``.
         backend: see ``Experts``.
     """
@@ -73,13 +73,13 @@ class UntiedLinear(nn.Module):
         self.reset()
 
     def reset(self, std: float = 0.02) -> None:
-        """Random weights, no bias."""
+        """Initialise the weights at random with ``std`` and the bias with zero."""
         nn.init.normal_(self.weight, std=std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, rows: Tensor, tokens: SortedTokens) -> Tensor:
-        """(N, in), sorted -> (N, out), sorted."""
+        """Map sorted rows (N, in) to sorted rows (N, out)."""
         y = grouped_linear(rows, self.weight, tokens.counts, self.backend)
         return y if self.bias is None else y + F.embedding(tokens.group, self.bias).to(y.dtype)
 
@@ -87,9 +87,9 @@ class UntiedLinear(nn.Module):
 def project(
     layers: Sequence[LoraLinear | UntiedLinear], x: Tensor, group: Tensor | None, tokens: SortedTokens | None
 ) -> list[Tensor]:
-    """Apply each of ``layers``, all shared or all per group, to (B, T, in).
+    """Apply each of ``layers`` to ``x`` (B, T, in); the layers are either all shared or all per group.
 
-    Shared ones read ``group`` (B, T) for low-rank pairs; those per group need ``tokens``, and use one sorted copy of ``x``.
+    Shared layers select their LoRA pair by ``group`` (B, T). Layers per group need ``tokens`` and use one sorted copy of ``x``.
     """
     untied = [layer for layer in layers if isinstance(layer, UntiedLinear)]
     if not untied:
@@ -112,14 +112,14 @@ class UntiedFeedForward(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor, tokens: SortedTokens) -> Tensor:
-        """(B, T, H) and its tokens sorted by group -> (B, T, H)."""
+        """Map ``x`` (B, T, H) to (B, T, H); ``tokens`` are its tokens sorted by group."""
         rows = tokens.rows(x)
         inner = self.act_fn(self.gate_proj(rows, tokens)) * self.up_proj(rows, tokens)
         return tokens.back(self.down_proj(inner, tokens))
 
 
 class UniRMSNorm(LlamaRMSNorm):
-    """Llama's norm with one scale (H,), one per group (G, H), or one (H,) and those of single tasks (``models/deltas.py``)."""
+    """Llama's RMSNorm with one scale (H,), or one per group (G, H), or one and replacements for single tasks (``deltas.py``)."""
 
     def __init__(self, hidden_size: int, eps: float, num_sets: int) -> None:
         super().__init__(hidden_size, eps)
@@ -129,7 +129,7 @@ class UniRMSNorm(LlamaRMSNorm):
             self.weight = nn.Parameter(torch.ones(num_sets, hidden_size))
 
     def forward(self, hidden_states: Tensor, group: Tensor | None = None) -> Tensor:
-        """(B, T, H) -> (B, T, H); a scale per group or task needs ``group`` (B, T) int64."""
+        """Map (B, T, H) to (B, T, H); a scale per group or task needs ``group`` (B, T) int64."""
         if self.num_sets == 1 and not self.deltas:
             return super().forward(hidden_states)
         assert group is not None
@@ -143,13 +143,13 @@ class UniRMSNorm(LlamaRMSNorm):
 
 
 def within_group(mask: Tensor, group_ids: Tensor | None, cache: Cache | None, config: UniLlamaConfig) -> Tensor:
-    """Restrict ``mask`` (B, 1, T, S) to keys of the query's own group.
+    """Restrict ``mask`` (B, 1, T, S) to keys in the group of the query.
 
     The groups (B, T) of new tokens are appended to those of earlier tokens, stored in the cache after the layers' keys and values.
     (transformers' own ``and_mask_function`` counts packed tokens from their sequence's start, so it cannot look them up in a row.)
 
     Raises:
-        ValueError: the attention kernel takes no mask.
+        ValueError: the attention kernel does not support masks.
     """
     assert group_ids is not None
     if "flash" in (config._attn_implementation or ""):

@@ -22,14 +22,14 @@ ImageTokenizer: TypeAlias = JanusVQVAE | Emu3VQVAE
 
 
 def tokenizer_hash(vq: ImageTokenizer) -> str:
-    """Hexadecimal SHA-256 of all that decides which tokens an image gets: the weights in float32, and the windows."""
+    """Return the hexadecimal SHA-256 of all that decides which tokens an image gets: the weights in float32, and the windows."""
     weights = {name: weight.detach().float().contiguous().cpu() for name, weight in vq.state_dict().items()}
     window = str(getattr(vq.config, "encode_window", 0) or 0)
     return hashlib.sha256(save(weights) + window.encode()).hexdigest()
 
 
 def latents(vq: JanusVQVAE, pixel_values: Tensor) -> Tensor:
-    """Unit-norm latents before quantisation: (B, 3, H, W) in [-1, 1] -> (B, h*w, embed_dim), positions in raster order.
+    """Return the unit-norm latents before quantisation: (B, 3, H, W) in [-1, 1] -> (B, h*w, embed_dim), positions in raster order.
 
     With the configuration's ``encode_window``, windows of that size are encoded as images of their own.
     """
@@ -42,14 +42,14 @@ def latents(vq: JanusVQVAE, pixel_values: Tensor) -> Tensor:
 
 
 def nearest_codes(vq: JanusVQVAE, unit_latents: Tensor) -> Tensor:
-    """Index of the most similar (cosine) codebook row: (..., embed_dim) -> (...), int64."""
+    """Return the index of the most similar (cosine) codebook row: (..., embed_dim) -> (...), int64."""
     codebook = F.normalize(vq.quantize.embedding.weight, dim=-1)
     return (unit_latents @ codebook.T).argmax(-1)
 
 
 @torch.no_grad()
 def encode_image_tokens(vq: ImageTokenizer, pixel_values: Tensor) -> Tensor:
-    """Discrete image tokens: (B, 3, H, W) in [-1, 1] -> (B, h*w) int64, raster order."""
+    """Return discrete image tokens: (B, 3, H, W) in [-1, 1] -> (B, h*w) int64, raster order."""
     if isinstance(vq, Emu3VQVAE):
         found = vq.encode(pixel_values, [pixel_values.shape[-2:]] * len(pixel_values), return_dict=True)
         return torch.stack(found.image_tokens).flatten(1)
@@ -57,7 +57,7 @@ def encode_image_tokens(vq: ImageTokenizer, pixel_values: Tensor) -> Tensor:
 
 
 def decode_latents(vq: JanusVQVAE, quantized: Tensor) -> Tensor:
-    """Image of unit-norm quantised latents: (B, h*w, embed_dim) -> (B, 3, H, W), about [-1, 1]."""
+    """Return the image of unit-norm quantised latents: (B, h*w, embed_dim) -> (B, 3, H, W), about [-1, 1]."""
     side = int(quantized.shape[1] ** 0.5)
     grid = quantized.transpose(1, 2).unflatten(2, (side, side))
     return vq.decoder(vq.post_quant_conv(grid))

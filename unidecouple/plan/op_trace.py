@@ -76,7 +76,8 @@ class OpTrace:
         reference: of the forward FLOPs, those that only a comparison with the model without its updates needs.
         used: parameters that take part.
         blocks: layers, in the order they ran.
-        passed: (name, block) of the frozen matrices that a gradient passes, each time that it does.
+        passed: (name, block) of the matrices that a gradient passes, each time that it does, and whose copy in the compute type is
+            then kept: frozen and stacked ones. Of other trained ones autocast keeps one copy for the whole pass.
     """
 
     shapes: Mapping[str, Shape]
@@ -106,7 +107,7 @@ class OpTrace:
         return self.kept - saved + max((block.kept for block in moving), default=0)
 
     def kept_casts(self, compressed: Container[str], checkpointing: bool) -> int:
-        """Bytes of frozen matrices in the compute type that the backward pass needs, where float32 ones are cast for a product.
+        """Bytes of the copies of ``passed`` matrices, where float32 ones are cast for a product.
 
         Args:
             compressed: names of matrices of which no copy is kept.
@@ -177,7 +178,7 @@ class OpTrace:
         self.note(part, flops, moved, False)
         if x.grad:
             self.note(part, flops, moved, True)
-            self.passed += [] if trains else [(name, self._block)]
+            self.passed += [] if trains and not stacked else [(name, self._block)]
         if trains:
             self.keep(x)
             self.note(part, flops, moved, True)

@@ -122,7 +122,7 @@ def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
         if run.ema_decay is not None:
             averaged |= select([name for name, _ in model.named_parameters()], stage.train).keys()
         width, parts = 2 if question.dtype == "bf16" else 4, run.gradient_accumulation_steps
-        load = _reduced(run, model, stage, stage_load(model, stage, step, width, parts, averaged, run.objective))
+        load = reduced(run, model, stage, stage_load(model, stage, step, width, parts, averaged, run.objective))
         mine = sum(load.samples.values()) / (data.mmu_batch_size + data.t2i_batch_size)
         planned = StagePlan(stage, model.config, load, round(samples * mine * stage.share / whole), [], {}, {})
         plans.append(_answered(planned, question))
@@ -171,15 +171,18 @@ def stage_load(
     return StageWorkload(replace(weights, averaged=averages, per_task_gradients=per_task), tuple(step), accumulation, traced)
 
 
-def _reduced(run: RunConfig, model: UnifiedModel, stage: Stage, load: StageWorkload) -> StageWorkload:
-    """``load`` with the bytes that ``quantize_frozen`` and ``optim`` save."""
+def reduced(run: RunConfig, model: UnifiedModel, stage: Stage, load: StageWorkload) -> StageWorkload:
+    """``load`` with the bytes saved by ``quantize_frozen``, by ``optim``, and by experts of an absent task."""
     weights = load.weights
+    moving = select([name for name, _ in model.named_parameters()], stage.train).keys() & load.trace_ops(load.step).used
+    if stage.tasks != "both" and model.config.text_config.ffn == "ta_moe" and stage.trains_rows_alone and run.ema_decay is None:
+        experts = [name for name in moving if name.endswith((".experts.gate_up_proj", ".experts.down_proj"))]
+        weights = replace(weights, absent=sum(model.get_parameter(name).numel() for name in experts) // 2)
     if (storage := run.quantize_frozen) is not None:
         stored = frozen_matrices(model, run.stages)
         sizes = {name: (math.prod(shape), StoredForm(storage, shape).bytes) for name, shape in stored.items()}
         weights = replace(weights, compressed=sizes)
     if run.optim == "adamw_8bit":
-        moving = select([name for name, _ in model.named_parameters()], stage.train).keys() & load.trace_ops(load.step).used
         states = optimizer_bytes(run.optim, [model.get_parameter(name).numel() for name in moving])
         weights = replace(weights, small_states=states)
     return replace(load, weights=weights)

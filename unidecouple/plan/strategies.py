@@ -25,14 +25,14 @@ class Memory:
     """Peak memory in a step of the device that needs most, bytes.
 
     Attributes:
-        weights: in float32, compressed ones in their bytes; trainable ones also in the compute dtype where that is smaller.
+        weights: in float32, compressed ones in their bytes; trainable ones that are not stacked also in a smaller compute dtype.
         gradients: float32; one copy per loss if a method combines the tasks' gradients.
         optimizer: AdamW's states.
         averages: EMA of weights, if enabled; float32.
         activations: kept for the backward pass.
         logits: the heads' log-probabilities and, for the larger head, their gradient.
         working: gradients of the largest activation, in and out; or, if larger, the workspace for encoding images.
-        casts: copies of frozen float32 matrices in the compute dtype, kept for the backward pass.
+        casts: copies of frozen and stacked float32 matrices in the compute dtype, kept for the backward pass.
         gathered: float32 weights of the root and of two layers (one in use, one on its way), and a gradient before it is reduced.
     """
 
@@ -64,10 +64,10 @@ class Collective(NamedTuple):
 def memory_of_weights(way: ParallelStrategy, weights: WeightCounts, width: int, gpus: int) -> Memory:
     """Return what the fullest device needs whatever it computes; ``width`` is the computation's bytes per number."""
     shard = gpus if way == "fsdp2" else 1
-    moving = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
+    moving = weights.trainable - (weights.private // 2 if way == "tasks" else weights.absent if gpus == 1 else 0)
     stored = [sum(column) for column in zip(*weights.compressed.values(), strict=True)] or [0, 0]
     whole = weights.total - weights.tokenizer - stored[0]
-    copy = weights.trainable * width if width < 4 and shard == 1 else 0
+    copy = (weights.trainable - weights.stacked) * width if width < 4 and shard == 1 else 0
     gathered = 0
     if shard > 1:
         largest, root = weights.largest, weights.root

@@ -41,6 +41,8 @@ class WeightCounts:
         averaged: those that an exponential moving average is kept of (see ``train/ema.py``).
         per_task_gradients: (floats, tensors) kept until they are combined; zeros where one backward pass makes their sum.
         compressed: (parameters, bytes) of each frozen matrix that ``quantize_frozen`` compresses, by name.
+        absent: of ``trainable``, experts of a task without samples in the stage, which have no gradient in a single process.
+        stacked: of ``trainable``, those in stacked matrices, of which autocast keeps no copy.
         small_states: bytes of the optimizer's states where they are not AdamW's float32 ones.
     """
 
@@ -55,6 +57,8 @@ class WeightCounts:
     averaged: int = 0
     per_task_gradients: tuple[int, int] = (0, 0)
     compressed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    absent: int = 0
+    stacked: int = 0
     small_states: int | None = None
 
     @property
@@ -103,6 +107,7 @@ def count(text: UniLlamaConfig, shapes: Mapping[str, Shape], moving: Collection[
         trainable=sum(sizes[name] for name in moving),
         tensors=len(moving),
         private=sum(sizes[name] for name in moving if _private(name, shapes[name], text)),
+        stacked=sum(sizes[name] for name in moving if len(shapes[name]) == 3),
         tokenizer=tokenizer,
         layers=units,
         root=root,

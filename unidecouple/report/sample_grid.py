@@ -58,7 +58,7 @@ class SampleGrid:
 
 
 _Key = tuple[str, bytes]
-"""A prompt; or a question and its picture."""
+"""A prompt; or a question and its image."""
 
 
 def sample_grid(results: Results, scenario: str) -> SampleGrid:

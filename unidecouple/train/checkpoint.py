@@ -16,6 +16,7 @@ from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.load import all_checkpoints, source_folder
 from unidecouple.files import remove_directory
 from unidecouple.methods.optimizers import fresh_state, saved_state, set_step_counts
+from unidecouple.models.experts import TrainedRows
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.train.ema import AVERAGES, EMA
 from unidecouple.train.faults import naming_broken_file
@@ -129,11 +130,13 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parall
     with naming_broken_file(path), safe_open(path, framework="pt") as file:
         saved = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
     tensors: dict[str, Tensor] = {}
+    parts: list[tuple[TrainedRows, Tensor, Tensor]] = []
     for place, group in enumerate(optimizer.param_groups):
-        for name, index in zip(group["names"], range(len(group["params"])), strict=True):
+        for index, (name, parameter) in enumerate(zip(group["names"], group["params"], strict=True)):
             if f"{name}|step" in saved:
-                state = fresh_state(optimizer, place, index)
-                tensors |= {f"{name}|{key}": _at_least_1d(value) for key, value in state.items()}
+                for key, value in fresh_state(optimizer, place, index).items():
+                    whole = tensors[f"{name}|{key}"] = _whole(parameter, value)
+                    parts += [(parameter, value, whole)] if isinstance(parameter, TrainedRows) and value.ndim else []
     with naming_broken_file(path):
         shapes = {name: list(value.shape) for name, value in tensors.items()}
         if shapes != saved:
@@ -142,6 +145,8 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, parall
         if not saved:
             raise ValueError("it is empty")
         parallel.load_tensors(path, tensors)
+    for parameter, value, whole in parts:
+        parameter.narrow_to(value, whole)
     set_step_counts(optimizer, tensors)
 
 
@@ -150,10 +155,15 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key, value in saved_state(optimizer.state.get(parameter, {})).items():
-                tensors[f"{name}|{key}"] = _at_least_1d(value)
+                tensors[f"{name}|{key}"] = _whole(parameter, value)
     return tensors
 
 
-def _at_least_1d(value: Tensor) -> Tensor:
-    """The same memory; torch's distributed safetensors drop the value of a scalar (2.13)."""
-    return value.view(1) if value.ndim == 0 else value
+def _whole(parameter: Tensor, value: Tensor) -> Tensor:
+    """A state as it is saved: of all rows of a stacked weight, however many train; never a scalar.
+
+    torch's distributed safetensors drop the value of a scalar (2.13). A scalar's memory is shared with the result.
+    """
+    if value.ndim == 0:
+        return value.view(1)
+    return parameter.widen(value) if isinstance(parameter, TrainedRows) else value

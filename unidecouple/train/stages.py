@@ -39,7 +39,7 @@ from unidecouple.train.selection import Selection, scores_of
 from unidecouple.train.step import StepResult, StepSettings
 from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
-from unidecouple.train.trainable import check_shield, make_param_groups, table
+from unidecouple.train.trainable import check_shield, make_param_groups, table, train_all_rows, train_present_rows
 
 ValidationCallback = Callable[[int, UnifiedModel], None]
 
@@ -116,6 +116,7 @@ class Trainer:
                 self.model = add_lora(self.model, stage.lora, self.config.seed + index)
             running = self._begin(index, steps, start, resume if start else None)
             yield running
+            train_all_rows(self.model)
             self.save(running, running.reached, None if index < last or self.config.save_only_model else running.optimizer)
             with self.parallel.full_model(running.model, self.model):
                 pass  # the next stage starts from it
@@ -131,12 +132,15 @@ class Trainer:
     def _begin(self, index: int, steps: int, start: int, resume: Path | None) -> StageRun:
         """Wrap the model and make the optimizer of stage ``index``, of which ``start`` steps are done."""
         stage = self.config.stages[index]
+        tasks = stage.of(self.source.tasks)
         make_param_groups(self.model, stage.train, stage.learning_rate)  # before it is wrapped: DDP and FSDP2 read requires_grad
         wrapped = self.parallel.wrap(self.model)
         trained = self.parallel.trained(wrapped)
         groups = make_param_groups(trained, stage.train, stage.learning_rate)
         if not groups:
             raise ValueError(f"stage {stage.name!r} trains nothing: name parts in its train, as train: {{attention: 1, ffn: 1}}")
+        if self.parallel.size == 1 and self.config.ema_decay is None and stage.trains_rows_alone:
+            train_present_rows(trained, groups, [task for task in Task if task not in tasks])
         what = table(trained, groups, stage.group_lr_scale)
         self.say(f"stage {index + 1}/{len(self.config.stages)} {stage.name!r}, {steps} steps\n{what}")
         scaled = scaled_rows(trained, stage.group_lr_scale)
@@ -163,7 +167,7 @@ class Trainer:
             averages=averages,
             settings=StepSettings(
                 objective=self.config.objective,
-                tasks=stage.of(self.source.tasks),
+                tasks=tasks,
                 max_grad_norm=self.config.max_grad_norm,
                 parallel=self.parallel,
                 gradients=gradients,

@@ -62,6 +62,7 @@ def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop
         run_lock(folder, print_line) if parallel.first else nullcontext(),
         float32_products(parallel.device, run.tf32),
     ):
+        run.check_sharding(parallel.size)
         if parallel.first:
             run = claim_folder(folder, run, cache, print_line)
         parallel.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from unidecouple.batch import Task
 from unidecouple.methods.selection import select
 from unidecouple.methods.stage import PARTS, Stage
+from unidecouple.models.experts import Experts
 from unidecouple.models.sharing import unshared, weights_and_task_rows
 from unidecouple.train.sharded import local_rows
 
 
-def make_param_groups(model: nn.Module, train: Mapping[str, float], learning_rate: float) -> list[dict[str, object]]:
+def make_param_groups(model: nn.Module, train: Mapping[str, float], learning_rate: float) -> list[dict[str, Any]]:
     """Set ``requires_grad`` by ``train`` and return AdamW's parameter groups, one per learning rate, with names in "names"."""
     chosen = select([name for name, _ in model.named_parameters()], train)
-    groups: dict[float, dict[str, list[object]]] = {}
+    groups: dict[float, dict[str, list[Any]]] = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
         if name in chosen:
@@ -28,18 +30,43 @@ def make_param_groups(model: nn.Module, train: Mapping[str, float], learning_rat
     return [{**group, "lr": factor * learning_rate, "peak": factor * learning_rate} for factor, group in sorted(groups.items())]
 
 
-def table(model: nn.Module, groups: Sequence[Mapping[str, object]], group_lr_scale: Mapping[str, float] | None = None) -> str:
+def train_present_rows(model: nn.Module, groups: Sequence[dict[str, Any]], absent: Sequence[Task]) -> None:
+    """Leave the experts of ``absent`` tasks without gradients and optimizer states: ``groups`` get the other rows alone.
+
+    ``hold_absent_tasks`` gives the same weights at the price of both.
+    """
+    rows_of = {id(weight): rows for weight, rows in weights_and_task_rows(model)}
+    parts: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name in ("gate_up_proj", "down_proj") if isinstance(module, Experts) else ():
+            weight: nn.Parameter = getattr(module, name)
+            gone = {row for task in absent for row in rows_of.get(id(weight), {}).get(task, ())}
+            left = [row for row in range(len(weight)) if row not in gone]
+            if weight.requires_grad and gone and left == list(range(left[0], left[-1] + 1)):
+                parts[id(weight)] = module.train_rows(name, range(left[0], left[-1] + 1))
+    for group in groups:
+        group["params"] = [parts.get(id(weight), weight) for weight in group["params"]]
+
+
+def train_all_rows(model: nn.Module) -> None:
+    """Undo ``train_present_rows``."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.trained_rows.clear()
+
+
+def table(model: nn.Module, groups: Sequence[Mapping[str, Any]], group_lr_scale: Mapping[str, float] | None = None) -> str:
     """Return a table of trained parameters and peak learning rate by part, then factors of groups, as lines of text."""
-    rates = {name: float(str(group["peak"])) for group in groups for name in group["names"]}  # type: ignore[attr-defined]
+    rates = {name: float(group["peak"]) for group in groups for name in group["names"]}
+    sizes = {name: p.numel() for group in groups for name, p in zip(group["names"], group["params"], strict=True)}
     lines = []
     for part, patterns in PARTS.items():
         mine = [(n, p) for n, p in model.named_parameters() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
         if mine:
-            moving = [(n, p) for n, p in mine if n in rates]
-            rate = f"lr {rates[moving[0][0]]:.1e}" if moving else "frozen"
-            lines.append(
-                f"  {part:14} {sum(p.numel() for _, p in moving):>9,} of {sum(p.numel() for _, p in mine):>9,} train   {rate}"
-            )
+            moving = [name for name, _ in mine if name in rates]
+            rate = f"lr {rates[moving[0]]:.1e}" if moving else "frozen"
+            trained = sum(sizes[name] for name in moving)
+            lines.append(f"  {part:14} {trained:>9,} of {sum(p.numel() for _, p in mine):>9,} train   {rate}")
     lines += [f"  group {name:8} lr x {factor:g}" for name, factor in (group_lr_scale or {}).items()]
     return "\n".join(lines)
 

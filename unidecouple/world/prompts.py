@@ -192,7 +192,7 @@ def _is_held_out(key: PromptKey) -> bool:
 
 
 def _canonical(key: PromptKey) -> PromptKey:
-    """Keys that ask for the same picture are one: order of a pair, and "a left of b" = "b right of a"."""
+    """Keys that ask for the same image are one: order of a pair, and "a left of b" = "b right of a"."""
     tag, *rest = key
     if tag == "two_object":
         return (tag, *sorted(rest, key=str))

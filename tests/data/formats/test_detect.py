@@ -54,7 +54,7 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "*.tar"):
         assert [reader.path.name for reader in open_readers(path)] == ["0.tar", "1.tar"]
     write_jsonl(tmp_path / "a.jsonl", [flat()])
-    with pytest.raises(ValueError, match=r"several kinds \(.jsonl, .tar\)"):
+    with pytest.raises(ValueError, match=r"several formats \(.jsonl, .tar\)"):
         open_readers(tmp_path)
 
 

@@ -30,16 +30,16 @@ Setting = int | float | str | list[float]
 
 
 def make(name: str, like: Tensor | None = None, /, **settings: Setting) -> Aggregator:
-    """TorchJD's aggregator ``name``; its import is put off, since it brings its solvers with it.
+    """Create TorchJD's aggregator ``name``; TorchJD is imported here, since it imports its solvers.
 
     Args:
-        name: as TorchJD spells it.
-        like: a gradient that it shall work on; lists become tensors beside it.
-        settings: its arguments.
+        name: TorchJD's name of the aggregator.
+        like: a gradient to work on; its device and type are those of the tensors made from lists.
+        settings: arguments of the aggregator.
 
     Raises:
-        ValueError: it has none of this name, the settings do not fit it, its solver is not installed, or it keeps a memory from
-            step to step, which our checkpoints do not hold.
+        ValueError: TorchJD has no such aggregator, the settings do not fit it, its solver is not installed, or it keeps state
+            between steps, which our checkpoints do not store.
     """
     from torchjd import Stateful, aggregation
 

@@ -31,5 +31,5 @@ class CAGrad:
         make("CAGrad", c=self.c)  # known before anything is drawn or trained
 
     def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
-        """The direction for the weights that both tasks share; ``gradients`` are overwritten."""
+        """Return the direction for the weights that both tasks share; ``gradients`` are overwritten."""
         return aggregate(make("CAGrad", c=self.c), gradients, scale=len(gradients))

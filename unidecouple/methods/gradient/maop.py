@@ -44,7 +44,7 @@ class MAOP:
         return self.of != "total"
 
     def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
-        """The direction for the weights that ``parameters`` names; ``gradients`` are overwritten."""
+        """Return the direction for the weights that ``parameters`` names; ``gradients`` are overwritten."""
         for g, m in zip(gradients.get(self.of, []), momenta, strict=False):
             if m is not None:
                 self._project(g, m)
@@ -57,5 +57,5 @@ class MAOP:
 
 
 def _whole(product: Tensor) -> float:
-    """An inner product of sharded tensors, over all processes."""
+    """Return an inner product of sharded tensors, over all processes."""
     return float(product.full_tensor() if isinstance(product, DTensor) else product)

@@ -24,5 +24,5 @@ class MGDA:
     parameters: tuple[str, ...] = ("*",)
 
     def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
-        """The direction for the weights that both tasks share; ``gradients`` are overwritten."""
+        """Return the direction for the weights that both tasks share; ``gradients`` are overwritten."""
         return aggregate(make("MGDA"), gradients, scale=len(gradients))

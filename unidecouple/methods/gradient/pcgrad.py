@@ -24,5 +24,5 @@ class PCGrad:
     parameters: tuple[str, ...] = ("*",)
 
     def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
-        """The direction for the weights that both tasks share; ``gradients`` are overwritten."""
+        """Return the direction for the weights that both tasks share; ``gradients`` are overwritten."""
         return aggregate(make("PCGrad"), gradients)

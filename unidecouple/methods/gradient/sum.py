@@ -21,7 +21,7 @@ class Sum:
         return ()
 
     def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
-        """The gradients' sum, written over the first."""
+        """Return the gradients' sum, written over the first."""
         first, *others = gradients.values()
         for row in others:
             for g, other in zip(first, row, strict=True):

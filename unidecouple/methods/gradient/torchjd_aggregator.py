@@ -19,7 +19,7 @@ class TorchJDAggregator:
     ConFIG and others that work on the gradients themselves, not on their inner products, take two more copies of them.
 
     Attributes:
-        name: as TorchJD spells it.
+        name: TorchJD's name of the aggregator.
         settings: its arguments, as ``{alpha: 1.0}`` for FairGrad or ``{pref_vector: [1, 2]}`` for UPGrad. What is no number, no
             word and no list of numbers cannot be given (GradDrop's ``f``, a ``projector``).
         scale: on the direction. Most aggregators average, so that 2 keeps two tasks' direction on the scale of their sum. Those
@@ -49,6 +49,6 @@ class TorchJDAggregator:
             ) from error
 
     def combine(self, gradients: TaskGradients, momenta: Momenta) -> Tensors:
-        """The direction for the weights that both tasks share; ``gradients`` are overwritten."""
+        """Return the direction for the weights that both tasks share; ``gradients`` are overwritten."""
         like = next(iter(gradients.values()))[0]
         return aggregate(make(self.name, like, **self.settings), gradients, self.scale)

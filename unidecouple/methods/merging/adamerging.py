@@ -24,11 +24,11 @@ class AdaMerging:
     are what it conditions on, though no loss compares with them; the paper needs inputs alone.
 
     Attributes:
-        start: of every lambda.
+        start: initial value of every lambda.
         learning_rate: of Adam. Lambda is clamped to [0, 1] after each step (in the authors' code where it is used, so that one that
             has left the bounds gets no gradient any more).
         steps: 500 in the authors' code.
-        batch_size: samples a task and step.
+        batch_size: samples per task and step.
     """
 
     kind: Literal["adamerging"] = "adamerging"

@@ -76,7 +76,7 @@ class Objective:
         return options if self.distilled is None else options | {"distill": self.distilled}
 
     def losses(self, part: Microbatch) -> Losses:
-        """All losses of a micro-batch. Over the micro-batches of a step they sum to the step's (but see ``per_microbatch``)."""
+        """Return all losses of a micro-batch, which sum to the step's over its micro-batches (but see ``per_microbatch``)."""
         sums = {Task.MMU: part.output.mmu.total, Task.T2I: part.output.t2i.total}
         coefficients = {Task.MMU: self.mmu_coeff, Task.T2I: self.t2i_coeff}
         terms = {task.key: sums[task] / part.totals.targets[task].clamp_min(1) for task in part.tasks}
@@ -108,7 +108,7 @@ class Objective:
 
 
 def _has_weight(loss: Mapping[str, Any]) -> bool:
-    """Whether a loss, as a recipe's mapping, has a coefficient other than 0; a missing one has its default."""
+    """Return whether a loss, as a recipe's mapping, has a coefficient other than 0; a missing one has its default."""
     kinds = {kind.kind: kind for kind in AUXILIARY_LOSSES}
     if loss.get("kind") not in kinds:
         return True  # the schema will refuse it by name

@@ -31,9 +31,9 @@ class AiaBand:
     """Neighbouring layers with one target.
 
     Attributes:
-        until: share of the depth where the band ends: it has the layers below ``round(until * layers)`` that no band before has.
-        delta: where Huber's loss turns from square to straight, in units of intensity.
-        target: T, an intensity.
+        until: end of the band as a fraction of the depth: its layers are those below ``round(until * layers)`` in no earlier band.
+        delta: intensity difference at which the Huber loss changes from quadratic to linear.
+        target: T, the target intensity.
     """
 
     until: float
@@ -64,11 +64,11 @@ class AiaTargets:
                 raise ValueError(f"the bands of {task.key} end at {ends}: let them rise, and the last one be 1")
 
     def of(self, task: Task) -> tuple[AiaBand, ...]:
-        """The bands of ``task``."""
+        """Return the bands of ``task``."""
         return self.mmu if task == Task.MMU else self.t2i
 
     def by_layer(self, task: Task, layers: int) -> list[AiaBand]:
-        """The band of each of ``layers``; a band narrower than a layer may have none."""
+        """Return the band of each of ``layers``; a band narrower than a layer may have none."""
         bands, out = self.of(task), list[AiaBand]()
         for band in bands:
             out += [band] * (round(band.until * layers) - len(out))

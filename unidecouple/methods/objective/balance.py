@@ -68,7 +68,7 @@ class LoadBalance:
     and the memory that accumulation saves.
 
     Attributes:
-        coeff: its weight.
+        coeff: weight of the loss.
     """
 
     kind: Literal["load_balance"] = "load_balance"

@@ -19,7 +19,7 @@ from unidecouple.models.router import Routing, stacked_task_logits
 def group_router_loss(
     batches: Sequence[Batch], routing: Sequence[Sequence[Routing]], mmu_weight: float = 1.0, tokens: Tensor | None = None
 ) -> Tensor:
-    """Mean cross-entropy of the level-1 routers' logits against the tokens' tasks, over tokens and layers.
+    """Return the mean cross-entropy of the level-1 routers' logits against the tokens' tasks, over tokens and layers.
 
     Each task weighs the same however few its tokens are (ours; the paper's form is unpublished): with scarce replay the
     plain mean would let the router forget the rare task. A higher ``mmu_weight`` sends what could be either to understanding:

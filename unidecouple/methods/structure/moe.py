@@ -20,11 +20,11 @@ class MoE:
     Without this control a gain of UniDecouple may be a gain of size (the paper has none; see method notes).
 
     Attributes:
-        num_experts: routed experts of a layer.
-        num_experts_per_tok: k.
-        shared_expert: whether each layer has one beside them.
-        alpha_init: the shared expert's weight at the start.
-        moe_layers: which layers, counted from 0; the others stay dense. None is all.
+        num_experts: routed experts per layer.
+        num_experts_per_tok: k, the experts per token.
+        shared_expert: whether each layer also has a shared expert.
+        alpha_init: initial weight alpha of the shared expert.
+        moe_layers: layers with experts, counted from 0; the others stay dense. None: all layers.
     """
 
     kind: Literal["moe"] = "moe"

@@ -23,9 +23,9 @@ class Rosetta:
 
     Attributes:
         text_experts, image_in_experts, image_out_experts: experts per kind of token; 3, 3 and 6 in the paper.
-        num_experts_per_tok: k = 2 in the paper.
+        num_experts_per_tok: k, the experts per token; 2 in the paper.
         shared_expert: the paper's ablation switches it off; the others' ``W_down`` is then whole.
-        moe_layers: which layers, counted from 0; the others stay dense. None is all, as in the paper.
+        moe_layers: layers with experts, counted from 0; the others stay dense. None: all layers, as in the paper.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"seen_experts": "image_in_experts", "drawn_experts": "image_out_experts"}

@@ -24,6 +24,8 @@ class TaskAwareMoE:
         shared_expert: the ablation switches it off.
         shared_expert_per_task: one shared expert and one alpha per task in place of one for both, which is the paper's. Ours, after
             arXiv 2603.03276, which finds shared experts per modality better than a global one.
+        shared_expert_per_task: one shared expert and one alpha per task instead of one for both, which is the paper's. Ours, after
+            arXiv 2603.03276, which finds shared experts per modality better than a global one.
         alpha_init: unpublished; see ``UniLlamaConfig``.
         moe_layers: which layers, counted from 0; the others stay dense. None is all, as in the paper.
         task_routing: "learned", or "label" for the ablation that routes by the task label (also at inference).

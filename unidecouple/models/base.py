@@ -163,17 +163,12 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
                     routing: "learned" or "label"; None takes the configuration's.
                     interaction: also measure the attention of each sample to the other modality.
                     shield: one per micro-batch; scales the gradient of some tokens into the shared experts.
-        <<<<<<< HEAD
-                    balanced: whether a loss reads the expert routers' probabilities. If not, batches without targets (router samples) end
-                        at the last task router, and have gradients of the task routers alone; routers pass none to their input.
+                            balanced: whether a loss uses the probabilities of the expert routers. If not, batches without targets (router samples)
+                        end at the last task router and give gradients to the task routers only.
                     distill: also measure the divergence at the targets of this task; see ``JointOutput``.
 
-                Raises:
-                    ValueError: ``distill`` is given and the model has no low-rank updates that a token's group chooses, or others besides.
-        =======
-                    balanced: whether a loss uses the probabilities of the expert routers. If not, batches without targets (router samples)
-                        end at the last task router and give gradients to the task routers only.
-        >>>>>>> main
+        Raises:
+            ValueError: ``distill`` is given and the model has no low-rank updates that a token's group chooses, or others besides.
         """
         task_routed = self.config.text_config.ffn == "ta_moe"
         mmu, t2i, decisions, looks, diverged = [], [], [], [], []

@@ -342,12 +342,4 @@ def _next_positions(hidden: Tensor, cache: Cache | None) -> Tensor:
     return torch.arange(past, past + hidden.shape[1], device=hidden.device).unsqueeze(0)
 
 
-<<<<<<< HEAD
-=======
-def _chosen(task_logits: Tensor | None) -> Tensor | None:
-    """Return the likelier group of each token; None without a context router."""
-    return None if task_logits is None else task_logits.argmax(-1)
-
-
->>>>>>> main
 AutoModel.register(UniLlamaConfig, UniLlamaModel)

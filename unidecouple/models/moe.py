@@ -43,14 +43,9 @@ def _stacked(config: UniLlamaConfig, count: int, lora_target: str) -> Experts:
 class MixtureOfExperts(nn.Module):
     """``y = sum_i w_i Expert_i(x) + alpha * SharedExpert(x)`` (eq. 1), experts chosen inside the token's task group.
 
-<<<<<<< HEAD
-    "ta_moe" has one group of experts per task and a task-aware router before it; its shared expert, and alpha, may be one per
-    group (stacked as ``Experts``). "moe" has one group and no task knowledge.
-    "typed_moe" has the groups of ``group_by``, of equal size or not; labels choose a token's group.
-=======
     "ta_moe" has one group of experts per task, selected by a task-aware router. "moe" has one group for all tokens. "typed_moe"
-    has one group per kind of token (``group_by``), selected by labels; its groups may differ in size.
->>>>>>> main
+    has one group per kind of token (``group_by``), selected by labels; its groups may differ in size. The shared
+    expert of a "ta_moe", and alpha, may be one per group (stacked as ``Experts``).
 
     Attributes:
         router: the task router (``task_router`` in recipes), which selects a token's group; None without one. This name and
@@ -115,7 +110,6 @@ class MixtureOfExperts(nn.Module):
         return y_NH.view_as(x), decision
 
     def weights_and_group_rows(self) -> list[tuple[nn.Parameter, tuple[range, ...]]]:
-<<<<<<< HEAD
         """Stacked weights that belong to groups, and the rows of each group."""
         experts, singles = consecutive_ranges(self.group_sizes), consecutive_ranges([1] * self.num_groups)
         routers = singles if self.gate.weight.ndim == 3 else experts
@@ -133,14 +127,6 @@ class MixtureOfExperts(nn.Module):
         if isinstance(expert, Experts):
             return expert(x_NH, group_N.unsqueeze(1), alpha[group_N].unsqueeze(1))
         return alpha * (expert(x_NH, group_N) if shield is None else shielded(expert, x_NH, group_N, shield))
-=======
-        """Return each stacked weight that belongs to groups, and the rows of each group."""
-        experts = consecutive_ranges(self.group_sizes)
-        routers = consecutive_ranges([1] * self.num_groups) if self.gate.weight.ndim == 3 else experts
-        return [(weight, experts) for weight in self.experts.parameters()] + [
-            (weight, routers) for weight in self.gate.parameters()
-        ]
->>>>>>> main
 
     def _group(self, x_NH: Tensor, task_logits: Tensor | None, group_ids: Tensor | None, routing: str) -> Tensor:
         if self.num_groups == 1:

@@ -225,15 +225,12 @@ class RatioOfSums:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Student's t interval of the ratio estimator (Cochran 1977, section 6.3) over passages; of one passage its mean, twice."""
-        from scipy import stats
-
         mean, number = self.mean, len(self.pairs)
         if number < 2:
             return mean, mean
-        from scipy import stats
 
         spread = math.fsum((total - mean * units) ** 2 for total, units in self.pairs)
-        half = float(stats.t.ppf((1 + level) / 2, number - 1)) * math.sqrt(number / (number - 1) * spread) / self.count
+        half = float(special.stdtrit(number - 1, (1 + level) / 2)) * math.sqrt(number / (number - 1) * spread) / self.count
         return mean - half, mean + half
 
 

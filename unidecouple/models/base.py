@@ -158,14 +158,14 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
     ) -> JointOutput:
         """Return both tasks' losses over a joint batch, and the routing of its tokens.
 
-                Args:
+        Args:
                     joint: the batch.
                     routing: "learned" or "label"; None takes the configuration's.
                     interaction: also measure the attention of each sample to the other modality.
                     shield: one per micro-batch; scales the gradient of some tokens into the shared experts.
-                            balanced: whether a loss uses the probabilities of the expert routers. If not, batches without targets (router samples)
-                        end at the last task router and give gradients to the task routers only.
-                    distill: also measure the divergence at the targets of this task; see ``JointOutput``.
+                            balanced: whether a loss uses the probabilities of the expert routers. If not, batches without targets end at the last
+                task router and give gradients to the task routers only.
+            distill: also measure the divergence at the targets of this task; see ``JointOutput``.
 
         Raises:
             ValueError: ``distill`` is given and the model has no low-rank updates that a token's group chooses, or others besides.

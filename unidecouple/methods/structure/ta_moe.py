@@ -19,18 +19,16 @@ class TaskAwareMoE:
     """Task-aware router -> the task's group of experts -> top-k of them, plus alpha * a shared expert (eq. 1).
 
     Attributes:
-        experts_per_group: e, per task. The paper found two group-specific experts to one shared best; 2 is our reading of that.
-        num_experts_per_tok: k = 1 in the paper.
-        shared_expert: the ablation switches it off.
-        shared_expert_per_task: one shared expert and one alpha per task in place of one for both, which is the paper's. Ours, after
-            arXiv 2603.03276, which finds shared experts per modality better than a global one.
+        experts_per_group: e, the experts per task. In the paper two task experts per shared expert are best; 2 is our reading.
+        num_experts_per_tok: k, the experts per token; 1 in the paper.
+        shared_expert: whether each layer also has a shared expert; false is the paper's ablation.
         shared_expert_per_task: one shared expert and one alpha per task instead of one for both, which is the paper's. Ours, after
             arXiv 2603.03276, which finds shared experts per modality better than a global one.
-        alpha_init: unpublished; see ``UniLlamaConfig``.
-        moe_layers: which layers, counted from 0; the others stay dense. None is all, as in the paper.
-        task_routing: "learned", or "label" for the ablation that routes by the task label (also at inference).
-        context_router: a router before the layers looks at the tokens before; the layers' own start from what it knows (ours,
-            beyond the paper; see ``ContextRouter``).
+        alpha_init: initial weight alpha of the shared expert; unpublished.
+        moe_layers: layers with experts, counted from 0; the others stay dense. None: all layers, as in the paper.
+        task_routing: "learned": the task router selects the group; "label": the true task does, also at inference (an ablation).
+        context_router: add a router before the first layer that also sees the previous tokens; the routers of the layers add to
+            its logits. Ours, beyond the paper; see ``ContextRouter``.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"experts_per_task": "experts_per_group"}

@@ -28,13 +28,22 @@ if TYPE_CHECKING:
         DataOptions as DataOptions,
     )
     from unidecouple.api import (
+        DecoupleOptions as DecoupleOptions,
+    )
+    from unidecouple.api import (
         DiagnoseOptions as DiagnoseOptions,
+    )
+    from unidecouple.api import (
+        Distillation as Distillation,
     )
     from unidecouple.api import (
         Engine as Engine,
     )
     from unidecouple.api import (
         EvalOptions as EvalOptions,
+    )
+    from unidecouple.api import (
+        Fidelity as Fidelity,
     )
     from unidecouple.api import (
         GridOptions as GridOptions,
@@ -56,6 +65,9 @@ if TYPE_CHECKING:
     )
     from unidecouple.api import (
         convert as convert,
+    )
+    from unidecouple.api import (
+        decouple as decouple,
     )
     from unidecouple.api import (
         diagnose as diagnose,
@@ -88,16 +100,19 @@ _NAMES: Final = (
     *(
         "Conversion",
         "DataOptions",
+        "DecoupleOptions",
         "DiagnoseOptions",
+        "Distillation",
         "Engine",
         "EvalOptions",
+        "Fidelity",
         "GridOptions",
         "GuardOptions",
         "InferOptions",
         "MergeOptions",
         "TrainOptions",
     ),
-    *("evaluate", "guard", "infer", "load", "merge", "push_to_hub"),  # the other functions of the API join here
+    *("decouple", "evaluate", "guard", "infer", "load", "merge", "push_to_hub"),  # the other functions of the API join here
 )
 
 

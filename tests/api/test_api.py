@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import JanusForConditionalGeneration
 
 import unidecouple as ud
@@ -79,6 +82,24 @@ def test_evaluate_returns_the_scores_that_it_writes(small_base: Path, tmp_path: 
     assert result is not None
     assert (tmp_path / "eval" / "scores.json").is_file()
     assert any(line.startswith("pope accuracy: ") for line in shown)
+
+
+def test_guard_and_decouple(small_base: Path, tmp_path: Path) -> None:
+    """The change is found, and the decoupled model has both weights."""
+    shutil.copytree(small_base, tmp_path / "tuned")
+    state, name = load_file(small_base / "model.safetensors"), "model.language_model.layers.0.mlp.up_proj"
+    tuned = state[f"{name}.weight"] + 0.01
+    save_file(state | {f"{name}.weight": tuned}, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    lines: list[str] = []
+    report = ud.guard(small_base, tmp_path / "tuned", tmp_path / "report", device="cpu", print_line=lines.append)
+    assert report["weights"]["total"]["changed"] == 1
+    assert (tmp_path / "report" / "guard.json").is_file()
+    options = ud.DecoupleOptions(fidelity=ud.Fidelity(full=True))
+    made = ud.decouple(small_base, tmp_path / "tuned", tmp_path / "made", options, device="cpu", print_line=lines.append)
+    found = load_file(made / "model.safetensors")
+    assert torch.equal(found[f"{name}.deltas.t2i.weight"], tuned)
+    assert torch.equal(found[f"{name}.weight"], state[f"{name}.weight"])
+    assert any("matrices changed" in line for line in lines)
 
 
 def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:

@@ -14,19 +14,18 @@ from safetensors.torch import load_file
 
 from small_runs import TWO_STEPS
 from unidecouple import config
-from unidecouple.api import training
+from unidecouple.api import delta, training
 from unidecouple.cli import main
 from unidecouple.compare.budget import VariantPlan, cells, check
 from unidecouple.compare.cost import cost_of
-from unidecouple.compare.merge import Decoupling, Merge, MergeRecord, command, words
+from unidecouple.compare.merge import Decoupling, Merge, MergeRecord, commands, words
 from unidecouple.compare.only import chosen, parse
 from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
 from unidecouple.compare.processes import Processes
 from unidecouple.compare.runner import CompareOptions, run_comparison
 from unidecouple.convert.load import checkpoint_folder
-from unidecouple.delta import decouple
 from unidecouple.delta.forms import Fidelity
-from unidecouple.methods.merging import MERGINGS, AdaMerging, Merging, TaskArithmetic
+from unidecouple.methods.merging import ESM, MERGINGS, AdaMerging, Concrete, Merging, TaskArithmetic, Ties
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
@@ -89,6 +88,7 @@ def test_a_part_of_the_grid_has_what_it_merges() -> None:
         (Variant("x", merge=Merge(("mmu",), FULL_SETS)), "'x' decouples mmu, and mmu trains mmu alone: the first one generates"),
         (Variant("x", merge=Merge(("t2i", "t2i"), FULL_SETS)), "and t2i trains t2i alone"),
         (Variant("x", merge=Merge(("moe",), FULL_SETS)), "'x' merges 'moe', which"),
+        (Variant("x", merge=Merge(("t2i",), Decoupling(rank=2, onto=Ties()))), "'x' decouples t2i onto a merge, which needs two"),
     ],
 )
 def test_what_cannot_be_merged(variant: Variant, said: str) -> None:
@@ -154,13 +154,23 @@ def test_a_decoupled_model_costs_its_deltas_besides(planned: dict[str, VariantPl
     assert both.active["mmu"] - joint.active["mmu"] == layers * sum(a * b + 1 for a, b in shapes)
 
 
-@pytest.mark.parametrize("method", [TaskArithmetic(scale=0.7), AdaMerging("adamerging", 0.2, 0.03, 7, 5)], ids=lambda m: m.kind)
+@pytest.mark.parametrize(
+    "method",
+    [member() for member in MERGINGS]
+    + [
+        TaskArithmetic(scale=0.7),
+        AdaMerging("adamerging", 0.2, 0.03, 7, 5),
+        Ties(density=0.4, scale=None),
+        ESM(samples=8, scale=1.5),
+    ]
+    + [Concrete("concrete", 0.2, 0.01, 0.5, 0.7, 9, 3, 4)],
+    ids=repr,
+)
 def test_words_mean_their_method(method: Merging, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(training, "merge_checkpoints", lambda base, tuned, target, method, *rest: asked.append(method))
     assert main(["merge", "base", "one", "two", "--output", "out", *words(method)]) == 0
     assert asked == [method]
-    assert {type(method) for method in (TaskArithmetic(), AdaMerging())} == set(MERGINGS), "a new one needs its case here"
 
 
 @pytest.mark.parametrize(
@@ -177,11 +187,21 @@ def test_words_mean_their_decoupling(
     method: Decoupling, models: list[str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(decouple, "decouple", lambda *given: asked.append(given))
-    assert main(command(method, "base", models, Path("out"), ["--cache", "kept", "--recipe", "demo"])) == 0
+    monkeypatch.setattr(delta, "write_decoupled", lambda *given: asked.append(given))
+    (line,) = commands(method, "base", models, Path("out"), ["--cache", "kept", "--recipe", "demo"])
+    assert main(line) == 0
     ((base, tuned, target, options, _),) = asked
     assert (base, tuned, target, options.cache) == ("base", "t2i", Path("out"), Path("kept"))
     assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_esm_plus_plus_merges_first() -> None:
+    method = Decoupling(rank=8, onto=ESM())
+    first, second = commands(method, "base", ["t2i", "mmu"], Path("run/merged"), ["--recipe", "r"])
+    assert first[:4] == ["merge", "base", "t2i", "mmu"]
+    assert first[first.index("--output") + 1] == second[1] == str(Path("run/merged-first"))
+    assert second[:5] == ["decouple", second[1], "t2i", "--understanding", "mmu"]
+    assert second[second.index("--output") + 1] == str(Path("run/merged"))
 
 
 def weights(folder: Path | str) -> dict[str, torch.Tensor]:

@@ -77,6 +77,7 @@ def test_new_rows_start_at_the_mean_and_image_parts_are_copied(language_base: Pa
     assert 0.2 < float(features.square().mean().sqrt() / words.square().mean().sqrt()) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["transformers", "deepseek"])
 def test_other_layouts_hold_it(language: Path, language_base: Path, tmp_path: Path, layout: str) -> None:
     convert(language_base, tmp_path / layout, Conversion(to=layout), quiet)
@@ -127,6 +128,7 @@ def test_other_llamas(config: Any, kind: Any, small_base: Path, tmp_path: Path) 
     torch.testing.assert_close(found[..., :290], language_logits(tmp_path / "lm"))
 
 
+@pytest.mark.slow
 def test_spare_rows_of_the_vocabulary_are_used(small_base: Path, tmp_path: Path) -> None:
     """As Qwen's: 320 rows for 290 words; the image tokens' ids are the next, and no row is added."""
     write_language(tmp_path / "lm", vocab_size=320)

@@ -17,7 +17,7 @@ from unidecouple.convert.merging import write_merged
 from unidecouple.methods.merging import TaskArithmetic
 
 Tensors = Callable[[Path], dict[str, Tensor]]
-HALF = TaskArithmetic(scale=0.5).coefficients(2)
+HALF = TaskArithmetic().rule(0.5)
 
 
 def tuned(base: Path, folder: Path, seed: int, change: Callable[[dict[str, Tensor]], object] = lambda state: None) -> Path:
@@ -74,11 +74,11 @@ def test_another_configuration_is_refused(ours: Path, tmp_path: Path) -> None:
     raw["text_config"]["rope_theta"] = raw["text_config"]["rms_norm_eps"] = 0.5
     (other / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=r"config\.json of .*other has text_config\.\w+=0\.5"):
-        write_merged(ours, [other], tmp_path / "merged", TaskArithmetic().coefficients(1), print)
+        write_merged(ours, [other], tmp_path / "merged", TaskArithmetic().rule(0.3), print)
 
 
 def test_targets_and_layouts_that_are_refused(ours: Path, published: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="which is read, or a folder around it"):
-        write_merged(ours, [ours], ours, TaskArithmetic().coefficients(1), print)
+        write_merged(ours, [ours], ours, TaskArithmetic().rule(0.3), print)
     with pytest.raises(ValueError, match="deepseek-ai's original layout: convert it first"):
-        write_merged(published, [published], tmp_path / "merged", TaskArithmetic().coefficients(1), print)
+        write_merged(published, [published], tmp_path / "merged", TaskArithmetic().rule(0.3), print)

@@ -3,22 +3,72 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from small_runs import Run
+from small_runs import Run, load_copy
 from unidecouple import config as configs
+from unidecouple.batch import Task
 from unidecouple.cli import main
-from unidecouple.convert.load import checkpoint_folder
+from unidecouple.convert.load import checkpoint_folder, load
+from unidecouple.methods.merging import MERGINGS, TaskArithmetic
+from unidecouple.models.base import UnifiedModel
 from unidecouple.run import RunConfig
+from unidecouple.train import merging
+from unidecouple.train.merging import choose_scale, merge_checkpoints
 
 
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint_folder(str(folder)) / "model.safetensors")
+
+
+def test_the_scale_is_where_the_loss_is_least(small_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a loss whose minimum is known: at half of what the rule adds to a weight, and the model is the base's again after it."""
+    model, _ = load_copy(str(small_base))
+    name = "model.language_model.norm.weight"
+    before = {one: weight.clone() for one, weight in model.state_dict().items()}
+    tuned = [before | {name: before[name] + 2}, before]
+
+    def loss(model: UnifiedModel, task: Task, samples: object) -> float:
+        return float((model.state_dict()[name] - before[name] - 3).square().mean())
+
+    monkeypatch.setattr(merging, "_loss", loss)
+    lines: list[str] = []
+    scale = choose_scale(TaskArithmetic().rule, model, tuned, dict.fromkeys(Task, ()), lines.append)
+    assert scale == pytest.approx(1.5, abs=0.05)
+    assert len(lines) == 24
+    assert all(torch.equal(weight, before[one]) for one, weight in model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_every_method_merges(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
+    """Each gives finite weights of a model that loads, keeps what no model changed, and moves what both did."""
+    small_run = replace(small_run, max_steps=2, data=replace(small_run.data, router_aux_samples=0))
+    for task in ("mmu", "t2i"):
+        assert run(replace(small_run, stages=(replace(small_run.stages[0], tasks=task),)), tmp_path / task)
+    base, one, two = small_run.model_name_or_path, str(tmp_path / "mmu"), str(tmp_path / "t2i")
+    start, mmu, t2i = (weights(folder) for folder in (base, one, two))
+    both = {name for name in start if not torch.equal(mmu[name], start[name]) and not torch.equal(t2i[name], start[name])}
+    still = {name for name in start if torch.equal(mmu[name], start[name]) and torch.equal(t2i[name], start[name])}
+    assert both
+    few = {"steps": 1, "batch_size": 2, "adamerging_steps": 1, "samples": 2}
+    for member in MERGINGS:
+        known = {field.name for field in fields(member)}
+        method = member(**{name: value for name, value in few.items() if name in known})
+        lines: list[str] = []
+        merge_checkpoints(base, [two, one], tmp_path / method.kind, method, small_run, small_cache, lines.append)
+        found = weights(tmp_path / method.kind)
+        assert all(bool(weight.isfinite().all()) for weight in found.values() if weight.is_floating_point())
+        assert all(torch.equal(found[name], start[name]) for name in still), method.kind
+        assert any(not torch.equal(found[name], start[name]) for name in both), method.kind
+        load(str(tmp_path / method.kind))
+        if method.kind == "esm":
+            assert f"inputs: t2i for {checkpoint_folder(two)}, mmu for {checkpoint_folder(one)}" in lines
+            assert sum(line.startswith("scale ") for line in lines) == 24
 
 
 @pytest.mark.slow

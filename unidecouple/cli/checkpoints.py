@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from unidecouple.cli.command import OK, add, add_group, number, recipes_and_overrides, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
+
+_MERGE_OPTIONS: Final[dict[str, tuple[str, Callable[[str], float]]]] = {
+    "density": ("ties, doge: share of a weight's entries that is kept", number(0, 1)),
+    "learning_rate": ("adamerging, concrete, doge: of Adam", number(above=0)),
+    "inner_rate": ("concrete: of the coefficients within a step", number(above=0)),
+    "temperature": ("concrete: of the masks", number(above=0)),
+    "steps": ("adamerging, concrete, doge: steps", whole(0)),
+    "adamerging_steps": ("concrete: steps of AdaMerging after the mask's", whole(0)),
+    "batch_size": ("adamerging, concrete: samples per task and step", whole(1)),
+    "samples": ("esm: per model", whole(1)),
+    "exponent": ("esm: of the variances", number(0)),
+}
+"""Options of ``merge`` that are fields of methods, beside ``--scale``."""
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -33,11 +47,9 @@ def convert(arguments: argparse.Namespace) -> int:
 def merge(arguments: argparse.Namespace) -> int:
     """Merge models that were fine-tuned from one base, each on another task, into one model."""
     from unidecouple import api
-    from unidecouple.methods.merging import AdaMerging, Merging, TaskArithmetic
+    from unidecouple.methods.merging.options import method_of
 
-    method: Merging = TaskArithmetic(scale=arguments.scale)
-    if arguments.method == "adamerging":
-        method = AdaMerging("adamerging", arguments.scale, arguments.learning_rate, arguments.steps, arguments.batch_size)
+    method = method_of(arguments.method, {name: getattr(arguments, name) for name in ("scale", *_MERGE_OPTIONS)})
     recipes, overrides = recipes_and_overrides(arguments.recipe or [])
     options = api.MergeOptions(method=method, recipe=recipes, overrides=overrides, cache=arguments.cache)
     api.merge(arguments.base, arguments.tuned, arguments.output, options)
@@ -184,21 +196,17 @@ def _add_merge(command: argparse.ArgumentParser) -> None:
     command.add_argument("base", help="checkpoint that the models were fine-tuned from, or the name of a shipped base")
     command.add_argument("tuned", nargs="+", help="folders of the fine-tuned models or of their training runs")
     command.add_argument("--output", type=Path, required=True, help="folder to write the result to")
+    kinds = ("task_arithmetic", "adamerging", "ties", "tsv_m", "doge", "concrete", "esm")
+    command.add_argument("--method", choices=kinds, default="task_arithmetic", help="merging method (default: %(default)s)")
     command.add_argument(
-        "--method",
-        choices=("task_arithmetic", "adamerging"),
-        default="task_arithmetic",
-        help="merging method (default: %(default)s)",
+        "--scale",
+        help="coefficient of the merged change, or its initial value; validation: chosen on held-out data (default: the method's)",
     )
     command.add_argument(
-        "--scale", type=number(), default=0.3, help="coefficient of every task vector; adamerging: its initial value (default: 0.3)"
+        "--recipe", nargs="+", help="recipe and key=value overrides with the data, for methods that learn or choose"
     )
-    command.add_argument("--recipe", nargs="+", help="adamerging: recipe and key=value overrides that define the unlabelled inputs")
-    command.add_argument(
-        "--learning-rate", type=number(above=0), default=1e-3, help="adamerging: learning rate of the coefficients (default: 0.001)"
-    )
-    command.add_argument("--steps", type=whole(1), default=500, help="adamerging: number of steps (default: 500)")
-    command.add_argument("--batch-size", type=whole(1), default=16, help="adamerging: samples per task and step (default: 16)")
+    for name, (what, kind) in _MERGE_OPTIONS.items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{what} (default: the method's)")
     command.add_argument(
         "--cache",
         type=Path,

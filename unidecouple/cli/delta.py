@@ -14,25 +14,23 @@ if TYPE_CHECKING:
 
 def guard(arguments: argparse.Namespace) -> int:
     """Compare a fine-tuned model with its base: which weights changed, and whether and where a task became worse (exit code 1)."""
-    from unidecouple.delta.guard import PAGE, GuardOptions, verdict_lines
-    from unidecouple.delta.guard import guard as compare
+    from unidecouple import api
+    from unidecouple.delta.guard import PAGE, verdict_lines
     from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, SyntheticSizes
-    from unidecouple.train.launch import processes
 
-    sizes = SyntheticSizes(num_images=arguments.num_images)
-    with processes(arguments.device, bf16=False, kind="ddp") as place:
-        options = GuardOptions(
-            tuple(arguments.data),
-            tuple(name for name in arguments.benchmarks.split(",") if name),
-            BenchmarkOptions(arguments.benchmark_data, arguments.limit, TEST_SEED, sizes=sizes),
-            arguments.samples,
-            arguments.tolerance,
-            not arguments.no_reverts,
-            place.device,
-            arguments.cache,
-        )
-        output = arguments.output or Path("guard") / Path(arguments.tuned).name
-        content = compare(arguments.base, arguments.tuned, options, output, say)
+    options = api.GuardOptions(
+        data=tuple(arguments.data),
+        benchmarks=tuple(name for name in arguments.benchmarks.split(",") if name),
+        benchmark_options=BenchmarkOptions(
+            arguments.benchmark_data, arguments.limit, TEST_SEED, sizes=SyntheticSizes(num_images=arguments.num_images)
+        ),
+        samples=arguments.samples,
+        tolerance=arguments.tolerance,
+        reverts=not arguments.no_reverts,
+        cache=arguments.cache,
+    )
+    output = arguments.output or Path("guard") / Path(arguments.tuned).name
+    content = api.guard(arguments.base, arguments.tuned, output, options, device=arguments.device, print_line=say)
     for line in verdict_lines(content):
         say(line)
     print(output / PAGE)
@@ -44,44 +42,39 @@ def decouple(arguments: argparse.Namespace) -> int:
     import shlex
     import sys
 
+    from unidecouple import api
     from unidecouple import config as configs
     from unidecouple.batch import Task
     from unidecouple.convert.options import shard_bytes
-    from unidecouple.delta.decouple import DecoupleOptions
-    from unidecouple.delta.decouple import decouple as write
-    from unidecouple.delta.distill import Distillation
-    from unidecouple.delta.forms import Fidelity
     from unidecouple.run import RunConfig
-    from unidecouple.train.launch import processes
 
     budget = None if arguments.budget is None else shard_bytes(arguments.budget)
     chosen = (arguments.rank, arguments.energy, arguments.full, False, budget)
-    fidelity = Fidelity(*chosen) if any(value is not None and value is not False for value in chosen) else None
+    fidelity = api.Fidelity(*chosen) if any(value is not None and value is not False for value in chosen) else None
     distillation = None
     if arguments.distill_steps:
         existing(arguments.prompts, "--prompts")
         lines = arguments.prompts.read_text(encoding="utf-8").splitlines() if arguments.prompts else []
         prompts = [line.strip() for line in lines if line.strip()]
         run = configs.load(RunConfig, *recipes_and_overrides(arguments.recipe)) if arguments.recipe else None
-        distillation = Distillation(arguments.distill_steps, prompts, arguments.learning_rate, recipe=run)
-    with processes(arguments.device, bf16=False, kind="ddp") as place:
-        options = DecoupleOptions(
-            mode=arguments.mode,
-            fidelity=fidelity,
-            protect=Task.MMU if arguments.protect == "understanding" else Task.T2I,
-            understanding=arguments.understanding,
-            alpha=arguments.alpha,
-            groups=tuple(name.strip() for name in arguments.groups.split(",") if name.strip()),
-            tolerance=arguments.tolerance,
-            data=tuple(arguments.data),
-            samples=arguments.samples,
-            distillation=distillation,
-            device=place.device,
-            cache=arguments.cache,
-            command=shlex.join(["unidecouple", *sys.argv[1:]]),
-            max_shard_bytes=shard_bytes(arguments.max_shard_size),
-        )
-        print(write(arguments.base, arguments.tuned, arguments.output, options, say))
+        distillation = api.Distillation(arguments.distill_steps, prompts, arguments.learning_rate, recipe=run)
+    options = api.DecoupleOptions(
+        mode=arguments.mode,
+        fidelity=fidelity,
+        protect=Task.MMU if arguments.protect == "understanding" else Task.T2I,
+        understanding=arguments.understanding,
+        alpha=arguments.alpha,
+        groups=tuple(name.strip() for name in arguments.groups.split(",") if name.strip()),
+        tolerance=arguments.tolerance,
+        data=tuple(arguments.data),
+        samples=arguments.samples,
+        distillation=distillation,
+        cache=arguments.cache,
+        command=shlex.join(["unidecouple", *sys.argv[1:]]),
+        max_shard_bytes=shard_bytes(arguments.max_shard_size),
+    )
+    made = api.decouple(arguments.base, arguments.tuned, arguments.output, options, device=arguments.device, print_line=say)
+    print(made)
     return OK
 
 

@@ -91,6 +91,8 @@ def _check_decoupled(grid: Comparison, name: str, merge: Merge) -> None:
             f"variant {name!r} decouples {', '.join(merge.of) or 'nothing'}: name the variant that generates, and at most one "
             "more, which understands"
         )
+    if isinstance(merge.method, Decoupling) and merge.method.onto is not None and len(merge.of) < 2:
+        raise ValueError(f"variant {name!r} decouples {merge.of[0]} onto a merge, which needs two variants: name both in `of`")
     for parent, lacking in zip(merge.of, (Task.MMU, Task.T2I), strict=False):
         if grid.variants[parent].tasks == lacking.key:
             raise ValueError(

@@ -18,7 +18,7 @@ from unidecouple.batch import TASK_KEYS, Task
 from unidecouple.compare.budget import Budget, VariantPlan
 from unidecouple.compare.cost import cost_of
 from unidecouple.compare.elsewhere import ImportedRuns, base_hash, key_of
-from unidecouple.compare.merge import MERGED
+from unidecouple.compare.merge import BETWEEN, MERGED
 from unidecouple.compare.plan import START, Comparison, Job
 from unidecouple.compare.readings import FROM_ONE_TASK, from_one_task, readings
 from unidecouple.eval.suite import metric_named
@@ -158,12 +158,12 @@ def _seen(job: Job, cells: Mapping[str, Mapping[str, VariantPlan]]) -> dict[str,
 def _spent(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What the run in ``folder`` took, whose scores' file is ``found``: with the merge that it may have begun with."""
     spent = {name: found.get(name) for name in ("wall_seconds", "cpu_seconds", "peak_memory_bytes")}
-    merging = folder / MERGED / SPENT
-    if not merging.is_file():
-        return spent
-    merged = json.loads(merging.read_text())
-    peak = max(spent["peak_memory_bytes"] or 0, merged["peak_memory_bytes"] or 0) or None
-    return {name: spent[name] + merged[name] for name in ("wall_seconds", "cpu_seconds")} | {"peak_memory_bytes": peak}
+    for merging in (folder / BETWEEN / SPENT, folder / MERGED / SPENT):
+        if merging.is_file():
+            merged = json.loads(merging.read_text())
+            peak = max(spent["peak_memory_bytes"] or 0, merged["peak_memory_bytes"] or 0) or None
+            spent = {name: spent[name] + merged[name] for name in ("wall_seconds", "cpu_seconds")} | {"peak_memory_bytes": peak}
+    return spent
 
 
 def _version(name: str) -> str | None:

@@ -14,11 +14,13 @@ from unidecouple import bounds
 from unidecouple.batch import TASK_KEYS, Task
 from unidecouple.delta.distill import Distillation
 from unidecouple.delta.forms import Fidelity
-from unidecouple.methods.merging import AdaMerging, Merging, TaskArithmetic
+from unidecouple.methods.merging import AdaMerging, Concrete, Merging, TaskArithmetic
+from unidecouple.methods.merging.options import words as merging_words
 from unidecouple.run import RunConfig
 
 MERGED, RECORD = "merged", "merge.yaml"
-"""In such a variant's folder: the checkpoint that is scored, and what says how it was made."""
+BETWEEN = "merged-first"
+"""In such a variant's folder: the checkpoint that is scored, what says how it was made, and a merge that decoupling starts from."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,14 @@ class Decoupling(Fidelity):
         budget: most bytes of all matrices together; ranks are chosen for the most energy.
         distill_steps: that match the first model's logits on images that it draws of the scenario's prompts.
         learning_rate: of distillation.
+        onto: of two models: they are merged by this method first, and the merged model takes the base's place, as in ESM++
+            (arXiv 2606.19164) with the task known.
     """
 
     kind: Literal["decouple"] = "decouple"
     distill_steps: int = 0
     learning_rate: float = 1e-3
+    onto: Merging | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,8 +76,8 @@ class Merge:
     def inputs(self) -> dict[str, tuple[int, int]]:
         """Of each task, steps and samples that the merge itself looks at."""
         method, none = self.method, (0, 0)
-        if isinstance(method, AdaMerging):
-            return dict.fromkeys(TASK_KEYS, (method.steps, method.steps * method.batch_size))
+        if isinstance(method, AdaMerging | Concrete):
+            return dict.fromkeys(TASK_KEYS, (method.batches, method.batches * method.batch_size))
         if isinstance(method, Decoupling):
             return {Task.MMU.key: none, Task.T2I.key: (method.distill_steps, method.distill_steps * Distillation.batch_size)}
         return dict.fromkeys(TASK_KEYS, none)
@@ -93,8 +98,8 @@ class MergeRecord:
     run: RunConfig
 
 
-def command(method: Method, base: str, models: Sequence[str], target: Path, source: Sequence[str]) -> list[str]:
-    """The command line that makes the model.
+def commands(method: Method, base: str, models: Sequence[str], target: Path, source: Sequence[str]) -> list[list[str]]:
+    """The command lines that make the model, one after the other.
 
     Args:
         method: how.
@@ -104,10 +109,14 @@ def command(method: Method, base: str, models: Sequence[str], target: Path, sour
         source: options that name the recipe whose data a method that learns reads, and the cache.
     """
     options = [*words(method), "--output", str(target), *source]
-    if isinstance(method, Decoupling):
-        second = ["--understanding", models[1]] if len(models) > 1 else []
-        return ["decouple", base, models[0], *second, *options]
-    return ["merge", base, *models, *options]
+    if not isinstance(method, Decoupling):
+        return [["merge", base, *models, *options]]
+    second = ["--understanding", models[1]] if len(models) > 1 else []
+    if method.onto is None:
+        return [["decouple", base, models[0], *second, *options]]
+    between = target.with_name(BETWEEN)
+    first = commands(method.onto, base, models, between, source)
+    return [*first, ["decouple", str(between), models[0], *second, *options]]
 
 
 def words(method: Method) -> list[str]:
@@ -118,9 +127,4 @@ def words(method: Method) -> list[str]:
         if method.distill_steps:
             options |= {"--distill-steps": method.distill_steps, "--learning-rate": method.learning_rate}
         return [*flags, *(str(word) for option in options.items() if option[1] is not None for word in option)]
-    if isinstance(method, AdaMerging):
-        learned = {"--learning-rate": method.learning_rate, "--steps": method.steps, "--batch-size": method.batch_size}
-        options = {"--method": method.kind, "--scale": method.start, **learned}
-    else:
-        options = {"--method": method.kind, "--scale": method.scale}
-    return [str(word) for option in options.items() for word in option]
+    return merging_words(method)

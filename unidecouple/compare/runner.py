@@ -14,7 +14,7 @@ from unidecouple.compare.collect import ERROR, LOG, GridRuns, collect
 from unidecouple.compare.done import finished
 from unidecouple.compare.elsewhere import import_runs, key_of
 from unidecouple.compare.merge import MERGED, RECORD
-from unidecouple.compare.merge import command as merge_command
+from unidecouple.compare.merge import commands as merge_commands
 from unidecouple.compare.only import chosen, parse
 from unidecouple.compare.plan import Comparison, Job, jobs
 from unidecouple.compare.processes import Processes
@@ -128,7 +128,7 @@ def _run(job: Job, folder: Path, cache: Path, processes: Processes) -> int:
         if not merged.is_dir():
             parents = [str(folder / parent) for parent in job.parents]
             source = ["--recipe", str(recipe), *kept]
-            commands.insert(0, merge_command(job.merge.method, config.model_name_or_path, parents, merged, source))
+            commands = merge_commands(job.merge.method, config.model_name_or_path, parents, merged, source) + commands
         config = replace(config, model_name_or_path=str(merged.resolve()))
     write_text_atomic(recipe, configs.dump(config))
     return next((code for arguments in commands if (code := _call(arguments, job, mine / LOG, processes))), 0)

@@ -14,7 +14,7 @@ from unidecouple.convert.processors import read_processor, write_processor
 from unidecouple.convert.steps import GIGABYTE
 from unidecouple.convert.weights import Weights, save_shards
 from unidecouple.files import atomic_directory
-from unidecouple.methods.merging.task_arithmetic import Coefficients, merged
+from unidecouple.methods.merging.rule import Rule, merged
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.ownership import check_directory
 
@@ -25,7 +25,7 @@ def write_merged(
     base: Path,
     tuned: Sequence[Path],
     target: Path,
-    coefficients: Coefficients,
+    rule: Rule,
     say: Callable[[str], None],
     max_shard_bytes: int = 5 * GIGABYTE,
     finish: Callable[[Path], None] = lambda folder: None,
@@ -44,7 +44,7 @@ def write_merged(
     processor = read_processor(described)
     parts = split_into_parts(start.shapes)
     shapes = {name: start.shapes[name] for names in parts for name in names}
-    made = (merged(start.read(names), [model.read(names) for model in models], coefficients) for names in parts)
+    made = (merged(start.read(names), [model.read(names) for model in models], rule) for names in parts)
     with atomic_directory(target, (base, *tuned)) as staging:
         files = save_shards(staging, shapes, made, max_shard_bytes)
         for name in ("config.json", "generation_config.json"):

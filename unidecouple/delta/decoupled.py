@@ -103,11 +103,16 @@ class _Found:
 
 
 def plan_decoupled(sources: Sources, fidelity: Fidelity, say: PrintLine = lambda line: None) -> Plan:
-    """Read all checkpoints once, and choose the form of every weight.
+    """Read all checkpoints once, and choose the form of every weight; raises as ``find_changes`` and ``choose_forms``."""
+    return plan_of(sources, find_changes(sources, fidelity.needs_spectra, say), fidelity)
+
+
+def find_changes(sources: Sources, spectra: bool, say: PrintLine = lambda line: None) -> Mapping[Task, _Found]:
+    """What changed for each tuned task, from one reading of all checkpoints; with ``spectra``, singular values of each matrix.
 
     Raises:
         ValueError: a tuned model is not of this base; its family is unknown or its decoder not dense; a weight changed that two
-            tasks share and that cannot be one task's; or nothing changed.
+            tasks share and that cannot be one task's.
     """
     base = sources.base
     _check_structure(base)
@@ -118,10 +123,17 @@ def plan_decoupled(sources: Sources, fidelity: Fidelity, say: PrintLine = lambda
         for task, source in sources.tuned.items():
             after = source.read(names)
             for name in names:
-                _look((name, before[name], after[name]), task, found[task], sources, fidelity)
+                _look((name, before[name], after[name]), task, found[task], sources, spectra)
     for task, one in found.items():
         check_same_base(Pair(base, sources.tuned[task]), one.relative)
         say(f"{task.key}: {len(one.matrices)} matrices changed, by {one.relative:.1%} of their norm")
+    return found
+
+
+def plan_of(sources: Sources, found: Mapping[Task, _Found], fidelity: Fidelity) -> Plan:
+    """The form of every weight at ``fidelity``, from what changed; needs spectra where ``fidelity`` does."""
+    base = sources.base
+    assert base.config is not None
     forms = {task.key: choose_forms(one.matrices, fidelity) | one.fixed for task, one in found.items()}
     _swap_embeddings(sources, forms)
     forms = {task: _ordered(some, base) for task, some in forms.items() if some}
@@ -139,7 +151,7 @@ def parts(plan: Plan, trained: Mapping[str, Tensor] = MappingProxyType({})) -> I
         yield {name: trained.get(name, tensor) for name, tensor in part.items()}
 
 
-def _look(weight: tuple[str, Tensor, Tensor], task: Task, found: _Found, sources: Sources, fidelity: Fidelity) -> None:
+def _look(weight: tuple[str, Tensor, Tensor], task: Task, found: _Found, sources: Sources, spectra: bool) -> None:
     """Note the change of one weight (name, before, after) for ``task``."""
     name, before, after = weight
     if is_shared_matrix(name, before, known=True):
@@ -159,7 +171,7 @@ def _look(weight: tuple[str, Tensor, Tensor], task: Task, found: _Found, sources
     if kind == EMBEDDINGS:
         found.fixed[module] = f"rows:{len(_rows(before, after))}"
     elif kind == "matrix":
-        measured = spectrum(name, difference(before, after), LARGEST) if fidelity.needs_spectra else None
+        measured = spectrum(name, difference(before, after), LARGEST) if spectra else None
         found.matrices[module] = ChangedMatrix((before.shape[0], before.shape[1]), after.element_size(), measured)
     else:  # norms, and an Emu3's head
         found.fixed[module] = "full"

@@ -12,7 +12,7 @@ from torch import Tensor
 from unidecouple.batch import Task
 from unidecouple.convert.parts import Part
 from unidecouple.delta.blend import Blend
-from unidecouple.delta.decoupled import Sources, delta_leaves, plan_decoupled
+from unidecouple.delta.decoupled import Sources, delta_leaves, find_changes, plan_of
 from unidecouple.delta.forms import Fidelity
 from unidecouple.delta.held_out import HeldOut, mean
 from unidecouple.delta.pair import Pair, difference
@@ -68,6 +68,7 @@ def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, sa
     base_losses = held_out.losses(blend.base())
     tuned_losses = held_out.losses(blend.tuned())
     sources = Sources.protecting(pair, protect)
+    changes = find_changes(sources, spectra=False)
     decoder = sum(tensor.nbytes for name, tensor in pair.base.shapes.items() if name.startswith(f"{_DECODER}layers."))
     other = Task.T2I if protect is Task.MMU else Task.MMU
     matrices = [name for name in blend.names if name.startswith(f"{_DECODER}layers.") and len(blend.shape(name)) == 2]
@@ -75,7 +76,7 @@ def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, sa
     points = []
 
     def add(name: str, kind: str, fidelity: Fidelity, losses: Sequence[float], settings: str) -> None:
-        extra = plan_decoupled(sources, fidelity).extra_bytes
+        extra = plan_of(sources, changes, fidelity).extra_bytes
         read = {protect: decoder, other: decoder + (0 if fidelity.full else extra)}
         both = {task: values for task, values in ((protect, base_losses.get(protect)), (other, losses)) if values}
         points.append(Remedy(name, kind, extra, read, both, settings))

@@ -159,12 +159,12 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
         """Return both tasks' losses over a joint batch, and the routing of its tokens.
 
         Args:
-                    joint: the batch.
-                    routing: "learned" or "label"; None takes the configuration's.
-                    interaction: also measure the attention of each sample to the other modality.
-                    shield: one per micro-batch; scales the gradient of some tokens into the shared experts.
-                            balanced: whether a loss uses the probabilities of the expert routers. If not, batches without targets end at the last
-                task router and give gradients to the task routers only.
+            joint: the batch.
+            routing: "learned" or "label"; None takes the configuration's.
+            interaction: also measure the attention of each sample to the other modality.
+            shield: one per micro-batch; scales the gradient of some tokens into the shared experts.
+            balanced: whether a loss uses the probabilities of the expert routers. If not, batches without targets (router samples)
+                end at the last task router and give gradients to the task routers only.
             distill: also measure the divergence at the targets of this task; see ``JointOutput``.
 
         Raises:

@@ -43,9 +43,9 @@ def _stacked(config: UniLlamaConfig, count: int, lora_target: str) -> Experts:
 class MixtureOfExperts(nn.Module):
     """``y = sum_i w_i Expert_i(x) + alpha * SharedExpert(x)`` (eq. 1), experts chosen inside the token's task group.
 
-    "ta_moe" has one group of experts per task, selected by a task-aware router. "moe" has one group for all tokens. "typed_moe"
-    has one group per kind of token (``group_by``), selected by labels; its groups may differ in size. The shared
-    expert of a "ta_moe", and alpha, may be one per group (stacked as ``Experts``).
+    "ta_moe" has one group of experts per task, selected by a task-aware router; its shared expert, and alpha, may be one per
+    group (stacked as ``Experts``). "moe" has one group for all tokens. "typed_moe" has one group per kind of token
+    (``group_by``), selected by labels; its groups may differ in size.
 
     Attributes:
         router: the task router (``task_router`` in recipes), which selects a token's group; None without one. This name and
@@ -110,7 +110,7 @@ class MixtureOfExperts(nn.Module):
         return y_NH.view_as(x), decision
 
     def weights_and_group_rows(self) -> list[tuple[nn.Parameter, tuple[range, ...]]]:
-        """Stacked weights that belong to groups, and the rows of each group."""
+        """Return each stacked weight that belongs to groups, and the rows of each group."""
         experts, singles = consecutive_ranges(self.group_sizes), consecutive_ranges([1] * self.num_groups)
         routers = singles if self.gate.weight.ndim == 3 else experts
         found = [(weight, experts) for weight in self.experts.parameters()]
@@ -123,7 +123,7 @@ class MixtureOfExperts(nn.Module):
     def _shared(
         expert: FeedForward | Experts, alpha: Tensor, x_NH: Tensor, group_N: Tensor, shield: SharedExpertGradScale | None
     ) -> Tensor:
-        """``alpha * SharedExpert(x)``; of several, a token meets its group's, of which a shield finds nothing shared."""
+        """Return ``alpha * SharedExpert(x)``; with one per group, a token uses its group's, and a shield finds nothing shared."""
         if isinstance(expert, Experts):
             return expert(x_NH, group_N.unsqueeze(1), alpha[group_N].unsqueeze(1))
         return alpha * (expert(x_NH, group_N) if shield is None else shielded(expert, x_NH, group_N, shield))

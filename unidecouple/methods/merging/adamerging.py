@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unidecouple import bounds
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, JointBatch
-from unidecouple.methods.merging.task_arithmetic import Coefficients
+from unidecouple.methods.merging.rule import Coefficients
 from unidecouple.models.base import UnifiedModel
 
 
@@ -42,6 +42,11 @@ class AdaMerging:
         bounds.above(0, self, "learning_rate")
         bounds.at_least(1, self, "steps", "batch_size")
 
+    @property
+    def batches(self) -> int:
+        """Joint batches that ``learn`` reads."""
+        return self.steps
+
     def learn(
         self,
         model: UnifiedModel,
@@ -57,9 +62,7 @@ class AdaMerging:
             batches: samples of both tasks with their answers and images (see above), one joint batch a step.
             on_step: called with each step and its entropy in nats.
         """
-        base = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-        vectors = {name: [state[name].to(start) - start for state in tuned] for name, start in base.items()}
-        vectors = {name: moved for name, moved in vectors.items() if any(bool(vector.any()) for vector in moved)}
+        base, vectors = changes(model, tuned)
         weights = {name: weight.requires_grad_(name in vectors) for name, weight in model.named_parameters()}
         factors = torch.full((len(vectors), len(tuned)), self.start)
         optimizer = torch.optim.Adam([factors], lr=self.learning_rate)
@@ -85,6 +88,13 @@ class AdaMerging:
             weights[name].copy_(base[name])
             for factor, vector in zip(row, moved, strict=True):
                 weights[name].add_(vector, alpha=factor)
+
+
+def changes(model: UnifiedModel, tuned: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+    """The base's parameters, and each tuned model's difference from those that any of them changed."""
+    base = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    vectors = {name: [state[name].to(start) - start for state in tuned] for name, start in base.items()}
+    return base, {name: moved for name, moved in vectors.items() if any(bool(vector.any()) for vector in moved)}
 
 
 def prediction_entropy(model: UnifiedModel, joint: JointBatch) -> Tensor:

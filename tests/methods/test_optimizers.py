@@ -73,6 +73,6 @@ def test_restored_goes_on_bit_for_bit(name: str) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
     with pytest.raises(ValueError, match=r"optim=adamw_8bit needs bitsandbytes.*extra 'quantized'"):
         made("adamw_8bit", weights())

@@ -197,7 +197,7 @@ def test_half_a_dense_layer_is_an_error() -> None:
     weight = torch.ones(1, 1)
     state = {"m.layers.0.mlp.gate_proj.weight": weight, "m.layers.0.mlp.down_proj.weight": weight}
     with pytest.raises(ValueError, match=r"m\.layers\.0\.mlp lacks up"):
-        copy_into_experts(state, 4, shared_expert=True, alpha=0.5)
+        copy_into_experts(state, 4, shared_experts=1, alpha=0.5)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,21 @@ def test_choices_by_data(base: Path, make_tuned: MakeTuned, data: Path, tmp_path
     assert points["rank 2"]["extra_bytes"] == stored
 
 
+@pytest.mark.slow
+def test_a_front_has_benchmark_scores(small_base: Path, small_cache: Path, tmp_path: Path) -> None:
+    """Understanding's are the base's in every form with weights per task."""
+    shutil.copytree(small_base, tmp_path / "tuned")
+    state, name = load_file(small_base / "model.safetensors"), "model.language_model.layers.0.mlp.up_proj.weight"
+    save_file(state | {name: state[name] + 0.05}, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    words = ("--mode", "front", "--data", "synthetic", "--samples", "2", "--cache", str(small_cache), "--benchmarks", "vqa")
+    assert run(small_base, tmp_path / "tuned", tmp_path / "front", *words, "--limit", "2", "--num-images", "1") == 0
+    front = json.loads((tmp_path / "front" / "front.json").read_text())
+    scores = {point["name"]: point["scores"] for point in front["points"]}
+    (vqa,) = scores["full"]
+    assert scores["rank 2"][vqa] == scores["bits"][vqa] == scores["full"][vqa] == scores["alpha 0"][vqa]
+    assert f"<th>{vqa}</th>" in (tmp_path / "front" / "front.html").read_text()
+
+
 def test_distillation_comes_nearer_and_leaves_understanding(base: Path, tuned: Path, tmp_path: Path) -> None:
     how = Distillation(steps=30, prompts=("a red cow", "a blue pig and a cup"), learning_rate=3e-3)
     lines: list[str] = []
@@ -115,6 +131,8 @@ def test_other_families_are_interpolated(tmp_path: Path) -> None:
 def test_options_that_do_not_fit(base: Path, tuned: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="alpha has no effect with mode 'residual'"):
         DecoupleOptions(alpha=0.5)
+    with pytest.raises(ValueError, match="benchmarks has no effect with mode 'residual'"):
+        DecoupleOptions(benchmarks=("pope",))
     with pytest.raises(ValueError, match=r"mode 'interpolate' chooses on held-out data: give it \(--data\)"):
         decouple(str(base), str(tuned), tmp_path / "made", DecoupleOptions("interpolate"))
     with pytest.raises(ValueError, match="no module group 'visio': there are"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unidecouple.cli.command import FAILED, OK, add, existing, number, recipes_and_overrides, say, share, whole
 
@@ -16,14 +16,10 @@ def guard(arguments: argparse.Namespace) -> int:
     """Compare a fine-tuned model with its base: which weights changed, and whether and where a task became worse (exit code 1)."""
     from unidecouple import api
     from unidecouple.delta.guard import PAGE, verdict_lines
-    from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, SyntheticSizes
 
     options = api.GuardOptions(
         data=tuple(arguments.data),
-        benchmarks=tuple(name for name in arguments.benchmarks.split(",") if name),
-        benchmark_options=BenchmarkOptions(
-            arguments.benchmark_data, arguments.limit, TEST_SEED, sizes=SyntheticSizes(num_images=arguments.num_images)
-        ),
+        **_benchmarks(arguments),
         samples=arguments.samples,
         tolerance=arguments.tolerance,
         reverts=not arguments.no_reverts,
@@ -68,6 +64,7 @@ def decouple(arguments: argparse.Namespace) -> int:
         tolerance=arguments.tolerance,
         data=tuple(arguments.data),
         samples=arguments.samples,
+        **_benchmarks(arguments),
         distillation=distillation,
         cache=arguments.cache,
         command=shlex.join(["unidecouple", *sys.argv[1:]]),
@@ -78,19 +75,21 @@ def decouple(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _benchmarks(arguments: argparse.Namespace) -> dict[str, Any]:
+    from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, SyntheticSizes
+
+    sizes = SyntheticSizes(num_images=arguments.num_images)
+    return {
+        "benchmarks": tuple(name for name in arguments.benchmarks.split(",") if name),
+        "benchmark_options": BenchmarkOptions(arguments.benchmark_data, arguments.limit, TEST_SEED, sizes=sizes),
+    }
+
+
 def add_commands(commands: Commands) -> None:
     """``unidecouple guard`` and ``unidecouple decouple``."""
     command = add(commands, guard, "guard")
     _add_pair(command)
     command.add_argument("--output", type=Path, help="folder of guard.json and guard.html (default: guard/<name>)")
-    command.add_argument(
-        "--benchmarks", default="", help="benchmarks to score before and after fine-tuning, comma-separated: pope,vqa,geneval"
-    )
-    command.add_argument(
-        "--benchmark-data", type=Path, help="folder of the published benchmark files (default: the synthetic benchmark)"
-    )
-    command.add_argument("--limit", type=whole(1), help="items per split, subject or tag of a benchmark (default: all)")
-    command.add_argument("--num-images", type=whole(1, 10_000), default=4, help="images per prompt (default: 4)")
     command.add_argument(
         "--tolerance",
         type=number(0),
@@ -162,3 +161,11 @@ def _add_pair(command: argparse.ArgumentParser) -> None:
         default=Path("runs/cache"),
         help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
     )
+    command.add_argument(
+        "--benchmarks", default="", help="benchmarks to score before and after fine-tuning, comma-separated: pope,vqa,geneval"
+    )
+    command.add_argument(
+        "--benchmark-data", type=Path, help="folder of the published benchmark files (default: the synthetic benchmark)"
+    )
+    command.add_argument("--limit", type=whole(1), help="items per split, subject or tag of a benchmark (default: all)")
+    command.add_argument("--num-images", type=whole(1, 10_000), default=4, help="images per prompt (default: 4)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,13 +16,17 @@ from unidecouple.delta.blend import Blend, interpolated
 from unidecouple.delta.decoupled import Plan, Sources, plan_decoupled
 from unidecouple.delta.distill import Distillation, distill
 from unidecouple.delta.forms import Fidelity
-from unidecouple.delta.front import ALPHAS, measure_front
+from unidecouple.delta.front import ALPHAS, Score, measure_front
 from unidecouple.delta.front_page import write_front
+from unidecouple.delta.guard import SYNTHETIC_BENCHMARKS, scored_model
 from unidecouple.delta.held_out import HeldOut, mean, open_held_out
 from unidecouple.delta.modules import kind_of
 from unidecouple.delta.pair import Pair, check_same_base, open_pair, relative_change
 from unidecouple.delta.revert import best_within, module_groups, revert_greedily
 from unidecouple.delta.write import SHARD_BYTES, Provenance, write_decoupled, write_plain
+from unidecouple.eval.benchmark import evaluate
+from unidecouple.eval.suite import BenchmarkOptions, benchmarks, open_benchmarks
+from unidecouple.models.base import UnifiedModel
 from unidecouple.ownership import check_directory
 from unidecouple.source import PrintLine
 from unidecouple.train.meter import Meter
@@ -47,6 +52,7 @@ class DecoupleOptions:
             ``data``.
         tolerance: how much worse, in nats per token, the protected task may be than the base where data choose.
         data, samples: held-out data, as of ``GuardOptions``.
+        benchmarks, benchmark_options: of "front", what every remedy is scored on, as of ``GuardOptions``.
         distillation: of residuals, on prompts alone.
         device: where to compute.
         cache: folder of encoded data.
@@ -63,6 +69,8 @@ class DecoupleOptions:
     tolerance: float = 0.0
     data: tuple[str, ...] = ()
     samples: int = 64
+    benchmarks: tuple[str, ...] = ()
+    benchmark_options: BenchmarkOptions = SYNTHETIC_BENCHMARKS
     distillation: Distillation | None = None
     device: torch.device = _CPU
     cache: Path = Path("runs/cache")
@@ -77,6 +85,7 @@ class DecoupleOptions:
             ("distillation", per_task),
             ("alpha", self.mode == "interpolate"),
             ("groups", self.mode == "revert"),
+            ("benchmarks", self.mode == "front"),
         ):
             if getattr(self, name) not in (None, ()) and not used:
                 raise ValueError(f"{name} has no effect with mode {self.mode!r}: leave it out, or choose another mode")
@@ -109,7 +118,7 @@ def decouple(base: str, tuned: str, output: Path, options: DecoupleOptions = _DE
     check_same_base(pair, relative_change(pair))
     if options.mode == "front":
         blend, held_out = _opened(pair, options, say)
-        points = measure_front(pair, options.protect, blend, held_out, say)
+        points = measure_front(pair, options.protect, blend, held_out, _score(pair, options), say)
         return write_front(pair, points, options.protect, options.tolerance, held_out.text, output)
     if options.mode == "interpolate":
         alpha, why = (options.alpha, "given") if options.alpha is not None else _best_alpha(pair, options, say)
@@ -162,6 +171,19 @@ def _opened(pair: Pair, options: DecoupleOptions, say: PrintLine) -> tuple[Blend
     if missing := [task.key for task in Task if not held_out.samples.get(task)]:
         raise ValueError(f"{held_out.text} has no samples of {missing[0]}: both tasks are compared, give data of both")
     return blend, held_out
+
+
+def _score(pair: Pair, options: DecoupleOptions) -> Score:
+    metrics = [benchmarks()[name].metrics[0] for name in options.benchmarks]
+    opened = open_benchmarks(options.benchmarks, options.benchmark_options)
+
+    def score(model: UnifiedModel, tasks: Collection[Task]) -> dict[str, float]:
+        wanted = [(metric, one) for metric, one in zip(metrics, opened, strict=True) if metric.task in {t.key for t in tasks}]
+        ready = scored_model(model, pair) if wanted else None
+        found = {metric.title: evaluate(one, ready).scores for metric, one in wanted if ready is not None}
+        return {m.title: next(row.value for row in found[m.title] if row.metric == m.metric) for m, _ in wanted}
+
+    return score
 
 
 def _best_alpha(pair: Pair, options: DecoupleOptions, say: PrintLine) -> tuple[float, str]:

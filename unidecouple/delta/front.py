@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from unidecouple.delta.pair import Pair, difference
 from unidecouple.delta.revert import module_groups, revert_greedily
 from unidecouple.delta.spectrum import truncated
 from unidecouple.delta.verdict import WORSE, of_losses, run_tests
+from unidecouple.models.base import UnifiedModel
 from unidecouple.models.deltas import unpack
 from unidecouple.source import PrintLine
 
@@ -37,6 +38,7 @@ class Remedy:
         bytes_per_token: decoder weights read per generated token, of each task; deltas not merged.
         losses: held-out loss of every sample, by task.
         settings: options of ``unidecouple decouple`` that make it.
+        scores: headline score of every benchmark that was asked for, by its title.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Remedy:
     bytes_per_token: Mapping[Task, int]
     losses: Mapping[Task, Sequence[float]]
     settings: str
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; losses are means."""
@@ -55,6 +58,7 @@ class Remedy:
             "settings": self.settings,
             "bytes_per_token": {task.key: count for task, count in self.bytes_per_token.items()},
             "losses": {task.key: mean(values) for task, values in self.losses.items()},
+            "scores": dict(self.scores),
         }
 
 
@@ -63,43 +67,47 @@ def ranks_up_to(most: int) -> list[int]:
     return [2**power for power in range(1, most.bit_length()) if 2**power < most]
 
 
-def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, say: PrintLine) -> list[Remedy]:
-    """Every remedy that keeps ``protect`` as the base has it, and those that trade it, on held-out data."""
-    base_losses = held_out.losses(blend.base())
-    tuned_losses = held_out.losses(blend.tuned())
+Score = Callable[[UnifiedModel, Collection[Task]], dict[str, float]]
+"""Headline scores of a model on the benchmarks of some tasks, by title."""
+
+
+def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, score: Score, say: PrintLine) -> list[Remedy]:
+    """Every remedy that keeps ``protect`` as the base has it, and those that trade it, on held-out data and benchmarks."""
+    base_losses, kept = held_out.losses(blend.base()), score(blend.base(), (protect,))
     sources = Sources.protecting(pair, protect)
     changes = find_changes(sources, spectra=False)
     decoder = sum(tensor.nbytes for name, tensor in pair.base.shapes.items() if name.startswith(f"{_DECODER}layers."))
     other = Task.T2I if protect is Task.MMU else Task.MMU
     matrices = [name for name in blend.names if name.startswith(f"{_DECODER}layers.") and len(blend.shape(name)) == 2]
     most = min((min(blend.shape(name)) for name in matrices), default=0)
-    points = []
+    points: list[Remedy] = []
 
-    def add(name: str, kind: str, fidelity: Fidelity, losses: Sequence[float], settings: str) -> None:
-        extra = plan_of(sources, changes, fidelity).extra_bytes
+    def add(name: str, kind: str, fidelity: Fidelity, model: UnifiedModel, settings: str) -> None:
+        extra, losses = plan_of(sources, changes, fidelity).extra_bytes, held_out.losses(model)[other]
         read = {protect: decoder, other: decoder + (0 if fidelity.full else extra)}
         both = {task: values for task, values in ((protect, base_losses.get(protect)), (other, losses)) if values}
-        points.append(Remedy(name, kind, extra, read, both, settings))
+        points.append(Remedy(name, kind, extra, read, both, settings, kept | score(model, (other,))))
         say(f"{name}: {extra:,} extra bytes, {other.key} loss {mean(losses):.3f}")
 
     factors = _factors(pair, matrices, min(most, _MOST_RANK))
     for rank in ranks_up_to(min(most, _MOST_RANK)):
-        model = blend.use(partial(_at_rank, factors, rank))
-        add(f"rank {rank}", "residual", Fidelity(rank=rank), held_out.losses(model)[other], f"--rank {rank}")
+        add(f"rank {rank}", "residual", Fidelity(rank=rank), blend.use(partial(_at_rank, factors, rank)), f"--rank {rank}")
     model = blend.use(lambda name, before, after: _signed(name, before, after) if name in factors else after)
-    add("bits", "bits", Fidelity(bits=True), held_out.losses(model)[other], "--mode bits")
-    add("full", "full", Fidelity(full=True), tuned_losses[other], "--full")
-    one_set = dict.fromkeys(Task, decoder)
+    add("bits", "bits", Fidelity(bits=True), model, "--mode bits")
+    add("full", "full", Fidelity(full=True), blend.tuned(), "--full")
+
+    def add_shared(name: str, kind: str, model: UnifiedModel, settings: str) -> None:
+        one_set = dict.fromkeys(Task, decoder)
+        points.append(Remedy(name, kind, 0, one_set, held_out.losses(model), settings, score(model, tuple(Task))))
+
     for alpha in ALPHAS:
-        found = held_out.losses(blend.between(alpha))
-        points.append(Remedy(f"alpha {alpha:g}", "interpolate", 0, one_set, found, f"--mode interpolate --alpha {alpha:g}"))
+        add_shared(f"alpha {alpha:g}", "interpolate", blend.between(alpha), f"--mode interpolate --alpha {alpha:g}")
     assert pair.base.config is not None
     groups = module_groups(blend.names, pair.base.config.text_config.num_hidden_layers)
     for step in revert_greedily(blend, held_out, groups, say)[1:-1]:
         weights = [weight for name in step.groups for weight in groups[name]]
-        found = held_out.losses(blend.tuned(weights))
         listed = ",".join(step.groups)
-        points.append(Remedy(f"reverted {len(step.groups)}", "revert", 0, one_set, found, f'--mode revert --groups "{listed}"'))
+        add_shared(f"reverted {len(step.groups)}", "revert", blend.tuned(weights), f'--mode revert --groups "{listed}"')
     return points
 
 

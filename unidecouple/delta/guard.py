@@ -30,7 +30,7 @@ from unidecouple.source import PrintLine
 GUARD, PAGE = "guard.json", "guard.html"
 _MAX_NEW_TOKENS: Final = 32
 _CPU: Final = torch.device("cpu")
-_SYNTHETIC: Final = BenchmarkOptions(seed=TEST_SEED)
+SYNTHETIC_BENCHMARKS: Final = BenchmarkOptions(seed=TEST_SEED)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class GuardOptions:
 
     data: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
-    benchmark_options: BenchmarkOptions = _SYNTHETIC
+    benchmark_options: BenchmarkOptions = SYNTHETIC_BENCHMARKS
     samples: int = 64
     tolerance: float = 0.0
     reverts: bool = True
@@ -118,7 +118,7 @@ def _behaviour(pair: Pair, options: GuardOptions, say: PrintLine) -> dict[str, A
         if held_out is not None:
             found["losses"].append(held_out.losses(ready))
             say(f"{name}: " + ", ".join(f"{task.key} loss {mean(one):.3f}" for task, one in found["losses"][-1].items()))
-        scored = _scored(ready, pair)
+        scored = scored_model(ready, pair)
         found["scores"].append([evaluate(benchmark, scored) for benchmark in opened])
     measures = [of_losses(task, *(one[task] for one in found["losses"])) for task in (found["losses"] or [()])[0]]
     measures += _scores(options.benchmarks, *found["scores"])
@@ -142,7 +142,8 @@ def _opened(pair: Pair, blend: Blend, options: GuardOptions, say: PrintLine) -> 
     return open_held_out(options.data, blend.base(), pair.base.processor, options.samples, options.cache, show)
 
 
-def _scored(model: UnifiedModel, pair: Pair) -> EvalModel:
+def scored_model(model: UnifiedModel, pair: Pair) -> EvalModel:
+    """The model as benchmarks take it."""
     assert pair.base.processor is not None
     return EvalModel(model, pair.base.processor, _MAX_NEW_TOKENS, image_sampling(model.generation_config), TEST_SEED)
 

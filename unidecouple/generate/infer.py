@@ -78,8 +78,7 @@ def infer(
     A result has the number of its "line" (from 1), its "id" if it had one, then "answer", or "image" (a PNG in a folder beside
     ``output``), or "error": a line that fails stops no other. Settings are in ``<output>.settings.json``.
 
-    Processes that share the work write a file each, ``<output>.part-<rank>-of-<size>``. The one that finds all lines in them writes
-    ``output``, in the order of the lines.
+    Processes that share the work write ``<output>.part-<rank>-of-<size>``; the one that finds all lines in them writes ``output``.
 
     Raises:
         ValueError: ``output`` is of other settings, is ``source`` itself, or not a file that this package wrote; or ``source`` has

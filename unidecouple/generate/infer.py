@@ -88,8 +88,7 @@ def infer(
     content = source.read_bytes()
     lines = content.split(b"\n")
     every = [number for number, line in enumerate(lines, 1) if line.strip()]
-    numbers, merged = share.of(every), output
-    output = _part(merged, source, share)
+    numbers, merged, output = share.of(every), output, _part(output, source, share)
     done = _continued(output, settings, source, content)
     reader = _Reader(engine, source, settings)
     failed = [f"{source}:{number}: {error}" for number, error in done.items() if error is not None]
@@ -116,12 +115,12 @@ def infer(
             continue
         if isinstance(work, AnswerJob):
             answers.append((number, kept, work))
+            if len(answers) >= engine.max_batch_size:
+                _answer(engine, answers, write)
         else:
             images.append((number, kept, work))
-        if len(answers) >= engine.max_batch_size:
-            _answer(engine, answers, write)
-        if len(images) >= engine.max_batch_size:
-            _generate(engine, images, settings, output, write)
+            if len(images) >= engine.max_batch_size:
+                _generate(engine, images, settings, output, write)
     _answer(engine, answers, write)
     _generate(engine, images, settings, output, write)
     return Counts(count, tuple(failed), len(done), _merge(merged, share.size, every, settings, content))

@@ -74,7 +74,7 @@ def _block(layer: UniLlamaDecoderLayer, group: int) -> LayerWeights:
     attention, ffn = layer.self_attn, layer.mlp
 
     def scale(norm: UniRMSNorm) -> Tensor:
-        return norm.weight.detach()[group] if norm.sets > 1 else norm.weight.detach()
+        return norm.weight.detach()[group] if norm.num_sets > 1 else norm.weight.detach()
 
     def together(*modules: nn.Module) -> Tensor:
         sets = [module.weight.detach()[group].T for module in modules if isinstance(module, UntiedLinear)]

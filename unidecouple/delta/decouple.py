@@ -16,7 +16,7 @@ from unidecouple.delta.blend import Blend, interpolated
 from unidecouple.delta.decoupled import Plan, Sources, plan_decoupled
 from unidecouple.delta.distill import Distillation, distill
 from unidecouple.delta.forms import Fidelity
-from unidecouple.delta.front import ALPHAS, Score, measure_front
+from unidecouple.delta.front import ALPHAS, ScoreTasks, measure_front
 from unidecouple.delta.front_page import write_front
 from unidecouple.delta.guard import SYNTHETIC_BENCHMARKS, scored_model
 from unidecouple.delta.held_out import HeldOut, mean, open_held_out
@@ -173,7 +173,7 @@ def _opened(pair: Pair, options: DecoupleOptions, say: PrintLine) -> tuple[Blend
     return blend, held_out
 
 
-def _score(pair: Pair, options: DecoupleOptions) -> Score:
+def _score(pair: Pair, options: DecoupleOptions) -> ScoreTasks:
     metrics = [benchmarks()[name].metrics[0] for name in options.benchmarks]
     opened = open_benchmarks(options.benchmarks, options.benchmark_options)
 

@@ -67,11 +67,11 @@ def ranks_up_to(most: int) -> list[int]:
     return [2**power for power in range(1, most.bit_length()) if 2**power < most]
 
 
-Score = Callable[[UnifiedModel, Collection[Task]], dict[str, float]]
+ScoreTasks = Callable[[UnifiedModel, Collection[Task]], dict[str, float]]
 """Headline scores of a model on the benchmarks of some tasks, by title."""
 
 
-def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, score: Score, say: PrintLine) -> list[Remedy]:
+def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, score: ScoreTasks, say: PrintLine) -> list[Remedy]:
     """Every remedy that keeps ``protect`` as the base has it, and those that trade it, on held-out data and benchmarks."""
     base_losses, kept = held_out.losses(blend.base()), score(blend.base(), (protect,))
     sources = Sources.protecting(pair, protect)

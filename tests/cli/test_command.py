@@ -28,7 +28,7 @@ GRID, RUN = str(RECIPES / "demo.yaml"), str(RECIPES / "base" / "unified.yaml")
         (["eval", "unified", "--num-images", "-2"], "--num-images: -2 must be from 1 to 10000"),
         (["eval", "unified", "--batch-size", "-1"], "--batch-size: -1 must be from 1 to 65536"),
         (["eval", "unified", "--limit", "0"], "--limit: 0 must be at least 1"),
-        (["merge", "unified", "unified", "--steps", "-3"], "--steps: -3 must be at least 1"),
+        (["merge", "unified", "unified", "--steps", "-3"], "--steps: -3 must be at least 0"),
         (["compare", GRID, "--workers", "0"], "--workers: 0 must be at least 1"),
         (["diagnose", "unified", "--batches", "0"], "--batches: 0 must be at least 1"),
         (["data", "check", "a", "--max-bad-ratio", "nan"], "--max-bad-ratio: nan must be from 0 to 1"),

@@ -192,6 +192,13 @@ def _add_structure_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _scale(text: str) -> float | str:
+    """Type of ``--scale``: a finite number, or "validation"."""
+    from unidecouple.methods.merging.options import VALIDATION
+
+    return text if text == VALIDATION else number()(text)
+
+
 def _add_merge(command: argparse.ArgumentParser) -> None:
     command.add_argument("base", help="checkpoint that the models were fine-tuned from, or the name of a shipped base")
     command.add_argument("tuned", nargs="+", help="folders of the fine-tuned models or of their training runs")
@@ -200,6 +207,7 @@ def _add_merge(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", choices=kinds, default="task_arithmetic", help="merging method (default: %(default)s)")
     command.add_argument(
         "--scale",
+        type=_scale,
         help="coefficient of the merged change, or its initial value; validation: chosen on held-out data (default: the method's)",
     )
     command.add_argument(

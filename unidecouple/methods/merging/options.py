@@ -46,12 +46,9 @@ def _names(member: type[Merging]) -> dict[str, str]:
     return {_START.get(field.name, field.name): field.name for field in fields(member) if field.name != "kind"}
 
 
-def _scale(kind: str, value: str) -> float | None:
-    if value == VALIDATION:
-        if kind in ("adamerging", "concrete", "doge"):
-            raise ValueError(f"--scale {VALIDATION} is for methods whose change is linear in it, and {kind} is not: give a number")
-        return None
-    try:
+def _scale(kind: str, value: float | str) -> float | None:
+    if value != VALIDATION:
         return float(value)
-    except ValueError:
-        raise ValueError(f"--scale {value!r} must be a number, or {VALIDATION}") from None
+    if kind in ("adamerging", "concrete", "doge"):
+        raise ValueError(f"--scale {VALIDATION} is for methods whose change is linear in it, and {kind} is not: give a number")
+    return None

@@ -119,7 +119,7 @@ def test_what_breaks_first(small: StageWorkload, large: StageWorkload) -> None:
     small, large = (for_devices(load, 64) for load in (small, large))
     assert breaks_first(large, "ddp", H100, "bf16", ASSUMED) == "capacity: it fits on no number of devices up to 256"
     slow = replace(H100, network=1e8)
-    assert breaks_first(small, "ddp", slow, "bf16", ASSUMED).startswith("link: from 32 devices on")
+    assert breaks_first(small, "ddp", slow, "bf16", ASSUMED).startswith("link: from 16 devices on")
     assert estimate(small, "ddp", 16, slow, "bf16", ASSUMED).bottleneck == "link"  # type: ignore[union-attr]
     instant = replace(H100, link=1e15, network=1e15)
     patient = replace(ASSUMED, hop=0, far_hop=0)

@@ -86,7 +86,8 @@ def read_processor(described: CheckpointConfig) -> UnifiedProcessor | None:
             ours = read_json(said)
             processor.system_prompt = ours.get("system_prompt", processor.system_prompt)
             processor.short_side = ours.get("short_side", processor.short_side)
-            processor.system_turn = ours.get("system_turn", processor.system_turn)
+            if "system_turn" in ours:
+                processor.system_turn = ours["system_turn"]
     except Exception as error:  # the libraries raise anything here, of files of any content
         raise ValueError(f"cannot read the processor of {folder}: {error!r}. Copy all of its json files again") from error
     return processor

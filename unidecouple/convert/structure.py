@@ -100,7 +100,7 @@ def slim(part: Part, task: Task) -> Part:
             out |= _plain_ffn(match, tensor[task])
         elif ".experts." in name:
             out[name] = tensor.unflatten(0, (len(Task), -1))[task].clone()
-        elif len(tensor) == len(Task) and ("lora_" in name or name.endswith((".mlp.gate.weight", ".mlp.alpha"))):
+        elif tensor.shape[:1] == (len(Task),) and ("lora_" in name or name.endswith((".mlp.gate.weight", ".mlp.alpha"))):
             out[name] = tensor[task : task + 1].clone()
         else:
             out[name] = tensor

@@ -18,11 +18,12 @@ NOTHING = dict.fromkeys(
             "num_experts",
             "num_experts_per_tok",
             "shared_expert",
+            "shared_expert_per_task",
             "alpha_init",
             "moe_layers",
             "context_router",
         ),
-        *("group_by", "fork", "first", "last", "across"),
+        *("group_by", "parts", "fork", "first", "last", "across"),
     ]
 )
 

@@ -202,7 +202,7 @@ def test_updates_weighed_per_token_are_refused_by_name(
     with pytest.raises(ValueError, match="start from a dense checkpoint"):
         restructure(mixed, MoE(), 0)
     assert load(str(folder))[0].config.text_config.lora_kind == mixed.config.text_config.lora_kind
-    with pytest.raises(ValueError, match="change nothing until they are trained"):
+    with pytest.raises(ValueError, match="adds LoRA that changes nothing until it is trained"):
         convert(save(make_model()), tmp_path / "out", Conversion(structure=structure), lambda line: None)
 
 

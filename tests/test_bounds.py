@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from unidecouple import bounds
+from unidecouple.compare.merge import Decoupling
 from unidecouple.compare.plan import Comparison
 from unidecouple.data.settings import Source
 from unidecouple.methods.objective.aia import AiaBand
@@ -68,7 +69,12 @@ def recipe_classes(hint: Any, found: set[type]) -> set[type]:
     return found
 
 
-RECIPES = {Comparison: {"name": "x"}, AiaBand: {"until": 1.0, "delta": 1.0, "target": 0.5}, Source: {"path": Path("x")}}
+RECIPES = {
+    Comparison: {"name": "x"},
+    AiaBand: {"until": 1.0, "delta": 1.0, "target": 0.5},
+    Source: {"path": Path("x")},
+    Decoupling: {"full": True},
+}
 NUMBERS = [
     (kind, entry.name)
     for kind in sorted(
@@ -82,7 +88,7 @@ NUMBERS = [
 @pytest.mark.parametrize(("kind", "name"), NUMBERS, ids=lambda part: part if isinstance(part, str) else part.__name__)
 def test_no_number_of_a_recipe_may_be_nan_or_infinite(kind: type, name: str) -> None:
     needed = {entry.name for entry in fields(kind) if entry.default is MISSING and entry.default_factory is MISSING}
-    given = {key: RECIPES.get(kind, {}).get(key, 1) for key in needed}
+    given = dict.fromkeys(needed, 1) | RECIPES.get(kind, {})
     values = [math.nan, -math.inf] + ([] if (kind, name) == (RunConfig, "max_grad_norm") else [math.inf])  # infinite is no clipping
     for value in values:
         with pytest.raises(ValueError, match=rf"{name}|{kind.__name__}"):

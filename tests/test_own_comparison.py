@@ -57,7 +57,7 @@ def test_the_grid_has_the_registry_s_methods_on_one_budget(place: Path) -> None:
         short = tuple(replace(stage, warmup_steps=0) for stage in methods("janus")[name].stages)
         assert (variant.structure, variant.stages) == (methods("janus")[name].structure, short)  # of 2 steps none warms up
     assert isinstance(grid.run.data, Files)
-    assert grid.run.data.validation
+    assert grid.run.data.split == (0.0, 0.95)
     assert (grid.run.max_steps, grid.run.data.mmu_batch_size, grid.run.data.t2i_batch_size) == (2, 19, 19)
     assert not grid.run.bf16
     planned = jobs(grid)

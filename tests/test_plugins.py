@@ -43,6 +43,7 @@ def test_headlines_are_understanding_first() -> None:
         ("mmmu", "accuracy"),
         ("mme", "perception"),
         ("mme", "cognition"),
+        ("language", "log_probability"),
         ("answers", "log_probability"),
         ("geneval", "overall"),
         ("image_tokens", "log_probability"),

@@ -27,8 +27,8 @@ def test_a_map_renames_and_keeps_the_rest() -> None:
     ("text", "reason"),
     [
         ("questoin=q", "'questoin' is not a field name. did you mean 'question'"),
-        ("question", "no column map: write it as question=q"),
-        ("", "no column map"),
+        ("question", "is not a column map: write it as question=q"),
+        ("", "is not a column map"),
         ("question=q,question=p", "gives a name twice"),
         ("question=q,answer=q", "'q' is given for 'question' and for another name"),
         ("question=", "'' is given"),
@@ -64,13 +64,13 @@ def test_every_container_has_them(tmp_path: Path) -> None:
         assert (user.pictures[0].read(), user.parts[1], assistant.parts) == (png(), "What?", ("A cat.",))
     (plain,) = open_readers(tmp_path / "a.jsonl", cache=tmp_path / "cache")
     assert plain.kinds.tolist() == [BAD] * 3, "another map, another index"
-    with pytest.raises(BadRecordError, match=r"of no known format.*say by columns"):
+    with pytest.raises(BadRecordError, match=r"of no known format.*columns"):
         plain.record(1)
 
 
 def test_settings_of_all_sources_and_of_one() -> None:
     files = Files((Source(Path("a")), Source(Path("b"), columns={"prompt": "title"})), (Source(Path("c")),), columns=MAP)
     assert [source.columns for source in files.read_sources] == [MAP, {"prompt": "title"}, MAP]
-    with pytest.raises(ValueError, match="no name of a format"):
+    with pytest.raises(ValueError, match="is not a field name"):
         Source(Path("a"), columns={"q": "question"})
     check_columns({})

@@ -132,7 +132,7 @@ def test_two_texts_of_one_key_are_a_bad_sample(tmp_path: Path) -> None:
     """The key ends at the first dot, so dotted names make one sample of all; it is counted, and the message says how many it is."""
     dotted = {f"img.{n:03}.{end}": png(n) if end == "png" else b'{"prompt": "p"}' for n in range(20) for end in ("png", "json")}
     (problem,) = records(write_tar(tmp_path / "a.tar", dotted))
-    assert "it has 20 .json files ('img.000.json' and 'img.001.json') and 20 images of one key" in str(problem)
+    assert "it has 20 .json files ('img.000.json' and 'img.001.json') and 20 images with one key" in str(problem)
     texts = {f"chat.{n}.txt": b"a" for n in range(2)}
     (problem,) = records(write_tar(tmp_path / "b.tar", texts))
     assert "it has 2 .txt files" in str(problem)

@@ -27,6 +27,7 @@ from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import apply_structure
+from unidecouple.train.stages import Trainer
 from unidecouple.train.train import train
 from unidecouple.world.scratch import Scratch
 
@@ -69,7 +70,7 @@ def small(run: RunConfig, base: Path) -> RunConfig:
     )
 
 
-def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) -> int:
+def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path, trainer: type[Trainer] = UnsavedTrainer) -> int:
     """Run one step of each stage of ``run``, without scores; returns the lines logged."""
     chosen = small(run, base)
     model, processor = load_copy(chosen.model_name_or_path)
@@ -77,7 +78,7 @@ def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path) ->
     source = data_source(chosen).open(chosen, model, processor, builder, cache, lambda what, done, of: None)
     folder.mkdir(exist_ok=True)
     model = apply_structure(model, chosen.structure, chosen.seed, source)
-    run_stages(UnsavedTrainer(chosen, model, processor, source, folder, lambda line: None))
+    run_stages(trainer(chosen, model, processor, source, folder, lambda line: None))
     return len((folder / "metrics.jsonl").read_text().splitlines())
 
 

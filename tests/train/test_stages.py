@@ -73,7 +73,7 @@ def test_unifork_s_last_stages_move_one_branch_each(small_cache: Path, tmp_path:
     check(comparison, cells(planned))
     (forked,) = (job.config for job in planned if job.name == "unifork_branches")
     base = save_small_base(tmp_path / "base", replace(SMALL, num_hidden_layers=4))
-    assert step_of_each_stage(replace(forked, save_total_limit=9), base, small_cache, tmp_path / "run") == 3
+    assert step_of_each_stage(replace(forked, save_total_limit=9), base, small_cache, tmp_path / "run", Trainer) == 3
     joint, *branches = (load_file(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors") for step in (1, 2, 3))
     for task, head, before, after in zip(Task, ("lm_head.", "model.generation_head."), (joint, branches[0]), branches, strict=True):
         moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}

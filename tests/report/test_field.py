@@ -113,7 +113,7 @@ def test_the_whole_page(field: Results) -> None:
     assert len(page) < 6_000_000
     parts = re.split(r"<h4>(\w+)</h4>", page)[1:]
     figures = list(zip(parts[::2], parts[1::2], strict=True))
-    assert [heading for heading, _ in figures] == 2 * GROUPS, "fronts and scores"
+    assert [heading for heading, _ in figures] == 3 * GROUPS, "each kind of figure per group"
     assert all("dense joint" in figure for _, figure in figures)
     for gradient in (figure for heading, figure in figures if heading == "Gradient"):
         assert all(name in gradient for name in ("pcgrad", "mgda", "cagrad"))

@@ -171,6 +171,7 @@ def step_on_files(recipe: Path, base: Path, small_cache: Path, tmp_path: Path) -
         max_steps=len(loaded.stages),
         logging_steps=1,
         save_steps=0,
+        gradient_accumulation_steps=min(2, loaded.gradient_accumulation_steps),
         diagnose=False,
         evaluation=replace(loaded.evaluation, eval_steps=0, eval_batches=1),
         device="cpu",

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
-from decoder_kinds import KINDS
+from decoder_kinds import KINDS, refusal
 from unidecouple.batch import Modality, Task
 from unidecouple.generate.batch_slots import BatchSlots
 from unidecouple.generate.fixed import BUCKET, FixedDecoder, KVCache
@@ -19,7 +19,7 @@ from unidecouple.generate.one_task import one_task
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
-SERVED = [kind for kind in KINDS if "per_group_attention" not in kind]
+SERVED = [kind for kind in KINDS if refusal(kind) is None]
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 

@@ -83,7 +83,7 @@ def test_an_image_tokenizer_learns(tmp_path: Path) -> None:
     images = torch.from_numpy(tokenizer_pictures(16, 0)).permute(0, 3, 1, 2).contiguous()
     losses: list[dict[str, float]] = []
     fit_tokenizer(
-        vq, images, TokenizerTraining(steps=24, batch_size=4, warmup_share=0.5), lambda step, values: losses.append(values)
+        vq, images, TokenizerTraining(steps=32, batch_size=4, warmup_share=0.5), lambda step, values: losses.append(values)
     )
     assert losses[-1]["pixel_loss"] < 0.5 * losses[0]["pixel_loss"]
     assert losses[-1]["perplexity"] > 4

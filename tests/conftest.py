@@ -54,6 +54,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests compute that take the device fixture: cpu, cuda")
 
 
+@pytest.fixture(autouse=True)
+def _default_dtype() -> Iterator[None]:
+    """Libraries set torch's default type while they load; no test may leave another one to the next."""
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     return device_of(request.config.getoption("--device"))

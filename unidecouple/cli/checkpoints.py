@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from unidecouple.cli.command import OK, add, add_group, number, recipes_and_overrides, say, whole
+from unidecouple.cli.command import OK, add, add_cache, add_group, number, recipes_and_overrides, say, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -215,12 +215,7 @@ def _add_merge(command: argparse.ArgumentParser) -> None:
     )
     for name, (what, kind) in _MERGE_OPTIONS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{what} (default: the method's)")
-    command.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("runs/cache"),
-        help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
-    )
+    add_cache(command)
 
 
 def _add_adapter(save: argparse.ArgumentParser, load: argparse.ArgumentParser) -> None:

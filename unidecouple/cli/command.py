@@ -9,7 +9,7 @@ import sys
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from unidecouple.bounds import cut
 from unidecouple.inputs import special_file
@@ -69,6 +69,8 @@ def number(least: float | None = None, most: float | None = None, *, above: floa
 
 
 share = number(0, 1)
+RECIPES: Final = "YAML files or names of packaged recipes, merged from left to right, and key=value overrides"
+"""Help of what is a list of recipes."""
 
 
 def existing(path: Path | None, what: str) -> None:
@@ -88,10 +90,28 @@ def add(commands: Commands, function: Command, name: str, *, recipe: bool = Fals
     command = commands.add_parser(name, help=text.partition("\n")[0].rstrip("."), description=text)
     command.set_defaults(command=function)
     if recipe:
-        command.add_argument(
-            "recipe", nargs="+", help="YAML files or names of packaged recipes, merged from left to right, and key=value overrides"
-        )
+        command.add_argument("recipe", nargs="+", help=RECIPES)
     return command
+
+
+def add_cache(command: argparse.ArgumentParser) -> None:
+    """Give ``command`` the option ``--cache``."""
+    command.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("runs/cache"),
+        help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
+    )
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Give ``command`` the option ``--device``."""
+    command.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device to compute on (default: auto, a GPU if there is one)",
+    )
 
 
 def add_group(commands: Commands, name: str, text: str) -> Commands:

@@ -6,7 +6,19 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unidecouple.cli.command import FAILED, OK, add, existing, number, recipes_and_overrides, say, share, whole
+from unidecouple.cli.command import (
+    FAILED,
+    OK,
+    add,
+    add_cache,
+    add_device,
+    existing,
+    number,
+    recipes_and_overrides,
+    say,
+    share,
+    whole,
+)
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -149,18 +161,8 @@ def _add_pair(command: argparse.ArgumentParser) -> None:
         help="held-out data files of both tasks, or the word synthetic (default: compare weights only)",
     )
     command.add_argument("--samples", type=whole(2), default=64, help="largest number of held-out samples per task (default: 64)")
-    command.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="device to compute on (default: auto, a GPU if there is one)",
-    )
-    command.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("runs/cache"),
-        help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
-    )
+    add_device(command)
+    add_cache(command)
     command.add_argument(
         "--benchmarks", default="", help="benchmarks to score before and after fine-tuning, comma-separated: pope,vqa,geneval"
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, load_config, whole
+from unidecouple.cli.command import OK, add, add_cache, add_device, load_config, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -42,15 +42,5 @@ def add_commands(commands: Commands) -> None:
     )
     command.add_argument("--output", type=Path, help="folder of diagnosis.json and diagnosis.html (default: diagnosis/<name>)")
     command.add_argument("--batches", type=whole(1), default=8, help="batches of 16 samples per task and measurement (default: 8)")
-    command.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="device to compute on (default: auto, a GPU if there is one)",
-    )
-    command.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("runs/cache"),
-        help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
-    )
+    add_device(command)
+    add_cache(command)

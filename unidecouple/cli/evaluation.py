@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, existing, whole
+from unidecouple.cli.command import OK, add, add_device, existing, whole
 from unidecouple.cli.sampling import add_sampling_options
 from unidecouple.plugins import BENCHMARKS
 
@@ -63,12 +63,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--seed", type=whole(0), help="seed of synthetic scenes and generated images (default: the one used after training)"
     )
-    command.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="device to compute on (default: auto, a GPU if there is one)",
-    )
+    add_device(command)
     command.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="data type of the weights (default: float32)"
     )

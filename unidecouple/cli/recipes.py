@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidecouple.cli.command import OK, add, add_group, whole
+from unidecouple.cli.command import OK, add, add_cache, add_group, whole
 
 if TYPE_CHECKING:
     from unidecouple.cli.command import Commands
@@ -105,9 +105,4 @@ def add_commands(commands: Commands) -> None:
     small = add(commands, demo, "demo")
     small.add_argument("--output", type=Path, help="folder to write runs and report to (default: runs/demo)")
     small.add_argument("--workers", type=whole(1), help="runs in parallel, one CPU thread each (default: number of cores)")
-    small.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("runs/cache"),
-        help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
-    )
+    add_cache(small)

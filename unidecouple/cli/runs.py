@@ -8,7 +8,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unidecouple.cli.command import FAILED, OK, add, load_config, naming_command, number, recipes_and_overrides, say, share, whole
+from unidecouple.cli.command import (
+    FAILED,
+    OK,
+    RECIPES,
+    add,
+    add_cache,
+    load_config,
+    naming_command,
+    number,
+    recipes_and_overrides,
+    say,
+    share,
+    whole,
+)
 from unidecouple.cli.data import columns
 
 if TYPE_CHECKING:
@@ -160,21 +173,14 @@ def add_commands(commands: Commands) -> None:
     """``unidecouple compare|train|plan|report``."""
     for command in (_add_compare(commands), _add_train(commands)):
         _add_own_data(command)
-        command.add_argument(
-            "--cache",
-            type=Path,
-            default=Path("runs/cache"),
-            help="folder for indices, synthetic scenes and encoded images (default: runs/cache)",
-        )
+        add_cache(command)
     _add_plan(commands)
     _add_report(commands)
 
 
 def _add_compare(commands: Commands) -> argparse.ArgumentParser:
     grid = add(commands, compare, "compare")
-    grid.add_argument(
-        "recipe", nargs="*", help="YAML files or names of packaged recipes, merged from left to right, and key=value overrides"
-    )
+    grid.add_argument("recipe", nargs="*", help=RECIPES)
     grid.add_argument(
         "--methods",
         default="",
@@ -262,9 +268,7 @@ def _add_own_data(command: argparse.ArgumentParser) -> None:
 
 def _add_train(commands: Commands) -> argparse.ArgumentParser:
     one = add(commands, train, "train")
-    one.add_argument(
-        "recipe", nargs="*", help="YAML files or names of packaged recipes, merged from left to right, and key=value overrides"
-    )
+    one.add_argument("recipe", nargs="*", help=RECIPES)
     one.add_argument(
         "--method",
         default="auto",

@@ -85,7 +85,10 @@ class FineTune:
         if not self.data and (self.validation or self.epochs is not None):
             raise ValueError("--validation and --epochs go with --data: give it, or set data.validation and max_steps")
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"the held-out fraction {self.validation_fraction} must lie between 0 and 1")
+            raise ValueError(
+                f"--validation-fraction={self.validation_fraction:g} must lie between 0 and 1: give one such as {HELD_OUT}, or "
+                "held-out files by --validation"
+            )
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise ValueError(f"epochs={self.epochs} must be above 0")
 
@@ -281,10 +284,11 @@ def correct_memory_line(runs: Sequence[RunConfig], fit: Mapping[str, Any], lines
 
 def _memory_line(parts: int, peak: int, device: str, workers: int) -> str:
     room = _room(device, workers)
+    each = f" for each of {workers} runs at a time" if workers > 1 else ""
     fits = "" if peak <= room else ": it may not fit. See `unidecouple plan` and docs/small-gpus.md"
     return (
         f"gradient_accumulation_steps={parts}: {peak / 1e9:.3g} GB at the peak of a step by `unidecouple plan`, of "
-        f"{room / 1e9:.3g} GB of the {device_of(device).type}{f' for each of {workers} runs at a time' if workers > 1 else ''}{fits}"
+        f"{room / 1e9:.3g} GB of the {device_of(device).type}{each}{fits}"
     )
 
 

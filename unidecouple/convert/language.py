@@ -8,7 +8,7 @@ apart, and every layout holds them.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,12 +187,14 @@ def _config(model: LanguageModel, like: UniJanusConfig, processor: UniJanusProce
 
 def _extended(weights: Part, rows: int, added: list[int]) -> Part:
     """``weights`` with ``rows`` word embeddings; those of ``added`` tokens start at the mean of the others."""
-    out = dict(weights)
-    for name in (_EMBEDDINGS, _HEAD):
-        table = weights[name]
-        mean = table.float().mean(0).to(table.dtype)
-        out[name] = torch.cat([table, mean.expand(max(0, rows - len(table)), -1)])
-        out[name][added] = mean
+    return {name: extended(weight, rows, added) if name in (_EMBEDDINGS, _HEAD) else weight for name, weight in weights.items()}
+
+
+def extended(table: Tensor, rows: int, added: Sequence[int]) -> Tensor:
+    """Return (``rows``, width): ``table`` with more rows; those of ``added`` are the mean of its own."""
+    mean = table.float().mean(0).to(table.dtype)
+    out = torch.cat([table, mean.expand(max(0, rows - len(table)), -1)])
+    out[list(added)] = mean
     return out
 
 

@@ -18,6 +18,7 @@ from unidecouple.models.base import UnifiedModel
 from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
 from unidecouple.source import Progress
 from unidecouple.world.dataset import World, WorldData, load_world
+from unidecouple.world.new_words import WordSamples
 from unidecouple.world.questions import conversation, distinguishable, presence_question
 from unidecouple.world.scene import CELL_NAMES
 from unidecouple.world.settings import CurriculumPhase, SyntheticData
@@ -122,6 +123,9 @@ class WorldBatches:
                 "describing": " ".join([obj.color, *rng.permutation(row_and_column)]),
             }.get(kind, obj.color)
             return self.builder.pointing(self.world.scene_images[index], obj.name, answer, kind in ("asking", "placing"))
+        if kind == CONVERSATION and self._uses_new_word(rng) and self._words.scenes:
+            index, turns = self._words.conversation(rng, self.data.turns)
+            return self.builder.understanding(self.world.scene_images[index], turns)
         index = int(rng.integers(len(self.world.scenes)))
         if kind != "presence":
             return self._conversation(rng, index, 0 if kind == "caption" else self.data.turns)
@@ -131,6 +135,14 @@ class WorldBatches:
     def _conversation(self, rng: np.random.Generator, index: int, turns: int) -> Sample:
         """Questions about one scene, or its caption where ``turns`` is 0."""
         return self.builder.understanding(self.world.scene_images[index], conversation(self.world.scenes[index], rng, turns))
+
+    @functools.cached_property
+    def _words(self) -> WordSamples:
+        """Samples that can use a new word."""
+        return WordSamples.of(self.world, self.data.new_words, self.data.rare_samples)
+
+    def _uses_new_word(self, rng: np.random.Generator) -> bool:
+        return self.data.new_words > 0 and bool(rng.random() < self.data.new_word_share)
 
     @functools.cached_property
     def _distinguishable(self) -> list[int]:
@@ -143,9 +155,13 @@ class WorldBatches:
         return found
 
     def _pair(self, rng: np.random.Generator, among: np.ndarray | None = None) -> Sample:
-        index = int(rng.integers(len(self.world.prompts)) if among is None else rng.choice(among))
+        if among is None and self._uses_new_word(rng) and self._words.pairs:
+            index, prompt = self._words.pair(rng)
+        else:
+            index = int(rng.integers(len(self.world.prompts)) if among is None else rng.choice(among))
+            prompt = self.world.prompts[index]
         dropped = bool(rng.random() < self.data.cond_dropout_prob)
-        return self.builder.generation(self.world.prompts[index], self.tokens[index].tolist(), dropped)
+        return self.builder.generation(prompt, self.tokens[index].tolist(), dropped)
 
     def _router_sample(self, rng: np.random.Generator) -> Sample:
         """An image and one to three turns without targets: its own prompt, or random words of the vocabulary.
@@ -157,13 +173,13 @@ class WorldBatches:
         prompt = self.world.prompts[index]
 
         def text(most: int) -> str:
-            return " ".join(rng.choice(self._words, int(rng.integers(1, most + 1)))) if rng.random() < 0.75 else prompt
+            return " ".join(rng.choice(self._vocabulary, int(rng.integers(1, most + 1)))) if rng.random() < 0.75 else prompt
 
         turns = [QAPair("router", text(10), text(4)) for _ in range(int(rng.integers(1, 4)))]
         return self.builder.understanding(self.world.pair_images[index], turns, answered=False)
 
     @functools.cached_property
-    def _words(self) -> list[str]:
+    def _vocabulary(self) -> list[str]:
         special = set(self.builder.tokenizer.all_special_tokens)
         return sorted(set(self.builder.tokenizer.get_vocab()) - special)
 

@@ -18,6 +18,7 @@ from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import Evaluation
 from unidecouple.world.geneval import synthetic_geneval, template_bounds
+from unidecouple.world.new_words import score_new_words
 from unidecouple.world.pope import pope_benchmark
 from unidecouple.world.prompts import TAGS
 from unidecouple.world.settings import SyntheticEvaluation
@@ -26,17 +27,20 @@ from unidecouple.world.vqa import vqa_benchmark
 MAX_NEW_TOKENS = 6
 """Longest answer on the synthetic benchmarks, as ``unidecouple eval`` has it."""
 VALIDATION_SEED = 72
+_WORD_ITEMS = 12
+"""Prompts, and questions of each kind, of each new word on the test set."""
 SAMPLES_SHOWN = 3
 """Prompts per tag whose first image is kept for the report."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores models by ``evaluation`` on sets of ``sizes``; ``processor`` is the models'."""
+    """Scores models of ``processor`` by ``evaluation`` on sets of ``sizes``; they were taught ``new_words`` of the new words."""
 
     evaluation: Evaluation
     sizes: SyntheticEvaluation
     processor: UnifiedProcessor
+    new_words: int = 0
 
     def validate(self, model: UnifiedModel) -> list[Score]:
         """Headline metrics on few questions and validation prompts, one image each: for curves during training."""
@@ -49,7 +53,8 @@ class Scorer:
             evaluate(drawn, scored),
         ]
         rows = [row for result in results for row in result.scores if row.metric in ("accuracy", "overall")]
-        return rows + [row for row in self._language(scored) if row.metric == "log_probability"]
+        rows += [row for row in self._language(scored) if row.metric == "log_probability"]
+        return rows + self._new_words(scored, min(size.eval_prompts, _WORD_ITEMS), 1, "val")
 
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
         """Scores on the whole test sets; writes ``samples.json`` and images for the report into ``folder``."""
@@ -63,7 +68,11 @@ class Scorer:
         images = generate(scored, prompts)
         result = prompts.score_images(images)
         _keep_samples(folder, result.verdicts, images)
-        return [*asked, *result.scores]
+        return [*asked, *result.scores, *self._new_words(scored, _WORD_ITEMS, size.num_images, "test")]
+
+    def _new_words(self, scored: EvalModel, per_word: int, num_images: int, split: str) -> list[Score]:
+        """Scores of the words that the run taught; none where it taught none."""
+        return score_new_words(scored, self.new_words, per_word, num_images, split, scored.seed) if self.new_words else []
 
     def _language(self, scored: EvalModel) -> tuple[Score, ...]:
         """Scores of the shipped English passages; none where no passage is asked for."""

@@ -9,6 +9,8 @@ from unidecouple import bounds
 from unidecouple.batch import Task
 from unidecouple.data.settings import DataSettings
 
+_MOST_NEW_WORDS = 8
+
 
 @dataclass(frozen=True)
 class CurriculumPhase:
@@ -77,6 +79,10 @@ class SyntheticData(DataSettings):
         router_aux_samples: images of pairs per step that are also given as understanding inputs, with random words or their
             prompt as the conversation. They train the task router where there is little or no understanding data; no answer is
             learned from them. Ours.
+        new_words: number of new words (``new_words.NEW_WORDS``; even, at most 8). The first half is plentiful in conversations and
+            rare in prompts, the second half the reverse. The run must add them to the tokenizer: ``add_tokens``.
+        new_word_share: chance that a sample uses a new word.
+        rare_samples: scenes, or pairs, of each rare word; 0: only the other task's data use it.
         evaluation: sizes of the validation and test sets.
     """
 
@@ -89,6 +95,9 @@ class SyntheticData(DataSettings):
     single_object_steps: int = 0
     cond_dropout_prob: float = 0.1
     router_aux_samples: int = 0
+    new_words: int = 0
+    new_word_share: float = 0.25
+    rare_samples: int = 0
     evaluation: SyntheticEvaluation = field(default_factory=SyntheticEvaluation)
 
     GENERATED: ClassVar[bool] = True
@@ -104,8 +113,10 @@ class SyntheticData(DataSettings):
     def __post_init__(self) -> None:
         bounds.at_least(1, self, "pairs", "scenes")
         natural = ("seed", "t2i_batch_size", "mmu_batch_size", "turns", "single_object_steps", "router_aux_samples")
-        bounds.at_least(0, self, *natural)
-        bounds.between(0, 1, self, "cond_dropout_prob")
+        bounds.at_least(0, self, *natural, "rare_samples")
+        bounds.between(0, 1, self, "cond_dropout_prob", "new_word_share")
+        if self.new_words not in range(0, _MOST_NEW_WORDS + 1, 2):
+            raise ValueError(f"new_words={self.new_words} must be an even number from 0 to {_MOST_NEW_WORDS}")
 
     @property
     def planning_note(self) -> str:

@@ -18,9 +18,10 @@ from unidecouple.methods.merging import AdaMerging, Concrete, Merging, TaskArith
 from unidecouple.methods.merging.options import words as merging_words
 from unidecouple.run import RunConfig
 
-MERGED, RECORD = "merged", "merge.yaml"
+MERGED, RECORD, START_RECORD = "merged", "merge.yaml", "start.yaml"
 BETWEEN = "merged-first"
-"""In such a variant's folder: the checkpoint that is scored, what says how it was made, and a merge that decoupling starts from."""
+"""In such a variant's folder: the checkpoint that is scored, how it was made, and a merge that decoupling starts from. A variant that
+starts from another one's model has the second record."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,19 @@ class MergeRecord:
 
     of: tuple[str, ...]
     method: Method
+    run: RunConfig
+
+
+@dataclass(frozen=True)
+class StartRecord:
+    """Everything that defines a run from another run's model, paths as in ``MergeRecord``.
+
+    Attributes:
+        of: folder of the run whose model is the start.
+        run: how it is trained. Its start is the scenario's base, which the other run began with.
+    """
+
+    of: str
     run: RunConfig
 
 

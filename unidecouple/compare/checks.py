@@ -76,7 +76,9 @@ def _check_claim(grid: Comparison, claim: Claim) -> None:
 def _check_merge(grid: Comparison, name: str, variant: Variant, merge: Merge) -> None:
     bare = Variant("", other_budget=variant.other_budget, scenarios=variant.scenarios, rates=variant.rates, axis=variant.axis)
     if replace(variant, description="", title="", merge=None) != bare:
-        raise ValueError(f"variant {name!r} is merged and trains nothing: leave out structure, stages, objective, tasks, steps and start_from")
+        raise ValueError(
+            f"variant {name!r} is merged and trains nothing: leave out structure, stages, objective, tasks, steps and start_from"
+        )
     if isinstance(merge.method, Decoupling):
         _check_decoupled(grid, name, merge)
     elif len(merge.of) < 2:

@@ -18,10 +18,10 @@ from unidecouple.methods.merging import AdaMerging, Concrete, Merging, TaskArith
 from unidecouple.methods.merging.options import words as merging_words
 from unidecouple.run import RunConfig
 
-MERGED, RECORD, START_RECORD = "merged", "merge.yaml", "start.yaml"
-BETWEEN = "merged-first"
-"""In such a variant's folder: the checkpoint that is scored, how it was made, and a merge that decoupling starts from. A variant that
-starts from another one's model has the second record."""
+MERGED, RECORD, BETWEEN, START_RECORD = "merged", "merge.yaml", "merged-first", "start.yaml"
+"""In such a variant's folder: the checkpoint that is scored, how it was made, and a merge that decoupling starts from.
+
+``START_RECORD`` is in the folder of a variant that starts from another one's model."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class Job:
     Variants that come to the same configuration in some scenario (generation data only makes joint and generation-only
     training one) share one run: the same ``folder``, trained once.
 
-    ``of`` are the variants whose models are merged or started from, ``parents`` the folders of their runs. A merged variant's ``config`` says how it is
-    scored. Where there are parents, the start in ``config`` is theirs, and the actual one is a folder of this comparison.
+    ``of`` are the variants whose models are merged or started from, ``parents`` the folders of their runs. A merged variant's
+    ``config`` says how it is scored. Where there are parents, ``config`` names the start that they had; the model is theirs.
     """
 
     scenario: str

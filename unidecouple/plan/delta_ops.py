@@ -1,4 +1,4 @@
-"""What weights of one task (``models/deltas.py``) add to a forward pass on paper. Every batch computes them, and masks their outputs."""
+"""What weights of one task (``models/deltas.py``) add to a forward pass on paper: every batch computes them, behind a mask."""
 
 from __future__ import annotations
 

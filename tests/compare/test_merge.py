@@ -225,7 +225,8 @@ def test_words_mean_their_method(method: Merging, monkeypatch: pytest.MonkeyPatc
         (Decoupling(rank=8), ["t2i"], {"fidelity": Fidelity(rank=8)}),
         (Decoupling(energy=0.5, budget=4096), ["t2i"], {"fidelity": Fidelity(energy=0.5, budget=4096)}),
         (FULL_SETS, ["t2i", "mmu"], {"fidelity": Fidelity(full=True), "understanding": "mmu"}),
-        (Decoupling(bits=True), ["t2i"], {"mode": "bits", "fidelity": None}),
+        (Decoupling(bits=True), ["t2i"], {"mode": "bits", "fidelity": Fidelity(bits=True)}),
+        (Decoupling(bits=True, budget=4096), ["t2i"], {"mode": "bits", "fidelity": Fidelity(bits=True, budget=4096)}),
     ],
     ids=lambda value: repr(value) if isinstance(value, Decoupling) else None,
 )

@@ -38,6 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float], str]] = {
     "residuals of both tasks, everything trains": (deltas("rank:2", "mmu", "t2i"), ALL, "learned"),
     "whole weights of generation": (deltas("full", "t2i"), ALL, "learned"),
     "signs of generation": (deltas("bits", "t2i"), {"deltas": 1}, "learned"),
+    "signs of some entries": (deltas("sparse:9", "t2i"), {"deltas": 1}, "learned"),
     "dense": ({}, ALL, "learned"),
     "dense, few key heads": ({"num_key_value_heads": 2, "attention_bias": True}, ALL, "learned"),
     "dense, attention trains": ({}, {"attention": 1}, "learned"),

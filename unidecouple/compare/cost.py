@@ -137,9 +137,10 @@ def _deltas(layers: Mapping[str, Shape], method: Decoupling) -> tuple[int, int]:
     stored, computed = norms, 0
     for name, form in choose_forms(matrices, method).items():
         (out, into), kind = layers[name], form.partition(":")[0]
-        rank = int(form.partition(":")[2] or 0)
-        stored += {"rank": rank * (out + into), "full": out * into, "bits": out * -(-into // 8) + 1}[kind]
-        computed += {"rank": rank * (out + into), "full": 0, "bits": out * into + 1}[kind]
+        count = int(form.partition(":")[2] or 0)
+        signs = {"bits": out * -(-into // 8) + 1, "sparse": count + -(-count // 8) + 1}
+        stored += ({"rank": count * (out + into), "full": out * into} | signs)[kind]
+        computed += {"rank": count * (out + into), "full": 0, "bits": out * into + 1, "sparse": out * into + 1}[kind]
     return stored, computed
 
 

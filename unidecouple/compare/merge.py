@@ -30,14 +30,14 @@ class Decoupling(Fidelity):
 
     Generation is served by the base and the change of the first model, in a form that keeps part of it. Understanding is the
     base's, or is served in the same way by the second model. One of ``rank``, ``energy``, ``full`` and ``bits`` is given, or
-    ``budget`` alone or with ``energy``.
+    ``budget`` alone or with ``energy`` or ``bits``.
 
     Attributes:
         rank: of every matrix of the change.
         energy: share of each matrix's energy (sum of squared singular values), by the smallest rank that has it.
         full: keep both weights of every matrix, which is exact.
         bits: one bit per number and a scale per matrix.
-        budget: most bytes of all matrices together; ranks are chosen for the most energy.
+        budget: most bytes of all matrices together; ranks are chosen for the most energy, or with ``bits`` the share of signs.
         distill_steps: that match the first model's logits on images that it draws of the scenario's prompts.
         learning_rate: of distillation.
         onto: of two models: they are merged by this method first, and the merged model takes the base's place, as in ESM++

@@ -306,6 +306,11 @@ class SequenceBuilder:
         return len(found["input_ids"]), [text[start:end] for one, (start, end) in places if one == unknown]
 
     @property
+    def source_length(self) -> int:
+        """Tokens of a source image in a prompt for an image."""
+        return len(self._source)
+
+    @property
     def known_words(self) -> int:
         """Entries of the vocabulary that can occur in a text."""
         return len(self.tokenizer) - len(self._control) - (self.tokenizer.unk_token is not None)

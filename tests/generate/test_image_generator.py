@@ -72,7 +72,7 @@ def test_whole_pictures_are_the_plain_loops(make_model: MakeModel, builder: Sequ
             ImageGenerator(model, builder)
         return
     found = generate_image_tokens(
-        ImageGenerator(model, builder, max_batch_size=3, max_prompt_length=100), orders
+        ImageGenerator(model, builder, max_batch_size=3, max_prompt_length=40), orders
     )  # fewer at a time than there are
     assert torch.equal(found, expected)
     assert len({tuple(row) for row in found.tolist()}) == len(orders)
@@ -101,7 +101,7 @@ def test_neighbours_do_not_notice_who_comes_and_goes(make_model: MakeModel, buil
     """Images join at different steps, one is cancelled in the middle, and its slot is taken by the next."""
     model, orders = make_model(**kind), mixed_orders(builder)
     expected = [plainly(model, builder, order) for order in orders]
-    drawing, found, given, step = ImageGenerator(model, builder, max_batch_size=4, max_prompt_length=100), {}, {}, 0
+    drawing, found, given, step = ImageGenerator(model, builder, max_batch_size=4, max_prompt_length=40), {}, {}, 0
     waiting = list(range(len(orders)))
     cancelled: ImageProgress | None = None
     while waiting or drawing.images:
@@ -204,7 +204,7 @@ def test_edits_are_what_the_models_forward_chooses(
         away = logits(negative or PROMPTS[1], negative is None, tokens)
         tokens.append(int((away + 5 * (logits(PROMPTS[1], dropped=False, tokens=tokens) - away)).argmax()))
     order = ImageJob.of(builder, PROMPTS[1], (0,), SamplingParams(guidance_scale=5.0, temperature=0.0), negative, shown)
-    drawing = ImageGenerator(model, builder, max_batch_size=2, max_prompt_length=100)
+    drawing = ImageGenerator(model, builder, max_batch_size=2, max_prompt_length=40)
     other = ImageJob.of(builder, PROMPTS[0])
     assert generate_image_tokens(drawing, [order, other])[0].tolist() == tokens
     assert plainly(model, builder, order).tolist() == tokens

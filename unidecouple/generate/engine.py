@@ -45,7 +45,7 @@ class Engine:
         model: with our decoder; from ``load_one_task``, it serves one task only.
         processor: its processor.
         max_batch_size: images at a time, and answers at a time.
-        max_prompt_length: most tokens of a prompt for an image, without its source images (see ``make_room``).
+        max_prompt_length: most tokens of a prompt for an image, without its source images.
         max_length: most tokens of a conversation, images and the answer among them.
         task: the only one that ``model`` serves; None is both.
         eager: launch every operator of a decoding step from Python on a CUDA device, too; by default a step is recorded there once
@@ -53,7 +53,6 @@ class Engine:
 
     Attributes:
         image_sampling: the checkpoint's own settings for images.
-        max_source_images: most source images per prompt that there is room for.
     """
 
     def __init__(
@@ -68,7 +67,6 @@ class Engine:
     ) -> None:
         self.processor, self.builder, self.task = processor, SequenceBuilder(processor), task
         self.max_batch_size, self.max_prompt_length, self.max_length = max_batch_size, max_prompt_length, max_length
-        self.max_source_images = 0
         self.image_sampling = image_sampling(model.generation_config)
         self.recorder = None if eager else recorder_of(model.device)
         self._model: UnifiedModel | None = model.eval()
@@ -128,20 +126,7 @@ class Engine:
     @cached_property
     def images(self) -> ImageGenerator:
         """The generator of images, for callers who step themselves."""
-        return ImageGenerator(self._for(Task.T2I), self.builder, self.max_batch_size, self._room, self.recorder)
-
-    @property
-    def _room(self) -> int:
-        """Most tokens of a prompt for an image, with source images."""
-        return self.max_prompt_length + self.max_source_images * self.builder.source_length
-
-    def make_room(self, source_images: int) -> None:
-        """Have room for ``source_images`` per prompt, which takes memory; no image may be in progress."""
-        if source_images <= self.max_source_images:
-            return
-        self.max_source_images = source_images
-        if "images" in self.__dict__:
-            self.images = self.images.renew(self._room)
+        return ImageGenerator(self._for(Task.T2I), self.builder, self.max_batch_size, self.max_prompt_length, self.recorder)
 
     def understand(
         self,
@@ -230,7 +215,6 @@ class Engine:
             ImageJob.of(self.builder, prompt, (), chosen, negative_prompt, some)
             for prompt, some in zip(prompts, shown, strict=True)
         ]
-        self.make_room(max(map(len, shown), default=0))
         jobs = copies(once, num_images, seed)
         pictures = self.render(generate_image_tokens(self.images, jobs)) if jobs else []
         return [pictures[i * num_images : (i + 1) * num_images] for i in range(len(prompts))]

@@ -51,7 +51,7 @@ class ImageGenerator:
         model: any model with our decoder; what serves generation is taken from it (``one_task``).
         builder: its sequence builder.
         max_batch_size: images at a time; each takes two rows of keys and values, or one without guidance.
-        max_prompt_length: most tokens of a prompt, source images among them.
+        max_prompt_length: most tokens of a prompt, without its source images; room for those is made when they come, and stays.
         recorder: of steps, which are then padded to a few sizes; None launches every operator anew.
 
     Attributes:
@@ -92,10 +92,9 @@ class ImageGenerator:
         """See ``Generator``."""
         return len(self._free)
 
-    def renew(self, max_prompt_length: int | None = None) -> ImageGenerator:
-        """See ``Generator``; optionally with room for longer prompts."""
-        longest = max_prompt_length or self.max_prompt_length
-        return ImageGenerator(self.model, self.builder, self.max_batch_size, longest, self._recorder)
+    def renew(self) -> ImageGenerator:
+        """See ``Generator``."""
+        return ImageGenerator(self.model, self.builder, self.max_batch_size, self.max_prompt_length, self._recorder)
 
     @torch.no_grad()
     def add(self, jobs: Sequence[ImageJob]) -> list[ImageProgress]:
@@ -108,7 +107,10 @@ class ImageGenerator:
             raise ValueError(f"{len(jobs)} images do not fit, there is room for {self.free_slots}: wait, or raise max_batch_size")
         new = [ImageProgress(job, [], -1) for job in jobs]
         pairs = [(image, prompt) for image in new for prompt in image.job.prompts]
-        self._rows.check([len(ids) + self._new for _, (ids, _) in pairs])
+        lengths = [len(ids) + self._new for _, (ids, _) in pairs]
+        images = max((len(job.pictures) for job in jobs), default=0)
+        self._rows.grow(self.max_prompt_length + self._new + images * self.builder.source_length)
+        self._rows.check(lengths)
         for (image, _), row in zip(pairs, self._read([prompt for _, prompt in pairs]), strict=True):
             image.rows.append(row)
         for image in new:

@@ -46,6 +46,7 @@ def test_headlines_are_understanding_first() -> None:
         ("language", "log_probability"),
         ("answers", "log_probability"),
         ("geneval", "overall"),
+        ("edits", "accuracy"),
         ("image_tokens", "log_probability"),
     ]
     assert tasks_of_benchmarks()["image_tokens"] == "t2i"

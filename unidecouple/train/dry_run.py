@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from unidecouple import config as configs
@@ -61,6 +62,7 @@ def _decoded(batch: Batch, row: int, builder: SequenceBuilder) -> str:
     ids, tasks, labels, codes = (
         column[row][keep].tolist() for column in (batch.input_ids, batch.task_ids, batch.labels, batch.image_tokens)
     )
-    sample = Sample.of_tokens(ids, tasks, labels, codes)
+    sources = (batch.embedded_image_tokens != batch.image_tokens)[row][keep].tolist()
+    sample = replace(Sample.of_tokens(ids, tasks, labels, codes), source_mask=sources)
     marks = {"loss": "[[{}]]", "context": "{}", "image_in": "<{} tokens of an image>", "image_out": "[[{} image tokens]]"}
     return " ".join(marks[part.look].format(part.text or part.count) for part in token_spans(sample, builder))

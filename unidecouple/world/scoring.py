@@ -17,6 +17,7 @@ from unidecouple.files import atomic_directory, write_json_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import Evaluation
+from unidecouple.world.edit_benchmark import edits_benchmark
 from unidecouple.world.geneval import synthetic_geneval, template_bounds
 from unidecouple.world.new_words import score_new_words
 from unidecouple.world.pope import pope_benchmark
@@ -65,6 +66,8 @@ class Scorer:
         asked = evaluate(pope_benchmark(size.pope_images, TEST_SEED, self.evaluation.parser), scored).scores
         asked += evaluate(vqa_benchmark(size.vqa_questions, TEST_SEED), scored).scores
         asked += self._language(scored)
+        if size.edits_per_kind:
+            asked += evaluate(edits_benchmark("test", size.edits_per_kind, size.num_images, TEST_SEED), scored).scores
         images = generate(scored, prompts)
         result = prompts.score_images(images)
         _keep_samples(folder, result.verdicts, images)

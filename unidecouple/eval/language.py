@@ -39,7 +39,7 @@ def open_passages(data: Path | None, limit: int | None = None) -> QABenchmark:
     queries = tuple(
         Query(f"{path.stem}/{number}", text, None, f"{path}, passage {number}")
         for path in paths
-        for number, text in enumerate(_passages(path)[:limit], 1)
+        for number, text in enumerate(read_passages(path)[:limit], 1)
     )
     if not queries:
         raise ValueError(f"{paths[0]} has no text: write passages separated by blank lines")
@@ -66,7 +66,12 @@ def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))  # the largest power that a float holds
 
 
-def _passages(path: Path) -> list[str]:
+def read_passages(path: Path) -> list[str]:
+    """Return the passages of a text file, which blank lines separate.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -77,6 +77,8 @@ class SyntheticData(DataSettings):
         router_aux_samples: images of pairs per step that are also given as understanding inputs, with random words or their
             prompt as the conversation. They train the task router where there is little or no understanding data; no answer is
             learned from them. Ours.
+        text_share: fraction of understanding samples that are English text without an image (``world/text.py``), curriculum
+            included. Their loss is on every token, so a passage of 60 tokens counts as much as 60 tokens of answers.
         evaluation: sizes of the validation and test sets.
     """
 
@@ -89,6 +91,7 @@ class SyntheticData(DataSettings):
     single_object_steps: int = 0
     cond_dropout_prob: float = 0.1
     router_aux_samples: int = 0
+    text_share: float = 0.0
     evaluation: SyntheticEvaluation = field(default_factory=SyntheticEvaluation)
 
     GENERATED: ClassVar[bool] = True
@@ -105,12 +108,14 @@ class SyntheticData(DataSettings):
         bounds.at_least(1, self, "pairs", "scenes")
         natural = ("seed", "t2i_batch_size", "mmu_batch_size", "turns", "single_object_steps", "router_aux_samples")
         bounds.at_least(0, self, *natural)
-        bounds.between(0, 1, self, "cond_dropout_prob")
+        bounds.between(0, 1, self, "cond_dropout_prob", "text_share")
 
     @property
     def planning_note(self) -> str:
         """See ``DataSettings``."""
-        return "the curriculum is planned as conversations of the recipe's batch size" if self.curriculum else ""
+        notes = ["the curriculum is planned as conversations of the recipe's batch size"] if self.curriculum else []
+        notes += ["text-only samples are planned with an image each"] if self.text_share else []
+        return "; ".join(notes)
 
     def samples(self, task: Task, steps: range) -> int:
         """See ``DataSettings``; phases of the curriculum have separate batch sizes."""

@@ -19,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
+from unidecouple.batch import LANGUAGE
 from unidecouple.eval.benchmark import Answers, BenchmarkResult, Metric, QABenchmark, Query, Score
 from unidecouple.eval.sources import find, hashes
 from unidecouple.eval.statistics import RatioOfSums
@@ -95,5 +96,5 @@ def _open(options: BenchmarkOptions) -> QABenchmark:
     return open_passages(options.data, options.limit)
 
 
-_METRICS: Final = (Metric("language", "log_probability", "English text", "mmu", "nats"),)
+_METRICS: Final = (Metric("language", "log_probability", "English text", LANGUAGE, "nats"),)
 BENCHMARK: Final = Benchmark("language", _METRICS, _open)

@@ -43,6 +43,8 @@ class SyntheticEvaluation:
         prompts_per_tag: test prompts per GenEval tag (102 exist); at least 2, since another prompt is the judge's floor.
         num_images: images per prompt; 4 in GenEval's protocol.
         passages: English passages (64 exist) whose likelihood is scored, during training too; 0: none.
+        multiple_choice: questions (80 exist) of the benchmark ``multiple_choice`` that are scored, during training too; 0: none.
+        instructions: fixed instructions (6 exist) whose answers the report shows; 0: none.
     """
 
     eval_images: int = 24
@@ -52,11 +54,13 @@ class SyntheticEvaluation:
     prompts_per_tag: int = 102
     num_images: int = 4
     passages: int = 0
+    multiple_choice: int = 0
+    instructions: int = 0
 
     def __post_init__(self) -> None:
         bounds.at_least(1, self, "eval_prompts", "vqa_questions", "num_images")
         bounds.at_least(2, self, "eval_images", "pope_images", "prompts_per_tag")
-        bounds.at_least(0, self, "passages")
+        bounds.at_least(0, self, "passages", "multiple_choice", "instructions")
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,16 @@ class SyntheticData(DataSettings):
 
     GENERATED: ClassVar[bool] = True
     TEST_SETTINGS: ClassVar[tuple[str, ...]] = tuple(
-        f"evaluation.{name}" for name in ("pope_images", "vqa_questions", "prompts_per_tag", "num_images", "passages")
+        f"evaluation.{name}"
+        for name in (
+            "pope_images",
+            "vqa_questions",
+            "prompts_per_tag",
+            "num_images",
+            "passages",
+            "multiple_choice",
+            "instructions",
+        )
     )
     RENAMED_KEYS: ClassVar[dict[str, str]] = {
         "lessons": "curriculum",

@@ -187,10 +187,12 @@ LANGUAGE = RECIPES / "language"
 def test_a_language_model_learns_images_and_all_three_are_scored(language_base: Path, small_cache: Path, tmp_path: Path) -> None:
     run = config.load(RunConfig, [LANGUAGE / "understanding.yaml"])
     chosen = small(run, language_base)
-    chosen = replace(chosen, data=replace(chosen.data, evaluation=replace(FEW, passages=2)))
+    chosen = replace(chosen, data=replace(chosen.data, evaluation=replace(FEW, passages=2, multiple_choice=2, instructions=2), text_share=0.5))
     train(chosen, tmp_path, small_cache, lambda line: None, threading.Event())
     scored = {row["benchmark"] for row in json.loads((tmp_path / "scores.json").read_text())["scores"]}
-    assert scored == {"pope", "vqa", "geneval", "language"}
+    assert scored == {"pope", "vqa", "geneval", "language", "multiple_choice"}
+    shown = [row for row in json.loads((tmp_path / "samples.json").read_text()) if row["tag"] == "instruction"]
+    assert [set(row) for row in shown] == [{"prompt", "tag", "correct", "reason", "answer"}] * 2
     before, after = (load(str(path))[0].state_dict() for path in (language_base, tmp_path))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     frozen = ("embed_tokens", "lm_head", "vqmodel", "generation_")

@@ -187,7 +187,9 @@ LANGUAGE = RECIPES / "language"
 def test_a_language_model_learns_images_and_all_three_are_scored(language_base: Path, small_cache: Path, tmp_path: Path) -> None:
     run = config.load(RunConfig, [LANGUAGE / "understanding.yaml"])
     chosen = small(run, language_base)
-    chosen = replace(chosen, data=replace(chosen.data, evaluation=replace(FEW, passages=2, multiple_choice=2, instructions=2), text_share=0.5))
+    chosen = replace(
+        chosen, data=replace(chosen.data, evaluation=replace(FEW, passages=2, multiple_choice=2, instructions=2), text_share=0.5)
+    )
     train(chosen, tmp_path, small_cache, lambda line: None, threading.Event())
     scored = {row["benchmark"] for row in json.loads((tmp_path / "scores.json").read_text())["scores"]}
     assert scored == {"pope", "vqa", "geneval", "language", "multiple_choice"}

@@ -145,6 +145,11 @@ class SequenceBuilder:
         labels = [IGNORE] * len(shown) + target
         return _sample(shown + target, Task.MMU, labels, pictures=(picture,))
 
+    def plain_text(self, text: str) -> Sample:
+        """``passage`` as a training sample without an image: a loss on every token but the BOS."""
+        ids = self.passage(text)
+        return _sample(ids, Task.MMU, [IGNORE, *ids[1:]])
+
     def generation(self, prompt: str, image_tokens: Sequence[int], dropped: bool = False) -> Sample:
         """A prompt and the image generated for it; ``dropped`` replaces the prompt, as classifier-free guidance needs."""
         return self.continued(self.generation_prompt(prompt, dropped), image_tokens, dropped)

@@ -23,6 +23,7 @@ from unidecouple.world.new_words import WordSamples
 from unidecouple.world.questions import conversation, distinguishable, presence_question
 from unidecouple.world.scene import CELL_NAMES, render
 from unidecouple.world.settings import CurriculumPhase, SyntheticData
+from unidecouple.world.text import check_text, training_passages
 
 CONVERSATION: Final = "conversation"
 POINTING: Final = ("pointing", "describing", "asking", "placing")
@@ -80,7 +81,7 @@ class WorldBatches:
         if self.data.mmu_batch_size and Task.MMU in tasks:
             rng = np.random.default_rng([self.seed, step, Task.MMU])
             phase = self._phase(step)
-            found.append([self._understanding(rng, phase.kind) for _ in range(phase.batch_size)])
+            found.append([self._training_sample(rng, phase.kind) for _ in range(phase.batch_size)])
         if self.data.t2i_batch_size and Task.T2I in tasks:
             rng = np.random.default_rng([self.seed, step, Task.T2I])
             chosen = self.world.single_object_pairs if step < self.data.single_object_steps else None
@@ -116,6 +117,12 @@ class WorldBatches:
                 return phase
             step -= phase.steps
         return CurriculumPhase(CONVERSATION, 0, self.data.mmu_batch_size)
+
+    def _training_sample(self, rng: np.random.Generator, kind: str) -> Sample:
+        """A passage of text, else a sample of the phase."""
+        if self.data.text_share and rng.random() < self.data.text_share:
+            return self.builder.plain_text(str(rng.choice(training_passages())))
+        return self._understanding(rng, kind)
 
     def _understanding(self, rng: np.random.Generator, kind: str) -> Sample:
         if kind in POINTING:
@@ -206,6 +213,8 @@ def world_batches(
     data: SyntheticData, model: UnifiedModel, builder: SequenceBuilder, seed: int, cache: Path, progress: Progress
 ) -> WorldBatches:
     """Synthetic data for ``model``: rendered on first use, and encoded once per tokenizer (2 bytes per token)."""
+    if data.text_share:
+        check_text(builder, model.config.text_config.max_position_embeddings)
     world = load_world(WorldData(data.pairs, data.scenes, data.seed), cache, progress)
     if not data.t2i_batch_size:
         return WorldBatches(data, world, np.zeros((0, 0), np.int64), builder, seed)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
 from unidecouple.data.chat import ChatFormat, chat_format
 from unidecouple.inputs import quoted, refuse_surrogates
-from unidecouple.models.processing import UnifiedProcessor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from unidecouple.models.processing import UnifiedProcessor
 
 
 @dataclass(frozen=True)

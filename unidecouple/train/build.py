@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +13,12 @@ from unidecouple.convert.structure import with_structure, with_text
 from unidecouple.diagnose.routing import expert_usage
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure, UsagePartitioned
-from unidecouple.models.base import UnifiedModel
 from unidecouple.models.compressed import compressed_weights, set_weight
-from unidecouple.models.families import UnifiedConfig
 from unidecouple.source import BatchSource
+
+if TYPE_CHECKING:
+    from unidecouple.models.base import UnifiedModel
+    from unidecouple.models.families import UnifiedConfig
 
 USAGE_BATCH, USAGE_BATCHES = 64, 4
 """Understanding samples that expert usage is measured on: batch size, number of batches."""

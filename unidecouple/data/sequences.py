@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,11 @@ import torch
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
 from unidecouple.data.chat import ChatFormat, chat_format, control_tokens
 from unidecouple.inputs import quoted, refuse_surrogates
-from unidecouple.models.processing import UnifiedProcessor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from unidecouple.models.processing import UnifiedProcessor
 
 EncodedImage = tuple[int, ...]
 """An image as its discrete tokens."""

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AddedToken
+from tokenizers import AddedToken
 
 from unidecouple.batch import Task
-from unidecouple.convert.language import extended
-from unidecouple.convert.structure import with_structure, with_text
+from unidecouple.convert.structure import extended, with_structure, with_text
 from unidecouple.diagnose.routing import expert_usage
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure, UsagePartitioned
-from unidecouple.models.base import UnifiedModel
 from unidecouple.models.compressed import compressed_weights, set_weight
-from unidecouple.models.emu3 import UniEmu3Config
-from unidecouple.models.families import UnifiedConfig
-from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.source import BatchSource
+
+if TYPE_CHECKING:
+    from unidecouple.models.base import UnifiedModel
+    from unidecouple.models.families import UnifiedConfig
+    from unidecouple.models.processing import UnifiedProcessor
 
 USAGE_BATCH, USAGE_BATCHES = 64, 4
 """Understanding samples that expert usage is measured on: batch size, number of batches."""
@@ -86,7 +87,7 @@ def add_tokens(model: UnifiedModel, processor: UnifiedProcessor, tokens: Sequenc
     if not new:
         return model
     shown = ", ".join(new)
-    if model.config.model_type == UniEmu3Config.model_type:
+    if hasattr(model.config, "vocabulary_map"):
         raise ValueError(f"add_tokens: [{shown}]: Emu3's vocabulary ends in image tokens and cannot grow; leave add_tokens out")
     if model.config.text_config.task_deltas:
         raise ValueError(f"add_tokens: [{shown}]: the model has word embeddings per task; add the words before it is decoupled")

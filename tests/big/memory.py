@@ -28,8 +28,8 @@ from unidecouple.methods.optimizers import make_optimizer
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Dense, Structure, TaskAwareMoE
 from unidecouple.models.tiny import TinySize, tiny_config, tiny_model, tiny_processor
-from unidecouple.plan.stages import reduced, stage_load
-from unidecouple.plan.strategies import memory
+from unidecouple.plan.stages import apply_run_settings, stage_load
+from unidecouple.plan.strategies import Placement, memory
 from unidecouple.run import RunConfig
 from unidecouple.train.build import add_lora, restructure
 from unidecouple.train.freezing import compress_frozen
@@ -99,8 +99,8 @@ def measure(case: Case, size: TinySize) -> tuple[int, int]:
     if stage.lora is not None:
         model = add_lora(model, stage.lora, 0)
     batch = batches(SequenceBuilder(processor), model.num_image_tokens, model.num_codes, stage.of(tuple(Task)))
-    load = reduced(run, model, stage, stage_load(model, stage, micro_batches(batch), 4))
-    planned = memory("ddp", load.weights, load.trace_ops(load.step), 1, checkpointing=case.checkpointing).total
+    load = apply_run_settings(run, model, stage, stage_load(model, stage, micro_batches(batch), 4))
+    planned = memory(Placement("ddp", 1, {"both": 1}), load.weights, load.trace_ops(load.step), case.checkpointing).total
     with tempfile.TemporaryDirectory() as folder:
         if run.quantize_frozen:
             compress_frozen(model, run.quantize_frozen, run.stages, Path(folder), first=True)

@@ -15,8 +15,6 @@ from unidecouple.data.chat import ChatFormat, chat_format, control_tokens
 from unidecouple.inputs import quoted, refuse_surrogates
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from unidecouple.models.processing import UnifiedProcessor
 
 EncodedImage = tuple[int, ...]

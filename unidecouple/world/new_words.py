@@ -96,7 +96,8 @@ class WordSamples:
         Raises:
             ValueError: a plentiful word has none.
         """
-        pairs, scenes = {}, {}
+        pairs: dict[str, list[int]] = {}
+        scenes: dict[str, list[int]] = {}
         for task, found in ((Task.T2I, pairs), (Task.MMU, scenes)):
             for supply, words in words_of(count, task).items():
                 for word in words:
@@ -162,7 +163,7 @@ def word_prompts(words: Sequence[str], per_word: int, split: str) -> list[Prompt
 
 def score_new_words(model: EvalModel, count: int, per_word: int, num_images: int, split: str, seed: int) -> list[Score]:
     """Rows "plentiful_words" and "rare_words" of understanding ("vqa", mean over kinds) and generation ("geneval", overall)."""
-    rows = []
+    rows: list[Score] = []
     for supply, words in words_of(count, Task.MMU).items():
         scenes, asked = word_questions(words, per_word, seed)
         images = [render(scene) for scene in scenes]

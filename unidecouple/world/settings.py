@@ -127,7 +127,7 @@ class SyntheticData(DataSettings):
         natural = ("seed", "t2i_batch_size", "mmu_batch_size", "turns", "single_object_steps", "router_aux_samples")
         bounds.at_least(0, self, *natural, "rare_samples")
         bounds.between(0, 1, self, "cond_dropout_prob", "new_word_share", "edit_fraction", "text_share")
-        if self.new_words not in range(0, _MOST_NEW_WORDS + 1, 2):
+        if self.new_words % 2 or not 0 <= self.new_words <= _MOST_NEW_WORDS:
             raise ValueError(f"new_words={self.new_words} must be an even number from 0 to {_MOST_NEW_WORDS}")
 
     @property

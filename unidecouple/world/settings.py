@@ -136,11 +136,9 @@ class SyntheticData(DataSettings):
         notes = {
             "the curriculum is planned as conversations of the recipe's batch size": self.curriculum,
             "edits are planned as prompts without source images": self.edit_fraction,
+            "text-only samples are planned with an image each": self.text_share,
         }
         return "; ".join(note for note, applies in notes.items() if applies)
-        notes = ["the curriculum is planned as conversations of the recipe's batch size"] if self.curriculum else []
-        notes += ["text-only samples are planned with an image each"] if self.text_share else []
-        return "; ".join(notes)
 
     def samples(self, task: Task, steps: range) -> int:
         """See ``DataSettings``; phases of the curriculum have separate batch sizes."""

@@ -21,7 +21,7 @@ from unidecouple.delta.front_page import write_front
 from unidecouple.delta.guard import SYNTHETIC_BENCHMARKS, scored_model
 from unidecouple.delta.held_out import HeldOut, mean, open_held_out
 from unidecouple.delta.modules import kind_of
-from unidecouple.delta.pair import Pair, check_same_base, open_pair, relative_change
+from unidecouple.delta.pair import Pair, check_changed, check_same_base, open_pair, relative_change
 from unidecouple.delta.revert import best_within, module_groups, revert_greedily
 from unidecouple.delta.write import SHARD_BYTES, Provenance, write_decoupled, write_plain
 from unidecouple.eval.benchmark import evaluate
@@ -108,12 +108,13 @@ def decouple(base: str, tuned: str, output: Path, options: DecoupleOptions = _DE
         say: prints a line of progress.
 
     Raises:
-        ValueError: the two cannot be compared (``open_pair``, ``check_same_base``), the mode does not fit them (see
-            ``plan_decoupled``), or something has to be chosen and there are no data.
+        ValueError: the two cannot be compared (``open_pair``, ``check_changed``, ``check_same_base``), the mode does not fit them
+            (see ``plan_decoupled``), or something has to be chosen and there are no data.
     """
     meter = Meter()
     pair = open_pair(base, tuned)
     check_directory(output, [pair.base.folder, pair.tuned.folder])
+    check_changed(pair)
     if options.mode in ("residual", "bits"):
         _write_per_task(pair, output, options, meter, say)
         return output
@@ -137,8 +138,9 @@ def decouple(base: str, tuned: str, output: Path, options: DecoupleOptions = _DE
 def _write_per_task(pair: Pair, output: Path, options: DecoupleOptions, meter: Meter, say: PrintLine) -> None:
     sources = Sources.protecting(pair, options.protect)
     if options.understanding is not None:
-        other = open_pair(pair.base.name, options.understanding).tuned
-        sources = Sources(pair.base, {Task.MMU: other, Task.T2I: pair.tuned})
+        other = open_pair(pair.base.name, options.understanding)
+        check_changed(other)
+        sources = Sources(pair.base, {Task.MMU: other.tuned, Task.T2I: pair.tuned})
     fidelity = options.fidelity or (Fidelity(bits=True) if options.mode == "bits" else Fidelity(rank=DEFAULT_RANK))
     plan = plan_decoupled(sources, fidelity, say)
     settings: dict[str, Any] = {"mode": options.mode, "fidelity": vars(fidelity), "protect": options.protect.key}

@@ -52,6 +52,19 @@ def open_pair(base: str, tuned: str) -> Pair:
     return Pair(before, after)
 
 
+def check_changed(pair: Pair) -> None:
+    """Refuse a tuned model with the weights of its base. Reads both up to the first weight that differs.
+
+    Raises:
+        ValueError: no weight differs.
+    """
+    if all(torch.equal(before, after) for _, before, after in pair.tensors()):
+        raise ValueError(
+            f"{pair.tuned.name} has the weights of {pair.base.name}: no weight changed, so there is nothing to separate. Name the "
+            "fine-tuned model as TUNED"
+        )
+
+
 def check_same_base(pair: Pair, relative: float) -> None:
     """Refuse a tuned model whose matrices changed by ``relative`` (norm of the change over norm of the weights).
 

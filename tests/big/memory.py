@@ -126,7 +126,9 @@ def measure(case: Case, size: TinySize) -> tuple[int, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="1GB")
-    parser.add_argument("--case", choices=CASES, help="this one, in this process, with the threshold as it is (default: all, each in its own)")
+    parser.add_argument(
+        "--case", choices=CASES, help="this one, in this process, with the threshold as it is (default: all, each in its own)"
+    )
     arguments = parser.parse_args()
     if arguments.case is None:
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}

@@ -89,6 +89,8 @@ class DecoupleOptions:
         ):
             if getattr(self, name) not in (None, ()) and not used:
                 raise ValueError(f"{name} has no effect with mode {self.mode!r}: leave it out, or choose another mode")
+        if self.understanding is not None and self.protect is not Task.MMU:
+            raise ValueError("protect has no effect with understanding, since the base serves neither task: give one of them")
         if self.mode == "bits" and self.fidelity is not None and not self.fidelity.bits:
             raise ValueError("mode 'bits' takes a budget and no rank, energy or full: leave them out, or use mode 'residual'")
         if self.alpha is not None and not 0 <= self.alpha <= 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unidecouple.convert.merging import flat_config
 from unidecouple.delta.checkpoint import Checkpoint, open_checkpoint
+from unidecouple.models.deltas import DELTAS
 
 ChooseWeight = Callable[[str, Tensor, Tensor], Tensor]
 """Returns a weight of the result from its name, its value in the base and its value in the tuned model."""
@@ -111,6 +112,11 @@ def _check_names(base: Checkpoint, tuned: Checkpoint) -> None:
     lone = sorted(base.shapes.keys() ^ tuned.shapes.keys())
     for name in lone[:1]:
         who, other = (base, tuned) if name in base.shapes else (tuned, base)
+        if f".{DELTAS}." in name:
+            raise ValueError(
+                f"{who.name} has weights per task ({name}), and {other.name} has not: give the checkpoints that it was made of, or "
+                "take one task out of it first (unidecouple convert --task)"
+            )
         raise ValueError(f"{who.name} has {name}, and {other.name} has not ({len(lone)} names differ): {_REMEDY}")
     shapes = [(name, before.shape, tuned.shapes[name].shape) for name, before in base.shapes.items()]
     differ = [one for one in shapes if one[1] != one[2]]

@@ -14,7 +14,7 @@ from unidecouple.batch import Batch, Task
 from unidecouple.methods.objective import Objective, SelfDistillation
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.estimate import by_part, executed
-from unidecouple.plan.forward import trace_ops
+from unidecouple.plan.forward import TracedModel, trace_ops
 from unidecouple.plan.op_trace import Op
 
 TakeStep = Callable[..., Step]
@@ -183,7 +183,7 @@ def test_no_backward_below_what_trains(step: TakeStep) -> None:
 def test_half_precision_keeps_less(step: TakeStep) -> None:
     model = step(ALL).model
     parts = (BatchShape(Task.MMU, 4, 40, 8, 0, 4),)
-    wide, half = (trace_ops(model.config, shapes_of(model), set(shapes_of(model)), parts, "learned", width) for width in (4, 2))
+    wide, half = (trace_ops(TracedModel.of(model, shapes_of(model), "learned", width), parts) for width in (4, 2))
     assert 0.5 * wide.kept < half.kept < wide.kept  # norms keep float32
     assert half.logits == wide.logits  # so does the loss
     assert [op.flops for op in half.ops] == [op.flops for op in wide.ops]

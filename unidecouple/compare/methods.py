@@ -17,7 +17,7 @@ from unidecouple.compare.merge import Decoupling
 from unidecouple.config.layers import Layers
 from unidecouple.config.packaged import recipes_folder
 from unidecouple.convert.layouts import read_config
-from unidecouple.convert.load import source_folder
+from unidecouple.convert.stored import source_folder
 
 Family = Literal["janus", "emu3"]
 FOLDERS: Final[Mapping[Family, str]] = {"janus": "janus_pro", "emu3": "emu3"}

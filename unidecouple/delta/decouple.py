@@ -19,7 +19,7 @@ from unidecouple.delta.forms import Fidelity
 from unidecouple.delta.front import ALPHAS, ScoreTasks, measure_front
 from unidecouple.delta.front_page import write_front
 from unidecouple.delta.guard import SYNTHETIC_BENCHMARKS, scored_model
-from unidecouple.delta.held_out import HeldOut, mean, open_held_out
+from unidecouple.delta.held_out import HeldOut, computed_by, mean, open_held_out
 from unidecouple.delta.modules import kind_of
 from unidecouple.delta.pair import Pair, check_changed, check_same_base, open_pair, relative_change
 from unidecouple.delta.revert import best_within, module_groups, revert_greedily
@@ -184,7 +184,7 @@ def _score(pair: Pair, options: DecoupleOptions) -> ScoreTasks:
     opened = open_benchmarks(options.benchmarks, options.benchmark_options)
 
     def score(model: UnifiedModel, tasks: Collection[Task]) -> dict[str, float]:
-        wanted = [(metric, one) for metric, one in zip(metrics, opened, strict=True) if metric.task in {t.key for t in tasks}]
+        wanted = [(metric, one) for metric, one in zip(metrics, opened, strict=True) if computed_by(metric.task) in tasks]
         ready = scored_model(model, pair) if wanted else None
         found = {metric.title: evaluate(one, ready).scores for metric, one in wanted if ready is not None}
         return {m.title: next(row.value for row in found[m.title] if row.metric == m.metric) for m, _ in wanted}

@@ -127,7 +127,7 @@ def suggest(points: Sequence[Remedy], protect: Task, tolerance: float) -> tuple[
     exact = [point for point in points if point.kind in ("residual", "bits")]
     full = next(point for point in points if point.kind == "full")
     other = Task.T2I if protect is Task.MMU else Task.MMU
-    tests = run_tests([of_losses(other, full.losses[other], point.losses[other]) for point in exact], tolerance)
+    tests = run_tests([of_losses(other.key, full.losses[other], point.losses[other]) for point in exact], tolerance)
     fitting = [point for point, test in zip(exact, tests, strict=True) if test.verdict != WORSE]
     fitting = [point for point in fitting if point.extra_bytes < full.extra_bytes]
     if not fitting:

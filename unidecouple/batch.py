@@ -37,6 +37,9 @@ class Task(enum.IntEnum):
 
 TASK_KEYS: tuple[str, ...] = tuple(task.key for task in Task)
 
+LANGUAGE = "language"
+"""Key of what is scored as a third task: text without images. Its tokens are ``Task.MMU``'s."""
+
 
 class Modality(enum.IntEnum):
     """The modality of a token, whatever its task."""

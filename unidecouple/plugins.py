@@ -17,6 +17,7 @@ BENCHMARKS: Final = {
     "mmmu": "unidecouple.eval.mmmu:BENCHMARK",
     "mme": "unidecouple.eval.mme:BENCHMARK",
     "language": "unidecouple.eval.language:BENCHMARK",
+    "multiple_choice": "unidecouple.eval.multiple_choice:BENCHMARK",
 }
 """Name -> ``eval.suite.Benchmark``; score pages show them in this order."""
 

@@ -146,6 +146,11 @@ class FileBatches:
                 break
         return list(found.values())
 
+    def is_text(self, task: Task, number: int) -> bool:
+        """Whether sample ``number`` of measurements is of a record without images, unless that record is bad."""
+        pool, position = self._aside[task].draw(number)
+        return self._indices[task][1][pool].kind(position) == "text"
+
     def lengths(self, task: Task, count: int) -> list[int]:
         """Tokens of the first ``count`` training samples of ``task``, images included; no image is encoded."""
         return [len(self._sample(self._training[task], task, number, False).input_ids) for number in range(count)]

@@ -23,14 +23,16 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unidecouple.data.formats.record import ImageFile, ImageTokens, StoredImage
 from unidecouple.inputs import printable
-from unidecouple.models.processing import UnifiedProcessor
+
+if TYPE_CHECKING:
+    from unidecouple.models.processing import UnifiedProcessor
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Those read. Above all not EPS, which PIL hands to Ghostscript, a program that runs what the file contains."""

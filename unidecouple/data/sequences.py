@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ import torch
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
 from unidecouple.data.chat import ChatFormat, chat_format, control_tokens
 from unidecouple.inputs import quoted, refuse_surrogates
-from unidecouple.models.processing import UnifiedProcessor
+
+if TYPE_CHECKING:
+    from unidecouple.models.processing import UnifiedProcessor
 
 EncodedImage = tuple[int, ...]
 """An image as its discrete tokens."""
@@ -144,6 +146,11 @@ class SequenceBuilder:
         target = self._ids(self._chat.lead + answer)
         labels = [IGNORE] * len(shown) + target
         return _sample(shown + target, Task.MMU, labels, pictures=(picture,))
+
+    def plain_text(self, text: str) -> Sample:
+        """``passage`` as a training sample without an image: a loss on every token but the BOS."""
+        ids = self.passage(text)
+        return _sample(ids, Task.MMU, [IGNORE, *ids[1:]])
 
     def generation(self, prompt: str, image_tokens: Sequence[int], dropped: bool = False) -> Sample:
         """A prompt and the image generated for it; ``dropped`` replaces the prompt, as classifier-free guidance needs."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
+from unidecouple.batch import LANGUAGE, Task
 from unidecouple.data.formats.record import ImageBytes, ImageFile
 from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions, RatioOfSums
 
@@ -43,16 +44,19 @@ class Query:
 
     Attributes:
         id: unique in the benchmark; answers are kept by it.
-        text: the whole user turn; without an image a passage.
+        text: the whole user turn; without an image a passage, or what comes before each of ``choices``.
         picture: at the model's own size (uint8 (H, W, 3)), or a stored image of any size. None: nothing is asked, and the answer is
-            three numbers: the passage's log-likelihood in nats, its tokens, and how many of them stand for unknown words.
+            three numbers: the passage's log-likelihood in nats, its tokens, and how many of them stand for unknown words. With
+            ``choices`` it is one number per choice: its log-likelihood in nats after ``text`` and a space.
         where: file and line, for messages; empty for generated questions.
+        choices: of a multiple-choice question.
     """
 
     id: str
     text: str
     picture: np.ndarray | ImageFile | ImageBytes | None
     where: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,8 @@ def generate(model: ScoredModel, benchmark: GenerationBenchmark) -> list[list[np
     return images
 
 
+_ORDER: Final = (Task.MMU.key, LANGUAGE, Task.T2I.key, "")
+
 Unit = Literal["share", "points", "nats", "number"]
 """Of a metric's values: shares of [0, 1], points of a benchmark's own scale, nats per token, or plain numbers."""
 
@@ -229,7 +235,7 @@ class Metric:
     Attributes:
         benchmark, metric: names in score rows.
         title: name in reports.
-        task: key of the task that it scores, "mmu" or "t2i"; "" where it scores neither.
+        task: key of the task that it scores, "mmu", "language" or "t2i"; "" where it scores none of them.
         unit: see ``Unit``.
         higher_is_better: direction.
     """
@@ -240,6 +246,11 @@ class Metric:
     task: str = ""
     unit: Unit = "share"
     higher_is_better: bool = True
+
+    @property
+    def rank(self) -> int:
+        """Place in reports: understanding, language, generation, then metrics of none of them."""
+        return _ORDER.index(self.task)
 
     def gain(self, difference: float) -> float:
         """Return ``difference`` signed so that more than zero is better."""

@@ -61,7 +61,8 @@ class EvalModel:
         for query in queries:
             with _named(query.where or query.id):
                 if query.picture is None:
-                    check_length(len(self._builder.passage(query.text)), 0, self._longest)
+                    for ids in self._choice_ids(query) or [self._builder.passage(query.text)]:
+                        check_length(len(ids), 0, self._longest)
                     continue
                 check_length(len(self._builder.understanding_prompt(query.text)), self.max_new_tokens, self._longest)
 
@@ -80,7 +81,7 @@ class EvalModel:
     def ask(self, queries: Sequence[Query]) -> list[str]:
         """Greedy answers, one per query, or likelihoods of passages; an image that cannot be read raises ``ValueError``."""
         if all(query.picture is None for query in queries):
-            return [self._likelihood(query.text) for query in queries]
+            return [self._choices(query) if query.choices else self._likelihood(query.text) for query in queries]
         return self._answer([self._see(query) for query in queries], queries)
 
     def ask_grey(self, queries: Sequence[Query]) -> list[str]:
@@ -107,6 +108,15 @@ class EvalModel:
         ids = self._builder.passage(text)
         unknown = sum(one == self.processor.tokenizer.unk_token_id for one in ids)
         return f"{passage_log_likelihood(self.model, ids)!r} {len(ids) - 1} {unknown}"
+
+    def _choices(self, query: Query) -> str:
+        """What ``Query`` states of choices."""
+        start = len(self._builder.passage(query.text))
+        return " ".join(repr(passage_log_likelihood(self.model, ids, start)) for ids in self._choice_ids(query))
+
+    def _choice_ids(self, query: Query) -> list[list[int]]:
+        """Ids of the text with each choice."""
+        return [self._builder.passage(f"{query.text} {choice}") for choice in query.choices]
 
     def _answer(self, pictures: Sequence[np.ndarray] | None, queries: Sequence[Query]) -> list[str]:
         words = [query.text for query in queries]

@@ -191,7 +191,7 @@ def _asked(benchmark: AnyBenchmark) -> Mapping[str, Any]:
 def _hash_of(queries: Sequence[Query]) -> str:
     digest = hashlib.sha256()
     for query in queries:
-        digest.update(json.dumps([query.id, query.text]).encode())
+        digest.update(json.dumps([query.id, query.text, *query.choices]).encode())
         if isinstance(query.picture, np.ndarray):
             digest.update(query.picture.tobytes())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from unidecouple.data.preview import token_spans
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.run import RunConfig
 from unidecouple.source import PrintLine, data_source
-from unidecouple.train.build import add_lora, apply_structure
+from unidecouple.train.build import add_lora, add_tokens, apply_structure
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import scaled_rows
 from unidecouple.train.parallel import Parallel
@@ -29,6 +29,7 @@ def describe(run: RunConfig, cache: Path, say: PrintLine) -> None:
     """
     say(configs.dump(run).rstrip())
     model, processor = load(run.model_name_or_path)
+    model = add_tokens(model, processor, run.add_tokens)
     builder = SequenceBuilder(processor)
     source = data_source(run).open(run, model, processor, builder, cache, lambda what, done, of: None)
     model = apply_structure(model, run.structure, run.seed, source)

@@ -48,6 +48,7 @@ def test_headlines_are_understanding_first() -> None:
         ("multiple_choice", "accuracy"),
         ("text", "log_probability"),
         ("geneval", "overall"),
+        ("edits", "accuracy"),
         ("image_tokens", "log_probability"),
     ]
     assert [tasks_of_benchmarks()[name] for name in ("image_tokens", "multiple_choice")] == ["t2i", "language"]

@@ -131,6 +131,7 @@ class GenerationBenchmark:
         score: from the images of all prompts to the result; None where no judge comes with the benchmark.
         read_detections: the result from a file that says what another detector saw in the images.
         files: what was read: name -> SHA-256; empty for generated prompts.
+        sources: source images of each prompt, at the model's own size (uint8 (H, W, 3)); empty where no prompt has any.
     """
 
     name: str
@@ -139,6 +140,7 @@ class GenerationBenchmark:
     score: Callable[[Images], BenchmarkResult] | None
     read_detections: Callable[[Path], BenchmarkResult] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    sources: Images = ()
 
     def score_images(self, images: Images) -> BenchmarkResult:
         """The result of ``images``.
@@ -152,6 +154,8 @@ class GenerationBenchmark:
 
 
 AnyBenchmark = QABenchmark | GenerationBenchmark
+GenerateImages = Callable[[Sequence[str], int, int], list[list[np.ndarray]]]
+"""See ``ScoredModel.generate``; of prompts without source images, or with those of their benchmark."""
 
 
 class ScoredModel(Protocol):
@@ -160,10 +164,11 @@ class ScoredModel(Protocol):
     def ask(self, queries: Sequence[Query], /) -> list[str]:
         """Answer every query, in order."""
 
-    def generate(self, prompts: Sequence[str], num_images: int, first: int, /) -> list[list[np.ndarray]]:
+    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Images = (), /) -> list[list[np.ndarray]]:
         """Generate ``num_images`` images (uint8 (H, W, 3)) per prompt; ``first`` is the number of the first prompt.
 
-        Image j of prompt i depends on the model's seed, i and j alone, so that neither processes nor restarts change any.
+        ``sources`` are the source images of each prompt, given for benchmarks of edits only. Image j of prompt i depends on the
+        model's seed, i and j alone, so that neither processes nor restarts change any.
         """
 
 
@@ -193,13 +198,23 @@ def ask(model: Callable[[Sequence[Query]], list[str]], queries: Sequence[Query])
     return {query.id: answer for query, answer in zip(queries, answers, strict=True)}
 
 
+def generator(model: ScoredModel, benchmark: GenerationBenchmark) -> GenerateImages:
+    """Return what generates images of consecutive prompts of ``benchmark``, with their source images, as ``model.generate``."""
+
+    def made(prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
+        shown = benchmark.sources[first : first + len(prompts)]
+        return model.generate(prompts, num_images, first, shown) if shown else model.generate(prompts, num_images, first)
+
+    return made
+
+
 def generate(model: ScoredModel, benchmark: GenerationBenchmark) -> list[list[np.ndarray]]:
     """Generate the images of every prompt of ``benchmark``.
 
     Raises:
         ValueError: the model gave another number of prompts or of images.
     """
-    images = model.generate([line["prompt"] for line in benchmark.metadata], benchmark.num_images, 0)
+    images = generator(model, benchmark)([line["prompt"] for line in benchmark.metadata], benchmark.num_images, 0)
     counts = [len(of_prompt) for of_prompt in images]
     if counts != [benchmark.num_images] * len(benchmark.metadata):
         wanted = f"{benchmark.num_images} for each of {len(benchmark.metadata)} prompts"

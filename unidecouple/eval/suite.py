@@ -32,12 +32,14 @@ class SyntheticSizes:
         vqa_questions: questions of each kind.
         prompts_per_tag: prompts of each GenEval tag (102 exist).
         num_images: images per prompt, of published prompts too.
+        edits_per_kind: edits of each kind.
     """
 
     pope_images: int = 100
     vqa_questions: int = 200
     prompts_per_tag: int = 102
     num_images: int = 4
+    edits_per_kind: int = 60
 
 
 @dataclass(frozen=True)

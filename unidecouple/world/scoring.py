@@ -19,7 +19,9 @@ from unidecouple.files import atomic_directory, write_json_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import Evaluation
+from unidecouple.world.edit_benchmark import edits_benchmark
 from unidecouple.world.geneval import synthetic_geneval, template_bounds
+from unidecouple.world.new_words import score_new_words
 from unidecouple.world.pope import pope_benchmark
 from unidecouple.world.prompts import TAGS
 from unidecouple.world.settings import SyntheticEvaluation
@@ -28,17 +30,20 @@ from unidecouple.world.vqa import vqa_benchmark
 MAX_NEW_TOKENS = 6
 """Longest answer on the synthetic benchmarks, as ``unidecouple eval`` has it."""
 VALIDATION_SEED = 72
+_WORD_ITEMS = 12
+"""Prompts, and questions of each kind, of each new word on the test set."""
 SAMPLES_SHOWN = 3
 """Prompts per tag whose first image is kept for the report."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores models by ``evaluation`` on sets of ``sizes``; ``processor`` is the models'."""
+    """Scores models of ``processor`` by ``evaluation`` on sets of ``sizes``; they were taught ``new_words`` of the new words."""
 
     evaluation: Evaluation
     sizes: SyntheticEvaluation
     processor: UnifiedProcessor
+    new_words: int = 0
 
     def validate(self, model: UnifiedModel) -> list[Score]:
         """Headline metrics on few questions and validation prompts, one image each: for curves during training."""
@@ -51,7 +56,8 @@ class Scorer:
             evaluate(drawn, scored),
         ]
         rows = [row for result in results for row in result.scores if row.metric in ("accuracy", "overall")]
-        return rows + [row for row in self._language(scored) if row.metric in ("log_probability", "accuracy")]
+        rows += [row for row in self._language(scored) if row.metric in ("log_probability", "accuracy")]
+        return rows + self._new_words(scored, min(size.eval_prompts, _WORD_ITEMS), 1, "val")
 
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
         """Scores on the whole test sets; writes ``samples.json`` and images for the report into ``folder``."""
@@ -62,10 +68,16 @@ class Scorer:
         asked = evaluate(pope_benchmark(size.pope_images, TEST_SEED, self.evaluation.parser), scored).scores
         asked += evaluate(vqa_benchmark(size.vqa_questions, TEST_SEED), scored).scores
         asked += self._language(scored)
+        if size.edits_per_kind:
+            asked += evaluate(edits_benchmark("test", size.edits_per_kind, size.num_images, TEST_SEED), scored).scores
         images = generate(scored, prompts)
         result = prompts.score_images(images)
         _keep_samples(folder, result.verdicts, images, answer_instructions(scored, self.sizes.instructions))
-        return [*asked, *result.scores]
+        return [*asked, *result.scores, *self._new_words(scored, _WORD_ITEMS, size.num_images, "test")]
+
+    def _new_words(self, scored: EvalModel, per_word: int, num_images: int, split: str) -> list[Score]:
+        """Scores of the words that the run taught; none where it taught none."""
+        return score_new_words(scored, self.new_words, per_word, num_images, split, scored.seed) if self.new_words else []
 
     def _language(self, scored: EvalModel) -> tuple[Score, ...]:
         """Scores of the shipped English passages and questions, as many as are asked for."""

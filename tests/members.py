@@ -13,6 +13,7 @@ from torch import Tensor
 from small_runs import load_copy
 from step_settings import run_stages
 from unidecouple.convert.load import load, load_shapes
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.gradient import GRADIENTS, MAOP, Gradient, TorchJDAggregator
 from unidecouple.methods.stage import Lora, Stage
@@ -21,7 +22,6 @@ from unidecouple.models.base import UnifiedModel
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
 from unidecouple.train.build import add_lora, apply_structure, restructure
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.launch import processes
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import Sharded

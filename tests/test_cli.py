@@ -34,6 +34,12 @@ def test_help_does_not_import_torch() -> None:
     assert "compare" in shown.stdout
 
 
+def test_recipes_training_pages_and_data_are_read_before_transformers_is_imported() -> None:
+    modules = "unidecouple.run, unidecouple.train.train, unidecouple.report.page, unidecouple.data.check"
+    code = f"import sys, {modules}\nassert 'transformers' not in sys.modules and 'sympy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_unknown_key_offers_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(RECIPES / "base" / "understanding.yaml"), "max_step=3", "--output", str(tmp_path / "run")]) == 1
     assert "max_steps" in capsys.readouterr().err

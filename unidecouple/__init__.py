@@ -21,78 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from unidecouple.api import (
-        Conversion as Conversion,
-    )
-    from unidecouple.api import (
-        DataOptions as DataOptions,
-    )
-    from unidecouple.api import (
-        DecoupleOptions as DecoupleOptions,
-    )
-    from unidecouple.api import (
-        DiagnoseOptions as DiagnoseOptions,
-    )
-    from unidecouple.api import (
-        Distillation as Distillation,
-    )
-    from unidecouple.api import (
-        Engine as Engine,
-    )
-    from unidecouple.api import (
-        EvalOptions as EvalOptions,
-    )
-    from unidecouple.api import (
-        Fidelity as Fidelity,
-    )
-    from unidecouple.api import (
-        GridOptions as GridOptions,
-    )
-    from unidecouple.api import (
-        GuardOptions as GuardOptions,
-    )
-    from unidecouple.api import (
-        InferOptions as InferOptions,
-    )
-    from unidecouple.api import (
-        MergeOptions as MergeOptions,
-    )
-    from unidecouple.api import (
-        TrainOptions as TrainOptions,
-    )
-    from unidecouple.api import (
-        compare as compare,
-    )
-    from unidecouple.api import (
-        convert as convert,
-    )
-    from unidecouple.api import (
-        decouple as decouple,
-    )
-    from unidecouple.api import (
-        diagnose as diagnose,
-    )
-    from unidecouple.api import (
-        evaluate as evaluate,
-    )
-    from unidecouple.api import (
-        guard as guard,
-    )
-    from unidecouple.api import (
-        infer as infer,
-    )
-    from unidecouple.api import (
-        load as load,
-    )
-    from unidecouple.api import (
-        merge as merge,
-    )
-    from unidecouple.api import (
-        push_to_hub as push_to_hub,
-    )
-    from unidecouple.api import (
-        train as train,
-    )
+    from unidecouple.api import *  # noqa: F403 - its __all__
 
 _PACKAGES: Final = ("compare", "convert", "diagnose", "train")
 """Subpackages that can be called: each calls the function of its name in ``unidecouple.api``."""

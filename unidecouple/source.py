@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from unidecouple import plugins
 from unidecouple.batch import JointBatch, Task
@@ -13,9 +13,11 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import DataSettings
 from unidecouple.eval.answering import Progress
 from unidecouple.eval.benchmark import Score
-from unidecouple.models.base import UnifiedModel
-from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
+
+if TYPE_CHECKING:
+    from unidecouple.models.base import UnifiedModel
+    from unidecouple.models.processing import UnifiedProcessor
 
 __all__ = ["BatchSource", "DataSource", "PrintLine", "ProbeData", "Progress", "RunScorer", "data_source"]
 

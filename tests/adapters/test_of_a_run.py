@@ -10,9 +10,9 @@ import pytest
 
 from small_runs import APART_THEN_JOINT, FEW
 from unidecouple.cli import main
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import Evaluation, RunConfig
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.train import train
 from unidecouple.world.settings import SyntheticData
 

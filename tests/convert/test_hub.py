@@ -12,7 +12,8 @@ from huggingface_hub import constants
 from hub_server import Hub, serving
 from published import write_published
 from unidecouple.convert.hub import download, is_hub_id
-from unidecouple.convert.load import checkpoint_folder, load, load_processor, source_folder
+from unidecouple.convert.load import checkpoint_folder, load, load_processor
+from unidecouple.convert.stored import source_folder
 
 NAME = "deepseek-ai/Janus-Pro-1B"
 

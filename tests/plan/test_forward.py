@@ -25,8 +25,20 @@ STAGE_2 = {"generation": 1, "lora": 1, "expert_router": 1, "task_router": 1}
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
 MIXED = {"lora_rank": 4, "lora_targets": ["attention", "mlp"], "lora_experts": 3}
 DENSE_LORA = {"lora_rank": 4, "lora_targets": ["attention", "mlp"]}
+_MATRICES = [f"layers.{n}.{m}_proj" for n in (0, 1) for m in ("self_attn.q", "self_attn.o", "mlp.gate", "mlp.down")]
+_NORMS = {"layers.0.input_layernorm": "full", "norm": "full"}
+
+
+def deltas(form: str, *tasks: str) -> dict[str, Any]:
+    return {"task_deltas": {task: dict.fromkeys(_MATRICES, form) | _NORMS | {"embed_tokens": "rows:3"} for task in tasks}}
+
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, float], str]] = {
+    "residuals of generation": (deltas("rank:2", "t2i"), {"deltas": 1}, "learned"),
+    "residuals of both tasks, everything trains": (deltas("rank:2", "mmu", "t2i"), ALL, "learned"),
+    "whole weights of generation": (deltas("full", "t2i"), ALL, "learned"),
+    "signs of generation": (deltas("bits", "t2i"), {"deltas": 1}, "learned"),
+    "signs of some entries": (deltas("sparse:9", "t2i"), {"deltas": 1}, "learned"),
     "dense": ({}, ALL, "learned"),
     "dense, few key heads": ({"num_key_value_heads": 2, "attention_bias": True}, ALL, "learned"),
     "dense, attention trains": ({}, {"attention": 1}, "learned"),

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from small_runs import APART_THEN_JOINT, Run
 from unidecouple import config
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.stages import rate, stage_steps
 from unidecouple.train.train import train
 

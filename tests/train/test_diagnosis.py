@@ -10,12 +10,12 @@ import pytest
 from small_runs import Run
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.diagnose.attention_interaction import attention_interaction, interaction_of
 from unidecouple.diagnose.probe import BATCH
 from unidecouple.report.logs import read_measured
 from unidecouple.run import RunConfig
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.world.batches import world_batches
 
 

@@ -14,9 +14,9 @@ from torch import nn
 from small_runs import APART_THEN_JOINT, Run
 from unidecouple.cli import main
 from unidecouple.convert.load import load
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.ema import AVERAGES, EMA
 from unidecouple.train.parallel import Parallel
 

@@ -17,12 +17,12 @@ from unidecouple import config as configs
 from unidecouple.cli import main
 from unidecouple.cli.command import OK
 from unidecouple.convert.load import load
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.data.settings import Files, Source
 from unidecouple.diagnose import attention_interaction, gradient_conflict, routing
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Dense, MoE, TaskAwareMoE
 from unidecouple.run import Evaluation, RunConfig
-from unidecouple.train.checkpoint import all_checkpoints
 
 WORDS = ["cow", "pig", "cat", "dog"]
 WHOLE = (Stage(learning_rate=1e-2, train={"embeddings": 1, "attention": 1, "ffn": 1, "norms": 1, "text_head": 1}, warmup_steps=1),)

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from ranks import Fault, errors, exit_codes, start_ranks
 from small_runs import APART_THEN_JOINT, Run
 from unidecouple.convert.load import load
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
 from unidecouple.train import launch, parallel, sharded
-from unidecouple.train.checkpoint import all_checkpoints
 
 KILLS = 3
 Kind = Literal["ddp", "fsdp"]

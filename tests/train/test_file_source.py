@@ -17,10 +17,10 @@ from own_data import asked, flat, write_jsonl, write_pictures
 from small_runs import Run
 from unidecouple import config as configs
 from unidecouple.convert.load import load
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.data.bad_records import BadDataError
 from unidecouple.data.settings import Files, Source
 from unidecouple.run import RunConfig
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.train import train
 
 WORDS = ["cow", "pig", "cup", "bus", "car", "cake", "dog", "cat"]

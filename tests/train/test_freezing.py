@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from small_runs import APART_THEN_JOINT, Run, load_copy
-from unidecouple.convert.load import all_checkpoints
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.methods.selection import frozen_matrices
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Symbiotic, TaskAwareMoE

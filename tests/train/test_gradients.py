@@ -18,13 +18,13 @@ from ranks import assert_close_weights, train_on_ranks
 from small_runs import APART_THEN_JOINT, Run
 from step_settings import step_settings
 from unidecouple.batch import Batch, Task
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.methods.gradient import MAOP, Gradient, PCGrad, Sum, TorchJDAggregator
 from unidecouple.methods.objective import GroupRouterLoss, LoadBalance, Losses, Objective
 from unidecouple.methods.stage import GradientShielding, Lora
 from unidecouple.methods.structure import MoE, TaskAwareMoE
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.run import RunConfig
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.sharded import Sharded

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from small_runs import APART_THEN_JOINT, FEW, NOT_SCORED
 from unidecouple.convert.load import load
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.train import train
 from unidecouple.world.scoring import Scorer
 

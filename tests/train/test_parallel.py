@@ -20,13 +20,13 @@ from step_settings import run_stages
 from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.objective import AttentionAlignment, GroupRouterLoss, LoadBalance, Objective
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import MoE, TaskAwareMoE, UniX
 from unidecouple.models.router import TaskAwareRouter
 from unidecouple.run import RunConfig
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.routing_log import read_routing_log
 from unidecouple.train.stages import Trainer

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from small_runs import APART_THEN_JOINT, FEW, Run
 from unidecouple.batch import count_tokens
 from unidecouple.convert.load import load
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.structure import Dense, MoE, Structure, TaskAwareMoE
 from unidecouple.run import RunConfig
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.train import train
 from unidecouple.world.batches import world_batches
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from small_runs import Run
-from unidecouple.convert.load import all_checkpoints, source_folder
+from unidecouple.convert.stored import all_checkpoints, source_folder
 from unidecouple.run import Evaluation, RunConfig
 from unidecouple.train import train as train_module
 from unidecouple.train.selection import Selection

@@ -19,6 +19,7 @@ from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
 from unidecouple.compare.budget import cells, check
 from unidecouple.compare.plan import Comparison, jobs
 from unidecouple.convert.load import load
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.gradient import Gradient, PCGrad, Sum, TorchJDAggregator
 from unidecouple.methods.objective import Objective
@@ -26,7 +27,6 @@ from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import Dense, Structure, TaskAwareMoE
 from unidecouple.run import RunConfig
 from unidecouple.train.build import add_lora, restructure
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.stages import Trainer

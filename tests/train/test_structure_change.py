@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from small_runs import MOE_THEN_SYMBIOTIC, Run
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.diagnose.routing import expert_usage
 from unidecouple.methods.objective import LoadBalance, Objective
@@ -25,7 +26,6 @@ from unidecouple.plan.stages import PlanRequest, plan
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource
 from unidecouple.train.build import USAGE_BATCH, USAGE_BATCHES, apply_structure, restructure
-from unidecouple.train.checkpoint import all_checkpoints
 from unidecouple.train.dry_run import describe
 from unidecouple.world.batches import WorldBatches, world_batches
 

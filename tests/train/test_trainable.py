@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from small_runs import Run
 from step_settings import step_settings
 from unidecouple.batch import Batch, Task
-from unidecouple.convert.load import all_checkpoints
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.methods.objective import Objective
 from unidecouple.methods.optimizers import make_optimizer
 from unidecouple.methods.stage import Stage

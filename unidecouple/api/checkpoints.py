@@ -12,8 +12,8 @@ import torch
 
 from unidecouple.api.training import CACHE, PathLike, paths, print_at_once
 from unidecouple.convert.convert import convert as write_converted
-from unidecouple.convert.load import source_folder
 from unidecouple.convert.steps import Conversion
+from unidecouple.convert.stored import source_folder
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.infer import Counts, Settings
 from unidecouple.generate.infer import infer as answer_file

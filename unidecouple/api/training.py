@@ -14,7 +14,7 @@ from typing import Any
 from unidecouple import config as configs
 from unidecouple.compare.plan import Comparison
 from unidecouple.compare.runner import CompareOptions, run_comparison
-from unidecouple.convert.load import all_checkpoints
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.finetune import AUTO, HELD_OUT, FineTune, configure, with_steps
 from unidecouple.methods.merging import Merging, TaskArithmetic
 from unidecouple.own_comparison import OwnComparison, configure_comparison, default_workers

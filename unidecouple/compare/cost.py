@@ -13,6 +13,7 @@ from unidecouple.batch import Task
 from unidecouple.compare.budget import VariantPlan
 from unidecouple.compare.merge import Decoupling
 from unidecouple.delta.forms import ChangedMatrix, choose_forms
+from unidecouple.models.deltas import DELTAS
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.op_trace import OpTrace, Shape
 from unidecouple.plan.stages import StagePlan
@@ -74,11 +75,14 @@ def cost_of(cell: VariantPlan) -> VariantCost:
     """Of a variant; a merged one costs what its parents do, which train one after the other. What the merge takes is left out.
 
     A decoupled model has the deltas of all its decoder's matrices and norms besides (of the word embeddings a few rows, left out).
+    A variant that starts from another one's model costs what both do.
     """
     if not cell.of:
         return cost(cell.stages)
     parents = [cost_of(parent) for parent in cell.of]
     tokens = [sum(parent.budget.tokens.values()) for parent in cell.of]
+    if cell.stages:
+        return _continued(cost(cell.stages), parents[0], (sum(cell.budget.tokens.values()) - tokens[0], tokens[0]))
     found = VariantCost(
         parameters=parents[0].parameters,
         active={task: count for parent in parents for task, count in parent.active.items()},
@@ -92,6 +96,17 @@ def cost_of(cell: VariantPlan) -> VariantCost:
     if merge is None or not isinstance(merge.method, Decoupling):
         return found
     return _with_deltas(found, cell.of[0].stages[-1], merge.method, len(merge.of))
+
+
+def _continued(own: VariantCost, before: VariantCost, tokens: tuple[int, int]) -> VariantCost:
+    """Of a run from the model of another; ``tokens`` are those of this run and of the other."""
+    return replace(
+        own,
+        active=before.active | own.active,
+        trainable=before.trainable + own.trainable,
+        train_flops=(own.train_flops * tokens[0] + before.train_flops * tokens[1]) / max(1, sum(tokens)),
+        generated_flops=before.generated_flops if own.generated_flops is None else own.generated_flops,
+    )
 
 
 def _with_deltas(found: VariantCost, stage: StagePlan, method: Decoupling, models: int) -> VariantCost:
@@ -122,15 +137,18 @@ def _deltas(layers: Mapping[str, Shape], method: Decoupling) -> tuple[int, int]:
     stored, computed = norms, 0
     for name, form in choose_forms(matrices, method).items():
         (out, into), kind = layers[name], form.partition(":")[0]
-        rank = int(form.partition(":")[2] or 0)
-        stored += {"rank": rank * (out + into), "full": out * into, "bits": out * -(-into // 8) + 1}[kind]
-        computed += {"rank": rank * (out + into), "full": 0, "bits": out * into + 1}[kind]
+        count = int(form.partition(":")[2] or 0)
+        signs = {"bits": out * -(-into // 8) + 1, "sparse": count + -(-count // 8) + 1}
+        stored += ({"rank": count * (out + into), "full": out * into} | signs)[kind]
+        computed += {"rank": count * (out + into), "full": 0, "bits": out * into + 1, "sparse": out * into + 1}[kind]
     return stored, computed
 
 
 def _active(stage: StagePlan, task: Task, trace: OpTrace) -> int:
     apart = any(name.startswith(_HEADS[Task.MMU]) for name in trace.shapes)  # Emu3 has one head for both
     met = {name: trace.shapes[name] for name in trace.used if not (apart and name.startswith(_HEADS[task]))}
+    others = tuple(f".{DELTAS}.{other.key}." for other in Task if other is not task)
+    met = {name: shape for name, shape in met.items() if not any(prefix in name for prefix in others)}
     return count(stage.config.text_config, met, (), ()).active
 
 

@@ -17,7 +17,7 @@ from unidecouple.compare.merge import Decoupling
 from unidecouple.config.layers import Layers
 from unidecouple.config.packaged import recipes_folder
 from unidecouple.convert.layouts import read_config
-from unidecouple.convert.load import source_folder
+from unidecouple.convert.stored import source_folder
 
 Family = Literal["janus", "emu3"]
 FOLDERS: Final[Mapping[Family, str]] = {"janus": "janus_pro", "emu3": "emu3"}
@@ -83,8 +83,12 @@ def run_values(name: str, variant: Variant) -> dict[str, Any]:
     """Keys of a run's configuration that the method sets.
 
     Raises:
-        ValueError: the method merges models that were trained, which is no run.
+        ValueError: the method merges models that were trained, which is no run, or starts from the model of another method.
     """
+    if variant.start_from:
+        raise ValueError(
+            f"method {name!r} starts from the model of {variant.start_from!r}: `unidecouple compare --methods` makes both"
+        )
     if variant.merge is not None:
         tool = "decouple" if isinstance(variant.merge.method, Decoupling) else "merge"
         of = " and ".join(dict.fromkeys(variant.merge.of))

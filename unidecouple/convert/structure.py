@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 from unidecouple.batch import Task
 from unidecouple.convert.parts import Part
 from unidecouple.methods.structure import Structure, Upcycled
-from unidecouple.models.configuration import UniLlamaConfig
-from unidecouple.models.families import UnifiedConfig
-from unidecouple.models.router import ContextRouter, ExpertRouter, TaskAwareRouter
+from unidecouple.models.router import ExpertRouter, TaskAwareRouter
+
+if TYPE_CHECKING:
+    from unidecouple.models.configuration import UniLlamaConfig
+    from unidecouple.models.families import UnifiedConfig
 
 _FFN = re.compile(r"^(?P<mlp>model\.language_model\.layers\.(?P<layer>\d+)\.mlp)\.")
 _SHARED = re.compile(r"^(?P<ffn>.*\.mlp\.shared_expert)\.(?P<layers>gate_up|down)_(?:proj|lora_(?P<which>[AB]))$")
@@ -28,6 +30,14 @@ def with_text(config: UnifiedConfig, **fields: Any) -> UnifiedConfig:
     raw = config.to_dict()
     raw["text_config"] = {**raw["text_config"], **fields}
     return type(config)(**raw)
+
+
+def extended(table: Tensor, rows: int, added: Sequence[int]) -> Tensor:
+    """Return (``rows``, width): ``table`` with more rows; those of ``added`` are the mean of its own."""
+    mean = table.float().mean(0).to(table.dtype)
+    out = torch.cat([table, mean.expand(max(0, rows - len(table)), -1)])
+    out[list(added)] = mean
+    return out
 
 
 def with_structure(config: UnifiedConfig, structure: Structure) -> UnifiedConfig:
@@ -196,6 +206,8 @@ def upcycle(part: Part, structure: Upcycled, text: UniLlamaConfig, seed: int) ->
         like = out[f"{match['mlp']}.experts.down_proj"]
         return out | {f"{match['mlp']}.{name}": _as(w, like) for name, w in _routers(text, int(match["layer"]), seed).items()}
     if _LAST in part and text.context_router:
+        from unidecouple.models.context_router import ContextRouter
+
         with _seeded(seed, text.num_hidden_layers):
             fresh = ContextRouter(text)
             fresh.reset()

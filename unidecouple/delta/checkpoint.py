@@ -10,10 +10,10 @@ from pathlib import Path
 from unidecouple.convert.check_weights import check_weights
 from unidecouple.convert.json_files import check_configs
 from unidecouple.convert.layouts import is_known, read_config
-from unidecouple.convert.load import source_folder
 from unidecouple.convert.parts import Part, split_into_parts
 from unidecouple.convert.processors import read_processor
 from unidecouple.convert.steps import Conversion, Step, changes, reading
+from unidecouple.convert.stored import source_folder
 from unidecouple.convert.weights import WEIGHTS, Weights
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.processing import UnifiedProcessor

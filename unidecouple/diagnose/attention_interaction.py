@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from unidecouple.diagnose.probe import BATCH, BatchOf, Drawn, Probe, ProbeInput,
 from unidecouple.figures.estimates import estimate
 from unidecouple.figures.style import TASK_COLORS, WIDTH, Plot, canvas, legend, name_panel, to_svg
 from unidecouple.figures.wording import TASK_NAMES, counted, decimal
-from unidecouple.models.base import UnifiedModel
 from unidecouple.source import Progress
+
+if TYPE_CHECKING:
+    from unidecouple.models.base import UnifiedModel
 
 _MARKERS = {"mmu": "o", "t2i": "s"}
 _LOOKED_AT = {"mmu": "answers at the image", "t2i": "generated tokens at the prompt"}

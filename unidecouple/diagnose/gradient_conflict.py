@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from unidecouple.figures.estimates import SeedEstimate, estimate
 from unidecouple.figures.grids import draw_grid, label_grid, name_room
 from unidecouple.figures.style import WIDTH, Plot, canvas, to_svg
 from unidecouple.figures.wording import decimal
-from unidecouple.models.base import UnifiedModel
 from unidecouple.models.sharing import common_rows
 from unidecouple.source import Progress
+
+if TYPE_CHECKING:
+    from unidecouple.models.base import UnifiedModel
 
 LEAST_BATCH: Final = 8
 """Samples per batch where there are few records; gradients of fewer samples are mostly noise."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from unidecouple.batch import JointBatch, Task
 from unidecouple.figures.style import Plot
-from unidecouple.models.base import UnifiedModel
 from unidecouple.source import BatchSource, Progress
+
+if TYPE_CHECKING:
+    from unidecouple.models.base import UnifiedModel
 
 BATCH: Final = 16
 """Samples per batch."""

@@ -33,14 +33,14 @@ from unidecouple.figures.style import (
     variant_styles,
 )
 from unidecouple.figures.wording import TASK_NAMES, decimal, listed
-from unidecouple.models.base import UnifiedModel
-from unidecouple.models.configuration import UniLlamaConfig
-from unidecouple.models.moe import MixtureOfExperts
 from unidecouple.models.router import Routing, stacked_task_logits
 from unidecouple.source import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from unidecouple.models.base import UnifiedModel
+    from unidecouple.models.configuration import UniLlamaConfig
 
 _GROUPS = (*TASK_COLORS.values(), "#6f9f78", "#9f77a8")
 DEAD = 0.05
@@ -115,6 +115,8 @@ def routing_rows(counts: Tensor, layers: Sequence[int], sizes: Sequence[int]) ->
 @torch.no_grad()
 def routing_map(model: UnifiedModel, joint: JointBatch) -> list[dict[str, Any]]:
     """``routing_rows`` of ``joint`` by the model's own routers, each with ``alpha``; none for dense models."""
+    from unidecouple.models.moe import MixtureOfExperts  # imports transformers' models, seconds
+
     mixtures = [(index, layer.mlp) for index, layer in enumerate(model.decoder.layers) if isinstance(layer.mlp, MixtureOfExperts)]
     sizes = model.config.text_config.expert_groups
     tables = [count_routing((batch,), (model.decode_batch(batch).routing or (),), sizes) for batch in joint]

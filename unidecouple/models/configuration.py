@@ -12,14 +12,13 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 
 from unidecouple.batch import TASK_KEYS
 from unidecouple.models.deltas import count_forms
-from unidecouple.models.groups import GROUP_NAMES
+from unidecouple.models.groups import GROUP_NAMES, LAYER_PARTS
 from unidecouple.models.schema import SCHEMA_VERSION, Fields, versioned
 
 FFN_KINDS = ("dense", "moe", "ta_moe", "typed_moe")
 ROUTINGS = ("learned", "label")
 GROUP_BYS = tuple(GROUP_NAMES)
 ATTENDED = ("all", "group")
-LAYER_PARTS = ("attention", "ffn", "norms")
 LORA_KINDS = ("plain", "interaction", "modality")
 EXPERT_BACKENDS = ("grouped_mm", "loop")
 _FORMER = {

@@ -21,12 +21,13 @@ from transformers.models.llama.modeling_llama import (
 
 from unidecouple.models.attention import SequenceBlocks, UniLlamaAttention
 from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.context_router import ContextRouter
 from unidecouple.models.deltas import TaskEmbedding, attach_deltas, sequence_groups
 from unidecouple.models.experts import Experts
 from unidecouple.models.groups import token_groups
 from unidecouple.models.lora import LoraLinear
 from unidecouple.models.moe import FeedForward, MixtureOfExperts
-from unidecouple.models.router import ContextRouter, ExpertRouter, Routing, TaskAwareRouter
+from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter
 from unidecouple.models.shield import SharedExpertGradScale
 from unidecouple.models.untied import SortedTokens, UniRMSNorm, UntiedFeedForward, UntiedLinear, within_group
 

@@ -22,6 +22,9 @@ PRIVATE: dict[str, dict[Task, int]] = {
 }
 """Tasks with a group that serves no other task, and that group, by ``group_by``."""
 
+LAYER_PARTS = ("attention", "ffn", "norms")
+"""Parts of a decoder layer that may have weights per group."""
+
 
 def token_groups(group_by: str, task_ids: Tensor | None, modality_ids: Tensor | None) -> Tensor | None:
     """Return the group of each token: 0 (understanding, text) or 1 (generation, image); for "type", one per modality.

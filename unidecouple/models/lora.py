@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unidecouple.batch import membership
-from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.deltas import of_tasks
+
+if TYPE_CHECKING:
+    from unidecouple.models.configuration import UniLlamaConfig
 
 
 def low_rank(groups: int, rank: int, inner: int, outer: int) -> tuple[nn.Parameter, nn.Parameter]:

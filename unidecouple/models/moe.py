@@ -6,15 +6,19 @@ largest group, k experts per token.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.experts import Experts
 from unidecouple.models.lora import adaptable
 from unidecouple.models.router import ExpertRouter, Routing, TaskAwareRouter, consecutive_ranges
 from unidecouple.models.shield import SharedExpertGradScale, shielded
+
+if TYPE_CHECKING:
+    from unidecouple.models.configuration import UniLlamaConfig
 
 
 class FeedForward(nn.Module):

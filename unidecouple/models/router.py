@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache
-from transformers.models.llama.modeling_llama import LlamaAttention
 
-from unidecouple.models.attention import masked_kernels
-from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.lora import low_rank, start_low_rank
 
 
@@ -79,43 +73,7 @@ class TaskAwareRouter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, H) to logits (N, groups) in float32, since bfloat16 flips decisions near ties."""
         weight = _updated(self.weight.unsqueeze(0), self.lora_A, self.lora_B, self.scale)[0] if self.scale else self.weight
-        return _linear(x.detach(), weight)
-
-
-class ContextRouter(nn.Module):
-    """Level 1 of the first layer: one causal attention head over the embeddings, so that it also sees the previous tokens.
-
-    Ours, beyond the paper. A word has the same embedding in a prompt and in a question. Before the first layer, a router that
-    sees the token alone therefore sends both to one group; only context separates them. With this router, LoRA per task also
-    works in the attention of the first layer. Routers of later layers add their logits to its logits. In the cache its keys and
-    values follow those of the layers.
-    """
-
-    def __init__(self, config: UniLlamaConfig) -> None:
-        super().__init__()
-        one_head = copy.deepcopy(config)
-        one_head.num_attention_heads = one_head.num_key_value_heads = 1
-        self.slot = config.num_hidden_layers
-        self.attention = LlamaAttention(one_head, self.slot)
-        self.attention.config = config  # its shapes are made; what is read later is which attention set_attn_implementation chose
-        self.weight = nn.Parameter(torch.zeros(config.num_groups, config.hidden_size))
-
-    def reset(self) -> None:
-        """Set W_task to zero, attention to variance 1 / fan-in (at the library's 0.02 its weights would be uniform)."""
-        nn.init.zeros_(self.weight)
-        for projection in self.attention.children():
-            nn.init.normal_(projection.weight, std=projection.weight.shape[1] ** -0.5)
-
-    def forward(
-        self, embeddings: Tensor, position_embeddings: Any, attention_mask: Tensor | None, cache: Cache | None, **kwargs: Any
-    ) -> Tensor:
-        """Map (B, T, H) embeddings, with the arguments of attention, to logits (B, T, groups) in float32."""
-        if cache is not None and len(cache.layers) == self.slot:
-            cache.layers.append(copy.deepcopy(cache.layers[0]))  # still empty: this comes before layer 0
-        x = F.rms_norm(embeddings.detach(), embeddings.shape[-1:])
-        with masked_kernels(x.device, attention_mask):
-            seen = x + self.attention(x, position_embeddings, attention_mask, cache, **kwargs)[0]
-        return _linear(seen, self.weight)
+        return float32_linear(x.detach(), weight)
 
 
 class ExpertRouter(nn.Module):
@@ -160,7 +118,7 @@ class ExpertRouter(nn.Module):
             probabilities (N, e) float32 (e of the largest group), weights (N, k) float32, expert index (N, k) over all groups.
         """
         weight = _updated(self.weight, self.lora_A, self.lora_B, self.scale) if self.scale else self.weight
-        logits, sizes = _linear(x, weight.flatten(0, -2)), self.group_sizes
+        logits, sizes = float32_linear(x, weight.flatten(0, -2)), self.group_sizes
         if len(sizes) == 1:
             probs = ranked = logits.softmax(-1)
             first: Tensor | int = 0
@@ -193,7 +151,7 @@ def _updated(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Te
         return weight.float() + scale * (lora_b.float() @ lora_a.float())
 
 
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
+def float32_linear(x: Tensor, weight: Tensor) -> Tensor:
     """``x weight^T`` in float32, under autocast too."""
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.float(), weight.float())

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from torch import nn
 
 from unidecouple.batch import Task
-from unidecouple.models.decoder import UniLlamaModel
 from unidecouple.models.deltas import DELTAS
 from unidecouple.models.groups import PRIVATE
 from unidecouple.models.lora import LoraLinear, MixedLoraLinear
-from unidecouple.models.moe import MixtureOfExperts
 from unidecouple.models.router import consecutive_ranges
-from unidecouple.models.untied import UniRMSNorm, UntiedLinear
 
 
 def weights_and_group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[range, ...]]]:
     """Yield stacked weights with separate rows per group, and those rows, in the order of ``GROUP_NAMES``."""
+    from unidecouple.models.moe import MixtureOfExperts
+    from unidecouple.models.untied import UniRMSNorm, UntiedLinear  # imports transformers' models, seconds
+
     for name, module in model.named_modules():
         if name.rpartition(".")[0].endswith(f".{DELTAS}"):  # all rows are of one task
             of = Task[name.rpartition(".")[2].upper()]
@@ -38,6 +38,8 @@ def weights_and_group_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, tup
 
 def group_by_of(model: nn.Module) -> str:
     """``group_by`` of the model's configuration."""
+    from unidecouple.models.decoder import UniLlamaModel  # imports transformers' models, seconds
+
     return next(module.config.group_by for module in model.modules() if isinstance(module, UniLlamaModel))
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from unidecouple import plugins
 from unidecouple.batch import Task
 from unidecouple.convert.hub import is_hub_id
-from unidecouple.convert.load import load_processor, source_folder
+from unidecouple.convert.load import load_processor
+from unidecouple.convert.stored import source_folder
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import DataSettings
 from unidecouple.models.emu3 import UniEmu3Config

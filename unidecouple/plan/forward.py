@@ -17,6 +17,7 @@ from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.plan.batch_shapes import BatchShape
+from unidecouple.plan.delta_ops import embedding_deltas, norm_deltas, with_deltas
 from unidecouple.plan.encoding import encoding
 from unidecouple.plan.heads import head
 from unidecouple.plan.op_trace import INDEX, OpTrace, Shape, TracedTensor
@@ -92,6 +93,7 @@ def _embed(trace: OpTrace, config: UnifiedConfig, part: BatchShape) -> TracedTen
     rows, hidden = part.tokens, config.text_config.hidden_size
     if text := trace.use(f"{DECODER}.embed_tokens.weight"):
         trace.kept += rows * INDEX
+    text |= embedding_deltas(trace, f"{DECODER}.embed_tokens", rows)
     if isinstance(config, UniEmu3Config):
         if part.pictures:
             one = encoding(config.vq_config, config.image_size)
@@ -150,13 +152,17 @@ def _decoder(trace: OpTrace, model: TracedModel, part: BatchShape) -> TracedTens
     for index in range(text.num_hidden_layers):
         layer = f"{DECODER}.layers.{index}"
         with trace.block(layer, x):
-            normed = trace.rms_norm(f"{layer}.input_layernorm", rows, x)
+            normed = _norm(trace, f"{layer}.input_layernorm", rows, x)
             mixed = _attention(trace, model, part, index, normed, turn)
             x = trace.pointwise("attention", (x, mixed), x.elements, x.grad or mixed.grad)
-            normed = trace.rms_norm(f"{layer}.post_attention_layernorm", rows, x)
+            normed = _norm(trace, f"{layer}.post_attention_layernorm", rows, x)
             out = _feed_forward(trace, model, rows, f"{layer}.mlp", normed)
             x = trace.pointwise("ffn", (x, out), x.elements, x.grad or out.grad)
-    return trace.rms_norm(f"{DECODER}.norm", rows, x)
+    return _norm(trace, f"{DECODER}.norm", rows, x)
+
+
+def _norm(trace: OpTrace, name: str, rows: int, x: TracedTensor) -> TracedTensor:
+    return trace.rms_norm(name, rows, x, norm_deltas(trace, name, rows, x))
 
 
 def _attention(
@@ -217,7 +223,12 @@ def _context_router(trace: OpTrace, config: UnifiedConfig, part: BatchShape, tur
 
 
 def _adapted(trace: OpTrace, name: str, rows: int, x: TracedTensor, grouped: bool) -> TracedTensor:
-    """A ``LoraLinear``; with one pair a task it needs the token's group, else its update is left out."""
+    """A ``LoraLinear`` and its deltas."""
+    return with_deltas(trace, name, rows, x, _updated(trace, name, rows, x, grouped))
+
+
+def _updated(trace: OpTrace, name: str, rows: int, x: TracedTensor, grouped: bool) -> TracedTensor:
+    """A ``LoraLinear`` without deltas; with one pair a task it needs the token's group, else its update is left out."""
     out = trace.linear(name, rows, x)
     if f"{name}.lora_A" not in trace.shapes:
         return out

@@ -210,9 +210,12 @@ class OpTrace:
             self.kept += batch * heads * length * 4  # float32 log of each row's sum
         return out
 
-    def rms_norm(self, name: str, rows: int, x: TracedTensor) -> TracedTensor:
-        """Llama's norm, written out: it computes on a float32 copy. Scales of a group each (G, H) are laid out by token first."""
-        trains = self.use(f"{name}.weight")
+    def rms_norm(self, name: str, rows: int, x: TracedTensor, others_train: bool = False) -> TracedTensor:
+        """Llama's norm, written out: it computes on a float32 copy. Scales of a group each (G, H) are laid out by token first.
+
+        With ``others_train``, scales in place of its own train.
+        """
+        trains = self.use(f"{name}.weight") or others_train
         if len(self.shapes[f"{name}.weight"]) == 2 and x.grad:
             self.keep(self.new(x.elements, trains))
         wide = x if x.width == 4 else self.new(x.elements, x.grad, 4)

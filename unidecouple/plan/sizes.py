@@ -10,8 +10,8 @@ import torch
 from unidecouple.convert.emu3 import PUBLISHED_SIZE
 from unidecouple.convert.hub import is_hub_id
 from unidecouple.convert.layouts import DEEPSEEK, read_config
-from unidecouple.convert.load import source_folder
 from unidecouple.convert.processors import read_processor
+from unidecouple.convert.stored import source_folder
 from unidecouple.convert.structure import with_structure, with_text
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure

@@ -96,13 +96,15 @@ class StagePlan:
         return self.days(found) * 24 * found.gpus * price
 
 
-def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
+def plan(run: RunConfig, question: PlanRequest, start: UnifiedConfig | None = None) -> list[StagePlan]:
     """Plans of the stages of ``run``, in order. As in training, the recipe's batch sizes are per whole step.
+
+    With ``start``, a model of that configuration takes the place of the run's own start.
 
     Raises:
         ValueError: the model is not known, a stage trains what the model lacks, or a device has less than one sample of each task.
     """
-    raw = configuration(run.model_name_or_path)
+    raw = configuration(run.model_name_or_path) if start is None else start.to_dict()
     whole = sum(stage.share for stage in run.stages)
     data = resized(run.data, question.batch_size)
     for gpus in question.gpus:

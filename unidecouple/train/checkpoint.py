@@ -6,22 +6,24 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from unidecouple.convert.licences import carry_licences
-from unidecouple.convert.load import all_checkpoints, source_folder
+from unidecouple.convert.stored import all_checkpoints, source_folder
 from unidecouple.files import remove_directory
 from unidecouple.methods.optimizers import fresh_state, saved_state, set_step_counts
 from unidecouple.models.experts import TrainedRows
-from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.train.ema import AVERAGES, EMA
 from unidecouple.train.faults import naming_broken_file
 from unidecouple.train.meter import ResourceUsage
 from unidecouple.train.parallel import Parallel
+
+if TYPE_CHECKING:
+    from unidecouple.models.processing import UnifiedProcessor
 
 OPTIMIZER = "optimizer.safetensors"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from unidecouple import config as configs
-from unidecouple.convert.load import all_checkpoints
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.methods.stage import Stage
 from unidecouple.run import RunConfig
 from unidecouple.source import PrintLine

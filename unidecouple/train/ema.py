@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from unidecouple.convert.weights import check_finite
 from unidecouple.train.faults import naming_broken_file
-from unidecouple.train.parallel import Parallel
-from unidecouple.train.sharded import local_rows
+from unidecouple.train.parallel import Parallel, local_rows
 
 AVERAGES = "ema.safetensors"
 _ENDING = "|ema"

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
-from torch.distributed.checkpoint.api import CheckpointException
 
 _LOST = re.compile(r"(closed|reset) by peer|[Bb]roken pipe|Connection refused|[Tt]imed out|pair closure|NCCL")
 """Wordings of gloo and NCCL, whose errors have no specific type."""
@@ -35,16 +34,6 @@ def naming_lost_processes() -> Iterator[None]:
             f"another process of this run ended or does not answer ({reason}). The cause is in its own output. What was saved is "
             "intact, and the same command resumes it"
         ) from error
-
-
-@contextlib.contextmanager
-def unwrapped() -> Iterator[None]:
-    """Raise what went wrong in any process in place of torch's ``CheckpointException``, which is no ``Exception``."""
-    try:
-        yield
-    except CheckpointException as error:
-        causes = [cause for cause, _ in error.failures.values()]
-        raise causes[0] from error
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ from typing import Final
 
 import numpy as np
 
-from unidecouple.convert.load import checkpoint_folder
 from unidecouple.data.formats import BAD, BadRecordError, Reader, open_source
 from unidecouple.data.formats.record import ImageFile, ImageTokens
 from unidecouple.files import sha256_file, write_json_atomic
@@ -39,6 +38,8 @@ def take_fingerprints(run: RunConfig, cache: Path) -> dict[str, str]:
     Raises:
         ValueError: a source is missing or of no known format.
     """
+    from unidecouple.convert.load import checkpoint_folder
+
     base = checkpoint_folder(run.model_name_or_path)
     found = {f"base/{name}": digest for name, digest in _folder(base) if name != _NOT_TRAINED_ON}
     for source in run.data.read_sources:

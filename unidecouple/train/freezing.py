@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 from torch import nn
@@ -11,8 +12,10 @@ from torch import nn
 from unidecouple.files import atomic_directory
 from unidecouple.methods.selection import COMPRESSED_PARTS, frozen_matrices
 from unidecouple.methods.stage import Stage
-from unidecouple.models.base import UnifiedModel
 from unidecouple.models.compressed import Storage, StoredForm, compress, set_weight
+
+if TYPE_CHECKING:
+    from unidecouple.models.base import UnifiedModel
 
 FULL_WEIGHTS = "frozen"
 """Folder in a run's while it trains: the compressed weights as they were, which checkpoints contain."""

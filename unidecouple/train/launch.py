@@ -10,12 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
-from transformers.utils.logging import disable_progress_bar
 
 from unidecouple.shares import local_rank
 from unidecouple.train.faults import naming_lost_processes
 from unidecouple.train.parallel import Parallel
-from unidecouple.train.sharded import Sharded
 
 _JOINING = timedelta(minutes=10)
 """How long a process waits for the others to start."""
@@ -39,6 +37,8 @@ def processes(device: str, bf16: bool, kind: str) -> Iterator[Parallel]:
         ValueError: ``device`` is "cuda" and torch sees no GPU.
         LostProcessError: another process ended, at once; or did not start in ``_JOINING``, or answer in ``_PATIENCE``.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
     place = device_of(device, local_rank())
     disable_progress_bar()  # of every checkpoint's shards; steps have their own lines
@@ -51,7 +51,12 @@ def processes(device: str, bf16: bool, kind: str) -> Iterator[Parallel]:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=_JOINING))
         backend = "nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
-        yield (Sharded if kind == "fsdp" else Parallel)(rank, size, place, bf16)
+        if kind == "fsdp":
+            from unidecouple.train.sharded import Sharded
+
+            yield Sharded(rank, size, place, bf16)
+        else:
+            yield Parallel(rank, size, place, bf16)
         dist.destroy_process_group()
 
 

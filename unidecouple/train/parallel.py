@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unidecouple.files import atomic_directory
-from unidecouple.models.base import UnifiedModel as Model
 from unidecouple.models.compressed import full_state_dict
+
+if TYPE_CHECKING:
+    from unidecouple.models.base import UnifiedModel as Model
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Parallel:
 
     def trained(self, wrapped: nn.Module) -> Model:
         """The model whose parameters the optimizer gets."""
-        return cast(Model, wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped)
+        return cast("Model", wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped)
 
     @contextlib.contextmanager
     def gradients(self, model: nn.Module, last: bool) -> Iterator[None]:
@@ -142,3 +144,15 @@ class Parallel:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
+
+
+def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """Return this process's shard of ``tensor``, and the index of its first row in the full tensor."""
+    from torch.distributed.tensor import DTensor  # imports sympy, a second
+
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    mesh = tensor.device_mesh
+    (placement,) = tensor.placements
+    each = -(-tensor.shape[0] // mesh.size())
+    return tensor.to_local(), mesh.get_local_rank() * each if placement.is_shard(0) else 0

@@ -10,7 +10,8 @@ from typing import Final
 from unidecouple.convert.hub import is_hub_id
 from unidecouple.convert.json_files import read_json
 from unidecouple.convert.licences import licence_files
-from unidecouple.convert.load import all_checkpoints, checkpoint_folder
+from unidecouple.convert.load import checkpoint_folder
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.models.shipped import SHIPPED
 from unidecouple.train.model_card import HUB_ID, model_card
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,9 +13,11 @@ from unidecouple.batch import TASK_KEYS
 from unidecouple.diagnose.routing import routing_rows
 from unidecouple.diagnose.routing_alarm import RoutingAlarm
 from unidecouple.files import append_jsonl
-from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.source import PrintLine
 from unidecouple.train.run_logs import ROUTING, read_log
+
+if TYPE_CHECKING:
+    from unidecouple.models.configuration import UniLlamaConfig
 
 
 class RoutingLog:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from unidecouple import config as configs
-from unidecouple.convert.load import all_checkpoints
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.files import write_text_atomic
 from unidecouple.run import RunConfig
 from unidecouple.source import PrintLine

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -21,12 +22,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from unidecouple.models.base import UnifiedModel as Model
-from unidecouple.train.faults import unwrapped
 from unidecouple.train.parallel import Parallel
 
 
@@ -111,7 +111,7 @@ class Sharded(Parallel):
         """Write sharded ``tensors`` as one safetensors file: each process its shards, the first joins them."""
         parts = path.with_suffix(".parts")
         writer = HuggingFaceStorageWriter(str(parts), save_distributed=True, enable_consolidation=True)
-        with unwrapped():
+        with _unwrapped():
             save(dict(tensors), storage_writer=writer)
         if self.first:
             next(parts.glob("*.safetensors")).rename(path)
@@ -120,7 +120,7 @@ class Sharded(Parallel):
 
     def load_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Fill sharded ``tensors`` from a safetensors file, each process reading its shards."""
-        with unwrapped():
+        with _unwrapped():
             load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path.parent)))
 
 
@@ -140,11 +140,11 @@ def _say_int64(path: Path, names: Iterable[str]) -> None:
         file.write(text.ljust(size))
 
 
-def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return this process's shard of ``tensor``, and the index of its first row in the full tensor."""
-    if not isinstance(tensor, DTensor):
-        return tensor, 0
-    mesh: DeviceMesh = tensor.device_mesh
-    (placement,) = tensor.placements
-    each = -(-tensor.shape[0] // mesh.size())
-    return tensor.to_local(), mesh.get_local_rank() * each if placement.is_shard(0) else 0
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise what went wrong in any process in place of torch's ``CheckpointException``, which is no ``Exception``."""
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        raise causes[0] from error

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,8 +21,6 @@ from unidecouple.batch import JointBatch, Task
 from unidecouple.files import append_jsonl
 from unidecouple.methods.optimizers import make_optimizer
 from unidecouple.methods.stage import Stage
-from unidecouple.models.base import UnifiedModel
-from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource, PrintLine
 from unidecouple.train import checkpoint as checkpoints
@@ -41,7 +40,11 @@ from unidecouple.train.stop_request import InterruptedRunError
 from unidecouple.train.trackers import Tracker
 from unidecouple.train.trainable import check_shield, make_param_groups, table, train_all_rows, train_present_rows
 
-ValidationCallback = Callable[[int, UnifiedModel], None]
+if TYPE_CHECKING:
+    from unidecouple.models.base import UnifiedModel
+    from unidecouple.models.processing import UnifiedProcessor
+
+ValidationCallback = Callable[[int, "UnifiedModel"], None]
 
 
 @dataclass

@@ -11,22 +11,21 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unidecouple import config as configs
 from unidecouple.batch import Task
-from unidecouple.convert.load import all_checkpoints, load, load_shapes
+from unidecouple.convert.stored import all_checkpoints
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.diagnose import attention_interaction, gradient_conflict, routing
 from unidecouple.diagnose.early_warning import early_warning
 from unidecouple.diagnose.probe import ProbeInput, ProbeResult, Skipped
 from unidecouple.eval.suite import tasks_of_benchmarks
 from unidecouple.files import append_jsonl, write_json_atomic
-from unidecouple.models.base import UnifiedModel
-from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource, PrintLine, Progress, RunScorer, data_source
 from unidecouple.train import checkpoint as checkpoints
-from unidecouple.train.build import apply_structure
+from unidecouple.train.build import add_tokens, apply_structure
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import naming_broken_file
 from unidecouple.train.freezing import FULL_WEIGHTS, compress_frozen
@@ -42,6 +41,10 @@ from unidecouple.train.stages import Trainer, ValidationCallback
 from unidecouple.train.step import train_step
 from unidecouple.train.stop_request import InterruptedRunError, deferred_signals
 from unidecouple.train.trackers import TrackedRun, Tracker, tracking
+
+if TYPE_CHECKING:
+    from unidecouple.models.base import UnifiedModel
+    from unidecouple.models.processing import UnifiedProcessor
 
 
 def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop: threading.Event) -> None:
@@ -147,10 +150,13 @@ class _Job:
 
 
 def _build(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, parallel: Parallel) -> _Job:
+    from unidecouple.convert.load import load, load_shapes  # imports transformers' models: seconds that a wrong recipe needs not
+
     resume = next(reversed(all_checkpoints(folder)), None)
     state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
     with naming_broken_file(resume / "model.safetensors") if resume else nullcontext():
         model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
+    model = add_tokens(model, processor, run.add_tokens)  # a checkpoint that is resumed has them
     if parallel.holds_weights:
         (model.model.vqmodel if run.quantize_frozen else model).to(parallel.device)  # the rest is compressed first
     builder = SequenceBuilder(processor)
@@ -188,6 +194,8 @@ def _begin_logs(job: _Job, run: RunConfig, folder: Path, print_line: PrintLine, 
 
 def _chosen(run: RunConfig, trainer: Trainer, folder: Path, print_line: PrintLine) -> tuple[int, UnifiedModel]:
     """The step and the model that the run ends with: its last, or by ``load_best_model_at_end`` its best."""
+    from unidecouple.convert.load import load
+
     last = next(reversed(all_checkpoints(folder)), None)
     step = checkpoints.read_state(last).step if last else 0
     best = trainer.best_step() if run.load_best_model_at_end else None
@@ -225,7 +233,10 @@ def _say_nothing(line: str) -> None:
 
 def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
     """Generate and encode the data that ``run`` needs, so that processes started together find it in ``cache``."""
+    from unidecouple.convert.load import load
+
     model, processor = load(run.model_name_or_path)
+    model = add_tokens(model, processor, run.add_tokens)
     data_source(run).open(run, model, processor, SequenceBuilder(processor), cache, progress)
 
 

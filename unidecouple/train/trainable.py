@@ -14,7 +14,7 @@ from unidecouple.methods.selection import select
 from unidecouple.methods.stage import PARTS, Stage
 from unidecouple.models.experts import Experts
 from unidecouple.models.sharing import unshared, weights_and_task_rows
-from unidecouple.train.sharded import local_rows
+from unidecouple.train.parallel import local_rows
 
 
 def make_param_groups(model: nn.Module, train: Mapping[str, float], learning_rate: float) -> list[dict[str, Any]]:

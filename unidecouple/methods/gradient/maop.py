@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from unidecouple import bounds
 from unidecouple.methods.gradient.aggregation import Momenta, TaskGradients, Tensors
@@ -58,4 +57,6 @@ class MAOP:
 
 def _whole(product: Tensor) -> float:
     """Return an inner product of sharded tensors, over all processes."""
+    from torch.distributed.tensor import DTensor  # imports sympy, a second
+
     return float(product.full_tensor() if isinstance(product, DTensor) else product)

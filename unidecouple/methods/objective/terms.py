@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unidecouple.batch import JointBatch, Task
-from unidecouple.models.base import JointOutput
+
+if TYPE_CHECKING:
+    from unidecouple.models.base import JointOutput
 
 SumOverProcesses = Callable[[Tensor], Tensor]
 

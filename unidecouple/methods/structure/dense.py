@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from unidecouple.models.configuration import UniLlamaConfig
+if TYPE_CHECKING:
+    from unidecouple.models.configuration import UniLlamaConfig
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
 from unidecouple.methods.structure.upcycling import copy_into_experts
-from unidecouple.models.configuration import UniLlamaConfig
+
+if TYPE_CHECKING:
+    from unidecouple.models.configuration import UniLlamaConfig
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from unidecouple import bounds
-from unidecouple.models.configuration import UniLlamaConfig
+
+if TYPE_CHECKING:
+    from unidecouple.models.configuration import UniLlamaConfig
 
 _GATE = re.compile(r"^(?P<mlp>.*\.layers\.(?P<layer>\d+)\.mlp)\.gate\.weight$")
 

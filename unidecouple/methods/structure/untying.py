@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unidecouple.models.configuration import LAYER_PARTS
+from unidecouple.models.groups import LAYER_PARTS
 
 GROUPS = 2
 _LAYER = re.compile(

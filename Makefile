@@ -91,7 +91,7 @@ test-slow: $(STAMP) ## the tests marked slow: every kill, every combination, the
 # What touches other libraries most. Both ends of the ranges in pyproject.toml run it, each in an environment of its own.
 CORE := tests/models/test_decoder.py tests/models/test_janus.py tests/models/test_emu3.py tests/models/test_interaction.py \
 	tests/models/test_context_router.py tests/models/test_vq.py tests/generate/test_text.py tests/generate/test_image.py \
-	tests/generate/test_drawing.py tests/generate/test_answering.py tests/generate/test_emu3.py tests/convert/test_parity.py \
+	tests/generate/test_image_generator.py tests/generate/test_answer_generator.py tests/generate/test_emu3.py tests/convert/test_parity.py \
 	tests/convert/test_processors.py tests/convert/test_emu3.py tests/methods/test_gradients.py tests/data/formats \
 	tests/train/test_file_source.py tests/lmms tests/cli
 OWN_PIP := -m pip --disable-pip-version-check install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))

@@ -19,9 +19,9 @@ from benchmarks.hooked_step import APART, Sent, batches, make_model, worker
 from benchmarks.record import Result, Row
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
 from unidecouple.plan.batch_shapes import BatchShape
-from unidecouple.plan.devices import DEVICES, Assumptions
+from unidecouple.plan.devices import DEVICES, Hardware
 from unidecouple.plan.stages import stage_load
-from unidecouple.plan.strategies import ParallelStrategy, communication
+from unidecouple.plan.strategies import ParallelStrategy, Placement, communication
 
 GOAL = 0.52
 STRATEGIES: tuple[ParallelStrategy, ...] = ("ddp", "tasks")
@@ -46,7 +46,8 @@ def planned(processes: int) -> dict[str, float]:
     trace = load.trace("both", 1)
     found = {}
     for way in STRATEGIES:
-        for one in communication(way, load.weights, trace, processes, DEVICES["h100"], Assumptions(), processes // 2):
+        split = {task.key: processes // 2 for task in Task} if way == "tasks" else {"both": processes}
+        for one in communication(Placement(way, processes, split), load.weights, trace, Hardware(DEVICES["h100"])):
             found[f"{way}: {one.name}"] = one.sent
     return found
 

@@ -13,7 +13,7 @@ from unidecouple.methods.objective import Microbatch, Objective
 from unidecouple.methods.selection import select
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.plan.batch_shapes import BatchShape
-from unidecouple.plan.forward import trace_ops
+from unidecouple.plan.forward import TracedModel, trace_ops
 from unidecouple.plan.op_trace import OpTrace
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import count_totals
@@ -93,5 +93,5 @@ def measured_step(
         counter.get_total_flops() - forward,
         sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
         {name for name, parameter in model.named_parameters() if parameter.grad is not None},
-        trace_ops(model.config, shapes_of(model), chosen, micro_batches(joint), routing, 4, distilled=objective.distilled),
+        trace_ops(TracedModel.of(model, chosen, routing, 4), micro_batches(joint), distilled=objective.distilled),
     )

@@ -53,7 +53,9 @@ WORLD += [f"data.evaluation.{name}=2" for name in ("pope_images", "vqa_questions
 SIZES = ["t2i_batch_size=2", "mmu_batch_size=2"]
 SYNTHETIC = {
     "recipes/base/unified.yaml": [f"data.{entry}" for entry in SIZES],
-    "recipes/language/understanding.yaml": ["data.evaluation.passages=2"],
+    "recipes/language/understanding.yaml": [
+        f"data.evaluation.{name}=2" for name in ("passages", "multiple_choice", "instructions")
+    ],
 }
 """Recipes on the synthetic benchmark that pages train -> what makes their runs small, beside ``WORLD``."""
 SMALL += ["max_steps=2", "evaluation.eval_steps=0", "evaluation.eval_batches=1", "diagnose=false", "device=cpu"]

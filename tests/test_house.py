@@ -131,6 +131,13 @@ def test_the_oldest_versions_are_the_lower_ends() -> None:
     assert oldest == lower
 
 
+def test_what_the_makefile_names_is_there() -> None:
+    """pytest of several processes ends without a test, and little else, where one path of its list is missing."""
+    named = re.findall(r"\b(?:tests|benchmarks)/[\w/.]+", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_imports_point_one_way() -> None:
     done = subprocess.run(
         [

@@ -70,6 +70,20 @@ def test_what_merges_brings_its_parents(place: Path) -> None:
     assert (alone.config.data.mmu_batch_size, alone.config.data.t2i_batch_size) == (0, 19)
 
 
+def test_what_decouples_brings_its_parents(place: Path) -> None:
+    """Also where a run starts from the decoupled model; with understanding's data or without."""
+    grid, lines = grid_of(place, "dense_t2i", "decouple_r32_tuned", "decouple_bits")
+    assert list(grid.variants) == ["dense_t2i", "decouple_r32", "decouple_r32_tuned", "decouple_bits"]
+    assert "'decouple_r32_tuned' starts from decouple_r32: added decouple_r32" in lines
+    assert "3 more runs start from models of these" in lines
+    planned = jobs(grid)
+    tuned = next(job for job in planned if job.name == "decouple_r32_tuned")
+    assert (tuned.config.max_steps, tuned.config.stages[0].warmup_steps) == (100, 10)
+    check(grid, cells(planned))
+    grid, _ = grid_of(place, "dense_t2i", "decouple_r32", data="t2i")
+    check(grid, cells(jobs(grid)))
+
+
 def test_overrides_are_the_grid_s_and_win(place: Path) -> None:
     grid, _ = grid_of(place, "dense", "lora_task", overrides=["seeds=[7]", "run.max_steps=5", "control=lora_task"])
     assert (grid.seeds, grid.run.max_steps, grid.control_name) == ((7,), 5, "lora_task")

@@ -43,12 +43,14 @@ def test_headlines_are_understanding_first() -> None:
         ("mmmu", "accuracy"),
         ("mme", "perception"),
         ("mme", "cognition"),
-        ("language", "log_probability"),
         ("answers", "log_probability"),
+        ("language", "log_probability"),
+        ("multiple_choice", "accuracy"),
         ("geneval", "overall"),
+        ("edits", "accuracy"),
         ("image_tokens", "log_probability"),
     ]
-    assert tasks_of_benchmarks()["image_tokens"] == "t2i"
+    assert [tasks_of_benchmarks()[name] for name in ("image_tokens", "multiple_choice")] == ["t2i", "language"]
 
 
 def test_every_kind_of_data_has_its_source() -> None:

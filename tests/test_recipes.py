@@ -17,6 +17,7 @@ from small_runs import FEW, load_copy
 from step_settings import UnsavedTrainer, run_stages
 from unidecouple import config
 from unidecouple.batch import Task
+from unidecouple.cli import main
 from unidecouple.compare.plan import START, Comparison, jobs
 from unidecouple.convert.convert import convert
 from unidecouple.convert.load import load
@@ -187,10 +188,14 @@ LANGUAGE = RECIPES / "language"
 def test_a_language_model_learns_images_and_all_three_are_scored(language_base: Path, small_cache: Path, tmp_path: Path) -> None:
     run = config.load(RunConfig, [LANGUAGE / "understanding.yaml"])
     chosen = small(run, language_base)
-    chosen = replace(chosen, data=replace(chosen.data, evaluation=replace(FEW, passages=2)))
+    chosen = replace(
+        chosen, data=replace(chosen.data, evaluation=replace(FEW, passages=2, multiple_choice=2, instructions=2), text_share=0.5)
+    )
     train(chosen, tmp_path, small_cache, lambda line: None, threading.Event())
     scored = {row["benchmark"] for row in json.loads((tmp_path / "scores.json").read_text())["scores"]}
-    assert scored == {"pope", "vqa", "geneval", "language"}
+    assert scored == {"pope", "vqa", "geneval", "language", "multiple_choice"}
+    shown = [row for row in json.loads((tmp_path / "samples.json").read_text()) if row["tag"] == "instruction"]
+    assert [set(row) for row in shown] == [{"prompt", "tag", "correct", "reason", "answer"}] * 2
     before, after = (load(str(path))[0].state_dict() for path in (language_base, tmp_path))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     frozen = ("embed_tokens", "lm_head", "vqmodel", "generation_")
@@ -201,11 +206,41 @@ def test_a_language_model_learns_images_and_all_three_are_scored(language_base: 
 @pytest.mark.slow
 def test_variants_of_the_language_recipe_take_a_step(language_base: Path, small_cache: Path, tmp_path: Path) -> None:
     """Grouped heads and a byte-pair vocabulary in every structure of it."""
-    planned = {job.variant: job.config for job in jobs(config.load(Comparison, [LANGUAGE / "adding_generation.yaml"]))}
-    assert set(planned) == {START, "dense_joint", "unidecouple", "symbiotic", "lora_task_held"}
-    for name, run in planned.items():
-        if name != START:
-            assert step_of_each_stage(run, language_base, small_cache, tmp_path / name) == len(run.stages), name
+    planned = {job.variant: job for job in jobs(config.load(Comparison, [LANGUAGE / "adding_generation.yaml"]))}
+    assert set(planned) == {START, "dense_joint", "unidecouple", "symbiotic", "lora_task_held", "decouple_joint_r32"}
+    for name, job in planned.items():
+        if name != START and job.merge is None:
+            assert step_of_each_stage(job.config, language_base, small_cache, tmp_path / name) == len(job.config.stages), name
+
+
+@pytest.mark.slow
+def test_the_language_comparison_in_small(language_base: Path, small_cache: Path, tmp_path: Path) -> None:
+    """Dense training with replayed text, and the same model decoupled: five scores at the start, in training and at the end."""
+    sizes = "eval_images: 2, eval_prompts: 1, pope_images: 2, vqa_questions: 2, prompts_per_tag: 2, num_images: 1"
+    small = [
+        "run.max_steps=2",
+        "run.data.pairs=8",
+        "run.data.scenes=8",
+        "run.data.single_object_steps=0",
+        "run.evaluation.eval_steps=2",
+    ]
+    small += [f"run.data.evaluation={{{sizes}, passages: 2, multiple_choice: 2, instructions: 1}}"]
+    small += [f"scenarios.{name}.model_name_or_path={language_base}" for name in ("S1-r0", "S1-r8", "S1-r8-text")]
+    words = ["compare", str(LANGUAGE / "adding_generation.yaml"), *small, "--output", str(tmp_path), "--cache", str(small_cache)]
+    assert main([*words, "--workers", "1", "--only", "scenario=S1-r8-text,variant=decouple_joint_r32,seed=0"]) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    found = {(row["variant"], row["benchmark"], row["metric"]): row["value"] for row in rows}
+    for benchmark in ("pope", "vqa", "language", "multiple_choice", "geneval"):
+        assert {variant for variant, name, _ in found if name == benchmark} >= {START, "decouple_joint_r32"}, benchmark
+    for metric in ("log_probability", "perplexity"):  # language is computed by the base's weights
+        kept = found["decouple_joint_r32", "language", metric]
+        assert kept == pytest.approx(found[START, "language", metric], rel=1e-6)
+    curve = {row["benchmark"] for path in tmp_path.rglob("scores.jsonl") for row in map(json.loads, path.read_text().splitlines())}
+    assert curve == {"pope", "vqa", "language", "multiple_choice", "geneval"}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "English text" in page
+    assert "Multiple choice" in page
+    assert "What is the capital of Italy?" in page
 
 
 def test_tokenizer_recipe_loads() -> None:

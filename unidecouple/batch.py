@@ -37,6 +37,9 @@ class Task(enum.IntEnum):
 
 TASK_KEYS: tuple[str, ...] = tuple(task.key for task in Task)
 
+LANGUAGE = "language"
+"""Key of what is scored as a third task: text without images. Its tokens are ``Task.MMU``'s."""
+
 
 class Modality(enum.IntEnum):
     """The modality of a token, whatever its task."""
@@ -46,7 +49,7 @@ class Modality(enum.IntEnum):
     IMAGE_IN = 1
     """Part of an image to be understood."""
     IMAGE_OUT = 2
-    """A discrete image token to be generated."""
+    """A discrete image token: to be generated, or of a source image (with BAGEL's rule for VAE tokens, arXiv 2505.14683)."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class Batch(_KeepsPlaces):
             (``data/packing.py``); None where each row is one sequence.
         prompt_dropped: (B, T) bool, True where a pad replaces a token of a prompt dropped for classifier-free guidance. None: no
             prompt was dropped.
+        source_tokens: (B, T) int64 image tokens of source images, which an image is generated from; else ``NO_IMAGE_TOKEN``. They
+            are embedded as those to be generated, and have no loss. None: no sample has a source image.
     """
 
     input_ids: Tensor
@@ -134,6 +139,7 @@ class Batch(_KeepsPlaces):
     pixel_values: Tensor | None = None
     position_ids: Tensor | None = None
     prompt_dropped: Tensor | None = None
+    source_tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = {name: tuple(part.shape) for name, part in self._parts().items() if name != "pixel_values"}
@@ -150,6 +156,11 @@ class Batch(_KeepsPlaces):
         moved = Batch(**{name: to_device(part, device) for name, part in self._parts().items()})
         object.__setattr__(moved, "_places", self.places.to(device))
         return moved
+
+    @property
+    def embedded_image_tokens(self) -> Tensor:
+        """(B, T) int64 image tokens, to be generated or of source images, else ``NO_IMAGE_TOKEN``."""
+        return self.image_tokens if self.source_tokens is None else torch.maximum(self.image_tokens, self.source_tokens)
 
     @property
     def places(self) -> TokenPlaces:

@@ -90,27 +90,38 @@ def configure_comparison(own: OwnComparison, overrides: Sequence[str], cache: Pa
     values.append(("the data", {"run": fitted, "variants": _plain(short)}))
     draft = configs.load(Comparison, [], overrides, values)
     draft = replace(draft, run=with_max_steps(draft.run, fitted["max_steps"]))
-    runs = list({job.folder: job.config for job in jobs(draft) if job.config.max_steps}.values())
+    trained = {job.folder: job for job in jobs(draft) if job.config.max_steps}.values()
+    runs = [job.config for job in trained if not job.parents]
     at_a_time = min(own.workers or default_workers(draft.run.device), len(runs))
     values.append(("this machine", {"run": fit_memory(runs, lines, at_a_time)}))
     grid = configs.load(Comparison, [], overrides, values)
     grid = replace(grid, run=with_max_steps(grid.run, fitted["max_steps"]))
     lines.append(f"{len(runs)} runs of {grid.run.max_steps} steps: {', '.join(grid.variants)} with seeds {_listed(grid.seeds)}")
+    if later := len(trained) - len(runs):
+        lines.append(f"{later} more runs start from models of these; their memory is not planned here")
     for line in lines:
         say(line)
     return grid
 
 
 def _variants(names: Sequence[str], family: Family, counts: Mapping[Task, int], say: PrintLine) -> dict[str, Variant]:
-    """The methods called ``names``, in their order, and the parents of those that merge."""
+    """The methods called ``names``, in their order, each after the methods whose models it needs."""
     found: dict[str, Variant] = {}
-    for asked in names:
-        name, variant = find_method(family, asked)
-        parents = variant.merge.of if variant.merge else ()
-        added = [parent for parent in parents if parent not in (*found, *names)]
+    own = [find_method(family, asked)[0] for asked in names]
+
+    def add(name: str) -> None:
+        variant = find_method(family, name)[1]
+        parents = tuple(dict.fromkeys(variant.parents))
+        added = [parent for parent in parents if parent not in (*found, *own)]
         if added:
-            say(f"method {name!r} merges {' and '.join(parents)}: added {' and '.join(added)}")
-        found |= {one: find_method(family, one)[1] for one in (*parents, name)}
+            does = "merges" if variant.merge else "starts from"
+            say(f"method {name!r} {does} {' and '.join(parents)}: added {' and '.join(added)}")
+        for parent in parents:
+            add(parent)
+        found.setdefault(name, variant)
+
+    for name in own:
+        add(name)
     for name, variant in found.items():
         if variant.tasks != "both" and not counts[Task[variant.tasks.upper()]]:
             raise ValueError(f"method {name!r} trains {variant.tasks} alone, and the data have none of it: leave it out")
@@ -124,7 +135,7 @@ def _plain(variants: Mapping[str, Variant]) -> dict[str, Any]:
 
 
 def _short(variant: Variant, steps: int) -> Any:
-    return variant.stages if variant.merge else short_warmup(variant.stages, steps)
+    return variant.stages if variant.merge else short_warmup(variant.stages, variant.max_steps or steps)
 
 
 def _description(asked: FineTune) -> str:

@@ -13,9 +13,11 @@ BENCHMARKS: Final = {
     "pope": "unidecouple.eval.pope_files:BENCHMARK",
     "vqa": "unidecouple.eval.vqa_files:BENCHMARK",
     "geneval": "unidecouple.eval.geneval_files:BENCHMARK",
+    "edits": "unidecouple.eval.edits:BENCHMARK",
     "mmmu": "unidecouple.eval.mmmu:BENCHMARK",
     "mme": "unidecouple.eval.mme:BENCHMARK",
     "language": "unidecouple.eval.language:BENCHMARK",
+    "multiple_choice": "unidecouple.eval.multiple_choice:BENCHMARK",
 }
 """Name -> ``eval.suite.Benchmark``; score pages show them in this order."""
 
@@ -23,6 +25,7 @@ SYNTHETIC_BENCHMARKS: Final = {
     "pope": "unidecouple.world.pope:BENCHMARK",
     "vqa": "unidecouple.world.vqa:BENCHMARK",
     "geneval": "unidecouple.world.geneval:BENCHMARK",
+    "edits": "unidecouple.world.edit_benchmark:BENCHMARK",
 }
 """Name -> ``eval.suite.Benchmark`` that replaces the published one where no folder of files is given."""
 

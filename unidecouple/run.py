@@ -95,6 +95,8 @@ class RunConfig:
     Attributes:
         model_name_or_path: checkpoint to start from: a folder in any layout, a run's folder, a Hub id, or a shipped base
             ("understanding", "unified"); or "scratch" for random weights around the shipped tokenizer.
+        add_tokens: words added to the tokenizer, each with a row in the embeddings and in the text head, at the mean of the other
+            rows. Words that are there already are left as they are. Not for Emu3, whose vocabulary ends in image tokens.
         data: training data, chosen by ``kind``: your own files or the synthetic benchmark. From version 0.3 a recipe must name it;
             until then a recipe without it trains on the synthetic benchmark, with a warning.
         structure: which weights serve which task.
@@ -138,6 +140,7 @@ class RunConfig:
     """
 
     model_name_or_path: str = "understanding"
+    add_tokens: tuple[str, ...] = ()
     structure: Structure = field(default_factory=Dense)
     data: DataConfig = field(default_factory=synthetic_data)
     objective: Objective = field(default_factory=Objective)

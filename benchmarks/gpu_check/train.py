@@ -21,7 +21,7 @@ from unidecouple.models.moe import MixtureOfExperts
 from unidecouple.models.tiny import tiny_config, tiny_model
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.devices import DEVICES
-from unidecouple.plan.forward import trace_ops
+from unidecouple.plan.forward import TracedModel, trace_ops
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.step import StepSettings, train_step
 from unidecouple.train.trainable import make_param_groups
@@ -136,9 +136,8 @@ def _mfu(model: UniJanusForConditionalGeneration, stage: Stage, rows: int, secon
         BatchShape(Task.MMU, rows, 130 + images, 64 * rows, 0, rows),
         BatchShape(Task.T2I, rows, 64 + images, 0, rows * images, 0),
     )
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     trains = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    trace = trace_ops(model.config, shapes, trains, parts, stage.routing, 2)
+    trace = trace_ops(TracedModel.of(model, trains, stage.routing, 2), parts)
     flops = trace.flops(backward=False) + trace.flops(backward=True)
     return {"tflops": flops / seconds / 1e12, "mfu": flops / seconds / DEVICES["h100"].bf16}
 

@@ -78,3 +78,17 @@ def test_serve_without_its_packages_names_the_remedy(capsys: pytest.CaptureFixtu
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve", "unified"]) == 1
     assert "serve needs fastapi, which is not installed: pip install 'fastapi>=" in capsys.readouterr().err
+
+
+def test_generate_from_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path, "a.png", "b.png")
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    command = ["generate", "unified", "a photo of a cow", "--output", str(tmp_path / "out")]
+    shown = [text for file in files for text in ("--image", str(file))]
+    assert main([*command, *shown]) == 0
+    [picture] = Engine.load("unified").generate_images("a photo of a cow", images=files)
+    with Image.open(tmp_path / "out" / "00000-00.png") as found:
+        assert found.tobytes() == picture.tobytes()
+    assert settings_of(tmp_path / "out" / "00000-00.png")["images"] == [str(file) for file in files]
+    assert main([*command, "--image", str(tmp_path / "gone.png")]) == 1
+    assert "gone.png" in capsys.readouterr().err

@@ -17,10 +17,10 @@ from unidecouple import config
 from unidecouple.api import delta, training
 from unidecouple.cli import main
 from unidecouple.compare.budget import VariantPlan, cells, check
-from unidecouple.compare.cost import cost_of
-from unidecouple.compare.merge import Decoupling, Merge, MergeRecord, commands, words
+from unidecouple.compare.cost import cost, cost_of
+from unidecouple.compare.merge import Decoupling, Merge, MergeRecord, StartRecord, commands, words
 from unidecouple.compare.only import chosen, parse
-from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, jobs
+from unidecouple.compare.plan import Comparison, Rate, Scenario, Variant, ancestors, jobs
 from unidecouple.compare.processes import Processes
 from unidecouple.compare.runner import CompareOptions, run_comparison
 from unidecouple.convert.load import checkpoint_folder
@@ -31,6 +31,7 @@ from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.run import RunConfig
 
 FULL = (Stage(train={"attention": 1, "ffn": 1}),)
+JOINT = (Stage("on", train={"attention": 1, "ffn": 1, "deltas": 1}),)
 OF = ("mmu", "t2i")
 LEARNS = AdaMerging(steps=10, batch_size=3)
 FULL_SETS, RESIDUAL = Decoupling(full=True), Decoupling(rank=2, distill_steps=5)
@@ -46,6 +47,7 @@ GRID = Comparison(
         "learned": Variant("merged", merge=Merge(OF, LEARNS), other_budget="it looks at samples without labels"),
         "decoupled": Variant("of one", merge=Merge(("t2i",), RESIDUAL), other_budget="one task", **ONE_CELL),
         "both": Variant("of two", merge=Merge(("dense_joint", "dense_joint"), Decoupling(bits=True)), **ONE_CELL),
+        "tuned": Variant("on", stages=JOINT, start_from="decoupled", max_steps=10, other_budget="goes on", **ONE_CELL),
     },
     seeds=(0, 1),
     rates={"": Rate(), "low": Rate(0.3), "high": Rate(3.0)},
@@ -65,10 +67,24 @@ def test_what_is_merged_are_the_runs_of_the_same_cell() -> None:
         assert set(job.parents) <= {one.folder for one in planned[:number]}
 
 
+def test_a_run_starts_from_the_same_cell() -> None:
+    """Its record names the folder and the scenario's base, so that a comparison may be moved; its steps are its own."""
+    planned = jobs(GRID)
+    tuned = {job.seed: job for job in planned if job.name == "tuned"}
+    assert {seed: job.parents for seed, job in tuned.items()} == {n: (Path(f"S1-r4/decoupled@low/seed{n}"),) for n in (0, 1)}
+    record = tuned[0].record
+    assert isinstance(record, StartRecord)
+    assert (record.of, record.run.model_name_or_path, record.run.max_steps) == ("S1-r4/decoupled@low/seed0", "understanding", 10)
+    assert ancestors(tuned[0], planned) == {Path("S1-r4/decoupled@low/seed0"), Path("S1-r4/t2i@low/seed0")}
+    assert ancestors(tuned[0], planned, done=[Path("S1-r4/decoupled@low/seed0")]) == set()
+
+
 def test_a_part_of_the_grid_has_what_it_merges() -> None:
     planned = jobs(GRID)
     found = chosen(parse(["variant=added,seed=1"], planned), planned)
     assert [(job.variant, job.seed) for job in found] == [("start", 0), ("mmu@low", 1), ("t2i@low", 1), ("added@low", 1)]
+    found = chosen(parse(["variant=tuned,seed=1"], planned), planned)
+    assert [job.variant for job in found] == ["start", "t2i@low", "decoupled@low", "tuned@low"]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +105,11 @@ def test_a_part_of_the_grid_has_what_it_merges() -> None:
         (Variant("x", merge=Merge(("t2i", "t2i"), FULL_SETS)), "and t2i trains t2i alone"),
         (Variant("x", merge=Merge(("moe",), FULL_SETS)), "'x' merges 'moe', which"),
         (Variant("x", merge=Merge(("t2i",), Decoupling(rank=2, onto=Ties()))), "'x' decouples t2i onto a merge, which needs two"),
+        (Variant("x", start_from="t2", stages=FULL), "variant 'x' names variant 't2'; this grid has 'added'"),
+        (Variant("x", start_from="tuned", stages=FULL), "'x' starts from 'tuned', which starts from another variant itself"),
+        (Variant("x", start_from="x", stages=FULL), "'x' starts from 'x', which starts from another variant itself"),
+        (Variant("x", start_from="t2i", merge=Merge(OF)), "'x' is merged and trains nothing: leave out .* and start_from"),
+        (Variant("x", merge=Merge(("tuned",), FULL_SETS)), "'x' merges 'tuned', which does not end as the base's own weights"),
     ],
 )
 def test_what_cannot_be_merged(variant: Variant, said: str) -> None:
@@ -129,6 +150,31 @@ def test_a_decoupled_model_has_seen_what_its_parent_has(planned: dict[str, Varia
     assert planned["both"].budget == planned["dense_joint"].budget
     found = planned["decoupled"].budget
     assert (found.samples, found.steps) == ({"mmu": 0, "t2i": 3240}, {"mmu": 0, "t2i": 105})
+
+
+def test_a_run_has_seen_what_its_start_has(planned: dict[str, VariantPlan]) -> None:
+    before, found = planned["decoupled"].budget, planned["tuned"].budget
+    assert (found.samples, found.steps) == ({"mmu": 80, "t2i": 3560}, {"mmu": 10, "t2i": 115})
+    assert found.tokens["t2i"] * before.samples["t2i"] == before.tokens["t2i"] * found.samples["t2i"]
+    silent = replace(GRID, variants=GRID.variants | {"tuned": replace(GRID.variants["tuned"], other_budget="")})
+    with pytest.raises(ValueError, match=r"'tuned' sees 80 mmu samples in 10 steps, 'dense_joint' 800 in 100"):
+        check(silent, {"S1-r4": planned})
+
+
+def test_a_run_costs_its_start_besides(planned: dict[str, VariantPlan]) -> None:
+    """The model is as large as the decoupled one; both tasks train on it, and its residuals with it."""
+    parent, before, found = (cost_of(planned[name]) for name in ("t2i", "decoupled", "tuned"))
+    joint = cost_of(planned["dense_joint"])
+    norms = before.parameters - parent.parameters - (before.active["t2i"] - parent.active["t2i"])
+    assert (found.parameters, found.generated_flops) == (before.parameters, before.generated_flops)
+    assert found.active == {"mmu": joint.active["mmu"], "t2i": before.active["t2i"]}
+    residuals = before.parameters - parent.parameters - norms
+    assert found.trainable == [*before.trainable, ("on", joint.trainable[0][1] + residuals + norms)]
+    tokens = {name: sum(planned[name].budget.tokens.values()) for name in ("decoupled", "tuned")}
+    own = cost(planned["tuned"].stages).train_flops
+    whole = own * (tokens["tuned"] - tokens["decoupled"]) + before.train_flops * tokens["decoupled"]
+    assert found.train_flops == pytest.approx(whole / tokens["tuned"])
+    assert own > joint.train_flops
 
 
 def test_a_decoupled_model_costs_its_deltas_besides(planned: dict[str, VariantPlan]) -> None:
@@ -179,7 +225,8 @@ def test_words_mean_their_method(method: Merging, monkeypatch: pytest.MonkeyPatc
         (Decoupling(rank=8), ["t2i"], {"fidelity": Fidelity(rank=8)}),
         (Decoupling(energy=0.5, budget=4096), ["t2i"], {"fidelity": Fidelity(energy=0.5, budget=4096)}),
         (FULL_SETS, ["t2i", "mmu"], {"fidelity": Fidelity(full=True), "understanding": "mmu"}),
-        (Decoupling(bits=True), ["t2i"], {"mode": "bits", "fidelity": None}),
+        (Decoupling(bits=True), ["t2i"], {"mode": "bits", "fidelity": Fidelity(bits=True)}),
+        (Decoupling(bits=True, budget=4096), ["t2i"], {"mode": "bits", "fidelity": Fidelity(bits=True, budget=4096)}),
     ],
     ids=lambda value: repr(value) if isinstance(value, Decoupling) else None,
 )
@@ -259,6 +306,7 @@ def test_a_grid_decouples_its_runs(small_base: Path, small_cache: Path, tmp_path
         "t2i": Variant("t2i", stages=FULL, tasks="t2i"),
         "whole": Variant("w", merge=Merge(("t2i",), FULL_SETS)),
         "distilled": Variant("r", merge=Merge(("t2i",), Decoupling(rank=1, distill_steps=2)), other_budget="distilled"),
+        "tuned": Variant("on", stages=JOINT, start_from="distilled", max_steps=1, other_budget="goes on"),
     }
     grid = Comparison("grid", {"S1": Scenario("generation alone", str(small_base), 2, 0)}, variants, run=TWO_STEPS)
     folder = tmp_path / "grid"
@@ -278,5 +326,21 @@ def test_a_grid_decouples_its_runs(small_base: Path, small_cache: Path, tmp_path
     assert about["distillation"]["steps"] == 2
     seen = {run["variant"]: run for run in content["meta"]["runs"]}
     assert seen["distilled"]["t2i_samples"] == seen["whole"]["t2i_samples"] + 16
+    assert seen["tuned"]["t2i_samples"] == seen["distilled"]["t2i_samples"] + 2
+    assert seen["tuned"]["t2i_steps"] == seen["distilled"]["t2i_steps"] + 1
+    assert seen["tuned"]["cpu_seconds"] > seen["distilled"]["cpu_seconds"]
+    before, after = weights(folder / "S1/distilled/seed0/merged"), weights(folder / "S1/tuned/seed0")
+    assert before.keys() == after.keys()
+    for weight in (f"{name}.weight", f"{name}.deltas.t2i.up", f"{name}.deltas.t2i.down"):
+        assert not torch.equal(before[weight], after[weight])
+    norms = [weight for weight in before if weight.endswith("norm.weight")]
+    assert norms
+    assert all(torch.equal(before[weight], after[weight]) for weight in norms)
+    assert config.load(StartRecord, [folder / "S1/tuned/seed0/start.yaml"]).of == "S1/distilled/seed0"
+    scores = json.loads((folder / "S1/tuned/seed0/scores.json").read_text())
+    other = replace(grid, variants=variants | {"tuned": replace(variants["tuned"], max_steps=2)})
+    with pytest.raises(ValueError, match=r"tuned/seed0/start.yaml has run\.max_steps: 1, not 2"):
+        run_comparison(other, CompareOptions(folder, small_cache, 1))
+    assert json.loads((folder / "S1/tuned/seed0/scores.json").read_text()) == scores
     spent = json.loads((folder / "S1/whole/seed0/merged/spent.json").read_text())
     assert seen["whole"]["cpu_seconds"] > seen["t2i"]["cpu_seconds"] + spent["cpu_seconds"] > 0

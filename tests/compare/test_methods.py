@@ -13,7 +13,9 @@ from published import write_published
 from step_settings import UnsavedTrainer, run_stages
 from tiny_emu3 import write_emu3
 from unidecouple import config
+from unidecouple.compare.grid import Comparison
 from unidecouple.compare.methods import FOLDERS, Family, family_of, family_recipe, find_method, methods, run_values
+from unidecouple.config.packaged import recipes_folder
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.models.base import UnifiedModel
@@ -27,7 +29,7 @@ CASES = [
     pytest.param(family, name, marks=() if f"{family}-{name}" in FAST else pytest.mark.slow, id=f"{family}-{name}")
     for family in FOLDERS
     for name, variant in methods(family).items()
-    if variant.merge is None
+    if not variant.parents
 ]
 DOCUMENTED = Path(__file__).parents[2] / "docs" / "methods"
 WRITE = {"janus": write_published, "emu3": write_emu3}
@@ -70,6 +72,18 @@ def test_a_method_takes_a_step_of_each_stage(family: Family, name: str, bases: d
 
 
 @pytest.mark.parametrize("family", FOLDERS)
+def test_what_is_merged_is_as_in_the_field(family: Family) -> None:
+    """A name means one method in the registry and in the grid that is measured."""
+    field = config.load(Comparison, [recipes_folder() / "compare" / "field.yaml"]).variants
+    found = methods(family)
+    needing = [name for name, variant in found.items() if variant.parents]
+    assert len(needing) > 20
+    for name in needing:
+        assert (found[name].merge, found[name].start_from) == (field[name].merge, field[name].start_from), name
+        assert set(found[name].parents) <= set(found), name
+
+
+@pytest.mark.parametrize("family", FOLDERS)
 def test_recipes_of_a_family_are_the_methods_of_their_names(family: Family) -> None:
     """One method is not described twice with two meanings."""
     for name in ("dense_joint", "unidecouple"):
@@ -94,3 +108,7 @@ def test_names_and_mistakes(bases: dict[Family, Loaded]) -> None:
         find_method("emu3", "xyz")
     with pytest.raises(ValueError, match=r"merges trained models: train dense_mmu and dense_t2i, then `unidecouple merge`"):
         run_values("task_arithmetic", methods("janus")["task_arithmetic"])
+    with pytest.raises(ValueError, match=r"decouples trained models: train dense_t2i, then `unidecouple decouple`"):
+        run_values("decouple_r32", methods("janus")["decouple_r32"])
+    with pytest.raises(ValueError, match=r"starts from the model of 'decouple_r32': `unidecouple compare --methods` makes both"):
+        run_values("decouple_r32_tuned", methods("janus")["decouple_r32_tuned"])

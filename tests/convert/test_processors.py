@@ -314,3 +314,20 @@ def test_conversations_of_records_are_the_same_ids(pro_builder: SequenceBuilder,
     assert (made.input_ids, made.labels) == (wanted.input_ids, wanted.labels)
     drawn = pro_builder.conversation([("user", ["a red cat"]), ("assistant", [tuple(range(16))])], Task.T2I, dropped)
     assert drawn == pro_builder.generation("a red cat", range(16), dropped)
+
+
+def test_prompts_with_source_images_are_those_of_janus_4o(pro_builder: SequenceBuilder) -> None:
+    """FreedomIntelligence/ShareGPT-4o-Image, README: per image a block for the vision tower and one of image tokens, then words."""
+    picture = np.zeros((16, 16, 3), np.uint8)
+    block = PICTURE + "<begin_of_image>" + PAD * 16 + "<end_of_image>"
+    for count in (1, 2):
+        text = f"<|User|>: {block * count}Turn it blue.\n\n<|Assistant|>:<begin_of_image>"
+        wanted = pro_builder.tokenizer(text)["input_ids"]
+        assert pro_builder.generation_prompt("Turn it blue.", images=count) == wanted
+        turns = [("user", [*[picture] * count, "Turn it blue."]), ("assistant", [tuple(range(16))])]
+        sample = pro_builder.conversation(turns, Task.T2I)
+        assert sample.input_ids[: len(wanted)] == wanted
+        pads = [n for n, one in enumerate(wanted) if one == pro_builder.tokenizer.pad_token_id]
+        assert [n for n, there in enumerate(sample.source_mask) if there] == pads
+        assert sample.source_mask[: len(wanted)] == pro_builder.source_mask(wanted)
+        assert (len(sample.pictures), len(sample.sources)) == (count, count)

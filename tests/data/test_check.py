@@ -18,6 +18,7 @@ from PIL import Image
 from own_data import asked, flat, write_jsonl, write_pictures, write_tar
 from unidecouple.batch import Task
 from unidecouple.cli import main
+from unidecouple.data.build_sample import build
 from unidecouple.data.check import check
 from unidecouple.data.formats import open_readers
 from unidecouple.data.pictures import ImagePreprocessor
@@ -54,6 +55,7 @@ def test_findings(source: Path, processor: UniJanusProcessor, builder: SequenceB
     words = builder.conversation([("user", ["yes"]), ("assistant", ["no"])], Task.MMU)
     assert (found.lengths.total(), min(found.lengths)) == (5, len(words.input_ids))
     assert seen == [(number, 8) for number in range(1, 9)]
+    assert not any(line.startswith("  edits") for line in found.lines())
     short = check(source, open_readers(source), preprocessor, builder, max_length=10)
     assert (short.samples, short.bad, short.too_long, len(short.problems)) == ({"text": 1}, 7, 4, 5)
     assert [*short.lines()][-1] == "    and 2 more"
@@ -170,3 +172,17 @@ def test_the_commands_of_preview_and_encode(source: Path, small_base: Path, caps
     assert "2 images of 16 tokens; 6 records left out" in capsys.readouterr().out
     assert main(["data", "check", str(cache)]) == 0
     assert "image_tokens (1 file)" in capsys.readouterr().out
+
+
+def test_edits_are_counted_and_shown(tmp_path: Path, processor: UniJanusProcessor, builder: SequenceBuilder) -> None:
+    write_pictures(tmp_path, "a.png", "b.png")
+    path = write_jsonl(tmp_path / "a.jsonl", [flat("b.png", "a red cow") | {"source_image": "a.png"}, flat()])
+    preprocessor = ImagePreprocessor(processor)
+    found = check(path, open_readers(path), preprocessor, builder)
+    assert (found.samples, found.understood, found.generated, found.edits) == ({"t2i": 2}, 1, 2, 1)
+    assert "  edits     1 of the t2i samples generate an image from the user's images" in found.lines()
+    (reader,) = open_readers(path)
+    spans = [*token_spans(build(reader.record(0), preprocessor, builder), builder)]
+    assert [span.look for span in spans] == ["context", "image_in", "context", "image_in", "context", "image_out"]
+    page = write_preview([reader], preprocessor, builder, tmp_path / "page.html").read_text()
+    assert page.count("data:image/png;base64,") == 3

@@ -36,7 +36,9 @@ def test_a_record(form: str, text: str, kind: str, tmp_path: Path, processor: Un
         found = check(tmp_path / name, readers, ImagePreprocessor(processor), builder)
         assert (found.formats, found.samples, found.problems) == ({form: 1}, {kind: 1}, [])
         pictures = sum(name in text for name in ("a.png", "b.png"))
-        assert (found.understood, found.generated) == ((0, pictures) if kind == "t2i" else (pictures, 0))
+        sources = pictures - 1 if kind == "t2i" else pictures
+        assert (found.understood, found.generated) == (sources, pictures - sources)
+        assert found.edits == (kind == "t2i" and sources > 0)
         (forced,) = open_readers(tmp_path / name, form)
         assert forced.record(0) == readers[0].record(0)
 

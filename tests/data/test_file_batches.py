@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -251,6 +251,7 @@ def test_several_images_and_turns_train_either_task(
     source = make("several.jsonl", mmu_batch_size=1, t2i_batch_size=1, max_length=400)
     mmu, t2i = source.batch(0)
     assert (len(mmu.pixel_values), len(t2i.pixel_values)) == (4, 1)
+    assert (mmu.source_tokens, int((t2i.source_tokens != NO_IMAGE_TOKEN).sum())) == (None, 16)
     assert int((t2i.image_tokens != NO_IMAGE_TOKEN).sum()) == 3 * 16
     losses = make_model()(batch=(mmu, t2i))
     for part in (losses.mmu, losses.t2i):
@@ -280,3 +281,35 @@ def test_text_alone_trains_a_base_made_from_a_language_model(language_base: Path
     ids = batch[0].input_ids[:1]
     expected = model(input_ids=ids, labels=batch[0].labels[:1], task_ids=torch.full((1, 1), int(Task.MMU))).loss
     torch.testing.assert_close(model(batch=batch).mmu.mean, expected)
+
+
+@torch.no_grad()
+def test_an_edit_is_generated_from_its_source(
+    make: Make, folder: Path, processor: UniJanusProcessor, vq: Any, make_model: Callable[..., UniJanusForConditionalGeneration]
+) -> None:
+    """Both blocks hold the source, padded as the target is; losses are on the target alone and depend on both blocks."""
+    entry = {"prompt": "a red cow", "source_image": "cow.png", "image": "pig.png"}
+    write_jsonl(folder / "edits.jsonl", [entry])
+    (batch,) = make("edits.jsonl", mmu_batch_size=0, t2i_batch_size=1).batch(0)
+    preprocessor = ImagePreprocessor(processor)
+    shown = [pixels([preprocessor.for_understanding(ImageFile(folder / name))]) for name in ("cow.png", "pig.png")]
+    assert batch.pixel_values is not None
+    assert torch.equal(batch.pixel_values, shown[0])
+    assert batch.source_tokens is not None
+    source, target = (encode_image_tokens(vq, picture)[0] for picture in shown)
+    assert torch.equal(batch.source_tokens[0][batch.source_tokens[0] != NO_IMAGE_TOKEN], source)
+    assert torch.equal(batch.image_tokens[0][batch.image_tokens[0] != NO_IMAGE_TOKEN], target)
+    model = make_model()
+    loss = model(batch=(batch,)).t2i
+    assert int(loss.count) == 16
+    other = batch.source_tokens.where(batch.source_tokens == NO_IMAGE_TOKEN, (batch.source_tokens + 7) % vq.config.num_embeddings)
+    for changed in (replace(batch, source_tokens=other), replace(batch, pixel_values=shown[1])):
+        assert not torch.isclose(model(batch=(changed,)).t2i.total, loss.total, rtol=1e-5)
+    embeds = model.embed(batch)
+    there = batch.source_tokens[0] != NO_IMAGE_TOKEN
+    assert torch.equal(embeds[0, there], model.embed_image_tokens(source.unsqueeze(0))[0])
+    packed = make("edits.jsonl", mmu_batch_size=0, t2i_batch_size=2, pack=True, max_length=400).batch(0)
+    assert float(model(batch=packed).t2i.total) == pytest.approx(2 * float(loss.total), rel=1e-4)
+    (dropped,) = make("edits.jsonl", mmu_batch_size=0, t2i_batch_size=1, cond_dropout_prob=1.0).batch(0)
+    assert (dropped.pixel_values, dropped.source_tokens) == (None, None)
+    assert dropped.input_ids.shape == batch.input_ids.shape

@@ -228,6 +228,7 @@ def test_several_drawings_in_one_conversation(builder: SequenceBuilder, pictures
         ("assistant", [tuple(range(16, 32))]),
     ]
     sample = builder.conversation(said, Task.T2I)
+    assert (sum(sample.source_mask), len(sample.sources), np.array_equal(sample.sources[0], pictures[0])) == (16, 1, True)
     assert [token for token in sample.image_tokens if token != NO_IMAGE_TOKEN] == list(range(32))
     assert set(sample.labels) == {IGNORE}
     assert len(sample.pictures) == 1
@@ -235,6 +236,7 @@ def test_several_drawings_in_one_conversation(builder: SequenceBuilder, pictures
     assert builder.tokenizer.decode(sample.input_ids[after : after + 4]) == "<end_of_image> <eos> <|user|> a"
     hidden = builder.conversation(said, Task.T2I, dropped=True)
     assert (len(hidden.input_ids), hidden.pictures) == (len(sample.input_ids), ())
+    assert (hidden.sources, any(hidden.source_mask)) == ((), False)
     shown = set(hidden.input_ids) - {builder.tokenizer.pad_token_id}
     assert builder.tokenizer.decode(sorted(shown)) == "<bos> <begin_of_image> <end_of_image>"
 
@@ -286,7 +288,8 @@ def test_images_of_the_assistant_are_understood_or_generated_by_the_task(builder
         collate([generated], builder.tokenizer.pad_token_id)
     codes = tuple(range(16))
     encoded = builder.conversation([turns[0], ("assistant", [codes, "a cow"])], Task.T2I)
-    assert replace(generated, images=(codes,), pictures=()) == replace(encoded, pictures=())
+    shown = {"pictures": (), "sources": ()}
+    assert replace(generated, images=(codes,), **shown) == replace(encoded, **shown)
 
 
 def test_a_pad_that_ends_answers_is_no_dropped_prompt(builder: SequenceBuilder, pictures: np.ndarray) -> None:

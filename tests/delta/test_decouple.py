@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moved_weights import MakeTuned
+from moved_weights import MakeTuned, moved
 from own_data import asked, flat, write_jsonl, write_pictures
 from unidecouple.batch import Task
 from unidecouple.cli import main
 from unidecouple.convert.load import load
+from unidecouple.data.sequences import SequenceBuilder, collate
 from unidecouple.delta.decouple import DecoupleOptions, decouple
 from unidecouple.delta.distill import Distillation
 from unidecouple.delta.forms import Fidelity
@@ -141,3 +142,24 @@ def test_options_that_do_not_fit(base: Path, tuned: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="here generation is the base's"):
         decouple(str(base), str(tuned), tmp_path / "made", options)
     assert not (tmp_path / "made").exists()
+
+
+@torch.no_grad()
+def test_a_base_made_from_a_language_model(language_base: Path, tmp_path: Path) -> None:
+    """Grouped key/value heads: text has the base's logits and image tokens the tuned model's, bit for bit."""
+    shutil.copytree(language_base, tmp_path / "tuned")
+    state = moved(load_file(language_base / "model.safetensors"), 1)
+    save_file(state, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    assert run(language_base, tmp_path / "tuned", tmp_path / "made", "--full") == 0
+    made, before, after = (load(str(path))[0] for path in (tmp_path / "made", language_base, tmp_path / "tuned"))
+    forms = made.config.text_config.task_deltas["t2i"]
+    assert forms["layers.1.self_attn.k_proj"] == "full"
+    builder = SequenceBuilder(load(str(language_base))[1])
+    text = collate([builder.plain_text("A red cat sits on the mat.")], 0)
+    said = [model.lm_head(model.decode_batch(text).last_hidden_state) for model in (made, before, after)]
+    assert torch.equal(said[0], said[1])
+    assert not torch.allclose(said[0], said[2])
+    image = collate([builder.generation("a red cat", range(builder.num_image_tokens))], 0)
+    drawn = [model.image_logits(model.decode_batch(image).last_hidden_state)[:, 1:] for model in (made, after, before)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.allclose(drawn[0], drawn[2])

@@ -117,6 +117,32 @@ def test_bits(base: Path, tuned: Path, joint_batch: Joint, tmp_path: Path) -> No
     torch.testing.assert_close(logits(made, row)[1], logits(model, row)[1], rtol=1e-4, atol=1e-4)
 
 
+def test_sparse_signs(base: Path, tuned: Path, joint_batch: Joint, tmp_path: Path) -> None:
+    """The largest entries' signs times their mean size (ComPEFT's form), as many as the budget holds; all else as tuned."""
+    before, model = load_file(base / "model.safetensors"), load(str(tuned))[0]
+    matrices = {name: weight for name, weight in model.named_parameters() if ".language_model.layers." in name and weight.ndim == 2}
+    budget = sum(weight.numel() for weight in matrices.values()) // 16  # half of one bit per number
+    folder = decouple(base, tuned, tmp_path / "sparse", Fidelity(bits=True, budget=budget))
+    stored = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    with torch.no_grad():
+        for name, weight in matrices.items():
+            tau = (weight - before[name]).double().numpy()
+            count = len(stored[name.replace(".weight", ".deltas.t2i.index")])
+            assert 0.009 < count / tau.size < 0.016, "4 bytes and a bit per entry"
+            least = np.sort(np.abs(tau), axis=None)[-count]
+            kept = np.where(np.abs(tau) >= least, np.sign(tau), 0)
+            weight.copy_(before[name].double() + torch.from_numpy(kept * np.abs(tau[kept != 0]).mean()))
+    places = sum(tensor.nbytes for name, tensor in stored.items() if name.endswith((".index", ".sign", ".deltas.t2i.scale")))
+    assert 0.9 * budget < places <= budget
+    row, made = one_row(joint_batch[1]), load(str(folder))[0]
+    torch.testing.assert_close(logits(made, row)[1], logits(model, row)[1], rtol=1e-4, atol=1e-4)
+    asked = one_row(joint_batch[0])
+    assert torch.equal(logits(made, asked)[0], logits(load(str(base))[0], asked)[0])
+    alone = one_task(made, Task.T2I)
+    for name, weight in matrices.items():
+        torch.testing.assert_close(alone.get_parameter(name), weight, rtol=1e-6, atol=1e-6)
+
+
 def test_generation_may_be_the_protected_task(base: Path, tuned: Path, joint_batch: Joint, tmp_path: Path) -> None:
     made = load(str(decouple(base, tuned, tmp_path / "other", Fidelity(full=True), Task.T2I)))[0]
     before, after = load(str(base))[0], load(str(tuned))[0]

@@ -23,6 +23,9 @@ def matrix(values: list[float], shape: tuple[int, int] = (10, 10), itemsize: int
         (Fidelity(rank=5), {"a": "full", "b": "full"}),  # 5 * 20 numbers are as many as 10 * 10
         (Fidelity(full=True), {"a": "full", "b": "full"}),
         (Fidelity(bits=True), {"a": "bits", "b": "bits"}),
+        (Fidelity(bits=True, budget=42), {"a": "bits", "b": "bits"}),  # 10 rows of 2 bytes, and a scale
+        (Fidelity(bits=True, budget=41), {"a": "sparse:4", "b": "sparse:4"}),  # 4 * 4 + 1 + 1 each; 5 entries need 22
+        (Fidelity(bits=True, budget=12), {"a": "sparse:1", "b": "sparse:1"}),
         (Fidelity(energy=0.6), {"a": "rank:1", "b": "rank:2"}),  # 16 of 22; 9 of 22, 18 of 22
         (Fidelity(energy=1.0), {"a": "rank:3", "b": "rank:3"}),
         (Fidelity(budget=40), {"a": "rank:1", "b": "rank:1"}),  # 16, then 9
@@ -45,6 +48,9 @@ def test_a_budget_counts_whole_matrices() -> None:
 def test_choices_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"a budget of 3 bytes holds no rank of any matrix \(at least 20\)"):
         choose_forms({"a": matrix([1])}, Fidelity(budget=3))
+    with pytest.raises(ValueError, match=r"a budget of 5 bytes holds no sign of any matrix \(at least 6\)"):
+        choose_forms({"a": matrix([1])}, Fidelity(bits=True, budget=5))
+    assert choose_forms({"a": matrix([1]), "b": matrix([1], (2, 3), 4)}, Fidelity(bits=True, budget=20)) == {"a": "sparse:4"}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,9 @@ def test_choices_that_do_not_fit() -> None:
     [
         ({"rank": 2, "full": True}, "choose one"),
         ({}, "choose one"),
-        ({"budget": 5, "bits": True}, "a size budget chooses ranks itself"),
+        ({"budget": 5, "rank": 2}, "a size budget chooses ranks itself"),
+        ({"rank": 2, "bits": True}, "choose one"),
+        ({"budget": 0}, "budget"),
         ({"rank": 0}, "rank"),
         ({"energy": 1.5}, "energy"),
     ],

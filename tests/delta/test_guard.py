@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,47 @@ def test_other_families_have_the_weights_part(tmp_path: Path) -> None:
     assert content["weights"]["weights"][0]["ranks"] == (4, 8, 8)  # of eight equal singular values
     with pytest.raises(ValueError, match="of a family that this package does not run: leave out --data"):
         guard(*pair, GuardOptions(data=("x.jsonl",)))
+
+
+def test_language_has_a_verdict_of_its_own(base: Path, make_tuned: MakeTuned, data: Path, tmp_path: Path) -> None:
+    """Only the adaptor of the vision tower changed: understanding breaks, text without images is as before."""
+    start = load_file(base / "model.safetensors")
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state.update(start)
+        for name in [name for name in start if name.startswith("model.aligner.")]:
+            state[name] = start[name] + 5 * torch.randn(start[name].shape, generator=torch.Generator().manual_seed(0))
+
+    other = make_tuned(tmp_path / "other", change=change)
+    texts = [asked(None, f"Is {word} a color?", "yes") for word in ("red", "blue", "green", "black", "white")]
+    write_jsonl(data.parent / "text.jsonl", texts)
+    options = GuardOptions((str(data), str(data.parent / "text.jsonl")), samples=3, reverts=False, cache=tmp_path / "cache")
+    content = guard(str(base), str(other), options, tmp_path / "out")
+    tests = {row["task"]: row for row in content["tests"]}
+    assert {task: row["samples"] for task, row in tests.items()} == {"mmu": 3, "language": 3, "t2i": 3}
+    assert content["samples"] == {"mmu": 6, "t2i": 3}
+    assert tests["language"]["before"] == tests["language"]["after"]
+    assert tests["language"]["verdict"] == "no significant change"
+    assert tests["mmu"]["before"] != tests["mmu"]["after"]
+    answers = content["answers"]
+    assert len(answers) == 6
+    assert all(row["before"] == row["after"] for row in answers)
+    page = (tmp_path / "out" / "guard.html").read_text()
+    assert "Answers before and after" in page
+    assert "Language: held-out loss" in page
+    text = GuardOptions((str(data.parent / "text.jsonl"),), reverts=False, cache=tmp_path / "cache")
+    assert [row["task"] for row in guard(str(base), str(other), text)["tests"]] == ["language"]
+
+
+def test_a_single_text_counts_as_understanding(base: Path, data: Path, tmp_path: Path) -> None:
+    write_jsonl(data.parent / "one.jsonl", [asked(None, "Is red a color?", "yes")])
+    pair = open_pair(str(base), str(base))
+    files = (str(data), str(data.parent / "one.jsonl"))
+    held_out = open_held_out(files, Blend(pair, CPU).base(), pair.base.processor, 8, tmp_path, lambda *_: None)
+    assert held_out.by_key(Task.MMU, [1.0] * 5) == {"mmu": [1.0] * 5}
+    first = held_out.samples[Task.MMU]
+    pictures = [one for one in first if one[0].pixel_values is not None]
+    texts = [one for one in first if one[0].pixel_values is None]
+    mixed = replace(held_out, samples={Task.MMU: [*pictures[:1], *texts, *texts]})
+    with pytest.raises(ValueError, match="1 sample about an image beside text alone"):
+        mixed.by_key(Task.MMU, [1.0] * 3)

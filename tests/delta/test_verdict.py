@@ -17,14 +17,14 @@ def test_one_sided_paired_t_after_holm() -> None:
     rng = np.random.default_rng(0)
     before = rng.normal(2, 0.3, 20)
     worse, same = before + rng.normal(0.2, 0.1, 20), before + rng.normal(0, 0.1, 20)
-    mmu, t2i = run_tests([of_losses(Task.MMU, before, worse), of_losses(Task.T2I, before, same)], 0.0)
+    mmu, t2i = run_tests([of_losses(Task.MMU.key, before, worse), of_losses(Task.T2I.key, before, same)], 0.0)
     wanted = stats.ttest_rel(worse, before, alternative="greater").pvalue
     assert mmu.worse == pytest.approx(2 * wanted)
     assert mmu.verdict == WORSE
     assert (t2i.verdict, t2i.worse) == (UNCHANGED, pytest.approx(stats.ttest_rel(same, before, alternative="greater").pvalue))
     assert (mmu.low + mmu.high) / 2 == pytest.approx(before.mean() - worse.mean())
     assert worse_tasks([mmu, t2i]) == ["mmu"]
-    (swapped,) = run_tests([of_losses(Task.MMU, worse, before)], 0.0)
+    (swapped,) = run_tests([of_losses(Task.MMU.key, worse, before)], 0.0)
     assert (swapped.verdict, swapped.better) == (BETTER, pytest.approx(wanted))
 
 

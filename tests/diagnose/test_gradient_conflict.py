@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,12 @@ import torch
 from torch import Tensor
 
 from unidecouple.batch import Batch, JointBatch, Task
+from unidecouple.convert.load import load
+from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.diagnose.gradient_conflict import Conflict, gradient_conflict
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.world.batches import world_batches
+from unidecouple.world.settings import SyntheticData
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 Joint = tuple[Batch, Batch]
@@ -165,3 +170,19 @@ def test_the_model_is_left_as_it_was(make_model: MakeModel, joint_batch: Joint) 
     assert [name for name, weight in model.named_parameters() if weight.requires_grad] == ["lm_head.weight"]
     assert all(weight.grad is None for weight in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_base_made_from_a_language_model(language_base: Path, small_cache: Path, enliven: Callable[..., None]) -> None:
+    """Grouped key/value heads: a cosine per projection of each layer, as by hand; text alone has gradients, too."""
+    model, processor = load(str(language_base))
+    enliven(model, 0)
+    data = SyntheticData(pairs=8, scenes=8, mmu_batch_size=1, t2i_batch_size=1, text_share=1.0)
+    source = world_batches(data, model, SequenceBuilder(processor), 0, small_cache, lambda *_: None)
+    batches = {task: [source.batch(step, tasks=(task,)) for step in range(2)] for task in Task}
+    rows = gradient_conflict(model, lambda task, number: batches[task][number], batches=1)
+    assert {row.layer for row in rows if row.layer is not None} >= {0, 1}
+    name = "model.language_model.layers.1.self_attn.k_proj.weight"
+    assert model.get_parameter(name).shape == (16, 48)
+    mmu, t2i = ([by_hand(model, one, task, name) for one in batches[task]] for task in Task)
+    found = row_of(rows, 1, "k_proj")
+    assert found.cosine == pytest.approx(sum(cosine(a, b) for a, b in zip(mmu, t2i, strict=True)) / 2, abs=1e-5)

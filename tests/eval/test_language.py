@@ -81,11 +81,13 @@ def test_files_of_one_s_own(tmp_path: Path) -> None:
 
 
 def test_the_command(language_base: Path, tmp_path: Path) -> None:
-    words = ["eval", str(language_base), "--benchmarks", "language", "--limit", "4", "--device", "cpu", "--blind"]
+    words = ["eval", str(language_base), "--benchmarks", "language,multiple_choice", "--limit", "4", "--device", "cpu", "--blind"]
     for _ in range(2):  # the second reads what the first wrote
         assert main([*words, "--output", str(tmp_path / "eval")]) == 0
     card = json.loads((tmp_path / "eval/language/card.json").read_text())
     assert [row["metric"] for row in card["scores"]] == ["log_probability", "perplexity", "bits_per_byte"]
+    card = json.loads((tmp_path / "eval/multiple_choice/card.json").read_text())
+    assert [row["metric"] for row in card["scores"]] == ["accuracy", "accuracy_norm"]
 
 
 @pytest.mark.slow
@@ -96,6 +98,8 @@ def test_guard_finds_that_it_is_lost(language_base: Path, tmp_path: Path) -> Non
     model.save_pretrained(tmp_path / "tuned")
     processor.save_pretrained(tmp_path / "tuned")
     guard = ["guard", str(language_base), str(tmp_path / "tuned"), "--benchmarks", "language", "--output", str(tmp_path / "guard")]
-    assert main(guard) == 1
-    [row] = json.loads((tmp_path / "guard/guard.json").read_text())["tests"]
-    assert (row["name"], row["unit"], row["verdict"]) == ("English text", "nats", "worse")
+    assert main([*guard, "--limit", "8"]) == 1
+    content = json.loads((tmp_path / "guard/guard.json").read_text())
+    [row] = content["tests"]
+    assert (row["task"], row["name"], row["unit"], row["verdict"]) == ("language", "English text", "nats", "worse")
+    assert content["worse"] == ["language"]

@@ -136,3 +136,20 @@ def test_a_truncated_checkpoint_is_told(saved: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated"):
         Engine.load(str(tmp_path), task="mmu")
+
+
+def test_source_images(make_model: MakeModel, processor: UniJanusProcessor, pictures: np.ndarray) -> None:
+    """Room for them is made when it is needed; a text takes one list of images, a list of texts one list per text."""
+    model, sampling = make_model(), SamplingParams(guidance_scale=3.0, temperature=0.0)
+    engine = Engine(make_model(), processor, max_batch_size=3, max_prompt_length=40)
+    shown: list[list[np.ndarray]] = [[pictures[0], pictures[1]], []]
+    jobs = [ImageJob.of(engine.builder, PROMPTS[n], (0, n, 0), sampling, pictures=some) for n, some in enumerate(shown)]
+    expected = decode_images(model, draw_tokens(model, engine.builder, jobs))
+    images = [[Image.fromarray(picture) for picture in some] for some in shown]
+    found = engine.generate_images(PROMPTS, 1, 0, sampling, images=images)
+    assert [np.asarray(one).tolist() for [one] in found] == expected.tolist()
+    [alone] = engine.generate_images(PROMPTS[0], 1, 0, sampling, images=images[0])
+    assert np.asarray(alone).tolist() == expected[0].tolist()
+    for wrong in (images[0], images[:1]):
+        with pytest.raises(ValueError, match="give a list of images per prompt"):
+            engine.generate_images(PROMPTS, images=wrong)

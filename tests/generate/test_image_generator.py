@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from transformers import JanusForConditionalGeneration
 from decoder_kinds import KINDS, every_kind, refusal
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
-from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.data.sequences import SequenceBuilder, collate, pixels
 from unidecouple.generate.image import draw_tokens
 from unidecouple.generate.image_generator import ImageGenerator, ImageProgress, generate_image_tokens
 from unidecouple.generate.jobs import ImageJob
@@ -23,6 +24,7 @@ from unidecouple.generate.one_task import one_task
 from unidecouple.generate.padding import left_pad
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.janus import UniJanusForConditionalGeneration
+from unidecouple.models.vq import encode_image_tokens
 
 MakeModel = Callable[..., UniJanusForConditionalGeneration]
 
@@ -41,8 +43,10 @@ def plainly(model: Any, builder: SequenceBuilder, order: ImageJob) -> Tensor:
 
 
 def mixed_orders(builder: SequenceBuilder) -> list[ImageJob]:
-    """Prompts of three lengths, all ways to choose, with guidance and without, hidden and negative prompts, side by side."""
+    """Prompts of three lengths, some with source images, all ways to choose, with and without guidance and negative prompts."""
     orders = []
+    shown = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    sources = {2: [shown[0]], 3: [shown[1]], 5: [shown[1], shown[0]]}
     for number, choice in enumerate([*CHOICES, *CHOICES]):
         scale = (1.0, 3.0, 5.0)[number % 3]
         orders.append(
@@ -52,6 +56,7 @@ def mixed_orders(builder: SequenceBuilder) -> list[ImageJob]:
                 (number, 0, number % 2),
                 replace(choice, guidance_scale=scale),
                 "a blue pig" if number == 5 else None,
+                sources.get(number, []),
             )
         )
     return orders
@@ -174,3 +179,32 @@ def test_one_task_is_the_whole_models_side(make_model: MakeModel) -> None:
     assert slim.config.text_config.num_experts == 2
     shared = {p.data_ptr() for p in mixture.parameters()} & {p.data_ptr() for p in slim.parameters()}
     assert len(shared) == sum(".experts." not in n and ".gate." not in n and ".first_" not in n for n, _ in slim.named_parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[4]], ids=str)
+@pytest.mark.parametrize("negative", [None, "a blue pig"])
+def test_edits_are_what_the_models_forward_chooses(
+    make_model: MakeModel, builder: SequenceBuilder, kind: dict[str, Any], negative: str | None
+) -> None:
+    """Without cache and padding: the training sequence of the tokens so far, with the prompt and with the negative one."""
+    model, length = make_model(**kind), builder.num_image_tokens
+    shown = list(np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8))
+    codes = encode_image_tokens(model.model.vqmodel, pixels(shown)).tolist()
+
+    def logits(prompt: str, dropped: bool, tokens: list[int]) -> Tensor:
+        whole = tuple(tokens) + (0,) * (length - len(tokens))
+        sample = builder.conversation([("user", [*shown, prompt]), ("assistant", [whole])], Task.T2I, dropped)
+        sample = replace(sample, sources=() if dropped else tuple(map(tuple, codes)))
+        states = model.decode_batch(collate([sample], builder.tokenizer.pad_token_id), "label").last_hidden_state[0]
+        return model.image_logits(states[sample.image_mask.index(True) - 1 + len(tokens)])
+
+    tokens: list[int] = []
+    for _ in range(length):
+        away = logits(negative or PROMPTS[1], negative is None, tokens)
+        tokens.append(int((away + 5 * (logits(PROMPTS[1], dropped=False, tokens=tokens) - away)).argmax()))
+    order = ImageJob.of(builder, PROMPTS[1], (0,), SamplingParams(guidance_scale=5.0, temperature=0.0), negative, shown)
+    drawing = ImageGenerator(model, builder, max_batch_size=2, max_prompt_length=40)
+    other = ImageJob.of(builder, PROMPTS[0])
+    assert generate_image_tokens(drawing, [order, other])[0].tolist() == tokens
+    assert plainly(model, builder, order).tolist() == tokens

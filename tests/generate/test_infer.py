@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from own_data import write_jsonl, write_pictures
 from unidecouple.data.formats.entry import folder_finder
@@ -15,7 +16,9 @@ from unidecouple.files import sha256_tree
 from unidecouple.generate import infer as module
 from unidecouple.generate.album import settings_of
 from unidecouple.generate.engine import Engine
+from unidecouple.generate.image_generator import generate_image_tokens
 from unidecouple.generate.infer import Settings, infer
+from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.parsed_request import asked
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.shares import WorkShare
@@ -39,6 +42,9 @@ def test_what_a_line_asks_for() -> None:
     assert of({"messages": drawn, **given}).prompt == "a red cat"
     assert of({"messages": drawn[:1], "task": "t2i"}).prompt == "a red cat"
     assert of({"messages": drawn[:1]}).turns[0].parts == ("a red cat",)
+    edit = of({"messages": [{"role": "user", "content": "<image>make it red"}], "task": "t2i", **given})
+    assert (edit.prompt, edit.pictures) == ("make it red", (turn.parts[0],))
+    assert of({"prompt": "make it red", "source_image": "a.png"}) == edit
     assert of({"prompt": " a red cat "}).prompt == of({"caption": "a red cat", "image": "a.png"}).prompt == "a red cat"
 
 
@@ -157,3 +163,24 @@ def test_results_of_something_else_are_not_continued(source: Path, engine: Engin
     with pytest.raises(ValueError, match=r"out\.jsonl:1: no result of"):
         infer(engine, source, output, SETTINGS)
     assert output.read_text() == f"{line}\n"
+
+
+def test_lines_with_source_images(tmp_path: Path, engine: Engine) -> None:
+    write_pictures(tmp_path, "a.png")
+    lines = [{"prompt": "a red cow"}, {"prompt": "a red cow", "source_image": "a.png"}]
+    many = {"prompt": "a red cow", "source_images": ["a.png"] * 60}
+    source = write_jsonl(tmp_path / "edits.jsonl", [*lines, many, {"prompt": "a", "source_image": "b.png"}])
+    infer(engine, source, tmp_path / "out.jsonl", SETTINGS)
+    found = results(tmp_path / "out.jsonl")
+    assert [line["task"] if "image" in line else "error" for line in found] == ["t2i", "t2i", "error", "error"]
+    assert "tokens of prompt and 16 to generate are more than" in found[2]["error"]
+    assert "b.png" in found[3]["error"]
+    job = ImageJob.of(engine.builder, "a red cow", (3, 2), SETTINGS.images, pictures=[understood(engine, tmp_path / "a.png")])
+    [picture] = engine.render(generate_image_tokens(engine.images, [job]))
+    with Image.open(tmp_path / found[1]["image"]) as image:
+        assert image.tobytes() == picture.tobytes()
+
+
+def understood(engine: Engine, path: Path) -> Any:
+    with Image.open(path) as picture:
+        return engine.processor.understood(picture)

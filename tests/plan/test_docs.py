@@ -13,11 +13,11 @@ import pytest
 from unidecouple import config
 from unidecouple.cli import main
 from unidecouple.plan.batch_shapes import Lengths, joint
-from unidecouple.plan.devices import DEVICES, Assumptions
+from unidecouple.plan.devices import DEVICES, Hardware
 from unidecouple.plan.estimate import MOST, StageWorkload
 from unidecouple.plan.sizes import SIZES, build
 from unidecouple.plan.stages import stage_load
-from unidecouple.plan.strategies import memory
+from unidecouple.plan.strategies import Placement, memory
 from unidecouple.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +37,9 @@ def printed(arguments: str) -> str:
 
 def fewest_of(load: StageWorkload, parts: int) -> int | None:
     """The fewest H100s that hold a stage, their step cut into ``parts`` over all."""
-    room, trace = Assumptions().memory * DEVICES["h100"].memory, load.trace("both", parts)
-    fits = (gpus for gpus in range(1, MOST + 1) if memory("fsdp2", load.weights, trace, gpus, checkpointing=True).total <= room)
-    return next(fits, None)
+    room, trace = Hardware(DEVICES["h100"]).memory, load.trace("both", parts)
+    places = (Placement("fsdp2", gpus, {"both": gpus}) for gpus in range(1, MOST + 1))
+    return next((one.gpus for one in places if memory(one, load.weights, trace, checkpointing=True).total <= room), None)
 
 
 def largest() -> str:

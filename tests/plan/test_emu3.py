@@ -29,7 +29,7 @@ from unidecouple.plan.batch_shapes import Lengths, image_tokens_of, joint
 from unidecouple.plan.encoding import _Bytes, encoding
 from unidecouple.plan.sizes import SIZES, build, configuration
 from unidecouple.plan.stages import PlanRequest, plan
-from unidecouple.plan.strategies import memory
+from unidecouple.plan.strategies import Placement, memory
 from unidecouple.plan.weights import count
 from unidecouple.run import RunConfig
 from unidecouple.train.build import add_lora, restructure
@@ -154,7 +154,8 @@ def test_encoding_counts_where_it_takes_more_than_all_that_is_kept(emu3_base: Pa
     done = step(emu3_base, "dense, head alone", batch)
     shapes = {name: tuple(p.shape) for name, p in done.model.named_parameters()}
     layers = [f"model.language_model.layers.{index}" for index in range(2)]
-    held = memory("ddp", count(done.model.config.text_config, shapes, done.moving, layers), done.trace, 1, checkpointing=False)
+    weights = count(done.model.config.text_config, shapes, done.moving, layers)
+    held = memory(Placement("ddp", 1, {"both": 1}), weights, done.trace, checkpointing=False)
     assert done.trace.encoding == 3 * encoding(done.model.config.vq_config, SIZE).peak  # type: ignore[arg-type]
     assert held.working + held.activations + held.logits == done.trace.encoding > 2 * done.trace.largest
 

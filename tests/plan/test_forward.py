@@ -14,7 +14,7 @@ from unidecouple.batch import Batch, Task
 from unidecouple.methods.objective import Objective, SelfDistillation
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.estimate import by_part, executed
-from unidecouple.plan.forward import trace_ops
+from unidecouple.plan.forward import TracedModel, trace_ops
 from unidecouple.plan.op_trace import Op
 
 TakeStep = Callable[..., Step]
@@ -25,8 +25,20 @@ STAGE_2 = {"generation": 1, "lora": 1, "expert_router": 1, "task_router": 1}
 LORA = {"lora_rank": 4, "lora_targets": ["attention", "experts", "shared_expert"], "lora_per_task": ["attention", "shared_expert"]}
 MIXED = {"lora_rank": 4, "lora_targets": ["attention", "mlp"], "lora_experts": 3}
 DENSE_LORA = {"lora_rank": 4, "lora_targets": ["attention", "mlp"]}
+_MATRICES = [f"layers.{n}.{m}_proj" for n in (0, 1) for m in ("self_attn.q", "self_attn.o", "mlp.gate", "mlp.down")]
+_NORMS = {"layers.0.input_layernorm": "full", "norm": "full"}
+
+
+def deltas(form: str, *tasks: str) -> dict[str, Any]:
+    return {"task_deltas": {task: dict.fromkeys(_MATRICES, form) | _NORMS | {"embed_tokens": "rows:3"} for task in tasks}}
+
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, float], str]] = {
+    "residuals of generation": (deltas("rank:2", "t2i"), {"deltas": 1}, "learned"),
+    "residuals of both tasks, everything trains": (deltas("rank:2", "mmu", "t2i"), ALL, "learned"),
+    "whole weights of generation": (deltas("full", "t2i"), ALL, "learned"),
+    "signs of generation": (deltas("bits", "t2i"), {"deltas": 1}, "learned"),
+    "signs of some entries": (deltas("sparse:9", "t2i"), {"deltas": 1}, "learned"),
     "dense": ({}, ALL, "learned"),
     "dense, few key heads": ({"num_key_value_heads": 2, "attention_bias": True}, ALL, "learned"),
     "dense, attention trains": ({}, {"attention": 1}, "learned"),
@@ -171,7 +183,7 @@ def test_no_backward_below_what_trains(step: TakeStep) -> None:
 def test_half_precision_keeps_less(step: TakeStep) -> None:
     model = step(ALL).model
     parts = (BatchShape(Task.MMU, 4, 40, 8, 0, 4),)
-    wide, half = (trace_ops(model.config, shapes_of(model), set(shapes_of(model)), parts, "learned", width) for width in (4, 2))
+    wide, half = (trace_ops(TracedModel.of(model, shapes_of(model), "learned", width), parts) for width in (4, 2))
     assert 0.5 * wide.kept < half.kept < wide.kept  # norms keep float32
     assert half.logits == wide.logits  # so does the loss
     assert [op.flops for op in half.ops] == [op.flops for op in wide.ops]

@@ -10,6 +10,8 @@ import pytest
 
 from unidecouple import config
 from unidecouple.cli import main
+from unidecouple.convert.load import load
+from unidecouple.methods.selection import select
 from unidecouple.methods.stage import Lora, Stage
 from unidecouple.methods.structure import TaskAwareMoE
 from unidecouple.plan.devices import DEVICES
@@ -176,3 +178,19 @@ def test_recipes_can_be_planned(recipe: Path) -> None:
     start = "scratch" if run.model_name_or_path.startswith("runs/") else run.model_name_or_path
     for stage in plan(replace(run, model_name_or_path=start), PlanRequest(gpus=(1, 4))):
         assert all(one.seconds > 0 for one in stage.estimates)
+
+
+def test_a_base_made_from_a_language_model(language_base: Path) -> None:
+    """Grouped key/value heads and a byte-pair vocabulary: as many parameters as the checkpoint holds."""
+    model, _ = load(str(language_base))
+    data = SyntheticData(t2i_batch_size=1, mmu_batch_size=1)
+    train = (Stage(train={"attention": 1.0, "generation": 1.0}),)
+    run = RunConfig(model_name_or_path=str(language_base), data=data, stages=train, max_steps=2)
+    [found] = plan(run, PlanRequest(gpus=(1,)))
+    real = {name: weight.numel() for name, weight in model.named_parameters()}
+    assert found.load.weights.total == sum(real.values())
+    assert found.load.weights.trainable == sum(real[name] for name in select(real, {"attention": 1.0, "generation": 1.0}))
+    text = replace(run, data=replace(data, text_share=1.0))
+    [longer] = plan(text, PlanRequest(gpus=(1,)))
+    assert longer.load.weights == found.load.weights
+    assert "text-only samples are planned with an image each" in text.data.planning_note

@@ -15,16 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from measured_step import Step, shapes_of
 from unidecouple.batch import Batch
-from unidecouple.plan.devices import DEVICES, Assumptions
+from unidecouple.plan.devices import DEVICES, Hardware
 from unidecouple.plan.op_trace import OpTrace
-from unidecouple.plan.strategies import STRATEGIES, ParallelStrategy, communication, memory
+from unidecouple.plan.strategies import STRATEGIES, ParallelStrategy, Placement, communication, memory
 from unidecouple.plan.weights import WeightCounts, count
 from unidecouple.train.parallel import Parallel
 
 TakeStep = Callable[..., Step]
 LAYERS = [f"model.language_model.layers.{index}" for index in range(2)] + ["model.vision_model.encoder.layers.0"]
 STAGE_1 = {"generation": 1, "experts": 1, "expert_router": 1, "task_router": 1}
-H100, ASSUMED = DEVICES["h100"], Assumptions()
+H100 = Hardware(DEVICES["h100"])
 
 
 @pytest.fixture
@@ -33,27 +33,32 @@ def stage(step: TakeStep) -> tuple[WeightCounts, OpTrace]:
     return count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS), done.trace
 
 
-def sent(way: ParallelStrategy, stage: tuple[WeightCounts, OpTrace], gpus: int, sharing: int = 0) -> dict[str, float]:
-    return {one.name: one.sent for one in communication(way, *stage, gpus, H100, ASSUMED, sharing or gpus)}
+def placed(way: ParallelStrategy, gpus: int) -> Placement:
+    """``gpus`` devices, half of them for each task where devices keep to one."""
+    return Placement(way, gpus, {"mmu": gpus // 2, "t2i": gpus - gpus // 2} if way == "tasks" else {"both": gpus})
+
+
+def sent(way: ParallelStrategy, stage: tuple[WeightCounts, OpTrace], gpus: int) -> dict[str, float]:
+    return {one.name: one.sent for one in communication(placed(way, gpus), *stage, H100)}
 
 
 def test_memory_of_copies_by_hand(stage: tuple[WeightCounts, OpTrace]) -> None:
     weights, trace = stage
     for gpus in (1, 8, 1024):
-        held = memory("ddp", weights, trace, gpus, checkpointing=False)
+        held = memory(placed("ddp", gpus), weights, trace, checkpointing=False)
         assert held.weights == 4 * weights.total
         assert held.gradients == 4 * weights.trainable
         assert held.optimizer == weights.optimizer_bytes
         assert held.activations == trace.kept
         assert held.gathered == 0
-    assert memory("ddp", weights, trace, 8, checkpointing=True).activations == trace.kept_by_checkpoints() < trace.kept
+    assert memory(placed("ddp", 8), weights, trace, checkpointing=True).activations == trace.kept_by_checkpoints() < trace.kept
 
 
 def test_shards_shrink_as_one_over_n(stage: tuple[WeightCounts, OpTrace]) -> None:
     weights, trace = stage
 
     def sharded(gpus: int) -> int:
-        held = memory("fsdp2", weights, trace, gpus, checkpointing=False)
+        held = memory(placed("fsdp2", gpus), weights, trace, checkpointing=False)
         return held.weights + held.gradients + held.optimizer - 4 * weights.tokenizer - 4 * weights.tensors
 
     for gpus in (2, 8, 64, 1024):
@@ -62,14 +67,14 @@ def test_shards_shrink_as_one_over_n(stage: tuple[WeightCounts, OpTrace]) -> Non
 
 def test_gathered_weights_do_not_shrink(stage: tuple[WeightCounts, OpTrace]) -> None:
     weights, trace = stage
-    gathered = [memory("fsdp2", weights, trace, gpus, checkpointing=False).gathered for gpus in (1, 2, 1024)]
+    gathered = [memory(placed("fsdp2", gpus), weights, trace, checkpointing=False).gathered for gpus in (1, 2, 1024)]
     assert gathered[0] == 0
     assert gathered[1] == gathered[2] >= 4 * (weights.root.total + 2 * weights.largest.total)
 
 
 def test_a_task_alone_needs_half_of_the_private_states(stage: tuple[WeightCounts, OpTrace]) -> None:
     weights, trace = stage
-    both, one = (memory(way, weights, trace, 8, checkpointing=False) for way in ("ddp", "tasks"))
+    both, one = (memory(placed(way, 8), weights, trace, checkpointing=False) for way in ("ddp", "tasks"))
     assert both.gradients - one.gradients == 4 * weights.private // 2
     assert both.optimizer - one.optimizer == 8 * weights.private // 2
     assert both.weights == one.weights
@@ -85,7 +90,7 @@ def test_homogeneous_ranks_halve_the_experts_gradients(stage: tuple[WeightCounts
     weights, _ = stage
     shared_part = 2 * (gpus - 1) / gpus * 4 * (weights.trainable - weights.private)
     experts_before = sent("ddp", stage, gpus)["all-reduce"] - shared_part
-    after = sent("tasks", stage, gpus, sharing=gpus // 2)
+    after = sent("tasks", stage, gpus)
     assert after["all-reduce"] == pytest.approx(shared_part)
     assert after["all-reduce inside the task"] <= 0.52 * experts_before
 
@@ -96,8 +101,8 @@ def test_one_device_sends_nothing(stage: tuple[WeightCounts, OpTrace]) -> None:
 
 def test_links_bound_the_time(stage: tuple[WeightCounts, OpTrace]) -> None:
     for way in STRATEGIES:
-        for gpus, peak in ((8, H100.link), (64, H100.network * H100.node)):
-            for one in communication(way, *stage, gpus, H100, ASSUMED, gpus // 2):
+        for gpus, peak in ((8, H100.device.link), (64, H100.device.network * H100.device.node)):
+            for one in communication(placed(way, gpus), *stage, H100):
                 assert one.seconds > one.sent / peak
 
 
@@ -137,13 +142,13 @@ def test_copies_have_gradients_once(step: TakeStep, joint_batch: tuple[Batch, Ba
     gradients = [weight.grad for weight in done.model.parameters() if weight.grad is not None]
     behind = {gradient.untyped_storage().data_ptr(): gradient.untyped_storage().nbytes() for gradient in gradients}
     assert len(behind) < len(gradients)
-    assert sum(behind.values()) == memory("ddp", weights, done.trace, 2, checkpointing=False).gradients
+    assert sum(behind.values()) == memory(placed("ddp", 2), weights, done.trace, checkpointing=False).gradients
 
 
 def gathered_and_reduced(step: TakeStep, joint_batch: tuple[Batch, Batch]) -> None:
     done = step({"*": 1}, "label", ffn="ta_moe")
     weights = count(done.model.config.text_config, shapes_of(done.model), done.moving, LAYERS)
-    planned = {one.name: one for one in communication("fsdp2", weights, done.trace, 2, H100, ASSUMED, 2)}
+    planned = {one.name: one for one in communication(placed("fsdp2", 2), weights, done.trace, H100)}
     model = done.model
     model.zero_grad()
     for layer in (*model.decoder.layers, *model.model.vision_model.encoder.layers):

@@ -18,7 +18,7 @@ Scores = Mapping[str, tuple[float, ...]]
 """Benchmark -> main score of seeds 0, 1, 2."""
 
 WORLD = {"pope": "accuracy", "vqa": "accuracy", "geneval": "overall"}
-METRICS = WORLD | dict.fromkeys(("answers", "image_tokens"), "log_probability")
+METRICS = WORLD | dict.fromkeys(("answers", "image_tokens", "language"), "log_probability")
 BOUNDS = {"pope": ("official", 1.0, 0.5), "vqa": ("exact", 1.0, 0.35), "geneval": ("template", 0.96, 0.02)}
 STEPS = 400
 META = {

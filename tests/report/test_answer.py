@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from unidecouple.files import write_json_atomic
 from unidecouple.report.answer import answer
+from unidecouple.report.fronts import front_axes
 from unidecouple.report.results import load_results
+from unidecouple.report.sample_grid import sample_grid
 
 
 def answers(made: Any, scenario: str) -> dict[str, str]:
@@ -115,3 +118,33 @@ def test_held_out_log_probabilities_are_in_nats(new_experiment: Any) -> None:
     assert found["Significant?"].startswith(
         "UniDecouple minus dense joint, in nats per token: Held-out answers +0.400 and Held-out image tokens \u22120.250."
     )
+
+
+def test_language_is_answered_beside_understanding(new_experiment: Any) -> None:
+    """It has a sentence of its own, no place in fronts, and is named where the focus is behind in it."""
+    made = new_experiment()
+    lost = {"start": (-3.0,) * 3, "dense_joint": (-3.5, -3.51, -3.49), "unidecouple": (-3.6, -3.61, -3.59)}
+    for variant, scores in lost.items():
+        made.add("own", variant, {"pope": (0.9, 0.91, 0.92), "language": scores, "geneval": (0.1, 0.11, 0.12)})
+    found = answers(made, "own")
+    assert list(found)[:4] == ["Compared", "Understanding", "Language", "Generation"]
+    assert found["Language"].startswith("From the start, dense joint lost 0.500 \u00b1 0.025 nats per token of English text")
+    assert found["Next"].startswith("UniDecouple is behind in language:")
+    results = load_results(made.write())
+    assert [metric.task for metric in results.metrics] == ["mmu", "language", "t2i"]
+    assert [metric.benchmark for metric in front_axes(results)[1]] == ["pope"]
+
+
+def test_answers_to_instructions_stand_side_by_side(new_experiment: Any) -> None:
+    made = new_experiment()
+    for variant, words in (("start", "Rome."), ("dense_joint", "a red cow"), ("unidecouple", "Rome")):
+        made.add("S1", variant, {"pope": (0.9,)})
+        rows = [{"prompt": "What is the capital of Italy?", "tag": "instruction", "correct": None, "reason": "", "answer": words}]
+        write_json_atomic(made.folder / "S1" / variant / "seed-0" / "samples.json", rows)
+    [shown] = sample_grid(load_results(made.write()), "S1").prompts
+    assert [(one.label, one.answer, one.source) for one in shown.pictures] == [
+        ("start", "Rome.", ""),
+        ("dense joint", "a red cow", ""),
+        ("UniDecouple", "Rome", ""),
+    ]
+    assert (shown.prompt, shown.tag, shown.shown) == ("What is the capital of Italy?", "instruction", "")

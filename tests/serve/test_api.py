@@ -173,3 +173,58 @@ def test_a_model_of_one_task_refuses_the_other() -> None:
         assert "without generation" in refused.json()["error"]["message"]
         asked = {"model": "half", "messages": [{"role": "user", "content": "What?"}], "max_tokens": 1}
         assert client.post("/v1/chat/completions", json=asked).status_code == 200
+
+
+def test_edits_are_the_engines(client: openai.OpenAI, engine: Engine, live: Any, png: bytes) -> None:
+    red, blue = Image.new("RGB", (80, 40), "red"), Image.new("RGB", (64, 64), "blue")
+    content = io.BytesIO()
+    blue.save(content, "PNG")
+    more: dict[str, Any] = {"n": 2, "response_format": "b64_json", "extra_body": {"seed": 4, "guidance_scale": 2.0}}
+    made = client.images.edit(model="unified", image=png, prompt="a red cow", **more)
+    sampling = engine.image_sampling.override(guidance_scale=2.0)
+    expected = engine.generate_images("a red cow", 2, 4, sampling, images=[red])
+    assert [decoded(one.b64_json).tobytes() for one in made.data] == [one.tobytes() for one in expected]
+    assert made.usage is not None
+    assert made.usage.input_tokens_details.image_tokens == engine.builder.source_length
+    assert made.usage.input_tokens == len(engine.builder.generation_prompt("a red cow", images=1))
+    [both] = engine.generate_images("a red cow", 1, 4, images=[red, blue])
+    files = [("image[]", ("a.png", png)), ("image[]", ("b.png", content.getvalue()))]
+    reply = httpx.post(f"{live.url}/v1/images/edits", data={"prompt": "a red cow", "seed": "4"}, files=files, timeout=60)
+    assert decoded(reply.json()["data"][0]["b64_json"]).tobytes() == both.tobytes()
+    events = [*client.images.edit(image=png, prompt="a cow", stream=True, partial_images=1)]
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+def decoded(content: str | None) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(content or "")))
+
+
+@pytest.mark.parametrize(
+    ("form", "images", "param", "code"),
+    [
+        ({"prompt": "a cow"}, [], "image", "missing"),
+        ({}, ["png"], "prompt", "missing"),
+        ({"prompt": "a cow"}, ["png"] * 3, "image", "too_many_images"),
+        ({"prompt": "a cow"}, [b"no image"], "image", "invalid_image"),
+        ({"prompt": "a <image>"}, ["png"], "prompt", "invalid_text"),
+        ({"prompt": "a cow", "n": "9"}, ["png"], "n", "n_too_large"),
+        ({"prompt": "a cow", "n": "two"}, ["png"], "n", "int_type"),
+        ({"prompt": "a cow", "size": "1024x1024"}, ["png"], "size", "invalid_size"),
+        ({"prompt": "a cow", "response_format": "url"}, ["png"], "response_format", "literal_error"),
+        ({"prompt": "a cow", "model": "gpt-image-1"}, ["png"], "model", "model_not_found"),
+        ({"prompt": "a cow", "image": "file-gone"}, [], "image", "no_such_file"),
+    ],
+)
+def test_edits_that_are_refused(live: Any, png: bytes, form: dict[str, str], images: list[Any], param: str, code: str) -> None:
+    files = [("image", ("a.png", png if image == "png" else image)) for image in images]
+    reply = httpx.post(
+        f"{live.url}/v1/images/edits", data=form, files=files or [("image", ("", b""))] if not form.get("image") else None
+    )
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (404 if "no_such" in code or "model" in code else 400, param, code)
+
+
+def test_a_mask_is_refused(live: Any, png: bytes) -> None:
+    files = [("image", ("a.png", png)), ("mask", ("b.png", png))]
+    reply = httpx.post(f"{live.url}/v1/images/edits", data={"prompt": "a cow"}, files=files)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "mask")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from unidecouple.serve.bodies import MAX_DEPTH, MAX_MARKS, parse
+from unidecouple.serve.bodies import MAX_DEPTH, MAX_MARKS, parse, parse_form
 from unidecouple.serve.errors import ApiError
-from unidecouple.serve.schemas import ChatRequest, ImageRequest
+from unidecouple.serve.schemas import ChatRequest, EditRequest, ImageRequest
 
 JSON = "application/json"
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -208,3 +208,29 @@ def test_a_dumped_message_is_a_message() -> None:
     assert [len(message.content) for message in body.messages] == [1, 0, 1]
     turns[1] = {"role": "assistant", "content": "a", "tool_calls": [{"id": "x"}]}
     assert refused({"model": "m", "messages": turns}).param == "messages.1.tool_calls"
+
+
+def test_a_forms_texts_are_jsons_values() -> None:
+    form = {
+        "prompt": "7",
+        "n": "2",
+        "seed": "4",
+        "stream": "true",
+        "guidance_scale": "1.5",
+        "partial_images": "1",
+        "input_fidelity": "high",
+    }
+    body = parse_form(EditRequest, form)
+    assert (body.prompt, body.n, body.seed, body.stream, body.guidance_scale) == ("7", 2, 4, True, 1.5)
+    for name, text in (
+        ("n", "2.5"),
+        ("n", ""),
+        ("n", "[1]"),
+        ("seed", '"4"'),
+        ("stream", "yes"),
+        ("temperature", "NaN"),
+        ("m", "1"),
+    ):
+        with pytest.raises(ApiError) as error:
+            parse_form(EditRequest, {"prompt": "a cow", name: text})
+        assert (error.value.status, error.value.param) == (400, name)

@@ -173,7 +173,7 @@ def test_every_field_with_every_wrong_value(client: TestClient, route: str) -> N
     ],
 )
 def test_bodies_that_are_no_requests(client: TestClient, body: bytes) -> None:
-    for route in (*VALID, "/v1/files"):
+    for route in (*VALID, "/v1/files", "/v1/images/edits"):
         for kind in ("application/json", "text/plain", "multipart/form-data", "multipart/form-data; boundary=x", "\xff"):
             reply = client.post(route, content=body, headers={"Content-Type": kind.encode("latin-1")})
             assert 400 <= reply.status_code < 500, reply.text
@@ -189,7 +189,15 @@ def test_paths_and_methods_that_do_not_exist(client: TestClient) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "route",
-    ["/v1/chat/completions", "/v1/images/generations", "/v1/routing", "/v1/files", "/v1/files/{file_id}", "/v1/models/{model}"],
+    [
+        "/v1/chat/completions",
+        "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/routing",
+        "/v1/files",
+        "/v1/files/{file_id}",
+        "/v1/models/{model}",
+    ],
 )
 def test_requests_from_the_servers_own_description(client: TestClient, server: Server, route: str) -> None:
     schema = schemathesis.openapi.from_dict(server.app.openapi())

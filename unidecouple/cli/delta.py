@@ -57,7 +57,7 @@ def decouple(arguments: argparse.Namespace) -> int:
     from unidecouple.run import RunConfig
 
     budget = None if arguments.budget is None else shard_bytes(arguments.budget)
-    chosen = (arguments.rank, arguments.energy, arguments.full, False, budget)
+    chosen = (arguments.rank, arguments.energy, arguments.full, arguments.mode == "bits", budget)
     fidelity = api.Fidelity(*chosen) if any(value is not None and value is not False for value in chosen) else None
     distillation = None
     if arguments.distill_steps:
@@ -121,7 +121,8 @@ def add_commands(commands: Commands) -> None:
     mend.add_argument("--rank", type=whole(1), help="residual: rank of every matrix (default: 32)")
     mend.add_argument("--energy", type=number(0, 1), help="residual: choose each rank to keep this fraction of the matrix's energy")
     mend.add_argument(
-        "--budget", help="residual: largest size of all residuals, such as 200MB; ranks are chosen to keep the most energy"
+        "--budget",
+        help="residual, bits: largest size of all residuals, such as 200MB; it decides ranks, or the share of signs",
     )
     mend.add_argument("--full", action="store_true", help="residual: store both versions of every matrix, which is exact")
     mend.add_argument(

@@ -70,10 +70,16 @@ def generate(arguments: argparse.Namespace) -> int:
     places = [[arguments.output / f"{i:05}-{j:02}.png" for j in range(arguments.num_images)] for i in range(len(arguments.prompt))]
     for path in (*itertools.chain(*places), arguments.output / "grid.png"):
         check_file(path)  # before minutes of work
+    for image in arguments.image:
+        existing(image, "--image")
     engine = _engine(arguments, "t2i")
     sampling = sampling_of(arguments, engine.image_sampling)
-    drawn = engine.generate_images(arguments.prompt, arguments.num_images, arguments.seed, sampling, arguments.negative_prompt)
+    sources = [arguments.image] * len(arguments.prompt)
+    drawn = engine.generate_images(
+        arguments.prompt, arguments.num_images, arguments.seed, sampling, arguments.negative_prompt, sources
+    )
     settings = {name: getattr(arguments, name) for name in ("model", "seed", "negative_prompt")} | asdict(sampling)
+    settings |= {"images": [str(image) for image in arguments.image]} if arguments.image else {}
     for i, (prompt, pictures) in enumerate(zip(arguments.prompt, drawn, strict=True)):
         for j, picture in enumerate(pictures):
             path = places[i][j]
@@ -179,6 +185,13 @@ def add_commands(commands: Commands) -> None:
     made[chat].add_argument("--image", type=Path, help="image file that the first question is about")
     made[chat].add_argument("--question", help="ask one question (default: one per line of standard input)")
     made[generate].add_argument("prompt", nargs="+", help="prompt of an image; several prompts are generated together")
+    made[generate].add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        help="source image that every prompt edits or combines; may be repeated. For a model that was trained on edits",
+    )
     made[generate].add_argument("--output", type=Path, required=True, help="folder to write the images to")
     made[generate].add_argument("--num-images", type=whole(1, 10_000), default=1, help="images per prompt (default: 1)")
     made[generate].add_argument("--negative-prompt", help="text that classifier-free guidance leads away from")

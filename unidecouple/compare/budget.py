@@ -10,12 +10,14 @@ from statistics import fmean
 from typing import Any
 
 from unidecouple.batch import TASK_KEYS, Task
-from unidecouple.compare.merge import Merge
+from unidecouple.compare.decoupled_config import decoupled_config
+from unidecouple.compare.merge import Decoupling, Merge
 from unidecouple.compare.plan import START, Comparison, Job, Variant
 from unidecouple.convert.load import checkpoint_folder, load_processor
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files
+from unidecouple.models.families import UnifiedConfig
 from unidecouple.plan.batch_shapes import Lengths
 from unidecouple.plan.stages import PlanRequest, StagePlan, plan
 from unidecouple.run import RunConfig
@@ -69,11 +71,22 @@ def merged_budget(merge: Merge, parents: Sequence[VariantPlan]) -> Budget:
     lengths = {
         task: max((one.tokens[task] // one.samples[task] for one in seen if one.samples[task]), default=0) for task in TASK_KEYS
     }
+    looked_at = Budget(
+        {task: own[task][0] for task in TASK_KEYS},
+        {task: own[task][1] for task in TASK_KEYS},
+        {task: own[task][1] * lengths[task] for task in TASK_KEYS},
+        0,
+    )
+    return together([looked_at, *seen])
+
+
+def together(budgets: Sequence[Budget]) -> Budget:
+    """The sum of ``budgets``."""
     return Budget(
-        {task: own[task][0] + sum(one.steps[task] for one in seen) for task in TASK_KEYS},
-        {task: own[task][1] + sum(one.samples[task] for one in seen) for task in TASK_KEYS},
-        {task: own[task][1] * lengths[task] + sum(one.tokens[task] for one in seen) for task in TASK_KEYS},
-        sum(one.router_pictures for one in seen),
+        {task: sum(one.steps[task] for one in budgets) for task in TASK_KEYS},
+        {task: sum(one.samples[task] for one in budgets) for task in TASK_KEYS},
+        {task: sum(one.tokens[task] for one in budgets) for task in TASK_KEYS},
+        sum(one.router_pictures for one in budgets),
     )
 
 
@@ -81,7 +94,8 @@ def merged_budget(merge: Merge, parents: Sequence[VariantPlan]) -> Budget:
 class VariantPlan:
     """A variant of a scenario as planned: its first job, budget, stages, and learning rates.
 
-    A merged variant has no stages, but the plans ``of`` its parents, each once.
+    A merged variant has no stages, but the plans ``of`` its parents, each once. A variant that starts from another one has both;
+    its budget includes the other's.
     """
 
     job: Job
@@ -89,6 +103,14 @@ class VariantPlan:
     stages: Sequence[StagePlan]
     rates: tuple[str, ...]
     of: tuple[VariantPlan, ...] = ()
+
+    @property
+    def result(self) -> UnifiedConfig:
+        """Configuration of the model at the end. Of a decoupled one, as if every matrix and norm of the decoder had changed."""
+        if self.stages:
+            return self.stages[-1].config
+        config, merge = self.of[0].result, self.job.merge
+        return decoupled_config(config, merge.method, len(merge.of)) if merge and isinstance(merge.method, Decoupling) else config
 
 
 def cells(planned: Sequence[Job]) -> dict[str, dict[str, VariantPlan]]:
@@ -101,22 +123,25 @@ def cells(planned: Sequence[Job]) -> dict[str, dict[str, VariantPlan]]:
     for job in planned:
         of = found.setdefault(job.scenario, {})
         if job.name != START and job.name not in of:
-            parents = tuple(of[name] for name in dict.fromkeys(job.merge.of)) if job.merge else ()
-            stages = () if job.merge else _planned(job)
+            parents = tuple(of[name] for name in dict.fromkeys(job.of))
+            stages = () if job.merge else _planned(job, parents[0].result if parents else None)
             mine = [one for one in planned if (one.scenario, one.name, one.seed) == (job.scenario, job.name, job.seed)]
             tried: dict[Path, str] = {}
             for one in mine:
                 tried.setdefault(one.folder, one.rate)  # a point that changes nothing shares another's run
-            seen = merged_budget(job.merge, parents) if job.merge else budget(job.config, stages)
+            if job.merge:
+                seen = merged_budget(job.merge, parents)
+            else:
+                seen = together([budget(job.config, stages), *(parent.budget for parent in parents)])
             of[job.name] = VariantPlan(job, seen, stages, tuple(tried.values()), parents)
     return found
 
 
-def _planned(job: Job) -> Sequence[StagePlan]:
+def _planned(job: Job, start: UnifiedConfig | None) -> Sequence[StagePlan]:
     try:
         folder, data = str(checkpoint_folder(job.config.model_name_or_path)), job.config.data
         question = replace(PAPER, lengths=_lengths(folder, data)) if isinstance(data, Files) else PAPER
-        return plan(replace(job.config, model_name_or_path=folder), question)
+        return plan(replace(job.config, model_name_or_path=folder), question, start)
     except ValueError as error:
         raise ValueError(f"variant {job.name!r} in {job.scenario}: {error}") from error
 

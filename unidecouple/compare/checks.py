@@ -45,13 +45,18 @@ def _check_names(grid: Comparison, name: str, variant: Variant) -> None:
     for kind, wanted, known in (
         ("scenario", variant.scenarios, grid.scenarios),
         ("rate", variant.rates, grid.rates),
-        ("variant", variant.merge.of if variant.merge else (), grid.variants),
+        ("variant", variant.parents, grid.variants),
     ):
         for entry in wanted:
             if entry not in known:
                 raise ValueError(f"variant {name!r} names {kind} {entry!r}; this grid has {', '.join(map(repr, known))}")
     if variant.merge is not None:
         _check_merge(grid, name, variant, variant.merge)
+    elif variant.start_from and grid.variants[variant.start_from].start_from:
+        raise ValueError(
+            f"variant {name!r} starts from {variant.start_from!r}, which starts from another variant itself: name one that is "
+            "trained from the base, or merged"
+        )
 
 
 def _check_claim(grid: Comparison, claim: Claim) -> None:
@@ -71,7 +76,9 @@ def _check_claim(grid: Comparison, claim: Claim) -> None:
 def _check_merge(grid: Comparison, name: str, variant: Variant, merge: Merge) -> None:
     bare = Variant("", other_budget=variant.other_budget, scenarios=variant.scenarios, rates=variant.rates, axis=variant.axis)
     if replace(variant, description="", title="", merge=None) != bare:
-        raise ValueError(f"variant {name!r} is merged and trains nothing: leave out structure, stages, objective, tasks and steps")
+        raise ValueError(
+            f"variant {name!r} is merged and trains nothing: leave out structure, stages, objective, tasks, steps and start_from"
+        )
     if isinstance(merge.method, Decoupling):
         _check_decoupled(grid, name, merge)
     elif len(merge.of) < 2:

@@ -19,7 +19,7 @@ from unidecouple.compare.budget import Budget, VariantPlan
 from unidecouple.compare.cost import cost_of
 from unidecouple.compare.elsewhere import ImportedRuns, base_hash, key_of
 from unidecouple.compare.merge import BETWEEN, MERGED
-from unidecouple.compare.plan import START, Comparison, Job
+from unidecouple.compare.plan import START, Comparison, Job, ancestors
 from unidecouple.compare.readings import FROM_ONE_TASK, from_one_task, readings
 from unidecouple.eval.suite import metric_named
 from unidecouple.train.meter import SPENT
@@ -108,12 +108,12 @@ def _rows_and_runs(grid_runs: GridRuns) -> tuple[list[dict[str, Any]], list[dict
             place = _place(job)
             scores = [{"step": found["step"]} | score for score in found["scores"]]
             rows += [place | row | seen for row in scores + readings(folder / job.folder)]
-            spent["cpu_seconds"] += _of_parents(job, seconds)
+            spent["cpu_seconds"] += _of_ancestors(job, grid_runs.planned, seconds)
             runs.append(place | {"folder": job.folder.as_posix()} | spent | seen)
         elif (run := imported.runs.get(key_of(job))) is not None:
             rows += [{**row, **seen} for row in imported.rows[key_of(job)] if row["metric"] != FROM_ONE_TASK]
             runs.append({**run, **seen})
-            seconds[job.folder] = run["cpu_seconds"] - _of_parents(job, seconds)
+            seconds[job.folder] = run["cpu_seconds"] - _of_ancestors(job, grid_runs.planned, seconds)
     return rows, runs, sum(seconds.values())
 
 
@@ -138,8 +138,8 @@ def _place(job: Job) -> dict[str, Any]:
     return {"scenario": job.scenario, "variant": job.variant, "seed": job.seed}
 
 
-def _of_parents(job: Job, seconds: Mapping[Path, float]) -> float:
-    return sum(seconds.get(parent, 0.0) for parent in set(job.parents))
+def _of_ancestors(job: Job, planned: Sequence[Job], seconds: Mapping[Path, float]) -> float:
+    return sum(seconds.get(folder, 0.0) for folder in ancestors(job, planned))
 
 
 def _seen(job: Job, cells: Mapping[str, Mapping[str, VariantPlan]]) -> dict[str, int | str]:

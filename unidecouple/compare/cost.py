@@ -15,7 +15,7 @@ from unidecouple.batch import Task
 from unidecouple.compare.budget import VariantPlan
 from unidecouple.compare.merge import Decoupling
 from unidecouple.delta.forms import ChangedMatrix, choose_forms
-from unidecouple.models.deltas import FullDelta, SignDelta, make_delta
+from unidecouple.models.deltas import DELTAS, FullDelta, LowRankDelta, make_delta
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.op_trace import OpTrace, Shape
 from unidecouple.plan.stages import StagePlan
@@ -77,11 +77,14 @@ def cost_of(cell: VariantPlan) -> VariantCost:
     """Of a variant; a merged one costs what its parents do, which train one after the other. What the merge takes is left out.
 
     A decoupled model has the deltas of all its decoder's matrices and norms besides (of the word embeddings a few rows, left out).
+    A variant that starts from another one's model costs what both do.
     """
     if not cell.of:
         return cost(cell.stages)
     parents = [cost_of(parent) for parent in cell.of]
     tokens = [sum(parent.budget.tokens.values()) for parent in cell.of]
+    if cell.stages:
+        return _continued(cost(cell.stages), parents[0], (sum(cell.budget.tokens.values()) - tokens[0], tokens[0]))
     found = VariantCost(
         parameters=parents[0].parameters,
         active={task: count for parent in parents for task, count in parent.active.items()},
@@ -95,6 +98,17 @@ def cost_of(cell: VariantPlan) -> VariantCost:
     if merge is None or not isinstance(merge.method, Decoupling):
         return found
     return _with_deltas(found, cell.of[0].stages[-1], merge.method, len(merge.of))
+
+
+def _continued(own: VariantCost, before: VariantCost, tokens: tuple[int, int]) -> VariantCost:
+    """Of a run from the model of another; ``tokens`` are those of this run and of the other."""
+    return replace(
+        own,
+        active=before.active | own.active,
+        trainable=before.trainable + own.trainable,
+        train_flops=(own.train_flops * tokens[0] + before.train_flops * tokens[1]) / max(1, sum(tokens)),
+        generated_flops=before.generated_flops if own.generated_flops is None else own.generated_flops,
+    )
 
 
 def _with_deltas(found: VariantCost, stage: StagePlan, method: Decoupling, models: int) -> VariantCost:
@@ -128,15 +142,16 @@ def _deltas(layers: Mapping[str, Shape], method: Decoupling) -> tuple[int, int]:
             delta = make_delta(form, layers[name])
         numbers = sum(tensor.numel() for tensor in delta.state_dict().values())
         stored += numbers
-        if isinstance(delta, SignDelta):  # its signs are eight to a number
-            numbers = prod(layers[name]) + 1
-        computed += 0 if isinstance(delta, FullDelta) else numbers  # a full weight stands in the layer's own place
+        if not isinstance(delta, FullDelta):  # a full weight stands in the layer's own place
+            computed += numbers if isinstance(delta, LowRankDelta) else prod(layers[name]) + 1  # signs are multiplied unpacked
     return stored, computed
 
 
 def _active(stage: StagePlan, task: Task, trace: OpTrace) -> int:
     apart = any(name.startswith(_HEADS[Task.MMU]) for name in trace.shapes)  # Emu3 has one head for both
     met = {name: trace.shapes[name] for name in trace.used if not (apart and name.startswith(_HEADS[task]))}
+    others = tuple(f".{DELTAS}.{other.key}." for other in Task if other is not task)
+    met = {name: shape for name, shape in met.items() if not any(prefix in name for prefix in others)}
     return count(stage.config.text_config, met, (), ()).active
 
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unidecouple import config as configs
-from unidecouple.compare.merge import RECORD
 from unidecouple.compare.plan import Job
-from unidecouple.train.run_folder import RESULT, RUN, begun, scored
+from unidecouple.train.run_folder import RESULT, begun, scored
 
 SHOWN = 5
 """Differences shown per folder, and folders shown."""
@@ -32,7 +31,7 @@ def finished(planned: Sequence[Job], folder: Path) -> list[Job]:
 
 def _foreign(job: Job, folder: Path) -> str:
     """What is wrong with the place of ``job``; "" if it is empty or holds the job's own run."""
-    mine, record = folder / job.folder, RECORD if job.merge else RUN
+    mine, record = folder / job.folder, job.record_name
     if not job.merge and not begun(mine):
         return ""
     if not (mine / record).is_file():

@@ -84,6 +84,8 @@ class Variant:
         rates: learning-rate points that the variant runs at; empty: all.
         axis: what separates the tasks; the report groups variants by it. A control has none.
         merge: merge the models of other variants instead of training; then leave out everything about training.
+        start_from: name of a variant of the same grid, whose model of the same scenario, rate and seed this one starts from, in
+            place of the scenario's base. Its budget includes that variant's.
         title: name in the report; "": the variant's name without underscores.
     """
 
@@ -99,6 +101,7 @@ class Variant:
     rates: tuple[str, ...] = ()
     axis: Axis | None = None
     merge: Merge | None = None
+    start_from: str = ""
     title: str = ""
 
     def __post_init__(self) -> None:
@@ -112,7 +115,13 @@ class Variant:
     @property
     def is_dense(self) -> bool:
         """Whether it changes nothing of the base but its weights: no structure, no LoRA."""
-        return self.structure == Dense() and not any(stage.lora or stage.structure for stage in self.stages)
+        changed = self.start_from or any(stage.lora or stage.structure for stage in self.stages)
+        return self.structure == Dense() and not changed
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Names of the variants whose models this one is made of or starts from."""
+        return self.merge.of if self.merge else (self.start_from,) if self.start_from else ()
 
 
 def _into_data(values: Mapping[str, Any], old: str, new: str, unset: object) -> tuple[dict[str, Any], dict[str, str]]:
@@ -172,7 +181,7 @@ class Comparison:
     @property
     def control_name(self) -> str:
         """The control, chosen where the recipe names none: dense, both tasks, without LoRA; else the first of both tasks."""
-        joint = [name for name, variant in self.variants.items() if variant.tasks == "both" and variant.merge is None]
+        joint = [name for name, variant in self.variants.items() if variant.tasks == "both" and not variant.parents]
         dense = [name for name in joint if self.variants[name].is_dense]
         return self.control or next(iter(dense + joint), "")
 
@@ -183,8 +192,9 @@ class Comparison:
         return self.focus or next(joint, "")
 
     def single_task(self, task: Task) -> str:
-        """The first variant that trains ``task`` alone; "" where there is none."""
-        return next((name for name, variant in self.variants.items() if variant.tasks == task.key), "")
+        """The first variant that trains ``task`` alone, from the base; "" where there is none."""
+        alone = (name for name, variant in self.variants.items() if variant.tasks == task.key and not variant.parents)
+        return next(alone, "")
 
     def batch_size(self, scenario: str, task: Task) -> int:
         """Samples of ``task`` per step that a variant of both tasks sees in ``scenario``."""
@@ -194,7 +204,7 @@ class Comparison:
     def points(self, scenario: str, name: str) -> list[str]:
         """Rates that variant ``name`` is run at in ``scenario``.
 
-        None where it has no data; a merged variant has those that all its parents have.
+        None where it has no data; a variant with parents has those that all of them have.
         """
         variant = self.variants[name]
         if variant.scenarios and scenario not in variant.scenarios:
@@ -202,5 +212,5 @@ class Comparison:
         if variant.tasks != "both" and not self.batch_size(scenario, Task[variant.tasks.upper()]):
             return []
         known = [rate for rate in self.rates if not variant.rates or rate in variant.rates]
-        parents = [self.points(scenario, parent) for parent in variant.merge.of] if variant.merge else []
+        parents = [self.points(scenario, parent) for parent in variant.parents]
         return [rate for rate in known if all(rate in theirs for theirs in parents)]

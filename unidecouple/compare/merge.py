@@ -18,9 +18,10 @@ from unidecouple.methods.merging import AdaMerging, Concrete, Merging, TaskArith
 from unidecouple.methods.merging.options import words as merging_words
 from unidecouple.run import RunConfig
 
-MERGED, RECORD = "merged", "merge.yaml"
-BETWEEN = "merged-first"
-"""In such a variant's folder: the checkpoint that is scored, what says how it was made, and a merge that decoupling starts from."""
+MERGED, RECORD, BETWEEN, START_RECORD = "merged", "merge.yaml", "merged-first", "start.yaml"
+"""In such a variant's folder: the checkpoint that is scored, how it was made, and a merge that decoupling starts from.
+
+``START_RECORD`` is in the folder of a variant that starts from another one's model."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class Decoupling(Fidelity):
 
     Generation is served by the base and the change of the first model, in a form that keeps part of it. Understanding is the
     base's, or is served in the same way by the second model. One of ``rank``, ``energy``, ``full`` and ``bits`` is given, or
-    ``budget`` alone or with ``energy``.
+    ``budget`` alone or with ``energy`` or ``bits``.
 
     Attributes:
         rank: of every matrix of the change.
         energy: share of each matrix's energy (sum of squared singular values), by the smallest rank that has it.
         full: keep both weights of every matrix, which is exact.
         bits: one bit per number and a scale per matrix.
-        budget: most bytes of all matrices together; ranks are chosen for the most energy.
+        budget: most bytes of all matrices together; ranks are chosen for the most energy, or with ``bits`` the share of signs.
         distill_steps: that match the first model's logits on images that it draws of the scenario's prompts.
         learning_rate: of distillation.
         onto: of two models: they are merged by this method first, and the merged model takes the base's place, as in ESM++
@@ -95,6 +96,19 @@ class MergeRecord:
 
     of: tuple[str, ...]
     method: Method
+    run: RunConfig
+
+
+@dataclass(frozen=True)
+class StartRecord:
+    """Everything that defines a run from another run's model, paths as in ``MergeRecord``.
+
+    Attributes:
+        of: folder of the run whose model is the start.
+        run: how it is trained. Its start is the scenario's base, which the other run began with.
+    """
+
+    of: str
     run: RunConfig
 
 

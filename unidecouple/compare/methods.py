@@ -83,8 +83,12 @@ def run_values(name: str, variant: Variant) -> dict[str, Any]:
     """Keys of a run's configuration that the method sets.
 
     Raises:
-        ValueError: the method merges models that were trained, which is no run.
+        ValueError: the method merges models that were trained, which is no run, or starts from the model of another method.
     """
+    if variant.start_from:
+        raise ValueError(
+            f"method {name!r} starts from the model of {variant.start_from!r}: `unidecouple compare --methods` makes both"
+        )
     if variant.merge is not None:
         tool = "decouple" if isinstance(variant.merge.method, Decoupling) else "merge"
         of = " and ".join(dict.fromkeys(variant.merge.of))

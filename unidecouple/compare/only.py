@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from unidecouple.compare.plan import START, Job
+from unidecouple.compare.plan import START, Job, ancestors
 
 KEYS = ("scenario", "variant", "rate", "seed")
 
@@ -35,7 +35,7 @@ def parse(texts: Sequence[str], planned: Sequence[Job]) -> Only:
 
 
 def chosen(only: Only, planned: Sequence[Job]) -> list[Job]:
-    """The jobs that ``only`` asks for, what they merge, and the starts of their scenarios, which every figure needs.
+    """The jobs that ``only`` asks for, the runs that they need, and the starts of their scenarios, which every figure needs.
 
     Raises:
         ValueError: there is no such job.
@@ -48,10 +48,10 @@ def chosen(only: Only, planned: Sequence[Job]) -> list[Job]:
     if not scenarios:
         asked_for = ", ".join(f"{key}={value}" for key, values in only.items() for value in sorted(values))
         raise ValueError(f"--only {asked_for} asks for no run of this grid: no variant has all of it")
-    merged = {(job.scenario, parent) for job in planned if asked(job) for parent in job.parents}
+    parents = {(job.scenario, folder) for job in planned if asked(job) for folder in ancestors(job, planned)}
 
     def needed(job: Job) -> bool:
-        return (job.name == START and job.scenario in scenarios) or (job.scenario, job.folder) in merged
+        return (job.name == START and job.scenario in scenarios) or (job.scenario, job.folder) in parents
 
     return [job for job in planned if asked(job) or needed(job)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from unidecouple import config as configs
 from unidecouple.batch import Task
 from unidecouple.compare.checks import check_grid
 from unidecouple.compare.grid import START, Comparison, Rate, Scenario, Variant
-from unidecouple.compare.merge import Merge, MergeRecord
+from unidecouple.compare.merge import RECORD, START_RECORD, Merge, MergeRecord, StartRecord
 from unidecouple.data.settings import DataSettings
 from unidecouple.methods.stage import Stage
 from unidecouple.run import RunConfig
+from unidecouple.train.run_folder import RUN
 
 __all__ = ["START", "Comparison", "Job", "Rate", "Scenario", "Variant", "jobs"]
 
@@ -28,7 +29,8 @@ class Job:
     Variants that come to the same configuration in some scenario (generation data only makes joint and generation-only
     training one) share one run: the same ``folder``, trained once.
 
-    A merged variant's ``config`` says how it is scored; ``parents`` are the folders of the runs that are merged.
+    ``of`` are the variants whose models are merged or started from, ``parents`` the folders of their runs. A merged variant's
+    ``config`` says how it is scored. Where there are parents, ``config`` names the start that they had; the model is theirs.
     """
 
     scenario: str
@@ -38,6 +40,7 @@ class Job:
     config: RunConfig
     folder: Path
     merge: Merge | None = None
+    of: tuple[str, ...] = ()
     parents: tuple[Path, ...] = ()
 
     @property
@@ -46,11 +49,17 @@ class Job:
         return f"{self.name}@{self.rate}" if self.rate else self.name
 
     @property
-    def record(self) -> RunConfig | MergeRecord:
+    def record(self) -> RunConfig | MergeRecord | StartRecord:
         """What its folder must say of itself to hold this job."""
-        if self.merge is None:
-            return self.config
-        return MergeRecord(tuple(parent.as_posix() for parent in self.parents), self.merge.method, self.config)
+        of = tuple(parent.as_posix() for parent in self.parents)
+        if self.merge is not None:
+            return MergeRecord(of, self.merge.method, self.config)
+        return StartRecord(of[0], self.config) if of else self.config
+
+    @property
+    def record_name(self) -> str:
+        """Name of the file that holds ``record``."""
+        return RECORD if self.merge else START_RECORD if self.parents else RUN
 
 
 def jobs(grid: Comparison) -> list[Job]:
@@ -66,24 +75,42 @@ def jobs(grid: Comparison) -> list[Job]:
         for variant, rate, seed in _cells(grid, scenario):
             config = _config(grid, scenario, variant, rate, seed)
             merge = grid.variants[variant].merge if variant != START else None
-            job = Job(scenario, variant, rate, seed, config, Path(), merge)
-            job = replace(job, parents=_parents(job, merge.of, planned) if merge else ())
+            of = grid.variants[variant].parents if variant != START else ()
+            job = Job(scenario, variant, rate, seed, config, Path(), merge, of)
+            job = replace(job, parents=_parents(job, planned))
             folder = folders.setdefault(configs.dump(job.record), Path(scenario) / job.variant / f"seed{seed}")
             planned.append(replace(job, folder=folder))
     return sorted(planned, key=lambda job: job.name != START)
 
 
-def _parents(job: Job, names: Sequence[str], planned: Sequence[Job]) -> tuple[Path, ...]:
-    """Folders of the runs of ``names`` in the same cell as ``job``."""
+def _parents(job: Job, planned: Sequence[Job]) -> tuple[Path, ...]:
+    """Folders of the runs of its parents in the same cell as ``job``."""
     there = {one.name: one.folder for one in planned if (one.scenario, one.rate, one.seed) == (job.scenario, job.rate, job.seed)}
-    return tuple(there[name] for name in names)
+    return tuple(there[name] for name in job.of)
+
+
+def ancestors(job: Job, planned: Sequence[Job], done: Collection[Path] = ()) -> set[Path]:
+    """Folders of the runs that ``job`` needs, directly or by way of others, but those ``done`` and what only they need."""
+    parents = {one.folder: one.parents for one in planned}
+    found: set[Path] = set()
+    waiting = list(job.parents)
+    while waiting:
+        if (folder := waiting.pop()) not in done:
+            found.add(folder)
+            waiting += parents[folder]
+    return found
 
 
 def _cells(grid: Comparison, scenario: str) -> list[tuple[str, str, int]]:
-    """Variant, rate and seed of each job, the merged ones after what they are made of."""
-    names = sorted(grid.variants, key=lambda name: grid.variants[name].merge is not None)
+    """Variant, rate and seed of each job, after the jobs that it is made of or starts from."""
+    names = sorted(grid.variants, key=lambda name: depth(grid, name))
     points = {name: grid.points(scenario, name) for name in names}
     return [(START, "", grid.seeds[0])] + [(name, rate, seed) for seed in grid.seeds for name in names for rate in points[name]]
+
+
+def depth(grid: Comparison, name: str) -> int:
+    """0 of a variant that starts from the base, else one more than the highest of its parents."""
+    return max((1 + depth(grid, parent) for parent in grid.variants[name].parents), default=0)
 
 
 def _config(grid: Comparison, scenario: str, variant: str, rate: str, seed: int) -> RunConfig:

@@ -13,10 +13,10 @@ from unidecouple.compare.budget import cells, check
 from unidecouple.compare.collect import ERROR, LOG, GridRuns, collect
 from unidecouple.compare.done import finished
 from unidecouple.compare.elsewhere import import_runs, key_of
-from unidecouple.compare.merge import MERGED, RECORD
+from unidecouple.compare.merge import MERGED
 from unidecouple.compare.merge import commands as merge_commands
 from unidecouple.compare.only import chosen, parse
-from unidecouple.compare.plan import Comparison, Job, jobs
+from unidecouple.compare.plan import Comparison, Job, ancestors, jobs
 from unidecouple.compare.processes import Processes
 from unidecouple.files import write_json_atomic, write_text_atomic
 from unidecouple.train.train import prepare
@@ -68,17 +68,15 @@ def run_comparison(grid: Comparison, options: CompareOptions) -> Path:
     before = {job.folder for job in finished(planned, folder)}
     known = before | {job.folder for job in planned if key_of(job) in imported.runs}
     write_text_atomic(folder / "comparison.yaml", configs.dump(grid))
-    merging = {parent for place, job in wanted.items() if place not in known for parent in job.parents}
-    known -= merging - before  # a merge needs weights, and results have none
+    # of the ancestors the weights are needed, and results have none
+    known -= {parent for place, job in wanted.items() if place not in known for parent in ancestors(job, planned, before)}
     waiting = sorted((job for place, job in wanted.items() if place not in known), key=expected_work, reverse=True)
     done = len(wanted) - len(waiting)
     print(f"{grid.name}: {len(wanted)} runs, {done} of them done before, {options.workers} at a time", flush=True)
     drawing = [job for job in waiting if job.config.data.GENERATED and job.config.data.t2i_batch_size]
     for job in {job.config.model_name_or_path: job for job in drawing}.values():
         prepare(job.config, options.cache, _progress)
-    failed = _run_all([job for job in waiting if not job.merge], options)
-    trained = {job.folder for job in finished(planned, folder)}
-    failed += _run_all([job for job in waiting if job.merge and trained.issuperset(job.parents)], options)
+    failed = _run_in_order(waiting, planned, options)
     there, results = finished(planned, folder), folder / "results.json"
     if there or imported.runs:
         took = None if known else time.monotonic() - began  # of a part of the runs it would be read as that of all
@@ -96,6 +94,19 @@ def expected_work(job: Job) -> int:
     """About how long ``job`` takes, in pairs; what is to be understood costs about three pairs (its image, a longer text)."""
     data = job.config.data
     return job.config.max_steps * (data.t2i_batch_size + 3 * (data.mmu_batch_size + data.router_aux_samples))
+
+
+def _run_in_order(waiting: Sequence[Job], planned: Sequence[Job], options: CompareOptions) -> list[Job]:
+    """Run the jobs, each after those that it needs; returns those that failed. What needs one of them is left out."""
+    failed: list[Job] = []
+    left = list(waiting)
+    while left:
+        open_ones = {job.folder for job in left}
+        ready = [job for job in left if open_ones.isdisjoint(job.parents)]
+        left = [job for job in left if not open_ones.isdisjoint(job.parents)]
+        done = {job.folder for job in finished(planned, options.folder)}
+        failed += _run_all([job for job in ready if done.issuperset(job.parents)], options)
+    return failed
 
 
 def _run_all(waiting: Sequence[Job], options: CompareOptions) -> list[Job]:
@@ -116,22 +127,31 @@ def _run_all(waiting: Sequence[Job], options: CompareOptions) -> list[Job]:
 
 
 def _run(job: Job, folder: Path, cache: Path, processes: Processes) -> int:
-    """Train one job, or merge its parents, and score it."""
+    """Train one job, from the base or from another job's model, or merge its parents; and score it."""
     mine = folder / job.folder
     mine.mkdir(parents=True, exist_ok=True)
     (mine / ERROR).unlink(missing_ok=True)
     recipe, config, kept = mine / "job.yaml", job.config, ["--cache", str(cache)]
     commands = [["train", str(recipe), "--output", str(mine), *kept]]
+    if job.parents:
+        write_text_atomic(mine / job.record_name, configs.dump(job.record))
     if job.merge:
         merged = mine / MERGED
-        write_text_atomic(mine / RECORD, configs.dump(job.record))
         if not merged.is_dir():
             parents = [str(folder / parent) for parent in job.parents]
             source = ["--recipe", str(recipe), *kept]
-            commands = merge_commands(job.merge.method, config.model_name_or_path, parents, merged, source) + commands
+            commands = merge_commands(job.merge.method, job.config.model_name_or_path, parents, merged, source) + commands
         config = replace(config, model_name_or_path=str(merged.resolve()))
+    elif job.parents:
+        config = replace(config, model_name_or_path=str(_model(folder / job.parents[0])))
     write_text_atomic(recipe, configs.dump(config))
     return next((code for arguments in commands if (code := _call(arguments, job, mine / LOG, processes))), 0)
+
+
+def _model(run: Path) -> Path:
+    """The checkpoint that a finished run ended with."""
+    merged = run / MERGED
+    return (merged if merged.is_dir() else run).resolve()
 
 
 def _call(words: Sequence[str], job: Job, kept: Path, processes: Processes) -> int:

@@ -28,6 +28,7 @@ from unidecouple.convert.load import open_checkpoint
 from unidecouple.convert.parts import Part
 from unidecouple.convert.processors import write_generation_config, write_processor
 from unidecouple.convert.steps import GIGABYTE
+from unidecouple.convert.structure import extended
 from unidecouple.convert.weights import save_shards
 from unidecouple.extras import missing_package
 from unidecouple.files import atomic_directory, write_json_atomic
@@ -187,13 +188,7 @@ def _config(model: LanguageModel, like: UniJanusConfig, processor: UniJanusProce
 
 def _extended(weights: Part, rows: int, added: list[int]) -> Part:
     """``weights`` with ``rows`` word embeddings; those of ``added`` tokens start at the mean of the others."""
-    out = dict(weights)
-    for name in (_EMBEDDINGS, _HEAD):
-        table = weights[name]
-        mean = table.float().mean(0).to(table.dtype)
-        out[name] = torch.cat([table, mean.expand(max(0, rows - len(table)), -1)])
-        out[name][added] = mean
-    return out
+    return {name: extended(weight, rows, added) if name in (_EMBEDDINGS, _HEAD) else weight for name, weight in weights.items()}
 
 
 def _adaptors(config: UniJanusConfig, embeddings: Tensor, seed: int) -> Part:

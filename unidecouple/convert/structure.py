@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,14 @@ def with_text(config: UnifiedConfig, **fields: Any) -> UnifiedConfig:
     raw = config.to_dict()
     raw["text_config"] = {**raw["text_config"], **fields}
     return type(config)(**raw)
+
+
+def extended(table: Tensor, rows: int, added: Sequence[int]) -> Tensor:
+    """Return (``rows``, width): ``table`` with more rows; those of ``added`` are the mean of its own."""
+    mean = table.float().mean(0).to(table.dtype)
+    out = torch.cat([table, mean.expand(max(0, rows - len(table)), -1)])
+    out[list(added)] = mean
+    return out
 
 
 def with_structure(config: UnifiedConfig, structure: Structure) -> UnifiedConfig:

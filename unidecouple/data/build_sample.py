@@ -34,7 +34,9 @@ def build(
             return value
         if not generated:
             return preprocessor.for_understanding(value)
-        return _cached(value, builder.num_image_tokens) if isinstance(value, ImageTokens) else preprocessor.for_generation(value)
+        if isinstance(value, ImageTokens):
+            return _cached(value, builder.num_image_tokens)
+        return preprocessor.for_generation(value, bool(record.sources))
 
     try:
         turns = [(turn.role, [part(p, is_t2i and turn.role == "assistant") for p in turn.parts]) for turn in record.turns]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 if TYPE_CHECKING:
-    from unidecouple.models.processing import UnifiedProcessor
+    from transformers import PreTrainedTokenizerFast
 
+    from unidecouple.models.processing import UnifiedProcessor
 
 _MARKS = ("\x02question\x03", "\x02answer\x03", "\x02further\x03")
 
@@ -64,6 +65,18 @@ def chat_format(processor: UnifiedProcessor) -> ChatFormat:
     answered, next_user = third.split(eos)
     around = (user, first.removeprefix(user), next_user, asked, second.removeprefix(asked), answered)
     return ChatFormat(processor.text_prefix, *around, *(processor.system_turn or ("", " ")))
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerFast, marks: str) -> dict[int, str]:
+    """Tokens, by id, that users' text must not contain: all special ones, and added ones that occur in the template.
+
+    Some checkpoints do not flag their role tokens as special, so ``marks``, all texts of the template, are searched, too. The
+    token for unknown words is excluded: it has the same meaning in a user's text.
+    """
+    added = {number: (str(token), token.special) for number, token in tokenizer.added_tokens_decoder.items()}
+    found = {number: token for number, (token, special) in added.items() if special or token in marks}
+    found |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return {number: token for number, token in found.items() if token != tokenizer.unk_token}
 
 
 def _render(processor: UnifiedProcessor, turns: list[tuple[str, list[dict[str, str]]]]) -> str:

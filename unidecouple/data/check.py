@@ -69,6 +69,7 @@ class Findings:
         formats: format -> files of it.
         samples: kind -> good records.
         understood, generated: images to be understood, and images to be generated.
+        edits: samples whose images are generated from images of the user.
         lengths: tokens of a good record -> number of records.
         max_length: tokens above which a record is a problem; None: no limit.
         too_long: records of more tokens than that.
@@ -83,6 +84,7 @@ class Findings:
     samples: dict[str, int]
     understood: int
     generated: int
+    edits: int
     lengths: Counter[int]
     max_length: int | None
     too_long: int
@@ -116,6 +118,8 @@ class Findings:
         yield f"{self.path}: " + ", ".join(f"{name} ({count} file{'s' * (count > 1)})" for name, count in self.formats.items())
         yield "  samples   " + (", ".join(f"{kind} {count:,}" for kind, count in sorted(self.samples.items())) or "none")
         yield f"  images    {self.understood:,} to be understood, {self.generated:,} to be generated"
+        if self.edits:
+            yield f"  edits     {self.edits:,} of the t2i samples generate an image from the user's images"
         if self.lengths:
             yield "  tokens    " + ", ".join(f"{name} {self.length_at(share):,}" for name, share in QUANTILES.items())
             if self.max_length is not None:
@@ -151,7 +155,7 @@ def check(
     problems: list[str] = []
     words = _Words(builder)
     digests = array("Q")  # a list of bytes would need ten times the memory
-    understood = generated = done = bad = too_long = 0
+    understood = generated = edits = done = bad = too_long = 0
     total = sum(len(reader.kinds) for reader in readers)
     for reader in readers:
         for number in range(len(reader.kinds)):
@@ -171,6 +175,7 @@ def check(
             words.add(record)
             generated += len(record.generated)
             understood += len(sample.pictures)
+            edits += bool(record.sources)
     formats = dict(Counter(reader.format for reader in readers))
     return Findings(
         path=path,
@@ -178,6 +183,7 @@ def check(
         samples=dict(samples),
         understood=understood,
         generated=generated,
+        edits=edits,
         lengths=lengths,
         max_length=max_length,
         too_long=too_long,

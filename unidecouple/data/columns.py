@@ -10,7 +10,9 @@ QUESTIONS: Final = ("question", "instruction", "query")
 ANSWERS: Final = ("answer", "output", "response", "completion")
 PROMPTS: Final = ("prompt", "caption", "text")
 PICTURES: Final = ("image", "images")
-OPTIONAL: Final = (*PICTURES, "input", "system", "history", "task")
+SOURCES: Final = ("source_image", "source_images")
+"""Images that the images of a flat record are generated from."""
+OPTIONAL: Final = (*PICTURES, *SOURCES, "input", "system", "history", "task")
 """What a record may lack."""
 NAMES: Final = ("messages", "conversations", *QUESTIONS, *ANSWERS, *PROMPTS, *OPTIONAL)
 """What a column can stand for."""

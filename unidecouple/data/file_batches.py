@@ -17,7 +17,7 @@ from unidecouple.data.formats import BAD, BadRecordError, Kind, Reader, Record, 
 from unidecouple.data.mixture import SourcePool, Stream
 from unidecouple.data.packing import pack
 from unidecouple.data.pictures import ImagePreprocessor
-from unidecouple.data.sequences import Sample, SequenceBuilder, collate, pixels
+from unidecouple.data.sequences import EncodedImage, Sample, SequenceBuilder, collate, pixels
 from unidecouple.data.settings import Files, Source
 from unidecouple.data.split import in_part
 from unidecouple.models.processing import UnifiedProcessor
@@ -146,6 +146,11 @@ class FileBatches:
                 break
         return list(found.values())
 
+    def is_text(self, task: Task, number: int) -> bool:
+        """Whether sample ``number`` of measurements is of a record without images, unless that record is bad."""
+        pool, position = self._aside[task].draw(number)
+        return self._indices[task][1][pool].kind(position) == "text"
+
     def lengths(self, task: Task, count: int) -> list[int]:
         """Tokens of the first ``count`` training samples of ``task``, images included; no image is encoded."""
         return [len(self._sample(self._training[task], task, number, False).input_ids) for number in range(count)]
@@ -190,7 +195,8 @@ class FileBatches:
 
     def _encoded(self, samples: list[Sample]) -> list[Sample]:
         """``samples`` with tokens in place of pixels, all images encoded together."""
-        pixel_images = [image for sample in samples for image in sample.images if isinstance(image, np.ndarray)]
+        every = [image for sample in samples for image in (*sample.images, *sample.sources)]
+        pixel_images = [image for image in every if isinstance(image, np.ndarray)]
         if not pixel_images:
             return samples
         if self._vq is None:
@@ -203,10 +209,10 @@ class FileBatches:
             )
         tokens = map(tuple, encoded.tolist())
 
-        def of(sample: Sample) -> Sample:
-            return replace(sample, images=tuple(next(tokens) if isinstance(one, np.ndarray) else one for one in sample.images))
+        def of(images: tuple[EncodedImage | np.ndarray, ...]) -> tuple[EncodedImage, ...]:
+            return tuple(next(tokens) if isinstance(one, np.ndarray) else one for one in images)
 
-        return [of(sample) for sample in samples]
+        return [replace(sample, images=of(sample.images), sources=of(sample.sources)) for sample in samples]
 
     def _refuse_broken(self, readers: tuple[Reader, ...]) -> None:
         """Log every record of a source that cannot be parsed; refuse the source if they are too many."""

@@ -79,4 +79,4 @@ def _join(samples: Sequence[Sample]) -> Sample:
             raise ValueError("a sequence whose first token is a target cannot be packed: the one before it would predict it")
     names = [one.name for one in fields(Sample)]
     joined: dict[str, Any] = {name: [entry for sample in samples for entry in getattr(sample, name)] for name in names}
-    return Sample(**joined | {name: tuple(joined[name]) for name in ("pictures", "images")})
+    return Sample(**joined | {name: tuple(joined[name]) for name in ("pictures", "images", "sources")})

@@ -13,6 +13,8 @@ The rule holds in training, ``data`` commands, ``infer``, ``chat``, ``eval``, th
 Image understanding: see ``UnifiedProcessor.understood``: the long side is resized and the short side padded to a square.
 Text-to-image generation (Janus, arXiv 2410.13848, section 4.1; neither repository ships it): the short side is resized to the
 model's size, the long side cropped to it. That it is bicubic and at the centre is unpublished; ours.
+An image generated from source images is padded as they are (FreedomIntelligence/ShareGPT-4o-Image, train/train_janus.py), so that
+what an edit keeps stays in its place.
 """
 
 from __future__ import annotations
@@ -196,8 +198,10 @@ class ImagePreprocessor:
         """uint8 (size, size, 3), padded to a square; raises as ``decode``."""
         return self.processor.understood(decode(picture))
 
-    def for_generation(self, picture: StoredImage) -> np.ndarray:
-        """uint8 (size, size, 3), its centre; raises as ``decode``."""
+    def for_generation(self, picture: StoredImage, from_sources: bool = False) -> np.ndarray:
+        """uint8 (size, size, 3), its centre, or padded as its source images are; raises as ``decode``."""
+        if from_sources:
+            return self.for_understanding(picture)
         method = Image.Resampling(self._images.resample)
         return np.array(ImageOps.fit(decode(picture), (self.size, self.size), method))
 

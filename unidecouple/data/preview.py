@@ -31,8 +31,8 @@ class TokenSpan:
     """Neighbouring tokens of one kind.
 
     Attributes:
-        look: "loss" (text with a loss), "context" (text without), "image_in" (of an image to be understood), "image_out" (of an
-            image to be generated, with a loss).
+        look: "loss" (text with a loss), "context" (text without), "image_in" (of an image to be understood, or of a source
+            image), "image_out" (of an image to be generated, with a loss).
         text: of text.
         count: tokens.
     """
@@ -97,7 +97,7 @@ def token_spans(sample: Sample, builder: SequenceBuilder) -> Iterator[TokenSpan]
         ends_row = sample.input_ids[number] in builder.row_end and sample.image_mask[max(0, number - 1)]
         if sample.image_mask[number] or ends_row:
             return "image_out"
-        if sample.input_ids[number] == placeholder:
+        if sample.input_ids[number] == placeholder or sample.source_mask[number]:
             return "image_in"
         return "context" if sample.labels[number] == IGNORE else "loss"
 
@@ -121,5 +121,6 @@ def _content(part: str | StoredImage, record: Record, role: str, preprocessor: I
         return "note", f"an image as image tokens (row {part.row} of {part.shard.name})"
     draws = record.kind == "t2i" and role == "assistant"
     buffer = io.BytesIO()
-    Image.fromarray(preprocessor.for_generation(part) if draws else preprocessor.for_understanding(part)).save(buffer, "PNG")
+    picture = preprocessor.for_generation(part, bool(record.sources)) if draws else preprocessor.for_understanding(part)
+    Image.fromarray(picture).save(buffer, "PNG")
     return "image", "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
-from unidecouple.data.chat import ChatFormat, chat_format
+from unidecouple.data.chat import ChatFormat, chat_format, control_tokens
 from unidecouple.inputs import quoted, refuse_surrogates
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from unidecouple.models.processing import UnifiedProcessor
+
+EncodedImage = tuple[int, ...]
+"""An image as its discrete tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Sample:
         prompt_dropped: True at pads in place of a prompt that was dropped.
         pictures: uint8 (H, W, 3) images to be understood, in order.
         images: images to be generated, in order: their tokens, or uint8 (H, W, 3) pixels that are not encoded yet.
+        sources: source images, which an image is generated from, in order; as ``images``. They are among ``pictures``, too.
+        source_mask: True at image tokens of source images; by default nowhere.
     """
 
     input_ids: list[int]
@@ -47,7 +50,13 @@ class Sample:
     image_mask: list[bool]
     prompt_dropped: list[bool]
     pictures: tuple[np.ndarray, ...] = ()
-    images: tuple[tuple[int, ...] | np.ndarray, ...] = ()
+    images: tuple[EncodedImage | np.ndarray, ...] = ()
+    sources: tuple[EncodedImage | np.ndarray, ...] = ()
+    source_mask: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.source_mask:
+            object.__setattr__(self, "source_mask", [False] * len(self.input_ids))
 
     @classmethod
     def of_tokens(cls, input_ids: list[int], task_ids: list[int], labels: list[int], image_tokens: list[int]) -> Sample:
@@ -58,29 +67,42 @@ class Sample:
 
     @property
     def image_tokens(self) -> list[int]:
-        """The image token at each position, else ``NO_IMAGE_TOKEN``.
+        """The image token to be generated at each position, else ``NO_IMAGE_TOKEN``.
 
         Raises:
             ValueError: an image is not encoded yet.
         """
-        if any(isinstance(image, np.ndarray) for image in self.images):
-            raise ValueError("an image of the sample has no tokens yet: encode it first")
-        tokens = itertools.chain.from_iterable(self.images)
-        return [next(tokens) if there else NO_IMAGE_TOKEN for there in self.image_mask]
+        return _placed(self.images, self.image_mask)
+
+    @property
+    def source_tokens(self) -> list[int]:
+        """The image token of a source image at each position, else ``NO_IMAGE_TOKEN``; raises as ``image_tokens``."""
+        return _placed(self.sources, self.source_mask)
+
+
+def _placed(images: Sequence[EncodedImage | np.ndarray], mask: Sequence[bool]) -> list[int]:
+    if any(isinstance(image, np.ndarray) for image in images):
+        raise ValueError("an image of the sample has no tokens yet: encode it first")
+    tokens = itertools.chain.from_iterable(images)
+    return [next(tokens) if there else NO_IMAGE_TOKEN for there in mask]
 
 
 _KEPT = (1 << 15, 512)
 """Most texts whose ids are cached, and most characters of one: a server never stops receiving new ones."""
 
-TurnPart = str | np.ndarray | tuple[int, ...]
+TurnPart = str | np.ndarray | EncodedImage
 """Of a turn: text, a uint8 (H, W, 3) image, or the tokens of an image. Images of the assistant under ``Task.T2I`` are to be
-generated, all others are to be understood."""
+generated, those of the user are their sources; under ``Task.MMU`` all are to be understood."""
 
 
 class SequenceBuilder:
     """Builds training sequences with a processor's tokenizer; a test compares them with the processor's own prompts.
 
     The BOS counts as understanding in either task (see ``Task``); all other tokens have the task of their sample.
+
+    A source image in a prompt for an image stands as in Janus-4o (arXiv 2506.18095; FreedomIntelligence/ShareGPT-4o-Image,
+    train/train_janus.py): a block of its placeholders as in a question, then a block of its image tokens, then without a space the
+    words. Several images follow each other in the order of the conversation (there, all precede the words).
     """
 
     def __init__(self, processor: UnifiedProcessor) -> None:
@@ -88,15 +110,18 @@ class SequenceBuilder:
         self.num_image_tokens = processor.num_image_tokens
         self._texts: dict[str, list[int]] = {}
         self._chat = chat_format(processor)
-        self._prompts = ChatFormat("", "", self._chat.image, "", "", "", "") if processor.bare_prompts else self._chat
         self._bare = processor.bare_prompts
         self._placeholder = self.tokenizer.convert_tokens_to_ids(self.tokenizer.image_token)
+        chat = ChatFormat("", "", "", "", "", "", "") if self._bare else self._chat
+        self._prompts = replace(chat, image=self.tokenizer.image_token)
         self.picture = form = processor.image_format
         self._opening, self.row_end, self._closing = (
             self._special_ids(text) for text in (form.opening, form.row_end, form.closing)
         )
         self.seen_tokens = form.rows * (form.columns + len(self.row_end))  # placeholders of an image to be understood
         self._image = [*self._opening, *[self._placeholder] * self.seen_tokens, *self._closing]
+        pads = [self.tokenizer.pad_token_id] * self.num_image_tokens
+        self._source = [*self._image, *([*self._opening, *pads, *self._closing] if processor.source_tokens else [])]
         _check_scale(processor)
         self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         marks = "".join((*vars(self._chat).values(), form.opening, form.closing, form.row_end))
@@ -122,6 +147,11 @@ class SequenceBuilder:
         labels = [IGNORE] * len(shown) + target
         return _sample(shown + target, Task.MMU, labels, pictures=(picture,))
 
+    def plain_text(self, text: str) -> Sample:
+        """``passage`` as a training sample without an image: a loss on every token but the BOS."""
+        ids = self.passage(text)
+        return _sample(ids, Task.MMU, [IGNORE, *ids[1:]])
+
     def generation(self, prompt: str, image_tokens: Sequence[int], dropped: bool = False) -> Sample:
         """A prompt and the image generated for it; ``dropped`` replaces the prompt, as classifier-free guidance needs."""
         return self.continued(self.generation_prompt(prompt, dropped), image_tokens, dropped)
@@ -138,19 +168,20 @@ class SequenceBuilder:
         """Turns (role, parts) with text and images in any order; equal to ``understanding`` and ``generation`` in their cases.
 
         Under ``Task.MMU`` losses are on the assistant's words and their EOS. Under ``Task.T2I`` they are on the tokens of the
-        images generated; the assistant's words are context there. A system turn stands in place of the processor's own prompt.
+        images generated; the assistant's words and the user's images are context there. A system turn stands in place of the
+        processor's own prompt.
 
         Prompts without roles (Emu3) follow each other as they are (ours; Emu3 was trained on single ones).
 
         Args:
             turns: optionally a system turn, then user and assistant in turn.
             task: of all tokens but the BOS.
-            dropped: replaces all but the images generated, as classifier-free guidance needs.
+            dropped: replaces all but the images generated, source images among it, as classifier-free guidance needs.
 
         Raises:
             ValueError: as ``check_words``.
         """
-        ids, labels, mask, missing = [self._bos], [IGNORE], [False], [False]
+        ids, labels, mask, missing, sources = [self._bos], [IGNORE], [False], [False], [False]
         pictures: list[np.ndarray] = []
         images: list[tuple[int, ...] | np.ndarray] = []
 
@@ -162,20 +193,21 @@ class SequenceBuilder:
             labels.extend(tokens if learned else [IGNORE] * len(tokens))
             mask.extend(image or [False] * len(tokens))
             missing.extend([drop] * len(tokens))
+            sources.extend(self.source_mask(tokens) if task is Task.T2I and not drop else [False] * len(tokens))
 
         said, turns = ([turns[0]], turns[1:]) if turns[0][0] == "system" else ([], turns)
         chat = self._prompts if task is Task.T2I else self._chat
-        system = [self._chat.system_opening + self._joined(parts) + self._chat.system_closing for _, parts in said]
+        system = [self._chat.system_opening + self._joined(parts, chat.image) + self._chat.system_closing for _, parts in said]
         prefix = "".join(system) or (self._chat.prefix if task is Task.MMU else "")
         for number, (role, parts) in enumerate(turns):
             makes_images = role == "assistant" and task is Task.T2I
             pictures += [part for part in parts if isinstance(part, np.ndarray) and not makes_images]
             if role == "user":
                 opening = chat.next_user if number else prefix + chat.user
-                add(self._ids(opening + self._joined(parts) + chat.asked, keep=False))
+                add(self._ids(opening + self._joined(parts, chat.image) + chat.asked, keep=False, task=task))
                 continue
             generated = [p for p in parts if isinstance(p, tuple) or (makes_images and isinstance(p, np.ndarray))]
-            words = self._joined([p for p in parts if isinstance(p, str) or (isinstance(p, np.ndarray) and not makes_images)])
+            words = self._joined([p for p in parts if not any(p is image for image in generated)], chat.image)
             last = number + 1 == len(turns)
             if words or not generated:
                 ending = "" if generated else chat.answered
@@ -190,17 +222,28 @@ class SequenceBuilder:
             if task is Task.MMU or not last:
                 add([self._eos], learned=task is Task.MMU)
         shown = () if dropped else tuple(pictures)
-        return _sample(ids, task, labels, image_mask=mask, prompt_dropped=missing, pictures=shown, images=tuple(images))
+        others = {"sources": shown if any(sources) else (), "source_mask": sources}
+        return _sample(ids, task, labels, image_mask=mask, prompt_dropped=missing, pictures=shown, images=tuple(images), **others)
 
-    def generation_prompt(self, prompt: str, dropped: bool = False) -> list[int]:
-        """Ids up to where the image tokens start.
+    def source_mask(self, ids: Sequence[int]) -> list[bool]:
+        """Return where the image tokens of source images stand in ``ids`` of a prompt for an image: True at their pads."""
+        mask, at, count = [False] * len(ids), 0, self.num_image_tokens
+        while len(self._source) > len(self._image) and self._placeholder in ids[at:]:
+            block = list(ids).index(self._placeholder, at) - len(self._opening)
+            at = block + len(self._source) - len(self._closing)
+            mask[at - count : at] = [True] * count
+        return mask
+
+    def generation_prompt(self, prompt: str, dropped: bool = False, images: int = 0) -> list[int]:
+        """Ids up to where the image tokens start; ``images`` source images stand before the words.
 
         A dropped prompt is replaced by as many pads, as in Janus; a prompt without roles is left out, as in Emu3.
 
         Raises:
             ValueError: as ``check_words``.
         """
-        inner = self._ids(self._prompts.user + prompt.strip() + self._prompts.asked, prompt, "prompt")
+        said = self._prompts.image * images + prompt.strip()
+        inner = self._ids(self._prompts.user + said + self._prompts.asked, prompt, "prompt", not images, Task.T2I)
         ids = [self._bos, *inner, *self._opening]
         return self.hidden_prompt(ids) if dropped else ids
 
@@ -270,6 +313,11 @@ class SequenceBuilder:
         return len(found["input_ids"]), [text[start:end] for one, (start, end) in places if one == unknown]
 
     @property
+    def source_length(self) -> int:
+        """Tokens of a source image in a prompt for an image."""
+        return len(self._source)
+
+    @property
     def known_words(self) -> int:
         """Entries of the vocabulary that can occur in a text."""
         return len(self.tokenizer) - len(self._control) - (self.tokenizer.unk_token is not None)
@@ -287,8 +335,8 @@ class SequenceBuilder:
     def _special_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
-    def _joined(self, parts: Sequence[TurnPart]) -> str:
-        """Text of a turn and the template's text for its images, separated by spaces.
+    def _joined(self, parts: Sequence[TurnPart], image: str) -> str:
+        """Text of a turn and ``image``, the template's text for an image; spaces follow words.
 
         Raises:
             ValueError: as ``check_words``.
@@ -301,12 +349,12 @@ class SequenceBuilder:
             if isinstance(part, str):
                 text += part.rstrip() if text and not words else part.strip()
             else:
-                text += self._chat.image
+                text += image
             words = bool(text) and isinstance(part, str)
         return text.rstrip()  # see ``understanding_prompt``
 
-    def _ids(self, text: str, words: str = "", what: str = "text", keep: bool = True) -> list[int]:
-        """Ids of ``text`` with its images in full; cached unless a user wrote it.
+    def _ids(self, text: str, words: str = "", what: str = "text", keep: bool = True, task: Task = Task.MMU) -> list[int]:
+        """Ids of ``text`` with its images in full, as they stand under ``task``; cached unless a user wrote it.
 
         ``words``, the part of it that a user wrote, are checked first.
         """
@@ -314,7 +362,8 @@ class SequenceBuilder:
             return self._texts[text]
         self.check_words(words, what)
         found = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = [token for one in found for token in (self._image if one == self._placeholder else [one])]
+        image = self._source if task is Task.T2I else self._image
+        ids = [token for one in found for token in (image if one == self._placeholder else [one])]
         if keep and len(self._texts) < _KEPT[0] and len(text) <= _KEPT[1]:
             self._texts[text] = ids
         return ids
@@ -325,18 +374,6 @@ def _sample(ids: list[int], task: Task, labels: list[int] | None = None, **other
     none = [False] * len(ids)
     tasks: list[int] = [Task.MMU, *[task] * (len(ids) - 1)]
     return Sample(ids, tasks, labels or [IGNORE] * len(ids), **({"image_mask": none, "prompt_dropped": none} | others))
-
-
-def control_tokens(tokenizer: PreTrainedTokenizerFast, marks: str) -> dict[int, str]:
-    """Tokens, by id, that users' text must not contain: all special ones, and added ones that occur in the template.
-
-    Some checkpoints do not flag their role tokens as special, so ``marks``, all texts of the template, are searched, too. The
-    token for unknown words is excluded: it has the same meaning in a user's text.
-    """
-    added = {number: (str(token), token.special) for number, token in tokenizer.added_tokens_decoder.items()}
-    found = {number: token for number, (token, special) in added.items() if special or token in marks}
-    found |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return {number: token for number, token in found.items() if token != tokenizer.unk_token}
 
 
 def _check_scale(processor: UnifiedProcessor) -> None:
@@ -366,4 +403,5 @@ def collate(sequences: Sequence[Sample], pad_token_id: int) -> Batch:
         image_tokens=pad([s.image_tokens for s in sequences], NO_IMAGE_TOKEN),
         pixel_values=pixels(pictures) if pictures else None,
         prompt_dropped=pad([s.prompt_dropped for s in sequences], False),
+        source_tokens=pad([s.source_tokens for s in sequences], NO_IMAGE_TOKEN) if any(s.sources for s in sequences) else None,
     )

@@ -19,7 +19,7 @@ from unidecouple.delta.forms import Fidelity
 from unidecouple.delta.front import ALPHAS, ScoreTasks, measure_front
 from unidecouple.delta.front_page import write_front
 from unidecouple.delta.guard import SYNTHETIC_BENCHMARKS, scored_model
-from unidecouple.delta.held_out import HeldOut, mean, open_held_out
+from unidecouple.delta.held_out import HeldOut, computed_by, mean, open_held_out
 from unidecouple.delta.modules import kind_of
 from unidecouple.delta.pair import Pair, check_same_base, open_pair, relative_change
 from unidecouple.delta.revert import best_within, module_groups, revert_greedily
@@ -44,7 +44,7 @@ class DecoupleOptions:
     Attributes:
         mode: "residual" (weights per task, see ``fidelity``), "bits" (the same by signs), "interpolate" or "revert" (one set of
             weights between the two), or "front": no checkpoint, but a page that compares all of them on ``data``.
-        fidelity: how much of the change a residual keeps; None: rank 32.
+        fidelity: how much of the change a residual keeps; None: rank 32, or with "bits" the signs of all entries.
         protect: the task that the base serves.
         understanding: a second tuned model of the same base, which serves understanding; the first serves generation.
         alpha: of "interpolate", 0 (base) to 1 (tuned); None chooses it on ``data``.
@@ -80,7 +80,7 @@ class DecoupleOptions:
     def __post_init__(self) -> None:
         per_task = self.mode in ("residual", "bits")
         for name, used in (
-            ("fidelity", self.mode == "residual"),
+            ("fidelity", per_task),
             ("understanding", per_task),
             ("distillation", per_task),
             ("alpha", self.mode == "interpolate"),
@@ -89,6 +89,8 @@ class DecoupleOptions:
         ):
             if getattr(self, name) not in (None, ()) and not used:
                 raise ValueError(f"{name} has no effect with mode {self.mode!r}: leave it out, or choose another mode")
+        if self.mode == "bits" and self.fidelity is not None and not self.fidelity.bits:
+            raise ValueError("mode 'bits' takes a budget and no rank, energy or full: leave them out, or use mode 'residual'")
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha} must lie between 0 (base) and 1 (tuned)")
 
@@ -137,7 +139,7 @@ def _write_per_task(pair: Pair, output: Path, options: DecoupleOptions, meter: M
     if options.understanding is not None:
         other = open_pair(pair.base.name, options.understanding).tuned
         sources = Sources(pair.base, {Task.MMU: other, Task.T2I: pair.tuned})
-    fidelity = Fidelity(bits=True) if options.mode == "bits" else options.fidelity or Fidelity(rank=DEFAULT_RANK)
+    fidelity = options.fidelity or (Fidelity(bits=True) if options.mode == "bits" else Fidelity(rank=DEFAULT_RANK))
     plan = plan_decoupled(sources, fidelity, say)
     settings: dict[str, Any] = {"mode": options.mode, "fidelity": vars(fidelity), "protect": options.protect.key}
     if options.understanding is not None:
@@ -178,7 +180,7 @@ def _score(pair: Pair, options: DecoupleOptions) -> ScoreTasks:
     opened = open_benchmarks(options.benchmarks, options.benchmark_options)
 
     def score(model: UnifiedModel, tasks: Collection[Task]) -> dict[str, float]:
-        wanted = [(metric, one) for metric, one in zip(metrics, opened, strict=True) if metric.task in {t.key for t in tasks}]
+        wanted = [(metric, one) for metric, one in zip(metrics, opened, strict=True) if computed_by(metric.task) in tasks]
         ready = scored_model(model, pair) if wanted else None
         found = {metric.title: evaluate(one, ready).scores for metric, one in wanted if ready is not None}
         return {m.title: next(row.value for row in found[m.title] if row.metric == m.metric) for m, _ in wanted}

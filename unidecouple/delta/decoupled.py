@@ -280,6 +280,10 @@ def delta_leaves(name: str, form: str, before: Tensor, after: Tensor) -> Part:
     if kind == "rank":
         up, down = truncated(name, tau, int(number))
         return {"up": up, "down": down}
+    if kind == "sparse":
+        index = tau.abs().flatten().topk(int(number)).indices.sort().values
+        chosen = tau.flatten()[index]
+        return {"scale": chosen.abs().mean().reshape(1), "index": index.int(), "sign": pack(chosen.unsqueeze(0) > 0)[0]}
     return {"scale": tau.abs().mean().reshape(1), "sign": pack(tau > 0)}
 
 

@@ -114,7 +114,7 @@ def _prompts(
     found: dict[tuple[int, ...], None] = {}  # each text once, in the order of the data
     for number in range(source.distinct_samples(Task.T2I, MOST_PROMPTS)):
         for batch in source.distinct_batch(Task.T2I, 1, number):
-            if batch.prompt_dropped is None or not batch.prompt_dropped.any():
+            if batch.pixel_values is None and (batch.prompt_dropped is None or not batch.prompt_dropped.any()):
                 first = int((batch.image_tokens[0] != NO_IMAGE_TOKEN).int().argmax())
                 found[tuple(batch.input_ids[0, :first].tolist())] = None
     return [list(ids) for ids in found]

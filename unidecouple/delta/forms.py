@@ -1,4 +1,4 @@
-"""In which form each weight of one task is kept: ranks, shares of energy under a budget, whole weights, or signs."""
+"""In which form each weight of one task is kept: ranks, shares of energy under a budget, whole weights, or signs of entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FULL, BITS = "full", "bits"
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How much of each matrix's change is kept. One of the first four; ``budget`` goes with ``energy`` or alone.
+    """How much of each matrix's change is kept. One of the first four; ``budget`` goes with ``energy`` or ``bits``, or alone.
 
     Attributes:
         rank: of every matrix.
@@ -22,6 +22,7 @@ class Fidelity:
         full: keep both weights.
         bits: one bit per number and a scale per matrix.
         budget: most bytes of all matrices together; ranks are chosen for the most energy of all (and at most ``energy`` of each).
+            With ``bits`` that do not fit, the same share of the entries of every matrix has its sign kept, the largest entries.
     """
 
     rank: int | None = None
@@ -34,8 +35,9 @@ class Fidelity:
         chosen = [self.rank is not None, self.energy is not None, self.full, self.bits]
         if sum(chosen) > 1 or not (any(chosen) or self.budget is not None):
             raise ValueError("choose one of a rank, a share of energy, full matrices or bits")
-        if self.budget is not None and (self.rank is not None or self.full or self.bits):
-            raise ValueError("a size budget chooses ranks itself: give it alone, or with a share of energy")
+        if self.budget is not None and (self.rank is not None or self.full):
+            raise ValueError("a size budget chooses ranks itself: give it alone, or with a share of energy or bits")
+        bounds.at_least(1, self, "budget")
         if self.rank is not None:
             bounds.at_least(1, self, "rank")
         if self.energy is not None:
@@ -44,7 +46,7 @@ class Fidelity:
     @property
     def needs_spectra(self) -> bool:
         """Whether singular values decide."""
-        return self.energy is not None or self.budget is not None
+        return self.energy is not None or (self.budget is not None and not self.bits)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,21 @@ class ChangedMatrix:
     @property
     def whole(self) -> int:
         """Bytes of another matrix."""
-        return self.shape[0] * self.shape[1] * self.itemsize
+        return self.entries * self.itemsize
+
+    @property
+    def entries(self) -> int:
+        """Numbers in it."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def signs(self) -> int:
+        """Bytes of ``bits``: one bit per number, rows padded to bytes, and a scale."""
+        return self.shape[0] * -(-self.shape[1] // 8) + self.itemsize
+
+    def sparse(self, count: int) -> int:
+        """Bytes of ``sparse:count``: a place of 32 bits and a sign per entry, and a scale."""
+        return 4 * count + -(-count // 8) + self.itemsize if count else 0
 
 
 def choose_forms(matrices: Mapping[str, ChangedMatrix], fidelity: Fidelity) -> dict[str, str]:
@@ -74,8 +90,10 @@ def choose_forms(matrices: Mapping[str, ChangedMatrix], fidelity: Fidelity) -> d
     Raises:
         ValueError: the budget holds not even one rank.
     """
-    if fidelity.full or fidelity.bits:
-        return dict.fromkeys(matrices, FULL if fidelity.full else BITS)
+    if fidelity.full:
+        return dict.fromkeys(matrices, FULL)
+    if fidelity.bits:
+        return _signs_within(matrices, fidelity.budget)
     if fidelity.rank is not None:
         ranks = dict.fromkeys(matrices, fidelity.rank)
     elif fidelity.budget is None:
@@ -87,6 +105,29 @@ def choose_forms(matrices: Mapping[str, ChangedMatrix], fidelity: Fidelity) -> d
 
 def _form(matrix: ChangedMatrix, rank: int) -> str:
     return FULL if rank * matrix.step >= matrix.whole else f"rank:{rank}"
+
+
+def _signs_within(matrices: Mapping[str, ChangedMatrix], budget: int | None) -> dict[str, str]:
+    """Signs of all entries; where ``budget`` is too small, of the largest share of entries that fits it, equal in all matrices."""
+    if budget is None or sum(matrix.signs for matrix in matrices.values()) <= budget:
+        return dict.fromkeys(matrices, BITS)
+    whole = sum(matrix.entries for matrix in matrices.values())
+
+    def counts(kept: int) -> dict[str, int]:
+        return {name: kept * matrix.entries // whole for name, matrix in matrices.items()}
+
+    def fits(kept: int) -> bool:
+        return sum(matrices[name].sparse(count) for name, count in counts(kept).items()) <= budget
+
+    low, high = 0, whole  # ``low`` fits
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    chosen = {name: f"sparse:{count}" for name, count in counts(low).items() if count}
+    if not chosen:
+        least = min(matrix.sparse(1) for matrix in matrices.values())
+        raise ValueError(f"a budget of {budget:,} bytes holds no sign of any matrix (at least {least:,}): raise it")
+    return chosen
 
 
 def _capped(matrix: ChangedMatrix, energy: float | None) -> int:

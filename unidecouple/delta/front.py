@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from unidecouple.batch import Task
-from unidecouple.convert.parts import Part
 from unidecouple.delta.blend import Blend
 from unidecouple.delta.decoupled import Sources, delta_leaves, find_changes, plan_of
 from unidecouple.delta.forms import Fidelity
@@ -20,9 +20,11 @@ from unidecouple.delta.revert import module_groups, revert_greedily
 from unidecouple.delta.spectrum import truncated
 from unidecouple.delta.verdict import WORSE, of_losses, run_tests
 from unidecouple.models.base import UnifiedModel
-from unidecouple.models.deltas import unpack
+from unidecouple.models.deltas import make_delta
 from unidecouple.source import PrintLine
 
+SIGN_SHARES: Final = (0.25, 0.5, 1.0)
+"""Sizes of the forms of signs, relative to one bit per number."""
 ALPHAS: Final = tuple(round(0.1 * step, 1) for step in range(11))
 _DECODER = "model.language_model."
 _MOST_RANK = 256
@@ -92,8 +94,14 @@ def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, sc
     factors = _factors(pair, matrices, min(most, _MOST_RANK))
     for rank in ranks_up_to(min(most, _MOST_RANK)):
         add(f"rank {rank}", "residual", Fidelity(rank=rank), blend.use(partial(_at_rank, factors, rank)), f"--rank {rank}")
-    model = blend.use(lambda name, before, after: _signed(name, before, after) if name in factors else after)
-    add("bits", "bits", Fidelity(bits=True), model, "--mode bits")
+    changed = changes[other].matrices.values()
+    for share in SIGN_SHARES:
+        budget = int(share * sum(matrix.signs for matrix in changed))
+        fidelity = Fidelity(bits=True, budget=budget if share < 1 else None)
+        if share == 1 or budget >= sum(matrix.sparse(1) for matrix in changed):
+            forms = plan_of(sources, changes, fidelity).forms.get(other.key, {})
+            name, option = ("bits", "") if share == 1 else (f"bits {share:.0%}", f" --budget {budget}")
+            add(name, "bits", fidelity, blend.use(partial(_signed, forms, factors)), f"--mode bits{option}")
     add("full", "full", Fidelity(full=True), blend.tuned(), "--full")
 
     def add_shared(name: str, kind: str, model: UnifiedModel, settings: str) -> None:
@@ -119,7 +127,7 @@ def suggest(points: Sequence[Remedy], protect: Task, tolerance: float) -> tuple[
     exact = [point for point in points if point.kind in ("residual", "bits")]
     full = next(point for point in points if point.kind == "full")
     other = Task.T2I if protect is Task.MMU else Task.MMU
-    tests = run_tests([of_losses(other, full.losses[other], point.losses[other]) for point in exact], tolerance)
+    tests = run_tests([of_losses(other.key, full.losses[other], point.losses[other]) for point in exact], tolerance)
     fitting = [point for point, test in zip(exact, tests, strict=True) if test.verdict != WORSE]
     fitting = [point for point in fitting if point.extra_bytes < full.extra_bytes]
     if not fitting:
@@ -146,6 +154,14 @@ def _at_rank(factors: Mapping[str, tuple[Tensor, Tensor]], rank: int, name: str,
     return (before.double() + up[:, :rank].double() @ down[:rank].double()).to(before.dtype)
 
 
-def _signed(name: str, before: Tensor, after: Tensor) -> Tensor:
-    leaves: Part = delta_leaves(name, "bits", before, after)
-    return (before.double() + leaves["scale"].double() * unpack(leaves["sign"], before.shape[1])).to(before.dtype)
+@torch.no_grad()
+def _signed(forms: Mapping[str, str], matrices: Container[str], name: str, before: Tensor, after: Tensor) -> Tensor:
+    """A changed weight of the tuned task in its form of signs; what is no matrix of the decoder is the tuned model's."""
+    if name not in matrices:
+        return after
+    form = forms.get(name.removeprefix(_DECODER).removesuffix(".weight"))
+    if form is None:
+        return before
+    delta = make_delta(form, tuple(before.shape))
+    delta.load_state_dict(delta_leaves(name, form, before, after))
+    return delta.merged(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from unidecouple import __version__
-from unidecouple.batch import Task
+from unidecouple.batch import LANGUAGE, Task
 from unidecouple.delta.blend import Blend
 from unidecouple.delta.guard_page import render
 from unidecouple.delta.held_out import HeldOut, mean, open_held_out
@@ -19,8 +19,10 @@ from unidecouple.delta.pair import Pair, open_pair
 from unidecouple.delta.revert import module_groups, revert_each, revert_greedily
 from unidecouple.delta.verdict import MeasureChange, of_losses, of_scores, run_tests, worse_tasks
 from unidecouple.eval.benchmark import BenchmarkResult, evaluate
+from unidecouple.eval.instructions import answer_instructions
 from unidecouple.eval.model import EvalModel
 from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, benchmarks, open_benchmarks
+from unidecouple.figures.wording import TASK_NAMES
 from unidecouple.files import write_json_atomic, write_text_atomic
 from unidecouple.generate.sampling import image_sampling
 from unidecouple.models.base import UnifiedModel
@@ -38,7 +40,7 @@ class GuardOptions:
     """What to measure beside the weights.
 
     Attributes:
-        data: held-out files in any format, or "synthetic"; none: the weights alone.
+        data: held-out files in any format, or "synthetic"; none: the weights alone. Text-only records are language.
         benchmarks: names of benchmarks to score.
         benchmark_options: which questions and prompts they have.
         samples: most samples per task.
@@ -73,8 +75,9 @@ def guard(
         say: prints a line of progress.
 
     Returns:
-        What ``guard.json`` holds: ``weights`` (``moved.to_json``), ``tests``, ``reverts``, ``greedy``, ``worse`` (keys of the
-        tasks that are significantly worse) and what was not measured.
+        What ``guard.json`` holds: ``weights`` (``moved.to_json``), ``tests``, ``answers`` (to fixed instructions, where language is
+        measured), ``reverts``, ``greedy``, ``worse`` (keys of the tasks that are significantly worse, language among them) and
+        what was not measured.
 
     Raises:
         ValueError: the two cannot be compared (``open_pair``, ``check_same_base``), or data or benchmarks do not fit.
@@ -94,6 +97,7 @@ def guard(
         "benchmarks": list(options.benchmarks),
         "tolerance": options.tolerance,
         "tests": [],
+        "answers": [],
         "reverts": [],
         "greedy": [],
         "worse": [],
@@ -120,10 +124,13 @@ def _behaviour(pair: Pair, options: GuardOptions, say: PrintLine) -> dict[str, A
             say(f"{name}: " + ", ".join(f"{task.key} loss {mean(one):.3f}" for task, one in found["losses"][-1].items()))
         scored = scored_model(ready, pair)
         found["scores"].append([evaluate(benchmark, scored) for benchmark in opened])
-    measures = [of_losses(task, *(one[task] for one in found["losses"])) for task in (found["losses"] or [()])[0]]
+    measures = _losses(held_out, *found["losses"]) if held_out is not None else []
     measures += _scores(options.benchmarks, *found["scores"])
     tests = run_tests(measures, options.tolerance)
     out: dict[str, Any] = {"tests": [one.to_json() for one in tests], "worse": worse_tasks(tests)}
+    if any(one.task == LANGUAGE for one in measures):
+        said = [dict(answer_instructions(scored_model(model(), pair))) for model in (blend.base, blend.tuned)]
+        out["answers"] = [{"instruction": asked, "before": old, "after": said[1][asked]} for asked, old in said[0].items()]
     if held_out is not None:
         out |= {"data": held_out.text, "samples": {task.key: len(some) for task, some in held_out.samples.items()}}
         if options.reverts and blend.names:
@@ -146,6 +153,17 @@ def scored_model(model: UnifiedModel, pair: Pair) -> EvalModel:
     """The model as benchmarks take it."""
     assert pair.base.processor is not None
     return EvalModel(model, pair.base.processor, _MAX_NEW_TOKENS, image_sampling(model.generation_config), TEST_SEED)
+
+
+def _losses(
+    held_out: HeldOut, before: Mapping[Task, Sequence[float]], after: Mapping[Task, Sequence[float]]
+) -> list[MeasureChange]:
+    """Losses of understanding, of language (text-only samples) and of generation, as far as there are samples."""
+    found = []
+    for task, losses in before.items():
+        old, new = held_out.by_key(task, losses), held_out.by_key(task, after[task])
+        found += [of_losses(key, old[key], new[key]) for key in old]
+    return found
 
 
 def _scores(names: Sequence[str], before: Sequence[BenchmarkResult], after: Sequence[BenchmarkResult]) -> list[MeasureChange]:
@@ -175,14 +193,14 @@ def _missing(options: GuardOptions, moved: dict[str, Any]) -> list[str]:
 
 def verdict_lines(content: dict[str, Any]) -> list[str]:
     """The result in lines for the terminal."""
-    total, names = content["weights"]["total"], {Task.MMU.key: "understanding", Task.T2I.key: "generation"}
+    total = content["weights"]["total"]
     lines = [f"{total['changed']} of {total['of']} weights changed, by {total['relative'] or 0:.2%} of their norm"]
     top = sorted(content["weights"]["kinds"], key=lambda row: -row["share"])[:3]
     shares = ", ".join(f"{row['kind']} {row['share']:.0%}" for row in top if row["share"])
     lines += [f"largest changes: {shares}"] if shares else []
     for row in content["tests"]:
         lines.append(
-            f"{names[row['task']]}, {row['name']}: {row['before']:.3f} -> {row['after']:.3f} (gain {row['gain']:+.3f}, 95% CI "
+            f"{TASK_NAMES[row['task']]}, {row['name']}: {row['before']:.3f} -> {row['after']:.3f} (gain {row['gain']:+.3f}, 95% CI "
             f"{row['low']:+.3f} to {row['high']:+.3f}, {row['samples']} paired): {row['verdict']}"
         )
     return [*lines, *content["not_measured"]]

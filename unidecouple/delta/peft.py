@@ -45,7 +45,8 @@ def save_peft(name_or_path: str, task: Task, target: Path, base: str | None, say
     made = open_checkpoint(name_or_path)
     if made.config is None or not made.config.text_config.task_deltas:
         raise ValueError(f"{name_or_path} has no weights per task: leave out --task, or give what `unidecouple decouple` wrote")
-    signs = [name for name, form in made.config.text_config.task_deltas.get(task.key, {}).items() if form == "bits"]
+    forms = made.config.text_config.task_deltas.get(task.key, {})
+    signs = [name for name, form in forms.items() if form.partition(":")[0] in ("bits", "sparse")]
     if signs:
         raise ValueError(f"{signs[0]} of {task.key} is kept as signs and a scale, for which PEFT has no form: decouple with --rank")
     start = _base_of(made, base)

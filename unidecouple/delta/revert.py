@@ -59,7 +59,7 @@ def revert_each(blend: Blend, held_out: HeldOut, groups: Groups, say: PrintLine)
     for name, weights in groups.items():
         losses = held_out.losses(blend.tuned(weights))
         found.append(Reverted((name,), {task: mean(values) for task, values in losses.items()}))
-        measures += [of_losses(task, start[task], losses[task]) for task in start]
+        measures += [of_losses(task.key, start[task], losses[task]) for task in start]
         say(f"reverted {name}: {_shown(found[-1])}")
     results = iter(run_tests(measures, 0.0))
     rows = []

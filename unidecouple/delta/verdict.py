@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from unidecouple.batch import Task
 from unidecouple.eval.benchmark import BenchmarkResult, Metric
 from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions, RatioOfSums, holm, mean_interval, paired_t
 
@@ -75,10 +74,10 @@ class Tested:
         }
 
 
-def of_losses(task: Task, before: Sequence[float], after: Sequence[float]) -> MeasureChange:
-    """The held-out loss of ``task``, paired by sample."""
+def of_losses(task: str, before: Sequence[float], after: Sequence[float]) -> MeasureChange:
+    """The held-out loss of the task with key ``task``, paired by sample."""
     gains = [old - new for old, new in zip(before, after, strict=True)]
-    return MeasureChange(task.key, "held-out loss", "nats", sum(before) / len(before), sum(after) / len(after), gains)
+    return MeasureChange(task, "held-out loss", "nats", sum(before) / len(before), sum(after) / len(after), gains)
 
 
 def of_scores(metric: Metric, before: BenchmarkResult, after: BenchmarkResult) -> MeasureChange | None:

@@ -125,7 +125,8 @@ def _places(model: UnifiedModel, task: Task, batch: Batch) -> tuple[Tensor, Tens
     """(B, T) where the image's tokens are, and where its words are."""
     drawn = batch.image_tokens != NO_IMAGE_TOKEN
     if task is Task.T2I:
-        return drawn, batch.attention_mask & ~drawn & (drawn.flip(1).cumsum(1).flip(1) > 0)
+        sources = (batch.input_ids == model.config.image_token_id) | (batch.embedded_image_tokens != batch.image_tokens)
+        return drawn, batch.attention_mask & ~drawn & ~sources & (drawn.flip(1).cumsum(1).flip(1) > 0)
     return (batch.input_ids == model.config.image_token_id) & ~drawn & batch.attention_mask, batch.labels != IGNORE
 
 
@@ -167,6 +168,7 @@ def _alone(model: UnifiedModel, batch: Batch, keep: Tensor, places: Tensor) -> T
         labels=move(batch.labels, IGNORE),
         image_tokens=move(batch.image_tokens, NO_IMAGE_TOKEN),
         prompt_dropped=None if batch.prompt_dropped is None else move(batch.prompt_dropped, 0),
+        source_tokens=None if batch.source_tokens is None else move(batch.source_tokens, NO_IMAGE_TOKEN),
         pixel_values=batch.pixel_values if shown else None,
         position_ids=None,
     )

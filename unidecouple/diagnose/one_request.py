@@ -67,7 +67,7 @@ def view_request(model: UnifiedModel, batch: Batch) -> RequestView:
     """
     if len(batch.input_ids) != 1:
         raise ValueError(f"{len(batch.input_ids)} rows: a request is one")
-    config, modality = model.config.text_config, model.modality_ids(batch.input_ids, batch.image_tokens)
+    config, modality = model.config.text_config, model.modality_ids(batch.input_ids, batch.embedded_image_tokens)
     parted = config.num_groups > 1 or config.per_group_layers is not None
     label = token_groups(config.group_by, batch.task_ids[0], modality[0]) if parted else None
     spans = model.spans(batch)

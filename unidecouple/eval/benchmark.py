@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
+from unidecouple.batch import LANGUAGE, Task
 from unidecouple.data.formats.record import ImageBytes, ImageFile
 from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions, RatioOfSums
 
@@ -43,16 +44,19 @@ class Query:
 
     Attributes:
         id: unique in the benchmark; answers are kept by it.
-        text: the whole user turn; without an image a passage.
+        text: the whole user turn; without an image a passage, or what comes before each of ``choices``.
         picture: at the model's own size (uint8 (H, W, 3)), or a stored image of any size. None: nothing is asked, and the answer is
-            three numbers: the passage's log-likelihood in nats, its tokens, and how many of them stand for unknown words.
+            three numbers: the passage's log-likelihood in nats, its tokens, and how many of them stand for unknown words. With
+            ``choices`` it is one number per choice: its log-likelihood in nats after ``text`` and a space.
         where: file and line, for messages; empty for generated questions.
+        choices: of a multiple-choice question.
     """
 
     id: str
     text: str
     picture: np.ndarray | ImageFile | ImageBytes | None
     where: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ class GenerationBenchmark:
         score: from the images of all prompts to the result; None where no judge comes with the benchmark.
         read_detections: the result from a file that says what another detector saw in the images.
         files: what was read: name -> SHA-256; empty for generated prompts.
+        sources: source images of each prompt, at the model's own size (uint8 (H, W, 3)); empty where no prompt has any.
     """
 
     name: str
@@ -135,6 +140,7 @@ class GenerationBenchmark:
     score: Callable[[Images], BenchmarkResult] | None
     read_detections: Callable[[Path], BenchmarkResult] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    sources: Images = ()
 
     def score_images(self, images: Images) -> BenchmarkResult:
         """The result of ``images``.
@@ -148,6 +154,8 @@ class GenerationBenchmark:
 
 
 AnyBenchmark = QABenchmark | GenerationBenchmark
+GenerateImages = Callable[[Sequence[str], int, int], list[list[np.ndarray]]]
+"""See ``ScoredModel.generate``; of prompts without source images, or with those of their benchmark."""
 
 
 class ScoredModel(Protocol):
@@ -156,10 +164,11 @@ class ScoredModel(Protocol):
     def ask(self, queries: Sequence[Query], /) -> list[str]:
         """Answer every query, in order."""
 
-    def generate(self, prompts: Sequence[str], num_images: int, first: int, /) -> list[list[np.ndarray]]:
+    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Images = (), /) -> list[list[np.ndarray]]:
         """Generate ``num_images`` images (uint8 (H, W, 3)) per prompt; ``first`` is the number of the first prompt.
 
-        Image j of prompt i depends on the model's seed, i and j alone, so that neither processes nor restarts change any.
+        ``sources`` are the source images of each prompt, given for benchmarks of edits only. Image j of prompt i depends on the
+        model's seed, i and j alone, so that neither processes nor restarts change any.
         """
 
 
@@ -189,19 +198,31 @@ def ask(model: Callable[[Sequence[Query]], list[str]], queries: Sequence[Query])
     return {query.id: answer for query, answer in zip(queries, answers, strict=True)}
 
 
+def generator(model: ScoredModel, benchmark: GenerationBenchmark) -> GenerateImages:
+    """Return what generates images of consecutive prompts of ``benchmark``, with their source images, as ``model.generate``."""
+
+    def made(prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
+        shown = benchmark.sources[first : first + len(prompts)]
+        return model.generate(prompts, num_images, first, shown) if shown else model.generate(prompts, num_images, first)
+
+    return made
+
+
 def generate(model: ScoredModel, benchmark: GenerationBenchmark) -> list[list[np.ndarray]]:
     """Generate the images of every prompt of ``benchmark``.
 
     Raises:
         ValueError: the model gave another number of prompts or of images.
     """
-    images = model.generate([line["prompt"] for line in benchmark.metadata], benchmark.num_images, 0)
+    images = generator(model, benchmark)([line["prompt"] for line in benchmark.metadata], benchmark.num_images, 0)
     counts = [len(of_prompt) for of_prompt in images]
     if counts != [benchmark.num_images] * len(benchmark.metadata):
         wanted = f"{benchmark.num_images} for each of {len(benchmark.metadata)} prompts"
         raise ValueError(f"the model gave {counts} images; it must give {wanted}")
     return images
 
+
+_ORDER: Final = (Task.MMU.key, LANGUAGE, Task.T2I.key, "")
 
 Unit = Literal["share", "points", "nats", "number"]
 """Of a metric's values: shares of [0, 1], points of a benchmark's own scale, nats per token, or plain numbers."""
@@ -214,7 +235,7 @@ class Metric:
     Attributes:
         benchmark, metric: names in score rows.
         title: name in reports.
-        task: key of the task that it scores, "mmu" or "t2i"; "" where it scores neither.
+        task: key of the task that it scores, "mmu", "language" or "t2i"; "" where it scores none of them.
         unit: see ``Unit``.
         higher_is_better: direction.
     """
@@ -225,6 +246,11 @@ class Metric:
     task: str = ""
     unit: Unit = "share"
     higher_is_better: bool = True
+
+    @property
+    def rank(self) -> int:
+        """Place in reports: understanding, language, generation, then metrics of none of them."""
+        return _ORDER.index(self.task)
 
     def gain(self, difference: float) -> float:
         """Return ``difference`` signed so that more than zero is better."""

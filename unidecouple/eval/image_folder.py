@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from unidecouple.eval.answering import Progress
-from unidecouple.eval.benchmark import Metadata
+from unidecouple.eval.benchmark import GenerateImages, Metadata
 from unidecouple.files import atomic_directory
 from unidecouple.shares import ALONE, WorkShare
-
-GenerateImages = Callable[[Sequence[str], int, int], list[list[np.ndarray]]]
-"""See ``benchmark.ScoredModel.generate``."""
 
 
 def generate_folder(

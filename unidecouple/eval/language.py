@@ -19,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
+from unidecouple.batch import LANGUAGE
 from unidecouple.eval.benchmark import Answers, BenchmarkResult, Metric, QABenchmark, Query, Score
 from unidecouple.eval.sources import find, hashes
 from unidecouple.eval.statistics import RatioOfSums
@@ -39,7 +40,7 @@ def open_passages(data: Path | None, limit: int | None = None) -> QABenchmark:
     queries = tuple(
         Query(f"{path.stem}/{number}", text, None, f"{path}, passage {number}")
         for path in paths
-        for number, text in enumerate(_passages(path)[:limit], 1)
+        for number, text in enumerate(read_passages(path)[:limit], 1)
     )
     if not queries:
         raise ValueError(f"{paths[0]} has no text: write passages separated by blank lines")
@@ -66,7 +67,12 @@ def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))  # the largest power that a float holds
 
 
-def _passages(path: Path) -> list[str]:
+def read_passages(path: Path) -> list[str]:
+    """Return the passages of a text file, which blank lines separate.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -90,5 +96,5 @@ def _open(options: BenchmarkOptions) -> QABenchmark:
     return open_passages(options.data, options.limit)
 
 
-_METRICS: Final = (Metric("language", "log_probability", "English text", "mmu", "nats"),)
+_METRICS: Final = (Metric("language", "log_probability", "English text", LANGUAGE, "nats"),)
 BENCHMARK: Final = Benchmark("language", _METRICS, _open)

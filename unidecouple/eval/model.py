@@ -12,7 +12,7 @@ import numpy as np
 
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.eval.benchmark import Metadata, Query
+from unidecouple.eval.benchmark import Images, Metadata, Query
 from unidecouple.generate.image import decode_images, draw_tokens
 from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.likelihood import passage_log_likelihood
@@ -61,16 +61,17 @@ class EvalModel:
         for query in queries:
             with _named(query.where or query.id):
                 if query.picture is None:
-                    check_length(len(self._builder.passage(query.text)), 0, self._longest)
+                    for ids in self._choice_ids(query) or [self._builder.passage(query.text)]:
+                        check_length(len(ids), 0, self._longest)
                     continue
                 check_length(len(self._builder.understanding_prompt(query.text)), self.max_new_tokens, self._longest)
 
-    def check_prompts(self, metadata: Sequence[Metadata]) -> None:
+    def check_prompts(self, metadata: Sequence[Metadata], sources: Images = ()) -> None:
         """Refuse prompts that the model cannot draw; as ``check_queries``, with the prompt's number from 0."""
         row_ends = len(self._builder.row_end) * self._builder.picture.rows
         for number, line in enumerate(metadata):
             with _named(f"prompt {number}"):
-                prompt = self._builder.generation_prompt(line["prompt"])
+                prompt = self._builder.generation_prompt(line["prompt"], images=len(sources[number]) if sources else 0)
                 check_length(len(prompt), self.model.num_image_tokens + row_ends, self._longest)
 
     @property
@@ -80,7 +81,7 @@ class EvalModel:
     def ask(self, queries: Sequence[Query]) -> list[str]:
         """Greedy answers, one per query, or likelihoods of passages; an image that cannot be read raises ``ValueError``."""
         if all(query.picture is None for query in queries):
-            return [self._likelihood(query.text) for query in queries]
+            return [self._choices(query) if query.choices else self._likelihood(query.text) for query in queries]
         return self._answer([self._see(query) for query in queries], queries)
 
     def ask_grey(self, queries: Sequence[Query]) -> list[str]:
@@ -92,11 +93,11 @@ class EvalModel:
         """The same words with no image in the conversation, which training may never have had: a floor of another kind."""
         return self._answer(None, queries)
 
-    def generate(self, prompts: Sequence[str], num_images: int, first: int) -> list[list[np.ndarray]]:
+    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Images = ()) -> list[list[np.ndarray]]:
         """Images of consecutive prompts; see ``benchmark.ScoredModel``."""
         jobs = [
-            ImageJob.of(self._builder, prompt, (self.seed, number, copy), self.sampling)
-            for number, prompt in enumerate(prompts, first)
+            ImageJob.of(self._builder, prompt, (self.seed, number, copy), self.sampling, pictures=shown)
+            for number, (prompt, shown) in enumerate(zip(prompts, sources or [()] * len(prompts), strict=True), first)
             for copy in range(num_images)
         ]
         pictures = decode_images(self.model, draw_tokens(self.model, self._builder, jobs))
@@ -107,6 +108,15 @@ class EvalModel:
         ids = self._builder.passage(text)
         unknown = sum(one == self.processor.tokenizer.unk_token_id for one in ids)
         return f"{passage_log_likelihood(self.model, ids)!r} {len(ids) - 1} {unknown}"
+
+    def _choices(self, query: Query) -> str:
+        """What ``Query`` states of choices."""
+        start = len(self._builder.passage(query.text))
+        return " ".join(repr(passage_log_likelihood(self.model, ids, start)) for ids in self._choice_ids(query))
+
+    def _choice_ids(self, query: Query) -> list[list[int]]:
+        """Ids of the text with each choice."""
+        return [self._builder.passage(f"{query.text} {choice}") for choice in query.choices]
 
     def _answer(self, pictures: Sequence[np.ndarray] | None, queries: Sequence[Query]) -> list[str]:
         words = [query.text for query in queries]

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 
 from unidecouple.eval.answering import Progress, collect, complete, read_answers
-from unidecouple.eval.benchmark import AnyBenchmark, BenchmarkResult, QABenchmark, Query
+from unidecouple.eval.benchmark import AnyBenchmark, BenchmarkResult, QABenchmark, Query, generator
 from unidecouple.eval.card import EvalSetup, write_card
 from unidecouple.eval.geneval import read_folder
 from unidecouple.eval.image_folder import generate_folder
@@ -70,10 +70,10 @@ class EvalSession:
             for kind, ask in ({"answers": model.ask} | {_FILES[way]: blindly[way] for way in blind}).items():
                 collect(ask, benchmark.queries, folder, self.batch_size, self.share, self.progress, kind)
             return
-        model.check_prompts(benchmark.metadata)
+        model.check_prompts(benchmark.metadata, benchmark.sources)
         folder, number = self._claim(benchmark) / IMAGES, benchmark.num_images
         prompts = 4 * max(1, _PROMPTS_AT_ONCE // number)
-        generate_folder(model.generate, benchmark.metadata, number, folder, prompts, self.share, self.progress)
+        generate_folder(generator(model, benchmark), benchmark.metadata, number, folder, prompts, self.share, self.progress)
 
     def lacks(self, benchmark: AnyBenchmark) -> int:
         """How many answers, blind ones included, or prompts' images the folder still lacks."""
@@ -191,7 +191,7 @@ def _asked(benchmark: AnyBenchmark) -> Mapping[str, Any]:
 def _hash_of(queries: Sequence[Query]) -> str:
     digest = hashlib.sha256()
     for query in queries:
-        digest.update(json.dumps([query.id, query.text]).encode())
+        digest.update(json.dumps([query.id, query.text, *query.choices]).encode())
         if isinstance(query.picture, np.ndarray):
             digest.update(query.picture.tobytes())
     return digest.hexdigest()

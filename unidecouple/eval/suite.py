@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from unidecouple import plugins
-from unidecouple.batch import Task
 from unidecouple.eval.benchmark import AnyBenchmark, Metric
 
 TEST_SEED: Final = 71
@@ -31,12 +30,14 @@ class SyntheticSizes:
         vqa_questions: questions of each kind.
         prompts_per_tag: prompts of each GenEval tag (102 exist).
         num_images: images per prompt, of published prompts too.
+        edits_per_kind: edits of each kind.
     """
 
     pope_images: int = 100
     vqa_questions: int = 200
     prompts_per_tag: int = 102
     num_images: int = 4
+    edits_per_kind: int = 60
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,9 @@ def open_benchmarks(names: Sequence[str], options: BenchmarkOptions) -> list[Any
 
 @functools.cache
 def headlines() -> tuple[Metric, ...]:
-    """Return the metrics that reports show of each benchmark unless a recipe names others; understanding first."""
+    """Return the metrics that reports show of each benchmark unless a recipe names others, in their order (``Metric.rank``)."""
     every = [metric for benchmark in benchmarks().values() for metric in benchmark.metrics] + [*_LOSSES]
-    tasks = [task.key for task in Task]
-    return tuple(sorted(every, key=lambda metric: tasks.index(metric.task)))
+    return tuple(sorted(every, key=lambda metric: metric.rank))
 
 
 def tasks_of_benchmarks() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unidecouple.batch import Task
+from unidecouple.batch import LANGUAGE, Task
 from unidecouple.eval.benchmark import Metric, Unit
 from unidecouple.eval.suite import headlines
 from unidecouple.figures.estimates import SeedEstimate
@@ -12,7 +12,7 @@ from unidecouple.figures.estimates import SeedEstimate
 MINUS, DASH = "\u2212", "\u2013"
 """Signs as printed; by code point, since in source they are easily taken for -."""
 
-TASK_NAMES = {Task.MMU.key: "understanding", Task.T2I.key: "generation"}
+TASK_NAMES = {Task.MMU.key: "understanding", Task.T2I.key: "generation", LANGUAGE: "language"}
 
 _FORMATS: dict[Unit, tuple[float, int]] = {"share": (100.0, 1), "points": (1.0, 1), "nats": (1.0, 3), "number": (1.0, 3)}
 """Unit -> factor and decimals of what is printed."""

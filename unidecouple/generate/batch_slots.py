@@ -54,6 +54,17 @@ class BatchSlots:
         """Rows in use."""
         return len(self.lengths)
 
+    def grow(self, length: int) -> None:
+        """Have room for ``length`` tokens per sequence, or the model's own limit; sequences in progress stay."""
+        length = min(length, self.fixed.config.max_position_embeddings)
+        if length <= self.max_length:
+            return
+        before, self.max_length = self.cache, length
+        self.cache = KVCache(self.fixed.config, self.max_rows, length, self.fixed.norm)
+        for old, new in zip((*before.keys, *before.values), (*self.cache.keys, *self.cache.values), strict=True):
+            new[:, :, : old.shape[2]] = old
+        self._carry = GraphedStep(self._step, self._carry.recorder)  # recorded steps write to the old buffers
+
     def check(self, lengths: Sequence[int]) -> None:
         """Refuse sequences of ``lengths``, all tokens to come among them, for which there is no room.
 

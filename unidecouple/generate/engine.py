@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import overload
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -14,17 +15,22 @@ from torch import Tensor
 
 from unidecouple.batch import Task
 from unidecouple.convert.load import load
+from unidecouple.data.formats.record import ImageFile
+from unidecouple.data.pictures import decode, to_rgb
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.answer_generator import AnswerGenerator, generate_answers
 from unidecouple.generate.image import decode_images
 from unidecouple.generate.image_generator import ImageGenerator, generate_image_tokens
-from unidecouple.generate.jobs import AnswerJob, image_jobs
+from unidecouple.generate.jobs import AnswerJob, ImageJob, copies
 from unidecouple.generate.layout import join_shared
 from unidecouple.generate.one_task import load_one_task
 from unidecouple.generate.replay import recorder_of
 from unidecouple.generate.sampling import GREEDY, SamplingParams, image_sampling
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
+
+ImageLike = Image.Image | str | os.PathLike[str]
+"""An image or its file."""
 
 MISSING_GREY = 127
 """Pixels of a partial image whose tokens do not exist yet."""
@@ -39,7 +45,7 @@ class Engine:
         model: with our decoder; from ``load_one_task``, it serves one task only.
         processor: its processor.
         max_batch_size: images at a time, and answers at a time.
-        max_prompt_length: most tokens of a prompt for an image.
+        max_prompt_length: most tokens of a prompt for an image, without its source images.
         max_length: most tokens of a conversation, images and the answer among them.
         task: the only one that ``model`` serves; None is both.
         eager: launch every operator of a decoding step from Python on a CUDA device, too; by default a step is recorded there once
@@ -124,7 +130,7 @@ class Engine:
 
     def understand(
         self,
-        images: Sequence[Image.Image | str | os.PathLike[str]],
+        images: Sequence[ImageLike],
         questions: Sequence[str],
         max_new_tokens: int = 64,
         sampling: SamplingParams = GREEDY,
@@ -157,6 +163,7 @@ class Engine:
         seed: int = ...,
         sampling: SamplingParams | None = ...,
         negative_prompt: str | None = ...,
+        images: Sequence[ImageLike] | None = ...,
     ) -> list[Image.Image]: ...
 
     @overload
@@ -167,6 +174,7 @@ class Engine:
         seed: int = ...,
         sampling: SamplingParams | None = ...,
         negative_prompt: str | None = ...,
+        images: Sequence[Sequence[ImageLike]] | None = ...,
     ) -> list[list[Image.Image]]: ...
 
     def generate_images(
@@ -176,17 +184,38 @@ class Engine:
         seed: int = 0,
         sampling: SamplingParams | None = None,
         negative_prompt: str | None = None,
+        images: Sequence[Any] | None = None,
     ) -> list[Image.Image] | list[list[Image.Image]]:
-        """Generate ``num_images`` images per prompt. Image j of prompt i depends on (seed, i, j) only.
+        """Generate ``num_images`` images per prompt. Image j of prompt i depends on (seed, i, j), prompt and source images only.
 
-        ``sampling`` None takes the checkpoint's own settings (``image_sampling``).
+        Args:
+            prompts: a text or several.
+            num_images: per prompt.
+            seed: of the sampling.
+            sampling: None takes the checkpoint's own settings (``image_sampling``).
+            negative_prompt: what guidance leads away from; by default the empty prompt without source images.
+            images: source images, or their files, which the prompt edits or combines: a list for one prompt, a list per prompt
+                for several. The model must have been trained on edits.
 
         Returns:
             Of one prompt, a text: its images. Of several, in a list: a list of images per prompt, also if the list holds one.
+
+        Raises:
+            ValueError: ``images`` has not one list per prompt, or a text or an image cannot be used.
         """
         if isinstance(prompts, str):
-            return self.generate_images([prompts], num_images, seed, sampling, negative_prompt)[0]
-        jobs = image_jobs(self.builder, prompts, num_images, seed, sampling or self.image_sampling, negative_prompt)
+            some = None if images is None else [images]
+            return self.generate_images([prompts], num_images, seed, sampling, negative_prompt, some)[0]
+        sources = [()] * len(prompts) if images is None else images
+        if len(sources) != len(prompts) or any(isinstance(some, str | os.PathLike | Image.Image) for some in sources):
+            raise ValueError(f"{len(sources)} source images or lists for {len(prompts)} prompts: give a list of images per prompt")
+        shown = [tuple(self.processor.understood(_opened(image)) for image in some) for some in sources]
+        chosen = sampling or self.image_sampling
+        once = [
+            ImageJob.of(self.builder, prompt, (), chosen, negative_prompt, some)
+            for prompt, some in zip(prompts, shown, strict=True)
+        ]
+        jobs = copies(once, num_images, seed)
         pictures = self.render(generate_image_tokens(self.images, jobs)) if jobs else []
         return [pictures[i * num_images : (i + 1) * num_images] for i in range(len(prompts))]
 
@@ -224,8 +253,5 @@ class Engine:
         return model
 
 
-def _opened(image: Image.Image | str | os.PathLike[str]) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    with Image.open(image) as opened:
-        return opened.convert("RGB")
+def _opened(image: ImageLike) -> Image.Image:
+    return to_rgb(image) if isinstance(image, Image.Image) else decode(ImageFile(Path(image)))

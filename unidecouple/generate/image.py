@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from unidecouple.batch import Modality, Task
+from unidecouple.batch import Modality
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.jobs import ImageJob, image_jobs
-from unidecouple.generate.padding import check_length, left_pad, positions
+from unidecouple.generate.padding import check_length, positions
+from unidecouple.generate.prompts import prompt_inputs
 from unidecouple.generate.sampler import Sampler, uniforms
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.models.base import UnifiedModel
@@ -74,10 +75,10 @@ def to_bytes(pictures: Tensor) -> np.ndarray:
 
 def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: Sequence[ImageJob], routing: str | None) -> Tensor:
     guided = [number for number, job in enumerate(jobs) if len(job.prompts) > 1]
-    rows = [job.prompt_ids for job in jobs] + [jobs[number].negative_ids for number in guided]
+    rows = [job.prompts[0] for job in jobs] + [jobs[number].prompts[1] for number in guided]
     new = model.num_image_tokens * (builder.picture.columns + len(builder.row_end)) // builder.picture.columns
-    check_length(max(map(len, rows)), new, model.config.text_config.max_position_embeddings)
-    ids, mask = left_pad(rows, builder.tokenizer.pad_token_id, model.device)
+    check_length(max(len(ids) for ids, _ in rows), new, model.config.text_config.max_position_embeddings)
+    read = prompt_inputs(model, builder, rows)
     length = model.num_image_tokens
     uniform = torch.stack([uniforms(job.seed, length) for job in jobs]).to(model.device)
     sample = Sampler([job.sampling for job in jobs], model.device)
@@ -85,11 +86,9 @@ def _draw_batch(model: UnifiedModel, builder: SequenceBuilder, jobs: Sequence[Im
     uncond[guided] = torch.arange(len(jobs), len(rows), device=model.device)
     ends = torch.tensor([builder.row_end] * len(rows), dtype=torch.long, device=model.device)
     row_end = model.decoder.embed_text(ends, *drawn_labels(ends))
-    position, chosen = positions(mask), []
-    cache = DynamicCache(config=model.config.text_config)
-    task = torch.where(position == 0, int(Task.MMU), int(Task.T2I))  # the BOS counts as understanding, as in training
-    embeds = model.decoder.embed_text(ids, task, position)
-    modality = torch.full((1, 1), int(Modality.TEXT), device=model.device)
+    cache, chosen = DynamicCache(config=model.config.text_config), []
+    embeds, mask, position = read.embeds, read.mask, read.position_ids
+    task, modality = read.task_ids, read.modality_ids
     for step in range(length):
         out = model.decoder(
             inputs_embeds=embeds,

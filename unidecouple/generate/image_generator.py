@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from unidecouple.batch import Modality, Task
+from unidecouple.batch import Task
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.batch_slots import BatchSlots
 from unidecouple.generate.fixed import FixedDecoder, group_of
 from unidecouple.generate.generator import generate_all
 from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.one_task import one_task
-from unidecouple.generate.padding import left_pad, positions
+from unidecouple.generate.prompts import prompt_inputs
 from unidecouple.generate.replay import GraphedStep, Recorder, fill
 from unidecouple.generate.sampler import Form, Sampler, uniforms
 from unidecouple.models.base import UnifiedModel
@@ -50,7 +51,7 @@ class ImageGenerator:
         model: any model with our decoder; what serves generation is taken from it (``one_task``).
         builder: its sequence builder.
         max_batch_size: images at a time; each takes two rows of keys and values, or one without guidance.
-        max_prompt_length: most tokens of a prompt.
+        max_prompt_length: most tokens of a prompt, without its source images; room for those is made when they come, and stays.
         recorder: of steps, which are then padded to a few sizes; None launches every operator anew.
 
     Attributes:
@@ -106,7 +107,10 @@ class ImageGenerator:
             raise ValueError(f"{len(jobs)} images do not fit, there is room for {self.free_slots}: wait, or raise max_batch_size")
         new = [ImageProgress(job, [], -1) for job in jobs]
         pairs = [(image, prompt) for image in new for prompt in image.job.prompts]
-        self._rows.check([len(prompt) + self._new for _, prompt in pairs])
+        lengths = [len(ids) + self._new for _, (ids, _) in pairs]
+        images = max((len(job.pictures) for job in jobs), default=0)
+        self._rows.grow(self.max_prompt_length + self._new + images * self.builder.source_length)
+        self._rows.check(lengths)
         for (image, _), row in zip(pairs, self._read([prompt for _, prompt in pairs]), strict=True):
             image.rows.append(row)
         for image in new:
@@ -153,19 +157,18 @@ class ImageGenerator:
             raise ValueError("the image is not being generated: it is done, or was removed")
         self._take_out([image])
 
-    def _read(self, prompts: Sequence[list[int]]) -> list[int]:
+    def _read(self, prompts: Sequence[tuple[list[int], Sequence[np.ndarray]]]) -> list[int]:
         """Pass ``prompts`` through the decoder, left-padded. Returns their rows of the batch."""
-        ids, mask = left_pad(prompts, self.builder.tokenizer.pad_token_id, self.model.device)
-        place, cache = positions(mask), DynamicCache(config=self.model.config.text_config)
+        read, cache = prompt_inputs(self.model, self.builder, prompts), DynamicCache(config=self.model.config.text_config)
         out = self.model.decoder(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=place,
+            inputs_embeds=read.embeds,
+            attention_mask=read.mask,
+            position_ids=read.position_ids,
             cache=cache,
-            task_ids=torch.where(place == 0, int(Task.MMU), int(Task.T2I)),  # the BOS counts as understanding, as in training
-            modality_ids=torch.full((1, 1), int(Modality.TEXT), device=ids.device),
+            task_ids=read.task_ids,
+            modality_ids=read.modality_ids,
         )
-        return self._rows.admit(cache, mask, self.model.image_logits(out.last_hidden_state[:, -1]))
+        return self._rows.admit(cache, read.mask, self.model.image_logits(out.last_hidden_state[:, -1]))
 
     def _choose(self, images: int, form: Form) -> None:
         """Choose the next token of the first ``images`` that are not at the end of a row."""

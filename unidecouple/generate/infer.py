@@ -189,9 +189,14 @@ class _Reader:
         if self.engine.task not in (None, task):
             raise ValueError(f"the model was loaded without what serves {task.key}")
         if wanted.prompt is not None:
-            job = ImageJob.of(builder, wanted.prompt, seed, settings.images)
-            if len(job.prompt_ids) > self.engine.max_prompt_length:
-                raise ValueError(f"{len(job.prompt_ids)} tokens of prompt are more than {self.engine.max_prompt_length}")
+            pictures = tuple(map(self.preprocessor.for_understanding, wanted.pictures))
+            job = ImageJob.of(builder, wanted.prompt, seed, settings.images, pictures=pictures)
+            tokens = len(job.prompt_ids) - len(pictures) * builder.source_length
+            if tokens > self.engine.max_prompt_length:
+                raise ValueError(f"{tokens} tokens of prompt are more than {self.engine.max_prompt_length}")
+            if pictures:
+                longest = self.engine.images.model.config.text_config.max_position_embeddings
+                check_length(len(job.prompt_ids), builder.seen_tokens, longest)
             return kept | {"prompt": wanted.prompt}, job
         sample = builder.conversation(self._turns(wanted), Task.MMU)
         room = min(self.engine.max_length, self.engine.answers.model.config.text_config.max_position_embeddings)

@@ -66,15 +66,16 @@ def log_likelihood(
 
 
 @torch.no_grad()
-def passage_log_likelihood(model: UnifiedModel, ids: Sequence[int]) -> float:
-    """Log-likelihood in nats of all tokens ``ids`` but the first, each given those before it, as understanding.
+def passage_log_likelihood(model: UnifiedModel, ids: Sequence[int], start: int = 1) -> float:
+    """Log-likelihood in nats of the tokens ``ids[start:]``, each given all those before it, as understanding.
 
     Args:
         model: of any base family.
         ids: a sequence from its BOS on (``SequenceBuilder.passage``).
+        start: of what is scored, 1 or more.
     """
     row = torch.tensor([list(ids)], device=model.device)
     task = torch.full((1, 1), int(Task.MMU), device=model.device)
     logits = model(input_ids=row, use_cache=False, task_ids=task).logits[0, :-1]
     steps = torch.log_softmax(logits.float(), -1).gather(1, row[0, 1:].unsqueeze(1))
-    return float(steps.double().sum())
+    return float(steps[start - 1 :].double().sum())

@@ -121,7 +121,7 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
             inputs_embeds=embeds,
             position_ids=batch.position_ids,
             task_ids=batch.task_ids,
-            modality_ids=self.modality_ids(batch.input_ids, batch.image_tokens),
+            modality_ids=self.modality_ids(batch.input_ids, batch.embedded_image_tokens),
             routing=routing,
             blocks=SequenceBlocks.of(lengths, embeds.device) if lengths else None,
             **kwargs,
@@ -145,6 +145,8 @@ class UnifiedModel(PreTrainedModel, metaclass=ABCMeta):
                 "use 'sdpa', or do not pack"
             )
         seen = (batch.input_ids == self.config.image_token_id) & (batch.image_tokens == NO_IMAGE_TOKEN)
+        if batch.source_tokens is not None:
+            seen |= batch.source_tokens != NO_IMAGE_TOKEN  # no words of the prompt
         return cross_modal_mask(batch, seen)
 
     def joint(

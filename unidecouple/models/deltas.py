@@ -8,6 +8,7 @@ Forms of a matrix W of shape (out, in), with y of a token of the task:
 - ``rank:r``: ``y = W x + U (D x)``, U (out, r), D (r, in); a low-rank residual (LoRA's form, arXiv 2106.09685).
 - ``full``: ``y = W' x``, another matrix.
 - ``bits``: ``y = W x + s (S x)``, S of signs, one bit each, and one scale s (BitDelta, arXiv 2402.10193, section 3.1).
+- ``sparse:k``: the same with signs of k entries alone; S is zero elsewhere (ComPEFT, arXiv 2311.13171).
 
 A norm takes ``full``. The word embeddings take ``rows:n``: n rows of the table are replaced.
 """
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 DELTAS = "deltas"
 """Name of a module's deltas: a weight is called ``<module>.deltas.<task>.<leaf>``."""
 EMBEDDINGS, HEAD = "embed_tokens", "lm_head"
+LARGEST_SPARSE = 2**31
+"""Entries of the largest matrix that takes ``sparse:k``: places are of 32 bits."""
 
 
 class MatrixDelta(Protocol):
@@ -92,6 +95,34 @@ class SignDelta(nn.Module):
         return (weight.double() + self.scale.double() * unpack(self.sign, self.in_features)).to(weight.dtype)
 
 
+class SparseSignDelta(nn.Module):
+    """``sparse:k``: places of k entries in row-major order, ascending, and their signs; the scale trains, the others do not."""
+
+    index: Tensor
+    sign: Tensor
+
+    def __init__(self, out_features: int, in_features: int, count: int) -> None:
+        super().__init__()
+        self.shape = (out_features, in_features)
+        self.register_buffer("index", torch.zeros(count, dtype=torch.int32))
+        self.register_buffer("sign", torch.zeros(-(-count // 8), dtype=torch.uint8))
+        self.scale = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, y: Tensor, mine: Tensor) -> Tensor:
+        """See ``MatrixDelta``."""
+        return y + (self.scale * F.linear(x * mine.to(x.dtype), self._signs(x.dtype))).to(y.dtype)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """Return the task's matrix."""
+        return (weight.double() + self.scale.double() * self._signs(torch.float64)).to(weight.dtype)
+
+    def _signs(self, dtype: torch.dtype) -> Tensor:
+        """Matrix (out, in) of -1, 0 and 1."""
+        signs = unpack(self.sign.unsqueeze(0), len(self.index))[0].to(dtype)
+        flat = torch.zeros(self.shape[0] * self.shape[1], dtype=dtype, device=signs.device)
+        return flat.index_copy(0, self.index.long(), signs).view(self.shape)
+
+
 class RowsDelta(nn.Module):
     """``rows:n`` of a table of word embeddings; ``rows`` ascend."""
 
@@ -113,7 +144,7 @@ class RowsDelta(nn.Module):
         return weight.index_copy(0, self.rows, self.weight.to(weight.dtype))
 
 
-Delta = LowRankDelta | FullDelta | SignDelta | RowsDelta
+Delta = LowRankDelta | FullDelta | SignDelta | SparseSignDelta | RowsDelta
 
 
 def pack(signs: Tensor) -> Tensor:
@@ -142,9 +173,13 @@ def make_delta(form: str, shape: tuple[int, ...]) -> Delta:
         return SignDelta(*shape)
     if kind == "rank" and len(shape) == 2 and 1 <= count <= min(shape):
         return LowRankDelta(*shape, count)
+    if kind == "sparse" and len(shape) == 2 and 1 <= count <= shape[0] * shape[1] <= LARGEST_SPARSE:
+        return SparseSignDelta(*shape, count)
     if kind == "rows" and len(shape) == 2 and 1 <= count <= shape[0]:
         return RowsDelta(count, shape[1])
-    raise ValueError(f"task_deltas has {form!r} for a weight of shape {shape}: use rank:R, full or bits, and rows:N for embeddings")
+    raise ValueError(
+        f"task_deltas has {form!r} for a weight of shape {shape}: use rank:R, full, bits or sparse:K, and rows:N for embeddings"
+    )
 
 
 def drawn_labels(tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,7 @@ class UniEmu3Processor(UnifiedProcessor, Emu3Processor):
     """
 
     bare_prompts = True
+    source_tokens = False
 
     def __init__(
         self,

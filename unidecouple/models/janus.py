@@ -90,9 +90,10 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         return int(self.config.vq_config.num_embeddings)
 
     def embed(self, batch: Batch) -> Tensor:
-        """Return the input embeddings (B, T, H) of text, images to be understood and image tokens to be generated."""
+        """Return the input embeddings (B, T, H) of text, images to be understood and image tokens."""
+        tokens = batch.embedded_image_tokens
         embeds = self.decoder.embed_text(batch.input_ids, batch.task_ids, batch.position_ids)
-        modality = self.modality_ids(batch.input_ids, batch.image_tokens)
+        modality = self.modality_ids(batch.input_ids, tokens)
         drawn, place = modality == Modality.IMAGE_OUT, modality == Modality.IMAGE_IN
         pictures = 0 if batch.pixel_values is None else len(batch.pixel_values)
         if int(place.sum()) != pictures * self.config.vision_config.num_image_tokens:
@@ -103,7 +104,7 @@ class UniJanusForConditionalGeneration(UnifiedModel, JanusForConditionalGenerati
         if batch.pixel_values is not None:
             features = self.model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
             embeds = embeds.masked_scatter(place.unsqueeze(-1), features.to(embeds.dtype))
-        generated = self.prepare_embeddings_for_image_generation(batch.image_tokens.clamp_min(0))
+        generated = self.prepare_embeddings_for_image_generation(tokens.clamp_min(0))
         return torch.where(drawn.unsqueeze(-1), generated.to(embeds.dtype), embeds)
 
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:

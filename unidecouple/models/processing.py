@@ -52,12 +52,15 @@ class UnifiedProcessor(ProcessorMixin, metaclass=ABCMeta):
         num_image_tokens: of an image to be drawn.
         bare_prompts: whether a prompt for an image stands without roles, and nothing stands in place of a hidden one; else it
             is a user's turn, hidden by padding of its length.
+        source_tokens: whether the image tokens of an image follow its placeholders in a prompt for an image, as in Janus-4o; else
+            the placeholders stand for them already, as in Emu3.
     """
 
     system_prompt: str
     system_turn: tuple[str, str] | None = None
     num_image_tokens: int
     bare_prompts = False
+    source_tokens = True
 
     @property
     def text_prefix(self) -> str:

@@ -76,3 +76,39 @@ class Assumptions:
     memory: float = 0.92
     hop: float = 1e-6
     far_hop: float = 5e-6
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The kind of device that a run is planned on, in what type it multiplies, and how much of it a run can use.
+
+    Attributes:
+        device: its data sheet.
+        dtype: of matrix products, "bf16" or "fp32".
+        assume: efficiencies and latencies.
+    """
+
+    device: Device
+    dtype: str = "bf16"
+    assume: Assumptions = Assumptions()
+
+    @property
+    def flops(self) -> float:
+        """FLOPs per second that large matrix products reach."""
+        return self.assume.compute * self.device.peak(self.dtype)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second that other operations move between memory and chip."""
+        return self.assume.bandwidth * self.device.bandwidth
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a device that tensors may fill."""
+        return self.assume.memory * self.device.memory
+
+    def link(self, gpus: int) -> float:
+        """Bytes per second that each of ``gpus`` devices sends in a ring, which crosses a node's border once over all its cards."""
+        device = self.device
+        between = device.network * device.node
+        return self.assume.link * (device.link if gpus <= device.node else min(device.link, between))

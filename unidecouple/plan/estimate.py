@@ -7,11 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from unidecouple.plan.batch_shapes import BatchShape
-from unidecouple.plan.devices import Assumptions, Device
+from unidecouple.plan.devices import Hardware
 from unidecouple.plan.op_trace import Op, OpTrace
-from unidecouple.plan.strategies import Collective, Memory, ParallelStrategy, communication, memory, memory_of_weights
+from unidecouple.plan.strategies import Collective, Memory, ParallelStrategy, Placement, communication, memory, memory_of_weights
 from unidecouple.plan.weights import WeightCounts
 
 OPTIMIZER_TRAFFIC = 32
@@ -53,12 +54,10 @@ class StageWorkload:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """One stage with one parallel strategy on ``gpus`` devices. Seconds are per step.
+class Estimate(Placement):
+    """One stage with one parallel strategy on a number of devices. Seconds are per step.
 
     Attributes:
-        way, gpus: see ``STRATEGIES``.
-        split: devices by role.
         parts: shapes of one micro-batch of a device, by role.
         memory: with every activation kept, and ``checkpointed`` with gradient checkpointing.
         fits, fits_checkpointed: whether these do. If only the second does, the times are with checkpointing.
@@ -71,9 +70,6 @@ class Estimate:
         utilization: of peak FLOPs.
     """
 
-    way: ParallelStrategy
-    gpus: int
-    split: dict[str, int]
     parts: dict[str, tuple[BatchShape, ...]]
     memory: Memory
     checkpointed: Memory
@@ -103,99 +99,86 @@ class Estimate:
         return max(shares, key=lambda name: shares[name])
 
 
-def split(load: StageWorkload, way: ParallelStrategy, gpus: int, node: int) -> dict[str, int]:
-    """Return devices by role: split between tasks by samples, in whole nodes if there are several, at least one each.
+def place(load: StageWorkload, way: ParallelStrategy, gpus: int, node: int) -> Placement | None:
+    """Split devices between roles: by samples, in whole nodes of ``node`` devices if there are several, at least one each.
 
-    Empty if impossible: strategy "tasks" needs two devices and two tasks, each device needs a sample, a method that combines the
+    None if impossible: strategy "tasks" needs two devices and two tasks, each device needs a sample, a method that combines the
     tasks' gradients needs both in full on every device, and FSDP2 takes neither compressed weights nor 8-bit states.
     """
     reduced = bool(load.weights.compressed) or load.weights.small_states is not None
     if (load.weights.by_task and way != "ddp") or (reduced and way == "fsdp2"):
-        return {}
-    shares, tasks = {"both": gpus}, list(load.samples)
+        return None
+    split, tasks = {"both": gpus}, list(load.samples)
     if way == "tasks":
         if len(tasks) < 2 or gpus < 2:
-            return {}
+            return None
         grain = node if gpus >= 2 * node and gpus % node == 0 else 1
         pieces = gpus // grain
         first = min(max(round(pieces * load.samples[tasks[0]] / sum(load.samples.values())), 1), pieces - 1)
-        shares = {tasks[0]: first * grain, tasks[1]: (pieces - first) * grain}
-    return shares if all(load.part(role, devices) for role, devices in shares.items()) else {}
+        split = {tasks[0]: first * grain, tasks[1]: (pieces - first) * grain}
+    return Placement(way, gpus, split) if all(load.part(role, devices) for role, devices in split.items()) else None
 
 
-def estimate(
-    load: StageWorkload, way: ParallelStrategy, gpus: int, device: Device, dtype: str, assume: Assumptions
-) -> Estimate | None:
-    """Estimate the stage with strategy ``way`` on ``gpus`` devices; None if impossible (see ``split``)."""
-    shares = split(load, way, gpus, device.node)
-    if not shares:
+def estimate(load: StageWorkload, way: ParallelStrategy, gpus: int, hardware: Hardware) -> Estimate | None:
+    """Estimate the stage with strategy ``way`` on ``gpus`` devices; None if impossible (see ``place``)."""
+    placed = place(load, way, gpus, hardware.device.node)
+    if placed is None:
         return None
-    room = assume.memory * device.memory
-    traces = [load.trace(role, devices) for role, devices in shares.items()]
+    traces = [load.trace(role, devices) for role, devices in placed.split.items()]
     full, small = (
-        max((memory(way, load.weights, trace, gpus, again) for trace in traces), key=lambda m: m.total) for again in (False, True)
+        max((memory(placed, load.weights, trace, again) for trace in traces), key=lambda m: m.total) for again in (False, True)
     )
-    again = full.total > room
-    sharing = max(shares.values())
-    timed = []
-    for trace in traces:
-        collectives = communication(way, load.weights, trace, gpus, device, assume, sharing, load.accumulation)
-        timed.append((*_times(way, load, trace, gpus, device, dtype, assume, again, collectives), collectives))
-    compute, traffic, exposed, collectives = max(timed, key=lambda times: sum(times[:3]))
-    seconds = compute + traffic + exposed
+    again = full.total > hardware.memory
+    slowest = max((_times(placed, load, trace, hardware, again) for trace in traces), key=lambda times: times.seconds)
     whole = load.trace_ops(load.step)
     flops = whole.flops(False) + whole.flops(True) - whole.again
     return Estimate(
-        way,
-        gpus,
-        shares,
-        {role: load.part(role, devices) for role, devices in shares.items()},
-        full,
-        small,
+        **vars(placed),
+        parts={role: load.part(role, devices) for role, devices in placed.split.items()},
+        memory=full,
+        checkpointed=small,
         fits=not again,
-        fits_checkpointed=small.total <= room,
+        fits_checkpointed=small.total <= hardware.memory,
         flops=flops,
-        compute=compute,
-        traffic=traffic,
-        exposed=exposed,
-        seconds=seconds,
-        collectives=collectives,
+        **slowest._asdict(),
+        seconds=slowest.seconds,
         samples=sum(load.samples.values()),
         tokens=sum(part.tokens for part in load.step if part.counted),
-        utilization=flops / (gpus * seconds * device.peak(dtype)),
+        utilization=flops / (gpus * slowest.seconds * hardware.device.peak(hardware.dtype)),
     )
 
 
-def smallest(load: StageWorkload, way: ParallelStrategy, device: Device, assume: Assumptions) -> int | None:
+def smallest(load: StageWorkload, way: ParallelStrategy, hardware: Hardware) -> int | None:
     """Return the least number of devices, up to ``MOST``, on which the stage fits, with checkpointing if needed."""
-    room, width = assume.memory * device.memory, load.trace_ops(load.step).width
+    width = load.trace_ops(load.step).width
 
     def fits(gpus: int) -> bool:
-        if memory_of_weights(way, load.weights, width, gpus).total > room:
+        placed = place(load, way, gpus, hardware.device.node)
+        if placed is None or memory_of_weights(placed, load.weights, width).total > hardware.memory:
             return False  # tracing the operations would take far longer, and change nothing
-        traces = [load.trace(role, devices) for role, devices in split(load, way, gpus, device.node).items()]
-        return bool(traces) and all(memory(way, load.weights, one, gpus, checkpointing=True).total <= room for one in traces)
+        traces = [load.trace(role, devices) for role, devices in placed.split.items()]
+        return all(memory(placed, load.weights, one, checkpointing=True).total <= hardware.memory for one in traces)
 
-    numbers = range(1, _most(load, way, device) + 1)
+    numbers = range(1, _most(load, way, hardware) + 1)
     if way == "tasks":  # devices are shared by samples and in whole nodes, so one more device may enlarge another's part
         return next((gpus for gpus in numbers if fits(gpus)), None)
-    place = bisect.bisect_left(numbers, True, key=fits)
-    return numbers[place] if place < len(numbers) else None
+    found = bisect.bisect_left(numbers, True, key=fits)
+    return numbers[found] if found < len(numbers) else None
 
 
-def breaks_first(load: StageWorkload, way: ParallelStrategy, device: Device, dtype: str, assume: Assumptions) -> str:
+def breaks_first(load: StageWorkload, way: ParallelStrategy, hardware: Hardware) -> str:
     """Return what limits scaling first, over powers of two up to ``MOST`` devices."""
-    least = smallest(load, way, device, assume)
-    if least is None and not _most(load, way, device):
+    least, most = smallest(load, way, hardware), _most(load, way, hardware)
+    if not most:
         return "impossible: the stage does not allow this strategy"
     if least is None:
-        return f"capacity: it fits on no number of devices up to {_most(load, way, device)}"
-    grown = (estimate(load, way, 2**power, device, dtype, assume) for power in range(math.ceil(math.log2(least)), 11))
+        return f"capacity: it fits on no number of devices up to {most}"
+    grown = (estimate(load, way, 2**power, hardware) for power in range(math.ceil(math.log2(least)), 11))
     for found in grown:
         if found is not None and found.exposed > HEAVY * found.seconds:
             share = round(100 * found.exposed / found.seconds)
             return f"link: from {found.gpus} devices on, communication that does not overlap takes {share}% of a step or more"
-    return f"nothing up to {_most(load, way, device)} devices"
+    return f"nothing up to {most} devices"
 
 
 def by_part(trace: OpTrace) -> dict[str, tuple[int, int]]:
@@ -218,33 +201,37 @@ def executed(trace: OpTrace, again: bool) -> Iterator[Op]:
         yield from (op._replace(backward=True) for op in trace.ops if not op.backward and op.block in moving)
 
 
-def _most(load: StageWorkload, way: ParallelStrategy, device: Device) -> int:
+def _most(load: StageWorkload, way: ParallelStrategy, hardware: Hardware) -> int:
     """The largest number of devices, up to ``MOST``, for which the step has samples."""
-    return max((gpus for gpus in range(1, MOST + 1) if split(load, way, gpus, device.node)), default=0)
+    return max((gpus for gpus in range(1, MOST + 1) if place(load, way, gpus, hardware.device.node)), default=0)
 
 
-def _times(
-    way: ParallelStrategy,
-    load: StageWorkload,
-    trace: OpTrace,
-    gpus: int,
-    device: Device,
-    dtype: str,
-    assume: Assumptions,
-    again: bool,
-    collectives: list[Collective],
-) -> tuple[float, float, float]:
-    """Seconds per step bound by FLOPs, by memory bandwidth, and by exposed communication; ``trace`` is of one micro-batch."""
+class _Times(NamedTuple):
+    """Seconds per step of one role, and its communication; see ``Estimate``."""
+
+    compute: float
+    traffic: float
+    exposed: float
+    collectives: list[Collective]
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.traffic + self.exposed
+
+
+def _times(placed: Placement, load: StageWorkload, trace: OpTrace, hardware: Hardware, again: bool) -> _Times:
+    """Times of a device whose micro-batch is ``trace``; with ``again``, of checkpointed layers."""
     weights, parts = load.weights, load.accumulation
-    rate, stream = assume.compute * device.peak(dtype), assume.bandwidth * device.bandwidth
+    rate, stream = hardware.flops, hardware.bandwidth
     bound = {(backward, by_flops): 0.0 for backward in (False, True) for by_flops in (False, True)}
     for op in executed(trace, again):
         computing, moving = op.flops / rate, op.moved / stream
         bound[op.backward, computing >= moving] += max(computing, moving)
-    moved = weights.trainable - (weights.private // 2 if way == "tasks" else 0)
-    optimizer = OPTIMIZER_TRAFFIC * moved / (gpus if way == "fsdp2" else 1) / stream
+    optimizer = OPTIMIZER_TRAFFIC * placed.updated(weights) / placed.shards / stream
     # DDP reduces in the last backward pass, per-task gradients after it; FSDP2 gathers in both passes of each micro-batch
-    hiding = parts * sum(bound.values()) if way == "fsdp2" else 0.0 if weights.by_task else bound[True, True] + bound[True, False]
-    exposed = max(0.0, sum(c.seconds for c in collectives) - assume.overlap * hiding)
+    both_passes = placed.way == "fsdp2"
+    hiding = parts * sum(bound.values()) if both_passes else 0.0 if weights.by_task else bound[True, True] + bound[True, False]
+    collectives = communication(placed, weights, trace, hardware, parts)
+    exposed = max(0.0, sum(one.seconds for one in collectives) - hardware.assume.overlap * hiding)
     computing, moving = (parts * (bound[False, limit] + bound[True, limit]) for limit in (True, False))
-    return computing, moving + optimizer, exposed
+    return _Times(computing, moving + optimizer, exposed, collectives)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 from unidecouple.batch import Task
 from unidecouple.methods.selection import part_of
+from unidecouple.models.base import UnifiedModel
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.plan.batch_shapes import BatchShape
+from unidecouple.plan.delta_ops import embedding_deltas, norm_deltas, with_deltas
 from unidecouple.plan.encoding import encoding
 from unidecouple.plan.heads import head
 from unidecouple.plan.op_trace import INDEX, OpTrace, Shape, TracedTensor
@@ -18,45 +21,65 @@ from unidecouple.plan.op_trace import INDEX, OpTrace, Shape, TracedTensor
 DECODER = "model.language_model"
 
 
+@dataclass(frozen=True)
+class TracedModel:
+    """A model as a trace sees it.
+
+    Attributes:
+        config: of the model.
+        shapes: of all its parameters, by name.
+        trains: names of those that train.
+        routing: "learned" or "label".
+        width: bytes per activation, 4 or 2.
+    """
+
+    config: UnifiedConfig
+    shapes: Mapping[str, Shape]
+    trains: Collection[str]
+    routing: str
+    width: int
+
+    @classmethod
+    def of(cls, model: UnifiedModel, trains: Collection[str], routing: str, width: int) -> TracedModel:
+        """``model``, which may be on the meta device."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        return cls(model.config, shapes, trains, routing, width)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the group ids of tokens are known before the first layer."""
+        text = self.config.text_config
+        return self.routing == "label" or text.context_router or text.labelled_updates
+
+
 def trace_ops(
-    config: UnifiedConfig,
-    shapes: dict[str, Shape],
-    trains: Collection[str],
-    parts: Sequence[BatchShape],
-    routing: str,
-    width: int,
-    tasks: Collection[Task] = tuple(Task),
-    distilled: Task | None = None,
+    model: TracedModel, parts: Sequence[BatchShape], tasks: Collection[Task] = tuple(Task), distilled: Task | None = None
 ) -> OpTrace:
     """Trace one step's forward and backward over micro-batches of shapes ``parts``.
 
     Args:
-        config: of the model.
-        shapes: of all its parameters.
-        trains: names of those that train.
+        model: the model.
         parts: see ``BatchShape``.
-        routing: "learned" or "label".
-        width: bytes per activation, 4 or 2.
         tasks: whose losses are computed.
         distilled: the task whose targets are also compared with the model without its updates (``SelfDistillation``).
     """
-    trace = OpTrace(shapes, trains, width)
+    trace = OpTrace(model.shapes, model.trains, model.width)
     for part in parts:
-        hidden = _decoder(trace, config, part, _embed(trace, config, part), routing)
+        hidden = _decoder(trace, model, part)
         for task in tasks:
-            head(trace, task, part, hidden, config)
+            head(trace, task, part, hidden, model.config)
         if distilled in tasks and part.task is distilled:
-            _compare(trace, config, part, hidden, routing)
+            _compare(trace, model, part, hidden)
     return trace
 
 
-def _compare(trace: OpTrace, config: UnifiedConfig, part: BatchShape, hidden: TracedTensor, routing: str) -> None:
+def _compare(trace: OpTrace, model: TracedModel, part: BatchShape, hidden: TracedTensor) -> None:
     """The forward pass without updates, and the head once more on the states of either pass."""
     before, logits = trace.flops(backward=False), trace.logits
-    head(trace, part.task, part, hidden, config)
+    head(trace, part.task, part, hidden, model.config)
     trace.logits += trace.logits - logits  # and the reference's
-    plain = OpTrace({name: shape for name, shape in trace.shapes.items() if "lora_" not in name}, (), trace.width)
-    head(plain, part.task, part, _decoder(plain, config, part, _embed(plain, config, part), routing), config)
+    without = replace(model, shapes={name: shape for name, shape in model.shapes.items() if "lora_" not in name}, trains=())
+    plain = trace_ops(without, (part,), (part.task,))
     trace.ops += [op._replace(block=-1) for op in plain.ops]
     trace.largest, trace.encoding = max(trace.largest, plain.largest), max(trace.encoding, plain.encoding)
     trace.reference += trace.flops(backward=False) - before
@@ -66,6 +89,7 @@ def _embed(trace: OpTrace, config: UnifiedConfig, part: BatchShape) -> TracedTen
     rows, hidden = part.tokens, config.text_config.hidden_size
     if text := trace.use(f"{DECODER}.embed_tokens.weight"):
         trace.kept += rows * INDEX
+    text |= embedding_deltas(trace, f"{DECODER}.embed_tokens", rows)
     if isinstance(config, UniEmu3Config):
         if part.pictures:
             one = encoding(config.vq_config, config.image_size)
@@ -115,47 +139,65 @@ def _mlp(trace: OpTrace, name: str, rows: int, x: TracedTensor, part: str) -> Tr
     return x
 
 
-def _decoder(trace: OpTrace, config: UnifiedConfig, part: BatchShape, x: TracedTensor, routing: str) -> TracedTensor:
-    text, rows = config.text_config, part.tokens
+def _decoder(trace: OpTrace, model: TracedModel, part: BatchShape) -> TracedTensor:
+    x = _embed(trace, model.config, part)
+    text, rows = model.config.text_config, part.tokens
     turn = trace.new(2 * part.length * text.head_dim, False)  # cosines and sines of the positions, one tensor for all layers
     if text.context_router:
-        _context_router(trace, config, part, turn)
-    known = routing == "label" or text.context_router or text.labelled_updates  # whether the first layer's attention gets group ids
+        _context_router(trace, model.config, part, turn)
     for index in range(text.num_hidden_layers):
         layer = f"{DECODER}.layers.{index}"
         with trace.block(layer, x):
-            normed = trace.rms_norm(f"{layer}.input_layernorm", rows, x)
-            mixed = _attention(trace, config, part, f"{layer}.self_attn", normed, turn, known or index > 0)
+            normed = _norm(trace, f"{layer}.input_layernorm", rows, x)
+            mixed = _attention(trace, model, part, index, normed, turn)
             x = trace.pointwise("attention", (x, mixed), x.elements, x.grad or mixed.grad)
-            normed = trace.rms_norm(f"{layer}.post_attention_layernorm", rows, x)
-            out = _feed_forward(trace, config, rows, f"{layer}.mlp", normed, known)
+            normed = _norm(trace, f"{layer}.post_attention_layernorm", rows, x)
+            out = _feed_forward(trace, model, rows, f"{layer}.mlp", normed)
             x = trace.pointwise("ffn", (x, out), x.elements, x.grad or out.grad)
-    return trace.rms_norm(f"{DECODER}.norm", rows, x)
+    return _norm(trace, f"{DECODER}.norm", rows, x)
+
+
+def _norm(trace: OpTrace, name: str, rows: int, x: TracedTensor) -> TracedTensor:
+    return trace.rms_norm(name, rows, x, norm_deltas(trace, name, rows, x))
 
 
 def _attention(
-    trace: OpTrace, config: UnifiedConfig, part: BatchShape, name: str, x: TracedTensor, turn: TracedTensor, grouped: bool
+    trace: OpTrace, model: TracedModel, part: BatchShape, layer: int, x: TracedTensor, turn: TracedTensor
 ) -> TracedTensor:
-    text, rows = config.text_config, part.tokens
+    text, rows, name = model.config.text_config, part.tokens, f"{DECODER}.layers.{layer}.self_attn"
     untied = len(trace.shapes[f"{name}.q_proj.weight"]) == 3
+    grouped = model.labelled or layer > 0
     if untied:
-        sorted_rows = _by_group(trace, "attention", rows, x)
-        query, key, value = (_by_group(trace, "attention", rows, _set(trace, f"{name}.{p}_proj", rows, sorted_rows)) for p in "qkv")
+        sorted_rows = _by_group(trace, "attention", x)
+        query, key, value = (_by_group(trace, "attention", _set(trace, f"{name}.{p}_proj", rows, sorted_rows)) for p in "qkv")
     else:
         query, key, value = (_adapted(trace, f"{name}.{p}_proj", rows, x, grouped) for p in "qkv")
-    if query.grad or key.grad:
-        trace.keep(turn)
-    query, key = (trace.pointwise("attention", (v, v), v.elements, v.grad) for v in (query, key))  # rotated
-    mixed = trace.attention(part.samples, text.num_attention_heads, part.length, text.head_dim, (query, key, value))
+    mixed = _rotated_attention(trace, "attention", part, text.num_attention_heads, (query, key, value), turn)
     if untied:
         if text.per_group_attention == "group":
             trace.kept += part.samples * part.length**2 * trace.width * mixed.grad  # the mask, as the kernel adds it to the scores
-        sorted_rows = _by_group(trace, "attention", rows, mixed)
-        return _by_group(trace, "attention", rows, _set(trace, f"{name}.o_proj", rows, sorted_rows))
+        sorted_rows = _by_group(trace, "attention", mixed)
+        return _by_group(trace, "attention", _set(trace, f"{name}.o_proj", rows, sorted_rows))
     return _adapted(trace, f"{name}.o_proj", rows, mixed, grouped)
 
 
-def _by_group(trace: OpTrace, part: str, rows: int, x: TracedTensor) -> TracedTensor:
+def _rotated_attention(
+    trace: OpTrace,
+    kind: str,
+    part: BatchShape,
+    heads: int,
+    projected: tuple[TracedTensor, TracedTensor, TracedTensor],
+    turn: TracedTensor,
+) -> TracedTensor:
+    """Attention whose queries and keys are rotated by ``turn``, as operations of ``kind``."""
+    query, key, value = projected
+    if query.grad or key.grad:
+        trace.keep(turn)
+    query, key = (trace.pointwise(kind, (v, v), v.elements, v.grad) for v in (query, key))
+    return trace.attention(part.samples, heads, part.length, query.elements // (part.tokens * heads), (query, key, value))
+
+
+def _by_group(trace: OpTrace, part: str, x: TracedTensor) -> TracedTensor:
     """Tokens laid side by side by group, or back; where each stands is found once for all layers."""
     return trace.pointwise(part, (x,), x.elements, x.grad)
 
@@ -171,16 +213,18 @@ def _context_router(trace: OpTrace, config: UnifiedConfig, part: BatchShape, tur
     text, rows, name = config.text_config, part.tokens, f"{DECODER}.context_router"
     x = trace.pointwise("task_router", (), rows * text.hidden_size, False)
     query, key, value = (trace.linear(f"{name}.attention.{p}_proj", rows, x) for p in "qkv")
-    if query.grad or key.grad:
-        trace.keep(turn)
-    query, key = (trace.pointwise("task_router", (v, v), v.elements, v.grad) for v in (query, key))
-    mixed = trace.attention(part.samples, 1, part.length, text.head_dim, (query, key, value))
+    mixed = _rotated_attention(trace, "task_router", part, 1, (query, key, value), turn)
     seen = trace.linear(f"{name}.attention.o_proj", rows, mixed)
     trace.product(f"{name}.weight", rows, trace.pointwise("task_router", (x, seen), x.elements, seen.grad))
 
 
 def _adapted(trace: OpTrace, name: str, rows: int, x: TracedTensor, grouped: bool) -> TracedTensor:
-    """A ``LoraLinear``; with one pair a task it needs the token's group, else its update is left out."""
+    """A ``LoraLinear`` and its deltas."""
+    return with_deltas(trace, name, rows, x, _updated(trace, name, rows, x, grouped))
+
+
+def _updated(trace: OpTrace, name: str, rows: int, x: TracedTensor, grouped: bool) -> TracedTensor:
+    """A ``LoraLinear`` without deltas; with one pair a task it needs the token's group, else its update is left out."""
     out = trace.linear(name, rows, x)
     if f"{name}.lora_A" not in trace.shapes:
         return out
@@ -223,10 +267,7 @@ def _flat_product(trace: OpTrace, name: str, rows: int, x: TracedTensor, shape: 
     """``product`` with all groups' matrices (G, out, in) seen as one."""
     trains, flops = trace.use(name), 2 * rows * shape[0] * shape[1]
     out = trace.new(rows * shape[0], x.grad or trains)
-    moved = shape[0] * shape[1] * trace.width + x.bytes + out.bytes
-    for backward, needed in ((False, True), (True, x.grad), (True, trains)):
-        if needed:
-            trace.note("lora", flops, moved, backward)
+    trace.note_product("lora", flops, shape[0] * shape[1] * trace.width + x.bytes + out.bytes, (x.grad, trains))
     if trains:
         trace.keep(x)
     return out
@@ -241,14 +282,14 @@ def _dense(trace: OpTrace, rows: int, name: str, x: TracedTensor, grouped: bool,
     return _adapted(trace, f"{name}.down_proj", rows, _swiglu(trace, gate, up, part), grouped)
 
 
-def _feed_forward(trace: OpTrace, config: UnifiedConfig, rows: int, name: str, x: TracedTensor, known: bool) -> TracedTensor:
-    text = config.text_config
+def _feed_forward(trace: OpTrace, model: TracedModel, rows: int, name: str, x: TracedTensor) -> TracedTensor:
+    text = model.config.text_config
     if len(trace.shapes.get(f"{name}.gate_proj.weight", ())) == 3:
-        x = _by_group(trace, "ffn", rows, x)
+        x = _by_group(trace, "ffn", x)
         gate, up = (_set(trace, f"{name}.{p}_proj", rows, x) for p in ("gate", "up"))
-        return _by_group(trace, "ffn", rows, _set(trace, f"{name}.down_proj", rows, _swiglu(trace, gate, up, "ffn")))
+        return _by_group(trace, "ffn", _set(trace, f"{name}.down_proj", rows, _swiglu(trace, gate, up, "ffn")))
     if text.ffn == "dense":
-        return _dense(trace, rows, name, x, known, "ffn")
+        return _dense(trace, rows, name, x, model.labelled, "ffn")
     wide = x if x.width == 4 else trace.new(x.elements, x.grad, 4)  # routers compute in float32
     if f"{name}.router.weight" in trace.shapes:
         detached = trace.new(x.elements, False, 4)
@@ -276,11 +317,8 @@ def _low_rank(trace: OpTrace, name: str) -> bool:
     if f"{name}.lora_A" not in trace.shapes:
         return False
     (groups, rank, inner), outer = trace.shapes[f"{name}.lora_A"], trace.shapes[f"{name}.lora_B"][1]
-    trains = [trace.use(f"{name}.{pair}") for pair in ("lora_A", "lora_B")]
-    flops, moved = 2 * groups * rank * inner * outer, 4 * groups * inner * (rank + outer)
-    for backward, needed in ((False, True), *((True, moving) for moving in trains)):
-        if needed:
-            trace.note("lora", flops, moved, backward)
+    trains = trace.use(f"{name}.lora_A"), trace.use(f"{name}.lora_B")
+    trace.note_product("lora", 2 * groups * rank * inner * outer, 4 * groups * inner * (rank + outer), trains)
     return any(trains)
 
 
@@ -288,9 +326,7 @@ def _expert_router(trace: OpTrace, name: str, rows: int, x: TracedTensor, sizes:
     """Weights of the chosen experts, (rows, k) float32; keeps probabilities over a group of ``sizes``, choices and their sums."""
     updated = _low_rank(trace, name)
     flops, trains = 2 * rows * prod(trace.shapes[f"{name}.weight"]), trace.use(f"{name}.weight") or updated
-    for backward, needed in ((False, True), (True, x.grad), (True, trains)):
-        if needed:
-            trace.note("expert_router", flops, x.bytes, backward)
+    trace.note_product("expert_router", flops, x.bytes, (x.grad, trains))
     if trains:
         trace.keep(x)
     grad = x.grad or trains

@@ -152,6 +152,11 @@ class OpTrace:
         """Add an operation."""
         self.ops.append(Op(part, backward, flops, moved, self._block))
 
+    def note_product(self, part: str, flops: int, moved: int, gradients: tuple[bool, bool]) -> None:
+        """Add a product, and one more in the backward pass for each operand that has a gradient."""
+        for backward in (False, *[True] * sum(gradients)):
+            self.note(part, flops, moved, backward)
+
     def pointwise(self, part: str, inputs: tuple[TracedTensor, ...], elements: int, grad: bool) -> TracedTensor:
         """An operation that is all memory traffic: reads ``inputs``, writes ``elements``; backward moves twice as much."""
         out = self.new(elements, grad)
@@ -161,27 +166,21 @@ class OpTrace:
             self.note(part, 0, 2 * moved, True)
         return out
 
-    def product(
-        self, name: str, rows: int, x: TracedTensor, share: float = 1.0, stacked: bool = False, updated: bool = False
-    ) -> TracedTensor:
+    def product(self, name: str, rows: int, x: TracedTensor, stacked: bool = False, updated: bool = False) -> TracedTensor:
         """``rows`` times the matrix ``name`` (out, in); or, stacked (E, out, in), each row times one of E matrices.
 
-        ``share`` < 1 is the fraction of the weights that is read, if few rows meet many matrices; with ``updated`` a trained
-        update was added to the matrix.
+        With ``updated`` a trained update was added to the matrix.
         """
         shape = self.shapes[name]
         active = math.prod(shape[1:] if stacked else shape)
         outer = shape[1] if stacked else shape[0]
         flops, part, trains = 2 * rows * active, part_of(name), self.use(name) or updated
         out = self.new(rows * outer, x.grad or trains)
-        moved = round(share * math.prod(shape)) * self.width + x.bytes + out.bytes
-        self.note(part, flops, moved, False)
-        if x.grad:
-            self.note(part, flops, moved, True)
-            self.passed += [] if trains and not stacked else [(name, self._block)]
+        self.note_product(part, flops, math.prod(shape) * self.width + x.bytes + out.bytes, (x.grad, trains))
+        if x.grad and (stacked or not trains):
+            self.passed.append((name, self._block))
         if trains:
             self.keep(x)
-            self.note(part, flops, moved, True)
         return out
 
     def linear(self, name: str, rows: int, x: TracedTensor) -> TracedTensor:
@@ -211,9 +210,12 @@ class OpTrace:
             self.kept += batch * heads * length * 4  # float32 log of each row's sum
         return out
 
-    def rms_norm(self, name: str, rows: int, x: TracedTensor) -> TracedTensor:
-        """Llama's norm, written out: it computes on a float32 copy. Scales of a group each (G, H) are laid out by token first."""
-        trains = self.use(f"{name}.weight")
+    def rms_norm(self, name: str, rows: int, x: TracedTensor, others_train: bool = False) -> TracedTensor:
+        """Llama's norm, written out: it computes on a float32 copy. Scales of a group each (G, H) are laid out by token first.
+
+        With ``others_train``, scales in place of its own train.
+        """
+        trains = self.use(f"{name}.weight") or others_train
         if len(self.shapes[f"{name}.weight"]) == 2 and x.grad:
             self.keep(self.new(x.elements, trains))
         wide = x if x.width == 4 else self.new(x.elements, x.grad, 4)

@@ -19,10 +19,10 @@ from unidecouple.models.compressed import StoredForm
 from unidecouple.models.configuration import UniJanusConfig
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.plan.batch_shapes import BatchShape, Lengths, joint, resized
-from unidecouple.plan.devices import Assumptions, Device, device
+from unidecouple.plan.devices import Assumptions, Hardware, device
 from unidecouple.plan.estimate import Estimate, StageWorkload, breaks_first, estimate, smallest
-from unidecouple.plan.forward import DECODER, trace_ops
-from unidecouple.plan.op_trace import OpTrace, Shape
+from unidecouple.plan.forward import DECODER, TracedModel, trace_ops
+from unidecouple.plan.op_trace import OpTrace
 from unidecouple.plan.per_task_gradients import count_per_task_gradients
 from unidecouple.plan.sizes import build, configuration
 from unidecouple.plan.strategies import STRATEGIES, ParallelStrategy
@@ -96,13 +96,15 @@ class StagePlan:
         return self.days(found) * 24 * found.gpus * price
 
 
-def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
+def plan(run: RunConfig, question: PlanRequest, start: UnifiedConfig | None = None) -> list[StagePlan]:
     """Plans of the stages of ``run``, in order. As in training, the recipe's batch sizes are per whole step.
+
+    With ``start``, a model of that configuration takes the place of the run's own start.
 
     Raises:
         ValueError: the model is not known, a stage trains what the model lacks, or a device has less than one sample of each task.
     """
-    raw = configuration(run.model_name_or_path)
+    raw = configuration(run.model_name_or_path) if start is None else start.to_dict()
     whole = sum(stage.share for stage in run.stages)
     data = resized(run.data, question.batch_size)
     for gpus in question.gpus:
@@ -122,7 +124,7 @@ def plan(run: RunConfig, question: PlanRequest) -> list[StagePlan]:
         if run.ema_decay is not None:
             averaged |= select([name for name, _ in model.named_parameters()], stage.train).keys()
         width, parts = 2 if question.dtype == "bf16" else 4, run.gradient_accumulation_steps
-        load = reduced(run, model, stage, stage_load(model, stage, step, width, parts, averaged, run.objective))
+        load = apply_run_settings(run, model, stage, stage_load(model, stage, step, width, parts, run.objective), averaged)
         mine = sum(load.samples.values()) / (data.mmu_batch_size + data.t2i_batch_size)
         planned = StagePlan(stage, model.config, load, round(samples * mine * stage.share / whole), [], {}, {})
         plans.append(_answered(planned, question))
@@ -141,40 +143,41 @@ def stage_load(
     step: Sequence[BatchShape],
     width: int,
     accumulation: int = 1,
-    averaged: Collection[str] = (),
     objective: Objective | None = None,
 ) -> StageWorkload:
-    """A stage's weights and work, for the whole step ``step``, each device's share in ``accumulation`` parts.
-
-    Weights named in ``averaged`` have a moving average.
-    """
-    tasks = stage.of(tuple(Task))
-    shapes: dict[str, Shape] = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    chosen = select(shapes, stage.train).keys()
-    routing = stage.routing or model.config.text_config.task_routing
+    """A stage's weights and work, for the whole step ``step``, each device's share in ``accumulation`` parts."""
+    tasks, text = stage.of(tuple(Task)), model.config.text_config
+    chosen = select([name for name, _ in model.named_parameters()], stage.train).keys()
+    traced_model = TracedModel.of(model, chosen, stage.routing or text.task_routing, width)
+    shapes = traced_model.shapes
 
     @functools.cache
     def traced(parts: tuple[BatchShape, ...]) -> OpTrace:
-        return trace_ops(model.config, shapes, chosen, parts, routing, width, tasks, (objective or Objective()).distilled)
+        return trace_ops(traced_model, parts, tasks, (objective or Objective()).distilled)
 
     def reached(parts: tuple[BatchShape, ...], losses: tuple[Task, ...]) -> set[str]:
-        return chosen & trace_ops(model.config, shapes, chosen, parts, routing, width, losses).used
+        return chosen & trace_ops(traced_model, parts, losses).used
 
-    text = model.config.text_config
     layers = [f"{DECODER}.layers.{index}" for index in range(text.num_hidden_layers)]
     if isinstance(model.config, UniJanusConfig):
         layers += [f"{VISION_LAYERS}.{index}" for index in range(model.config.vision_config.num_hidden_layers)]
     weights = count(text, shapes, chosen & traced(tuple(step)).used, layers)
-    by_task = stage.gradient.by_task
-    per_task = count_per_task_gradients(text, shapes, step, tasks, objective or Objective(), reached) if by_task else (0, 0)
-    averages = sum(math.prod(shapes[name]) for name in averaged)
-    return StageWorkload(replace(weights, averaged=averages, per_task_gradients=per_task), tuple(step), accumulation, traced)
+    if stage.gradient.by_task:
+        kept = count_per_task_gradients(text, shapes, step, tasks, objective or Objective(), reached)
+        weights = replace(weights, per_task_gradients=kept)
+    return StageWorkload(weights, tuple(step), accumulation, traced)
 
 
-def reduced(run: RunConfig, model: UnifiedModel, stage: Stage, load: StageWorkload) -> StageWorkload:
-    """``load`` with the bytes saved by ``quantize_frozen``, by ``optim``, and by experts of an absent task."""
-    weights = load.weights
-    moving = select([name for name, _ in model.named_parameters()], stage.train).keys() & load.trace_ops(load.step).used
+def apply_run_settings(
+    run: RunConfig, model: UnifiedModel, stage: Stage, load: StageWorkload, averaged: Collection[str] = ()
+) -> StageWorkload:
+    """``load`` with the bytes saved by ``quantize_frozen``, by ``optim`` and by experts of an absent task.
+
+    Weights named in ``averaged`` have a moving average besides.
+    """
+    weights = replace(load.weights, averaged=sum(model.get_parameter(name).numel() for name in averaged))
+    trace = load.trace_ops(load.step)
+    moving = trace.used & set(trace.trains)
     if stage.tasks != "both" and model.config.text_config.ffn == "ta_moe" and stage.trains_rows_alone and run.ema_decay is None:
         experts = [name for name in moving if name.endswith((".experts.gate_up_proj", ".experts.down_proj"))]
         weights = replace(weights, absent=sum(model.get_parameter(name).numel() for name in experts) // 2)
@@ -189,12 +192,11 @@ def reduced(run: RunConfig, model: UnifiedModel, stage: Stage, load: StageWorklo
 
 
 def _answered(stage: StagePlan, question: PlanRequest) -> StagePlan:
-    hardware: Device = device(question.device)
-    asked = (hardware, question.dtype, question.assume)
-    found = [estimate(stage.load, way, gpus, *asked) for gpus in question.gpus for way in STRATEGIES]
+    hardware = Hardware(device(question.device), question.dtype, question.assume)
+    found = [estimate(stage.load, way, gpus, hardware) for gpus in question.gpus for way in STRATEGIES]
     return replace(
         stage,
         estimates=[one for one in found if one is not None],
-        smallest={way: smallest(stage.load, way, hardware, question.assume) for way in STRATEGIES},
-        breaks={way: breaks_first(stage.load, way, *asked) for way in STRATEGIES},
+        smallest={way: smallest(stage.load, way, hardware) for way in STRATEGIES},
+        breaks={way: breaks_first(stage.load, way, hardware) for way in STRATEGIES},
     )

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from unidecouple.plan.devices import Assumptions, Device
+from unidecouple.plan.devices import Hardware
 from unidecouple.plan.op_trace import OpTrace
 from unidecouple.plan.weights import WeightCounts
 
@@ -18,6 +18,29 @@ STRATEGIES: dict[ParallelStrategy, str] = {
 }
 BUCKET = 25 * 2**20
 """DDP's bucket, bytes."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A parallel strategy on a number of devices.
+
+    Attributes:
+        way, gpus: see ``STRATEGIES``.
+        split: devices by role: "both" in ddp and fsdp2, a task's name where devices keep to one.
+    """
+
+    way: ParallelStrategy
+    gpus: int
+    split: dict[str, int]
+
+    @property
+    def shards(self) -> int:
+        """Parts that weights, gradients and optimizer states are cut into."""
+        return self.gpus if self.way == "fsdp2" else 1
+
+    def updated(self, weights: WeightCounts) -> int:
+        """Trainable parameters that one device updates, before they are sharded."""
+        return weights.trainable - (weights.private // 2 if self.way == "tasks" else 0)
 
 
 @dataclass(frozen=True)
@@ -61,22 +84,22 @@ class Collective(NamedTuple):
     seconds: float
 
 
-def memory_of_weights(way: ParallelStrategy, weights: WeightCounts, width: int, gpus: int) -> Memory:
+def memory_of_weights(place: Placement, weights: WeightCounts, width: int) -> Memory:
     """Return what the fullest device needs whatever it computes; ``width`` is the computation's bytes per number."""
-    shard = gpus if way == "fsdp2" else 1
-    moving = weights.trainable - (weights.private // 2 if way == "tasks" else weights.absent if gpus == 1 else 0)
+    shards = place.shards
+    moving = place.updated(weights) - (weights.absent if place.gpus == 1 else 0)
     stored = [sum(column) for column in zip(*weights.compressed.values(), strict=True)] or [0, 0]
     whole = weights.total - weights.tokenizer - stored[0]
-    copy = (weights.trainable - weights.stacked) * width if width < 4 and shard == 1 else 0
+    copy = (weights.trainable - weights.stacked) * width if width < 4 and shards == 1 else 0
     gathered = 0
-    if shard > 1:
+    if shards > 1:
         largest, root = weights.largest, weights.root
         gathered = 4 * (root.total + 2 * largest.total) + max(root.trainable, largest.trainable) * (width + 4)
     return Memory(
-        weights=4 * whole // shard + stored[1] + copy + 4 * weights.tokenizer,
-        gradients=(weights.per_task_gradients[0] if weights.by_task else moving) * 4 // shard,
-        optimizer=_states(weights, moving) // shard + 4 * weights.tensors * (weights.small_states is None),
-        averages=4 * weights.averaged // shard,
+        weights=4 * whole // shards + stored[1] + copy + 4 * weights.tokenizer,
+        gradients=(weights.per_task_gradients[0] if weights.by_task else moving) * 4 // shards,
+        optimizer=_states(weights, moving) // shards + 4 * weights.tensors * (weights.small_states is None),
+        averages=4 * weights.averaged // shards,
         activations=0,
         logits=0,
         working=0,
@@ -91,11 +114,11 @@ def _states(weights: WeightCounts, moving: int) -> int:
     return weights.small_states * moving // max(1, weights.trainable)
 
 
-def memory(way: ParallelStrategy, weights: WeightCounts, trace: OpTrace, gpus: int, checkpointing: bool) -> Memory:
+def memory(place: Placement, weights: WeightCounts, trace: OpTrace, checkpointing: bool) -> Memory:
     """Return the memory of the device that needs most; peaks of gradients and of activations are added."""
     activations, logits = trace.kept_by_checkpoints() if checkpointing else trace.kept, trace.logits + trace.head
     return replace(
-        memory_of_weights(way, weights, trace.width, gpus),
+        memory_of_weights(place, weights, trace.width),
         activations=activations,
         logits=logits,
         casts=trace.kept_casts(weights.compressed, checkpointing),
@@ -104,36 +127,29 @@ def memory(way: ParallelStrategy, weights: WeightCounts, trace: OpTrace, gpus: i
 
 
 def communication(
-    way: ParallelStrategy,
-    weights: WeightCounts,
-    trace: OpTrace,
-    gpus: int,
-    device: Device,
-    assume: Assumptions,
-    sharing: int,
-    accumulation: int = 1,
+    place: Placement, weights: WeightCounts, trace: OpTrace, hardware: Hardware, accumulation: int = 1
 ) -> list[Collective]:
     """Return the communication of one device in a step.
 
     Args:
-        way: parallel strategy, see ``STRATEGIES``.
+        place: strategy and devices; those of the larger role share its private weights, and fill whole nodes where there are any.
         weights: of the stage.
         trace: of one micro-batch of the device; FSDP2 gathers a layer for each of its passes.
-        gpus: in all.
-        device: with its links.
-        assume: efficiencies and latencies.
-        sharing: for "tasks", devices that hold the same task (of the larger group); they fill whole nodes where there are any.
+        hardware: the devices and their links.
         accumulation: micro-batches of a device's step. FSDP2 reduces gradients with each (see ``train/sharded.py``), DDP once.
     """
+    gpus = place.gpus
     if gpus == 1:
         return []
     if weights.by_task:  # one call per tensor, after the last micro-batch's backward pass
         floats, tensors = weights.per_task_gradients
-        return [_all_reduce("all-reduce by task", 4 * floats, gpus, device, assume, tensors)]
-    if way != "fsdp2":
-        found = [_all_reduce("all-reduce", 4 * (weights.trainable - weights.private * (way == "tasks")), gpus, device, assume)]
-        if way == "tasks" and weights.private:
-            found.append(_all_reduce("all-reduce inside the task", 4 * (weights.private // 2), sharing, device, assume))
+        return [_all_reduce("all-reduce by task", 4 * floats, gpus, hardware, tensors)]
+    if place.way != "fsdp2":
+        private = weights.private * (place.way == "tasks")
+        found = [_all_reduce("all-reduce", 4 * (weights.trainable - private), gpus, hardware)]
+        if private:
+            sharing = max(place.split.values())
+            found.append(_all_reduce("all-reduce inside the task", 4 * (private // 2), sharing, hardware))
         return found
     passing = {op.block for op in trace.ops if op.backward}
     seen = [(weights.layers[block.name], index in passing) for index, block in enumerate(trace.blocks)]
@@ -142,28 +158,22 @@ def communication(
     units = [unit for unit in (*weights.layers.values(), weights.root) if unit.trainable]  # once per micro-batch
     reduced = 4 * sum(unit.trainable for unit in units)
     return [
-        _ring("all-gather", accumulation * gathers, accumulation * gathered, gpus, device, assume),
-        _ring("reduce-scatter", accumulation * len(units), accumulation * reduced, gpus, device, assume),
+        _ring("all-gather", accumulation * gathers, accumulation * gathered, gpus, hardware),
+        _ring("reduce-scatter", accumulation * len(units), accumulation * reduced, gpus, hardware),
     ]
 
 
-def _ring(name: str, count: int, size: int, gpus: int, device: Device, assume: Assumptions) -> Collective:
+def _ring(name: str, count: int, size: int, gpus: int, hardware: Hardware) -> Collective:
     """Each device sends (N - 1) / N of the whole; a ring takes N - 1 steps, most of them within nodes."""
-    sent = size * (gpus - 1) / gpus
-    far = math.ceil(gpus / device.node) - 1
+    sent, assume = size * (gpus - 1) / gpus, hardware.assume
+    far = math.ceil(gpus / hardware.device.node) - 1
     wait = count * (far * assume.far_hop + (gpus - 1 - far) * assume.hop)
-    return Collective(name, count, sent, sent / _bandwidth(gpus, device, assume) + wait)
+    return Collective(name, count, sent, sent / hardware.link(gpus) + wait)
 
 
-def _all_reduce(name: str, size: int, gpus: int, device: Device, assume: Assumptions, calls: int | None = None) -> Collective:
+def _all_reduce(name: str, size: int, gpus: int, hardware: Hardware, calls: int | None = None) -> Collective:
     """Each device sends 2 (N - 1) / N of the whole; small messages go up and down a tree over nodes. By default in buckets."""
     sent, count = 2 * size * (gpus - 1) / gpus, math.ceil(size / BUCKET) if calls is None else calls
-    nodes = math.ceil(gpus / device.node)
-    wait = 2 * count * (math.ceil(math.log2(nodes)) * assume.far_hop + (min(gpus, device.node) - 1) * assume.hop)
-    return Collective(name, count, sent, sent / _bandwidth(gpus, device, assume) + wait)
-
-
-def _bandwidth(gpus: int, device: Device, assume: Assumptions) -> float:
-    """Bytes per second and device; between nodes a ring crosses each node's border once, over all of its cards at a time."""
-    between = device.network * device.node
-    return assume.link * (device.link if gpus <= device.node else min(device.link, between))
+    node, assume = hardware.device.node, hardware.assume
+    wait = 2 * count * (math.ceil(math.log2(math.ceil(gpus / node))) * assume.far_hop + (min(gpus, node) - 1) * assume.hop)
+    return Collective(name, count, sent, sent / hardware.link(gpus) + wait)

@@ -9,6 +9,7 @@ from math import prod
 
 from unidecouple.methods.selection import part_of
 from unidecouple.models.configuration import UniLlamaConfig
+from unidecouple.models.deltas import DELTAS
 from unidecouple.plan.op_trace import Shape
 
 _LAYER = re.compile(r"^model\.language_model\.layers\.(\d+)\.")
@@ -99,6 +100,7 @@ def count(text: UniLlamaConfig, shapes: Mapping[str, Shape], moving: Collection[
             root = ShardingUnit(root.total + size, root.trainable + trains)
     experts = sum(size for name, size in sizes.items() if ".mlp.experts." in name)
     apart = sum(size * (1 - _met(name, shapes[name], text) / _sets(name, text)) for name, size in sizes.items())
+    apart += sum(size for name, size in sizes.items() if f".{DELTAS}." in name and name.endswith(".weight"))  # in another's place
     tokenizer = parts.get("image_tokenizer", (0, 0))[0]
     resting = 1 - text.num_experts_per_tok / text.num_experts
     return WeightCounts(
@@ -143,6 +145,8 @@ def _private(name: str, shape: Shape, text: UniLlamaConfig) -> bool:
     """
     if _sets(name, text) == 2:
         return text.group_by == "task"
+    if f".{DELTAS}." in name:
+        return len(text.task_deltas) == 2
     if text.ffn == "ta_moe" and (".mlp.experts." in name or ".mlp.gate." in name):
         return True
     return text.lora_kind == "plain" and _updates(name, shape) == 2

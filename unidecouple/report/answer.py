@@ -1,8 +1,8 @@
-"""The first screen: what was compared, what it did to understanding and to generation, whether that is significant, what next."""
+"""The first screen: what was compared, what it did to each task and to language, whether that is significant, what next."""
 
 from __future__ import annotations
 
-from unidecouple.batch import Task
+from unidecouple.batch import LANGUAGE, Task
 from unidecouple.eval.benchmark import Metric
 from unidecouple.figures.estimates import SeedEstimate
 from unidecouple.figures.wording import TASK_NAMES, counted, level, listed, signed, size, spread, unit_words
@@ -25,11 +25,13 @@ def answer(results: Results, scenario: str) -> SummaryLines:
     They compare the focus of the grid with ``Results.reference``; differences are paired by seed.
     """
     control, focus = results.reference(scenario), results.focus
-    understood, generated = _kept(results, scenario, control, focus), _reached(results, scenario, control, focus)
-    if not understood and not generated:
+    understood, language = (_kept(results, scenario, control, focus, task) for task in (Task.MMU.key, LANGUAGE))
+    generated = _reached(results, scenario, control, focus)
+    if not understood and not language and not generated:
         understood = _levels(results, scenario, focus)
     measured = [
         ("Understanding", understood),
+        ("Language", "" if language == understood else language),
         ("Generation", generated),
         ("Significant?", _compared(results, scenario, control, focus)),
         ("Significant?", found_sentence(results, scenario)),
@@ -78,9 +80,9 @@ def _next(results: Results, scenario: str, control: str | None, focus: str | Non
     return "Repeat it on another base or on your own data: seeds do not show whether it holds elsewhere."
 
 
-def _kept(results: Results, scenario: str, control: str | None, focus: str | None) -> str:
-    """What each of the two lost of the first understanding score."""
-    metric = next(iter(results.metrics_of(Task.MMU.key)), None)
+def _kept(results: Results, scenario: str, control: str | None, focus: str | None, task: str) -> str:
+    """What each of the two lost of the first score of understanding or of language."""
+    metric = next(iter(results.metrics_of(task)), None)
     if metric is None:
         return ""
     shown = [variant for variant in (control, focus) if variant]

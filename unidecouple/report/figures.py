@@ -171,7 +171,7 @@ def forgetting(name: str, scenario: str, records: Records, look: Mapping[str, Va
         }
         for metric in headlines()
     }
-    shown = sorted((metric for metric in headlines() if curves[metric]), key=lambda metric: TASK_KEYS.index(metric.task))
+    shown = sorted((metric for metric in headlines() if curves[metric]), key=lambda metric: metric.rank)
     if not shown:
         return None
     figure, axes = canvas(WIDTH, 3.3, 1, len(shown))

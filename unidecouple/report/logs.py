@@ -24,7 +24,7 @@ class KeptSample:
     Attributes:
         prompt: or question.
         tag: its kind.
-        png: bytes of a PNG file; of a question, its image.
+        png: bytes of a PNG file; of a question, its image, and empty where it has none.
         correct: None where nothing judged it.
         reason: what the judge missed.
         answer: to a question; None for a prompt.
@@ -84,7 +84,7 @@ def read_samples(path: Path) -> tuple[KeptSample, ...] | None:
     for row in content:
         files = [path.parent / row[key] for key in ("file", "shown") if key in row]
         if all(file.is_file() for file in files):
-            png, *own = [file.read_bytes() for file in files]
+            png, *own = [file.read_bytes() for file in files] or [b""]
             said = (row.get("answer"), row.get("reference", ""))
             found.append(KeptSample(row["prompt"], row["tag"], png, row["correct"], row["reason"], *said, next(iter(own), None)))
     return tuple(found)

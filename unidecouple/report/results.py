@@ -83,7 +83,7 @@ class Results:
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        """Metrics that the page shows, understanding first: those that the recipe names, else the headlines of each benchmark.
+        """Metrics that the page shows, by ``Metric.rank``: those that the recipe names, else the headlines of each benchmark.
 
         Metrics without a row are left out; a recipe that names only such metrics gets the headlines.
         """
@@ -91,7 +91,7 @@ class Results:
         named = [Metric(**entry) for entry in self.meta.get("metrics", ())]
         known = [metric for metric in named if (metric.benchmark, metric.metric) in there]
         known = known or [metric for metric in headlines() if (metric.benchmark, metric.metric) in there]
-        return tuple(sorted(known, key=lambda metric: TASK_KEYS.index(metric.task)))
+        return tuple(sorted(known, key=lambda metric: metric.rank))
 
     def metrics_of(self, task: str) -> tuple[Metric, ...]:
         """Those of ``metrics`` that score the task with key ``task``."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unidecouple.batch import TASK_KEYS
 from unidecouple.eval.benchmark import Metric
 from unidecouple.figures.estimates import SeedEstimate, difference
 from unidecouple.figures.grids import bare, draw_grid
@@ -64,7 +63,7 @@ def transfer_map(name: str, scenario: str, cells: list[TransferCell], title: Cal
     if not shown:
         return None
     variants = list(dict.fromkeys(cell.variant for cell in cells))
-    metrics = list(dict.fromkeys(cell.metric for cell in sorted(cells, key=lambda cell: TASK_KEYS.index(cell.metric.task))))
+    metrics = list(dict.fromkeys(cell.metric for cell in sorted(cells, key=lambda cell: cell.metric.rank)))
     limits: dict[str, float] = {}
     for (_, metric), gap in (item for found in shown.values() for item in found.items()):
         limits[metric.unit] = max(limits.get(metric.unit, _LEAST_SCALE), abs(gap.mean))

@@ -21,7 +21,7 @@ from unidecouple import __version__
 from unidecouple.batch import Task
 from unidecouple.generate.engine import Engine
 from unidecouple.generate.stopping import before_stop
-from unidecouple.serve.bodies import parse
+from unidecouple.serve.bodies import parse, parse_form
 from unidecouple.serve.errors import ApiError, add_handlers
 from unidecouple.serve.hosts import HostGuard
 from unidecouple.serve.limits import Limits
@@ -38,9 +38,11 @@ from unidecouple.serve.schemas import (
     STREAMED,
     Body,
     ChatRequest,
+    EditRequest,
     ImageRequest,
     Message,
     described,
+    form_schema,
     image_usage,
     usage,
     with_schemas,
@@ -51,6 +53,9 @@ from unidecouple.serve.task_queue import QueuedJob
 B = TypeVar("B", bound=Body)
 TASK_TITLES = {Task.MMU: "understanding", Task.T2I: "generation"}
 
+
+_FILES, _FIELDS = 16, 32
+"""Most files and texts of a form."""
 
 _TEXT_BYTES = 256 << 10
 """A larger body has images, and is parsed on their thread."""
@@ -165,8 +170,12 @@ class Server:
         self.app.openapi = partial(with_schemas, self.app.openapi, [model for _, model, _ in bodies.values()])  # type: ignore[method-assign]
         form = {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "enum": ["vision"]}}
         schema = {"type": "object", "required": ["file"], "properties": form}
+        self._add_form("/v1/files", self.upload, schema)
+        self._add_form("/v1/images/edits", self.edits, form_schema(EditRequest, "image"), STREAMED)
+
+    def _add_form(self, path: str, route: Any, schema: dict[str, Any], responses: dict[int | str, Any] | None = None) -> None:
         body = described("multipart/form-data", schema)
-        self.app.add_api_route("/v1/files", self.upload, methods=["POST"], response_model=None, openapi_extra=body)
+        self.app.add_api_route(path, route, methods=["POST"], response_model=None, responses=responses, openapi_extra=body)
 
     async def health(self) -> JSONResponse:
         """Whether jobs can be done, and how many wait and run."""
@@ -240,9 +249,38 @@ class Server:
         if body.model is not None:
             self._check_model(body.model)
         self._check_task(Task.T2I)
-        prepared = await result(request, self._texts.submit(self.preparer.images, body))
+        return await self._generated(request, body, ())
+
+    async def edits(self, request: Request) -> Response:
+        """Generate images from source images and a prompt, as ``images``."""
+        async with request.form(max_files=_FILES, max_fields=_FIELDS) as form:
+            entries = [(name.removesuffix("[]"), value) for name, value in form.multi_items()]
+            files = [await value.read() for name, value in entries if name == "image" and isinstance(value, UploadFile)]
+            uploads = [value for name, value in entries if name == "image" and isinstance(value, str) and value]
+            wrong = next((name for name, value in entries if name != "image" and isinstance(value, UploadFile)), None)
+            texts = {name: value for name, value in entries if name != "image" and isinstance(value, str)}
+        if wrong is not None:
+            raise ApiError(400, f"{wrong[:64]}: is not supported; leave it out", wrong, "extra_forbidden")
+        body = parse_form(EditRequest, texts)
+        if body.model is not None:
+            self._check_model(body.model)
+        self._check_task(Task.T2I)
+        if not files and not uploads:
+            raise ApiError(
+                400, "image: is missing; give one or more as multipart/form-data, field `image` or `image[]`", "image", "missing"
+            )
+        if len(files) + len(uploads) > self.limits.source_images:
+            raise ApiError(400, f"image: more than {self.limits.source_images} images", "image", "too_many_images")
+        pictures = [self.uploads.get(number, "image").picture for number in uploads]
+        for content in files:
+            decoding = self._pictures.submit(open_image, content, self.limits, self.preparer.processor, "image")
+            pictures.append(await result(request, decoding))
+        return await self._generated(request, body, pictures)
+
+    async def _generated(self, request: Request, body: ImageRequest, pictures: Sequence[np.ndarray]) -> Response:
+        prepared = await result(request, self._texts.submit(self.preparer.images, body, pictures))
         if body.stream:
-            return self._streamed(prepared, body.partial_images or 0)
+            return self._streamed(prepared, body.partial_images or 0, "image_edit" if pictures else "image_generation")
         images: list[FinishedImage] = await self._done(request, Task.T2I, prepared.jobs)
         data = [{"b64_json": await self._encode(one.image), "image_tokens": one.tokens} for one in images]
         return JSONResponse(
@@ -295,8 +333,8 @@ class Server:
         self.scheduler.submit(task, jobs)
         return await results(request, [job.future for job in jobs])
 
-    def _streamed(self, prepared: Prepared, partial_images: int) -> Response:
-        """The stream of images with ``partial_images`` partial ones each."""
+    def _streamed(self, prepared: Prepared, partial_images: int, name: str) -> Response:
+        """The stream of images with ``partial_images`` partial ones each; ``name`` begins those of its events."""
         events, token_counts = JobEvents(), partial_token_counts(self.preparer.builder.num_image_tokens, partial_images)
 
         def finished(image: FinishedImage) -> dict[str, Any]:
@@ -306,13 +344,13 @@ class Server:
         self.scheduler.submit(Task.T2I, jobs)
         made = {"created_at": int(time.time()), "size": self.preparer.size, "output_format": "png"}
         base = {**made, "quality": "auto", "background": "opaque"}
-        return Events(image_events(events, len(jobs), base, self._encode, finished), jobs)
+        return Events(image_events(events, len(jobs), base, self._encode, finished, name), jobs)
 
     def _count_usage(self, prepared: Prepared, images: int) -> dict[str, Any]:
         """Usage of finished images; also adds their tokens to the metrics."""
         generated = self.preparer.image_tokens * images
         self.metrics.tokens.labels(Task.T2I.key).inc(generated)
-        return image_usage(prepared.prompt_tokens, generated)
+        return image_usage(prepared.prompt_tokens, prepared.source_tokens, generated)
 
     def _card(self) -> dict[str, Any]:
         titles = [TASK_TITLES[task] for task in self.scheduler.task_queues]

@@ -21,6 +21,7 @@ class Limits:
         side: pixels of one image's longer side, as its header states.
         aspect: of an image's longer side to its shorter one.
         pictures: in one conversation.
+        source_images: of one image edit; each takes room for its tokens beside every image that is generated.
         characters: of all text of a conversation, or of a prompt.
         n: choices, or images, of one request.
         queue: choices, and as many images, that wait; more get a 429.
@@ -37,6 +38,7 @@ class Limits:
     side: int = 16_384
     aspect: float = 100.0
     pictures: int = 8
+    source_images: int = 2
     characters: int = 20_000
     n: int = 8
     queue: int = 64

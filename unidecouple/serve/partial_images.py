@@ -20,8 +20,6 @@ from unidecouple.serve.task_queue import QueuedJob
 
 _LOG = logging.getLogger(__name__)
 
-PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
-
 
 def partial_token_counts(length: int, count: int) -> tuple[int, ...]:
     """Return up to ``count`` evenly spaced token counts below ``length``, after which a partial image is made."""
@@ -79,6 +77,7 @@ async def image_events(
     base: Mapping[str, Any],
     png: Callable[[Image.Image], Awaitable[str]],
     finished: Callable[[FinishedImage], Mapping[str, Any]],
+    kind: str = "image_generation",
 ) -> AsyncIterator[str]:
     """Stream the events of ``count`` images; ``index`` is the number of the image (ours; OpenAI streams one image).
 
@@ -88,6 +87,7 @@ async def image_events(
         base: fields of every event.
         png: returns an image as a PNG in base64.
         finished: returns the further fields of a finished image's event.
+        kind: begins the events' names; "image_edit" of an edit.
     """
     shown, done = [0] * count, [False] * count
     while not all(done):
@@ -99,8 +99,8 @@ async def image_events(
             continue
         if isinstance(arrived, FinishedImage):
             done[index] = True
-            name, more = COMPLETED, {"b64_json": await png(arrived.image), **finished(arrived)}
+            name, more = f"{kind}.completed", {"b64_json": await png(arrived.image), **finished(arrived)}
         else:
-            name, more = PARTIAL, {"b64_json": arrived, "partial_image_index": shown[index]}
+            name, more = f"{kind}.partial_image", {"b64_json": arrived, "partial_image_index": shown[index]}
             shown[index] += 1
         yield event({"type": name, **base, "index": index, **more}, name)

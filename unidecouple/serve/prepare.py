@@ -12,7 +12,7 @@ import numpy as np
 from unidecouple.batch import Task
 from unidecouple.data.sequences import Sample, SequenceBuilder, TurnPart
 from unidecouple.generate.engine import Engine
-from unidecouple.generate.jobs import AnswerJob, ImageJob
+from unidecouple.generate.jobs import AnswerJob, ImageJob, copies
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.serve.errors import ApiError
 from unidecouple.serve.limits import Limits
@@ -30,6 +30,7 @@ class Prepared:
         jobs: one per answer or image.
         seed: of all of them.
         prompt_tokens: of the conversation or prompt, for the usage that is reported.
+        source_tokens: those of them that are of source images.
         stops: texts that end an answer.
     """
 
@@ -37,6 +38,7 @@ class Prepared:
     seed: int
     prompt_tokens: int
     stops: tuple[str, ...] = ()
+    source_tokens: int = 0
 
 
 class Preparer:
@@ -52,8 +54,9 @@ class Preparer:
         self.builder, self.limits, self._engine = SequenceBuilder(self.processor), limits, engine
         self.image_tokens = self.builder.seen_tokens  # per image to be understood, row ends included
         config = (engine.answers if Task.MMU in engine.tasks else engine.images).model.config.text_config
-        self.context_length = min(engine.max_length, config.max_position_embeddings)
-        self._max_prompt_tokens = min(engine.max_prompt_length, config.max_position_embeddings - self.image_tokens)
+        self._context: int = config.max_position_embeddings
+        self.context_length = min(engine.max_length, self._context)
+        self._max_prompt_tokens = engine.max_prompt_length
 
     @property
     def size(self) -> str:
@@ -83,8 +86,8 @@ class Preparer:
         jobs = tuple(AnswerJob(sample.input_ids, sample.pictures, wanted, sampling, (seed, i), stops) for i in range(body.n))
         return Prepared(jobs, seed, len(sample.input_ids), stops)
 
-    def images(self, body: ImageRequest) -> Prepared:
-        """Return the jobs of an image request; raises as ``chat``."""
+    def images(self, body: ImageRequest, pictures: Sequence[np.ndarray] = ()) -> Prepared:
+        """Return the jobs of an image request, with source images or without; raises as ``chat``."""
         self.check_n(body.n)
         if body.size not in (None, "auto", self.size):
             raise ApiError(400, f"size={body.size!r} does not exist here; sizes: {self.size}, auto", "size", "invalid_size")
@@ -92,30 +95,32 @@ class Preparer:
             raise ApiError(400, f"partial_images={body.partial_images} needs stream: true", "partial_images", "needs_stream")
         given = {name: getattr(body, name) for name in vars(self._engine.image_sampling)}
         sampling = self._engine.image_sampling.override(**given)
-        prompt = self.prompt_ids(body.prompt, "prompt")
-        tokens, negative = len(prompt), self.builder.hidden_prompt(prompt)
+        count = len(pictures)
+        prompt = self.prompt_ids(body.prompt, "prompt", count)
+        tokens, negative, prompts = len(prompt), self.builder.hidden_prompt(prompt), 1
         if body.negative_prompt is not None:
-            negative = self.prompt_ids(body.negative_prompt, "negative_prompt")
+            negative, prompts = self.prompt_ids(body.negative_prompt, "negative_prompt", count), 2
             tokens += len(negative)
-        seed = _seed(body.seed)
-        return Prepared(tuple(ImageJob(prompt, negative, (seed, 0, i), sampling) for i in range(body.n)), seed, tokens)
+        seed, shown = _seed(body.seed), tuple(pictures)
+        job = ImageJob(prompt, negative, (), sampling, shown, shown if prompts == 2 else ())
+        sources = prompts * count * self.builder.source_length
+        return Prepared(tuple(copies([job], body.n, seed)), seed, tokens, source_tokens=sources)
 
     def check_n(self, n: int) -> None:
         """Refuse more than ``limits.n`` answers or images."""
         if n > self.limits.n:
             raise ApiError(400, f"n={n} is more than {self.limits.n}; ask several times", "n", "n_too_large")
 
-    def prompt_ids(self, prompt: str, param: str) -> list[int]:
-        """Check a prompt and return its token ids; raises as ``chat``."""
+    def prompt_ids(self, prompt: str, param: str, images: int = 0) -> list[int]:
+        """Check a prompt with ``images`` source images and return its token ids; raises as ``chat``."""
         self.check_words(len(prompt), param)
         try:
-            ids = self.builder.generation_prompt(prompt)
+            ids = self.builder.generation_prompt(prompt, images=images)
         except ValueError as error:
             raise ApiError(400, f"{param}: {error}", param, "invalid_text") from error
-        if len(ids) > self._max_prompt_tokens:
-            raise ApiError(
-                400, f"{len(ids)} prompt tokens exceed the limit of {self._max_prompt_tokens}", param, "context_length_exceeded"
-            )
+        limit = min(self._max_prompt_tokens + images * self.builder.source_length, self._context - self.image_tokens)
+        if len(ids) > limit:
+            raise ApiError(400, f"{len(ids)} prompt tokens exceed the limit of {limit}", param, "context_length_exceeded")
         return ids
 
     def check_text(self, text: str, param: str) -> None:

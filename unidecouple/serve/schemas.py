@@ -185,14 +185,20 @@ class ImageRequest(Body):
     user: Tag | None = None
 
 
+class EditRequest(ImageRequest):
+    """``POST /v1/images/edits``: fields of a form; its images are no part of this."""
+
+    neutral = {**ImageRequest.neutral, "input_fidelity": ("low", "high")}
+
+
 def usage(prompt: int, completion: int) -> dict[str, int]:
     """Tokens that a request took."""
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def image_usage(prompt: int, drawn: int) -> dict[str, Any]:
-    """Tokens that images took, under OpenAI's names."""
-    details = {"text_tokens": prompt, "image_tokens": 0}
+def image_usage(prompt: int, sources: int, drawn: int) -> dict[str, Any]:
+    """Tokens that a prompt of ``prompt`` tokens, ``sources`` of them of source images, and its images took; OpenAI's names."""
+    details = {"text_tokens": prompt - sources, "image_tokens": sources}
     return {"input_tokens": prompt, "input_tokens_details": details, "output_tokens": drawn, "total_tokens": prompt + drawn}
 
 
@@ -237,6 +243,13 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 def described(kind: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     """OpenAPI's description of a required body of media type ``kind``."""
     return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}
+
+
+def form_schema(model: type[Body], file: str) -> dict[str, Any]:
+    """OpenAPI's schema of a form with the fields of ``model``, and with images in ``file``."""
+    schema = model.model_json_schema()
+    images = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+    return {"type": "object", "required": [file, *schema["required"]], "properties": {file: images, **schema["properties"]}}
 
 
 def with_schemas(describe: Callable[[], dict[str, Any]], models: Sequence[type[Body]]) -> dict[str, Any]:

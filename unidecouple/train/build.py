@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from tokenizers import AddedToken
 
 from unidecouple.batch import Task
-from unidecouple.convert.structure import with_structure, with_text
+from unidecouple.convert.structure import extended, with_structure, with_text
 from unidecouple.diagnose.routing import expert_usage
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure, UsagePartitioned
@@ -19,6 +20,7 @@ from unidecouple.source import BatchSource
 if TYPE_CHECKING:
     from unidecouple.models.base import UnifiedModel
     from unidecouple.models.families import UnifiedConfig
+    from unidecouple.models.processing import UnifiedProcessor
 
 USAGE_BATCH, USAGE_BATCHES = 64, 4
 """Understanding samples that expert usage is measured on: batch size, number of batches."""
@@ -71,6 +73,32 @@ def add_lora(model: UnifiedModel, lora: Lora, seed: int) -> UnifiedModel:
     if model.config.text_config.lora_rank:
         raise ValueError("the model has LoRA already: merge it before adding more")
     return _rebuild(model, with_text(model.config, **lora.configure()), model.state_dict(), seed)
+
+
+def add_tokens(model: UnifiedModel, processor: UnifiedProcessor, tokens: Sequence[str]) -> UnifiedModel:
+    """``model`` with rows for ``tokens``, which are added to the tokenizer of ``processor`` unless it has them.
+
+    New rows are the mean of the others, of the embeddings and of the text head (Hewitt 2021); their first gradients part them.
+
+    Raises:
+        ValueError: Emu3, whose vocabulary ends in image tokens; word embeddings per task; or a token that is not one word.
+    """
+    new = [token for token in dict.fromkeys(tokens) if token not in processor.tokenizer.get_vocab()]
+    if not new:
+        return model
+    shown = ", ".join(new)
+    if hasattr(model.config, "vocabulary_map"):
+        raise ValueError(f"add_tokens: [{shown}]: Emu3's vocabulary ends in image tokens and cannot grow; leave add_tokens out")
+    if model.config.text_config.task_deltas:
+        raise ValueError(f"add_tokens: [{shown}]: the model has word embeddings per task; add the words before it is decoupled")
+    if odd := [token for token in new if not token or token.split() != [token]]:
+        raise ValueError(f"add_tokens: {odd[0]!r} is not one word: leave out the spaces")
+    processor.tokenizer.add_tokens([AddedToken(token, single_word=True, normalized=True) for token in new])
+    ids = processor.tokenizer.convert_tokens_to_ids(new)
+    rows, state = max(model.config.text_config.vocab_size, max(ids) + 1), dict(model.state_dict())
+    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = extended(state[name], rows, ids)
+    return _rebuild(model, with_text(model.config, vocab_size=rows), state, 0)
 
 
 def _rebuild(model: UnifiedModel, config: UnifiedConfig, state: dict[str, torch.Tensor], seed: int) -> UnifiedModel:

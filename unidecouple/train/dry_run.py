@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from unidecouple import config as configs
@@ -11,7 +12,7 @@ from unidecouple.data.preview import token_spans
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.run import RunConfig
 from unidecouple.source import PrintLine, data_source
-from unidecouple.train.build import add_lora, apply_structure
+from unidecouple.train.build import add_lora, add_tokens, apply_structure
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import scaled_rows
 from unidecouple.train.parallel import Parallel
@@ -28,6 +29,7 @@ def describe(run: RunConfig, cache: Path, say: PrintLine) -> None:
     """
     say(configs.dump(run).rstrip())
     model, processor = load(run.model_name_or_path)
+    model = add_tokens(model, processor, run.add_tokens)
     builder = SequenceBuilder(processor)
     source = data_source(run).open(run, model, processor, builder, cache, lambda what, done, of: None)
     model = apply_structure(model, run.structure, run.seed, source)
@@ -60,6 +62,7 @@ def _decoded(batch: Batch, row: int, builder: SequenceBuilder) -> str:
     ids, tasks, labels, codes = (
         column[row][keep].tolist() for column in (batch.input_ids, batch.task_ids, batch.labels, batch.image_tokens)
     )
-    sample = Sample.of_tokens(ids, tasks, labels, codes)
+    sources = (batch.embedded_image_tokens != batch.image_tokens)[row][keep].tolist()
+    sample = replace(Sample.of_tokens(ids, tasks, labels, codes), source_mask=sources)
     marks = {"loss": "[[{}]]", "context": "{}", "image_in": "<{} tokens of an image>", "image_out": "[[{} image tokens]]"}
     return " ".join(marks[part.look].format(part.text or part.count) for part in token_spans(sample, builder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,15 +12,18 @@ import numpy as np
 import torch
 
 from unidecouple.batch import JointBatch, Task
-from unidecouple.data.sequences import QAPair, Sample, SequenceBuilder, collate, pixels
+from unidecouple.data.sequences import QAPair, Sample, SequenceBuilder, TurnPart, collate, pixels
 from unidecouple.files import write_array_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
 from unidecouple.source import Progress
 from unidecouple.world.dataset import World, WorldData, load_world
+from unidecouple.world.edits import EDITS_VERSION, Edit, training_edit
+from unidecouple.world.new_words import WordSamples
 from unidecouple.world.questions import conversation, distinguishable, presence_question
-from unidecouple.world.scene import CELL_NAMES
+from unidecouple.world.scene import CELL_NAMES, render
 from unidecouple.world.settings import CurriculumPhase, SyntheticData
+from unidecouple.world.text import check_text, training_passages
 
 CONVERSATION: Final = "conversation"
 POINTING: Final = ("pointing", "describing", "asking", "placing")
@@ -36,6 +39,8 @@ class WorldBatches:
         tokens: int64 (pairs, tokens of an image) image tokens of the pairs; empty if the run has no generation.
         builder: makes sequences.
         seed: of the order.
+        edits: training edits; empty if the run has none.
+        edit_tokens: int64 (edits, 2, tokens of an image) image tokens of their sources and targets.
     """
 
     data: SyntheticData
@@ -43,6 +48,8 @@ class WorldBatches:
     tokens: np.ndarray
     builder: SequenceBuilder
     seed: int
+    edits: Sequence[Edit] = ()
+    edit_tokens: np.ndarray | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -74,7 +81,7 @@ class WorldBatches:
         if self.data.mmu_batch_size and Task.MMU in tasks:
             rng = np.random.default_rng([self.seed, step, Task.MMU])
             phase = self._phase(step)
-            found.append([self._understanding(rng, phase.kind) for _ in range(phase.batch_size)])
+            found.append([self._training_sample(rng, phase.kind) for _ in range(phase.batch_size)])
         if self.data.t2i_batch_size and Task.T2I in tasks:
             rng = np.random.default_rng([self.seed, step, Task.T2I])
             chosen = self.world.single_object_pairs if step < self.data.single_object_steps else None
@@ -111,6 +118,12 @@ class WorldBatches:
             step -= phase.steps
         return CurriculumPhase(CONVERSATION, 0, self.data.mmu_batch_size)
 
+    def _training_sample(self, rng: np.random.Generator, kind: str) -> Sample:
+        """A passage of text, else a sample of the phase."""
+        if self.data.text_share and rng.random() < self.data.text_share:
+            return self.builder.plain_text(str(rng.choice(training_passages())))
+        return self._understanding(rng, kind)
+
     def _understanding(self, rng: np.random.Generator, kind: str) -> Sample:
         if kind in POINTING:
             index = self._distinguishable[int(rng.integers(len(self._distinguishable)))]
@@ -122,6 +135,9 @@ class WorldBatches:
                 "describing": " ".join([obj.color, *rng.permutation(row_and_column)]),
             }.get(kind, obj.color)
             return self.builder.pointing(self.world.scene_images[index], obj.name, answer, kind in ("asking", "placing"))
+        if kind == CONVERSATION and self._uses_new_word(rng) and self._words.scenes:
+            index, turns = self._words.conversation(rng, self.data.turns)
+            return self.builder.understanding(self.world.scene_images[index], turns)
         index = int(rng.integers(len(self.world.scenes)))
         if kind != "presence":
             return self._conversation(rng, index, 0 if kind == "caption" else self.data.turns)
@@ -131,6 +147,14 @@ class WorldBatches:
     def _conversation(self, rng: np.random.Generator, index: int, turns: int) -> Sample:
         """Questions about one scene, or its caption where ``turns`` is 0."""
         return self.builder.understanding(self.world.scene_images[index], conversation(self.world.scenes[index], rng, turns))
+
+    @functools.cached_property
+    def _words(self) -> WordSamples:
+        """Samples that can use a new word."""
+        return WordSamples.of(self.world, self.data.new_words, self.data.rare_samples)
+
+    def _uses_new_word(self, rng: np.random.Generator) -> bool:
+        return self.data.new_words > 0 and bool(rng.random() < self.data.new_word_share)
 
     @functools.cached_property
     def _distinguishable(self) -> list[int]:
@@ -143,9 +167,26 @@ class WorldBatches:
         return found
 
     def _pair(self, rng: np.random.Generator, among: np.ndarray | None = None) -> Sample:
-        index = int(rng.integers(len(self.world.prompts)) if among is None else rng.choice(among))
+        if among is None and self.edits and rng.random() < self.data.edit_fraction:
+            return self._edit(rng)
+        if among is None and self._uses_new_word(rng) and self._words.pairs:
+            index, prompt = self._words.pair(rng)
+        else:
+            index = int(rng.integers(len(self.world.prompts)) if among is None else rng.choice(among))
+            prompt = self.world.prompts[index]
         dropped = bool(rng.random() < self.data.cond_dropout_prob)
-        return self.builder.generation(self.world.prompts[index], self.tokens[index].tolist(), dropped)
+        return self.builder.generation(prompt, self.tokens[index].tolist(), dropped)
+
+    def _edit(self, rng: np.random.Generator) -> Sample:
+        assert self.edit_tokens is not None
+        number = int(rng.integers(len(self.edits)))
+        source, target = (tuple(codes) for codes in self.edit_tokens[number].tolist())
+        dropped = bool(rng.random() < self.data.cond_dropout_prob)
+        turns: list[tuple[str, list[TurnPart]]] = [
+            ("user", [render(self.edits[number].source), self.edits[number].text]),
+            ("assistant", [target]),
+        ]
+        return replace(self.builder.conversation(turns, Task.T2I, dropped), sources=() if dropped else (source,))
 
     def _router_sample(self, rng: np.random.Generator) -> Sample:
         """An image and one to three turns without targets: its own prompt, or random words of the vocabulary.
@@ -157,13 +198,13 @@ class WorldBatches:
         prompt = self.world.prompts[index]
 
         def text(most: int) -> str:
-            return " ".join(rng.choice(self._words, int(rng.integers(1, most + 1)))) if rng.random() < 0.75 else prompt
+            return " ".join(rng.choice(self._vocabulary, int(rng.integers(1, most + 1)))) if rng.random() < 0.75 else prompt
 
         turns = [QAPair("router", text(10), text(4)) for _ in range(int(rng.integers(1, 4)))]
         return self.builder.understanding(self.world.pair_images[index], turns, answered=False)
 
     @functools.cached_property
-    def _words(self) -> list[str]:
+    def _vocabulary(self) -> list[str]:
         special = set(self.builder.tokenizer.all_special_tokens)
         return sorted(set(self.builder.tokenizer.get_vocab()) - special)
 
@@ -172,13 +213,25 @@ def world_batches(
     data: SyntheticData, model: UnifiedModel, builder: SequenceBuilder, seed: int, cache: Path, progress: Progress
 ) -> WorldBatches:
     """Synthetic data for ``model``: rendered on first use, and encoded once per tokenizer (2 bytes per token)."""
+    if data.text_share:
+        check_text(builder, model.config.text_config.max_position_embeddings)
     world = load_world(WorldData(data.pairs, data.scenes, data.seed), cache, progress)
     if not data.t2i_batch_size:
         return WorldBatches(data, world, np.zeros((0, 0), np.int64), builder, seed)
     path = world.folder / f"image-tokens-{tokenizer_hash(model.model.vqmodel)[:12]}.npy"
     if not path.is_file():
         write_array_atomic(path, _encode(model, world.pair_images, progress))
-    return WorldBatches(data, world, np.load(path).astype(np.int64), builder, seed)
+    batches = WorldBatches(data, world, np.load(path).astype(np.int64), builder, seed)
+    if not data.edit_fraction:
+        return batches
+    rng = np.random.default_rng([data.seed, 3])
+    edits = [training_edit(rng) for _ in range(data.pairs)]
+    path = path.with_name(f"edit-tokens-{EDITS_VERSION}-{tokenizer_hash(model.model.vqmodel)[:12]}.npy")
+    if not path.is_file():
+        images = np.stack([render(scene) for one in edits for scene in (one.source, one.target)])
+        write_array_atomic(path, _encode(model, images, progress))
+    tokens = np.load(path).astype(np.int64)
+    return replace(batches, edits=edits, edit_tokens=tokens.reshape(len(edits), 2, -1))
 
 
 def _encode(model: UnifiedModel, images: np.ndarray, progress: Progress, batch_size: int = 64) -> np.ndarray:

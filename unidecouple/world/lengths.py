@@ -13,6 +13,7 @@ from unidecouple.world.prompts import training_pair
 from unidecouple.world.questions import conversation
 from unidecouple.world.scene import IMAGE_SIZE, random_scene
 from unidecouple.world.settings import SyntheticData
+from unidecouple.world.text import training_passages
 
 SAMPLED_BATCHES = 16
 
@@ -33,6 +34,8 @@ def _conversations(builder: SequenceBuilder, data: SyntheticData) -> tuple[int, 
     rng, blank = np.random.default_rng(data.seed), np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 
     def sample() -> Sample:
+        if data.text_share and rng.random() < data.text_share:
+            return builder.plain_text(str(rng.choice(training_passages())))
         scene = random_scene(rng)
         return builder.understanding(blank, conversation(scene, rng, data.turns))
 

@@ -10,14 +10,18 @@ from pathlib import Path
 from PIL import Image
 
 from unidecouple.eval.benchmark import Images, ImageVerdict, Score, evaluate, generate
+from unidecouple.eval.instructions import answer_instructions
 from unidecouple.eval.language import open_passages
 from unidecouple.eval.model import EvalModel
+from unidecouple.eval.multiple_choice import open_questions
 from unidecouple.eval.suite import TEST_SEED
 from unidecouple.files import atomic_directory, write_json_atomic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import Evaluation
+from unidecouple.world.edit_benchmark import edits_benchmark
 from unidecouple.world.geneval import synthetic_geneval, template_bounds
+from unidecouple.world.new_words import score_new_words
 from unidecouple.world.pope import pope_benchmark
 from unidecouple.world.prompts import TAGS
 from unidecouple.world.settings import SyntheticEvaluation
@@ -26,17 +30,20 @@ from unidecouple.world.vqa import vqa_benchmark
 MAX_NEW_TOKENS = 6
 """Longest answer on the synthetic benchmarks, as ``unidecouple eval`` has it."""
 VALIDATION_SEED = 72
+_WORD_ITEMS = 12
+"""Prompts, and questions of each kind, of each new word on the test set."""
 SAMPLES_SHOWN = 3
 """Prompts per tag whose first image is kept for the report."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores models by ``evaluation`` on sets of ``sizes``; ``processor`` is the models'."""
+    """Scores models of ``processor`` by ``evaluation`` on sets of ``sizes``; they were taught ``new_words`` of the new words."""
 
     evaluation: Evaluation
     sizes: SyntheticEvaluation
     processor: UnifiedProcessor
+    new_words: int = 0
 
     def validate(self, model: UnifiedModel) -> list[Score]:
         """Headline metrics on few questions and validation prompts, one image each: for curves during training."""
@@ -49,7 +56,8 @@ class Scorer:
             evaluate(drawn, scored),
         ]
         rows = [row for result in results for row in result.scores if row.metric in ("accuracy", "overall")]
-        return rows + [row for row in self._language(scored) if row.metric == "log_probability"]
+        rows += [row for row in self._language(scored) if row.metric in ("log_probability", "accuracy")]
+        return rows + self._new_words(scored, min(size.eval_prompts, _WORD_ITEMS), 1, "val")
 
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
         """Scores on the whole test sets; writes ``samples.json`` and images for the report into ``folder``."""
@@ -60,21 +68,29 @@ class Scorer:
         asked = evaluate(pope_benchmark(size.pope_images, TEST_SEED, self.evaluation.parser), scored).scores
         asked += evaluate(vqa_benchmark(size.vqa_questions, TEST_SEED), scored).scores
         asked += self._language(scored)
+        if size.edits_per_kind:
+            asked += evaluate(edits_benchmark("test", size.edits_per_kind, size.num_images, TEST_SEED), scored).scores
         images = generate(scored, prompts)
         result = prompts.score_images(images)
-        _keep_samples(folder, result.verdicts, images)
-        return [*asked, *result.scores]
+        _keep_samples(folder, result.verdicts, images, answer_instructions(scored, self.sizes.instructions))
+        return [*asked, *result.scores, *self._new_words(scored, _WORD_ITEMS, size.num_images, "test")]
+
+    def _new_words(self, scored: EvalModel, per_word: int, num_images: int, split: str) -> list[Score]:
+        """Scores of the words that the run taught; none where it taught none."""
+        return score_new_words(scored, self.new_words, per_word, num_images, split, scored.seed) if self.new_words else []
 
     def _language(self, scored: EvalModel) -> tuple[Score, ...]:
-        """Scores of the shipped English passages; none where no passage is asked for."""
-        return evaluate(open_passages(None, self.sizes.passages), scored).scores if self.sizes.passages else ()
+        """Scores of the shipped English passages and questions, as many as are asked for."""
+        opened = [open_passages(None, self.sizes.passages)] if self.sizes.passages else []
+        opened += [open_questions(None, self.sizes.multiple_choice)] if self.sizes.multiple_choice else []
+        return tuple(row for benchmark in opened for row in evaluate(benchmark, scored).scores)
 
     def _scored(self, model: UnifiedModel, seed: int) -> EvalModel:
         return EvalModel(model, self.processor, MAX_NEW_TOKENS, self.evaluation.sampling, seed)
 
 
-def _keep_samples(folder: Path, verdicts: Sequence[ImageVerdict], images: Images) -> None:
-    """The first images of the first prompts of each tag, with their verdicts."""
+def _keep_samples(folder: Path, verdicts: Sequence[ImageVerdict], images: Images, answered: Sequence[tuple[str, str]]) -> None:
+    """The first images of the first prompts of each tag, with their verdicts, and instructions with their answers."""
     shown = [v for tag in TAGS for v in [v for v in verdicts if v.tag == tag and v.image == 0][:SAMPLES_SHOWN]]
     with atomic_directory(folder / "samples", internal=True) as staging:
         for number, verdict in enumerate(shown):
@@ -83,4 +99,5 @@ def _keep_samples(folder: Path, verdicts: Sequence[ImageVerdict], images: Images
         {"prompt": v.text, "tag": v.tag, "file": f"samples/{number:02d}.png", "correct": v.correct, "reason": v.reason}
         for number, v in enumerate(shown)
     ]
-    write_json_atomic(folder / "samples.json", rows)
+    said = [{"prompt": p, "tag": "instruction", "correct": None, "reason": "", "answer": answer} for p, answer in answered]
+    write_json_atomic(folder / "samples.json", rows + said)

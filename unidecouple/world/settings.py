@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 from unidecouple import bounds
 from unidecouple.batch import Task
 from unidecouple.data.settings import DataSettings
+
+_MOST_NEW_WORDS = 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,10 @@ class SyntheticEvaluation:
         vqa_questions: questions per kind.
         prompts_per_tag: test prompts per GenEval tag (102 exist); at least 2, since another prompt is the judge's floor.
         num_images: images per prompt; 4 in GenEval's protocol.
+        edits_per_kind: test edits of each kind; 0: none.
         passages: English passages (64 exist) whose likelihood is scored, during training too; 0: none.
+        multiple_choice: questions (80 exist) of the benchmark ``multiple_choice`` that are scored, during training too; 0: none.
+        instructions: fixed instructions (6 exist) whose answers the report shows; 0: none.
     """
 
     eval_images: int = 24
@@ -52,11 +57,14 @@ class SyntheticEvaluation:
     prompts_per_tag: int = 102
     num_images: int = 4
     passages: int = 0
+    edits_per_kind: int = 0
+    multiple_choice: int = 0
+    instructions: int = 0
 
     def __post_init__(self) -> None:
         bounds.at_least(1, self, "eval_prompts", "vqa_questions", "num_images")
         bounds.at_least(2, self, "eval_images", "pope_images", "prompts_per_tag")
-        bounds.at_least(0, self, "passages")
+        bounds.at_least(0, self, "passages", "edits_per_kind", "multiple_choice", "instructions")
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,18 @@ class SyntheticData(DataSettings):
         single_object_steps: steps at the start of the run whose pairs show one object with its colour named. A model that has
             never generated images otherwise ignores the prompt (docs/experiments/reading-prompts.md); Janus-Pro's first stage
             starts from single objects, too (arXiv 2501.17811, section 2.2).
+        edit_fraction: fraction of the text-to-image samples that are edits: a scene, an instruction, and the scene that results
+            (``world/edits.py``); as many different ones as ``pairs``.
         cond_dropout_prob: fraction of prompts dropped, for classifier-free guidance.
         router_aux_samples: images of pairs per step that are also given as understanding inputs, with random words or their
             prompt as the conversation. They train the task router where there is little or no understanding data; no answer is
             learned from them. Ours.
+        new_words: number of new words (``new_words.NEW_WORDS``; even, at most 8). The first half is plentiful in conversations and
+            rare in prompts, the second half the reverse. The run must add them to the tokenizer: ``add_tokens``.
+        new_word_share: chance that a sample uses a new word.
+        rare_samples: scenes, or pairs, of each rare word; 0: only the other task's data use it.
+        text_share: fraction of understanding samples that are English text without an image (``world/text.py``), curriculum
+            included. Their loss is on every token, so a passage of 60 tokens counts as much as 60 tokens of answers.
         evaluation: sizes of the validation and test sets.
     """
 
@@ -87,13 +103,18 @@ class SyntheticData(DataSettings):
     turns: int = 6
     curriculum: tuple[CurriculumPhase, ...] = ()
     single_object_steps: int = 0
+    edit_fraction: float = 0.0
     cond_dropout_prob: float = 0.1
     router_aux_samples: int = 0
+    new_words: int = 0
+    new_word_share: float = 0.25
+    rare_samples: int = 0
+    text_share: float = 0.0
     evaluation: SyntheticEvaluation = field(default_factory=SyntheticEvaluation)
 
     GENERATED: ClassVar[bool] = True
     TEST_SETTINGS: ClassVar[tuple[str, ...]] = tuple(
-        f"evaluation.{name}" for name in ("pope_images", "vqa_questions", "prompts_per_tag", "num_images", "passages")
+        f"evaluation.{one.name}" for one in fields(SyntheticEvaluation) if not one.name.startswith("eval_")
     )
     RENAMED_KEYS: ClassVar[dict[str, str]] = {
         "lessons": "curriculum",
@@ -104,13 +125,20 @@ class SyntheticData(DataSettings):
     def __post_init__(self) -> None:
         bounds.at_least(1, self, "pairs", "scenes")
         natural = ("seed", "t2i_batch_size", "mmu_batch_size", "turns", "single_object_steps", "router_aux_samples")
-        bounds.at_least(0, self, *natural)
-        bounds.between(0, 1, self, "cond_dropout_prob")
+        bounds.at_least(0, self, *natural, "rare_samples")
+        bounds.between(0, 1, self, "cond_dropout_prob", "new_word_share", "edit_fraction", "text_share")
+        if self.new_words % 2 or not 0 <= self.new_words <= _MOST_NEW_WORDS:
+            raise ValueError(f"new_words={self.new_words} must be an even number from 0 to {_MOST_NEW_WORDS}")
 
     @property
     def planning_note(self) -> str:
         """See ``DataSettings``."""
-        return "the curriculum is planned as conversations of the recipe's batch size" if self.curriculum else ""
+        notes = {
+            "the curriculum is planned as conversations of the recipe's batch size": self.curriculum,
+            "edits are planned as prompts without source images": self.edit_fraction,
+            "text-only samples are planned with an image each": self.text_share,
+        }
+        return "; ".join(note for note, applies in notes.items() if applies)
 
     def samples(self, task: Task, steps: range) -> int:
         """See ``DataSettings``; phases of the curriculum have separate batch sizes."""

@@ -12,6 +12,7 @@ from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
 from unidecouple.source import DataSource, ProbeData, Progress
 from unidecouple.world.batches import WorldBatches, world_batches
+from unidecouple.world.new_words import check_words
 from unidecouple.world.scene import IMAGE_SIZE
 from unidecouple.world.scoring import Scorer
 from unidecouple.world.settings import SyntheticData
@@ -35,6 +36,7 @@ class WorldSource:
         progress: Progress,
     ) -> WorldBatches:
         """Generate and encode the data of ``run``, unless ``cache`` has them."""
+        check_words(processor, _synthetic(run).new_words)
         return world_batches(_synthetic(run), model, builder, run.seed, cache, progress)
 
     def scorer(
@@ -47,7 +49,7 @@ class WorldSource:
         """
         if run.evaluation.benchmarks:
             raise ValueError("evaluation.benchmarks is for runs on files, but data.kind is world: leave it out")
-        return Scorer(run.evaluation, _synthetic(run).evaluation, processor)
+        return Scorer(run.evaluation, _synthetic(run).evaluation, processor, _synthetic(run).new_words)
 
     def probe_data(self, run: RunConfig, processor: UnifiedProcessor) -> ProbeData:
         """Scenes and pairs of a seed that no recipe trains on; the described data are captions alone.

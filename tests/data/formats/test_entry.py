@@ -62,6 +62,9 @@ def messages(*content: Any, **more: Any) -> dict[str, Any]:
         ({"caption": " a cow ", "image": "a.png", "text": None}, "t2i", said(("a cow",), (A,))),
         ({"text": "a cow", "image": {"bytes": None, "path": "a.png"}}, "t2i", said(("a cow",), (A,))),
         ({"prompt": "two cows", "images": ["a.png", "b.png"]}, "t2i", said(("two cows",), (A, B))),
+        ({"prompt": "a red cow", "source_image": "a.png", "image": "b.png"}, "t2i", said((A, "a red cow"), (B,))),
+        ({"prompt": "both", "source_images": ["a.png", "b.png"], "image": "b.png"}, "t2i", said((A, B, "both"), (B,))),
+        ({"query": "<image> a cow", "response": "<image>", "images": ["a.png", "b.png"]}, "t2i", said((A, "a cow"), (B,))),
         ({"question": "What?", "answer": "A cat.", "image": "a.png"}, "mmu", said((A, "What?"), ("A cat.",))),
         (
             {"query": "Is <image> like <image>", "response": "Yes.", "images": ["a.png", "b.png"]},

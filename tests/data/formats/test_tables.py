@@ -118,3 +118,17 @@ def test_flat_rows_may_name_files(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([flat()]), tmp_path / "a.parquet")
     (reader,) = open_readers(tmp_path / "a.parquet", root=tmp_path / "pictures")
     assert decode(reader.record(0).generated[0]).size == (24, 16)
+
+
+def test_columns_of_edits(tmp_path: Path) -> None:
+    """As in ShareGPT-4o-Image: input_prompt, input_image (a list), output_image; images as bytes."""
+    row = {"input_prompt": "a red cow", "input_image": [bytes_of(0)], "output_image": bytes_of(1)}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    columns = {"prompt": "input_prompt", "source_images": "input_image", "image": "output_image"}
+    (reader,) = open_readers(tmp_path / "a.parquet", columns=columns)
+    assert reader.kinds.tolist() == [1]
+    record = reader.record(0)
+    assert [[p.read() for p in shown] for shown in (record.sources, record.generated)] == [
+        [bytes_of(0)["bytes"]],
+        [bytes_of(1)["bytes"]],
+    ]

@@ -44,6 +44,7 @@ def prompts(found: list[Record | str]) -> list[object]:
 
 def test_samples_of_every_sort(tmp_path: Path) -> None:
     two = {**asked(None), "messages": [{"role": "user", "content": "<image><image>?"}, {"role": "assistant", "content": "A."}]}
+    edit = {"prompt": "a red cow", "source_image": "6a.old.png", "image": "6a.new.png"}
     named = {**two, "images": ["x.b.png", "some/x.a.png"]}
     path = write_tar(
         tmp_path / "a.tar",
@@ -54,6 +55,7 @@ def test_samples_of_every_sort(tmp_path: Path) -> None:
             "x.a.png": png(4), "x.b.png": png(5), "x.json": json.dumps(named).encode(),
             "4.json": json.dumps(asked(None, "Hi", "Ho")).encode(),
             "5.png": png(6), "6.txt": b"no image",
+            "6a.new.png": png(9), "6a.old.png": png(8), "6a.json": json.dumps(edit).encode(),
             "7.png": png(7), "7.json": b"{broken", "8.json": json.dumps(asked("y.png")).encode(),
         },
     )  # fmt: skip
@@ -62,12 +64,15 @@ def test_samples_of_every_sort(tmp_path: Path) -> None:
     assert prompts(found)[:2] == ["a cow", "a pig"]
     shown = [[p.read() for p in record.turns[n].pictures] for record, n in zip(found, (1, 1, 0, 0), strict=False)]  # type: ignore[union-attr]
     assert shown == [[png(0)], [png(1)], [png(2), png(3)], [png(5), png(4)]]
+    edited = found.pop(7)
+    assert isinstance(edited, Record)
+    assert [[p.read() for p in shown] for shown in (edited.sources, edited.generated)] == [[png(8)], [png(9)]]
     assert [str(problem).partition("sample ")[2] for problem in found[5:]] == [
         "6 (5): no .txt or .json beside the image: files of one sample must follow each other (tar --sort=name)",
         "7 (6): no image (jpg, jpeg, png, webp, gif, bmp, tif, tiff, ppm, pgm) beside the .txt: files of one sample must follow "
         "each other (tar --sort=name)",
-        "8 (7): its text cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
-        "9 (8): there is no image 'y.png' in the sample; it has none",
+        "9 (7): its text cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        "10 (8): there is no image 'y.png' in the sample; it has none",
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from unidecouple.data.columns import ANSWERS, PICTURES, PROMPTS, QUESTIONS, rename
-from unidecouple.data.formats.qa import TAG, as_messages, listed_images, question_key
+from unidecouple.data.formats.qa import TAG, as_messages, listed_images, question_key, source_images
 from unidecouple.data.formats.record import BadRecordError, ImageBytes, ImageFile, Record, Role, StoredImage, Turn, make_record
 from unidecouple.inputs import quoted
 
@@ -140,7 +140,8 @@ def _flat(entry: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
         raise BadRecordError(where, f"the prompt is {quoted(prompt)}; give one of {', '.join(PROMPTS)}")
     if not (listed := listed_images(entry)):
         raise BadRecordError(where, "the prompt has no image")
-    return [Turn("user", (prompt.strip(),)), Turn("assistant", tuple(_picture(value, where, find) for value in listed))]
+    sources, images = (tuple(_picture(value, where, find) for value in some) for some in (source_images(entry), listed))
+    return [Turn("user", (*sources, prompt.strip())), Turn("assistant", images)]
 
 
 def _turns(entry: Mapping[str, Any], key: str, names: tuple[str, str], where: str, find: Find) -> list[Turn]:

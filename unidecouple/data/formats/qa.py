@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from unidecouple.data.columns import ANSWERS, PICTURES, QUESTIONS
+from unidecouple.data.columns import ANSWERS, PICTURES, QUESTIONS, SOURCES
 from unidecouple.inputs import quoted
 
 TAG: Final = "<image>"
@@ -53,7 +53,16 @@ def as_messages(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def listed_images(entry: Mapping[str, Any]) -> list[Any]:
     """Images under ``images`` or ``image``, one or a list of them."""
-    given: Any = next((entry[name] for name in reversed(PICTURES) if entry.get(name) is not None), [])
+    return _listed(entry, PICTURES)
+
+
+def source_images(entry: Mapping[str, Any]) -> list[Any]:
+    """Images under ``source_images`` or ``source_image``, one or a list of them."""
+    return _listed(entry, SOURCES)
+
+
+def _listed(entry: Mapping[str, Any], names: tuple[str, ...]) -> list[Any]:
+    given: Any = next((entry[name] for name in reversed(names) if entry.get(name) is not None), [])
     return given if isinstance(given, list) else [given]
 
 

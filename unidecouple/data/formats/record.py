@@ -111,7 +111,8 @@ class Record:
     """One sample of any format.
 
     Attributes:
-        kind: "mmu" (images are understood, answers learned), "t2i" (the assistant's images are generated) or "text".
+        kind: "mmu" (images are understood, answers learned), "t2i" (the assistant's images are generated, from the user's if there
+            are any) or "text".
         turns: optionally a system turn, then user and assistant in turn, the assistant last.
         where: file and line or row, for messages.
     """
@@ -124,6 +125,11 @@ class Record:
     def generated(self) -> tuple[StoredImage, ...]:
         """Images to be generated."""
         return tuple(p for t in self.turns if t.role == "assistant" for p in t.pictures) if self.kind == "t2i" else ()
+
+    @property
+    def sources(self) -> tuple[StoredImage, ...]:
+        """Images that others are generated from."""
+        return tuple(p for t in self.turns if t.role != "assistant" for p in t.pictures) if self.kind == "t2i" else ()
 
 
 def make_record(turns: Sequence[Turn], task: object, where: str) -> Record:

@@ -50,11 +50,21 @@ class RecordIndex:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def kind(self, position: int) -> Kind:
+        """The kind of the record at ``position``, which is not read."""
+        reader, number = self._place(position)
+        return KINDS[int(reader.kinds[number])]
+
     def record(self, position: int) -> Record:
         """The record at ``position``.
 
         Raises:
             BadRecordError: its file has changed, and it can no longer be read.
         """
-        reader = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return self._readers[reader].record(int(self._numbers[reader][position - self._starts[reader]]))
+        reader, number = self._place(position)
+        return reader.record(number)
+
+    def _place(self, position: int) -> tuple[Reader, int]:
+        """The reader of the record at ``position``, and its number there."""
+        chosen = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return self._readers[chosen], int(self._numbers[chosen][position - self._starts[chosen]])

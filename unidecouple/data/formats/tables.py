@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from unidecouple.data.columns import PICTURES
+from unidecouple.data.columns import PICTURES, SOURCES
 from unidecouple.data.formats.entry import Find, folder_finder, parse
 from unidecouple.data.formats.parquet_groups import has_large_groups, small_groups
 from unidecouple.data.formats.reader import cached, kind_number, stacked
@@ -35,7 +35,8 @@ class TableReader(abc.ABC):
 
     def __init__(self, path: Path, root: Path | None, cache: Path | None, columns: Mapping[str, str] | None = None) -> None:
         self._path, self._find, self._columns = path, folder_finder(root or path.parent), columns or {}
-        self.pictures = {*PICTURES, *(column for name, column in self._columns.items() if name in PICTURES)}
+        shown = (*PICTURES, *SOURCES)
+        self.pictures = {*shown, *(column for name, column in self._columns.items() if name in shown)}
         stands_for = path if path.is_file() else path / "state.json"
         settings = f"{self.format} {sorted(self._columns.items())}" if columns else self.format
         self.kinds = cached(stands_for, settings, cache, self._build)

@@ -82,6 +82,15 @@ def test_steps_follow_the_data(place: Path) -> None:
     assert run.max_steps == 10  # epochs
 
 
+def test_lines_state_what_overrides_chose_and_warm_up_follows_them(place: Path) -> None:
+    """19 samples in batches of 19 are one step per epoch. Warm-up is a tenth of the steps, up to the recipe's 100."""
+    run, lines = run_of(place, overrides=["max_steps=200", "gradient_accumulation_steps=4"])
+    assert (run.max_steps, run.stages[0].warmup_steps, run.logging_steps) == (200, 20, 10)
+    assert "max_steps=200: 200 epochs in batches of 19" in lines
+    assert f"gradient_accumulation_steps=4: {finetune._peak(run, 1) / 1e9:.3g} GB" in lines
+    assert "max_steps=10" not in lines
+
+
 def test_epochs_are_a_key_too_and_max_steps_wins(place: Path) -> None:
     """As in transformers. With a recipe they count its own files: 20 samples of a task in batches of 4 are 5 steps a pass."""
     by_key, _ = run_of(place, overrides=["num_train_epochs=3"])

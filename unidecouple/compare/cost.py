@@ -15,7 +15,7 @@ from unidecouple.batch import Task
 from unidecouple.compare.budget import VariantPlan
 from unidecouple.compare.merge import Decoupling
 from unidecouple.delta.forms import ChangedMatrix, choose_forms
-from unidecouple.models.deltas import DELTAS, FullDelta, LowRankDelta, make_delta
+from unidecouple.models.deltas import DELTAS, FullDelta, SignDelta, SparseSignDelta, make_delta
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.op_trace import OpTrace, Shape
 from unidecouple.plan.stages import StagePlan
@@ -142,8 +142,9 @@ def _deltas(layers: Mapping[str, Shape], method: Decoupling) -> tuple[int, int]:
             delta = make_delta(form, layers[name])
         numbers = sum(tensor.numel() for tensor in delta.state_dict().values())
         stored += numbers
-        if not isinstance(delta, FullDelta):  # a full weight stands in the layer's own place
-            computed += numbers if isinstance(delta, LowRankDelta) else prod(layers[name]) + 1  # signs are multiplied unpacked
+        if isinstance(delta, SignDelta | SparseSignDelta):  # a sign per weight, eight to a number
+            numbers = prod(layers[name]) + 1
+        computed += 0 if isinstance(delta, FullDelta) else numbers  # a full weight stands in the layer's own place
     return stored, computed
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from transformers import PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
-    from unidecouple.models.processing import UnifiedProcessor
+    from transformers import PreTrainedTokenizerFast
 
+    from unidecouple.models.processing import UnifiedProcessor
 
 _MARKS = ("\x02question\x03", "\x02answer\x03", "\x02further\x03")
 

@@ -13,10 +13,11 @@ from typing import Any, Final
 from unidecouple.convert.stored import all_checkpoints
 from unidecouple.run import RunConfig
 from unidecouple.train.run_logs import SCORES, read_log
-from unidecouple.train.validation_loss import TEXT
 
 LOSS: Final = "loss"
 """Name of the mean over tasks of the held-out loss, nats per token."""
+TEXT: Final = "text"
+"""Name of the score of text-only records."""
 LATER: Final = "later"
 """Folder in a run's that checkpoints after the best one are moved to, so that the run's folder stands for the best."""
 

@@ -25,12 +25,10 @@ from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.vq import ImageTokenizer
 from unidecouple.run import Evaluation
 from unidecouple.train.held_out_samples import keep_samples
+from unidecouple.train.selection import TEXT
 
 BENCHMARKS = {"mmu": "answers", "t2i": "image_tokens"}
 """Name of the score of each task."""
-TEXT: Final = "text"
-"""Name of the score of text-only records."""
-
 _KINDS: Final[tuple[Kind, ...]] = ("mmu", TEXT)
 
 MAX_NEW_TOKENS = 32

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from own_data import asked, flat, write_jsonl, write_pictures
+from own_data import asked, write_jsonl, write_pictures, write_questions_and_prompts
 from published import write_published
 from unidecouple import finetune
 from unidecouple.batch import Task
@@ -25,12 +25,10 @@ from unidecouple.run import RunConfig
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("user")
     write_published(place / "janus")
-    names = [f"{number}.png" for number in range(40)]
-    write_pictures(place, *names)
-    understood, drawn = [asked(name) for name in names[:20]], [flat(name) for name in names[20:]]
+    understood, generated = write_questions_and_prompts(place)
     write_jsonl(place / "same.jsonl", [asked("0.png", f"Is there a cow or a {n}?") for n in range(9)])
-    for name, records in (("both", understood + drawn), ("mmu", understood), ("t2i", drawn), ("one", [*drawn, understood[0]])):
-        write_jsonl(place / f"{name}.jsonl", records)
+    write_jsonl(place / "mmu.jsonl", understood)
+    write_jsonl(place / "one.jsonl", [*generated, understood[0]])
     return place
 
 

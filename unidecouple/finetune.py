@@ -117,9 +117,9 @@ def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: Print
         return with_steps(draft, cache, say)
     fitted, _ = fit_steps(asked, draft, counts)
     counted = fitted["max_steps"]
-    draft = with_max_steps(configs.load(RunConfig, paths, overrides, [*values, ("the data", fitted)]), counted)
-    fitted, lines = fit_steps(asked, draft, counts, draft.max_steps)
-    stages = [configs.plain(stage) for stage in short_warmup(draft.stages, draft.max_steps)]
+    steps = with_max_steps(configs.load(RunConfig, paths, overrides, [*values, ("the data", fitted)]), counted).max_steps
+    fitted, lines = fit_steps(asked, draft, counts, steps)  # an override of max_steps wins, and the rest follows it
+    stages = [configs.plain(stage) for stage in short_warmup(draft.stages, steps)]
     values.append(("the data", fitted | {"stages": stages}))
     draft = with_max_steps(configs.load(RunConfig, paths, overrides, values), counted)
     fit = fit_memory([draft], lines)

@@ -95,8 +95,7 @@ def configure_comparison(own: OwnComparison, overrides: Sequence[str], cache: Pa
     draft = configs.load(Comparison, [], overrides, values)
     fitted, _ = fit_steps(asked, draft.run, counts)
     counted = fitted["max_steps"]
-    draft = configs.load(Comparison, [], overrides, [*values, ("the data", {"run": fitted})])
-    steps = with_max_steps(draft.run, counted).max_steps
+    steps = with_max_steps(configs.load(Comparison, [], overrides, [*values, ("the data", {"run": fitted})]).run, counted).max_steps
     fitted, lines = fit_steps(asked, draft.run, counts, steps)
     short = {name: replace(one, stages=_short(one, steps)) for name, one in variants.items()}
     values.append(("the data", {"run": fitted, "variants": _plain(short)}))

@@ -81,6 +81,8 @@ def decode(picture: StoredImage, formats: tuple[str, ...] = FORMATS, pixels: int
             with Image.open(io.BytesIO(content), formats=formats) as opened:
                 _refuse_size(*opened.size, pixels or MAX_PIXELS)
                 return to_rgb(opened)
+    except Image.DecompressionBombError as error:  # PIL's own limit, which it checks before ours
+        raise ValueError(f"image {name}: more than {pixels or MAX_PIXELS:,} pixels: make it smaller") from error
     except Exception as error:  # PIL's readers raise anything from OSError to struct.error and SyntaxError
         known = f"no image in a known format ({', '.join(formats)}), or damaged"
         reason = known if isinstance(error, UnidentifiedImageError) else error
@@ -159,7 +161,7 @@ def _encoded(picture: StoredImage) -> bytes:
 
 def _refuse_size(width: int, height: int, most: int) -> None:
     if width * height > most:
-        raise ValueError(f"{width} x {height} pixels are more than {most:,}")
+        raise ValueError(f"{width} x {height} pixels are more than {most:,}: make it smaller")
     long, short = max(width, height), min(width, height)
     if long > MAX_SIDE:
         raise ValueError(f"{width} x {height} pixels: a side is longer than {MAX_SIDE:,}")

@@ -20,6 +20,8 @@ from unidecouple.train.selection import LATER, bring_back
 RUN, RESULT = "run.yaml", "scores.json"
 _WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")
 """What a run writes beside its configuration, and may replace."""
+_SHOWN = 6
+"""Differences from another run that an error names."""
 _MODELS = ("config.json", "adapter_config.json")
 """Files of a checkpoint or an adapter, which a run writes only inside its checkpoints."""
 
@@ -60,7 +62,7 @@ def claim_folder(folder: Path, run: RunConfig, cache: Path, say: PrintLine) -> R
         open_again(folder, saved, RESULT, say)
         saved = run = longer
     if found := configs.differences(saved, run):
-        changes = "; ".join(found)
+        changes = "; ".join(found[:_SHOWN]) + (f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
         of_the_test = tuple(f"data.{key}:" for key in run.data.TEST_SETTINGS)
         if not (_trained(folder, run) and all(line.startswith(of_the_test) for line in found)):
             more = "" if ended else ". A run continues with a higher max_steps when it has ended"

@@ -95,8 +95,6 @@ class RunConfig:
     Attributes:
         model_name_or_path: checkpoint to start from: a folder in any layout, a run's folder, a Hub id, or a shipped base
             ("understanding", "unified"); or "scratch" for random weights around the shipped tokenizer.
-        add_tokens: words added to the tokenizer, each with a row in the embeddings and in the text head, at the mean of the other
-            rows. Words that are there already are left as they are. Not for Emu3, whose vocabulary ends in image tokens.
         data: training data, chosen by ``kind``: your own files or the synthetic benchmark. From version 0.3 a recipe must name it;
             until then a recipe without it trains on the synthetic benchmark, with a warning.
         structure: which weights serve which task.
@@ -137,10 +135,11 @@ class RunConfig:
         diagnose: measure gradient conflict before and after training, and routing and attention after it (``docs/diagnose.md``).
         parallel: how processes started by torchrun share the run: "ddp" (each has all weights) or "fsdp" (each has a shard).
         device: "auto", "cpu" or "cuda".
+        add_tokens: words added to the tokenizer, each with a row in the embeddings and in the text head, at the mean of the other
+            rows. Words that are there already are left as they are. Not for Emu3, whose vocabulary ends in image tokens.
     """
 
     model_name_or_path: str = "understanding"
-    add_tokens: tuple[str, ...] = ()
     structure: Structure = field(default_factory=Dense)
     data: DataConfig = field(default_factory=synthetic_data)
     objective: Objective = field(default_factory=Objective)
@@ -173,6 +172,7 @@ class RunConfig:
     diagnose: bool = True
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    add_tokens: tuple[str, ...] = ()
 
     MOVED_KEYS: ClassVar[dict[str, tuple[str, str]]] = {
         "files": ("data", "files"),

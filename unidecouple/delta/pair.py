@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unidecouple.convert.merging import flat_config
 from unidecouple.delta.checkpoint import Checkpoint, open_checkpoint
+from unidecouple.inputs import quoted
 from unidecouple.models.deltas import DELTAS
 
 ChooseWeight = Callable[[str, Tensor, Tensor], Tensor]
@@ -47,6 +48,7 @@ def open_pair(base: str, tuned: str) -> Pair:
         ValueError: one cannot be read; or names, shapes, configurations or tokenizers differ.
     """
     before, after = open_checkpoint(base), open_checkpoint(tuned)
+    _check_structures(before, after)
     _check_names(before, after)
     _check_configs(before, after)
     _check_tokenizers(before, after)
@@ -106,6 +108,18 @@ def difference(before: Tensor, after: Tensor) -> Tensor:
 def squared_norm(tensor: Tensor) -> float:
     """Sum of squares, in float64."""
     return float(torch.linalg.vector_norm(tensor.float() if tensor.dtype.itemsize < 4 else tensor, dtype=torch.float64)) ** 2
+
+
+def _check_structures(base: Checkpoint, tuned: Checkpoint) -> None:
+    if base.config is None or tuned.config is None:
+        return
+    for field in ("ffn", "per_group_layers", "task_deltas"):
+        before, after = getattr(base.config.text_config, field), getattr(tuned.config.text_config, field)
+        if before != after:
+            raise ValueError(
+                f"{tuned.name} has another structure than {base.name} ({field}={quoted(after)}, not {quoted(before)}), so its "
+                "weights have no counterparts: compare scores by `unidecouple eval`, and measure conflict by `unidecouple diagnose`"
+            )
 
 
 def _check_names(base: Checkpoint, tuned: Checkpoint) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
 from unidecouple.data.chat import ChatFormat, chat_format, control_tokens
+from unidecouple.data.pictures import check_scale
 from unidecouple.inputs import quoted, refuse_surrogates
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class SequenceBuilder:
         self._image = [*self._opening, *[self._placeholder] * self.seen_tokens, *self._closing]
         pads = [self.tokenizer.pad_token_id] * self.num_image_tokens
         self._source = [*self._image, *([*self._opening, *pads, *self._closing] if processor.source_tokens else [])]
-        _check_scale(processor)
+        check_scale(processor)
         self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         marks = "".join((*vars(self._chat).values(), form.opening, form.closing, form.row_end))
         self._control = control_tokens(self.tokenizer, marks)
@@ -374,12 +375,6 @@ def _sample(ids: list[int], task: Task, labels: list[int] | None = None, **other
     none = [False] * len(ids)
     tasks: list[int] = [Task.MMU, *[task] * (len(ids) - 1)]
     return Sample(ids, tasks, labels or [IGNORE] * len(ids), **({"image_mask": none, "prompt_dropped": none} | others))
-
-
-def _check_scale(processor: UnifiedProcessor) -> None:
-    mean, std = (tuple(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
-    if (mean, std) != ((0.5,) * 3, (0.5,) * 3):
-        raise ValueError(f"image_mean={mean}, image_std={std}: images are scaled to [-1, 1], that is 0.5 in each, as in Janus")
 
 
 def pixels(pictures: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:

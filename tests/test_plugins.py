@@ -46,6 +46,7 @@ def test_headlines_are_understanding_first() -> None:
         ("answers", "log_probability"),
         ("language", "log_probability"),
         ("multiple_choice", "accuracy"),
+        ("text", "log_probability"),
         ("geneval", "overall"),
         ("edits", "accuracy"),
         ("image_tokens", "log_probability"),

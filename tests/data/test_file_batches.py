@@ -19,7 +19,8 @@ from own_data import asked, flat, write_jsonl, write_pictures
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, JointBatch, Task
 from unidecouple.convert.load import load
 from unidecouple.data.bad_records import BadDataError
-from unidecouple.data.file_batches import FileBatches
+from unidecouple.data.file_batches import FileBatches, indices_of
+from unidecouple.data.formats import open_source
 from unidecouple.data.formats import reader as reader_module
 from unidecouple.data.formats.record import ImageFile
 from unidecouple.data.pictures import ImagePreprocessor
@@ -281,6 +282,22 @@ def test_text_alone_trains_a_base_made_from_a_language_model(language_base: Path
     ids = batch[0].input_ids[:1]
     expected = model(input_ids=ids, labels=batch[0].labels[:1], task_ids=torch.full((1, 1), int(Task.MMU))).loss
     torch.testing.assert_close(model(batch=batch).mmu.mean, expected)
+
+
+def test_kinds_are_chosen_after_the_fraction(folder: Path) -> None:
+    """So the parts of a file do not depend on them: the text is in one of two halves, whichever kinds are asked for."""
+    sources = [Source(folder / "asked.jsonl", fraction=half) for half in ((0.0, 0.5), (0.5, 1.0))]
+    counts = []
+    for source in sources:
+        files = Files((source,))
+        [(_, both)] = indices_of(files, [tuple(open_source(source))], Task.MMU)
+        parts = []
+        for kind in ("mmu", "text"):
+            [(_, index)] = indices_of(replace(files, kinds=(kind,)), [tuple(open_source(source))], Task.MMU)
+            parts += [(index.kind(place), index.record(place).where) for place in range(len(index))]
+        assert sorted(parts) == sorted((both.kind(place), both.record(place).where) for place in range(len(both)))
+        counts.append(sum(kind == "text" for kind, _ in parts))
+    assert sorted(counts) == [0, 1]
 
 
 @torch.no_grad()

@@ -19,9 +19,12 @@ from unidecouple import config as configs
 from unidecouple.convert.load import load
 from unidecouple.convert.stored import all_checkpoints
 from unidecouple.data.bad_records import BadDataError
+from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files, Source
 from unidecouple.run import RunConfig
+from unidecouple.train.selection import LOSS, Selection
 from unidecouple.train.train import train
+from unidecouple.train.validation_loss import open_validation
 
 WORDS = ["cow", "pig", "cup", "bus", "car", "cake", "dog", "cat"]
 
@@ -122,3 +125,27 @@ def test_the_recipe_of_a_run_on_files(own: RunConfig, tmp_path: Path) -> None:
     assert configs.load(RunConfig, [tmp_path / "run.yaml"]) == own
     with pytest.raises(ValueError, match="key 'pairs' does not go with the other keys in data"):
         configs.load(RunConfig, [tmp_path / "run.yaml"], ["data.pairs=3"])
+
+
+@torch.no_grad()
+def test_text_alone_is_scored_as_language(own: RunConfig, small_cache: Path, tmp_path: Path) -> None:
+    """Beside records about images: "answers" is of both, "text" the model's own loss on the records without an image."""
+    write_jsonl(tmp_path / "text.jsonl", [asked(None, f"Is a {word} an animal?", "yes") for word in WORDS[:2]])
+    assert isinstance(own.data, Files)
+    model, processor = load(str(own.model_name_or_path))
+    files = replace(own.data, validation=(*own.data.validation, Source(tmp_path / "text.jsonl")))
+    evaluation = replace(own.evaluation, eval_batches=1, eval_batch_size=4)
+
+    def scores(files: Files) -> dict[str, float]:
+        opened = open_validation(files, evaluation, processor, SequenceBuilder(processor), model.model.vqmodel, small_cache)
+        return {row.benchmark: row.value for row in opened.validate(model)}
+
+    found = scores(files)
+    assert list(found) == ["answers", "image_tokens", "text"]
+    alone = scores(replace(files, validation=(Source(tmp_path / "text.jsonl"),), t2i_batch_size=0))
+    assert list(alone) == ["answers"]
+    assert found["text"] == pytest.approx(alone["answers"])
+    assert found["text"] != found["answers"]
+    assert list(scores(own.data)) == ["answers", "image_tokens"]
+    rows = [{"step": 1, "benchmark": name, "metric": "log_probability", "value": -value} for value, name in enumerate(found, 1)]
+    assert Selection(LOSS, False)._values(rows) == {1: 1.5}  # text is not counted twice

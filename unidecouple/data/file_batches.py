@@ -38,7 +38,7 @@ def indices_of(
     if files.split != (0.0, 1.0):
         masks = in_part(pairs, files.split, cache)
     return [
-        (source, RecordIndex(readers, KINDS_OF[task], source.fraction, chosen))
+        (source, RecordIndex(readers, KINDS_OF[task], source.fraction, chosen).only(files.kinds))
         for (source, readers), chosen in zip(pairs, masks, strict=True)
     ]
 

@@ -131,6 +131,8 @@ class Files(DataSettings):
         cond_dropout_prob: fraction of prompts dropped, for classifier-free guidance.
         columns: column map of every source that has none.
         max_bad_ratio: fraction of bad records (unreadable, missing, too long) above which the run fails.
+        kinds: which records are used: "mmu" (about images), "t2i", "text" (no image, understanding samples). Fractions and splits
+            do not depend on it.
     """
 
     sources: tuple[Source, ...]
@@ -141,6 +143,7 @@ class Files(DataSettings):
     max_bad_ratio: float = 0.01
     columns: dict[str, str] = field(default_factory=dict, hash=False)
     split: tuple[float, float] = (0.0, 1.0)
+    kinds: tuple[Literal["mmu", "t2i", "text"], ...] = ("mmu", "t2i", "text")
     kind: Literal["files"] = field(default="files", kw_only=True)
 
     SCORED_BY_LOSS: ClassVar[bool] = True

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from unidecouple import plugins
+from unidecouple.batch import LANGUAGE
 from unidecouple.eval.benchmark import AnyBenchmark, Metric
 
 TEST_SEED: Final = 71
@@ -16,6 +17,7 @@ TEST_SEED: Final = 71
 
 _LOSSES: Final = (
     Metric("answers", "log_probability", "Held-out answers", "mmu", "nats"),
+    Metric("text", "log_probability", "Held-out text", LANGUAGE, "nats"),
     Metric("image_tokens", "log_probability", "Held-out image tokens", "t2i", "nats"),
 )
 """Validation losses of runs on files; not benchmarks."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 from unidecouple.convert.stored import all_checkpoints
 from unidecouple.run import RunConfig
 from unidecouple.train.run_logs import SCORES, read_log
+from unidecouple.train.validation_loss import TEXT
 
 LOSS: Final = "loss"
 """Name of the mean over tasks of the held-out loss, nats per token."""
@@ -79,10 +80,11 @@ class Selection:
         return best[0] if best else None, waited
 
     def _values(self, records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-        """Step -> score."""
+        """Step -> score; records of text alone count in the loss of "answers" already."""
         found: dict[int, list[float]] = {}
         for record in records:
-            if record["step"] > self.after and self.metric == LOSS and record["metric"] == "log_probability":
+            counts = record["metric"] == "log_probability" and record["benchmark"] != TEXT
+            if record["step"] > self.after and self.metric == LOSS and counts:
                 found.setdefault(record["step"], []).append(-record["value"])
             elif record["step"] > self.after and record["benchmark"] == self.metric:
                 found.setdefault(record["step"], []).append(record["value"])

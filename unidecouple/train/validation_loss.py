@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from unidecouple.batch import Task
 from unidecouple.data.file_batches import FileBatches, indices_of
-from unidecouple.data.formats import open_source
+from unidecouple.data.formats import Kind, open_source
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files
 from unidecouple.eval.benchmark import AnyBenchmark, Score
@@ -27,6 +28,10 @@ from unidecouple.train.held_out_samples import keep_samples
 
 BENCHMARKS = {"mmu": "answers", "t2i": "image_tokens"}
 """Name of the score of each task."""
+TEXT: Final = "text"
+"""Name of the score of text-only records."""
+
+_KINDS: Final[tuple[Kind, ...]] = ("mmu", TEXT)
 
 MAX_NEW_TOKENS = 32
 """Longest answer to a published benchmark, as ``unidecouple eval`` has it."""
@@ -45,6 +50,8 @@ class ValidationLoss:
         benchmarks: published ones that ``test`` scores, too.
         num_samples: see ``Evaluation``.
         sampling: of their image tokens.
+        text: held-out batches of text-only records, where ``source`` has some beside those about images. They count in "answers" as
+            well.
     """
 
     source: FileBatches
@@ -53,10 +60,12 @@ class ValidationLoss:
     benchmarks: tuple[AnyBenchmark, ...] = ()
     num_samples: int = 0
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    text: FileBatches | None = None
 
     def validate(self, model: UnifiedModel) -> list[Score]:
-        """Return one score per task, always over the same samples."""
-        return [self._score(model, number) for number in range(len(self.source.tasks))]
+        """Return one score per task, and one of text alone where there is some, always over the same samples."""
+        scores = [self._score(model, self.source, task, BENCHMARKS[task.key]) for task in self.source.tasks]
+        return scores if self.text is None else [*scores, self._score(model, self.text, Task.MMU, TEXT)]
 
     def test(self, model: UnifiedModel, folder: Path) -> list[Score]:
         """Score as ``validate``, then on the published benchmarks, with answers and cards in ``folder/eval``."""
@@ -73,16 +82,15 @@ class ValidationLoss:
         return scores
 
     @torch.no_grad()
-    def _score(self, model: UnifiedModel, number: int) -> Score:
-        task = self.source.tasks[number]
-        size = self.source.files.batch_size(task)
+    def _score(self, model: UnifiedModel, source: FileBatches, task: Task, name: str) -> Score:
+        size = source.files.batch_size(task)
         total, count = 0.0, 0
         for key in range(self.batches):
-            batch = tuple(part.to(model.device) for part in self.source.task_batch(task, size, key))
+            batch = tuple(part.to(model.device) for part in source.task_batch(task, size, key))
             part = getattr(model(batch=batch), task.key)
             total, count = total + float(part.total), count + int(part.count)
         choices = model.num_codes if task is Task.T2I else model.config.text_config.vocab_size
-        return Score(BENCHMARKS[task.key], "log_probability", -total / max(1, count), ceiling=0.0, floor=-math.log(choices))
+        return Score(name, "log_probability", -total / max(1, count), ceiling=0.0, floor=-math.log(choices))
 
 
 def open_validation(
@@ -103,8 +111,9 @@ def open_validation(
         raise ValueError("data.validation is empty: name held-out sources, so that scores are not of what was trained on")
     opened = [open_benchmarks([name], BenchmarkOptions(data=data)) for name, data in evaluation.benchmarks.items()]
     benchmarks = tuple(benchmark for (benchmark,) in opened)
+    there = _tasks_in(aside, cache / "files")
+    text = aside.mmu_batch_size and all(Task.MMU in _tasks_in(replace(aside, kinds=(kind,)), cache / "files") for kind in _KINDS)
     if size := evaluation.eval_batch_size:
-        there = _tasks_in(aside, cache / "files")
         mmu, t2i = (size if task in there else 0 for task in Task)
         aside = replace(aside, mmu_batch_size=mmu, t2i_batch_size=t2i)
     return ValidationLoss(
@@ -114,6 +123,7 @@ def open_validation(
         benchmarks,
         evaluation.num_samples,
         evaluation.sampling,
+        FileBatches(replace(aside, kinds=(TEXT,), t2i_batch_size=0), processor, builder, 0, vq, cache / "files") if text else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Final
 
@@ -49,6 +50,14 @@ class RecordIndex:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def only(self, kinds: Sequence[Kind]) -> RecordIndex:
+        """The records of ``kinds`` among these, in their order; a fraction was taken before."""
+        wanted, found = [KINDS.index(kind) for kind in kinds], copy.copy(self)
+        pairs = zip(self._readers, self._numbers, strict=True)
+        found._numbers = [numbers[np.isin(reader.kinds[numbers], wanted)] for reader, numbers in pairs]
+        found._starts = np.cumsum([0, *map(len, found._numbers)])
+        return found
 
     def kind(self, position: int) -> Kind:
         """The kind of the record at ``position``, which is not read."""

@@ -176,6 +176,17 @@ def image_name(picture: StoredImage) -> str:
     return printable(str(picture.path), _NAME) if isinstance(picture, ImageFile) else "in the record"
 
 
+def check_scale(processor: UnifiedProcessor) -> None:
+    """Refuse pixel values that are not scaled to [-1, 1].
+
+    Raises:
+        ValueError: mean or standard deviation are not 0.5.
+    """
+    mean, std = (tuple(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
+    if (mean, std) != ((0.5,) * 3, (0.5,) * 3):
+        raise ValueError(f"image_mean={mean}, image_std={std}: images are scaled to [-1, 1], that is 0.5 in each, as in Janus")
+
+
 @dataclass(frozen=True)
 class ImagePreprocessor:
     """Brings images to a model's size.
@@ -187,9 +198,7 @@ class ImagePreprocessor:
     processor: UnifiedProcessor
 
     def __post_init__(self) -> None:
-        images = self._images
-        if list(images.image_mean) != [0.5] * 3 or list(images.image_std) != [0.5] * 3:
-            raise ValueError(f"image_mean {images.image_mean} and image_std {images.image_std} of the processor must be 0.5")
+        check_scale(self.processor)
 
     @property
     def size(self) -> int:

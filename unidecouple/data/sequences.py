@@ -12,6 +12,7 @@ import torch
 
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Batch, Task
 from unidecouple.data.chat import ChatFormat, chat_format, control_tokens
+from unidecouple.data.pictures import check_scale
 from unidecouple.inputs import quoted, refuse_surrogates
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ class SequenceBuilder:
         self._image = [*self._opening, *[self._placeholder] * self.seen_tokens, *self._closing]
         pads = [self.tokenizer.pad_token_id] * self.num_image_tokens
         self._source = [*self._image, *([*self._opening, *pads, *self._closing] if processor.source_tokens else [])]
-        _check_scale(processor)
+        self.source_length = len(self._source)  # tokens of a source image in a prompt for an image
+        check_scale(processor)
         self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         marks = "".join((*vars(self._chat).values(), form.opening, form.closing, form.row_end))
         self._control = control_tokens(self.tokenizer, marks)
@@ -313,11 +315,6 @@ class SequenceBuilder:
         return len(found["input_ids"]), [text[start:end] for one, (start, end) in places if one == unknown]
 
     @property
-    def source_length(self) -> int:
-        """Tokens of a source image in a prompt for an image."""
-        return len(self._source)
-
-    @property
     def known_words(self) -> int:
         """Entries of the vocabulary that can occur in a text."""
         return len(self.tokenizer) - len(self._control) - (self.tokenizer.unk_token is not None)
@@ -362,8 +359,8 @@ class SequenceBuilder:
             return self._texts[text]
         self.check_words(words, what)
         found = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        image = self._source if task is Task.T2I else self._image
-        ids = [token for one in found for token in (image if one == self._placeholder else [one])]
+        image = {self._placeholder: self._source if task is Task.T2I else self._image}
+        ids = [token for one in found for token in image.get(one, [one])]
         if keep and len(self._texts) < _KEPT[0] and len(text) <= _KEPT[1]:
             self._texts[text] = ids
         return ids
@@ -374,12 +371,6 @@ def _sample(ids: list[int], task: Task, labels: list[int] | None = None, **other
     none = [False] * len(ids)
     tasks: list[int] = [Task.MMU, *[task] * (len(ids) - 1)]
     return Sample(ids, tasks, labels or [IGNORE] * len(ids), **({"image_mask": none, "prompt_dropped": none} | others))
-
-
-def _check_scale(processor: UnifiedProcessor) -> None:
-    mean, std = (tuple(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
-    if (mean, std) != ((0.5,) * 3, (0.5,) * 3):
-        raise ValueError(f"image_mean={mean}, image_std={std}: images are scaled to [-1, 1], that is 0.5 in each, as in Janus")
 
 
 def pixels(pictures: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:

@@ -53,6 +53,17 @@ def asked(picture: str | None = "a.png", question: str = "Is there a cow in the 
     return {**entry, "images": [picture]} if picture else entry
 
 
+def write_questions_and_prompts(place: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Twenty questions and twenty prompts, each about its own image in ``place``; also ``both.jsonl`` and ``t2i.jsonl`` of them."""
+    names = [f"{number}.png" for number in range(40)]
+    write_pictures(place, *names)
+    understood = [asked(name, f"Is there a cow in image {number}?") for number, name in enumerate(names[:20])]
+    generated = [flat(name, f"a photo of cow {number}") for number, name in enumerate(names[20:])]
+    write_jsonl(place / "both.jsonl", [*understood, *generated])
+    write_jsonl(place / "t2i.jsonl", generated)
+    return understood, generated
+
+
 def flat(picture: str = "a.png", prompt: str = "a photo of a cow") -> dict[str, Any]:
     """A prompt and the image generated for it."""
     return {"prompt": prompt, "image": picture}

@@ -78,6 +78,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "held_out"):  # two records of each task: a comparison needs them, and one may be held out
         write_jsonl(place / "data" / f"{name}.jsonl", records)
     write_jsonl(place / "data" / "more.jsonl", more)
+    edit = flat("b.png", "a red cat") | {"source_image": "a.png"}
+    write_jsonl(place / "data" / "edits.jsonl", [edit, edit | {"prompt": "a blue cat"}, flat("cat.png", "a cat")])
     (place / "data" / "prompts.txt").write_text("a red cat\n")
     write_jsonl(place / "data" / "questions.jsonl", [{"q": "What is this?", "a": "A cat.", "path": "a.png"}])
     (place / "recipes").symlink_to(ROOT / "recipes")
@@ -119,8 +121,9 @@ def run(words: list[str]) -> None:
         words = [*words[:3], *WORLD, *SYNTHETIC[recipe], *words[3:]]
     elif "train" in words and "--dry-run" not in words:
         at = words.index("--output")
-        less = SMALL if "generation_lora" not in " ".join(words) else [word for word in SMALL if "mmu" not in word]
         given = " ".join(words)
+        generation = "generation_lora" in given or "edits.jsonl" in given
+        less = [word for word in SMALL if "mmu" not in word] if generation else SMALL
         less = [word for word in less if "early_stopping" not in given or "eval_steps" not in word]
         less += ["max_steps=3"] if " max_steps=" in given else []  # one step more than the page's run before
         less += ["evaluation.eval_steps=1"] if "early_stopping" in given else []
@@ -204,6 +207,7 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     order = [
         "fine-tune",
         "data",
+        "edit",
         "recipes",
         "resume",
         "add-generation",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from own_data import asked, flat, write_jsonl, write_pictures
+from own_data import asked, write_jsonl, write_pictures, write_questions_and_prompts
 from published import write_published
 from unidecouple import finetune
 from unidecouple.batch import Task
@@ -25,12 +25,10 @@ from unidecouple.run import RunConfig
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("user")
     write_published(place / "janus")
-    names = [f"{number}.png" for number in range(40)]
-    write_pictures(place, *names)
-    understood, drawn = [asked(name) for name in names[:20]], [flat(name) for name in names[20:]]
+    understood, generated = write_questions_and_prompts(place)
     write_jsonl(place / "same.jsonl", [asked("0.png", f"Is there a cow or a {n}?") for n in range(9)])
-    for name, records in (("both", understood + drawn), ("mmu", understood), ("t2i", drawn), ("one", [*drawn, understood[0]])):
-        write_jsonl(place / f"{name}.jsonl", records)
+    write_jsonl(place / "mmu.jsonl", understood)
+    write_jsonl(place / "one.jsonl", [*generated, understood[0]])
     return place
 
 
@@ -82,6 +80,15 @@ def test_steps_follow_the_data(place: Path) -> None:
     assert [stage.warmup_steps for stage in run.stages] == [1]
     run, _ = run_of(place)
     assert run.max_steps == 10  # epochs
+
+
+def test_lines_state_what_overrides_chose_and_warm_up_follows_them(place: Path) -> None:
+    """19 samples in batches of 19 are one step per epoch. Warm-up is a tenth of the steps, up to the recipe's 100."""
+    run, lines = run_of(place, overrides=["max_steps=200", "gradient_accumulation_steps=4"])
+    assert (run.max_steps, run.stages[0].warmup_steps, run.logging_steps) == (200, 20, 10)
+    assert "max_steps=200: 200 epochs in batches of 19" in lines
+    assert f"gradient_accumulation_steps=4: {finetune._peak(run, 1) / 1e9:.3g} GB" in lines
+    assert "max_steps=10" not in lines
 
 
 def test_epochs_are_a_key_too_and_max_steps_wins(place: Path) -> None:

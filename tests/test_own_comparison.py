@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from own_data import asked, flat, write_jsonl, write_pictures
+from own_data import write_questions_and_prompts
 from published import write_published
 from published_sets import write_pope
 from unidecouple import api, cli, config, finetune
@@ -32,12 +32,7 @@ from unidecouple.train.train import train
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("user")
     write_published(place / "janus")
-    names = [f"{number}.png" for number in range(40)]
-    write_pictures(place, *names)
-    understood = [asked(name, f"Is there a cow in image {number}?") for number, name in enumerate(names[:20])]
-    drawn = [flat(name, f"a photo of cow {number}") for number, name in enumerate(names[20:])]
-    write_jsonl(place / "both.jsonl", [*understood, *drawn])
-    write_jsonl(place / "t2i.jsonl", drawn)
+    write_questions_and_prompts(place)
     return place
 
 

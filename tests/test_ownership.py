@@ -148,6 +148,14 @@ class TestFiles:
         write_text_atomic(tmp_path / "empty", "")
         check_file(tmp_path / "empty")
 
+    def test_a_file_in_the_place_of_its_folder_is_named(self, tmp_path: Path) -> None:
+        """Before work begins that would be lost when it is written."""
+        (tmp_path / "notes.txt").write_text("mine")
+        for target in (tmp_path / "notes.txt" / "guard.json", tmp_path / "notes.txt" / "deeper" / "guard.json"):
+            with pytest.raises(ValueError, match=r"notes\.txt is a file or a broken link, and guard\.json is to lie in it"):
+                check_file(target)
+        check_file(tmp_path / "new" / "guard.json")
+
     def test_the_source_is_refused_under_any_name(self, tmp_path: Path) -> None:
         write_text_atomic(tmp_path / "d.jsonl", "")
         (tmp_path / "hard").hardlink_to(tmp_path / "d.jsonl")

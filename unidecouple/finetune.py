@@ -85,7 +85,10 @@ class FineTune:
         if not self.data and (self.validation or self.epochs is not None):
             raise ValueError("--validation and --epochs go with --data: give it, or set data.validation and max_steps")
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"the held-out fraction {self.validation_fraction} must lie between 0 and 1")
+            raise ValueError(
+                f"--validation-fraction={self.validation_fraction:g} must lie between 0 and 1: give one such as {HELD_OUT}, or "
+                "held-out files by --validation"
+            )
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise ValueError(f"epochs={self.epochs} must be above 0")
 
@@ -112,18 +115,21 @@ def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: Print
     draft = configs.load(RunConfig, paths, overrides, values)
     if not asked.data:
         return with_steps(draft, cache, say)
-    lines: list[str] = []
-    fitted = fit_steps(asked, draft, counts, lines)
-    stages = [configs.plain(stage) for stage in short_warmup(draft.stages, fitted["max_steps"])]
+    fitted, _ = fit_steps(asked, draft, counts)
+    counted = fitted["max_steps"]
+    draft = with_max_steps(configs.load(RunConfig, paths, overrides, [*values, ("the data", fitted)]), counted)
+    fitted, lines = fit_steps(asked, draft, counts, draft.max_steps)
+    stages = [configs.plain(stage) for stage in short_warmup(draft.stages, draft.max_steps)]
     values.append(("the data", fitted | {"stages": stages}))
-    draft = with_max_steps(configs.load(RunConfig, paths, overrides, values), fitted["max_steps"])
-    values.append(("this machine", fit_memory([draft], lines)))
-    run = configs.load(RunConfig, paths, overrides, values)
+    draft = with_max_steps(configs.load(RunConfig, paths, overrides, values), counted)
+    fit = fit_memory([draft], lines)
+    run = with_max_steps(configs.load(RunConfig, paths, overrides, [*values, ("this machine", fit)]), counted)
+    correct_memory_line([run], fit, lines)
     for line in lines:
         say(line)
-    if run.num_train_epochs is not None and run.max_steps not in (-1, fitted["max_steps"]):
+    if run.num_train_epochs is not None and run.max_steps != counted:
         say(f"max_steps={run.max_steps} takes precedence over num_train_epochs={run.num_train_epochs:g}")
-    return with_max_steps(run, fitted["max_steps"])
+    return run
 
 
 def with_steps(run: RunConfig, cache: Path, say: PrintLine) -> RunConfig:
@@ -202,8 +208,17 @@ def data_values(asked: FineTune, counts: Mapping[Task, int]) -> dict[str, Any]:
     return chosen | {f"{task.key}_batch_size": 0 for task, count in counts.items() if not count}
 
 
-def fit_steps(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lines: list[str]) -> dict[str, Any]:
-    """Batch sizes, steps and validation for as many samples as there are; ``lines`` get what was decided."""
+def fit_steps(
+    asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], given: int | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return batch sizes, steps and validation for as many samples as there are, and lines about what was decided.
+
+    Args:
+        asked: the fine-tuning.
+        draft: its configuration so far.
+        counts: records to train on.
+        given: number of steps that takes precedence over epochs; None counts them.
+    """
     sizes = {task: min(draft.data.batch_size(task), counts[task]) for task in Task}
     trained = [task for task in Task if sizes[task]]
     if not trained:
@@ -212,21 +227,23 @@ def fit_steps(asked: FineTune, draft: RunConfig, counts: Mapping[Task, int], lin
     steps = math.ceil((epochs or EPOCHS) * max(counts[task] / sizes[task] for task in trained))
     if epochs is None:
         steps = min(steps, draft.max_steps)
+    steps = steps if given is None else given
     longest = max(trained, key=lambda task: counts[task] / sizes[task])
     held = (
         "the files given"
         if asked.validation
         else f"a fraction of {asked.validation_fraction:g} of each task, chosen by a fixed seed, no image on both sides"
     )
-    lines.append(f"data: {' and '.join(f'{counts[task]:,} {task.key}' for task in trained)} samples to train on; held out: {held}")
-    lines.append(f"max_steps={steps}: {steps * sizes[longest] / counts[longest]:.3g} epochs in batches of {sizes[longest]}")
     every = min(draft.evaluation.eval_steps, max(1, steps // 4))
     return {
         "data": {f"{task.key}_batch_size": size for task, size in sizes.items()},
         "max_steps": steps,
         "logging_steps": min(draft.logging_steps, max(1, steps // 10)),
         "evaluation": {"eval_steps": every},
-    }
+    }, [
+        f"data: {' and '.join(f'{counts[task]:,} {task.key}' for task in trained)} samples to train on; held out: {held}",
+        f"max_steps={steps}: {steps * sizes[longest] / counts[longest]:.3g} epochs in batches of {sizes[longest]}",
+    ]
 
 
 def short_warmup(stages: Sequence[Stage], steps: int) -> tuple[Stage, ...]:
@@ -243,24 +260,46 @@ def fit_memory(drafts: Sequence[RunConfig], lines: list[str], workers: int = 1) 
         lines: get what was decided.
         workers: runs at a time on this machine.
     """
-    device = device_of(drafts[0].device)
     found: dict[str, Any] = {}
-    if device.type == "cpu" and any(draft.bf16 for draft in drafts):
+    if device_of(drafts[0].device).type == "cpu" and any(draft.bf16 for draft in drafts):
         drafts, found["bf16"] = [replace(draft, bf16=False) for draft in drafts], False
-    room = _USABLE * (torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _host_memory()) / workers
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    room, processes = _room(drafts[0].device, workers), _processes()
     parts, most = 1, min(draft.data.max_parts for draft in drafts)
     while True:
         peak = max(_peak(replace(draft, gradient_accumulation_steps=parts), processes) for draft in drafts)
         if peak <= room or 2 * parts * processes > most:
             break
         parts *= 2
-    fits = "" if peak <= room else ": it may not fit. See `unidecouple plan` and docs/small-gpus.md"
-    lines.append(
-        f"gradient_accumulation_steps={parts}: {peak / 1e9:.3g} GB at the peak of a step by `unidecouple plan`, of "
-        f"{room / 1e9:.3g} GB of the {device.type}{f' for each of {workers} runs at a time' if workers > 1 else ''}{fits}"
-    )
+    lines.append(_memory_line(parts, peak, drafts[0].device, workers))
     return found | {"gradient_accumulation_steps": parts}
+
+
+def correct_memory_line(runs: Sequence[RunConfig], fit: Mapping[str, Any], lines: list[str], workers: int = 1) -> None:
+    """Make the last of ``lines``, from ``fit_memory``, state the memory of ``runs`` where an override replaced ``fit``."""
+    if all(getattr(run, key) == value for run in runs for key, value in fit.items()):
+        return
+    peak = max(_peak(run, _processes()) for run in runs)
+    lines[-1] = _memory_line(runs[0].gradient_accumulation_steps, peak, runs[0].device, workers)
+
+
+def _memory_line(parts: int, peak: int, device: str, workers: int) -> str:
+    room = _room(device, workers)
+    each = f" for each of {workers} runs at a time" if workers > 1 else ""
+    fits = "" if peak <= room else ": it may not fit. See `unidecouple plan` and docs/small-gpus.md"
+    return (
+        f"gradient_accumulation_steps={parts}: {peak / 1e9:.3g} GB at the peak of a step by `unidecouple plan`, of "
+        f"{room / 1e9:.3g} GB of the {device_of(device).type}{each}{fits}"
+    )
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _room(device: str, workers: int) -> float:
+    """Bytes that tensors of one of ``workers`` runs may take on ``device``."""
+    found = device_of(device)
+    return _USABLE * (torch.cuda.mem_get_info(found)[1] if found.type == "cuda" else _host_memory()) / workers
 
 
 def _peak(run: RunConfig, processes: int) -> int:

@@ -19,7 +19,16 @@ from unidecouple.compare.methods import Family, family_of, family_recipe, find_m
 from unidecouple.compare.plan import jobs
 from unidecouple.config.layers import Layers
 from unidecouple.eval.suite import BenchmarkOptions, open_benchmarks
-from unidecouple.finetune import FineTune, count_records, data_values, fit_memory, fit_steps, short_warmup, with_max_steps
+from unidecouple.finetune import (
+    FineTune,
+    correct_memory_line,
+    count_records,
+    data_values,
+    fit_memory,
+    fit_steps,
+    short_warmup,
+    with_max_steps,
+)
 from unidecouple.source import PrintLine
 from unidecouple.train.launch import device_of
 
@@ -84,18 +93,23 @@ def configure_comparison(own: OwnComparison, overrides: Sequence[str], cache: Pa
     }
     values: list[tuple[str, Mapping[str, Any]]] = [("the recipe", {"run": shared.values}), ("the options", given)]
     draft = configs.load(Comparison, [], overrides, values)
-    lines: list[str] = []
-    fitted = fit_steps(asked, draft.run, counts, lines)
-    short = {name: replace(one, stages=_short(one, fitted["max_steps"])) for name, one in variants.items()}
+    fitted, _ = fit_steps(asked, draft.run, counts)
+    counted = fitted["max_steps"]
+    draft = configs.load(Comparison, [], overrides, [*values, ("the data", {"run": fitted})])
+    steps = with_max_steps(draft.run, counted).max_steps
+    fitted, lines = fit_steps(asked, draft.run, counts, steps)
+    short = {name: replace(one, stages=_short(one, steps)) for name, one in variants.items()}
     values.append(("the data", {"run": fitted, "variants": _plain(short)}))
     draft = configs.load(Comparison, [], overrides, values)
-    draft = replace(draft, run=with_max_steps(draft.run, fitted["max_steps"]))
+    draft = replace(draft, run=with_max_steps(draft.run, counted))
     trained = {job.folder: job for job in jobs(draft) if job.config.max_steps}.values()
     runs = [job.config for job in trained if not job.parents]
     at_a_time = min(own.workers or default_workers(draft.run.device), len(runs))
-    values.append(("this machine", {"run": fit_memory(runs, lines, at_a_time)}))
-    grid = configs.load(Comparison, [], overrides, values)
-    grid = replace(grid, run=with_max_steps(grid.run, fitted["max_steps"]))
+    fit = fit_memory(runs, lines, at_a_time)
+    grid = configs.load(Comparison, [], overrides, [*values, ("this machine", {"run": fit})])
+    grid = replace(grid, run=with_max_steps(grid.run, counted))
+    chosen = {key: getattr(grid.run, key) for key in fit}
+    correct_memory_line([replace(run, **chosen) for run in runs], fit, lines, at_a_time)
     lines.append(f"{len(runs)} runs of {grid.run.max_steps} steps: {', '.join(grid.variants)} with seeds {_listed(grid.seeds)}")
     if later := len(trained) - len(runs):
         lines.append(f"{later} more runs start from models of these; their memory is not planned here")

@@ -68,6 +68,9 @@ def check_file(target: Path, sources: Iterable[Path] = (), content: bytes | None
         if _same(Path(os.path.realpath(source)), Path(os.path.realpath(target))):
             raise ValueError(f"--output {target} is {source}, which is read: choose another --output")
     if not os.path.lexists(target):
+        holder = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+        if not holder.is_dir():
+            raise ValueError(f"--output {holder} is a file or a broken link, and {target.name} is to lie in it: choose another")
         return
     if not target.is_file():
         raise ValueError(f"--output {target} is no regular file: name a new file")

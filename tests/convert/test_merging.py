@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unidecouple.convert import merging
 from unidecouple.convert.load import load
 from unidecouple.convert.merging import write_merged
 from unidecouple.methods.merging import TaskArithmetic
@@ -32,12 +33,15 @@ def tuned(base: Path, folder: Path, seed: int, change: Callable[[dict[str, Tenso
 
 
 @pytest.mark.parametrize("layout", ["ours", "plain"])
-def test_every_weight(layout: str, request: pytest.FixtureRequest, tensors_of: Tensors, tmp_path: Path) -> None:
+def test_every_weight(
+    layout: str, request: pytest.FixtureRequest, tensors_of: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "MAX_SHARD_BYTES", 100_000)
     base: Path = request.getfixturevalue(layout)
     one, two = tuned(base, tmp_path / "one", 1), tuned(base, tmp_path / "two", 2)
     (tmp_path / "base").symlink_to(base)
     lines: list[str] = []
-    write_merged(base, [one, two], tmp_path / "merged", HALF, lines.append, max_shard_bytes=100_000)
+    write_merged(base, [one, two], tmp_path / "merged", HALF, lines.append)
     assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 1
     start, a, b, found = (tensors_of(folder) for folder in (base, one, two, tmp_path / "merged"))
     assert found.keys() == start.keys()

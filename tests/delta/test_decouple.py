@@ -142,6 +142,14 @@ def test_options_that_do_not_fit(base: Path, tuned: Path, tmp_path: Path) -> Non
     options = DecoupleOptions(fidelity=Fidelity(rank=2), protect=Task.T2I, distillation=Distillation(1, ("a cow",)))
     with pytest.raises(ValueError, match="here generation is the base's"):
         decouple(str(base), str(tuned), tmp_path / "made", options)
+    with pytest.raises(ValueError, match="protect has no effect with understanding"):
+        DecoupleOptions(understanding=str(tuned), protect=Task.T2I)
+    (tmp_path / "prompts.txt").write_text("a cow")
+    assert run(base, tuned, tmp_path / "made", "--prompts", str(tmp_path / "prompts.txt")) == 1  # without --distill-steps
+    with pytest.raises(ValueError, match=r"has the weights of .*: no weight changed.*Name the fine-tuned model"):
+        decouple(str(base), str(base), tmp_path / "made")
+    with pytest.raises(ValueError, match=r"has the weights of .*: no weight changed"):
+        decouple(str(base), str(tuned), tmp_path / "made", DecoupleOptions(understanding=str(base)))
     assert not (tmp_path / "made").exists()
 
 

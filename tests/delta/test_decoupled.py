@@ -212,6 +212,12 @@ def test_deltas_train_and_are_one_tasks(low: Path, joint_batch: Joint) -> None:
     assert all(weight.grad is not None and weight.grad.any() for name, weight in deltas.items() if "layers.0.self_attn" in name)
 
 
+def test_a_decoupled_checkpoint_is_no_base(low: Path, tuned: Path) -> None:
+    for pair in ((low, tuned), (tuned, low)):
+        with pytest.raises(ValueError, match=r"low\S*/janus has weights per task .*unidecouple convert --task"):
+            open_pair(*map(str, pair))
+
+
 def test_sizes_and_provenance(base: Path, tuned: Path, low: Path) -> None:
     plan = plan_decoupled(Sources.protecting(open_pair(str(base), str(tuned)), Task.MMU), Fidelity(rank=3))
     state = {name: tensor for file in low.glob("*.safetensors") for name, tensor in load_file(file).items()}

@@ -63,6 +63,7 @@ def test_choices_that_do_not_fit() -> None:
         ({"budget": 0}, "budget"),
         ({"rank": 0}, "rank"),
         ({"energy": 1.5}, "energy"),
+        ({"energy": 0}, "energy=0 must be above 0 and at most 1"),
     ],
 )
 def test_fidelities_that_contradict(given: dict[str, Any], says: str) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from moved_weights import SHARE, MakeTuned
+from unidecouple.batch import Task
 from unidecouple.convert.convert import convert
 from unidecouple.convert.steps import Conversion
 from unidecouple.delta.checkpoint import open_checkpoint
 from unidecouple.delta.pair import check_same_base, open_pair, relative_change
+from unidecouple.models.processing import UniJanusProcessor
 
 
 def copied(folder: Path, target: Path) -> Path:
@@ -50,6 +55,31 @@ def test_low_rank_updates_are_merged(tmp_path: Path, base: Path) -> None:
     for name, old, new in open_pair(str(base), str(folder)).tensors():
         wanted = 0.04 if "language_model" in name and ".self_attn." in name else 0.0  # 4 / 2 * (0.01 + 0.01)
         torch.testing.assert_close(new, old + wanted)
+
+
+def test_updates_per_task_name_the_command_that_gives_one_tasks_model(
+    tmp_path: Path, base: Path, make_model: Callable[..., Any], processor: UniJanusProcessor
+) -> None:
+    """That command's result is compared with the base; experts have no counterpart there, and no command gives one."""
+
+    def saved(name: str, **settings: Any) -> str:
+        make_model(**settings).save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    lora = {"lora_rank": 2, "lora_targets": ["attention", "mlp"], "lora_per_task": ["attention"]}
+    folder = saved("per task", **lora)
+    remedy = f"convert '{folder}' --task mmu --to transformers --output FOLDER"
+    with pytest.raises(ValueError, match=rf"one LoRA per task \(attention\).*{re.escape(remedy)}"):
+        open_pair(str(base), folder)
+    for task in Task:
+        converted = tmp_path / task.key
+        convert(Path(folder), converted, Conversion(task=task, to="transformers"), lambda line: None)
+        assert open_pair(str(base), str(converted)).tuned.shapes.keys() == open_checkpoint(str(base)).shapes.keys()
+    with pytest.raises(ValueError, match=r"has experts \(ffn='ta_moe'\) and one LoRA per task"):
+        open_pair(str(base), saved("both", ffn="ta_moe", **lora | {"lora_targets": ["attention"]}))
+    with pytest.raises(ValueError, match=r"another structure than .* \(ffn='ta_moe', not 'dense'\).*`unidecouple eval`"):
+        open_pair(str(base), saved("experts", ffn="ta_moe"))
 
 
 def test_the_relative_change(base: Path, tuned: Path) -> None:

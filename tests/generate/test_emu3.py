@@ -15,7 +15,8 @@ from tiny_emu3 import SIDE, SIZE, emu3_processor, plain_emu3
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder, collate
 from unidecouple.generate.image import draw, draw_tokens
-from unidecouple.generate.jobs import image_jobs
+from unidecouple.generate.image_generator import ImageGenerator, generate_image_tokens
+from unidecouple.generate.jobs import ImageJob, image_jobs
 from unidecouple.generate.sampling import SamplingParams
 from unidecouple.generate.text import answer
 from unidecouple.models.base import UnifiedModel
@@ -137,3 +138,16 @@ def test_answers_are_transformers_own(emu3_base: Path, builder: SequenceBuilder)
         out = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert processor.tokenizer.decode(out, skip_special_tokens=True) == found
     assert len(set(together)) > 1
+
+
+def test_source_images_stand_as_tokens_once(emu3_base: Path) -> None:
+    """Ours: a prompt's source image is the block of a question; the engine and the plain loop agree."""
+    model, processor = load(str(emu3_base))
+    builder, shown = SequenceBuilder(processor), np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+    assert builder.source_length == len(builder._image)
+    jobs = [
+        ImageJob.of(builder, "a red cat", (3, number), SamplingParams(guidance_scale=2.0), pictures=[picture])
+        for number, picture in enumerate(shown)
+    ]
+    expected = torch.stack([draw_tokens(model, builder, [job])[0] for job in jobs])
+    assert torch.equal(generate_image_tokens(ImageGenerator(model, builder, max_batch_size=2), jobs), expected)

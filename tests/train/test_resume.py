@@ -90,10 +90,10 @@ def test_finished_run_is_not_run_again(small_run: RunConfig, small_cache: Path, 
     said: list[str] = []
     config = replace(small_run, evaluation=replace(small_run.evaluation, eval_steps=6))
     train(config, tmp_path, small_cache, said.append, threading.Event())
-    ending = f"{tmp_path / 'checkpoint-6'}; next: unidecouple chat {tmp_path}"
+    ending = f"checkpoint: {tmp_path / 'checkpoint-6'}; next: unidecouple chat {tmp_path}"
     assert said[0] == f"loading {small_run.model_name_or_path}"
     assert [line.partition(" [")[0] for line in said if "[validation]" in line] == ["step 0", "step 6"]
-    assert said[-1] == f"checkpoint: {ending}"
+    assert said[-1] == ending
     before = (tmp_path / "scores.json").stat().st_mtime_ns
     said.clear()
     train(config, tmp_path, small_cache, said.append, threading.Event())
@@ -105,6 +105,28 @@ def test_folder_of_another_run_is_refused(small_run: RunConfig, run: Run, tmp_pa
     assert not run(small_run, tmp_path, stop_after=1)
     with pytest.raises(ValueError, match=r"holds another run .*seed: 0, not 7"):
         run(replace(small_run, seed=7), tmp_path)
+
+
+def test_output_that_is_a_model_is_refused_before_anything_is_written(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+    """Its folder would afterwards stand for the run, and be converted and hashed with the run's files."""
+    base, adapter, file = tmp_path / "base", tmp_path / "adapter", tmp_path / "file"
+    for folder, name in ((base, "model.safetensors"), (adapter, "adapter_config.json")):
+        folder.mkdir()
+        (folder / name).write_bytes(b"")
+    file.write_bytes(b"")
+    own = replace(small_run, model_name_or_path=str(tmp_path / "link" / ".." / "base"))
+    (tmp_path / "link").mkdir()
+    with pytest.raises(ValueError, match=r"/base is the model that the run starts from: choose another output folder"):
+        run(own, base)
+    (base / "config.json").write_bytes(b"{}")
+    with pytest.raises(ValueError, match=r"/base holds a model \(config.json\)"):
+        run(small_run, base)
+    with pytest.raises(ValueError, match=r"/adapter holds a model \(adapter_config.json\)"):
+        run(small_run, adapter)
+    with pytest.raises(ValueError, match=r"/file is a file or a broken link"):
+        run(small_run, file)
+    assert {path.name for path in base.iterdir()} == {"model.safetensors", "config.json"}
+    assert [path.name for path in adapter.iterdir()] == ["adapter_config.json"]
 
 
 def test_old_checkpoints_are_dropped_after_the_new_is_whole(small_run: RunConfig, run: Run, tmp_path: Path) -> None:

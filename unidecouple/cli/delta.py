@@ -60,6 +60,8 @@ def decouple(arguments: argparse.Namespace) -> int:
     chosen = (arguments.rank, arguments.energy, arguments.full, arguments.mode == "bits", budget)
     fidelity = api.Fidelity(*chosen) if any(value is not None and value is not False for value in chosen) else None
     distillation = None
+    if arguments.prompts and not arguments.distill_steps:
+        raise ValueError("--prompts has no effect without --distill-steps: give both, or leave it out")
     if arguments.distill_steps:
         existing(arguments.prompts, "--prompts")
         lines = arguments.prompts.read_text(encoding="utf-8").splitlines() if arguments.prompts else []

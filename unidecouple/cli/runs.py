@@ -86,7 +86,7 @@ def train(arguments: argparse.Namespace) -> int:
 
     options = api.TrainOptions(**_data_options(arguments, validation), dry_run=arguments.dry_run, stop=arguments.stop)
     with naming_command(RunConfig, recipes):
-        checkpoint = api.train(
+        api.train(
             arguments.output,
             model=arguments.model,
             data=data,
@@ -95,8 +95,6 @@ def train(arguments: argparse.Namespace) -> int:
             overrides=overrides,
             options=options,
         )
-    if not arguments.dry_run and int(os.environ.get("RANK", "0")) == 0:
-        say(f"checkpoint: {checkpoint}\nnext: unidecouple chat {arguments.output}")
     return OK
 
 

@@ -22,19 +22,21 @@ if TYPE_CHECKING:
 
 
 def chat(arguments: argparse.Namespace) -> int:
-    """Chat with a model, with or without an image: ask one question, or one per line of standard input."""
+    """Chat with a model, with or without images: ask one question, or one per line of standard input."""
     from unidecouple.data.formats.record import ImageFile
     from unidecouple.data.pictures import ImagePreprocessor
 
-    existing(arguments.image, "--image")
+    for image in arguments.image:
+        existing(image, "--image")
     sampling, engine = sampling_of(arguments, GREEDY), _engine(arguments, "mmu", max_batch_size=1)
-    picture = [ImagePreprocessor(engine.processor).for_understanding(ImageFile(arguments.image))] if arguments.image else []
+    preprocessor = ImagePreprocessor(engine.processor)
+    pictures = [preprocessor.for_understanding(ImageFile(image)) for image in arguments.image]
     turns: list[tuple[str, list[Any]]] = []
     questions = [arguments.question] if arguments.question else sys.stdin
     for question in questions:
         if not question.strip():
             continue
-        turns.append(("user", [*picture, question.strip()] if not turns else [question.strip()]))
+        turns.append(("user", [*pictures, question.strip()] if not turns else [question.strip()]))
         turns.append(("assistant", [_answer(engine, turns, arguments, sampling)]))
     return OK
 
@@ -182,7 +184,9 @@ def add_commands(commands: Commands) -> None:
     add_sampling_options(made[infer], "temperature", default=GREEDY)
     add_sampling_options(made[infer], "guidance_scale")
     add_sampling_options(made[infer], "temperature", prefix="image-")
-    made[chat].add_argument("--image", type=Path, help="image file that the first question is about")
+    made[chat].add_argument(
+        "--image", type=Path, action="append", default=[], help="image file that the first question is about; may be repeated"
+    )
     made[chat].add_argument("--question", help="ask one question (default: one per line of standard input)")
     made[generate].add_argument("prompt", nargs="+", help="prompt of an image; several prompts are generated together")
     made[generate].add_argument(

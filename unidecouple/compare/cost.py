@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any, Final
 
+import torch
+
 from unidecouple.batch import Task
 from unidecouple.compare.budget import VariantPlan
 from unidecouple.compare.merge import Decoupling
 from unidecouple.delta.forms import ChangedMatrix, choose_forms
-from unidecouple.models.deltas import DELTAS
+from unidecouple.models.deltas import DELTAS, FullDelta, SignDelta, SparseSignDelta, make_delta
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.op_trace import OpTrace, Shape
 from unidecouple.plan.stages import StagePlan
@@ -136,11 +138,13 @@ def _deltas(layers: Mapping[str, Shape], method: Decoupling) -> tuple[int, int]:
         return numbers + norms, numbers
     stored, computed = norms, 0
     for name, form in choose_forms(matrices, method).items():
-        (out, into), kind = layers[name], form.partition(":")[0]
-        count = int(form.partition(":")[2] or 0)
-        signs = {"bits": out * -(-into // 8) + 1, "sparse": count + -(-count // 8) + 1}
-        stored += ({"rank": count * (out + into), "full": out * into} | signs)[kind]
-        computed += {"rank": count * (out + into), "full": 0, "bits": out * into + 1, "sparse": out * into + 1}[kind]
+        with torch.device("meta"):
+            delta = make_delta(form, layers[name])
+        numbers = sum(tensor.numel() for tensor in delta.state_dict().values())
+        stored += numbers
+        if isinstance(delta, SignDelta | SparseSignDelta):  # a sign per weight, eight to a number
+            numbers = prod(layers[name]) + 1
+        computed += 0 if isinstance(delta, FullDelta) else numbers  # a full weight stands in the layer's own place
     return stored, computed
 
 

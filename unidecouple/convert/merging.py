@@ -18,6 +18,7 @@ from unidecouple.methods.merging.rule import Rule, merged
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.ownership import check_directory
 
+MAX_SHARD_BYTES = 5 * GIGABYTE
 _ABOUT_FILES = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures")
 
 
@@ -27,7 +28,6 @@ def write_merged(
     target: Path,
     rule: Rule,
     say: Callable[[str], None],
-    max_shard_bytes: int = 5 * GIGABYTE,
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Write ``merged`` weights to ``target``, with the base's configuration, processor and licences.
@@ -46,7 +46,7 @@ def write_merged(
     shapes = {name: start.shapes[name] for names in parts for name in names}
     made = (merged(start.read(names), [model.read(names) for model in models], rule) for names in parts)
     with atomic_directory(target, (base, *tuned)) as staging:
-        files = save_shards(staging, shapes, made, max_shard_bytes)
+        files = save_shards(staging, shapes, made, MAX_SHARD_BYTES)
         for name in ("config.json", "generation_config.json"):
             if (base / name).is_file():
                 shutil.copyfile(base / name, staging / name)

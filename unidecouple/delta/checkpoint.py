@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from unidecouple.convert.processors import read_processor
 from unidecouple.convert.steps import Conversion, Step, changes, reading
 from unidecouple.convert.stored import source_folder
 from unidecouple.convert.weights import WEIGHTS, Weights
+from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.models.shipped import located
@@ -77,7 +79,8 @@ def open_checkpoint(name_or_path: str) -> Checkpoint:
     A checkpoint of another family is a folder with safetensors, or one such file.
 
     Raises:
-        ValueError: nothing is there, it is quantised, its files are broken, or its weights are not those of its config.json.
+        ValueError: nothing is there, it is quantised, its files are broken, its weights are not those of its config.json, or it
+            has one LoRA per task.
     """
     place = located(name_or_path)
     bare = place.is_file() or (not (place / "config.json").is_file() and any((place / name).is_file() for name in WEIGHTS))
@@ -88,6 +91,7 @@ def open_checkpoint(name_or_path: str) -> Checkpoint:
     processor = read_processor(described)
     config, weights = described.build(processor), Weights(folder)
     config.dtype = config.dtype or next(iter(weights.shapes.values())).dtype
+    _check_mergeable(name_or_path, config.text_config)
     steps = reading(described, config, weights)
     merging = changes(config, Conversion(merge=True))
     shapes: Part = {}
@@ -103,6 +107,20 @@ def open_checkpoint(name_or_path: str) -> Checkpoint:
     vocabulary = {} if processor is None else processor.tokenizer.get_vocab()
     filled = [part for part in parts if part]
     return Checkpoint(name_or_path, folder, shapes, filled, final, processor, vocabulary, weights, sources, [*steps, *merging])
+
+
+def _check_mergeable(name: str, text: UniLlamaConfig) -> None:
+    if not text.lora_per_task:
+        return
+    if text.ffn != "dense":
+        raise ValueError(
+            f"{name} has experts (ffn={text.ffn!r}) and one LoRA per task, so its weights have no counterpart in a dense base: "
+            "compare scores by `unidecouple eval`, and measure conflict by `unidecouple diagnose`"
+        )
+    raise ValueError(
+        f"{name} has one LoRA per task ({', '.join(text.lora_per_task)}), so the tasks' weights differ: convert one task's model, "
+        f"`unidecouple convert {shlex.quote(name)} --task mmu --to transformers --output FOLDER` (or --task t2i), and give FOLDER"
+    )
 
 
 def _other_family(name: str, place: Path) -> Checkpoint:

@@ -21,7 +21,7 @@ from unidecouple.delta.front_page import write_front
 from unidecouple.delta.guard import SYNTHETIC_BENCHMARKS, scored_model
 from unidecouple.delta.held_out import HeldOut, computed_by, mean, open_held_out
 from unidecouple.delta.modules import kind_of
-from unidecouple.delta.pair import Pair, check_same_base, open_pair, relative_change
+from unidecouple.delta.pair import Pair, check_changed, check_same_base, open_pair, relative_change
 from unidecouple.delta.revert import best_within, module_groups, revert_greedily
 from unidecouple.delta.write import SHARD_BYTES, Provenance, write_decoupled, write_plain
 from unidecouple.eval.benchmark import evaluate
@@ -89,6 +89,8 @@ class DecoupleOptions:
         ):
             if getattr(self, name) not in (None, ()) and not used:
                 raise ValueError(f"{name} has no effect with mode {self.mode!r}: leave it out, or choose another mode")
+        if self.understanding is not None and self.protect is not Task.MMU:
+            raise ValueError("protect has no effect with understanding, since the base serves neither task: give one of them")
         if self.mode == "bits" and self.fidelity is not None and not self.fidelity.bits:
             raise ValueError("mode 'bits' takes a budget and no rank, energy or full: leave them out, or use mode 'residual'")
         if self.alpha is not None and not 0 <= self.alpha <= 1:
@@ -108,12 +110,13 @@ def decouple(base: str, tuned: str, output: Path, options: DecoupleOptions = _DE
         say: prints a line of progress.
 
     Raises:
-        ValueError: the two cannot be compared (``open_pair``, ``check_same_base``), the mode does not fit them (see
-            ``plan_decoupled``), or something has to be chosen and there are no data.
+        ValueError: the two cannot be compared (``open_pair``, ``check_changed``, ``check_same_base``), the mode does not fit them
+            (see ``plan_decoupled``), or something has to be chosen and there are no data.
     """
     meter = Meter()
     pair = open_pair(base, tuned)
     check_directory(output, [pair.base.folder, pair.tuned.folder])
+    check_changed(pair)
     if options.mode in ("residual", "bits"):
         _write_per_task(pair, output, options, meter, say)
         return output
@@ -137,8 +140,9 @@ def decouple(base: str, tuned: str, output: Path, options: DecoupleOptions = _DE
 def _write_per_task(pair: Pair, output: Path, options: DecoupleOptions, meter: Meter, say: PrintLine) -> None:
     sources = Sources.protecting(pair, options.protect)
     if options.understanding is not None:
-        other = open_pair(pair.base.name, options.understanding).tuned
-        sources = Sources(pair.base, {Task.MMU: other, Task.T2I: pair.tuned})
+        other = open_pair(pair.base.name, options.understanding)
+        check_changed(other)
+        sources = Sources(pair.base, {Task.MMU: other.tuned, Task.T2I: pair.tuned})
     fidelity = options.fidelity or (Fidelity(bits=True) if options.mode == "bits" else Fidelity(rank=DEFAULT_RANK))
     plan = plan_decoupled(sources, fidelity, say)
     settings: dict[str, Any] = {"mode": options.mode, "fidelity": vars(fidelity), "protect": options.protect.key}

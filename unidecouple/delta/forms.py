@@ -41,7 +41,7 @@ class Fidelity:
         if self.rank is not None:
             bounds.at_least(1, self, "rank")
         if self.energy is not None:
-            bounds.between(0, 1, self, "energy")
+            bounds.above(0, self, "energy", most=1)
 
     @property
     def needs_spectra(self) -> bool:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from unidecouple.convert.merging import flat_config
 from unidecouple.delta.checkpoint import Checkpoint, open_checkpoint
+from unidecouple.inputs import quoted
+from unidecouple.models.deltas import DELTAS
 
 ChooseWeight = Callable[[str, Tensor, Tensor], Tensor]
 """Returns a weight of the result from its name, its value in the base and its value in the tuned model."""
@@ -46,10 +48,24 @@ def open_pair(base: str, tuned: str) -> Pair:
         ValueError: one cannot be read; or names, shapes, configurations or tokenizers differ.
     """
     before, after = open_checkpoint(base), open_checkpoint(tuned)
+    _check_structures(before, after)
     _check_names(before, after)
     _check_configs(before, after)
     _check_tokenizers(before, after)
     return Pair(before, after)
+
+
+def check_changed(pair: Pair) -> None:
+    """Refuse a tuned model with the weights of its base. Reads both up to the first weight that differs.
+
+    Raises:
+        ValueError: no weight differs.
+    """
+    if all(torch.equal(before, after) for _, before, after in pair.tensors()):
+        raise ValueError(
+            f"{pair.tuned.name} has the weights of {pair.base.name}: no weight changed, so there is nothing to separate. Name the "
+            "fine-tuned model as TUNED"
+        )
 
 
 def check_same_base(pair: Pair, relative: float) -> None:
@@ -94,10 +110,27 @@ def squared_norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor.float() if tensor.dtype.itemsize < 4 else tensor, dtype=torch.float64)) ** 2
 
 
+def _check_structures(base: Checkpoint, tuned: Checkpoint) -> None:
+    if base.config is None or tuned.config is None:
+        return
+    for field in ("ffn", "per_group_layers", "task_deltas"):
+        before, after = getattr(base.config.text_config, field), getattr(tuned.config.text_config, field)
+        if before != after:
+            raise ValueError(
+                f"{tuned.name} has another structure than {base.name} ({field}={quoted(after)}, not {quoted(before)}), so its "
+                "weights have no counterparts: compare scores by `unidecouple eval`, and measure conflict by `unidecouple diagnose`"
+            )
+
+
 def _check_names(base: Checkpoint, tuned: Checkpoint) -> None:
     lone = sorted(base.shapes.keys() ^ tuned.shapes.keys())
     for name in lone[:1]:
         who, other = (base, tuned) if name in base.shapes else (tuned, base)
+        if f".{DELTAS}." in name:
+            raise ValueError(
+                f"{who.name} has weights per task ({name}), and {other.name} has not: give the checkpoints that it was made of, or "
+                "take one task out of it first (unidecouple convert --task)"
+            )
         raise ValueError(f"{who.name} has {name}, and {other.name} has not ({len(lone)} names differ): {_REMEDY}")
     shapes = [(name, before.shape, tuned.shapes[name].shape) for name, before in base.shapes.items()]
     differ = [one for one in shapes if one[1] != one[2]]

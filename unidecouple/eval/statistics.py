@@ -38,11 +38,6 @@ class Interval:
         """Distance from the mean to either end."""
         return (self.high - self.low) / 2
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of ``values`` (one per seed) with Student's t interval; of equal values it is theirs, bit for bit.
@@ -140,19 +135,6 @@ def holm(values: Sequence[float]) -> list[float]:
         reached = max(reached, min(1.0, (len(values) - rank) * values[index]))
         adjusted[index] = reached
     return adjusted
-
-
-def binomial_error(share: float, count: int) -> float:
-    """Standard error of a share of ``count`` independent yes-or-no outcomes: sqrt(p (1 - p) / n).
-
-    Raises:
-        ValueError: ``share`` outside [0, 1] or ``count`` below 1.
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is {share}; it must lie between 0 and 1")
-    if count < 1:
-        raise ValueError(f"count is {count}; a share needs at least one outcome")
-    return math.sqrt(share * (1 - share) / count)
 
 
 @dataclass(frozen=True)

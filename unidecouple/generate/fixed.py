@@ -97,7 +97,7 @@ class FixedDecoder:
         rows = torch.arange(len(x), device=x.device)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             normed = self._normed(x, block.input_norm)
-            x = x + self._attend(block, normed, keys[: len(x)], values[: len(x)], (rows, position), rotation, mask)
+            x = x + self._attend(block, normed, (keys[: len(x)], values[: len(x)]), (rows, position), rotation, mask)
             x = x + self.feed_forward(block, self._normed(x, block.post_norm))
         return self._normed(x, self.norm)
 
@@ -141,8 +141,7 @@ class FixedDecoder:
         self,
         block: LayerWeights,
         x: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        cache: tuple[Tensor, Tensor],
         place: tuple[Tensor, Tensor],
         rotation: tuple[Tensor, Tensor],
         mask: Tensor,
@@ -152,7 +151,7 @@ class FixedDecoder:
         turned, value = made.split((heads[0] + heads[1], heads[2]), dim=1)
         turned = turned * rotation[0] + turned.roll(width // 2, -1) * rotation[1]
         query, key = turned.split(heads[:2], dim=1)
-        rows, position = place
+        (keys, values), (rows, position) = cache, place
         keys[rows, :, position] = key
         values[rows, :, position] = value
         reach = mask.shape[-1]

@@ -58,9 +58,7 @@ def _signed(trace: OpTrace, name: str, scale: str, rows: int, x: TracedTensor) -
     mine = trace.times(x, trace.new(rows, False), _PART)
     signed = trace.new(rows * shape[0], x.grad)
     moved = prod(shape) * trace.width + mine.bytes + signed.bytes
-    for backward, needed in ((False, True), (True, x.grad)):
-        if needed:
-            trace.note(_PART, flops, moved, backward)
+    trace.note_product(_PART, flops, moved, (x.grad, False))
     trace.kept += prod(shape) * trace.width * x.grad
     if trains:
         trace.keep(signed)

@@ -1,4 +1,8 @@
-"""The model's forward on a joint batch as an ``OpTrace``. Follows ``models/`` and transformers' own."""
+"""The model's forward on a joint batch as an ``OpTrace``. Follows ``models/`` and transformers' own.
+
+Torch's counters on the real model give the same FLOPs but are too slow to plan with: a joint batch of Janus-Pro-1B takes 11 CPU
+seconds under ``FakeTensorMode`` and 0.03 here, and a plan traces up to a hundred shapes. So the tests compare both on tiny models.
+"""
 
 from __future__ import annotations
 

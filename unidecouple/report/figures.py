@@ -119,11 +119,13 @@ def loss_curves(name: str, scenario: str, records: Records, look: Mapping[str, V
         return None
     figure, axes = canvas(WIDTH, 3.3, 1, len(shown) + bool(logged & set(router)))
     for axis, (key, title) in zip(axes, shown, strict=False):
-        _lines_of(axis, key, records, look)
+        for variant, runs in records.items():
+            _line(axis, _curves(runs, key), look[variant])
         name_panel(axis, title)
     if logged & set(router):
         for key, dash in zip(router, ("-", (0, (3, 2))), strict=True):
-            _lines_of(axes[-1], key, records, look, dash, 100, named=False)
+            for variant, runs in records.items():
+                _line(axes[-1], _curves(runs, key), look[variant], dash, 100, named=False)
         name_panel(axes[-1], "Task router right, % (dashed: generation)")
     for axis in axes:
         axis.set_xlabel("step")
@@ -144,19 +146,8 @@ def _mark_stages(axes: Sequence[Axes], records: Records, look: Mapping[str, Vari
     return f" A dotted line marks the start of the next stage of {look[focus].title}."
 
 
-def _lines_of(
-    axis: Axes,
-    key: str,
-    records: Records,
-    look: Mapping[str, VariantStyle],
-    dash: Any = "-",
-    scale: float = 1,
-    *,
-    named: bool = True,
-) -> None:
-    """A line per variant of the values that its runs logged under ``key``."""
-    for variant, runs in records.items():
-        _line(axis, [curve for run in runs if (curve := logs.curve(run, key))], look[variant], dash, scale, named=named)
+def _curves(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[Curve]:
+    return [curve for run in runs if (curve := logs.curve(run, key))]
 
 
 def _line(

@@ -224,7 +224,12 @@ class Server:
             self.scheduler.submit(Task.MMU, jobs)
             wanted = body.stream_options is not None and body.stream_options.include_usage
             base["object"] = "chat.completion.chunk"
-            return Events(chat_events(events, len(jobs), base, decode, stops, count_usage, wanted), jobs)
+
+            def streamed_usage(completion: int) -> dict[str, int] | None:
+                counted = count_usage(completion)
+                return counted if wanted else None
+
+            return Events(chat_events(events, len(jobs), base, decode, stops, streamed_usage), jobs)
         answers: list[FinishedAnswer] = await self._done(request, Task.MMU, prepared.jobs)
         choices = [
             {

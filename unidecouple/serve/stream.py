@@ -121,8 +121,7 @@ async def chat_events(
     base: Mapping[str, Any],
     decode: Callable[[Sequence[int]], str],
     stops: Sequence[str],
-    count_usage: Callable[[int], dict[str, int]],
-    with_usage: bool,
+    count_usage: Callable[[int], dict[str, int] | None],
 ) -> AsyncIterator[str]:
     """Stream the chunks of ``count`` answers in OpenAI's form.
 
@@ -156,8 +155,7 @@ async def chat_events(
         if finished:
             left -= 1
             yield chunk(index, {}, "stop" if arrived.stopped else "length")
-    total = count_usage(sum(map(len, tokens)))
-    if with_usage:
+    if (total := count_usage(sum(map(len, tokens)))) is not None:
         yield event({**base, "choices": [], "usage": total})
     yield "data: [DONE]\n\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from unidecouple import config as configs
@@ -19,6 +20,23 @@ from unidecouple.train.selection import LATER, bring_back
 RUN, RESULT = "run.yaml", "scores.json"
 _WRITTEN = ("checkpoint-*", "metrics.jsonl", "scores.json*", "conflict*.json", "routing.json*", "interaction.json", "samples*")
 """What a run writes beside its configuration, and may replace."""
+_MODELS = ("config.json", "adapter_config.json")
+"""Files of a checkpoint or an adapter, which a run writes only inside its checkpoints."""
+
+
+def check_place(folder: Path, run: RunConfig) -> None:
+    """Refuse an output folder that is the run's start or holds another model; nothing is written.
+
+    Raises:
+        ValueError: ``folder`` is a file, the model that ``run`` starts from, or a checkpoint.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"the output {folder} is a file or a broken link, and a folder is to be written: choose another output")
+    start = Path(run.model_name_or_path)
+    if folder.is_dir() and start.is_dir() and folder.samefile(start):
+        raise ValueError(f"the output {folder} is the model that the run starts from: choose another output folder")
+    if name := next((name for name in _MODELS if (folder / name).is_file()), None):
+        raise ValueError(f"the output {folder} holds a model ({name}), which the run would hide: choose another output folder")
 
 
 def claim_folder(folder: Path, run: RunConfig, cache: Path, say: PrintLine) -> RunConfig:

@@ -34,7 +34,7 @@ from unidecouple.train.lock import run_lock
 from unidecouple.train.meter import Meter, ResourceUsage
 from unidecouple.train.parallel import Parallel
 from unidecouple.train.progress import progress_bar
-from unidecouple.train.run_folder import RESULT, RUN, claim_folder, scored
+from unidecouple.train.run_folder import RESULT, RUN, check_place, claim_folder, scored
 from unidecouple.train.run_logs import METRICS, SCORES, cut_logs_after, read_log
 from unidecouple.train.selection import LATER, scores_of, set_later_aside
 from unidecouple.train.stages import Trainer, ValidationCallback
@@ -56,10 +56,12 @@ def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop
     finished.
 
     Raises:
-        ValueError: the start does not load, ``folder`` holds another run, or the run's data changed since it began.
+        ValueError: the start does not load, ``folder`` is it or holds another model or run, or the run's
+            data changed since it began.
         InterruptedRunError: ``stop`` was set; the same call resumes.
         TrainingDivergedError: a loss or a gradient is not finite; checkpoints written before stay.
     """
+    check_place(folder, run)
     with (
         processes(run.device, run.bf16, run.parallel) as parallel,
         run_lock(folder, print_line) if parallel.first else nullcontext(),
@@ -72,7 +74,7 @@ def train(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, stop
         run = run if parallel.first else configs.load(RunConfig, [folder / RUN])
         print_line = print_line if parallel.first else _say_nothing
         if scored(folder):
-            print_line(f"{folder} is finished after {_step(folder)} steps; {_next(folder)}")
+            print_line(f"{folder} is finished after {_step(folder)} steps{_next(folder)}")
             return
         print_line(f"loading {run.model_name_or_path}")
         job = _build(run, folder, cache, print_line, parallel)
@@ -219,12 +221,14 @@ def _score(step: int, job: _Job, model: UnifiedModel, folder: Path, print_line: 
     units = {"accuracy": "", "overall": "", "log_probability": " nats per token"}
     shown = [f"{score.benchmark} {score.value:.3f}{units[score.metric]}" for score in scores if score.metric in units]
     print_line("done: " + "  ".join(shown))
-    print_line(f"checkpoint: {_next(folder)}")
+    if following := _next(folder):
+        print_line(following.lstrip("; "))
 
 
 def _next(folder: Path) -> str:
-    """The newest checkpoint of a run, and what to do with it."""
-    return f"{next(reversed(all_checkpoints(folder)), folder)}; next: unidecouple chat {shlex.quote(str(folder))}"
+    """The newest checkpoint of a run, and what to do with it; "" for a run that only scores its start."""
+    newest = next(reversed(all_checkpoints(folder)), None)
+    return "" if newest is None else f"; checkpoint: {newest}; next: unidecouple chat {shlex.quote(str(folder))}"
 
 
 def _say_nothing(line: str) -> None:

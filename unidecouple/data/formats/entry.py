@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from unidecouple.data.columns import ANSWERS, PICTURES, PROMPTS, QUESTIONS, rename
+from unidecouple.data.columns import ANSWERS, NAMES, OPTIONAL, PICTURES, PROMPTS, QUESTIONS, rename
 from unidecouple.data.formats.qa import TAG, as_messages, listed_images, question_key, source_images
 from unidecouple.data.formats.record import BadRecordError, ImageBytes, ImageFile, Record, Role, StoredImage, Turn, make_record
 from unidecouple.inputs import quoted
@@ -20,6 +20,8 @@ _ROLES: Final[dict[str, Role]] = {
     "gpt": "assistant",
     "system": "system",
 }
+_NEEDED: Final = frozenset(NAMES) - frozenset(OPTIONAL) | frozenset(PICTURES)
+"""Keys whose value null can leave a record without a format."""
 _BARE: Final = 64
 """Shortest text, in characters, that is tried as an image in base64."""
 _LONGEST_PATH: Final = 4096
@@ -54,9 +56,12 @@ def parse(entry: object, where: str, find: Find, data_type: str | None = None, c
         raise BadRecordError(where, str(error.args[0])) from error
     form = data_type or entry_type({name: entry.get(name) for name in columns or ()}) or entry_type(entry)
     if form is None:
+        nulls = sorted(str(key) for key, value in entry.items() if value is None and key in _NEEDED)
         raise BadRecordError(
             where,
-            f"keys {quoted(sorted(map(str, entry))[:8])} are of no known format: give messages, conversations, one of "
+            f"{', '.join(nulls)} {'is' if len(nulls) == 1 else 'are'} null: give a value"
+            if nulls
+            else f"keys {quoted(sorted(map(str, entry))[:8])} are of no known format: give messages, conversations, one of "
             f"{', '.join(QUESTIONS)} with one of {', '.join(ANSWERS)}, or image with one of {', '.join(PROMPTS)}; "
             "or map your keys with columns",
         )
@@ -206,7 +211,9 @@ def _picture(value: object, where: str, find: Find) -> StoredImage:
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if isinstance(value, bytes) and value:
         return ImageBytes(value)
-    if not isinstance(value, str) or not value:
+    if isinstance(value, str | bytes) and not value:
+        raise BadRecordError(where, f"an image is empty ({value!r}); give a path, a data URL or bytes")
+    if not isinstance(value, str):
         raise BadRecordError(where, f"an image has type {type(value).__name__}; give a path, a data URL or bytes")
     try:
         return find(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unidecouple import bounds
 from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, JointBatch
-from unidecouple.methods.merging.rule import Coefficients
+from unidecouple.methods.merging.rule import Coefficients, OnStep, States
 from unidecouple.models.base import UnifiedModel
 
 
@@ -47,13 +47,7 @@ class AdaMerging:
         """Joint batches that ``learn`` reads."""
         return self.steps
 
-    def learn(
-        self,
-        model: UnifiedModel,
-        tuned: Sequence[Mapping[str, Tensor]],
-        batches: Iterable[JointBatch],
-        on_step: Callable[[int, float], None],
-    ) -> Coefficients:
+    def learn(self, model: UnifiedModel, tuned: States, batches: Iterable[JointBatch], on_step: OnStep) -> Coefficients:
         """The coefficients that ``batches`` teach.
 
         Args:
@@ -90,7 +84,7 @@ class AdaMerging:
                 weights[name].add_(vector, alpha=factor)
 
 
-def changes(model: UnifiedModel, tuned: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+def changes(model: UnifiedModel, tuned: States) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
     """The base's parameters, and each tuned model's difference from those that any of them changed."""
     base = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     vectors = {name: [state[name].to(start) - start for state in tuned] for name, start in base.items()}

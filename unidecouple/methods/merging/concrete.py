@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -13,7 +13,7 @@ from torch import Tensor
 from unidecouple import bounds
 from unidecouple.batch import JointBatch
 from unidecouple.methods.merging.adamerging import AdaMerging, changes, prediction_entropy
-from unidecouple.methods.merging.rule import Rule
+from unidecouple.methods.merging.rule import OnStep, Rule, States
 from unidecouple.models.base import UnifiedModel
 
 _SEED = 0
@@ -58,13 +58,7 @@ class Concrete:
         """Joint batches that ``learn`` reads."""
         return self.steps * (2 if self.adamerging_steps else 1) + self.adamerging_steps
 
-    def learn(
-        self,
-        model: UnifiedModel,
-        tuned: Sequence[Mapping[str, Tensor]],
-        batches: Iterable[JointBatch],
-        on_step: Callable[[int, float], None],
-    ) -> Rule:
+    def learn(self, model: UnifiedModel, tuned: States, batches: Iterable[JointBatch], on_step: OnStep) -> Rule:
         """The rule that ``batches`` teach; arguments as of ``AdaMerging.learn``."""
         base, vectors = changes(model, tuned)
         learned = _Masked(self, model, base, vectors)

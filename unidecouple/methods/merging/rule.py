@@ -10,6 +10,12 @@ from torch import Tensor
 Coefficients = Callable[[str], Sequence[float]]
 """By a weight's name, the coefficient of each tuned model's difference from the base."""
 
+OnStep = Callable[[int, float], None]
+"""Called with each step of learning and its entropy in nats."""
+
+States = Sequence[Mapping[str, Tensor]]
+"""Weights of the models to merge, by the base's names."""
+
 Rule = Callable[[str, Sequence[Tensor]], Tensor]
 """The merged change of a weight, from its name and each model's change ``tau_k`` in float64, not all of which are zero."""
 

@@ -19,6 +19,7 @@ from unidecouple.data.sequences import SequenceBuilder, collate
 from unidecouple.delta.decouple import DecoupleOptions, decouple
 from unidecouple.delta.distill import Distillation
 from unidecouple.delta.forms import Fidelity
+from unidecouple.world.text import passage_sample
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_a_base_made_from_a_language_model(language_base: Path, tmp_path: Path) 
     forms = made.config.text_config.task_deltas["t2i"]
     assert forms["layers.1.self_attn.k_proj"] == "full"
     builder = SequenceBuilder(load(str(language_base))[1])
-    text = collate([builder.plain_text("A red cat sits on the mat.")], 0)
+    text = collate([passage_sample(builder, "A red cat sits on the mat.")], 0)
     said = [model.lm_head(model.decode_batch(text).last_hidden_state) for model in (made, before, after)]
     assert torch.equal(said[0], said[1])
     assert not torch.allclose(said[0], said[2])

@@ -149,11 +149,6 @@ class SequenceBuilder:
         labels = [IGNORE] * len(shown) + target
         return _sample(shown + target, Task.MMU, labels, pictures=(picture,))
 
-    def plain_text(self, text: str) -> Sample:
-        """``passage`` as a training sample without an image: a loss on every token but the BOS."""
-        ids = self.passage(text)
-        return _sample(ids, Task.MMU, [IGNORE, *ids[1:]])
-
     def generation(self, prompt: str, image_tokens: Sequence[int], dropped: bool = False) -> Sample:
         """A prompt and the image generated for it; ``dropped`` replaces the prompt, as classifier-free guidance needs."""
         return self.continued(self.generation_prompt(prompt, dropped), image_tokens, dropped)
@@ -273,8 +268,7 @@ class SequenceBuilder:
         Raises:
             ValueError: as ``check_words``.
         """
-        self.check_words(answer, "answer")
-        return self._ids(self._chat.lead + answer.strip(), keep=False) if answer.strip() else []
+        return self._ids(self._chat.lead + answer.strip(), answer, "answer", keep=False) if answer.strip() else []
 
     def passage(self, text: str) -> list[int]:
         """Ids of plain text after the BOS, outside any chat.
@@ -282,8 +276,7 @@ class SequenceBuilder:
         Raises:
             ValueError: as ``check_words``.
         """
-        self.check_words(text, "passage")
-        return [self._bos, *self._ids(text, keep=False)]
+        return [self._bos, *self._ids(text, text, "passage", keep=False)]
 
     def check_words(self, words: str, what: str = "text") -> None:
         """Refuse a user's text that would change the sequence; called on every text of every command before it is tokenized.

@@ -23,7 +23,7 @@ from unidecouple.world.new_words import WordSamples
 from unidecouple.world.questions import conversation, distinguishable, presence_question
 from unidecouple.world.scene import CELL_NAMES, render
 from unidecouple.world.settings import CurriculumPhase, SyntheticData
-from unidecouple.world.text import check_text, training_passages
+from unidecouple.world.text import check_text, passage_sample, training_passages
 
 CONVERSATION: Final = "conversation"
 POINTING: Final = ("pointing", "describing", "asking", "placing")
@@ -121,7 +121,7 @@ class WorldBatches:
     def _training_sample(self, rng: np.random.Generator, kind: str) -> Sample:
         """A passage of text, else a sample of the phase."""
         if self.data.text_share and rng.random() < self.data.text_share:
-            return self.builder.plain_text(str(rng.choice(training_passages())))
+            return passage_sample(self.builder, str(rng.choice(training_passages())))
         return self._understanding(rng, kind)
 
     def _understanding(self, rng: np.random.Generator, kind: str) -> Sample:

@@ -13,7 +13,7 @@ from unidecouple.world.prompts import training_pair
 from unidecouple.world.questions import conversation
 from unidecouple.world.scene import IMAGE_SIZE, random_scene
 from unidecouple.world.settings import SyntheticData
-from unidecouple.world.text import training_passages
+from unidecouple.world.text import passage_sample, training_passages
 
 SAMPLED_BATCHES = 16
 
@@ -35,7 +35,7 @@ def _conversations(builder: SequenceBuilder, data: SyntheticData) -> tuple[int, 
 
     def sample() -> Sample:
         if data.text_share and rng.random() < data.text_share:
-            return builder.plain_text(str(rng.choice(training_passages())))
+            return passage_sample(builder, str(rng.choice(training_passages())))
         scene = random_scene(rng)
         return builder.understanding(blank, conversation(scene, rng, data.turns))
 

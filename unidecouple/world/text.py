@@ -9,7 +9,8 @@ import functools
 from importlib.resources import files
 from pathlib import Path
 
-from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.batch import IGNORE, NO_IMAGE_TOKEN, Task
+from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.eval.language import read_passages
 
 MAX_UNKNOWN = 0.1
@@ -20,6 +21,12 @@ MAX_UNKNOWN = 0.1
 def training_passages() -> tuple[str, ...]:
     """Return the passages in the order of the file."""
     return tuple(read_passages(Path(str(files("unidecouple") / "assets" / "text" / "training.txt"))))
+
+
+def passage_sample(builder: SequenceBuilder, text: str) -> Sample:
+    """Return ``text`` as plain text after the BOS, without an image: a loss on every token but the BOS."""
+    ids = builder.passage(text)
+    return Sample.of_tokens(ids, [int(Task.MMU)] * len(ids), [IGNORE, *ids[1:]], [NO_IMAGE_TOKEN] * len(ids))
 
 
 def check_text(builder: SequenceBuilder, longest: int) -> None:

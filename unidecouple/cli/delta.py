@@ -161,7 +161,7 @@ def _add_pair(command: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         default=[],
-        help="held-out data files of both tasks, or the word synthetic (default: compare weights only)",
+        help="held-out data files (image questions, prompts with images, text), or the word synthetic (default: compare weights only)",
     )
     command.add_argument("--samples", type=whole(2), default=64, help="largest number of held-out samples per task (default: 64)")
     add_device(command)

@@ -161,13 +161,15 @@ def _add_pair(command: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         default=[],
-        help="held-out data files (image questions, prompts with images, text), or the word synthetic (default: compare weights only)",
+        help="held-out data files: questions, prompts with images, text; or the word synthetic (default: compare weights only)",
     )
     command.add_argument("--samples", type=whole(2), default=64, help="largest number of held-out samples per task (default: 64)")
     add_device(command)
     add_cache(command)
     command.add_argument(
-        "--benchmarks", default="", help="benchmarks to score before and after fine-tuning, comma-separated: pope,vqa,geneval"
+        "--benchmarks",
+        default="",
+        help="benchmarks to score before and after fine-tuning, comma-separated, such as pope,vqa,geneval,language",
     )
     command.add_argument(
         "--benchmark-data", type=Path, help="folder of the published benchmark files (default: the synthetic benchmark)"

@@ -192,7 +192,8 @@ def test_edits_are_the_engines(client: openai.OpenAI, engine: Engine, live: Any,
     reply = httpx.post(f"{live.url}/v1/images/edits", data={"prompt": "a red cow", "seed": "4"}, files=files, timeout=60)
     assert decoded(reply.json()["data"][0]["b64_json"]).tobytes() == both.tobytes()
     events = [*client.images.edit(image=png, prompt="a cow", stream=True, partial_images=1)]
-    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+    assert {event.type for event in events[:-1]} <= {"image_edit.partial_image"}  # a preview may come too late to be sent
+    assert events[-1].type == "image_edit.completed"
 
 
 def decoded(content: str | None) -> Image.Image:

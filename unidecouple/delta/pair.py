@@ -113,7 +113,7 @@ def squared_norm(tensor: Tensor) -> float:
 def _check_structures(base: Checkpoint, tuned: Checkpoint) -> None:
     if base.config is None or tuned.config is None:
         return
-    for field in ("ffn", "per_group_layers", "task_deltas"):
+    for field in ("ffn", "per_group_layers"):
         before, after = getattr(base.config.text_config, field), getattr(tuned.config.text_config, field)
         if before != after:
             raise ValueError(

@@ -25,8 +25,8 @@ Joint = tuple[Batch, Batch]
 
 def alone(batch: Batch, row: int) -> JointBatch:
     """One row of ``batch``, with its image if it has one."""
-    rows = {name: getattr(batch, name)[row : row + 1] for name in vars(batch) if name not in ("pixel_values", "position_ids")}
-    return (Batch(**rows, pixel_values=None if batch.pixel_values is None else batch.pixel_values[row : row + 1]),)
+    columns = {name: column for name, column in vars(batch).items() if isinstance(column, Tensor) and name != "position_ids"}
+    return (Batch(**{"pixel_values": None} | {name: column[row : row + 1] for name, column in columns.items()}),)
 
 
 def by_hand(model: UniJanusForConditionalGeneration, batch: JointBatch, task: Task, name: str) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from published_sets import write_pope
-from unidecouple.eval.benchmark import AnyBenchmark, QABenchmark, Query
+from unidecouple.eval.benchmark import AnyBenchmark, Images, QABenchmark, Query
 from unidecouple.eval.card import PACKAGES, EvalSetup
 from unidecouple.eval.pope_files import open_files
 from unidecouple.eval.session import BLIND, EvalSession
@@ -30,7 +30,7 @@ class Yes:
     def check_queries(self, queries: Sequence[Query]) -> None:
         pass
 
-    def check_prompts(self, metadata: Sequence[Mapping[str, Any]]) -> None:
+    def check_prompts(self, metadata: Sequence[Mapping[str, Any]], sources: Images = ()) -> None:
         pass
 
     def ask(self, queries: Sequence[Query]) -> list[str]:

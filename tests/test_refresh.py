@@ -43,7 +43,7 @@ def test_what_is_quoted() -> None:
     assert quoted == {
         ("field", "S1-r16"),
         ("field", "S2"),
-        ("decouple-pilot", "S1-r16"),
+        ("decouple", "S1-r16"),
         ("generation-only", "S1-r0"),
         ("generation-only-again", "S1-r0"),
         ("scarce-replay", "S1-r16"),

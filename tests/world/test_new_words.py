@@ -169,6 +169,7 @@ def test_data_without_new_words_are_as_before(small_base: Path, tmp_path: Path) 
         assert 0.1 < share < 0.9
 
 
+@pytest.mark.slow
 def test_a_run_scores_them(small_base: Path, small_cache: Path, tmp_path: Path) -> None:
     data = replace(TWO_STEPS.data, pairs=100, scenes=60, t2i_batch_size=2, mmu_batch_size=2, new_words=2, rare_samples=1)
     run = replace(

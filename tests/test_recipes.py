@@ -27,7 +27,7 @@ from unidecouple.data.settings import Files, Source
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.run import RunConfig
 from unidecouple.source import data_source
-from unidecouple.train.build import apply_structure
+from unidecouple.train.build import add_tokens, apply_structure
 from unidecouple.train.stages import Trainer
 from unidecouple.train.train import train
 from unidecouple.world.scratch import Scratch
@@ -57,7 +57,8 @@ def tiny_pro(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(run: RunConfig, base: Path) -> RunConfig:
     """``run`` from ``base`` on little data, one step for each stage."""
     sizes = {f"{task.key}_batch_size": min(2, run.data.batch_size(task)) for task in Task}
-    data = replace(run.data, pairs=8, scenes=8, evaluation=FEW, **sizes)
+    pairs = 150 if run.add_tokens else 8  # each new word needs samples of its class
+    data = replace(run.data, pairs=pairs, scenes=pairs, evaluation=FEW, **sizes)
     return replace(
         run,
         model_name_or_path=str(base),
@@ -75,6 +76,7 @@ def step_of_each_stage(run: RunConfig, base: Path, cache: Path, folder: Path, tr
     """Run one step of each stage of ``run``, without scores; returns the lines logged."""
     chosen = small(run, base)
     model, processor = load_copy(chosen.model_name_or_path)
+    model = add_tokens(model, processor, chosen.add_tokens)
     builder = SequenceBuilder(processor)
     source = data_source(chosen).open(chosen, model, processor, builder, cache, lambda what, done, of: None)
     folder.mkdir(exist_ok=True)
@@ -97,11 +99,11 @@ def test_comparison_recipes_take_a_step(small_base: Path, small_cache: Path, tmp
     for recipe in COMPARISONS:
         for job in jobs(config.load(Comparison, [recipe])):
             name = job.variant.split("@")[0]
-            kind = f"{name} {job.config.data.mmu_batch_size > 0}"
+            kind = f"{name} {job.config.data.mmu_batch_size > 0} {job.config.add_tokens != ()}"
             if name != START and kind not in seen:
                 seen.add(kind)
-                if job.merge:
-                    continue  # it trains nothing; see tests/compare/test_merge.py
+                if job.of:
+                    continue  # it needs the models of others; see tests/compare/test_merge.py
                 assert step_of_each_stage(job.config, small_base, small_cache, tmp_path / str(len(seen))) == len(
                     job.config.stages
                 ), kind

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from unidecouple import config
-from unidecouple.cli import main, runs
+from unidecouple import api, config
+from unidecouple.cli import main
 from unidecouple.cli.command import FAILED, OK
 from unidecouple.compare.plan import Comparison
 from unidecouple.run import RunConfig
@@ -39,9 +40,15 @@ def test_copy_brings_what_a_recipe_starts_from_and_keeps_edits(tmp_path: Path, c
 
 
 def test_demo_compares_the_packaged_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(runs, "compare", lambda arguments: seen.append(arguments) or OK)
+    """Up to the call that trains: every option that the comparison reads is there."""
+    seen: list[tuple[Any, Any, Any]] = []
+
+    def compare(recipes: Any, output: Any, **given: Any) -> Path:
+        seen.append((recipes, output, given["options"]))
+        return tmp_path
+
+    monkeypatch.setattr(api, "compare", compare)
     assert main(["demo", "--output", str(tmp_path), "--workers", "2"]) == OK
-    (arguments,) = seen
-    assert (arguments.recipe, arguments.output, arguments.workers) == (["demo"], tmp_path, 2)
+    ((recipes, output, options),) = seen
+    assert ([*map(str, recipes)], output, options.workers) == (["demo"], tmp_path, 2)
     assert config.load(Comparison, [Path("demo")]).name == "demo"

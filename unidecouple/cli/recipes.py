@@ -71,12 +71,14 @@ def copy(arguments: argparse.Namespace) -> int:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Compare dense training with UniDecouple on a tiny model; takes about 10 minutes on two CPU cores."""
-    from unidecouple.cli.runs import compare
+    from unidecouple.cli import _parser
 
-    given = {"recipe": ["demo"], "only": [], "results": []}
-    for name, value in given.items():
-        setattr(arguments, name, value)
-    return compare(arguments)
+    given = {"--output": arguments.output, "--workers": arguments.workers, "--cache": arguments.cache}
+    options = [str(word) for option in given.items() for word in option if option[1] is not None]
+    start = argparse.Namespace(stop=arguments.stop)
+    comparison = _parser().parse_args(["compare", "demo", *options], start)
+    code: int = comparison.command(comparison)
+    return code
 
 
 def _found(name: str) -> Path:

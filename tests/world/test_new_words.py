@@ -20,11 +20,10 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.methods.stage import Stage
 from unidecouple.train.build import add_tokens
 from unidecouple.train.train import train
-from unidecouple.world.catalog import CLASSES, article
+from unidecouple.world.catalog import CLASSES, NEW_WORDS, article
 from unidecouple.world.dataset import WorldData, load_world, vocabulary
 from unidecouple.world.new_words import (
     KINDS,
-    NEW_WORDS,
     PLENTIFUL,
     RARE,
     WordSamples,

@@ -192,7 +192,7 @@ class Comparison:
         return self.focus or next(joint, "")
 
     def single_task(self, task: Task) -> str:
-        """The first variant that trains ``task`` alone, from the base; "" where there is none."""
+        """The first variant that trains ``task`` alone, from the base; "" if no variant does."""
         alone = (name for name, variant in self.variants.items() if variant.tasks == task.key and not variant.parents)
         return next(alone, "")
 

@@ -28,7 +28,7 @@ from unidecouple.convert.load import open_checkpoint
 from unidecouple.convert.parts import Part
 from unidecouple.convert.processors import write_generation_config, write_processor
 from unidecouple.convert.steps import GIGABYTE
-from unidecouple.convert.structure import extended
+from unidecouple.convert.structure import EMBEDDINGS, TEXT_HEAD, with_more_words
 from unidecouple.convert.weights import save_shards
 from unidecouple.extras import missing_package
 from unidecouple.files import atomic_directory, write_json_atomic
@@ -42,7 +42,6 @@ KINDS = ("llama", "mistral", "qwen2")
 """``model_type`` of language models whose layers are a Llama's: same computation, other defaults."""
 
 _DECODER = "model.language_model."
-_EMBEDDINGS, _HEAD = f"{_DECODER}embed_tokens.weight", "lm_head.weight"
 _KEPT = ("model.vision_model.", "model.vqmodel.", "model.generation_embeddings.")
 _MAX_SHARD = 5 * GIGABYTE
 
@@ -87,13 +86,13 @@ def assemble_base(
     model = read_language(language)
     processor, added = language_processor(model.tokenizer, images)
     config = _config(model, like, processor)
-    state = _extended(model.weights, config.text_config.vocab_size, added)
+    state = with_more_words(model.weights, config.text_config.vocab_size, added)
     say(f"{language}: {_size(model.weights)}, vocabulary {len(model.tokenizer):,}, {len(added)} tokens added")
     state |= image_weights.read([name for name in image_weights.shapes if name.startswith(_KEPT)])
-    state |= _adaptors(config, state[_EMBEDDINGS], seed)
+    state |= _adaptors(config, state[EMBEDDINGS], seed)
     check_weights(state, config, language / "config.json" if language.is_dir() else language)
     with atomic_directory(target, [source]) as staging:
-        config.dtype = str(state[_EMBEDDINGS].dtype).removeprefix("torch.")
+        config.dtype = str(state[EMBEDDINGS].dtype).removeprefix("torch.")
         write_json_atomic(staging / "config.json", config_json(config, UNIDECOUPLE))
         write_processor(staging, processor, UNIDECOUPLE)
         _write_generation_config(image_weights.start.parent, staging, processor)
@@ -163,8 +162,8 @@ def _weights(model: nn.Module) -> Part:
     """Weights under our names; a tied text head is a copy, and Qwen's missing bias of the output projection is zero."""
     state: Part = {}
     for name, tensor in model.state_dict().items():
-        state[name if name == _HEAD else name.replace("model.", _DECODER, 1)] = tensor.detach()
-    state[_HEAD] = state.get(_HEAD, state[_EMBEDDINGS]).clone()
+        state[name if name == TEXT_HEAD else name.replace("model.", _DECODER, 1)] = tensor.detach()
+    state[TEXT_HEAD] = state.get(TEXT_HEAD, state[EMBEDDINGS]).clone()
     for name in [name for name in state if name.endswith("q_proj.bias")]:
         weight = state[name.replace("q_proj.bias", "o_proj.weight")]
         state.setdefault(name.replace("q_proj", "o_proj"), weight.new_zeros(len(weight)))
@@ -175,7 +174,7 @@ def _config(model: LanguageModel, like: UniJanusConfig, processor: UniJanusProce
     """The base's configuration: image parts of ``like``, as wide as the decoder where they meet."""
     tokenizer, width = processor.tokenizer, model.fields["hidden_size"]
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    rows = max(len(model.weights[_EMBEDDINGS]), len(tokenizer))
+    rows = max(len(model.weights[EMBEDDINGS]), len(tokenizer))
     text = UniLlamaConfig(**model.fields, **ids, vocab_size=rows, tie_word_embeddings=False)
     return UniJanusConfig(
         text_config=text,
@@ -184,11 +183,6 @@ def _config(model: LanguageModel, like: UniJanusConfig, processor: UniJanusProce
         image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
         tie_word_embeddings=False,
     )
-
-
-def _extended(weights: Part, rows: int, added: list[int]) -> Part:
-    """``weights`` with ``rows`` word embeddings; those of ``added`` tokens start at the mean of the others."""
-    return {name: extended(weight, rows, added) if name in (_EMBEDDINGS, _HEAD) else weight for name, weight in weights.items()}
 
 
 def _adaptors(config: UniJanusConfig, embeddings: Tensor, seed: int) -> Part:

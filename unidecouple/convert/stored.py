@@ -29,7 +29,7 @@ def source_folder(name_or_path: str, weights: bool = True) -> Path:
         weights: False asks for the configuration and the tokenizer alone.
 
     Raises:
-        ValueError: there is none, or only an adapter; the message says what a checkpoint folder needs.
+        ValueError: no checkpoint is found, or only an adapter; the message says what a checkpoint folder needs.
     """
     folder = download(name_or_path, weights) if is_hub_id(name_or_path) else located(name_or_path)
     if (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _FFN = re.compile(r"^(?P<mlp>model\.language_model\.layers\.(?P<layer>\d+)\.mlp)\.")
 _SHARED = re.compile(r"^(?P<ffn>.*\.mlp\.shared_expert)\.(?P<layers>gate_up|down)_(?:proj|lora_(?P<which>[AB]))$")
 _LAST = "model.language_model.norm.weight"
+EMBEDDINGS, TEXT_HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 
 
 def with_text(config: UnifiedConfig, **fields: Any) -> UnifiedConfig:
@@ -32,11 +33,14 @@ def with_text(config: UnifiedConfig, **fields: Any) -> UnifiedConfig:
     return type(config)(**raw)
 
 
-def extended(table: Tensor, rows: int, added: Sequence[int]) -> Tensor:
-    """Return (``rows``, width): ``table`` with more rows; those of ``added`` are the mean of its own."""
-    mean = table.float().mean(0).to(table.dtype)
-    out = torch.cat([table, mean.expand(max(0, rows - len(table)), -1)])
-    out[list(added)] = mean
+def with_more_words(weights: Mapping[str, Tensor], rows: int, added: Sequence[int]) -> dict[str, Tensor]:
+    """``weights`` with ``rows`` word embeddings and rows of the text head; those of ``added`` are the mean of the others."""
+    out = dict(weights)
+    for name in (EMBEDDINGS, TEXT_HEAD):
+        table = weights[name]
+        mean = table.float().mean(0).to(table.dtype)
+        out[name] = torch.cat([table, mean.expand(max(0, rows - len(table)), -1)])
+        out[name][list(added)] = mean
     return out
 
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken
 
 from unidecouple.batch import Task
-from unidecouple.convert.structure import extended, with_structure, with_text
+from unidecouple.convert.structure import with_more_words, with_structure, with_text
 from unidecouple.diagnose.routing import expert_usage
 from unidecouple.methods.stage import Lora
 from unidecouple.methods.structure import Structure, UsagePartitioned
@@ -95,10 +95,8 @@ def add_tokens(model: UnifiedModel, processor: UnifiedProcessor, tokens: Sequenc
         raise ValueError(f"add_tokens: {odd[0]!r} is not one word: leave out the spaces")
     processor.tokenizer.add_tokens([AddedToken(token, single_word=True, normalized=True) for token in new])
     ids = processor.tokenizer.convert_tokens_to_ids(new)
-    rows, state = max(model.config.text_config.vocab_size, max(ids) + 1), dict(model.state_dict())
-    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
-        state[name] = extended(state[name], rows, ids)
-    return _rebuild(model, with_text(model.config, vocab_size=rows), state, 0)
+    rows = max(model.config.text_config.vocab_size, max(ids) + 1)
+    return _rebuild(model, with_text(model.config, vocab_size=rows), with_more_words(model.state_dict(), rows, ids), 0)
 
 
 def _rebuild(model: UnifiedModel, config: UnifiedConfig, state: dict[str, torch.Tensor], seed: int) -> UnifiedModel:

@@ -22,6 +22,18 @@ CODE_POINTS: dict[str, str] = {name: code for theme in THEMES.values() for name,
 CLASSES: tuple[str, ...] = tuple(CODE_POINTS)
 THEME_OF: dict[str, str] = {name: theme for theme, names in THEMES.items() for name in names}
 
+NEW_WORDS: dict[str, str] = {
+    "blick": "cow",
+    "dax": "carrot",
+    "fep": "bus",
+    "gazzer": "lamp",
+    "koba": "guitar",
+    "toma": "turtle",
+    "wug": "duck",
+    "zib": "book",
+}
+"""Invented names -> the class that each names, for ``new_words.py``; no base knows them."""
+
 COLOR_RAMPS: dict[str, tuple[str, str, str, str]] = {
     "red": ("#f29a8e", "#ea5a47", "#d22f27", "#8a1c1c"),
     "yellow": ("#fdf17c", "#fcea2b", "#f1b31c", "#a8760b"),

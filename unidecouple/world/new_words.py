@@ -22,24 +22,13 @@ from unidecouple.eval.geneval_files import geneval_benchmark
 from unidecouple.eval.model import EvalModel
 from unidecouple.eval.vqa_rules import EXACT, normalize
 from unidecouple.models.processing import UnifiedProcessor
-from unidecouple.world.catalog import CLASSES
+from unidecouple.world.catalog import CLASSES, NEW_WORDS
 from unidecouple.world.dataset import World
 from unidecouple.world.judge import TemplateJudge
 from unidecouple.world.prompts import Prompt, held_out
 from unidecouple.world.questions import CAPTION_REQUEST, caption, pope, vqa
 from unidecouple.world.scene import Scene, random_scene_of, render
 
-NEW_WORDS: dict[str, str] = {
-    "blick": "cow",
-    "dax": "carrot",
-    "fep": "bus",
-    "gazzer": "lamp",
-    "koba": "guitar",
-    "toma": "turtle",
-    "wug": "duck",
-    "zib": "book",
-}
-"""Word -> class."""
 KINDS: tuple[str, ...] = ("pope", "color", "position")
 PLENTIFUL, RARE = "plentiful_words", "rare_words"
 """Metrics: scores on the words that the metric's task sees often, and rarely or never."""
@@ -61,7 +50,7 @@ def renamed(text: str, word: str) -> str:
 def questions(scene: Scene, word: str, among: Sequence[str]) -> list[QAPair]:
     """Questions about the one object of ``scene`` that ``word`` names, and about those of ``among`` that are absent."""
     absent = [pope(other, False) for other in among if NEW_WORDS[other] not in scene.names]
-    own = [replace(one, text=renamed(one.text, word)) for one in vqa(scene) if re.search(rf"\b{NEW_WORDS[word]}\b", one.text)]
+    own = [replace(one, text=renamed(one.text, word)) for one in vqa(scene) if _names_once(one.text, word)]
     return [pope(word, True), *absent, *(one for one in own if one.kind in KINDS)]
 
 
@@ -154,9 +143,8 @@ def word_prompts(words: Sequence[str], per_word: int, split: str) -> list[Prompt
     found: list[Prompt] = []
     for word in words:
         mine = [one for one in held_out(split)[0] if one.tag != "counting" and _names_once(one.text, word)]
-        chosen = (
-            [mine[index * len(mine) // per_word] for index in range(min(per_word, len(mine)))] if len(mine) > per_word else mine
-        )
+        wanted = min(per_word, len(mine))
+        chosen = [mine[index * len(mine) // wanted] for index in range(wanted)]
         found += [replace(one, text=renamed(one.text, word)) for one in chosen]
     return found
 

@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 from unidecouple import bounds
 from unidecouple.batch import Task
 from unidecouple.data.settings import DataSettings
-
-_MOST_NEW_WORDS = 8
+from unidecouple.world.catalog import NEW_WORDS
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class SyntheticData(DataSettings):
         router_aux_samples: images of pairs per step that are also given as understanding inputs, with random words or their
             prompt as the conversation. They train the task router where there is little or no understanding data; no answer is
             learned from them. Ours.
-        new_words: number of new words (``new_words.NEW_WORDS``; even, at most 8). The first half is plentiful in conversations and
+        new_words: number of new words (``catalog.NEW_WORDS``; even, at most 8). The first half is plentiful in conversations and
             rare in prompts, the second half the reverse. The run must add them to the tokenizer: ``add_tokens``.
         new_word_share: chance that a sample uses a new word.
         rare_samples: scenes, or pairs, of each rare word; 0: only the other task's data use it.
@@ -127,8 +126,8 @@ class SyntheticData(DataSettings):
         natural = ("seed", "t2i_batch_size", "mmu_batch_size", "turns", "single_object_steps", "router_aux_samples")
         bounds.at_least(0, self, *natural, "rare_samples")
         bounds.between(0, 1, self, "cond_dropout_prob", "new_word_share", "edit_fraction", "text_share")
-        if self.new_words % 2 or not 0 <= self.new_words <= _MOST_NEW_WORDS:
-            raise ValueError(f"new_words={self.new_words} must be an even number from 0 to {_MOST_NEW_WORDS}")
+        if self.new_words % 2 or not 0 <= self.new_words <= len(NEW_WORDS):
+            raise ValueError(f"new_words={self.new_words} must be an even number from 0 to {len(NEW_WORDS)}")
 
     @property
     def planning_note(self) -> str:

@@ -155,7 +155,8 @@ def test_the_page_has_losses_benchmarks_samples_and_costs(place: Path, monkeypat
         return 0
 
     monkeypatch.setattr(runner, "_call", call)
-    options = api.GridOptions(cache=place / "cache", benchmarks={"pope": write_pope(place / "pope")}, print_line=lambda line: None)
+    pope = {"pope": write_pope(place / "pope")}  # one run at a time: from_pretrained sets the default dtype of all threads
+    options = api.GridOptions(cache=place / "cache", workers=1, benchmarks=pope, print_line=lambda line: None)
     small = {"seeds": [0, 1], "run.max_steps": 2, "run.device": "cpu", "run.diagnose": False, "run.report_to": []}
     small |= {"run.data.mmu_batch_size": 2, "run.data.t2i_batch_size": 2, "run.evaluation.eval_batches": 1}
     names = ["dense", "lora_task"]

@@ -29,6 +29,9 @@ from torch.distributed.tensor import DTensor, Shard
 from unidecouple.models.base import UnifiedModel as Model
 from unidecouple.train.parallel import Parallel
 
+_TOKENIZER = "model.vqmodel."
+"""What the names of the image tokenizer's weights begin with."""
+
 
 class Sharded(Parallel):
     """Processes that hold a shard of every weight each. Only the first has the full model, on the CPU; others its shapes.
@@ -49,7 +52,8 @@ class Sharded(Parallel):
     def wrap(self, model: Model) -> nn.Module:
         """A sharded copy of the first process's ``model``: one FSDP group per decoder layer, one for the rest.
 
-        The vision tower is in the rest: a separate group would wait for processes without an image in a step.
+        The vision tower is in the rest: a separate group would wait for processes without an image in a step. The image tokenizer
+        is frozen and whole in each process already; the copy shares it.
         """
         # what layers report of their routing are views, which nobody changes in place
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -57,6 +61,7 @@ class Sharded(Parallel):
         trains = {name: weight.requires_grad for name, weight in model.named_parameters()}
         with torch.device("meta"):
             sharded = type(model)(model.config)
+        sharded.model.vqmodel = None
         for name, weight in sharded.named_parameters():
             weight.requires_grad_(trains[name])
 
@@ -68,25 +73,30 @@ class Sharded(Parallel):
             fully_shard(layer, mesh=mesh, shard_placement_fn=place)
         fully_shard(sharded, mesh=mesh, shard_placement_fn=place)
         sharded.to_empty(device=self.device)
-        whole = model.state_dict() if self.first else {}
+        with _without_tokenizer(model):
+            whole = model.state_dict() if self.first else {}
         set_model_state_dict(sharded, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
         there = dict(model.named_buffers())
         for name, buffer in sharded.named_buffers():
             if self.first:
                 buffer.copy_(there[name])
             dist.broadcast(buffer, 0)
+        sharded.model.vqmodel = model.model.vqmodel.to(self.device)
         return cast(nn.Module, sharded)
 
     @contextlib.contextmanager
     def full_model(self, wrapped: nn.Module, model: Model) -> Iterator[Model]:
         """``model`` with the weights that training has reached, on the first process's device for the length of the block."""
-        state = get_model_state_dict(wrapped, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        with _without_tokenizer(self.trained(wrapped)), _without_tokenizer(model):
+            state = get_model_state_dict(wrapped, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            if self.first:
+                model.load_state_dict(state)
         if self.first:
-            model.load_state_dict(state)
             model.to(self.device)
         yield model
         if self.first:
             model.to("cpu")
+            model.model.vqmodel.to(self.device)  # the sharded copy's, too
         self.wait()
 
     def full_tensor(self, value: Tensor) -> Tensor:
@@ -95,11 +105,13 @@ class Sharded(Parallel):
 
     def save_weights(self, folder: Path, wrapped: nn.Module) -> None:
         """Write configuration and weights as ``from_pretrained`` reads them, without gathering them in one process."""
+        model = self.trained(wrapped)
+        with _without_tokenizer(model):
+            state = cast(dict[str, Tensor], get_model_state_dict(wrapped))
         if self.first:
-            model = self.trained(wrapped)
             model.config.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
-        state = cast(dict[str, Tensor], get_model_state_dict(wrapped))
+            state |= model.model.vqmodel.state_dict(prefix=_TOKENIZER)
         counters = {name: tensor for name, tensor in state.items() if tensor.dtype == torch.int64}
         self.save_tensors(
             folder / "model.safetensors", state | {name: t.view(1).view(torch.float64) for name, t in counters.items()}
@@ -122,6 +134,17 @@ class Sharded(Parallel):
         """Fill sharded ``tensors`` from a safetensors file, each process reading its shards."""
         with _unwrapped():
             load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path.parent)))
+
+
+@contextlib.contextmanager
+def _without_tokenizer(model: Model) -> Iterator[None]:
+    """Take the image tokenizer, which is no process's shard, out of ``model`` for the block."""
+    tokenizer = model.model.vqmodel
+    model.model.vqmodel = None  # in place of `del`, which would move it to the end of the model's parts
+    try:
+        yield
+    finally:
+        model.model.vqmodel = tokenizer
 
 
 def _say_int64(path: Path, names: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -47,5 +48,22 @@ def run(small_cache: Path) -> Run:
         except InterruptedRunError:
             return False
         return True
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_once(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """As ``run`` into a new folder; the second time, the folder of the first is copied."""
+    kept: dict[str, tuple[Path, bool]] = {}
+
+    def start(config: RunConfig, folder: Path, stop_after: int | None = None) -> bool:
+        key = f"{config} {stop_after}"
+        if key not in kept:
+            made = tmp_path_factory.mktemp("run")
+            kept[key] = made, run(config, made, stop_after)
+        made, finished = kept[key]
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+        return finished
 
     return start

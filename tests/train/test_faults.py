@@ -139,10 +139,10 @@ def test_broken_files_of_a_checkpoint_stop_every_process(config: RunConfig, smal
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "ema.safetensors", "trainer_state.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
 def test_a_broken_checkpoint_is_named_and_the_one_before_goes_on(
-    name: str, damage: str, small_run: RunConfig, run: Run, tmp_path: Path
+    name: str, damage: str, small_run: RunConfig, run: Run, run_once: Run, tmp_path: Path
 ) -> None:
     config = replace(small_run, save_steps=1, save_total_limit=9, max_steps=4, ema_decay=0.5)
-    assert not run(config, tmp_path, stop_after=3)
+    assert not run_once(config, tmp_path, stop_after=3)
     broken = all_checkpoints(tmp_path)[-1] / name
     whole = broken.read_bytes()
     broken.unlink() if damage == "missing" else broken.write_bytes(whole[: len(whole) // 2])

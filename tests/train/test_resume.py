@@ -42,7 +42,9 @@ def logged(folder: Path) -> list[dict[str, float]]:
     ],
     ids=lambda value: getattr(value, "kind", value),
 )
-def test_resumed_equals_unbroken(structure: Structure, stop_after: int, small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+def test_resumed_equals_unbroken(
+    structure: Structure, stop_after: int, small_run: RunConfig, run: Run, run_once: Run, tmp_path: Path
+) -> None:
     config = replace(small_run, structure=structure, ema_decay=0.9)
     if structure.kind == "ta_moe":
         config = replace(config, stages=APART_THEN_JOINT)
@@ -50,7 +52,7 @@ def test_resumed_equals_unbroken(structure: Structure, stop_after: int, small_ru
         config = replace(
             config, stages=(replace(config.stages[0], train={"experts": 1, "expert_router": 1, "generation": 1, "alpha": 1}),)
         )
-    assert run(config, tmp_path / "whole")
+    assert run_once(config, tmp_path / "whole")
     finished = run(config, tmp_path / "broken", stop_after)
     assert not finished or (structure.kind == "ta_moe" and stop_after == 3), "a stop at the end of a stage is seen in the next"
     assert run(config, tmp_path / "broken")
@@ -134,14 +136,16 @@ def test_old_checkpoints_are_dropped_after_the_new_is_whole(small_run: RunConfig
     assert [path.name for path in all_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-6"]
 
 
-def test_a_finished_run_is_no_other_run_s(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
-    assert run(small_run, tmp_path)
+def test_a_finished_run_is_no_other_run_s(small_run: RunConfig, run: Run, run_once: Run, tmp_path: Path) -> None:
+    assert run_once(small_run, tmp_path)
     with pytest.raises(ValueError, match=r"max_steps: 6, not 5"):
         run(replace(small_run, max_steps=5), tmp_path)
 
 
-def test_a_setting_newer_than_the_folder_has_its_default_there(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
-    assert run(small_run, tmp_path)
+def test_a_setting_newer_than_the_folder_has_its_default_there(
+    small_run: RunConfig, run: Run, run_once: Run, tmp_path: Path
+) -> None:
+    assert run_once(small_run, tmp_path)
     saved = tmp_path / "run.yaml"
     older = [line for line in saved.read_text().splitlines(keepends=True) if not line.startswith("weight_decay:")]
     assert len(older) == len(saved.read_text().splitlines()) - 1
@@ -149,9 +153,11 @@ def test_a_setting_newer_than_the_folder_has_its_default_there(small_run: RunCon
     assert run(small_run, tmp_path)
 
 
-def test_tokens_logged_are_those_of_all_batches_so_far(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
+def test_tokens_logged_are_those_of_all_batches_so_far(
+    small_run: RunConfig, run_once: Run, small_cache: Path, tmp_path: Path
+) -> None:
     """Counted again from the data; that a resumed run logs the same is part of its equality above."""
-    assert run(small_run, tmp_path)
+    assert run_once(small_run, tmp_path)
     model, processor = load(small_run.model_name_or_path)
     source = world_batches(small_run.data, model, SequenceBuilder(processor), small_run.seed, small_cache, lambda *_: None)
     seen = torch.stack([count_tokens(source.batch(step)) for step in range(small_run.max_steps)]).cumsum(0)
@@ -159,9 +165,11 @@ def test_tokens_logged_are_those_of_all_batches_so_far(small_run: RunConfig, run
     assert [[line["tokens/mmu"], line["tokens/t2i"]] for line in lines] == seen.tolist()
 
 
-def test_what_is_trained_may_be_scored_by_a_test_of_other_size(small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+def test_what_is_trained_may_be_scored_by_a_test_of_other_size(
+    small_run: RunConfig, run: Run, run_once: Run, tmp_path: Path
+) -> None:
     """But nothing else may differ, and what has scores keeps them."""
-    assert run(small_run, tmp_path)
+    assert run_once(small_run, tmp_path)
     larger = replace(small_run, data=replace(small_run.data, evaluation=replace(FEW, vqa_questions=3)))
     with pytest.raises(ValueError, match="vqa_questions: 2, not 3"):
         run(larger, tmp_path)
@@ -176,9 +184,9 @@ def test_what_is_trained_may_be_scored_by_a_test_of_other_size(small_run: RunCon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"step": 6, "scores": []}', b"\0" * 99])
-def test_torn_scores_are_no_sign_of_an_end(content: bytes, small_run: RunConfig, run: Run, tmp_path: Path) -> None:
+def test_torn_scores_are_no_sign_of_an_end(content: bytes, small_run: RunConfig, run: Run, run_once: Run, tmp_path: Path) -> None:
     config = replace(small_run, max_steps=1)
-    assert run(config, tmp_path)
+    assert run_once(config, tmp_path)
     whole = json.loads((tmp_path / "scores.json").read_text())["scores"]
     (tmp_path / "scores.json").write_bytes(content)
     assert run(config, tmp_path)
@@ -211,10 +219,10 @@ def test_a_failed_start_leaves_the_folder_free(small_run: RunConfig, run: Run, t
     ],
 )
 def test_files_of_another_run_are_refused(
-    name: str, change: Callable[[Any], Any], problem: str, small_run: RunConfig, run: Run, tmp_path: Path
+    name: str, change: Callable[[Any], Any], problem: str, small_run: RunConfig, run: Run, run_once: Run, tmp_path: Path
 ) -> None:
     config = replace(small_run, ema_decay=0.9)
-    assert not run(config, tmp_path, stop_after=3)
+    assert not run_once(config, tmp_path, stop_after=3)
     path = tmp_path / "checkpoint-3" / name
     if path.suffix == ".json":
         path.write_text(json.dumps(change(json.loads(path.read_text()))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import io
@@ -38,8 +39,12 @@ def printed(arguments: str) -> str:
 def fewest_of(load: StageWorkload, parts: int) -> int | None:
     """The fewest H100s that hold a stage, their step cut into ``parts`` over all."""
     room, trace = Hardware(DEVICES["h100"]).memory, load.trace("both", parts)
-    places = (Placement("fsdp2", gpus, {"both": gpus}) for gpus in range(1, MOST + 1))
-    return next((one.gpus for one in places if memory(one, load.weights, trace, checkpointing=True).total <= room), None)
+
+    def fits(gpus: int) -> bool:
+        return memory(Placement("fsdp2", gpus, {"both": gpus}), load.weights, trace, checkpointing=True).total <= room
+
+    found = bisect.bisect_left(range(1, MOST + 1), True, key=fits)  # each device more has less to hold
+    return found + 1 if found < MOST else None
 
 
 def largest() -> str:

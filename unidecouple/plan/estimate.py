@@ -203,7 +203,8 @@ def executed(trace: OpTrace, again: bool) -> Iterator[Op]:
 
 def _most(load: StageWorkload, way: ParallelStrategy, hardware: Hardware) -> int:
     """The largest number of devices, up to ``MOST``, for which the step has samples."""
-    return max((gpus for gpus in range(1, MOST + 1) if place(load, way, gpus, hardware.device.node)), default=0)
+    samples = sum(part.samples for part in load.step) // load.accumulation  # every device needs one in each micro-batch
+    return next((gpus for gpus in range(min(MOST, samples), 0, -1) if place(load, way, gpus, hardware.device.node)), 0)
 
 
 class _Times(NamedTuple):

@@ -45,8 +45,11 @@ def test_the_scale_is_where_the_loss_is_least(small_base: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_every_method_merges(small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path) -> None:
+def test_every_method_merges(
+    small_run: RunConfig, run: Run, small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each gives finite weights of a model that loads, keeps what no model changed, and moves what both did."""
+    monkeypatch.setattr(merging, "HELD_OUT", 4)
     small_run = replace(small_run, max_steps=2, data=replace(small_run.data, router_aux_samples=0))
     for task in ("mmu", "t2i"):
         assert run(replace(small_run, stages=(replace(small_run.stages[0], tasks=task),)), tmp_path / task)

@@ -164,7 +164,7 @@ def test_lengths_are_those_of_real_sequences(emu3_base: Path, builder: SequenceB
     model = load(str(emu3_base))[0]
     tokens = image_tokens_of(model.config)
     empty = len(builder.generation_prompt(""))
-    assert tokens.seen == len(builder.understanding_prompt("?")) - len(builder.understanding_prompt("?", shown=False))
+    assert tokens.seen == len(builder.understanding_prompt("?")) - len(builder.understanding_prompt("?", images=0))
     assert (tokens.drawn, tokens.learned) == (len(builder.generation("", [0] * SIDE**2).input_ids) - empty, SIDE**2)
     mmu, t2i = joint(SyntheticData(mmu_batch_size=3, t2i_batch_size=2), str(emu3_base), model.config, Lengths())
     real = micro_batches(batch)

@@ -7,7 +7,7 @@ judge, ceiling and floor: a score by a judge of one's own means nothing without 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -38,6 +38,10 @@ class Score:
         return asdict(self)
 
 
+Picture = np.ndarray | ImageFile | ImageBytes
+"""An image at the model's own size (uint8 (H, W, 3)), or a stored image of any size."""
+
+
 @dataclass(frozen=True)
 class Query:
     """A question as it is put to a model.
@@ -45,18 +49,25 @@ class Query:
     Attributes:
         id: unique in the benchmark; answers are kept by it.
         text: the whole user turn; without an image a passage, or what comes before each of ``choices``.
-        picture: at the model's own size (uint8 (H, W, 3)), or a stored image of any size. None: nothing is asked, and the answer is
-            three numbers: the passage's log-likelihood in nats, its tokens, and how many of them stand for unknown words. With
-            ``choices`` it is one number per choice: its log-likelihood in nats after ``text`` and a space.
+        picture: see ``Picture``. None: nothing is asked, and the answer is three numbers: the passage's log-likelihood in nats, its
+            tokens, and how many of them stand for unknown words. With ``choices`` it is one number per choice: its log-likelihood
+            in nats after ``text`` and a space.
         where: file and line, for messages; empty for generated questions.
         choices: of a multiple-choice question.
+        further: images that stand after ``picture``, each as it.
     """
 
     id: str
     text: str
-    picture: np.ndarray | ImageFile | ImageBytes | None
+    picture: Picture | None
     where: str = ""
     choices: tuple[str, ...] = ()
+    further: tuple[Picture, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All images, in order."""
+        return () if self.picture is None else (self.picture, *self.further)
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,49 @@ class GenerationBenchmark:
         return self.score(images)
 
 
-AnyBenchmark = QABenchmark | GenerationBenchmark
+NONE, OWN = "none", "own"
+"""Conditions of a ``VisualCotBenchmark``: no auxiliary image, and the one that the model generated."""
+
+
+@dataclass(frozen=True)
+class VisualCotBenchmark:
+    """Questions that are asked without and with an auxiliary image, which the model generates from the question's images first.
+
+    Attributes:
+        name: of the benchmark.
+        queries: without auxiliary images.
+        generation: one prompt per query, with its source images; one image each is the model's own auxiliary image.
+        given: condition -> one other auxiliary image per query, such as the true one.
+        score: from condition -> answers to all queries, and the model's own images (none where only ``NONE`` is scored), to the
+            result.
+        files: what was read: name -> SHA-256; empty for generated questions.
+    """
+
+    name: str
+    queries: tuple[Query, ...]
+    generation: GenerationBenchmark
+    given: Mapping[str, Sequence[np.ndarray]]
+    score: Callable[[Mapping[str, Answers], Images], BenchmarkResult]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def asked(self, own: Images) -> dict[str, tuple[Query, ...]]:
+        """Return condition -> queries with its auxiliary images as last images; ``own`` is the model's image of each prompt."""
+        shown = {OWN: [image for [image] in own], **self.given} if len(own) == len(self.queries) else self.given
+        with_image = {
+            condition: tuple(
+                replace(query, further=(*query.further, image)) for query, image in zip(self.queries, images, strict=True)
+            )
+            for condition, images in shown.items()
+        }
+        return {NONE: self.queries, **with_image}
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of all conditions, in order."""
+        return (NONE, OWN, *self.given)
+
+
+AnyBenchmark = QABenchmark | GenerationBenchmark | VisualCotBenchmark
 GenerateImages = Callable[[Sequence[str], int, int], list[list[np.ndarray]]]
 """See ``ScoredModel.generate``; of prompts without source images, or with those of their benchmark."""
 
@@ -180,10 +233,17 @@ def evaluate(benchmark: AnyBenchmark, model: ScoredModel, batch_size: int = 256)
     """
     if isinstance(benchmark, GenerationBenchmark):
         return benchmark.score_images(generate(model, benchmark))
+    if isinstance(benchmark, VisualCotBenchmark):
+        own = generate(model, benchmark.generation)
+        return benchmark.score({name: _answers(model, some, batch_size) for name, some in benchmark.asked(own).items()}, own)
+    return benchmark.score(_answers(model, benchmark.queries, batch_size))
+
+
+def _answers(model: ScoredModel, queries: Sequence[Query], batch_size: int) -> dict[str, str]:
     answers: dict[str, str] = {}
-    for start in range(0, len(benchmark.queries), batch_size):
-        answers |= ask(model.ask, benchmark.queries[start : start + batch_size])
-    return benchmark.score(answers)
+    for start in range(0, len(queries), batch_size):
+        answers |= ask(model.ask, queries[start : start + batch_size])
+    return answers
 
 
 def ask(model: Callable[[Sequence[Query]], list[str]], queries: Sequence[Query]) -> dict[str, str]:

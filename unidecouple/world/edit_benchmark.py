@@ -32,7 +32,11 @@ def edits_benchmark(split: str, per_kind: int, num_images: int, seed: int) -> Ge
     other. "accuracy" is the mean of the kinds. The ceiling is what the judge gives to rendered targets; the floor, to the source
     image unchanged.
     """
-    edits = edit_set(split, per_kind, seed)
+    return benchmark_of(edit_set(split, per_kind, seed), num_images)
+
+
+def benchmark_of(edits: Sequence[Edit], num_images: int) -> GenerationBenchmark:
+    """The benchmark of ``edits``."""
     metadata = [_metadata(one) for one in edits]
     sources = tuple((render(one.source),) for one in edits)
 

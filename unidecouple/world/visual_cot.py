@@ -1,0 +1,64 @@
+"""The benchmark ``visual_cot``: questions after an edit, without and with an image of the result, which the model draws first."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from unidecouple.eval import visual_cot as unscored
+from unidecouple.eval.benchmark import Answers, BenchmarkResult, GenerationBenchmark, Images, Query, Score, VisualCotBenchmark
+from unidecouple.eval.suite import BenchmarkOptions
+from unidecouple.eval.visual_cot import NAME, ORACLE, WRONG, compare_conditions
+from unidecouple.world.edit_benchmark import benchmark_of
+from unidecouple.world.edit_questions import EditQuestion, question_set
+from unidecouple.world.scene import render
+
+
+def visual_cot_benchmark(split: str, per_kind: int, seed: int) -> VisualCotBenchmark:
+    """``per_kind`` questions of each kind of edit about held-out edits of ``split`` ("val" or "test").
+
+    The wrong image is the true one of the next question of the kind. "image" is the share of the model's own images that show the
+    target scene, as ``edits`` scores them.
+
+    Raises:
+        ValueError: ``per_kind`` is below 2, which leaves no other question for the wrong image.
+    """
+    if per_kind < 2:
+        raise ValueError(f"{NAME} has {per_kind} question of each kind; it needs 2, since one gets another's image")
+    asked = question_set(split, per_kind, seed)
+    targets = [render(one.edit.target) for one in asked]
+    nexts = [start + (place + 1) % per_kind for start in range(0, len(asked), per_kind) for place in range(per_kind)]
+    generation = benchmark_of([one.edit for one in asked], 1)
+    queries = tuple(Query(str(number), one.question.text, render(one.edit.source)) for number, one in enumerate(asked))
+    given = {ORACLE: targets, WRONG: [targets[other] for other in nexts]}
+    return VisualCotBenchmark(NAME, queries, generation, given, functools.partial(_score, asked, generation))
+
+
+def _score(
+    asked: Sequence[EditQuestion], generation: GenerationBenchmark, answers: Mapping[str, Answers], own: Images
+) -> BenchmarkResult:
+    gold = {str(number): one.question.answer for number, one in enumerate(asked)}
+    kinds = {str(number): one.question.kind for number, one in enumerate(asked)}
+    result = compare_conditions(gold, kinds, answers)
+    if not own:
+        return result
+    drawn = generation.score_images(own)
+    [row] = [row for row in drawn.scores if row.metric == "accuracy"]
+    image = Score(NAME, "image", row.value, row.judge, row.ceiling, row.floor)
+    return replace(
+        result,
+        scores=(*result.scores, image),
+        proportions={**result.proportions, "image": drawn.proportions["accuracy"]},
+        verdicts=drawn.verdicts,
+    )
+
+
+def _open(options: BenchmarkOptions) -> VisualCotBenchmark:
+    if options.art is not None:
+        raise ValueError(f"--art draws the synthetic questions only: leave {NAME} out of the benchmarks")
+    return visual_cot_benchmark("test", options.limited(options.sizes.visual_cot_questions), options.seed)
+
+
+BENCHMARK: Final = replace(unscored.BENCHMARK, open=_open)

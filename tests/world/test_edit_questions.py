@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from unidecouple.batch import IGNORE, Batch
+from unidecouple.convert.load import load
+from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.world.batches import world_batches
 from unidecouple.world.catalog import COLORS, NUMBER_WORDS, RELATIONS
 from unidecouple.world.dataset import vocabulary
 from unidecouple.world.edit_questions import ANSWERS, EditQuestion, question_set, training_question
 from unidecouple.world.edits import KINDS, held_out
 from unidecouple.world.scene import Scene
+from unidecouple.world.settings import SyntheticData
 
 ASKED = question_set("test", 6, 5)
 
@@ -63,3 +70,24 @@ def test_training_keeps_off_the_test_and_the_words_are_known() -> None:
 def test_a_set_is_a_function_of_its_seed() -> None:
     assert question_set("test", 2, 5) == tuple(one for n, one in enumerate(ASKED) if n % 6 < 2)
     assert question_set("test", 2, 6) != question_set("test", 2, 5)
+
+
+def test_they_are_samples_of_understanding(small_base: Path, small_cache: Path) -> None:
+    """About one image, the source, or two; losses are on the answer and its EOS."""
+    model, processor = load(str(small_base))
+    builder, data = SequenceBuilder(processor), SyntheticData(pairs=4, scenes=4, t2i_batch_size=0, mmu_batch_size=8)
+
+    def batch(fraction: float) -> Batch:
+        made = replace(data, edit_question_fraction=fraction)
+        return world_batches(made, model, builder, 0, small_cache, lambda what, done, of: None).batch(3)[0]
+
+    whole, part = batch(1.0), batch(0.5)
+    assert whole.pixel_values is not None
+    assert 8 < len(whole.pixel_values) < 16
+    for row in whole.labels.tolist():
+        answer, end = [one for one in row if one != IGNORE]
+        assert end == processor.tokenizer.eos_token_id
+        assert processor.tokenizer.decode([answer]) in {one for some in ANSWERS.values() for one in some}
+    asked = [[one for one in row if one != IGNORE] for row in part.labels.tolist()]
+    assert 0 < sum(len(row) == 2 for row in asked) < 8
+    assert int(model(batch=(whole,)).mmu.count) == 16

@@ -14,7 +14,7 @@ BENCHMARKS: Final = {
     "vqa": "unidecouple.eval.vqa_files:BENCHMARK",
     "geneval": "unidecouple.eval.geneval_files:BENCHMARK",
     "edits": "unidecouple.eval.edits:BENCHMARK",
-    "visual_cot": "unidecouple.eval.visual_cot:BENCHMARK",
+    "visual_cot": "unidecouple.eval.visual_cot_files:BENCHMARK",
     "mmmu": "unidecouple.eval.mmmu:BENCHMARK",
     "mme": "unidecouple.eval.mme:BENCHMARK",
     "language": "unidecouple.eval.language:BENCHMARK",

@@ -12,12 +12,11 @@ from unidecouple.eval.benchmark import Answers, BenchmarkResult, GenerationBench
 from unidecouple.eval.card import EvalSetup
 from unidecouple.eval.session import EvalSession
 from unidecouple.eval.statistics import mean_interval
-from unidecouple.eval.suite import BenchmarkOptions, metric_named, open_benchmarks
-from unidecouple.eval.visual_cot import compare_conditions
+from unidecouple.eval.visual_cot import CotItem, compare_conditions, exactly
 from unidecouple.shares import WorkShare
 
 GOLD = {"a": "yes", "b": "no", "c": "one", "d": "two", "e": "two"}
-KINDS = {"a": "move", "b": "move", "c": "add", "d": "add", "e": "add"}
+ITEMS = [CotItem(name, "move" if name in "ab" else "add", gold, exactly) for name, gold in GOLD.items()]
 ANSWERS = {
     "none": {"a": "yes", "b": "yes", "c": "red", "d": "red", "e": "two"},
     "own": {"a": "Yes.", "b": "no", "c": "one", "d": "red", "e": "red"},
@@ -25,7 +24,7 @@ ANSWERS = {
 
 
 def test_accuracies_and_paired_gains_by_hand() -> None:
-    result = compare_conditions(GOLD, KINDS, ANSWERS)
+    result = compare_conditions(ITEMS, ANSWERS, "exact")
     rows = {row.metric: row for row in result.scores}
     assert {name: row.value for name, row in rows.items()} == pytest.approx(
         {
@@ -43,12 +42,6 @@ def test_accuracies_and_paired_gains_by_hand() -> None:
     by_question = mean_interval([0, 1, 1, 0, -1])
     assert result.proportions["gain/own"].interval() == pytest.approx((by_question.low, by_question.high))
     assert result.proportions["gain/own"].count == 5
-
-
-def test_it_exists_on_the_synthetic_benchmark_only() -> None:
-    assert metric_named("visual_cot").metric == "accuracy/own"
-    with pytest.raises(ValueError, match="visual_cot exists on the synthetic benchmark only"):
-        open_benchmarks(["visual_cot"], BenchmarkOptions(data=Path()))
 
 
 WHITE = np.full((8, 8, 3), 255, np.uint8)
@@ -73,15 +66,14 @@ class Copies:
 
 
 def test_shares_of_a_job_array_ask_what_other_shares_images_allow(tmp_path: Path) -> None:
-    lines = [{"tag": "move", "include": [{"class": "cow", "count": 1}], "prompt": f"cow {n}"} for n in range(80)]
+    lines = [{"tag": "move", "prompt": f"cow {n}"} for n in range(80)]
     generation = GenerationBenchmark("edits", lines, 1, None, sources=[[WHITE]] * 80)
     queries = tuple(Query(str(n), "Is there a cow?", WHITE) for n in range(80))
-    ids = {query.id: "yes" for query in queries}
 
     def score(answers: Mapping[str, Answers], own: Images) -> BenchmarkResult:
-        return compare_conditions(ids, dict.fromkeys(ids, "move"), answers)
+        return compare_conditions([CotItem(query.id, "move", "yes", exactly) for query in queries], answers, "exact")
 
-    benchmark = VisualCotBenchmark("visual_cot", queries, generation, {"oracle": [WHITE] * 80}, score)
+    benchmark = VisualCotBenchmark("visual_cot", queries, generation, score, {"wrong": [WHITE] * 80, "oracle": [WHITE] * 80})
 
     def run(rank: int) -> int:
         share = WorkShare(rank, 2, independent=True)
@@ -89,7 +81,7 @@ def test_shares_of_a_job_array_ask_what_other_shares_images_allow(tmp_path: Path
         session.run(benchmark, Copies())  # type: ignore[arg-type]
         return session.lacks(benchmark)
 
-    assert [run(0), run(1), run(0)] == [16 + 40 * 2 + 80, 40, 0]
+    assert [run(0), run(1), run(0)] == [16 + 40 * 3 + 80, 40, 0]
     result = EvalSession(tmp_path, EvalSetup("x", {}, {}, "float32", "cpu")).score(benchmark)
     assert result is not None
     assert {row.value for row in result.scores if row.metric.startswith("accuracy")} == {1}

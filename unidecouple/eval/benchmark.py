@@ -108,6 +108,8 @@ Answers = Mapping[str, str]
 """Query's id -> the model's answer."""
 Images = Sequence[Sequence[np.ndarray]]
 """Images (uint8 (H, W, 3)) of every prompt, in order."""
+Sources = Sequence[Sequence[Picture]]
+"""Source images of every prompt, in order."""
 Metadata = Mapping[str, Any]
 """A prompt with what it asks for: a line of GenEval's ``evaluation_metadata.jsonl``. "prompt" is the text."""
 
@@ -142,7 +144,7 @@ class GenerationBenchmark:
         score: from the images of all prompts to the result; None where no judge comes with the benchmark.
         read_detections: the result from a file that says what another detector saw in the images.
         files: what was read: name -> SHA-256; empty for generated prompts.
-        sources: source images of each prompt, at the model's own size (uint8 (H, W, 3)); empty where no prompt has any.
+        sources: source images of each prompt; empty where no prompt has any.
     """
 
     name: str
@@ -151,7 +153,7 @@ class GenerationBenchmark:
     score: Callable[[Images], BenchmarkResult] | None
     read_detections: Callable[[Path], BenchmarkResult] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
-    sources: Images = ()
+    sources: Sources = ()
 
     def score_images(self, images: Images) -> BenchmarkResult:
         """The result of ``images``.
@@ -164,8 +166,8 @@ class GenerationBenchmark:
         return self.score(images)
 
 
-NONE, OWN = "none", "own"
-"""Conditions of a ``VisualCotBenchmark``: no auxiliary image, and the one that the model generated."""
+NONE, OWN, ORACLE, WRONG = "none", "own", "oracle", "wrong"
+"""Conditions of a ``VisualCotBenchmark``: no auxiliary image, the model's own, the true one, that of another question."""
 
 
 @dataclass(frozen=True)
@@ -176,34 +178,42 @@ class VisualCotBenchmark:
         name: of the benchmark.
         queries: without auxiliary images.
         generation: one prompt per query, with its source images; one image each is the model's own auxiliary image.
-        given: condition -> one other auxiliary image per query, such as the true one.
         score: from condition -> answers to all queries, and the model's own images (none where only ``NONE`` is scored), to the
             result.
+        given: condition -> one auxiliary image per query. Without ``WRONG`` it is the model's own image of the next question.
+        texts: of each query with an auxiliary image; empty where they are those without.
         files: what was read: name -> SHA-256; empty for generated questions.
     """
 
     name: str
     queries: tuple[Query, ...]
     generation: GenerationBenchmark
-    given: Mapping[str, Sequence[np.ndarray]]
     score: Callable[[Mapping[str, Answers], Images], BenchmarkResult]
+    given: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+    texts: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict)
 
-    def asked(self, own: Images) -> dict[str, tuple[Query, ...]]:
-        """Return condition -> queries with its auxiliary images as last images; ``own`` is the model's image of each prompt."""
-        shown = {OWN: [image for [image] in own], **self.given} if len(own) == len(self.queries) else self.given
-        with_image = {
-            condition: tuple(
-                replace(query, further=(*query.further, image)) for query, image in zip(self.queries, images, strict=True)
-            )
-            for condition, images in shown.items()
-        }
-        return {NONE: self.queries, **with_image}
+    def asked(self, own: Sequence[Sequence[Picture]]) -> dict[str, tuple[Query, ...]]:
+        """Return condition -> queries with its auxiliary images as last images.
+
+        ``own`` is the model's image of each prompt; conditions that need images which are not there yet are left out.
+        """
+        shown: dict[str, Sequence[Picture]] = dict(self.given)
+        if len(own) == len(self.queries):
+            mine = [image for [image] in own]
+            shown = {OWN: mine, WRONG: [*mine[1:], *mine[:1]]} | shown
+        asked = {NONE: self.queries}
+        texts = self.texts or [query.text for query in self.queries]
+        for condition in self.conditions[1:]:
+            if condition in shown:
+                rows = zip(self.queries, texts, shown[condition], strict=True)
+                asked[condition] = tuple(replace(query, text=text, further=(*query.further, one)) for query, text, one in rows)
+        return asked
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """Names of all conditions, in order."""
-        return (NONE, OWN, *self.given)
+        return (NONE, OWN, *(condition for condition in self.given if condition != WRONG), WRONG)
 
 
 AnyBenchmark = QABenchmark | GenerationBenchmark | VisualCotBenchmark
@@ -217,7 +227,7 @@ class ScoredModel(Protocol):
     def ask(self, queries: Sequence[Query], /) -> list[str]:
         """Answer every query, in order."""
 
-    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Images = (), /) -> list[list[np.ndarray]]:
+    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Sources = (), /) -> list[list[np.ndarray]]:
         """Generate ``num_images`` images (uint8 (H, W, 3)) per prompt; ``first`` is the number of the first prompt.
 
         ``sources`` are the source images of each prompt, given for benchmarks of edits only. Image j of prompt i depends on the

@@ -31,7 +31,7 @@ from unidecouple.eval.benchmark import (
     generator,
 )
 from unidecouple.eval.card import EvalSetup, write_card
-from unidecouple.eval.geneval import read_folder
+from unidecouple.eval.geneval import read_images
 from unidecouple.eval.image_folder import generate_folder
 from unidecouple.eval.model import EvalModel
 from unidecouple.files import write_json_atomic
@@ -91,7 +91,7 @@ class EvalSession:
             model.check_queries([query for some in longest.values() for query in some])
             folder = self._claim(benchmark)
             self._generate(generation, folder, model)
-            own = read_folder(folder / IMAGES)[1] if (folder / IMAGES).is_dir() else ()  # some may be another share's
+            own = read_images(folder / IMAGES) if (folder / IMAGES).is_dir() else ()  # some may be another share's
             asked = {_kind(name): some for name, some in benchmark.asked(own).items()}
         else:
             model.check_queries(benchmark.queries)
@@ -164,7 +164,7 @@ class EvalSession:
 
     def _images(self, benchmark: GenerationBenchmark, folder: Path) -> Images:
         """The images in ``folder``, of all prompts."""
-        images, wanted = read_folder(folder / IMAGES)[1], len(benchmark.metadata)
+        images, wanted = read_images(folder / IMAGES), len(benchmark.metadata)
         if len(images) != wanted:
             raise ValueError(f"{folder} has images of {len(images)} of {wanted} prompts: run the same command without --score-only")
         return images

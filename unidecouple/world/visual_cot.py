@@ -7,10 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from unidecouple.eval import visual_cot as unscored
-from unidecouple.eval.benchmark import Answers, BenchmarkResult, GenerationBenchmark, Images, Query, Score, VisualCotBenchmark
+from unidecouple.eval import visual_cot_files
+from unidecouple.eval.benchmark import (
+    ORACLE,
+    WRONG,
+    Answers,
+    BenchmarkResult,
+    GenerationBenchmark,
+    Images,
+    Query,
+    Score,
+    VisualCotBenchmark,
+)
 from unidecouple.eval.suite import BenchmarkOptions
-from unidecouple.eval.visual_cot import NAME, ORACLE, WRONG, compare_conditions
+from unidecouple.eval.visual_cot import NAME, CotItem, compare_conditions, exactly
+from unidecouple.eval.vqa_rules import EXACT
 from unidecouple.world.edit_benchmark import benchmark_of
 from unidecouple.world.edit_questions import EditQuestion, question_set
 from unidecouple.world.scene import render
@@ -33,15 +44,14 @@ def visual_cot_benchmark(split: str, per_kind: int, seed: int) -> VisualCotBench
     generation = benchmark_of([one.edit for one in asked], 1)
     queries = tuple(Query(str(number), one.question.text, render(one.edit.source)) for number, one in enumerate(asked))
     given = {ORACLE: targets, WRONG: [targets[other] for other in nexts]}
-    return VisualCotBenchmark(NAME, queries, generation, given, functools.partial(_score, asked, generation))
+    return VisualCotBenchmark(NAME, queries, generation, functools.partial(_score, asked, generation), given)
 
 
 def _score(
     asked: Sequence[EditQuestion], generation: GenerationBenchmark, answers: Mapping[str, Answers], own: Images
 ) -> BenchmarkResult:
-    gold = {str(number): one.question.answer for number, one in enumerate(asked)}
-    kinds = {str(number): one.question.kind for number, one in enumerate(asked)}
-    result = compare_conditions(gold, kinds, answers)
+    items = [CotItem(str(number), one.question.kind, one.question.answer, exactly) for number, one in enumerate(asked)]
+    result = compare_conditions(items, answers, EXACT)
     if not own:
         return result
     drawn = generation.score_images(own)
@@ -61,4 +71,4 @@ def _open(options: BenchmarkOptions) -> VisualCotBenchmark:
     return visual_cot_benchmark("test", options.limited(options.sizes.visual_cot_questions), options.seed)
 
 
-BENCHMARK: Final = replace(unscored.BENCHMARK, open=_open)
+BENCHMARK: Final = replace(visual_cot_files.BENCHMARK, open=_open)

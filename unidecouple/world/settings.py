@@ -141,8 +141,6 @@ class SyntheticData(DataSettings):
         """See ``DataSettings``."""
         notes = {
             "the curriculum is planned as conversations of the recipe's batch size": self.curriculum,
-            "edits are planned as prompts without source images": self.edit_fraction,
-            "text-only samples are planned with an image each": self.text_share,
         }
         return "; ".join(note for note, applies in notes.items() if applies)
 

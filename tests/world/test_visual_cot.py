@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from published_sets import write_art
 from unidecouple.convert.load import load
-from unidecouple.eval.benchmark import Images, Query, evaluate
+from unidecouple.eval.benchmark import Images, Query, VisualCotBenchmark, evaluate
 from unidecouple.eval.card import EvalSetup
 from unidecouple.eval.model import EvalModel
-from unidecouple.eval.session import EvalSession
+from unidecouple.eval.session import EvalSession, _asked
 from unidecouple.eval.suite import BenchmarkOptions, open_benchmarks
 from unidecouple.world.edit_questions import question_set
 from unidecouple.world.scene import render
@@ -106,8 +107,17 @@ def test_a_model_answers_about_both_images(small_base: Path) -> None:
         scored.ask([small])
 
 
-def test_what_it_refuses() -> None:
+def test_what_it_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="visual_cot has 1 question of each kind; it needs 2"):
         open_benchmarks(["visual_cot"], BenchmarkOptions(limit=1))
-    with pytest.raises(ValueError, match="leave visual_cot out"):
-        open_benchmarks(["visual_cot"], BenchmarkOptions(art=Path()))
+    with pytest.raises(ValueError, match="lacks drawings of"):
+        open_benchmarks(["visual_cot"], BenchmarkOptions(art=tmp_path))
+
+
+def test_another_style_draws_sources_and_given_images(tmp_path: Path) -> None:
+    [benchmark] = open_benchmarks(["visual_cot"], BenchmarkOptions(limit=3, seed=5, art=write_art(tmp_path)))
+    assert isinstance(benchmark, VisualCotBenchmark)
+    assert [query.text for query in benchmark.queries] == [query.text for query in BENCHMARK.queries]
+    plain, drawn = (_asked(one) for one in (BENCHMARK, benchmark))
+    assert {key for key in plain if plain[key] != drawn[key]} == {"questions_sha256", "sources_sha256"}
+    assert not np.array_equal(benchmark.given["oracle"][0], TARGETS[0])

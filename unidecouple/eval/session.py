@@ -25,6 +25,7 @@ from unidecouple.eval.benchmark import (
     BenchmarkResult,
     GenerationBenchmark,
     Images,
+    Picture,
     QABenchmark,
     Query,
     VisualCotBenchmark,
@@ -46,6 +47,8 @@ BLIND: Final[tuple[Blind, ...]] = get_args(Blind)
 _FILES: Final[dict[Blind, str]] = {"grey": "blind", "text": "blind-text"}
 _TITLES: Final[dict[Blind, str]] = {"grey": "grey image", "text": "no image"}
 _PROMPTS_AT_ONCE: Final = 16
+_NEW: Final = ("pictures_sha256", "sources_sha256")
+"""Settings that folders of earlier releases lack."""
 
 
 def _kind(condition: str) -> str:
@@ -205,7 +208,7 @@ def _same(folder: Path, setup: EvalSetup, weights: bool) -> EvalSetup:
     differ = [
         f"{key} {there.settings.get(key)!r}, not {value!r}"
         for key, value in setup.settings.items()
-        if there.settings.get(key) != value and (key in there.settings or key != "pictures_sha256")  # earlier releases had none
+        if there.settings.get(key) != value and (key in there.settings or key not in _NEW)
     ]
     if weights and dict(there.weights) != dict(setup.weights):
         differ.insert(0, f"the weights of {there.checkpoint}")
@@ -230,16 +233,18 @@ def _asked(benchmark: AnyBenchmark) -> Mapping[str, Any]:
     if isinstance(benchmark, QABenchmark):
         return _asked_of(benchmark.queries)
     prompts = json.dumps(list(benchmark.metadata), sort_keys=True).encode()
+    sources = [picture for shown in benchmark.sources for picture in shown]
     return {
         "prompts": len(benchmark.metadata),
         "prompts_sha256": hashlib.sha256(prompts).hexdigest(),
         "num_images": benchmark.num_images,
-    }
+    } | ({"sources_sha256": _hash_of_pictures(sources)} if sources else {})
 
 
 def _asked_of(queries: Sequence[Query]) -> Mapping[str, Any]:
     asked = {"questions": len(queries), "questions_sha256": _hash_of(queries)}
-    return asked | ({"pictures_sha256": digest} if (digest := _hash_of_pictures(queries)) else {})
+    stored = [one for query in queries for one in query.pictures if not isinstance(one, np.ndarray)]  # _hash_of has the others
+    return asked | ({"pictures_sha256": _hash_of_pictures(stored)} if stored else {})
 
 
 def _hash_of(queries: Sequence[Query]) -> str:
@@ -252,14 +257,12 @@ def _hash_of(queries: Sequence[Query]) -> str:
     return digest.hexdigest()
 
 
-def _hash_of_pictures(queries: Sequence[Query]) -> str | None:
-    """Of the bytes of published images, each once; None where there are only generated ones, which ``_hash_of`` covers."""
-    shown = [picture for query in queries for picture in query.pictures]
-    pictures = dict.fromkeys(one for one in shown if not isinstance(one, np.ndarray))
-    if not pictures:
-        return None
+def _hash_of_pictures(pictures: Sequence[Picture]) -> str:
+    """Of the images' bytes, stored ones once each."""
     whole = hashlib.sha256()
-    for picture in pictures:
+    for picture in (one for one in pictures if isinstance(one, np.ndarray)):
+        whole.update(picture.tobytes())
+    for picture in dict.fromkeys(one for one in pictures if not isinstance(one, np.ndarray)):
         whole.update(hashlib.sha256(picture.read()).digest())
     return whole.hexdigest()
 

@@ -22,13 +22,15 @@ from unidecouple.eval.benchmark import (
 from unidecouple.eval.suite import BenchmarkOptions
 from unidecouple.eval.visual_cot import NAME, CotItem, compare_conditions, exactly
 from unidecouple.eval.vqa_rules import EXACT
+from unidecouple.world.art import drawings
 from unidecouple.world.edit_benchmark import benchmark_of
 from unidecouple.world.edit_questions import EditQuestion, question_set
-from unidecouple.world.scene import render
+from unidecouple.world.scene import Sprites, render
+from unidecouple.world.sprites import sprite
 
 
-def visual_cot_benchmark(split: str, per_kind: int, seed: int) -> VisualCotBenchmark:
-    """``per_kind`` questions of each kind of edit about held-out edits of ``split`` ("val" or "test").
+def visual_cot_benchmark(split: str, per_kind: int, seed: int, drawing: Sprites = sprite) -> VisualCotBenchmark:
+    """``per_kind`` questions of each kind of edit about held-out edits of ``split`` ("val" or "test"), in the style of ``drawing``.
 
     The wrong image is the true one of the next question of the kind. "image" is the share of the model's own images that show the
     target scene, as ``edits`` scores them.
@@ -39,10 +41,10 @@ def visual_cot_benchmark(split: str, per_kind: int, seed: int) -> VisualCotBench
     if per_kind < 2:
         raise ValueError(f"{NAME} has {per_kind} question of each kind; it needs 2, since one gets another's image")
     asked = question_set(split, per_kind, seed)
-    targets = [render(one.edit.target) for one in asked]
+    targets = [render(one.edit.target, drawing) for one in asked]
     nexts = [start + (place + 1) % per_kind for start in range(0, len(asked), per_kind) for place in range(per_kind)]
-    generation = benchmark_of([one.edit for one in asked], 1)
-    queries = tuple(Query(str(number), one.question.text, render(one.edit.source)) for number, one in enumerate(asked))
+    generation = benchmark_of([one.edit for one in asked], 1, drawing)
+    queries = tuple(Query(str(number), one.question.text, render(one.edit.source, drawing)) for number, one in enumerate(asked))
     given = {ORACLE: targets, WRONG: [targets[other] for other in nexts]}
     return VisualCotBenchmark(NAME, queries, generation, functools.partial(_score, asked, generation), given)
 
@@ -66,9 +68,8 @@ def _score(
 
 
 def _open(options: BenchmarkOptions) -> VisualCotBenchmark:
-    if options.art is not None:
-        raise ValueError(f"--art draws the synthetic questions only: leave {NAME} out of the benchmarks")
-    return visual_cot_benchmark("test", options.limited(options.sizes.visual_cot_questions), options.seed)
+    size = options.limited(options.sizes.visual_cot_questions)
+    return visual_cot_benchmark("test", size, options.seed, drawings(options.art))
 
 
 BENCHMARK: Final = replace(visual_cot_files.BENCHMARK, open=_open)

@@ -41,6 +41,14 @@ doc_to_text: question
 doc_to_target: answer
 generation_kwargs: {{max_new_tokens: {tokens}, do_sample: false, until: ["\\n"]}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_case: true}}]
+{more}"""
+FUNCTIONS = """\
+def visual(doc):
+    return [doc["image"].convert("RGB")]
+
+
+def exact(doc, results):
+    return {"exact_match": float(results[0].strip().lower() == doc["answer"])}
 """
 
 
@@ -78,10 +86,11 @@ def write(folder: Path, name: str, queries: Sequence[Query], contexts: Sequence[
     ]
     tasks = folder / "tasks"
     tasks.mkdir(parents=True, exist_ok=True)
-    (tasks / "drawn.py").write_text('def visual(doc):\n    return [doc["image"].convert("RGB")]\n')
+    (tasks / "drawn.py").write_text(FUNCTIONS)
     data = folder / name
     datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}).save_to_disk(data)
-    task = TASK.format(data=data.absolute(), name=name, tokens=TOKENS, output_type=OUTPUT_TYPES[name])
+    more = "process_results: !function drawn.exact\n" if name == VISUAL_COT else ""  # lmms-eval has no metric of its own for it
+    task = TASK.format(data=data.absolute(), name=name, tokens=TOKENS, output_type=OUTPUT_TYPES[name], more=more)
     (tasks / f"{name}.yaml").write_text(task)
 
 

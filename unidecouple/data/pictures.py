@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unidecouple.data.formats.record import ImageFile, ImageTokens, StoredImage
+from unidecouple.data.formats.record import EncodedSource, ImageFile, ImageTokens, StoredImage
 from unidecouple.inputs import LFS_POINTER, LFS_START, printable
 
 if TYPE_CHECKING:
@@ -173,6 +173,8 @@ def image_name(picture: StoredImage) -> str:
     """Name of an image for messages."""
     if isinstance(picture, ImageTokens):
         return f"{picture.shard} row {picture.row}"
+    if isinstance(picture, EncodedSource):
+        return image_name(picture.picture)
     return printable(str(picture.path), _NAME) if isinstance(picture, ImageFile) else "in the record"
 
 

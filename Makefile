@@ -78,14 +78,11 @@ docs: $(STAMP) ## the documentation site, into build/site; warnings are errors, 
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) install -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-# Which tests `make test` runs, by their marks. CI runs both tiers in one go: each process then imports and collects once.
-TIER := not slow
-
 test: $(STAMP) ## linters, import contract, types, and beside the types the tests that take seconds, on two processes of one thread each
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy & types=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2 --dist worksteal -m '$(TIER)'; tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2 --dist worksteal -m 'not slow'; tests=$$?; \
 	wait $$types && exit $$tests
 
 test-slow: $(STAMP) ## the tests marked slow: every kill, every combination, the documents' commands, the demo in small

@@ -18,7 +18,7 @@ SCHEMA_VERSION = 4
 VERSION_FIELD = "schema_version"
 
 _TRANSFORMERS = (
-    # Fields of Llama's, Janus's and Emu3's configurations in transformers 5.21 to 5.24; a later release may drop one.
+    # Fields of Llama's, Janus's and Emu3's configurations in transformers 5.22 to 5.24; a later release may drop one.
     "architectures attention_bias attention_dropout bos_token_id chunk_size_feed_forward dtype eos_token_id head_dim hidden_act "
     "hidden_size id2label image_token_id initializer_range intermediate_size is_encoder_decoder label2id max_position_embeddings "
     "mlp_bias model_type num_attention_heads num_hidden_layers num_key_value_heads num_labels output_attentions "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from own_data import asked, write_jsonl, write_pictures, write_questions_and_pro
 from published import write_published
 from unidecouple import finetune
 from unidecouple.batch import Task
+from unidecouple.cli import main
 from unidecouple.compare.methods import methods
 from unidecouple.config import ConfigError
 from unidecouple.data.file_batches import indices_of
@@ -88,6 +90,7 @@ def test_lines_state_what_overrides_chose_and_warm_up_follows_them(place: Path) 
     assert (run.max_steps, run.stages[0].warmup_steps, run.logging_steps) == (200, 20, 10)
     assert "max_steps=200: 200 epochs in batches of 19" in lines
     assert f"gradient_accumulation_steps=4: {finetune._peak(run, 1) / 1e9:.3g} GB" in lines
+    assert "GB in this machine's memory" in lines
     assert "max_steps=10" not in lines
 
 
@@ -133,6 +136,25 @@ def test_options_go_with_a_recipe_too(place: Path) -> None:
     assert (only_model.model_name_or_path, only_model.max_steps) == (str(place / "janus"), 10_000)
 
 
+def test_plan_takes_what_train_takes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Method, batches and steps as train's, but not this machine's micro-batches. One epoch of 19 in 19 is one step."""
+    asked = ["--model", str(place / "janus"), "--data", str(place / "both.jsonl"), "--method", "unidecouple", "--epochs", "1"]
+    command = ["plan", *asked, "data.max_length=300", "--cache", str(place / "cache"), "--gpus", "1", "--json"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    planned = json.loads(printed.out)
+    run, _ = run_of(place, method="unidecouple", epochs=1)
+    assert planned["model"] == run.model_name_or_path
+    assert [stage["name"] for stage in planned["stages"]] == [stage.name for stage in run.stages]
+    assert sum(stage["samples"] for stage in planned["stages"]) == 19 + 19
+    assert "max_steps=1: 1 epoch in batches of 19" in printed.err
+    assert "gradient_accumulation_steps" not in printed.err
+    assert main(["plan", "--model", str(place / "janus")]) == 1
+    assert "give a recipe, or --model and --data" in capsys.readouterr().err
+    assert main(["plan", "demo", "--method", "moe"]) == 1
+    assert "both say how to train: leave one out" in capsys.readouterr().err
+
+
 def test_micro_batches_follow_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = run_of(place)
     assert whole.gradient_accumulation_steps == 1
@@ -170,6 +192,8 @@ def test_what_is_missing_is_named(place: Path) -> None:
         FineTune(str(place))
     with pytest.raises(ValueError, match=r"--validation and --epochs go with --data"):
         FineTune(recipe=(Path("demo"),), epochs=1)
+    with pytest.raises(ValueError, match=r"both.jsonl is trained on, too"):
+        run_of(place, validation=(place / "t2i.jsonl", place / "both.jsonl"))
     with pytest.raises(ConfigError, match="max_step"):
         run_of(place, overrides=["max_step=3"])
 

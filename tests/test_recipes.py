@@ -161,15 +161,15 @@ def test_emu3_recipes_take_a_step_at_reduced_depth(recipe: Path, emu3_base: Path
 def step_on_files(recipe: Path, base: Path, small_cache: Path, tmp_path: Path) -> None:
     """Everything as published but sizes; on files, as the recipe's own comment says they look."""
     write_pictures(tmp_path, "a.png", "b.png")
-    write_jsonl(tmp_path / "train.jsonl", [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")])
-    source = Source(tmp_path / "train.jsonl")
+    records = [asked("a.png", "What is this?", "A cat."), flat("b.png", "a red cat")]
+    source, held_out = (Source(write_jsonl(tmp_path / f"{n}.jsonl", n * records)) for n in (1, 2))
     loaded = config.load(RunConfig, [recipe])
     assert isinstance(loaded.data, Files)
     sizes = {"mmu_batch_size": min(2, loaded.data.mmu_batch_size), "t2i_batch_size": 2, "max_length": 256}
     chosen = replace(
         loaded,
         model_name_or_path=str(base),
-        data=replace(loaded.data, sources=(source,), validation=(source,), **sizes),
+        data=replace(loaded.data, sources=(source,), validation=(held_out,), **sizes),
         stages=tuple(replace(stage, share=1.0) for stage in loaded.stages),
         max_steps=len(loaded.stages),
         logging_steps=1,

@@ -20,6 +20,7 @@ from unidecouple.compare.methods import Family, family_of, family_recipe, find_m
 from unidecouple.data.file_batches import indices_of
 from unidecouple.data.formats import Reader, open_source
 from unidecouple.data.settings import Files, Source
+from unidecouple.data.split import check_held_out
 from unidecouple.methods.stage import Stage
 from unidecouple.plan.stages import PlanRequest, plan
 from unidecouple.run import RunConfig
@@ -31,6 +32,9 @@ EPOCHS: Final = 10.0
 HELD_OUT: Final = 0.05
 _USABLE: Final = 0.92
 """Share of a device's memory that tensors may take, as ``plan`` assumes."""
+
+_MEMORY_OF: Final = {"cpu": "in this machine's memory", "cuda": "in the GPU's memory"}
+"""Type of a device -> where its tensors lie."""
 
 _CHOICES: Final[Mapping[tuple[bool, bool], tuple[str, str]]] = {
     (True, True): (
@@ -79,9 +83,7 @@ class FineTune:
         if self.recipe and self.method != AUTO:
             raise ValueError(f"a recipe ({self.recipe[0]}) and --method {self.method} both say how to train: leave one out")
         if not self.recipe and not (self.model and self.data):
-            raise ValueError(
-                "give a recipe, or --model and --data: `unidecouple train --model ID_OR_FOLDER --data FILE --output DIR`"
-            )
+            raise ValueError("give a recipe, or --model and --data, such as --model ID_OR_FOLDER --data FILE")
         if not self.data and (self.validation or self.epochs is not None):
             raise ValueError("--validation and --epochs go with --data: give it, or set data.validation and max_steps")
         if not 0 < self.validation_fraction < 1:
@@ -93,8 +95,15 @@ class FineTune:
             raise ValueError(f"epochs={self.epochs} must be above 0")
 
 
-def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: PrintLine) -> RunConfig:
+def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: PrintLine, *, on_this_machine: bool = True) -> RunConfig:
     """Return the configuration of the run that ``asked`` describes; ``say`` gets what was decided and why.
+
+    Args:
+        asked: the fine-tuning.
+        overrides: "dotted.key=value".
+        cache: folder of generated and encoded data.
+        say: prints a line.
+        on_this_machine: fit number format and micro-batches to this machine. False for a plan of other hardware.
 
     Raises:
         ValueError: the model, the method or data are unknown; a task has a single record and no validation file.
@@ -121,10 +130,11 @@ def configure(asked: FineTune, overrides: Sequence[str], cache: Path, say: Print
     fitted, lines = fit_steps(asked, draft, counts, steps)  # an override of max_steps wins, and the rest follows it
     stages = [configs.plain(stage) for stage in short_warmup(draft.stages, steps)]
     values.append(("the data", fitted | {"stages": stages}))
-    draft = with_max_steps(configs.load(RunConfig, paths, overrides, values), counted)
-    fit = fit_memory([draft], lines)
-    run = with_max_steps(configs.load(RunConfig, paths, overrides, [*values, ("this machine", fit)]), counted)
-    correct_memory_line([run], fit, lines)
+    run = with_max_steps(configs.load(RunConfig, paths, overrides, values), counted)
+    if on_this_machine:
+        fit = fit_memory([run], lines)
+        run = with_max_steps(configs.load(RunConfig, paths, overrides, [*values, ("this machine", fit)]), counted)
+        correct_memory_line([run], fit, lines)
     for line in lines:
         say(line)
     if run.num_train_epochs is not None and run.max_steps != counted:
@@ -154,8 +164,13 @@ def with_steps(run: RunConfig, cache: Path, say: PrintLine) -> RunConfig:
         samples = sum(min(count, source.max_samples or count) * source.repeats for source, count in counts)
         passes.append(samples / run.data.batch_size(task))
     steps = max(1, math.ceil(run.num_train_epochs * max(passes)))
-    say(f"max_steps={steps}: {run.num_train_epochs:g} epochs")
+    say(f"max_steps={steps}: {_epochs(run.num_train_epochs)}")
     return with_max_steps(run, steps)
+
+
+def _epochs(count: float) -> str:
+    shown = f"{count:.3g}"
+    return f"{shown} epoch" if shown == "1" else f"{shown} epochs"
 
 
 def with_max_steps(run: RunConfig, steps: int) -> RunConfig:
@@ -171,6 +186,7 @@ def count_records(asked: FineTune, cache: Path) -> dict[Task, int]:
     if not any(counts.values()):
         raise ValueError(f"{', '.join(map(str, asked.data))} hold no record: run `unidecouple data check` on them")
     if asked.validation:
+        check_held_out(replace(whole, validation=tuple(Source(path) for path in asked.validation)), cache / "files")
         return counts
     kept = _counts(replace(whole, split=(0.0, 1 - asked.validation_fraction)), opened, cache)
     for task, count in counts.items():
@@ -242,7 +258,7 @@ def fit_steps(
         "evaluation": {"eval_steps": every},
     }, [
         f"data: {' and '.join(f'{counts[task]:,} {task.key}' for task in trained)} samples to train on; held out: {held}",
-        f"max_steps={steps}: {steps * sizes[longest] / counts[longest]:.3g} epochs in batches of {sizes[longest]}",
+        f"max_steps={steps}: {_epochs(steps * sizes[longest] / counts[longest])} in batches of {sizes[longest]}",
     ]
 
 
@@ -288,7 +304,7 @@ def _memory_line(parts: int, peak: int, device: str, workers: int) -> str:
     fits = "" if peak <= room else ": it may not fit. See `unidecouple plan` and docs/small-gpus.md"
     return (
         f"gradient_accumulation_steps={parts}: {peak / 1e9:.3g} GB at the peak of a step by `unidecouple plan`, of "
-        f"{room / 1e9:.3g} GB of the {device_of(device).type}{each}{fits}"
+        f"{room / 1e9:.3g} GB {_MEMORY_OF[device_of(device).type]}{each}{fits}"
     )
 
 

@@ -14,7 +14,7 @@ from unidecouple.batch import Task
 from unidecouple.data.file_batches import indices_of
 from unidecouple.data.formats import KINDS, open_source
 from unidecouple.data.settings import Files, Source
-from unidecouple.data.split import _chosen, _groups, in_part
+from unidecouple.data.split import _chosen, _groups, check_held_out, in_part
 
 
 def images(files: Files) -> dict[Task, list[str]]:
@@ -95,3 +95,29 @@ def test_the_cache_gives_the_same_parts_and_knows_changed_files(tmp_path: Path) 
     assert part(tmp_path / "cache") == part(tmp_path / "cache") == fresh
     write_jsonl(path, [flat("0.png", f"cow {n}") for n in range(12)])
     assert part(tmp_path / "cache") == [False] * 12  # one image: all belong to the later part
+
+
+def test_held_out_files_that_are_trained_on_are_refused(tmp_path: Path) -> None:
+    """By path, in a folder, and by content; disjoint fractions of one file, or of its copy, are two data sets."""
+    (tmp_path / "train").mkdir()
+    train = write_jsonl(tmp_path / "train" / "a.jsonl", [asked(None, f"What is {n}?", "yes") for n in range(4)])
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(train.read_bytes())
+    (tmp_path / "link.jsonl").symlink_to(train)
+    other = write_jsonl(tmp_path / "other.jsonl", [asked(None, f"What is {n}?", "yes") for n in range(4, 8)])
+    assert other.stat().st_size == train.stat().st_size
+
+    def check(*validation: Source, source: Source | None = None) -> None:
+        check_held_out(Files((source or Source(train),), validation=validation), tmp_path / "cache")
+
+    check()
+    check(Source(other))
+    for path in (train, tmp_path / "train", tmp_path / "link.jsonl"):
+        with pytest.raises(ValueError, match=r"is trained on, too, so its scores would be of training data\. Leave --validation"):
+            check(Source(other), Source(path))
+    with pytest.raises(ValueError, match=rf"copy.jsonl equals {train}, which is trained on"):
+        check(Source(copy), source=Source(tmp_path / "train"))
+    first = Source(train, fraction=(0, 0.75))
+    check(Source(copy, fraction=(0.75, 1)), source=first)
+    with pytest.raises(ValueError, match="which is trained on"):
+        check(Source(copy, fraction=(0.5, 1)), source=first)

@@ -90,7 +90,7 @@ def test_what_the_layers_report_is_no_item(make_model: MakeModel) -> None:
 def test_no_cache_where_layers_are_recomputed(make_model: MakeModel) -> None:
     """The backward pass would extend it a second time."""
     decoder: Any = make_model().decoder
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.21
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.22
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
     decoder.train()
     with pytest.raises(ValueError, match="does not go with gradient checkpointing"):

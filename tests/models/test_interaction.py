@@ -188,7 +188,7 @@ def test_recomputed_layers_measure_the_same(make_model: MakeModel, joint_batch: 
     model = make_model(ffn="ta_moe").train()
     model.model.vqmodel.eval()
     wanted = gradients(model, model(batch=joint_batch, interaction=True).interaction)
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.21
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.22
         model.gradient_checkpointing_enable({"use_reentrant": False})
     assert_same_gradients(wanted, gradients(model, model(batch=joint_batch, interaction=True).interaction))
 

@@ -112,7 +112,7 @@ def test_recomputed_layers_change_nothing(make_model: MakeModel, joint_batch: Jo
     model = make_model(**TA_MOE, **LORA)
     expected = gradients(copy.deepcopy(model), joint_batch, GradientShielding(0, 0.1))
     model.train()
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.21
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.22
         model.gradient_checkpointing_enable({"use_reentrant": False})
     found = gradients(model, joint_batch, GradientShielding(0, 0.1))
     for name, gradient in expected.items():

@@ -36,10 +36,9 @@ APART_THEN_JOINT = (
 def own(emu3_base: Path, tmp_path: Path) -> RunConfig:
     write_pictures(tmp_path, *(f"{word}.png" for word in WORDS))
     questions = [asked(f"{word}.png", f"is there a {word} in the image ?") for word in WORDS]
-    source = Source(
-        write_jsonl(tmp_path / "all.jsonl", [*questions, *(flat(f"{word}.png", f"a photo of a {word}") for word in WORDS)])
-    )
-    files = Files((source,), validation=(source,), mmu_batch_size=3, t2i_batch_size=3, max_length=128)
+    records = [*questions, *(flat(f"{word}.png", f"a photo of a {word}") for word in WORDS)]
+    source, held_out = (Source(write_jsonl(tmp_path / f"{n}.jsonl", records[n:])) for n in range(2))
+    files = Files((source,), validation=(held_out,), mmu_batch_size=3, t2i_batch_size=3, max_length=128)
     return RunConfig(
         model_name_or_path=str(emu3_base),
         data=files,

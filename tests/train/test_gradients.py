@@ -129,7 +129,7 @@ def test_parts_and_recomputed_layers_change_nothing(strategy: Gradient, make_mod
     apart = stepped(make_model(), strategy, [(joint_batch[0],), (joint_batch[1],)], objective=objective)
     close(apart, whole)
     model = make_model().train()
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.21
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.22
         model.gradient_checkpointing_enable({"use_reentrant": False})
     close(stepped(model, strategy, [joint_batch], objective=objective), whole)
 

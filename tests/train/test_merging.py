@@ -19,6 +19,7 @@ from unidecouple.methods.merging import MERGINGS, TaskArithmetic
 from unidecouple.models.base import UnifiedModel
 from unidecouple.run import RunConfig
 from unidecouple.train import merging
+from unidecouple.train.build import load_with_tokens
 from unidecouple.train.merging import choose_scale, merge_checkpoints
 
 
@@ -42,6 +43,24 @@ def test_the_scale_is_where_the_loss_is_least(small_base: Path, monkeypatch: pyt
     assert scale == pytest.approx(1.5, abs=0.05)
     assert len(lines) == 24
     assert all(torch.equal(weight, before[one]) for one, weight in model.state_dict().items())
+
+
+def test_models_with_added_words_merge(small_base: Path, tmp_path: Path) -> None:
+    """The base gets the words' rows, the mean of the others, and half of each model's change. By hand: 0.5 x (2 - 4) = -1."""
+    words, table = ["dax", "wug"], "model.language_model.embed_tokens.weight"
+    for name, change in (("one", 2.0), ("two", -4.0)):
+        model, processor = load_with_tokens(str(small_base), words)
+        rows = model.state_dict()[table]
+        start = rows.clone()
+        rows[-1] += change
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    tuned = [str(tmp_path / name) for name in ("one", "two")]
+    merge_checkpoints(str(small_base), tuned, tmp_path / "both", TaskArithmetic(scale=0.5), None, tmp_path / "cache", print)
+    torch.testing.assert_close(weights(tmp_path / "both")[table], torch.cat([start[:-1], start[-1:] - 1]))
+    _, processor = load(str(tmp_path / "both"))
+    assert set(words) <= processor.tokenizer.get_vocab().keys()
+    assert not list((tmp_path / "cache").iterdir())
 
 
 @pytest.mark.slow

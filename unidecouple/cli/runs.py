@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,6 @@ from unidecouple.cli.command import (
     RECIPES,
     add,
     add_cache,
-    load_config,
     naming_command,
     number,
     recipes_and_overrides,
@@ -49,6 +49,7 @@ def compare(arguments: argparse.Namespace) -> int:
     options += [f"--only={text}" for text in arguments.only] + [f"--results={path}" for path in arguments.results]
     grid = api.GridOptions(
         **_data_options(arguments, validation),
+        cache=arguments.cache,
         benchmarks=_folders(arguments.benchmarks),
         workers=arguments.workers,
         only=arguments.only,
@@ -84,7 +85,9 @@ def train(arguments: argparse.Namespace) -> int:
     from unidecouple import api
     from unidecouple.run import RunConfig
 
-    options = api.TrainOptions(**_data_options(arguments, validation), dry_run=arguments.dry_run, stop=arguments.stop)
+    options = api.TrainOptions(
+        **_data_options(arguments, validation), cache=arguments.cache, dry_run=arguments.dry_run, stop=arguments.stop
+    )
     with naming_command(RunConfig, recipes):
         api.train(
             arguments.output,
@@ -107,13 +110,12 @@ def _files(arguments: argparse.Namespace) -> tuple[list[Path], list[Path], list[
 
 
 def _data_options(arguments: argparse.Namespace, validation: list[Path]) -> dict[str, Any]:
-    """Fields of ``api.DataOptions``."""
+    """Fields that ``api.DataOptions`` and ``finetune.FineTune`` share."""
     return {
-        "validation": validation,
+        "validation": tuple(validation),
         "validation_fraction": arguments.validation_fraction,
         "columns": arguments.columns or {},
         "epochs": arguments.epochs,
-        "cache": arguments.cache,
     }
 
 
@@ -127,16 +129,26 @@ def _folders(text: str) -> dict[str, Path]:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """Estimate what a run needs on other hardware: memory, FLOPs, communication, time, cost and the first limit."""
+    """Estimate what a run needs on other hardware: memory, FLOPs, communication, time, cost and the first limit.
+
+    Give a recipe, or --model and --data, as to `unidecouple train`. Precedence, the later wins: recipe, options, key=value.
+    """
     import json
 
+    from unidecouple.finetune import FineTune, configure
     from unidecouple.plan.batch_shapes import Lengths
     from unidecouple.plan.stages import PlanRequest
     from unidecouple.plan.stages import plan as stages
     from unidecouple.plan.text import lines, plain
     from unidecouple.run import RunConfig
 
-    run = load_config(RunConfig, arguments.recipe)
+    recipes, data, validation, overrides = _files(arguments)
+    asked = FineTune(
+        arguments.model, tuple(data), recipe=tuple(recipes), method=arguments.method, **_data_options(arguments, validation)
+    )
+    decisions = functools.partial(print, file=sys.stderr if arguments.json else sys.stdout)
+    with naming_command(RunConfig, recipes):
+        run = configure(asked, overrides, arguments.cache, decisions, on_this_machine=False)
     lengths = Lengths(arguments.mmu_length, arguments.t2i_length, arguments.source_images)
     samples = None if arguments.samples is None else int(arguments.samples)
     question = PlanRequest(
@@ -169,10 +181,9 @@ def report(arguments: argparse.Namespace) -> int:
 
 def add_commands(commands: Commands) -> None:
     """``unidecouple compare|train|plan|report``."""
-    for command in (_add_compare(commands), _add_train(commands)):
+    for command in (_add_compare(commands), _add_train(commands), _add_plan(commands)):
         _add_own_data(command)
         add_cache(command)
-    _add_plan(commands)
     _add_report(commands)
 
 
@@ -210,8 +221,9 @@ def _add_compare(commands: Commands) -> argparse.ArgumentParser:
     return grid
 
 
-def _add_plan(commands: Commands) -> None:
-    paper = add(commands, plan, "plan", recipe=True)
+def _add_plan(commands: Commands) -> argparse.ArgumentParser:
+    paper = add(commands, plan, "plan")
+    _add_recipe_or_method(paper)
     paper.add_argument(
         "--gpus", type=whole(1), nargs="+", default=[8], help="numbers of devices to plan for, such as 1 8 64 (default: 8)"
     )
@@ -228,6 +240,7 @@ def _add_plan(commands: Commands) -> None:
     paper.add_argument("--samples", type=number(1, 1e15), help="samples of the whole run (default: as many as max_steps steps use)")
     paper.add_argument("--price", type=number(0), help="price of one device hour; costs are printed in the same currency")
     paper.add_argument("--json", action="store_true", help="print all figures as JSON")
+    return paper
 
 
 def _add_report(commands: Commands) -> None:
@@ -267,14 +280,19 @@ def _add_own_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--epochs", type=number(above=0), help="passes over --data (default: 10, at most max_steps of the recipe)")
 
 
-def _add_train(commands: Commands) -> argparse.ArgumentParser:
-    one = add(commands, train, "train")
-    one.add_argument("recipe", nargs="*", help=RECIPES)
-    one.add_argument(
+def _add_recipe_or_method(command: argparse.ArgumentParser) -> None:
+    """How one run trains."""
+    command.add_argument("recipe", nargs="*", help=RECIPES)
+    command.add_argument(
         "--method",
         default="auto",
         help="method instead of a recipe; `recipes methods` lists them (default: chosen from the data, with the reason)",
     )
+
+
+def _add_train(commands: Commands) -> argparse.ArgumentParser:
+    one = add(commands, train, "train")
+    _add_recipe_or_method(one)
     one.add_argument("--output", type=Path, required=True, help="folder to write the run to")
     one.add_argument(
         "--dry-run", action="store_true", help="print configuration, trainable weights, one batch and memory, and train nothing"

@@ -54,7 +54,7 @@ def write_merged(
             write_processor(staging, processor, described.layout)
         carried = carry_licences(base, staging, readme=True)
         finish(staging)
-    say(f"{target}: {len(shapes)} tensors of {len(tuned)} models merged onto {base}, in {len(files)} file(s)")
+    say(f"{target}: {len(shapes)} tensors of {len(tuned)} models merged, in {len(files)} file(s)")
     say(f"carried along: {', '.join(carried) or 'no licence or readme was there'}")
 
 

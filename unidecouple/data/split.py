@@ -1,8 +1,10 @@
-"""Divide records into parts by their images: records that share an image are on one side."""
+"""Divide records into parts by their images: records that share an image are on one side. Held-out files are no training files."""
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -11,10 +13,11 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from unidecouple.data.formats.detect import open_source
 from unidecouple.data.formats.reader import BAD, Reader, cached, stacked
 from unidecouple.data.formats.record import KINDS, BadRecordError, EncodedSource, ImageBytes, ImageFile, StoredImage
 from unidecouple.data.permutation import permute
-from unidecouple.data.settings import Source
+from unidecouple.data.settings import Files, Source
 
 _KEY: Final = 20250604
 """Of the order that parts are taken in, whatever a run's seed."""
@@ -40,6 +43,51 @@ def in_part(opened: Opened, part: tuple[float, float], cache: Path | None = None
     chosen = _chosen(_groups(np.concatenate([np.zeros((0, 2), np.int64), *pairs]), len(kinds)), kinds, part)
     masks = iter(np.split(chosen, starts[1:-1]))
     return [[next(masks) for _ in readers] for _, readers in opened]
+
+
+def check_held_out(files: Files, cache: Path | None = None) -> None:
+    """Refuse files of ``files.validation`` that are trained on, too, by path or content; disjoint ``fraction`` are allowed.
+
+    Raises:
+        ValueError: a file is on both sides, or there is no such file.
+    """
+    trained, held_out = (
+        [(source, open_source(source, cache)) for source in sources] for sources in (files.sources, files.validation)
+    )
+    by_size: dict[int, list[tuple[Source, Sequence[Reader], Path]]] = defaultdict(list)
+    for source, readers in trained:
+        for reader in readers:
+            by_size[_size(reader.path)].append((source, readers, reader.path))
+    for source, readers in held_out:
+        for path in (reader.path for reader in readers):
+            for other, its_readers, its_path in by_size.get(_size(path), ()):
+                if _equal(path, its_path) and not _apart((source, readers), (other, its_readers)):
+                    same = "is trained on, too" if path.samefile(its_path) else f"equals {its_path}, which is trained on"
+                    raise ValueError(
+                        f"the held-out file {path} {same}, so its scores would be of training data. Leave --validation "
+                        "(data.validation) out to hold a fraction of the records out, or give other files"
+                    )
+
+
+def _apart(one: tuple[Source, Sequence[Reader]], other: tuple[Source, Sequence[Reader]]) -> bool:
+    """Whether two sources have the same files and fractions of them that do not overlap."""
+    (first, last), (start, end) = one[0].fraction, other[0].fraction
+    files = [[reader.path for reader in readers] for _, readers in (one, other)]
+    return (last <= start or end <= first) and len(files[0]) == len(files[1]) and all(map(_equal, *files))
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _equal(one: Path, other: Path) -> bool:
+    """Whether two files, or two folders, are the same or have equal contents."""
+    if one.samefile(other):
+        return True
+    if not (one.is_dir() and other.is_dir()):
+        return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+    names = [sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()) for folder in (one, other)]
+    return names[0] == names[1] and all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
 
 
 def _groups(pairs: np.ndarray, size: int) -> np.ndarray:

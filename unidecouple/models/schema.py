@@ -18,7 +18,7 @@ SCHEMA_VERSION = 4
 VERSION_FIELD = "schema_version"
 
 _TRANSFORMERS = (
-    # Fields of Llama's, Janus's and Emu3's configurations in transformers 5.21 to 5.24; a later release may drop one.
+    # Fields of Llama's, Janus's and Emu3's configurations in transformers 5.22 to 5.24; a later release may drop one.
     "architectures attention_bias attention_dropout bos_token_id chunk_size_feed_forward dtype eos_token_id head_dim hidden_act "
     "hidden_size id2label image_token_id initializer_range intermediate_size is_encoder_decoder label2id max_position_embeddings "
     "mlp_bias model_type num_attention_heads num_hidden_layers num_key_value_heads num_labels output_attentions "
@@ -93,12 +93,16 @@ def _current(
             if old in given and new in given:
                 raise _misfit(f"has {old!r} and {new!r}, the former and the present name of one field", given)
         given = migrate(given)
-    known = {field.name for field in fields(cls)} | GenerationConfig().to_dict().keys()
-    known |= {*_TRANSFORMERS.split()}
+    known = {field.name for field in fields(cls)} | _generation_fields() | {*_TRANSFORMERS.split()}
     for name in given.keys() - known:
         if not (name.startswith("_") or hasattr(cls.__mro__[1], name)):
             _check_unknown(name, given, ours, former, checked=VERSION_FIELD in ours)
     return _with_versions(cls, {name: value for name, value in given.items() if name != VERSION_FIELD}, stated)
+
+
+@functools.cache
+def _generation_fields() -> frozenset[str]:
+    return frozenset(GenerationConfig().to_dict())
 
 
 def _check_unknown(name: str, given: Fields, ours: set[str], former: Mapping[str, str], checked: bool) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import AddedToken
 
 from unidecouple.batch import Task
+from unidecouple.convert.licences import carry_licences
 from unidecouple.convert.structure import with_more_words, with_structure, with_text
 from unidecouple.diagnose.routing import expert_usage
 from unidecouple.methods.stage import Lora
@@ -97,6 +100,39 @@ def add_tokens(model: UnifiedModel, processor: UnifiedProcessor, tokens: Sequenc
     ids = processor.tokenizer.convert_tokens_to_ids(new)
     rows = max(model.config.text_config.vocab_size, max(ids) + 1)
     return _rebuild(model, with_text(model.config, vocab_size=rows), with_more_words(model.state_dict(), rows, ids), 0)
+
+
+def load_with_tokens(
+    name_or_path: str, tokens: Sequence[str], *, shapes_only: bool = False
+) -> tuple[UnifiedModel, UnifiedProcessor]:
+    """A checkpoint with ``tokens`` added; ``shapes_only`` leaves its weights on the meta device. Raises as ``add_tokens``."""
+    from unidecouple.convert.load import load, load_shapes  # imports transformers' models: seconds that a wrong recipe needs not
+
+    model, processor = (load_shapes if shapes_only else load)(name_or_path)
+    return add_tokens(model, processor, tokens), processor
+
+
+@contextlib.contextmanager
+def with_words_of(tuned: Path, base: Path, near: Path) -> Iterator[Path]:
+    """The checkpoint ``base``, or a temporary copy in the folder ``near`` with the words that training added to ``tuned``."""
+    from unidecouple.convert.layouts import DEEPSEEK, read_config
+    from unidecouple.convert.load import load_processor
+
+    if DEEPSEEK in (read_config(base).layout, read_config(tuned).layout):
+        yield base
+        return
+    ours, theirs = (load_processor(str(folder)).tokenizer.get_vocab() for folder in (base, tuned))
+    words = sorted(theirs.keys() - ours.keys(), key=theirs.__getitem__)
+    if not words:
+        yield base
+        return
+    near.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".start-", dir=near) as folder:
+        model, processor = load_with_tokens(str(base), words)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        carry_licences(base, Path(folder), readme=True)
+        yield Path(folder)
 
 
 def _rebuild(model: UnifiedModel, config: UnifiedConfig, state: dict[str, torch.Tensor], seed: int) -> UnifiedModel:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from unidecouple import config as configs
 from unidecouple.batch import Batch
-from unidecouple.convert.load import load
 from unidecouple.data.preview import token_spans
 from unidecouple.data.sequences import Sample, SequenceBuilder
 from unidecouple.run import RunConfig
 from unidecouple.source import PrintLine, data_source
-from unidecouple.train.build import add_lora, add_tokens, apply_structure
+from unidecouple.train.build import add_lora, apply_structure, load_with_tokens
 from unidecouple.train.gradients import Gradients
 from unidecouple.train.lr_scaling import scaled_rows
 from unidecouple.train.parallel import Parallel
@@ -28,8 +27,7 @@ def describe(run: RunConfig, cache: Path, say: PrintLine) -> None:
         ValueError: as the run itself would: a start that does not load, a pattern that matches nothing, data that is missing.
     """
     say(configs.dump(run).rstrip())
-    model, processor = load(run.model_name_or_path)
-    model = add_tokens(model, processor, run.add_tokens)
+    model, processor = load_with_tokens(run.model_name_or_path, run.add_tokens)
     builder = SequenceBuilder(processor)
     source = data_source(run).open(run, model, processor, builder, cache, lambda what, done, of: None)
     model = apply_structure(model, run.structure, run.seed, source)

@@ -23,6 +23,7 @@ from unidecouple.models.shipped import located
 from unidecouple.ownership import check_directory
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource, PrintLine, data_source
+from unidecouple.train.build import with_words_of
 from unidecouple.train.meter import SPENT, Meter
 
 HELD_OUT: Final = 64
@@ -35,6 +36,8 @@ def merge_checkpoints(
     base: str, tuned: Sequence[str], target: Path, method: Merging, run: RunConfig | None, cache: Path, say: PrintLine
 ) -> None:
     """Merge ``tuned``, models fine-tuned from ``base``, into the folder ``target``.
+
+    Where training added words to the vocabulary (``RunConfig.add_tokens``), the base gets them, too.
 
     Args:
         base, tuned: folders of checkpoints or runs, or shipped bases' names.
@@ -50,21 +53,22 @@ def merge_checkpoints(
     meter = Meter()
     check_directory(target, map(located, (base, *tuned)))
     start, models = checkpoint_folder(base), [checkpoint_folder(name) for name in tuned]
-    check_alike(start, models)
-    if isinstance(method, TaskArithmetic | Ties | TSVM | Doge) and method.scale is not None:
-        rule = method.rule(method.scale)
-    elif run is None:
-        raise ValueError(f"{method.kind} learns from inputs of both tasks: name a recipe with data (--recipe)")
-    else:
-        rule = _found(method, _Opened.at(str(start), [str(model) for model in models], run, cache, say), say)
-    write_merged(
-        start,
-        models,
-        target,
-        rule,
-        say,
-        finish=lambda folder: write_json_atomic(folder / SPENT, vars(meter.read())),
-    )
+    with with_words_of(models[0], start, cache) as start:
+        check_alike(start, models)
+        if isinstance(method, TaskArithmetic | Ties | TSVM | Doge) and method.scale is not None:
+            rule = method.rule(method.scale)
+        elif run is None:
+            raise ValueError(f"{method.kind} learns from inputs of both tasks: name a recipe with data (--recipe)")
+        else:
+            rule = _found(method, _Opened.at(str(start), [str(model) for model in models], run, cache, say), say)
+        write_merged(
+            start,
+            models,
+            target,
+            rule,
+            say,
+            finish=lambda folder: write_json_atomic(folder / SPENT, vars(meter.read())),
+        )
 
 
 @dataclass(frozen=True)

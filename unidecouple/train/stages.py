@@ -156,7 +156,7 @@ class Trainer:
         before = sum(count for _, count in self.plan()[:index])
         averages = EMA(self.config.ema_decay, trained, self.parallel, self._averaged(stage, before, start))
         if self.config.gradient_checkpointing:
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.21
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in transformers 5.22
                 trained.gradient_checkpointing_enable({"use_reentrant": False})
             trained.disable_input_require_grads()  # it would send gradients through a frozen vision tower
         return StageRun(

@@ -25,7 +25,7 @@ from unidecouple.files import append_jsonl, write_json_atomic
 from unidecouple.run import RunConfig
 from unidecouple.source import BatchSource, PrintLine, Progress, RunScorer, data_source
 from unidecouple.train import checkpoint as checkpoints
-from unidecouple.train.build import add_tokens, apply_structure
+from unidecouple.train.build import apply_structure, load_with_tokens
 from unidecouple.train.checkpoint import TrainerState
 from unidecouple.train.faults import naming_broken_file
 from unidecouple.train.freezing import FULL_WEIGHTS, compress_frozen
@@ -152,13 +152,11 @@ class _Job:
 
 
 def _build(run: RunConfig, folder: Path, cache: Path, print_line: PrintLine, parallel: Parallel) -> _Job:
-    from unidecouple.convert.load import load, load_shapes  # imports transformers' models: seconds that a wrong recipe needs not
-
     resume = next(reversed(all_checkpoints(folder)), None)
     state = checkpoints.read_state(resume) if resume else TrainerState(0, 0, 0)
     with naming_broken_file(resume / "model.safetensors") if resume else nullcontext():
-        model, processor = (load if parallel.holds_weights else load_shapes)(str(resume or run.model_name_or_path))
-    model = add_tokens(model, processor, run.add_tokens)  # a checkpoint that is resumed has them
+        start = str(resume or run.model_name_or_path)  # a checkpoint that is resumed has the added tokens
+        model, processor = load_with_tokens(start, run.add_tokens, shapes_only=not parallel.holds_weights)
     if parallel.holds_weights:
         (model.model.vqmodel if run.quantize_frozen else model).to(parallel.device)  # the rest is compressed first
     builder = SequenceBuilder(processor)
@@ -237,10 +235,7 @@ def _say_nothing(line: str) -> None:
 
 def prepare(run: RunConfig, cache: Path, progress: Progress) -> None:
     """Generate and encode the data that ``run`` needs, so that processes started together find it in ``cache``."""
-    from unidecouple.convert.load import load
-
-    model, processor = load(run.model_name_or_path)
-    model = add_tokens(model, processor, run.add_tokens)
+    model, processor = load_with_tokens(run.model_name_or_path, run.add_tokens)
     data_source(run).open(run, model, processor, SequenceBuilder(processor), cache, progress)
 
 

@@ -100,6 +100,21 @@ def test_a_truncated_tar_keeps_its_whole_samples(tmp_path: Path, cut: int, where
     assert all(reason in str(problem) for reason, problem in zip(expected, found[3:], strict=True))
 
 
+@pytest.mark.parametrize(("kept", "warned"), [(7, True), (512, True), (1024, True), (1536, False), (2000, True), (2048, False)])
+def test_a_tar_without_its_end_mark_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: int, warned: bool) -> None:
+    """Bytes from the last text on: its 7, its block of 512, then blocks of zeros, of which two are the end mark."""
+    path = write_tar(tmp_path / "a.tar", pairs(2))
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    assert last.size == 7
+    path.write_bytes(path.read_bytes()[: last.offset_data + kept])
+    for _ in range(2):
+        assert prompts(records(path)) == ["image 0", "image 1"]
+    found = [record.getMessage() for record in caplog.records]
+    assert len(found) == warned
+    assert all(f"{path} lacks the end mark of a tar file" in message for message in found)
+
+
 def test_a_damaged_header_in_the_middle(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", pairs(4))
     with tarfile.open(path) as tar:

@@ -12,7 +12,9 @@ images are given by name or in the order of the archive. One pass over the tar h
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +28,7 @@ from unidecouple.data.formats.reader import RangeReader
 from unidecouple.data.formats.record import BadRecordError, ImageFile, Record, StoredImage
 from unidecouple.inputs import QUOTED, printable, quoted
 
+_LOG = logging.getLogger(__name__)
 _BLOCK: Final = 512
 _PICTURES: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 _TEXTS: Final = ("txt", "json")
@@ -40,6 +43,8 @@ class WebDataset(RangeReader):
     def __init__(self, path: Path, cache: Path | None = None, columns: Mapping[str, str] | None = None) -> None:
         self._columns = columns or {}
         super().__init__(path, str(sorted(self._columns.items())) if columns else "", cache)
+        if not _has_end(path):
+            _warn_of_cut(path, path.stat().st_mtime_ns)
 
     @property
     def format(self) -> str:
@@ -88,6 +93,23 @@ class WebDataset(RangeReader):
                     file.seek(member.offset_data)
                     texts[kind].append((name, file.read(member.size)))
         return _sample(_one_each(texts, len(pictures), where), pictures, where, self._columns)
+
+
+def _has_end(path: Path) -> bool:
+    """Whether the archive ends as tar ends every archive: with two blocks of zeros."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 2 * _BLOCK))
+        return not size % _BLOCK and file.read() == bytes(2 * _BLOCK)
+
+
+@functools.cache
+def _warn_of_cut(path: Path, changed: int) -> None:
+    """Warn once per process and state of the file: each task and split opens it again."""
+    _LOG.warning(
+        "%s lacks the end mark of a tar file (two blocks of zeros): it may be cut off, with samples lost. Copy or write it again",
+        path,
+    )
 
 
 def _one_each(texts: Mapping[str, list[tuple[str, bytes]]], pictures: int, where: str) -> dict[str, bytes]:

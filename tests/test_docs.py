@@ -93,7 +93,7 @@ def write_benchmarks(place: Path) -> None:
     write_llava_pope(write_pope(place / "data" / "benchmarks" / "pope"))
     write_mme(place / "data" / "benchmarks" / "mme")
     write_vqav2(place / "data" / "benchmarks" / "vqa")
-    write_unig2u(place / "data" / "benchmarks" / "unig2u")
+    write_unig2u(place / "data" / "benchmarks" / "visual_cot")
     (place / "emoji/img/google/64").mkdir(parents=True)
     write_art(place / "emoji/img/google/64")
     first = {line["tag"]: line for line in reversed(official_metadata())}

@@ -17,7 +17,7 @@ from unidecouple.eval.visual_cot_files import letter, open_files, relaxed
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    write_unig2u(tmp_path / "unig2u")
+    write_unig2u(tmp_path / "visual_cot")
     return tmp_path
 
 
@@ -89,9 +89,9 @@ def test_letters(answer: str, gold: str, right: bool) -> None:
 
 def test_what_it_refuses(data: Path, tmp_path: Path) -> None:
     assert metric_named("visual_cot").metric == "accuracy/own"
-    with pytest.raises(ValueError, match="has no unig2u"):
+    with pytest.raises(ValueError, match="has no visual_cot"):
         open_benchmarks(["visual_cot"], BenchmarkOptions(data=tmp_path / "none"))
-    table = data / "unig2u/realunify/realunify_mental_tracking.parquet"
+    table = data / "visual_cot/realunify/realunify_mental_tracking.parquet"
     pq.write_table(pq.read_table(table).drop_columns(["evaluation_prompt"]), table)
     with pytest.raises(ValueError, match=r"mental_tracking.parquet, row 1: 'prompt' is missing"):
         open_files(data)

@@ -136,10 +136,8 @@ def _read(reader: Reader) -> Iterator[tuple[int, ...]]:
 
 
 def _name(picture: StoredImage) -> bytes:
-    if isinstance(picture, ImageBytes):
-        return picture.content
-    if isinstance(picture, EncodedSource):
-        return _name(picture.picture)
+    if isinstance(picture, ImageBytes | EncodedSource):  # a cache has a copy of a source image for each record
+        return picture.read()
     if isinstance(picture, ImageFile):
         return f"{picture.path.absolute()}\0{picture.offset}\0{picture.size}".encode()
     return f"{picture.shard.absolute()}\0{picture.row}".encode()

@@ -108,7 +108,7 @@ Answers = Mapping[str, str]
 """Query's id -> the model's answer."""
 Images = Sequence[Sequence[np.ndarray]]
 """Images (uint8 (H, W, 3)) of every prompt, in order."""
-Sources = Sequence[Sequence[Picture]]
+SourceImages = Sequence[Sequence[Picture]]
 """Source images of every prompt, in order."""
 Metadata = Mapping[str, Any]
 """A prompt with what it asks for: a line of GenEval's ``evaluation_metadata.jsonl``. "prompt" is the text."""
@@ -153,7 +153,7 @@ class GenerationBenchmark:
     score: Callable[[Images], BenchmarkResult] | None
     read_detections: Callable[[Path], BenchmarkResult] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
-    sources: Sources = ()
+    sources: SourceImages = ()
 
     def score_images(self, images: Images) -> BenchmarkResult:
         """The result of ``images``.
@@ -227,7 +227,9 @@ class ScoredModel(Protocol):
     def ask(self, queries: Sequence[Query], /) -> list[str]:
         """Answer every query, in order."""
 
-    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Sources = (), /) -> list[list[np.ndarray]]:
+    def generate(
+        self, prompts: Sequence[str], num_images: int, first: int, sources: SourceImages = (), /
+    ) -> list[list[np.ndarray]]:
         """Generate ``num_images`` images (uint8 (H, W, 3)) per prompt; ``first`` is the number of the first prompt.
 
         ``sources`` are the source images of each prompt, given for benchmarks of edits only. Image j of prompt i depends on the

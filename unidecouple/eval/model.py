@@ -12,7 +12,7 @@ import numpy as np
 
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.eval.benchmark import Metadata, Picture, Query, Sources
+from unidecouple.eval.benchmark import Metadata, Picture, Query, SourceImages
 from unidecouple.generate.image import decode_images, draw_tokens
 from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.likelihood import passage_log_likelihood
@@ -67,7 +67,7 @@ class EvalModel:
                 prompt = self._builder.understanding_prompt(query.text, len(query.pictures))
                 check_length(len(prompt), self.max_new_tokens, self._longest)
 
-    def check_prompts(self, metadata: Sequence[Metadata], sources: Sources = ()) -> None:
+    def check_prompts(self, metadata: Sequence[Metadata], sources: SourceImages = ()) -> None:
         """Refuse prompts that the model cannot draw; as ``check_queries``, with the prompt's number from 0."""
         row_ends = len(self._builder.row_end) * self._builder.picture.rows
         for number, line in enumerate(metadata):
@@ -95,7 +95,7 @@ class EvalModel:
         """The same words with no image in the conversation, which training may never have had: a floor of another kind."""
         return self._answer(None, queries)
 
-    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Sources = ()) -> list[list[np.ndarray]]:
+    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: SourceImages = ()) -> list[list[np.ndarray]]:
         """Images of consecutive prompts; see ``benchmark.ScoredModel``."""
         jobs = [
             ImageJob.of(self._builder, prompt, (self.seed, number, copy), self.sampling, pictures=[*map(self._image, shown)])

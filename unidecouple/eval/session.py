@@ -260,10 +260,10 @@ def _hash_of(queries: Sequence[Query]) -> str:
 def _hash_of_pictures(pictures: Sequence[Picture]) -> str:
     """Of the images' bytes, stored ones once each."""
     whole = hashlib.sha256()
-    for picture in (one for one in pictures if isinstance(one, np.ndarray)):
-        whole.update(picture.tobytes())
-    for picture in dict.fromkeys(one for one in pictures if not isinstance(one, np.ndarray)):
-        whole.update(hashlib.sha256(picture.read()).digest())
+    for drawn in (one for one in pictures if isinstance(one, np.ndarray)):
+        whole.update(drawn.tobytes())
+    for stored in dict.fromkeys(one for one in pictures if not isinstance(one, np.ndarray)):
+        whole.update(hashlib.sha256(stored.read()).digest())
     return whole.hexdigest()
 
 

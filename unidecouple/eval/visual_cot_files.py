@@ -87,7 +87,7 @@ def open_files(data: Path, limit: int | None = None) -> VisualCotBenchmark:
     Raises:
         ValueError: there are no tables, or one is of another part or lacks a column.
     """
-    paths = find(data, "unig2u", [*_TABLES, *(f"*/{name}" for name in _TABLES)])
+    paths = find(data, NAME, [*_TABLES, *(f"*/{name}" for name in _TABLES)])
     read = [one for path in paths for one in _read_table(path, limit)]
     metadata = [{"tag": one.item.kind, "prompt": one.prompt} for one in read]
     generation = GenerationBenchmark(NAME, metadata, 1, None, sources=[(one.picture,) for one in read])

@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from scipy import ndimage
@@ -61,7 +60,7 @@ class TemplateJudge:
 
     styles: tuple[Sprites, ...] = (sprite,)
 
-    name: ClassVar[str] = "template"
+    name = "template"
 
     def detect_batch(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
         """One detection per object found, with its best class.

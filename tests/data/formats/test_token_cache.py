@@ -25,6 +25,7 @@ from unidecouple.data.formats.token_cache import FORMAT, FORMAT_WITH_SOURCES, MA
 from unidecouple.data.pictures import ImagePreprocessor, decode
 from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.data.settings import Files, Source
+from unidecouple.data.split import _name
 from unidecouple.files import sha256_file, sha256_tree
 from unidecouple.models.janus import UniJanusForConditionalGeneration
 from unidecouple.models.processing import UniJanusProcessor
@@ -183,6 +184,7 @@ def test_edits_are_samples_as_before(tmp_path: Path, processor: UniJanusProcesso
         assert list(tokens) == encode_image_tokens(vq, pixels([shown]))[0].tolist()  # type: ignore[list-item]
     assert build(after, preprocessor, builder, dropped=True).sources == ()
     assert len(check.digest(after)) == 16
+    assert [_name(one) for one in after.sources] == [png(0, 40), png(1, 40)]  # so that no source image is in two parts
 
 
 def read_all(cache: Path) -> None:

@@ -35,7 +35,7 @@ def micro_batches(joint: JointBatch) -> tuple[BatchShape, ...]:
     """What the plan is given about real batches."""
     return tuple(
         BatchShape(
-            Task.MMU if batch.pixel_values is not None else Task.T2I,
+            Task.T2I if bool((batch.image_tokens != NO_IMAGE_TOKEN).any()) else Task.MMU,
             *batch.input_ids.shape,
             answers=int((batch.labels[:, 1:] != IGNORE).sum()),
             drawn=int((batch.image_tokens[:, 1:] != NO_IMAGE_TOKEN).sum()),

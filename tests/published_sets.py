@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from own_data import png, write_jsonl, write_pictures
@@ -89,3 +91,18 @@ def write_art(folder: Path) -> Path:
     for number, code in enumerate(CODE_POINTS.values()):
         Image.fromarray(drawing).save(folder / f"{code.lower()}{'-fe0f' if number % 5 == 0 else ''}.png")
     return folder
+
+
+def write_unig2u(folder: Path) -> Path:
+    """A question of ChartQA100 and two of RealUnify, with the columns that lmms-eval reads."""
+    chart = {"image": {"bytes": png(1), "path": None}, "question": "How many?", "answer": "20", "type": "human_test"}
+    task = {"question": "Where?", "evaluation_prompt": "Where?\nA. left\nB. right", "task_type": "mental_tracking"}
+    _write_table(folder / "chartqa100/chartqa100.parquet", chart)
+    rows = [{"image": png(number), **task, "answer": answer} for number, answer in ((2, "A"), (3, "B"))]
+    _write_table(folder / "realunify/realunify_mental_tracking.parquet", *rows)
+    return folder
+
+
+def _write_table(path: Path, *rows: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)

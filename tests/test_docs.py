@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 
 from own_data import asked, flat, write_jsonl, write_pictures
 from published import write_published
-from published_sets import write_art, write_llava_pope, write_mme, write_pope, write_vqav2
+from published_sets import write_art, write_llava_pope, write_mme, write_pope, write_unig2u, write_vqav2
 from ranks import exit_codes, fork_ranks
 from tiny_emu3 import write_emu3
 from tiny_language import write_language
@@ -93,6 +93,7 @@ def write_benchmarks(place: Path) -> None:
     write_llava_pope(write_pope(place / "data" / "benchmarks" / "pope"))
     write_mme(place / "data" / "benchmarks" / "mme")
     write_vqav2(place / "data" / "benchmarks" / "vqa")
+    write_unig2u(place / "data" / "benchmarks" / "unig2u")
     (place / "emoji/img/google/64").mkdir(parents=True)
     write_art(place / "emoji/img/google/64")
     first = {line["tag"]: line for line in reversed(official_metadata())}
@@ -252,6 +253,8 @@ def test_the_pages_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         "out/red-cat/grid.png",
         "guard/language/guard.html",
         "out/generation-eval/pope/card.md",
+        "out/eval-cot/visual_cot/card.md",
+        "out/edits-cot/visual_cot/card.md",
     ):
         assert (place / made).is_file()
     compared = json.loads((place / "runs/own/results.json").read_text())

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 
+from published import write_published
 from unidecouple.cli.command import existing
 from unidecouple.config import ConfigError, load
 from unidecouple.data.formats import open_readers
+from unidecouple.data.formats.record import ImageFile
+from unidecouple.data.pictures import decode
+from unidecouple.delta.checkpoint import open_checkpoint
 from unidecouple.inputs import printable, quoted, refuse_special, refuse_surrogates, special_file
 from unidecouple.run import RunConfig
 
@@ -31,6 +37,34 @@ def test_what_is_no_file(pipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (special_file(pipe), special_file(tmp_path / "link")) == ("a named pipe", "a named pipe")
     assert special_file(Path("/dev/zero")) == "a device"
     assert [special_file(tmp_path / name) for name in ("plain", "gone", "", "a\0b", "\ud83d")] == [None] * 5
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin", "shards"])
+def test_pointers_in_a_checkpoint_are_named(form: str, tmp_path: Path) -> None:
+    """Whichever of its files a clone without Git LFS has not fetched."""
+    whole = write_published(tmp_path / "whole", form=form)
+    names = {path.name for path in whole.iterdir()} - {"README.md", "LICENSE", "processor_config.json"}
+    for name in sorted(names):
+        here = shutil.copytree(whole, tmp_path / "cloned", dirs_exist_ok=True)
+        (here / name).write_text(POINTER)
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} is a Git LFS pointer.*git lfs pull"):
+            open_checkpoint(str(here))
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.parquet", "data.tar"])
+def test_pointers_in_the_place_of_data_are_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer"):
+        open_readers(tmp_path / name)
+
+
+def test_a_pointer_in_the_place_of_an_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cow.png").write_text(POINTER)
+    with pytest.raises(ValueError, match=r"cow\.png: a Git LFS pointer"):
+        decode(ImageFile(tmp_path / "cow.png"))
 
 
 def test_pipes_are_refused_at_once(pipe: Path) -> None:

@@ -40,6 +40,10 @@ def test_headlines_are_understanding_first() -> None:
     assert [(metric.benchmark, metric.metric) for metric in headlines()] == [
         ("pope", "accuracy"),
         ("vqa", "accuracy"),
+        ("visual_cot", "accuracy/own"),
+        ("visual_cot", "accuracy/none"),
+        ("visual_cot", "accuracy/oracle"),
+        ("visual_cot", "accuracy/wrong"),
         ("mmmu", "accuracy"),
         ("mme", "perception"),
         ("mme", "cognition"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import stat
 from pathlib import Path
 from typing import Final
 
+LFS_START: Final = b"version https://git-lfs.github.com/spec/"
+"""First bytes of a Git LFS pointer, which lies in the place of a large file until it is fetched."""
+LFS_POINTER: Final = "a Git LFS pointer, not the file itself: fetch the file by `git lfs pull`"
 QUOTED: Final = 100
 """Characters of a value that a message quotes."""
 
@@ -39,6 +43,19 @@ def refuse_special(path: Path) -> None:
     """
     if kind := special_file(path):
         raise ValueError(f"{printable(str(path), QUOTED)} is {kind}, not a file: write the data to a file and give that")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a Git LFS pointer. Any other path passes, also of a file that cannot be read: its reader says why.
+
+    Raises:
+        ValueError: with the path and the remedy.
+    """
+    start = b""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(len(LFS_START))
+    if start == LFS_START:
+        raise ValueError(f"{printable(str(path))} is {LFS_POINTER}")
 
 
 def quoted(value: object) -> str:

@@ -14,6 +14,7 @@ BENCHMARKS: Final = {
     "vqa": "unidecouple.eval.vqa_files:BENCHMARK",
     "geneval": "unidecouple.eval.geneval_files:BENCHMARK",
     "edits": "unidecouple.eval.edits:BENCHMARK",
+    "visual_cot": "unidecouple.eval.visual_cot_files:BENCHMARK",
     "mmmu": "unidecouple.eval.mmmu:BENCHMARK",
     "mme": "unidecouple.eval.mme:BENCHMARK",
     "language": "unidecouple.eval.language:BENCHMARK",
@@ -26,6 +27,7 @@ SYNTHETIC_BENCHMARKS: Final = {
     "vqa": "unidecouple.world.vqa:BENCHMARK",
     "geneval": "unidecouple.world.geneval:BENCHMARK",
     "edits": "unidecouple.world.edit_benchmark:BENCHMARK",
+    "visual_cot": "unidecouple.world.visual_cot:BENCHMARK",
 }
 """Name -> ``eval.suite.Benchmark`` that replaces the published one where no folder of files is given."""
 

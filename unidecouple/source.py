@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from unidecouple import plugins
 from unidecouple.batch import JointBatch, Task
@@ -19,7 +19,25 @@ if TYPE_CHECKING:
     from unidecouple.models.base import UnifiedModel
     from unidecouple.models.processing import UnifiedProcessor
 
-__all__ = ["BatchSource", "DataSource", "PrintLine", "ProbeData", "Progress", "RunScorer", "data_source"]
+__all__ = ["BatchSource", "DataSource", "PrintLine", "ProbeData", "Progress", "RunScorer", "SampleLengths", "data_source"]
+
+
+class SampleLengths(NamedTuple):
+    """What ``plan`` needs to know of a source's samples.
+
+    Attributes:
+        conversation: mean padded tokens of a batch of understanding samples.
+        answers: mean tokens with a text target per understanding sample.
+        prompt: mean padded tokens of a batch of prompts for images, source images among them.
+        shown, sources: mean images per understanding sample, and source images per text-to-image sample.
+    """
+
+    conversation: int
+    answers: float
+    prompt: int
+    shown: float
+    sources: float
+
 
 PrintLine = Callable[[str], None]
 """Prints one line of text."""

@@ -61,7 +61,7 @@ def test_ids_are_the_language_model_s(processor: UniJanusProcessor, template: st
         rendered = made.apply_chat_template(messages, tokenize=False)
         assert made.tokenizer(rendered if turns[0] == SYSTEM else made.text_prefix + rendered)["input_ids"] == sample.input_ids
     question = tokenizer.apply_chat_template([{"role": "user", "content": "What?"}], add_generation_prompt=True)["input_ids"]
-    assert builder.understanding_prompt("What?", shown=False) == question
+    assert builder.understanding_prompt("What?", images=0) == question
 
 
 @pytest.mark.parametrize("template", [None, "{{ messages[0]['content'] }}", "{{ raise_exception('no') }}"])

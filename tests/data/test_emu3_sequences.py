@@ -67,7 +67,7 @@ def test_prompts_are_transformers_own(processor: UniEmu3Processor, builder: Sequ
     expected = theirs(images=[picture], text=[chat])["input_ids"][0]
     assert builder.understanding_prompt("what is this ?") == expected
     words = theirs.apply_chat_template([*asked, {"role": "user", "content": content[1:]}], add_generation_prompt=True)
-    assert builder.understanding_prompt("what is this ?", shown=False) == theirs(text=[words])["input_ids"][0]
+    assert builder.understanding_prompt("what is this ?", images=0) == theirs(text=[words])["input_ids"][0]
     assert expected.count(builder.tokenizer.convert_tokens_to_ids("<image>")) == SIDE * (SIDE + 1)
     ours = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     assert processor(text=ours, images=[picture])["input_ids"][0] == expected

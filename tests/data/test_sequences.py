@@ -66,8 +66,18 @@ def test_a_question_with_no_picture_is_the_template(builder: SequenceBuilder, pr
     """Also where the library's template is asked for it: nothing of an image is left."""
     asked = [{"role": "user", "content": [{"type": "text", "text": TURNS[0].text}]}]
     ids = prompt_of(processor, asked, "text")["input_ids"][0].tolist()
-    assert builder.understanding_prompt(TURNS[0].text, shown=False) == ids
+    assert builder.understanding_prompt(TURNS[0].text, images=0) == ids
     assert not set(ids) & set(builder._image)
+
+
+def test_a_question_about_two_pictures_is_the_template_and_the_conversation(
+    builder: SequenceBuilder, processor: UniJanusProcessor, pictures: np.ndarray
+) -> None:
+    shown = [{"type": "image", "image": Image.fromarray(picture)} for picture in pictures[:2]]
+    asked = [{"role": "user", "content": [*shown, {"type": "text", "text": TURNS[0].text}]}]
+    ids = prompt_of(processor, asked, "text")["input_ids"][0].tolist()
+    assert builder.understanding_prompt(TURNS[0].text, images=2) == ids
+    assert builder.conversation([("user", [*pictures[:2], TURNS[0].text])], Task.MMU).input_ids == ids
 
 
 @pytest.mark.parametrize("prompt", ["a photo of a cow", *(p.text for p in held_out("val")[0][::11])])

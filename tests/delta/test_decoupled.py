@@ -21,7 +21,7 @@ from unidecouple.convert.load import load
 from unidecouple.convert.steps import Conversion
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.delta.checkpoint import open_checkpoint
-from unidecouple.delta.decoupled import Sources, plan_decoupled
+from unidecouple.delta.decoupled import Sources, find_changes, plan_decoupled, whole_bytes
 from unidecouple.delta.forms import Fidelity
 from unidecouple.delta.pair import open_pair
 from unidecouple.delta.write import PROVENANCE, Provenance, write_decoupled
@@ -121,7 +121,10 @@ def test_sparse_signs(base: Path, tuned: Path, joint_batch: Joint, tmp_path: Pat
     """The largest entries' signs times their mean size (ComPEFT's form), as many as the budget holds; all else as tuned."""
     before, model = load_file(base / "model.safetensors"), load(str(tuned))[0]
     matrices = {name: weight for name, weight in model.named_parameters() if ".language_model.layers." in name and weight.ndim == 2}
-    budget = sum(weight.numel() for weight in matrices.values()) // 16  # half of one bit per number
+    signs = sum(weight.numel() for weight in matrices.values()) // 16  # half of one bit per number
+    sources = Sources.protecting(open_pair(str(base), str(tuned)), Task.MMU)
+    whole = whole_bytes(sources, find_changes(sources, spectra=False))
+    budget = signs + whole
     folder = decouple(base, tuned, tmp_path / "sparse", Fidelity(bits=True, budget=budget))
     stored = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
     with torch.no_grad():
@@ -133,7 +136,10 @@ def test_sparse_signs(base: Path, tuned: Path, joint_batch: Joint, tmp_path: Pat
             kept = np.where(np.abs(tau) >= least, np.sign(tau), 0)
             weight.copy_(before[name].double() + torch.from_numpy(kept * np.abs(tau[kept != 0]).mean()))
     places = sum(tensor.nbytes for name, tensor in stored.items() if name.endswith((".index", ".sign", ".deltas.t2i.scale")))
-    assert 0.9 * budget < places <= budget
+    assert 0.9 * signs < places <= signs
+    assert sum(tensor.nbytes for name, tensor in stored.items() if ".deltas." in name) <= budget
+    with pytest.raises(ValueError, match=rf"stored whole, and take {whole:,} bytes"):
+        decouple(base, tuned, tmp_path / "none", Fidelity(budget=whole))
     row, made = one_row(joint_batch[1]), load(str(folder))[0]
     torch.testing.assert_close(logits(made, row)[1], logits(model, row)[1], rtol=1e-4, atol=1e-4)
     asked = one_row(joint_batch[0])

@@ -75,6 +75,19 @@ def test_a_broken_task_fails(base: Path, make_tuned: MakeTuned, data: Path, tmp_
     assert main([*words, "--tolerance", "1000"]) == 0
 
 
+def test_data_and_benchmarks_are_opened_before_the_weights_are_measured(
+    base: Path, tuned: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measuring a large model takes long, and a mistake in a file is known at once."""
+    monkeypatch.setattr("unidecouple.delta.guard.measure_moved", lambda *_: pytest.fail("measured"))
+    single = tmp_path / "one.jsonl"
+    write_jsonl(single, [flat(str(data.parent / "0.png"), "a red cow")])
+    with pytest.raises(ValueError, match=r"1 sample\(s\) of t2i"):
+        guard(str(base), str(tuned), GuardOptions((str(single),), cache=tmp_path))
+    with pytest.raises(ValueError, match="unknown benchmark 'popee'"):
+        guard(str(base), str(tuned), GuardOptions(benchmarks=("popee",)))
+
+
 def test_greedy_ends_at_the_base(base: Path, tuned: Path, data: Path, tmp_path: Path) -> None:
     pair = open_pair(str(base), str(tuned))
     blend = Blend(pair, CPU)

@@ -144,3 +144,10 @@ def test_other_families_are_read_by_their_names(tmp_path: Path) -> None:
         open_pair(str(folder / "ema.safetensors"), str(folder))
     with pytest.raises(ValueError, match="no checkpoint at"):
         open_pair(str(folder), str(tmp_path / "none"))
+    words = {"embed_tokens.weight": torch.ones(4, 2), "lm_head.weight": torch.ones(4, 2)}
+    save_file(words, folder / "ema.safetensors")
+    save_file({name: torch.ones(5, 2) for name in words}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"bagel has no config\.json of a known model, so .* not those of"):
+        open_pair("understanding", str(folder))
+    with pytest.raises(ValueError, match=r"\(5, 2\) in .*bagel and \(4, 2\) in .*: add the same tokens to the base"):
+        open_pair(str(folder / "ema.safetensors"), str(folder))

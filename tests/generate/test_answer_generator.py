@@ -12,6 +12,7 @@ import pytest
 
 from decoder_kinds import KINDS, every_kind, refusal
 from tiny_emu3 import SIZE
+from unidecouple.batch import Task
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.generate.answer_generator import AnswerGenerator, generate_answers
@@ -134,3 +135,17 @@ def test_a_stop_string_ends_an_answer_and_nobody_elses(
     [made] = answering.add(stopped[:1])
     assert [answering.step() for _ in range(3)] == [[], [], [made]]
     assert (made.stopped, answering.text(made), answering.free_slots) == (True, " ".join(words[:3]), answering.max_batch_size)
+
+
+@pytest.mark.parametrize("base", ["small_base", "emu3_base"])
+def test_answers_about_several_images_are_the_plain_loops(request: pytest.FixtureRequest, base: str) -> None:
+    model, processor = load(str(request.getfixturevalue(base)))
+    builder, side = SequenceBuilder(processor), processor.picture_size
+    first, second = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    shown = [(first, second), (second,), (second, first)]
+    asked = ["is there ?", "what ?", "is there ?"]
+    turns = [[("user", [*several, words])] for several, words in zip(shown, asked, strict=True)]
+    jobs = [AnswerJob((one := builder.conversation(turn, Task.MMU)).input_ids, one.pictures, 4) for turn in turns]
+    expected = answer(model, builder, [shown[0], second, shown[2]], asked, 4)
+    assert generate_answers(AnswerGenerator(model, builder, 4), jobs) == expected
+    assert answer(model, builder, [shown[0]], asked[:1], 4) == expected[:1]

@@ -17,6 +17,8 @@ from PIL import Image
 
 from unidecouple.convert.load import load
 from unidecouple.data.sequences import QAPair, SequenceBuilder, pixels
+from unidecouple.eval.model import EvalModel
+from unidecouple.generate.sampling import image_sampling
 from unidecouple.generate.text import answer
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -70,6 +72,38 @@ def test_answers_are_ours_and_cut_where_the_task_says(plugin: Any, small_base: P
     assert ours.generate_until(requests(0, max_new_tokens=5, until=[first])) == [expected[0].split(first)[0]]
 
 
+def test_answers_about_several_pictures_and_none(plugin: Any, small_base: Path) -> None:
+    model, processor = load(str(small_base))
+    seen = processor.understood(PICTURE)
+    expected = answer(model, SequenceBuilder(processor), [[seen, seen], seen, []], [ASKED[2], ASKED[0], ASKED[1]], 5)
+    ours = plugin(pretrained=str(small_base), batch_size="3")
+    without = Instance((ASKED[1], {"max_new_tokens": 5}, lambda document: None, 1, "drawn", "test"))
+    assert ours.generate_until([*requests(2, 0, max_new_tokens=5), without]) == expected
+
+
+def test_visual_cot_generates_from_the_pictures_and_answers_about_all(plugin: Any, small_base: Path) -> None:
+    model, processor = load(str(small_base))
+    builder, seen = SequenceBuilder(processor), processor.understood(PICTURE)
+    contexts = ["[GEN_PROMPT]the cow is red[/GEN_PROMPT]\n[QUESTION] How many cows\nare there? [/QUESTION]", "there is no pig"]
+    given = [
+        Instance((context, {"max_new_tokens": 5, "visual_cot": True}, lambda document: document, number, "drawn", "test"))
+        for context, number in zip(contexts, (0, 2), strict=True)
+    ]
+    scored = EvalModel(model, processor, 5, image_sampling(model.generation_config), seed=3)
+    [[first]] = scored.generate(["the cow is red"], 1, 0, [[seen]])
+    [[second]] = scored.generate(["there is no pig"], 1, 2, [[seen, seen]])
+    questions = ["How many cows\nare there?", "there is no pig"]
+    expected = answer(model, builder, [[seen, first], [seen, seen, second]], questions, 5)
+    ours = plugin(pretrained=str(small_base), batch_size="2", seed="3")
+    assert ours.generate_visual_cot(given) == expected
+    assert [ours.generate_visual_cot([one])[0] for one in given] == expected
+    other = plugin(pretrained=str(small_base), seed=4)
+    drawn: list[Any] = []
+    other._answers = lambda batch, pictures, questions: drawn.append(pictures[0][-1]) or ["x"] * len(batch)
+    other.generate_visual_cot(given[:1])
+    assert not np.array_equal(drawn[0], first)
+
+
 def plainly(model: Any, builder: SequenceBuilder, picture: np.ndarray, question: str, words: str) -> tuple[float, bool]:
     """From the training code's own sequence, word by word, one row, no padding."""
     sample = builder.understanding(picture, [QAPair("x", question, words)])
@@ -117,8 +151,6 @@ def test_a_choice_without_a_picture_among_others(plugin: Any, small_base: Path) 
 
 def test_what_is_not_served_is_said(plugin: Any, small_base: Path) -> None:
     ours = plugin(pretrained=str(small_base))
-    with pytest.raises(ValueError, match="document 2 of drawn has 2 images"):
-        ours.generate_until(requests(2))
     with pytest.raises(ValueError, match="document 2 of drawn has 2 images"):
         ours.loglikelihood(choices(2, "yes"))
     with pytest.raises(ValueError, match="acc_mutual_info asks for choices without a document"):

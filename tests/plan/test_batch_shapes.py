@@ -77,6 +77,29 @@ def test_the_worlds_lengths_are_those_of_training(small_base: Path, small_cache:
         assert (part.samples, part.pictures) == (real[0][index].samples, real[0][index].pictures)
 
 
+def test_edits_and_text_have_the_images_of_training(small_base: Path, small_cache: Path) -> None:
+    """Source images of prompts, one or two images per question after an edit, none of text."""
+    model, processor = load(str(small_base))
+    builder = SequenceBuilder(processor)
+    data = SyntheticData(pairs=16, scenes=16, t2i_batch_size=8, mmu_batch_size=8, edit_fraction=0.5, cond_dropout_prob=0.0)
+    data = replace(data, edit_question_fraction=0.5)
+    source = world_batches(data, model, builder, 0, small_cache, lambda what, done, of: None)
+    real = [micro_batches(source.batch(step)) for step in range(12)]
+    for index, part in enumerate(joint(data, str(small_base), model.config, Lengths())):
+        mean = {key: sum(getattr(step[index], key) for step in real) / len(real) for key in ("length", "pictures")}
+        assert (part.length, part.pictures) == pytest.approx((mean["length"], mean["pictures"]), rel=1 / 6)
+    longer = SyntheticData(mmu_batch_size=4, t2i_batch_size=4, text_share=0.5)
+    assert joint(longer, str(small_base), model.config, Lengths())[0].pictures == 2
+    plain, edits = (joint(longer, str(small_base), model.config, Lengths(source_images=n))[1] for n in (0, 2))
+    assert (plain.pictures, edits.pictures) == (0, 8)
+    assert edits.length - plain.length == 2 * builder.source_length
+
+
+def test_source_images_of_a_published_size(janus_pro: UniJanusForConditionalGeneration) -> None:
+    t2i = planned(janus_pro, DATA, lengths=Lengths(source_images=1))[1]
+    assert t2i == BatchShape(Task.T2I, 6, 2 * (576 + 2) + 576 + 64, 0, 6 * 576, 6)
+
+
 def test_shipped_bases_are_sampled() -> None:
     config = build(configuration("understanding"), Dense(), None).config
     lengths = [part.length for part in joint(DATA, "understanding", config, Lengths())]

@@ -164,7 +164,8 @@ def test_lengths_are_those_of_real_sequences(emu3_base: Path, builder: SequenceB
     model = load(str(emu3_base))[0]
     tokens = image_tokens_of(model.config)
     empty = len(builder.generation_prompt(""))
-    assert tokens.seen == len(builder.understanding_prompt("?")) - len(builder.understanding_prompt("?", shown=False))
+    assert tokens.seen == len(builder.understanding_prompt("?")) - len(builder.understanding_prompt("?", images=0))
+    assert tokens.source == builder.source_length
     assert (tokens.drawn, tokens.learned) == (len(builder.generation("", [0] * SIDE**2).input_ids) - empty, SIDE**2)
     mmu, t2i = joint(SyntheticData(mmu_batch_size=3, t2i_batch_size=2), str(emu3_base), model.config, Lengths())
     real = micro_batches(batch)
@@ -178,7 +179,12 @@ def test_the_published_size() -> None:
     model = build(SIZES["emu3"], Dense(), None)
     decoder = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("model.vqmodel."))
     assert decoder == 8_492_011_520  # by hand in tests/models/test_emu3_published.py
-    assert image_tokens_of(model.config) == (90 * 91 + 9, 90 * 91, 8100)  # <|image start|> 9 0 * 9 0 <|image token|> rows, two ends
+    assert image_tokens_of(model.config) == (
+        90 * 91 + 9,
+        90 * 91 + 9,
+        90 * 91,
+        8100,
+    )  # <|image start|> 9 0 * 9 0 <|image token|> rows, two ends
 
 
 @pytest.mark.slow

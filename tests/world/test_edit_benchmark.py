@@ -13,7 +13,9 @@ from unidecouple.eval.benchmark import Images, evaluate
 from unidecouple.eval.suite import BenchmarkOptions, SyntheticSizes, open_benchmarks
 from unidecouple.world.edit_benchmark import edits_benchmark, judge_edits
 from unidecouple.world.edits import KINDS, edit_set
+from unidecouple.world.judge import TemplateJudge
 from unidecouple.world.scene import Scene, render
+from unidecouple.world.sprites import sprite
 
 
 class Painter:
@@ -49,13 +51,32 @@ def test_a_perfect_model_and_one_that_copies(paint: object, accuracy: float) -> 
 def test_reasons_name_what_is_missing_and_what_is_too_much() -> None:
     one = next(one for one in edit_set("test", 6, 3) if one.kind == "recolor" and len(one.target.objects) == 2)
     first, other = one.target.objects
-    [verdict] = judge_edits([one], [[render(Scene((first,)))]])
+    judge = TemplateJudge()
+    [verdict] = judge_edits([one], [[render(Scene((first,)))]], judge)
     assert not verdict.correct
     assert verdict.reason.startswith("lacks a")
     assert f"{other.color} {other.name} in the" in verdict.reason
-    [verdict] = judge_edits([one], [[render(one.source)]])
+    [verdict] = judge_edits([one], [[render(one.source)]], judge)
     assert [line.partition(" ")[0] for line in verdict.reason.splitlines()] == ["has", "lacks"]
-    assert [judge_edits([one], [[np.full((64, 64, 3), 255, np.uint8)]])[0].reason.count("lacks")] == [2]
+    assert [judge_edits([one], [[np.full((64, 64, 3), 255, np.uint8)]], judge)[0].reason.count("lacks")] == [2]
+
+
+def mirrored(name: str, color: str, size: int) -> np.ndarray:
+    """Another style: each drawing seen in a mirror."""
+    return np.ascontiguousarray(sprite(name, color, size)[:, ::-1])
+
+
+def test_a_held_out_style_counts_in_either_style() -> None:
+    """A model may keep the source's style, or return to that of its training; the judge of one style would not do."""
+    benchmark, edits = edits_benchmark("test", 6, 1, 3, mirrored), edit_set("test", 6, 3)
+    assert not np.array_equal(benchmark.sources[0][0], render(edits[0].source))
+    assert np.array_equal(benchmark.sources[0][0], render(edits[0].source, mirrored))
+    other = [render(one.target, mirrored) for one in edits]
+    for drawn in (targets(), other):
+        result = evaluate(benchmark, Painter(lambda n, source, drawn=drawn: drawn[n]))
+        assert [(row.value, row.ceiling, row.floor) for row in result.scores] == [(1, 1, 0)] * 5
+    verdicts = judge_edits(edits, [[image] for image in other], TemplateJudge())
+    assert sum(verdict.correct for verdict in verdicts) < len(edits)
 
 
 def test_it_is_found_by_its_name() -> None:

@@ -80,7 +80,8 @@ def test_align_writes_a_copy_whose_generation_side_alone_is_new(tmp_path: Path) 
 def test_an_image_tokenizer_learns(tmp_path: Path) -> None:
     """Two dozen steps halve the pixel loss; codes end on the unit sphere and in use."""
     vq = load(str(save_small_base(tmp_path)))[0].model.vqmodel
-    images = torch.from_numpy(tokenizer_pictures(16, 0)).permute(0, 3, 1, 2).contiguous()
+    windows = tokenizer_pictures(16, 0).reshape(16, 2, 32, 2, 32, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 32, 32, 3)
+    images = torch.from_numpy(windows).permute(0, 3, 1, 2).contiguous()
     losses: list[dict[str, float]] = []
     fit_tokenizer(
         vq, images, TokenizerTraining(steps=32, batch_size=4, warmup_share=0.5), lambda step, values: losses.append(values)

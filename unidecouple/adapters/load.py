@@ -23,6 +23,7 @@ from unidecouple.convert.load import checkpoint_folder, fill_buffers, load
 from unidecouple.convert.structure import with_text
 from unidecouple.convert.weights import Weights, check_finite
 from unidecouple.files import atomic_directory
+from unidecouple.inputs import refuse_pointer
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.families import configuration, model_class
 from unidecouple.models.processing import UnifiedProcessor
@@ -119,6 +120,7 @@ def write(base: str, adapter: Path, target: Path, say: PrintLine, keep_unmerged:
 
 
 def _read(adapter: Path, record: AdapterRecord) -> dict[str, Tensor]:
+    refuse_pointer(adapter / WEIGHTS)
     try:
         with safe_open(adapter / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}

@@ -21,6 +21,7 @@ from unidecouple.adapters.record import CONFIG, WEIGHTS
 from unidecouple.convert.emu3 import read_names
 from unidecouple.convert.json_files import check_configs, read_json
 from unidecouple.convert.weights import check_finite
+from unidecouple.inputs import refuse_pointer
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
@@ -158,6 +159,7 @@ def _check_kind(path: Path, raw: Mapping[str, Any]) -> None:
 def _tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: have PEFT save the adapter in safetensors (safe_serialization=True)")
+    refuse_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}

@@ -124,7 +124,7 @@ def add_commands(commands: Commands) -> None:
     mend.add_argument("--energy", type=number(0, 1), help="residual: choose each rank to keep this fraction of the matrix's energy")
     mend.add_argument(
         "--budget",
-        help="residual, bits: largest size of all residuals, such as 200MB; it decides ranks, or the share of signs",
+        help="residual, bits: largest size of all weights per task, such as 200MB; it decides ranks, or the share of signs",
     )
     mend.add_argument("--full", action="store_true", help="residual: store both versions of every matrix, which is exact")
     mend.add_argument(

@@ -149,7 +149,7 @@ def plan(arguments: argparse.Namespace) -> int:
     decisions = functools.partial(print, file=sys.stderr if arguments.json else sys.stdout)
     with naming_command(RunConfig, recipes):
         run = configure(asked, overrides, arguments.cache, decisions, on_this_machine=False)
-    lengths = Lengths(arguments.mmu_length, arguments.t2i_length)
+    lengths = Lengths(arguments.mmu_length, arguments.t2i_length, arguments.source_images)
     samples = None if arguments.samples is None else int(arguments.samples)
     question = PlanRequest(
         tuple(arguments.gpus), arguments.device, arguments.dtype, arguments.batch_size, lengths, samples, arguments.price
@@ -234,6 +234,9 @@ def _add_plan(commands: Commands) -> argparse.ArgumentParser:
         "--mmu-length", type=whole(1), help="tokens per understanding sample, image included (default: the recipe's)"
     )
     paper.add_argument("--t2i-length", type=whole(1), help="tokens per generation sample, image included (default: the recipe's)")
+    paper.add_argument(
+        "--source-images", type=whole(0), help="source images per generation sample, for edits (default: the recipe's)"
+    )
     paper.add_argument("--samples", type=number(1, 1e15), help="samples of the whole run (default: as many as max_steps steps use)")
     paper.add_argument("--price", type=number(0), help="price of one device hour; costs are printed in the same currency")
     paper.add_argument("--json", action="store_true", help="print all figures as JSON")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,7 +79,8 @@ def jobs(grid: Comparison) -> list[Job]:
             of = grid.variants[variant].parents if variant != START else ()
             job = Job(scenario, variant, rate, seed, config, Path(), merge, of)
             job = replace(job, parents=_parents(job, planned))
-            folder = folders.setdefault(configs.dump(job.record), Path(scenario) / job.variant / f"seed{seed}")
+            same = json.dumps(configs.plain(job.record))  # YAML would take seconds for a large grid
+            folder = folders.setdefault(same, Path(scenario) / job.variant / f"seed{seed}")
             planned.append(replace(job, folder=folder))
     return sorted(planned, key=lambda job: job.name != START)
 

@@ -5,6 +5,7 @@ PyYAML's own rules, of version 1.1, have both the other way round, take ``12:30`
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -121,6 +122,12 @@ for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_PREFIX + _name, re.compile(f"^(?:{_pattern})$"), _first)
 
 
+@functools.lru_cache(maxsize=128)
+def _as_json(text: str) -> str:
+    """The same value as JSON, which parts what anchors share. Bases are read again for each recipe that starts from them."""
+    return json.dumps(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
+
+
 def parse(text: str, source: str) -> Any:
     """The value of a YAML text: None, bool, int, float, str, or lists and dictionaries of them that share nothing.
 
@@ -132,7 +139,7 @@ def parse(text: str, source: str) -> Any:
         ConfigError: the text is no YAML of that kind; the message gives source, line and column.
     """
     try:
-        return json.loads(json.dumps(yaml.load(text, Loader=_Loader)))  # noqa: S506 - a SafeLoader; JSON parts what anchors share
+        return json.loads(_as_json(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""

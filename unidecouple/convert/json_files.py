@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from unidecouple.inputs import refuse_pointer
+
 _MOST_BYTES = 64 * 2**20
 """Published indexes of weights have up to 10 MB, configurations a few kB."""
 
@@ -35,6 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         said = "is no regular file" if path.exists() else "is missing, or a broken link"
         raise ValueError(f"cannot read {path}: it {said}")
+    refuse_pointer(path)
     try:
         size = path.stat().st_size
         value = json.loads(path.read_text(encoding="utf-8")) if size <= _MOST_BYTES else None

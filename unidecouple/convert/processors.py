@@ -13,6 +13,7 @@ from unidecouple.convert.emu3 import emu3_generation_config, read_emu3_processor
 from unidecouple.convert.json_files import read_json
 from unidecouple.convert.layouts import DEEPSEEK, TRANSFORMERS, UNIDECOUPLE, CheckpointConfig
 from unidecouple.files import write_json_atomic
+from unidecouple.inputs import refuse_pointer
 from unidecouple.models.emu3_processing import UniEmu3Processor
 from unidecouple.models.processing import JANUS_SYSTEM_PROMPT, UnifiedProcessor, UniJanusProcessor
 
@@ -73,6 +74,7 @@ def read_processor(described: CheckpointConfig) -> UnifiedProcessor | None:
     folder, layout = described.folder, described.layout
     if not (folder / "tokenizer.json").is_file():
         return None
+    refuse_pointer(folder / "tokenizer.json")
     try:
         if described.is_emu3:
             return read_emu3_processor(folder, layout == UNIDECOUPLE)

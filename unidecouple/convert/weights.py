@@ -15,6 +15,7 @@ from torch import Tensor
 from unidecouple.convert.json_files import read_json
 from unidecouple.convert.parts import Part
 from unidecouple.files import write_json_atomic
+from unidecouple.inputs import refuse_pointer
 
 _DTYPES = {
     "F64": torch.float64,
@@ -84,6 +85,7 @@ class Weights:
         return {name: out[name] for name in names}
 
     def _shapes(self, file: Path) -> Part:
+        refuse_pointer(file)
         if file.suffix != ".safetensors":
             return {name: tensor.to("meta") for name, tensor in self._load_torch(file).items()}
         try:

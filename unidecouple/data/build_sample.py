@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from unidecouple.batch import Task
-from unidecouple.data.formats.record import BadRecordError, ImageTokens, Record, StoredImage
+from unidecouple.data.formats.record import BadRecordError, EncodedSource, ImageTokens, Record, StoredImage
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import Sample, SequenceBuilder, TurnPart
 
@@ -41,6 +43,9 @@ def build(
     try:
         turns = [(turn.role, [part(p, is_t2i and turn.role == "assistant") for p in turn.parts]) for turn in record.turns]
         sample = builder.conversation(turns, Task.T2I if is_t2i else Task.MMU, dropped)
+        if sample.sources and all(isinstance(one, EncodedSource) for one in record.sources):
+            tokens = [one.tokens for one in record.sources if isinstance(one, EncodedSource)]
+            sample = replace(sample, sources=tuple(_cached(one, builder.num_image_tokens) for one in tokens))
     except (ValueError, OSError) as error:
         raise BadRecordError(record.where, str(error)) from error
     if max_length is not None and len(sample.input_ids) > max_length:

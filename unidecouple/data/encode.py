@@ -1,4 +1,7 @@
-"""Encode images to be generated into a cache of image tokens, shard by shard; an interrupted encoding resumes."""
+"""Encode images to be generated, and their source images, into a cache of image tokens, shard by shard.
+
+An interrupted encoding resumes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +20,17 @@ from safetensors.numpy import save
 from unidecouple.data.bad_records import BadRecordCounter
 from unidecouple.data.formats import BadRecordError, Reader, Record, RecordIndex
 from unidecouple.data.formats.reader import file_state
-from unidecouple.data.formats.token_cache import MANIFEST, PLAN, Manifest, record_entry, shard_files
+from unidecouple.data.formats.record import StoredImage
+from unidecouple.data.formats.token_cache import (
+    FORMAT,
+    FORMAT_WITH_SOURCES,
+    MANIFEST,
+    PLAN,
+    Manifest,
+    record_entry,
+    shard_files,
+    sources_file,
+)
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import pixels
 from unidecouple.files import sha256_file, sha256_tree, write_bytes_atomic, write_json_atomic, write_text_atomic
@@ -55,8 +69,8 @@ def encode(
 ) -> Manifest | None:
     """Encode every t2i record of ``readers`` into ``output``; shards that are there already are kept.
 
-    Records with images in their prompt are skipped: the cache holds text and tokens only. Processes that share the work write a
-    part of the shards each; the one that finds all of them writes the manifest, others return None.
+    Source images are kept as they came, beside their tokens; those of one shard are held in memory. Processes that share the work
+    write a part of the shards each; the one that finds all of them writes the manifest, others return None.
 
     Args:
         readers: from ``open_readers``.
@@ -88,6 +102,7 @@ def encode(
     counts = encoder.shards(output, options.shard_size, options.share, progress)
     if counts is None:
         return None
+    edits = any(output.glob(sources_file(output, 0).name.replace("00000", "*")))
     manifest = Manifest(
         tokenizer=digest,
         tokens_per_image=_width(output),
@@ -97,6 +112,7 @@ def encode(
         skipped=total - sum(counts),
         sources=sources,
         shards=counts,
+        format=FORMAT_WITH_SOURCES if edits else FORMAT,
     )
     write_json_atomic(output / MANIFEST, asdict(manifest))
     return manifest
@@ -111,13 +127,13 @@ def _claim(output: Path, settings: Mapping[str, object], paths: Sequence[Path]) 
     states = [] if any(path.is_dir() for path in paths) else [file_state(path, "source") for path in paths]
     output.mkdir(parents=True, exist_ok=True)
     with FileLock(output / ".plan.lock"):
-        kept = json.loads(file.read_text()) if file.is_file() else None
-        if kept is None and any(not path.name.startswith(".") for path in output.iterdir()):
+        kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        if not kept and any(not path.name.startswith(".") for path in output.iterdir()):
             raise ValueError(f"{output} is not empty: choose another folder, or delete it")
-        unchanged = kept is not None and kept.pop("states", None) == states != []
+        unchanged = kept.pop("states", None) == states and bool(states)
         sources = kept["sources"] if unchanged else {str(path): _hash(path) for path in paths}
         plan = {**settings, "sources": sources}
-        if kept is None:
+        if not kept:
             write_json_atomic(file, {**plan, "states": states})
         elif kept != plan:
             raise ValueError(f"{output} holds an encoding of other data or by another model: choose another folder, or delete it")
@@ -145,7 +161,9 @@ class _Encoder:
             tokens, records = shard_files(output, start // shard_size)
             chunk = range(start, min(start + shard_size, len(self.drawable)))
             if not tokens.is_file():
-                kept, rows = self.shard(chunk, progress)
+                kept, rows, sources = self.shard(chunk, progress)
+                if sources:
+                    write_bytes_atomic(sources_file(output, start // shard_size), sources)
                 write_text_atomic(records, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
                 write_bytes_atomic(tokens, save({"tokens": rows}))  # last: it marks the shard as complete
             progress(chunk.stop, len(self.drawable))
@@ -154,13 +172,15 @@ class _Encoder:
             return None
         return [records.read_bytes().count(b"\n") for _, records in files]
 
-    def shard(self, chunk: range, progress: EncodeProgress) -> tuple[list[dict[str, object]], np.ndarray]:
-        """Entries of the records numbered ``chunk``, and the tokens of their images, uint16 (images, tokens)."""
+    def shard(self, chunk: range, progress: EncodeProgress) -> tuple[list[dict[str, object]], np.ndarray, bytes]:
+        """Entries of the records numbered ``chunk``, the tokens of their images, uint16 (images, tokens), and source images."""
         kept: list[dict[str, object]] = []
+        sources = bytearray()
         rows: list[np.ndarray] = []
         waiting: list[np.ndarray] = []
-        for number, record, pictures in self._readable(chunk):
-            kept.append(record_entry(record, sum(map(len, rows)) + len(waiting)))
+        for number, record, pictures, contents in self._readable(chunk):
+            kept.append(record_entry(record, sum(map(len, rows)) + len(waiting), len(sources), map(len, contents)))
+            sources += b"".join(contents)
             waiting += pictures
             if len(waiting) >= self.batch_size:
                 rows.append(self._tokens(waiting))
@@ -168,31 +188,43 @@ class _Encoder:
                 progress(number, len(self.drawable))
         if waiting:
             rows.append(self._tokens(waiting))
-        return kept, np.concatenate(rows) if rows else np.zeros((0, 0), np.uint16)
+        return kept, np.concatenate(rows) if rows else np.zeros((0, 0), np.uint16), bytes(sources)
 
-    def _readable(self, chunk: range) -> Iterator[tuple[int, Record, list[np.ndarray]]]:
-        """Numbers, records and their images to be generated, uint8 at the model's size; bad records are counted."""
+    def _readable(self, chunk: range) -> Iterator[tuple[int, Record, list[np.ndarray], list[bytes]]]:
+        """Numbers, records, all their images, uint8 at the model's size, and bytes of source images; bad records are counted."""
         for number in chunk:
             try:
                 record = self.drawable.record(number)
-                pictures = self._pictures(record)
+                pictures, contents = self._pictures(record)
             except BadRecordError as error:
                 self.bad_records.skip(error)
             else:
                 self.bad_records.good()
-                yield number, record, pictures
+                yield number, record, pictures, contents
 
-    def _pictures(self, record: Record) -> list[np.ndarray]:
-        if sum(len(turn.pictures) for turn in record.turns) > len(record.generated):
-            raise BadRecordError(record.where, "the prompt holds images, which a cache of tokens cannot keep")
+    def _pictures(self, record: Record) -> tuple[list[np.ndarray], list[bytes]]:
+        edit, pictures, contents = bool(record.sources), [], []
         try:
-            return [self.preprocessor.for_generation(picture) for picture in record.generated]
-        except ValueError as error:
+            for turn in record.turns:
+                for picture in turn.pictures:
+                    if turn.role == "assistant":
+                        pictures.append(self.preprocessor.for_generation(picture, edit))
+                        continue
+                    pictures.append(self.preprocessor.for_understanding(picture))
+                    contents.append(_bytes_of(picture))
+        except (ValueError, OSError) as error:
             raise BadRecordError(record.where, str(error)) from error
+        return pictures, contents
 
     def _tokens(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         values = pixels(pictures).contiguous(memory_format=torch.channels_last).to(self.vq.quantize.embedding.weight)
         return encode_image_tokens(self.vq, values).cpu().numpy().astype(np.uint16)
+
+
+def _bytes_of(picture: StoredImage) -> bytes:
+    content = picture.read()
+    assert isinstance(content, bytes)  # tokens were refused when the image was decoded
+    return content
 
 
 def _hash(path: Path) -> str:

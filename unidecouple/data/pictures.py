@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unidecouple.data.formats.record import ImageFile, ImageTokens, StoredImage
-from unidecouple.inputs import printable
+from unidecouple.data.formats.record import EncodedSource, ImageFile, ImageTokens, StoredImage
+from unidecouple.inputs import LFS_POINTER, LFS_START, printable
 
 if TYPE_CHECKING:
     from unidecouple.models.processing import UnifiedProcessor
@@ -84,7 +84,7 @@ def decode(picture: StoredImage, formats: tuple[str, ...] = FORMATS, pixels: int
     except Image.DecompressionBombError as error:  # PIL's own limit, which it checks before ours
         raise ValueError(f"image {name}: more than {pixels or MAX_PIXELS:,} pixels: make it smaller") from error
     except Exception as error:  # PIL's readers raise anything from OSError to struct.error and SyntaxError
-        known = f"no image in a known format ({', '.join(formats)}), or damaged"
+        known = LFS_POINTER if content.startswith(LFS_START) else f"no image in a known format ({', '.join(formats)}), or damaged"
         reason = known if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"image {name}: {reason}") from error
 
@@ -173,6 +173,8 @@ def image_name(picture: StoredImage) -> str:
     """Name of an image for messages."""
     if isinstance(picture, ImageTokens):
         return f"{picture.shard} row {picture.row}"
+    if isinstance(picture, EncodedSource):
+        return image_name(picture.picture)
     return printable(str(picture.path), _NAME) if isinstance(picture, ImageFile) else "in the record"
 
 

@@ -249,8 +249,8 @@ class SequenceBuilder:
         pads = 0 if self._bare else len(prompt_ids) - 1 - len(self._opening)
         return [self._bos, *[self.tokenizer.pad_token_id] * pads, *self._opening]
 
-    def understanding_prompt(self, question: str, shown: bool = True) -> list[int]:
-        """Ids of one question about one image, up to where the answer starts; without ``shown`` the image is left out.
+    def understanding_prompt(self, question: str, images: int = 1) -> list[int]:
+        """Ids of one question about ``images`` images, which stand before it, up to where the answer starts.
 
         deepseek-ai/Janus strips the whole message (``apply_sft_template_for_multi_turn_prompts``). So spaces between image and
         question stay, and an image without a question has no line feed after it.
@@ -258,8 +258,10 @@ class SequenceBuilder:
         Raises:
             ValueError: as ``check_words``.
         """
-        opening = self._chat.user_with_image if shown else self._chat.prefix + self._chat.user
-        said = opening.rstrip() if shown and not question.strip() else opening + (question.rstrip() if shown else question.strip())
+        opening = self._chat.prefix + self._chat.user + self._chat.image * images
+        said = (
+            opening.rstrip() if images and not question.strip() else opening + (question.rstrip() if images else question.strip())
+        )
         return [self._bos, *self._ids(said + self._chat.asked, question, "question")]
 
     def answer_ids(self, answer: str) -> list[int]:

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from unidecouple.data.formats.detect import open_source
 from unidecouple.data.formats.reader import BAD, Reader, cached, stacked
-from unidecouple.data.formats.record import KINDS, BadRecordError, ImageBytes, ImageFile, StoredImage
+from unidecouple.data.formats.record import KINDS, BadRecordError, EncodedSource, ImageBytes, ImageFile, StoredImage
 from unidecouple.data.permutation import permute
 from unidecouple.data.settings import Files, Source
 
@@ -138,6 +138,8 @@ def _read(reader: Reader) -> Iterator[tuple[int, ...]]:
 def _name(picture: StoredImage) -> bytes:
     if isinstance(picture, ImageBytes):
         return picture.content
+    if isinstance(picture, EncodedSource):
+        return _name(picture.picture)
     if isinstance(picture, ImageFile):
         return f"{picture.path.absolute()}\0{picture.offset}\0{picture.size}".encode()
     return f"{picture.shard.absolute()}\0{picture.row}".encode()

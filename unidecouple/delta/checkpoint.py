@@ -16,6 +16,7 @@ from unidecouple.convert.processors import read_processor
 from unidecouple.convert.steps import Conversion, Step, changes, reading
 from unidecouple.convert.stored import source_folder
 from unidecouple.convert.weights import WEIGHTS, Weights
+from unidecouple.inputs import refuse_pointer
 from unidecouple.models.configuration import UniLlamaConfig
 from unidecouple.models.families import UnifiedConfig
 from unidecouple.models.processing import UnifiedProcessor
@@ -145,6 +146,7 @@ def _vocabulary(path: Path) -> dict[str, int]:
     """Token -> id of a tokenizer.json; empty without such a file, or where its model has no table."""
     if not path.is_file():
         return {}
+    refuse_pointer(path)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         table = raw["model"]["vocab"]

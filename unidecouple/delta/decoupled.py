@@ -7,7 +7,7 @@ hold understanding's rows, with generation's beside them. Modules that one task 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -84,7 +84,7 @@ class Plan:
     @property
     def extra_bytes(self) -> int:
         """Bytes of the deltas."""
-        return sum(tensor.nbytes for name, tensor in self.shapes.items() if ".deltas." in name)
+        return _delta_bytes(self.shapes)
 
 
 @dataclass
@@ -131,14 +131,34 @@ def find_changes(sources: Sources, spectra: bool, say: PrintLine = lambda line: 
 
 
 def plan_of(sources: Sources, found: Mapping[Task, _Found], fidelity: Fidelity) -> Plan:
-    """The form of every weight at ``fidelity``, from what changed; needs spectra where ``fidelity`` does."""
+    """The form of every weight at ``fidelity``, from what changed; needs spectra where ``fidelity`` does.
+
+    Raises:
+        ValueError: the budget is too small.
+    """
     base = sources.base
     assert base.config is not None
-    forms = {task.key: choose_forms(one.matrices, fidelity) | one.fixed for task, one in found.items()}
-    _swap_embeddings(sources, forms)
+    forms = _whole_forms(sources, found)
+    if fidelity.budget is not None:
+        whole = whole_bytes(sources, found)
+        if fidelity.budget <= whole:
+            raise ValueError(
+                f"a budget of {fidelity.budget:,} bytes is too small: word embeddings and norms that changed are stored whole, and "
+                f"take {whole:,} bytes; raise it, or keep them frozen in fine-tuning"
+            )
+        fidelity = replace(fidelity, budget=fidelity.budget - whole)
+    matrices = {f"{task.key}:{name}": matrix for task, one in found.items() for name, matrix in one.matrices.items()}
+    for key, form in choose_forms(matrices, fidelity).items():
+        task, _, name = key.partition(":")
+        forms[task][name] = form
     forms = {task: _ordered(some, base) for task, some in forms.items() if some}
     config = with_text(base.config, task_deltas=forms)
     return Plan(sources, config, _shapes(sources, forms), {task: one.relative for task, one in found.items()})
+
+
+def whole_bytes(sources: Sources, found: Mapping[Task, _Found]) -> int:
+    """Bytes of what tasks keep whole at any fidelity: rows of word embeddings, norms, an Emu3's head. A budget covers them, too."""
+    return _delta_bytes(_shapes(sources, _whole_forms(sources, found)))
 
 
 def parts(plan: Plan, trained: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[Part]:
@@ -187,6 +207,16 @@ def _kind(name: str, sources: Sources) -> str:
     if name.startswith(_DECODER) and name.endswith(_SUFFIX):
         return "norm" if "norm" in name.rsplit(".", 2)[1] else "matrix"
     return "unshared"
+
+
+def _delta_bytes(shapes: Part) -> int:
+    return sum(tensor.nbytes for name, tensor in shapes.items() if ".deltas." in name)
+
+
+def _whole_forms(sources: Sources, found: Mapping[Task, _Found]) -> dict[str, dict[str, str]]:
+    forms = {task.key: dict(one.fixed) for task, one in found.items()}
+    _swap_embeddings(sources, forms)
+    return forms
 
 
 def _swap_embeddings(sources: Sources, forms: dict[str, dict[str, str]]) -> None:

@@ -21,7 +21,8 @@ class Fidelity:
         energy: share of each matrix's energy (sum of squared singular values), by the smallest rank that has it.
         full: keep both weights.
         bits: one bit per number and a scale per matrix.
-        budget: most bytes of all matrices together; ranks are chosen for the most energy of all (and at most ``energy`` of each).
+        budget: most bytes of all weights per task together; ranks are chosen for the most energy of all (and at most ``energy`` of
+            each).
             With ``bits`` that do not fit, the same share of the entries of every matrix has its sign kept, the largest entries.
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unidecouple.batch import Task
 from unidecouple.delta.blend import Blend
-from unidecouple.delta.decoupled import Sources, delta_leaves, find_changes, plan_of
+from unidecouple.delta.decoupled import Sources, delta_leaves, find_changes, plan_of, whole_bytes
 from unidecouple.delta.forms import Fidelity
 from unidecouple.delta.held_out import HeldOut, mean
 from unidecouple.delta.pair import Pair, difference
@@ -96,9 +96,10 @@ def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, sc
         add(f"rank {rank}", "residual", Fidelity(rank=rank), blend.use(partial(_at_rank, factors, rank)), f"--rank {rank}")
     changed = changes[other].matrices.values()
     for share in SIGN_SHARES:
-        budget = int(share * sum(matrix.signs for matrix in changed))
+        size = int(share * sum(matrix.signs for matrix in changed))
+        budget = whole_bytes(sources, changes) + size
         fidelity = Fidelity(bits=True, budget=budget if share < 1 else None)
-        if share == 1 or budget >= sum(matrix.sparse(1) for matrix in changed):
+        if share == 1 or size >= sum(matrix.sparse(1) for matrix in changed):
             forms = plan_of(sources, changes, fidelity).forms.get(other.key, {})
             name, option = ("bits", "") if share == 1 else (f"bits {share:.0%}", f" --budget {budget}")
             add(name, "bits", fidelity, blend.use(partial(_signed, forms, factors)), f"--mode bits{option}")

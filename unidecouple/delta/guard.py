@@ -18,7 +18,7 @@ from unidecouple.delta.moved import measure_moved, to_json
 from unidecouple.delta.pair import Pair, open_pair
 from unidecouple.delta.revert import module_groups, revert_each, revert_greedily
 from unidecouple.delta.verdict import MeasureChange, of_losses, of_scores, run_tests, worse_tasks
-from unidecouple.eval.benchmark import BenchmarkResult, evaluate
+from unidecouple.eval.benchmark import AnyBenchmark, BenchmarkResult, evaluate
 from unidecouple.eval.instructions import answer_instructions
 from unidecouple.eval.model import EvalModel
 from unidecouple.eval.suite import TEST_SEED, BenchmarkOptions, benchmarks, open_benchmarks
@@ -85,7 +85,10 @@ def guard(
     if output is not None:
         for name in (GUARD, PAGE):
             check_file(output / name)
+    opened = open_benchmarks(options.benchmarks, options.benchmark_options)
     pair = open_pair(base, tuned)
+    blend = Blend(pair, options.device) if options.data or opened else None
+    held_out = _opened(pair, blend, options, say) if blend is not None and options.data else None  # before what takes long
     moved = to_json(measure_moved(pair, say))
     content: dict[str, Any] = {
         "generator": "unidecouple",
@@ -102,8 +105,8 @@ def guard(
         "greedy": [],
         "worse": [],
     }
-    if options.data or options.benchmarks:
-        content |= _behaviour(pair, options, say)
+    if blend is not None:
+        content |= _behaviour(pair, blend, held_out, opened, options, say)
     content["not_measured"] = _missing(options, moved)
     if output is not None:
         write_json_atomic(output / GUARD, content)
@@ -111,11 +114,15 @@ def guard(
     return content
 
 
-def _behaviour(pair: Pair, options: GuardOptions, say: PrintLine) -> dict[str, Any]:
+def _behaviour(
+    pair: Pair,
+    blend: Blend,
+    held_out: HeldOut | None,
+    opened: Sequence[AnyBenchmark],
+    options: GuardOptions,
+    say: PrintLine,
+) -> dict[str, Any]:
     """Losses and scores before and after, and reverts."""
-    blend = Blend(pair, options.device)
-    held_out = _opened(pair, blend, options, say) if options.data else None
-    opened = open_benchmarks(options.benchmarks, options.benchmark_options)
     found: dict[str, list[Any]] = {"losses": [], "scores": []}
     for name, model in (("base", blend.base), ("tuned", blend.tuned)):
         ready = model()

@@ -24,6 +24,8 @@ least 1 (their difference is orthogonal to either), fine-tuned ones some hundred
 _MERGED = ("text_config.lora_alpha",)
 """Fields that mean nothing once low-rank updates are merged."""
 
+_PER_TOKEN = ("embed_tokens.weight", "lm_head.weight")
+_ADDED = "add the same tokens to the base (`unidecouple train --model ... 'add_tokens=[...]' max_steps=0`), and name that as BASE"
 _REMEDY = "name the checkpoint that fine-tuning started from as BASE"
 
 
@@ -124,6 +126,12 @@ def _check_structures(base: Checkpoint, tuned: Checkpoint) -> None:
 
 def _check_names(base: Checkpoint, tuned: Checkpoint) -> None:
     lone = sorted(base.shapes.keys() ^ tuned.shapes.keys())
+    if lone and (base.config is None) != (tuned.config is None):
+        bare, other = (base, tuned) if base.config is None else (tuned, base)
+        raise ValueError(
+            f"{bare.name} has no config.json of a known model, so its weights were not converted, and their names are not those of "
+            f"{other.name} ({len(lone)} differ): copy config.json beside the weights"
+        )
     for name in lone[:1]:
         who, other = (base, tuned) if name in base.shapes else (tuned, base)
         if f".{DELTAS}." in name:
@@ -135,9 +143,10 @@ def _check_names(base: Checkpoint, tuned: Checkpoint) -> None:
     shapes = [(name, before.shape, tuned.shapes[name].shape) for name, before in base.shapes.items()]
     differ = [one for one in shapes if one[1] != one[2]]
     for name, before, after in differ[:1]:
+        added = after[0] > before[0] and all(one[0].endswith(_PER_TOKEN) for one in differ)
         raise ValueError(
             f"{name} is of shape {tuple(after)} in {tuned.name} and {tuple(before)} in {base.name} ({len(differ)} shapes differ): "
-            f"{_REMEDY}"
+            f"{_ADDED if added else _REMEDY}"
         )
 
 

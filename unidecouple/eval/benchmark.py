@@ -7,7 +7,7 @@ judge, ceiling and floor: a score by a judge of one's own means nothing without 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -38,6 +38,10 @@ class Score:
         return asdict(self)
 
 
+Picture = np.ndarray | ImageFile | ImageBytes
+"""An image at the model's own size (uint8 (H, W, 3)), or a stored image of any size."""
+
+
 @dataclass(frozen=True)
 class Query:
     """A question as it is put to a model.
@@ -45,18 +49,25 @@ class Query:
     Attributes:
         id: unique in the benchmark; answers are kept by it.
         text: the whole user turn; without an image a passage, or what comes before each of ``choices``.
-        picture: at the model's own size (uint8 (H, W, 3)), or a stored image of any size. None: nothing is asked, and the answer is
-            three numbers: the passage's log-likelihood in nats, its tokens, and how many of them stand for unknown words. With
-            ``choices`` it is one number per choice: its log-likelihood in nats after ``text`` and a space.
+        picture: see ``Picture``. None: nothing is asked, and the answer is three numbers: the passage's log-likelihood in nats, its
+            tokens, and how many of them stand for unknown words. With ``choices`` it is one number per choice: its log-likelihood
+            in nats after ``text`` and a space.
         where: file and line, for messages; empty for generated questions.
         choices: of a multiple-choice question.
+        further: images that stand after ``picture``, each as it.
     """
 
     id: str
     text: str
-    picture: np.ndarray | ImageFile | ImageBytes | None
+    picture: Picture | None
     where: str = ""
     choices: tuple[str, ...] = ()
+    further: tuple[Picture, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All images, in order."""
+        return () if self.picture is None else (self.picture, *self.further)
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,8 @@ Answers = Mapping[str, str]
 """Query's id -> the model's answer."""
 Images = Sequence[Sequence[np.ndarray]]
 """Images (uint8 (H, W, 3)) of every prompt, in order."""
+Sources = Sequence[Sequence[Picture]]
+"""Source images of every prompt, in order."""
 Metadata = Mapping[str, Any]
 """A prompt with what it asks for: a line of GenEval's ``evaluation_metadata.jsonl``. "prompt" is the text."""
 
@@ -131,7 +144,7 @@ class GenerationBenchmark:
         score: from the images of all prompts to the result; None where no judge comes with the benchmark.
         read_detections: the result from a file that says what another detector saw in the images.
         files: what was read: name -> SHA-256; empty for generated prompts.
-        sources: source images of each prompt, at the model's own size (uint8 (H, W, 3)); empty where no prompt has any.
+        sources: source images of each prompt; empty where no prompt has any.
     """
 
     name: str
@@ -140,7 +153,7 @@ class GenerationBenchmark:
     score: Callable[[Images], BenchmarkResult] | None
     read_detections: Callable[[Path], BenchmarkResult] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
-    sources: Images = ()
+    sources: Sources = ()
 
     def score_images(self, images: Images) -> BenchmarkResult:
         """The result of ``images``.
@@ -153,7 +166,57 @@ class GenerationBenchmark:
         return self.score(images)
 
 
-AnyBenchmark = QABenchmark | GenerationBenchmark
+NONE, OWN, ORACLE, WRONG = "none", "own", "oracle", "wrong"
+"""Conditions of a ``VisualCotBenchmark``: no auxiliary image, the model's own, the true one, that of another question."""
+
+
+@dataclass(frozen=True)
+class VisualCotBenchmark:
+    """Questions that are asked without and with an auxiliary image, which the model generates from the question's images first.
+
+    Attributes:
+        name: of the benchmark.
+        queries: without auxiliary images.
+        generation: one prompt per query, with its source images; one image each is the model's own auxiliary image.
+        score: from condition -> answers to all queries, and the model's own images (none where only ``NONE`` is scored), to the
+            result.
+        given: condition -> one auxiliary image per query. Without ``WRONG`` it is the model's own image of the next question.
+        texts: of each query with an auxiliary image; empty where they are those without.
+        files: what was read: name -> SHA-256; empty for generated questions.
+    """
+
+    name: str
+    queries: tuple[Query, ...]
+    generation: GenerationBenchmark
+    score: Callable[[Mapping[str, Answers], Images], BenchmarkResult]
+    given: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+    texts: Sequence[str] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def asked(self, own: Sequence[Sequence[Picture]]) -> dict[str, tuple[Query, ...]]:
+        """Return condition -> queries with its auxiliary images as last images.
+
+        ``own`` is the model's image of each prompt; conditions that need images which are not there yet are left out.
+        """
+        shown: dict[str, Sequence[Picture]] = dict(self.given)
+        if len(own) == len(self.queries):
+            mine = [image for [image] in own]
+            shown = {OWN: mine, WRONG: [*mine[1:], *mine[:1]]} | shown
+        asked = {NONE: self.queries}
+        texts = self.texts or [query.text for query in self.queries]
+        for condition in self.conditions[1:]:
+            if condition in shown:
+                rows = zip(self.queries, texts, shown[condition], strict=True)
+                asked[condition] = tuple(replace(query, text=text, further=(*query.further, one)) for query, text, one in rows)
+        return asked
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of all conditions, in order."""
+        return (NONE, OWN, *(condition for condition in self.given if condition != WRONG), WRONG)
+
+
+AnyBenchmark = QABenchmark | GenerationBenchmark | VisualCotBenchmark
 GenerateImages = Callable[[Sequence[str], int, int], list[list[np.ndarray]]]
 """See ``ScoredModel.generate``; of prompts without source images, or with those of their benchmark."""
 
@@ -164,7 +227,7 @@ class ScoredModel(Protocol):
     def ask(self, queries: Sequence[Query], /) -> list[str]:
         """Answer every query, in order."""
 
-    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Images = (), /) -> list[list[np.ndarray]]:
+    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Sources = (), /) -> list[list[np.ndarray]]:
         """Generate ``num_images`` images (uint8 (H, W, 3)) per prompt; ``first`` is the number of the first prompt.
 
         ``sources`` are the source images of each prompt, given for benchmarks of edits only. Image j of prompt i depends on the
@@ -180,10 +243,17 @@ def evaluate(benchmark: AnyBenchmark, model: ScoredModel, batch_size: int = 256)
     """
     if isinstance(benchmark, GenerationBenchmark):
         return benchmark.score_images(generate(model, benchmark))
+    if isinstance(benchmark, VisualCotBenchmark):
+        own = generate(model, benchmark.generation)
+        return benchmark.score({name: _answers(model, some, batch_size) for name, some in benchmark.asked(own).items()}, own)
+    return benchmark.score(_answers(model, benchmark.queries, batch_size))
+
+
+def _answers(model: ScoredModel, queries: Sequence[Query], batch_size: int) -> dict[str, str]:
     answers: dict[str, str] = {}
-    for start in range(0, len(benchmark.queries), batch_size):
-        answers |= ask(model.ask, benchmark.queries[start : start + batch_size])
-    return benchmark.score(answers)
+    for start in range(0, len(queries), batch_size):
+        answers |= ask(model.ask, queries[start : start + batch_size])
+    return answers
 
 
 def ask(model: Callable[[Sequence[Query]], list[str]], queries: Sequence[Query]) -> dict[str, str]:

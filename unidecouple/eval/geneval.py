@@ -154,18 +154,26 @@ def read_folder(folder: Path) -> tuple[list[Metadata], list[list[np.ndarray]]]:
         ValueError: ``folder`` holds no numbered prompt folder, or a prompt has no image, or not one line as ``metadata_of``
             needs it.
     """
-    entries = folder.iterdir() if folder.is_dir() else iter(())
-    prompts = sorted((entry for entry in entries if entry.is_dir() and entry.name.isdigit()), key=lambda entry: int(entry.name))
-    if not prompts:
-        raise ValueError(f"{folder} holds no prompt folders such as 00000; is it GenEval's image folder?")
-    metadata = [metadata_of(read_records(prompt / "metadata.jsonl")[0]) for prompt in prompts]
+    return [metadata_of(read_records(prompt / "metadata.jsonl")[0]) for prompt in _prompt_folders(folder)], read_images(folder)
+
+
+def read_images(folder: Path) -> list[list[np.ndarray]]:
+    """Images of ``read_folder`` alone, of a benchmark whose metadata are not GenEval's; raises as it."""
     pictures = []
-    for prompt in prompts:
+    for prompt in _prompt_folders(folder):
         files = sorted(file for file in (prompt / "samples").iterdir() if re.match(r"\d+\.png", file.name))
         if not files:
             raise ValueError(f"{prompt / 'samples'} holds no images such as 0000.png")
         pictures.append([np.asarray(Image.open(file).convert("RGB")) for file in files])
-    return metadata, pictures
+    return pictures
+
+
+def _prompt_folders(folder: Path) -> list[Path]:
+    entries = folder.iterdir() if folder.is_dir() else iter(())
+    prompts = sorted((entry for entry in entries if entry.is_dir() and entry.name.isdigit()), key=lambda entry: int(entry.name))
+    if not prompts:
+        raise ValueError(f"{folder} holds no prompt folders such as 00000; is it GenEval's image folder?")
+    return prompts
 
 
 def _confident(detections: Sequence[Detection], threshold: float) -> dict[str, list[Box]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.data.sequences import SequenceBuilder
-from unidecouple.eval.benchmark import Images, Metadata, Query
+from unidecouple.eval.benchmark import Metadata, Picture, Query, Sources
 from unidecouple.generate.image import decode_images, draw_tokens
 from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.likelihood import passage_log_likelihood
@@ -64,9 +64,10 @@ class EvalModel:
                     for ids in self._choice_ids(query) or [self._builder.passage(query.text)]:
                         check_length(len(ids), 0, self._longest)
                     continue
-                check_length(len(self._builder.understanding_prompt(query.text)), self.max_new_tokens, self._longest)
+                prompt = self._builder.understanding_prompt(query.text, len(query.pictures))
+                check_length(len(prompt), self.max_new_tokens, self._longest)
 
-    def check_prompts(self, metadata: Sequence[Metadata], sources: Images = ()) -> None:
+    def check_prompts(self, metadata: Sequence[Metadata], sources: Sources = ()) -> None:
         """Refuse prompts that the model cannot draw; as ``check_queries``, with the prompt's number from 0."""
         row_ends = len(self._builder.row_end) * self._builder.picture.rows
         for number, line in enumerate(metadata):
@@ -87,16 +88,17 @@ class EvalModel:
     def ask_grey(self, queries: Sequence[Query]) -> list[str]:
         """The same with a grey image in place of each: what the words alone are worth."""
         side = self._preprocessor.size
-        return self._answer([np.full((side, side, 3), GREY, np.uint8)] * len(queries), queries)
+        grey = np.full((side, side, 3), GREY, np.uint8)
+        return self._answer([[grey] * len(query.pictures) for query in queries], queries)
 
     def ask_text(self, queries: Sequence[Query]) -> list[str]:
         """The same words with no image in the conversation, which training may never have had: a floor of another kind."""
         return self._answer(None, queries)
 
-    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Images = ()) -> list[list[np.ndarray]]:
+    def generate(self, prompts: Sequence[str], num_images: int, first: int, sources: Sources = ()) -> list[list[np.ndarray]]:
         """Images of consecutive prompts; see ``benchmark.ScoredModel``."""
         jobs = [
-            ImageJob.of(self._builder, prompt, (self.seed, number, copy), self.sampling, pictures=shown)
+            ImageJob.of(self._builder, prompt, (self.seed, number, copy), self.sampling, pictures=[*map(self._image, shown)])
             for number, (prompt, shown) in enumerate(zip(prompts, sources or [()] * len(prompts), strict=True), first)
             for copy in range(num_images)
         ]
@@ -118,22 +120,24 @@ class EvalModel:
         """Ids of the text with each choice."""
         return [self._builder.passage(f"{query.text} {choice}") for choice in query.choices]
 
-    def _answer(self, pictures: Sequence[np.ndarray] | None, queries: Sequence[Query]) -> list[str]:
+    def _answer(self, pictures: Sequence[Sequence[np.ndarray]] | None, queries: Sequence[Query]) -> list[str]:
         words = [query.text for query in queries]
         return answer(self.model, self._builder, pictures, words, self.max_new_tokens, batch_size=max(len(words), 1))
 
-    def _see(self, query: Query) -> np.ndarray:
-        side = self._preprocessor.size
-        if isinstance(query.picture, np.ndarray):
-            if query.picture.shape != (side, side, 3):
-                raise ValueError(
-                    f"the synthetic benchmark's images are {query.picture.shape[0]} pixels a side, the model's {side}: "
-                    "give published files with --data"
-                )
-            return query.picture
-        assert query.picture is not None
+    def _see(self, query: Query) -> list[np.ndarray]:
         with _named(query.where):
-            return self._preprocessor.for_understanding(query.picture)
+            return [self._image(picture) for picture in query.pictures]
+
+    def _image(self, picture: Picture) -> np.ndarray:
+        side = self._preprocessor.size
+        if not isinstance(picture, np.ndarray):
+            return self._preprocessor.for_understanding(picture)
+        if picture.shape != (side, side, 3):
+            raise ValueError(
+                f"the synthetic benchmark's images are {picture.shape[0]} pixels a side, the model's {side}: "
+                "give published files with --data"
+            )
+        return picture
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ class SyntheticSizes:
         prompts_per_tag: prompts of each GenEval tag (102 exist).
         num_images: images per prompt, of published prompts too.
         edits_per_kind: edits of each kind.
+        visual_cot_questions: questions of each kind of edit, one image each.
     """
 
     pope_images: int = 100
@@ -40,6 +41,7 @@ class SyntheticSizes:
     prompts_per_tag: int = 102
     num_images: int = 4
     edits_per_kind: int = 60
+    visual_cot_questions: int = 120
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def log_likelihood(
     answer_ids = [builder.answer_ids(answer) for answer in answers]
     if not all(answer_ids):
         raise ValueError(f"answer {answer_ids.index([])} is empty: it has no likelihood")
-    prompts = [builder.understanding_prompt(question, pictures is not None) for question in questions]
+    prompts = [builder.understanding_prompt(question, 0 if pictures is None else 1) for question in questions]
     longest = model.config.text_config.max_position_embeddings
     for prompt, answer in zip(prompts, answer_ids, strict=True):
         check_length(len(prompt), len(answer), longest)

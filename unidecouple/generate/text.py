@@ -19,18 +19,18 @@ from unidecouple.models.base import UnifiedModel
 def answer(
     model: UnifiedModel,
     builder: SequenceBuilder,
-    pictures: Sequence[np.ndarray] | None,
+    pictures: Sequence[np.ndarray | Sequence[np.ndarray]] | None,
     questions: Sequence[str],
     max_new_tokens: int = 6,
     batch_size: int = 256,
     routing: str | None = None,
 ) -> list[str]:
-    """Answer ``questions[i]`` about ``pictures[i]`` (uint8, H x W x 3), greedily.
+    """Answer ``questions[i]`` about ``pictures[i]``, an image (uint8, H x W x 3) or several, greedily.
 
     Args:
         model: of any base family.
         builder: its sequence builder.
-        pictures: one per question; None asks the same words with no image in the conversation.
+        pictures: of each question, before its words; None asks the same words with no image in the conversation.
         questions: plain text.
         max_new_tokens: longest answer.
         batch_size: questions decoded together; answers do not depend on it.
@@ -43,11 +43,15 @@ def answer(
         ValueError: a question spells out a special token, or leaves the answer no room within the model's length.
     """
     answers: list[str] = []
+    shown = [
+        [one] if isinstance(one, np.ndarray) else list(one) for one in ([()] * len(questions) if pictures is None else pictures)
+    ]
     for start in range(0, len(questions), batch_size):
         chunk = slice(start, start + batch_size)
-        prompts = [builder.understanding_prompt(question, pictures is not None) for question in questions[chunk]]
+        prompts = [builder.understanding_prompt(*one) for one in zip(questions[chunk], map(len, shown[chunk]), strict=True)]
         check_length(max(map(len, prompts)), max_new_tokens, model.config.text_config.max_position_embeddings)
-        pixel_values = None if pictures is None else pixels(pictures[chunk]).to(model.device)
+        every = [picture for of_question in shown[chunk] for picture in of_question]
+        pixel_values = pixels(every).to(model.device) if every else None
         tokens = _decode(model, builder, prompts, pixel_values, max_new_tokens, routing)
         rows = _until_eos(tokens, builder.tokenizer.eos_token_id)
         answers += [builder.tokenizer.decode(row, skip_special_tokens=True) for row in rows]

@@ -1,12 +1,14 @@
-"""A checkpoint of ours as a model of lmms-eval (0.7): greedy answers and likelihoods of given ones, about one image each.
+"""A checkpoint of ours as a model of lmms-eval (0.7): greedy answers, and likelihoods of given ones.
 
-Arguments in ``--model_args``: pretrained, device, dtype. A question with several images is an error that names its document.
+Answers are about any number of images, also after an auxiliary image that the model generates first. A likelihood with several
+images is an error that names its document. Arguments in ``--model_args``: pretrained, device, dtype, seed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,12 +19,16 @@ from tqdm import tqdm
 from unidecouple.convert.load import load
 from unidecouple.data.pictures import to_rgb
 from unidecouple.data.sequences import SequenceBuilder
+from unidecouple.generate.image import decode_images, draw_tokens
+from unidecouple.generate.jobs import ImageJob
 from unidecouple.generate.likelihood import log_likelihood
+from unidecouple.generate.sampling import image_sampling
 from unidecouple.generate.stopping import before_stop
 from unidecouple.generate.text import answer
 
 _LONGEST = 32
 """Default longest answer, in tokens."""
+_MARKS: Final = ("GEN_PROMPT", "QUESTION")
 
 
 class Unidecouple(lmms):
@@ -33,12 +39,20 @@ class Unidecouple(lmms):
         batch_size: requests answered together; answers do not depend on it.
         device: as torch names it.
         dtype: of the weights, as torch names it.
+        seed: of generated images, whose sampling is the checkpoint's.
     """
 
     def __init__(
-        self, pretrained: str, batch_size: int | str = 1, device: str = "cpu", dtype: str = "float32", **_given: Any
+        self,
+        pretrained: str,
+        batch_size: int | str = 1,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int | str = 0,
+        **_given: Any,
     ) -> None:
         super().__init__()
+        self._seed = int(seed)
         model, self._processor = load(pretrained, getattr(torch, dtype))
         self._model, self._batch_size = model.to(device), int(batch_size)
         self._builder = SequenceBuilder(self._processor)
@@ -48,12 +62,39 @@ class Unidecouple(lmms):
         answers: list[str] = []
         for start in tqdm(range(0, len(requests), self._batch_size), desc="answering", disable=None):
             batch = [request.args for request in requests[start : start + self._batch_size]]
-            settings = [dict(arguments[1]) for arguments in batch]
-            longest = max(int(setting.get("max_new_tokens", _LONGEST)) for setting in settings)
-            pictures = [self._picture(*arguments[2:6]) for arguments in batch]
-            said = answer(self._model, self._builder, pictures, [arguments[0] for arguments in batch], longest, len(batch))
-            answers += [before_stop(text, _stops(setting)) for text, setting in zip(said, settings, strict=True)]
+            pictures = [self._pictures(*arguments[2:6]) for arguments in batch]
+            answers += self._answers(batch, pictures, [arguments[0] for arguments in batch])
         return answers
+
+    def generate_visual_cot(self, requests: Sequence[Instance]) -> list[str]:
+        """Answers as ``generate_until``, about a document's images and, after them, one that the model generates from them first.
+
+        A context has its prompt in [GEN_PROMPT]...[/GEN_PROMPT] and its question in [QUESTION]...[/QUESTION]; as in lmms-eval's
+        protocol (tasks/unig2u/README.md) the whole context stands in place of either that is missing. An image depends on the
+        seed, the number of its document, its prompt and its source images.
+        """
+        answers: list[str] = []
+        for start in tqdm(range(0, len(requests), self._batch_size), desc="generating, then answering", disable=None):
+            batch = [request.args for request in requests[start : start + self._batch_size]]
+            pictures = [self._pictures(*arguments[2:6]) for arguments in batch]
+            prompts, questions = ([_marked(arguments[0], mark) for arguments in batch] for mark in _MARKS)
+            sampling = image_sampling(self._model.generation_config)
+            jobs = [
+                ImageJob.of(self._builder, prompt, (self._seed, arguments[3], 0), sampling, pictures=shown)
+                for prompt, arguments, shown in zip(prompts, batch, pictures, strict=True)
+            ]
+            auxiliary = decode_images(self._model, draw_tokens(self._model, self._builder, jobs))
+            together = [[*shown, image] for shown, image in zip(pictures, auxiliary, strict=True)]
+            answers += self._answers(batch, together, questions)
+        return answers
+
+    def _answers(
+        self, batch: Sequence[tuple[Any, ...]], pictures: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
+    ) -> list[str]:
+        settings = [dict(arguments[1]) for arguments in batch]
+        longest = max(int(setting.get("max_new_tokens", _LONGEST)) for setting in settings)
+        found = answer(self._model, self._builder, pictures, questions, longest, len(batch))
+        return [before_stop(text, _stops(setting)) for text, setting in zip(found, settings, strict=True)]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Of each continuation, how likely it is (nats, summed over its tokens) and whether greedy decoding would begin with it.
@@ -94,13 +135,25 @@ class Unidecouple(lmms):
         """A choice is given as text, a target as what finds it in the document."""
         return target if isinstance(target, str) else str(target(self.task_dict[task][split][number]))
 
-    def _picture(self, to_visual: Any, number: int, task: str, split: str) -> np.ndarray:
-        visuals = to_visual(self.task_dict[task][split][number])
-        if len(visuals) != 1:
-            raise ValueError(f"document {number} of {task} has {len(visuals)} images; unidecouple answers questions about one")
-        return self._processor.understood(to_rgb(visuals[0]))
+    def _pictures(self, to_visual: Any, number: int, task: str, split: str) -> list[np.ndarray]:
+        visuals = to_visual(self.task_dict[task][split][number]) or []
+        return [self._processor.understood(to_rgb(one)) for one in visuals]
+
+    def _picture(self, *document: Any) -> np.ndarray:
+        pictures = self._pictures(*document)
+        if len(pictures) != 1:
+            raise ValueError(
+                f"document {document[1]} of {document[2]} has {len(pictures)} images; unidecouple weighs answers about one"
+            )
+        return pictures[0]
 
 
 def _stops(setting: Mapping[str, Any]) -> list[str]:
     until = setting.get("until") or []
     return [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+
+
+def _marked(context: str, mark: str) -> str:
+    """What stands between ``[mark]`` and ``[/mark]`` in ``context``; all of it where there are none."""
+    found = re.search(rf"\[{mark}\](.*?)\[/{mark}\]", context, re.DOTALL)
+    return (found.group(1) if found else context).strip()

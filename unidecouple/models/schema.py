@@ -93,12 +93,16 @@ def _current(
             if old in given and new in given:
                 raise _misfit(f"has {old!r} and {new!r}, the former and the present name of one field", given)
         given = migrate(given)
-    known = {field.name for field in fields(cls)} | GenerationConfig().to_dict().keys()
-    known |= {*_TRANSFORMERS.split()}
+    known = {field.name for field in fields(cls)} | _generation_fields() | {*_TRANSFORMERS.split()}
     for name in given.keys() - known:
         if not (name.startswith("_") or hasattr(cls.__mro__[1], name)):
             _check_unknown(name, given, ours, former, checked=VERSION_FIELD in ours)
     return _with_versions(cls, {name: value for name, value in given.items() if name != VERSION_FIELD}, stated)
+
+
+@functools.cache
+def _generation_fields() -> frozenset[str]:
+    return frozenset(GenerationConfig().to_dict())
 
 
 def _check_unknown(name: str, given: Fields, ours: set[str], former: Mapping[str, str], checked: bool) -> None:

@@ -17,6 +17,7 @@ from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import DataSettings
 from unidecouple.models.emu3 import UniEmu3Config
 from unidecouple.models.families import UnifiedConfig
+from unidecouple.source import SampleLengths
 
 MMU_TEXT, MMU_ANSWERS, T2I_TEXT = 128, 64, 64
 """Assumed where the recipe's data cannot be sampled: text tokens of a conversation, those of them that are answers, of a prompt."""
@@ -31,7 +32,7 @@ class BatchShape:
         samples, length: rows, and padded tokens per row.
         answers: positions with a text target, over all rows: inputs of the text head.
         drawn: image tokens to be generated, over all rows: inputs of the generation head.
-        pictures: images to be understood.
+        pictures: images to be understood, source images among them.
         counted: False for router samples, which are no training samples.
     """
 
@@ -57,10 +58,16 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens per sample of each task, with images; None: measured on the recipe's data, or the assumed text (see above)."""
+    """Of samples, in place of what is measured on the recipe's data, or of the assumed text (see above), where not None.
+
+    Attributes:
+        mmu, t2i: tokens per sample of each task, with images.
+        source_images: source images per text-to-image sample.
+    """
 
     mmu: int | None = None
     t2i: int | None = None
+    source_images: int | None = None
 
 
 class ImageTokenCounts(NamedTuple):
@@ -68,11 +75,13 @@ class ImageTokenCounts(NamedTuple):
 
     Attributes:
         seen: in a question, with delimiters.
+        source: in a prompt for an image, with delimiters.
         drawn: in a text-to-image sample, without the prompt.
         learned: of ``drawn``, those with a target.
     """
 
     seen: int
+    source: int
     drawn: int
     learned: int
 
@@ -82,9 +91,10 @@ def image_tokens_of(config: UnifiedConfig) -> ImageTokenCounts:
     if isinstance(config, UniEmu3Config):
         side = config.side
         rows = side * (side + 1)
-        return ImageTokenCounts(rows + len(f"{side}*{side}") + 4, rows, side**2)
+        seen = rows + len(f"{side}*{side}") + 4
+        return ImageTokenCounts(seen, seen, rows, side**2)
     tokens = config.vision_config.num_image_tokens
-    return ImageTokenCounts(tokens + 2, tokens, tokens)
+    return ImageTokenCounts(tokens + 2, 2 * (tokens + 2), tokens, tokens)
 
 
 def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths: Lengths) -> tuple[BatchShape, ...]:
@@ -100,10 +110,13 @@ def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths:
         ValueError: a length is shorter than an image.
     """
     picture = image_tokens_of(config)
-    mmu, t2i = (picture.seen + MMU_TEXT, float(MMU_ANSWERS)), picture.drawn + T2I_TEXT
+    found = SampleLengths(picture.seen + MMU_TEXT, float(MMU_ANSWERS), T2I_TEXT, 1.0, 0.0)
     if has_processor(name_or_path):
-        length, answers, prompt = _measured(name_or_path, data)
-        mmu, t2i = (length, answers), picture.drawn + prompt
+        found = _measured(name_or_path, data)
+    if lengths.source_images is not None:
+        text = found.prompt - math.ceil(found.sources) * picture.source
+        found = found._replace(prompt=text + lengths.source_images * picture.source, sources=lengths.source_images)
+    mmu, t2i = (found.conversation, found.answers), picture.drawn + found.prompt
     if lengths.mmu is not None:
         mmu = (lengths.mmu, mmu[1] * _ratio(lengths.mmu, mmu[0], picture.seen, "mmu"))
     if lengths.t2i is not None:
@@ -111,8 +124,8 @@ def joint(data: DataSettings, name_or_path: str, config: UnifiedConfig, lengths:
         t2i = lengths.t2i
     b, g, r = data.mmu_batch_size, data.t2i_batch_size, data.router_aux_samples
     parts = (
-        BatchShape(Task.MMU, b, mmu[0], round(b * mmu[1]), 0, b),
-        BatchShape(Task.T2I, g, t2i, 0, g * picture.learned, 0),
+        BatchShape(Task.MMU, b, mmu[0], round(b * mmu[1]), 0, round(b * found.shown)),
+        BatchShape(Task.T2I, g, t2i, 0, g * picture.learned, round(g * found.sources)),
         BatchShape(Task.MMU, r, mmu[0], 0, 0, r, counted=False),
     )
     return tuple(part for part in parts if part.samples)
@@ -157,9 +170,7 @@ def _ratio(length: int, before: int, fixed: int, task: str) -> float:
 
 
 @lru_cache(maxsize=64)  # the variants of a grid see few kinds of batches
-def _measured(name_or_path: str, data: DataSettings) -> tuple[int, float, int]:
+def _measured(name_or_path: str, data: DataSettings) -> SampleLengths:
     """What ``plugins.SAMPLE_LENGTHS`` finds with the processor of ``name_or_path``."""
-    found: tuple[int, float, int] = pkgutil.resolve_name(plugins.SAMPLE_LENGTHS)(
-        SequenceBuilder(load_processor(name_or_path)), data
-    )
+    found: SampleLengths = pkgutil.resolve_name(plugins.SAMPLE_LENGTHS)(SequenceBuilder(load_processor(name_or_path)), data)
     return found

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from unidecouple.data.formats import BAD, BadRecordError, Reader, open_source
-from unidecouple.data.formats.record import ImageFile, ImageTokens
+from unidecouple.data.formats.record import EncodedSource, ImageFile, ImageTokens
 from unidecouple.files import sha256_file, write_json_atomic
 from unidecouple.run import RunConfig
 
@@ -94,6 +94,7 @@ def _pictures(reader: Reader) -> set[Path]:
             continue
         paths |= {picture.path for picture in pictures if isinstance(picture, ImageFile) and picture.path != reader.path}
         paths |= {picture.shard for picture in pictures if isinstance(picture, ImageTokens)}
+        paths |= {path for one in pictures if isinstance(one, EncodedSource) for path in (one.picture.path, one.tokens.shard)}
     return paths
 
 

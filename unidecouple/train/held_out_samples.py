@@ -11,7 +11,7 @@ from PIL import Image
 
 from unidecouple.batch import Task
 from unidecouple.data.file_batches import FileBatches
-from unidecouple.data.formats.record import ImageBytes, ImageFile, ImageTokens, Record
+from unidecouple.data.formats.record import ImageBytes, ImageFile, Record
 from unidecouple.data.pictures import ImagePreprocessor
 from unidecouple.eval.benchmark import Query
 from unidecouple.eval.model import EvalModel
@@ -87,7 +87,7 @@ def _picture(record: Record) -> ImageFile | ImageBytes:
         ValueError: it has none, several, or one of tokens.
     """
     pictures = [picture for turn in record.turns for picture in turn.pictures]
-    kept = [picture for picture in pictures if not isinstance(picture, ImageTokens)]
+    kept = [picture for picture in pictures if isinstance(picture, ImageFile | ImageBytes)]
     if len(kept) != 1 or len(pictures) != 1:
         raise ValueError(f"{record.where}: {len(pictures)} images, {len(kept)} of them not as tokens")
     return kept[0]

@@ -59,9 +59,10 @@ def table(model: nn.Module, groups: Sequence[Mapping[str, Any]], group_lr_scale:
     """Return a table of trained parameters and peak learning rate by part, then factors of groups, as lines of text."""
     rates = {name: float(group["peak"]) for group in groups for name in group["names"]}
     sizes = {name: p.numel() for group in groups for name, p in zip(group["names"], group["params"], strict=True)}
+    weights = list(model.named_parameters())
     lines = []
     for part, patterns in PARTS.items():
-        mine = [(n, p) for n, p in model.named_parameters() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
+        mine = [(n, p) for n, p in weights if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
         if mine:
             moving = [name for name, _ in mine if name in rates]
             rate = f"lr {rates[moving[0]]:.1e}" if moving else "frozen"

@@ -18,6 +18,7 @@ from unidecouple.models.base import UnifiedModel
 from unidecouple.models.vq import encode_image_tokens, tokenizer_hash
 from unidecouple.source import Progress
 from unidecouple.world.dataset import World, WorldData, load_world
+from unidecouple.world.edit_questions import training_question
 from unidecouple.world.edits import EDITS_VERSION, Edit, training_edit
 from unidecouple.world.new_words import WordSamples
 from unidecouple.world.questions import conversation, distinguishable, presence_question
@@ -135,6 +136,8 @@ class WorldBatches:
                 "describing": " ".join([obj.color, *rng.permutation(row_and_column)]),
             }.get(kind, obj.color)
             return self.builder.pointing(self.world.scene_images[index], obj.name, answer, kind in ("asking", "placing"))
+        if kind == CONVERSATION and self.data.edit_question_fraction and rng.random() < self.data.edit_question_fraction:
+            return self._edit_question(rng)
         if kind == CONVERSATION and self._uses_new_word(rng) and self._words.scenes:
             index, turns = self._words.conversation(rng, self.data.turns)
             return self.builder.understanding(self.world.scene_images[index], turns)
@@ -187,6 +190,12 @@ class WorldBatches:
             ("assistant", [target]),
         ]
         return replace(self.builder.conversation(turns, Task.T2I, dropped), sources=() if dropped else (source,))
+
+    def _edit_question(self, rng: np.random.Generator) -> Sample:
+        """A question after an edit about its source image, half of the time with the edited image after it."""
+        one = training_question(rng)
+        shown = [render(scene) for scene in (one.edit.source, one.edit.target)[: int(rng.integers(1, 3))]]
+        return self.builder.conversation([("user", [*shown, one.question.text]), ("assistant", [one.question.answer])], Task.MMU)
 
     def _router_sample(self, rng: np.random.Generator) -> Sample:
         """An image and one to three turns without targets: its own prompt, or random words of the vocabulary.

@@ -16,40 +16,48 @@ from unidecouple.eval.geneval import THRESHOLD
 from unidecouple.eval.judges import Detection
 from unidecouple.eval.statistics import ClusteredProportion, MeanOfProportions
 from unidecouple.eval.suite import BenchmarkOptions
+from unidecouple.world.art import drawings
 from unidecouple.world.catalog import article
 from unidecouple.world.edits import KINDS, Edit, edit_set
 from unidecouple.world.judge import TemplateJudge
-from unidecouple.world.scene import CELL_NAMES, Scene, render
+from unidecouple.world.scene import CELL_NAMES, Scene, Sprites, render
+from unidecouple.world.sprites import sprite
 
 Shown = tuple[str, str, str]
 """Class, colour and cell of an object."""
 
 
-def edits_benchmark(split: str, per_kind: int, num_images: int, seed: int) -> GenerationBenchmark:
+def edits_benchmark(split: str, per_kind: int, num_images: int, seed: int, drawing: Sprites = sprite) -> GenerationBenchmark:
     """``per_kind`` held-out edits of each kind ("val" or "test"), judged by ``TemplateJudge``.
+
+    In another style than the training's, by ``drawing``, an object counts in either style.
 
     A row "accuracy/<kind>" is the share of images that show the target scene: every object with its class, colour and cell, and no
     other. "accuracy" is the mean of the kinds. The ceiling is what the judge gives to rendered targets; the floor, to the source
     image unchanged.
     """
-    edits = edit_set(split, per_kind, seed)
+    return benchmark_of(edit_set(split, per_kind, seed), num_images, drawing)
+
+
+def benchmark_of(edits: Sequence[Edit], num_images: int, drawing: Sprites = sprite) -> GenerationBenchmark:
+    """The benchmark of ``edits``."""
+    judge = TemplateJudge(tuple(dict.fromkeys((sprite, drawing))))
     metadata = [_metadata(one) for one in edits]
-    sources = tuple((render(one.source),) for one in edits)
+    sources = tuple((render(one.source, drawing),) for one in edits)
 
     @functools.cache
     def bounds() -> tuple[dict[str, float], ...]:
-        targets = [[render(one.target)] for one in edits]
-        return tuple(_accuracies(judge_edits(edits, images)) for images in (targets, sources))
+        targets = [[render(one.target, drawing)] for one in edits]
+        return tuple(_accuracies(judge_edits(edits, images, judge)) for images in (targets, sources))
 
     def score(images: Images) -> BenchmarkResult:
-        return _result(judge_edits(edits, images), *bounds())
+        return _result(judge_edits(edits, images, judge), *bounds())
 
     return GenerationBenchmark("edits", metadata, num_images, score, sources=sources)
 
 
-def judge_edits(edits: Sequence[Edit], images: Images) -> list[ImageVerdict]:
-    """Verdict on each image of ``images[i]`` against the target of ``edits[i]``."""
-    judge = TemplateJudge()
+def judge_edits(edits: Sequence[Edit], images: Images, judge: TemplateJudge) -> list[ImageVerdict]:
+    """Verdict of ``judge`` on each image of ``images[i]`` against the target of ``edits[i]``."""
     every = [image for of_edit in images for image in of_edit]
     detections = iter(judge.detect_batch(every))
     verdicts = []
@@ -104,9 +112,8 @@ def _result(verdicts: Sequence[ImageVerdict], ceiling: dict[str, float], floor: 
 
 
 def _open(options: BenchmarkOptions) -> GenerationBenchmark:
-    if options.art is not None:
-        raise ValueError("--art draws the synthetic questions only: leave edits out of the benchmarks")
-    return edits_benchmark("test", options.limited(options.sizes.edits_per_kind), options.sizes.num_images, options.seed)
+    size = options.limited(options.sizes.edits_per_kind)
+    return edits_benchmark("test", size, options.sizes.num_images, options.seed, drawings(options.art))
 
 
 BENCHMARK: Final = replace(unscored.BENCHMARK, open=_open)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -37,8 +38,8 @@ class Edit:
     key: EditKey
 
 
-def edit(kind: EditKind, rng: np.random.Generator) -> Edit:
-    """A random edit of ``kind``. Objects are centred in their cells; one that is added has the larger size."""
+def edit(kind: EditKind, rng: np.random.Generator, colors: Sequence[str] = COLORS) -> Edit:
+    """A random edit of ``kind`` in ``colors``. Objects are centred in their cells; one that is added has the larger size."""
     least, most = {
         "recolor": (1, MAX_OBJECTS),
         "move": (1, MAX_OBJECTS - 1),
@@ -46,13 +47,13 @@ def edit(kind: EditKind, rng: np.random.Generator) -> Edit:
         "add": (1, MAX_OBJECTS - 1),
     }[kind]
     names = distinct_names(rng, int(rng.integers(least, most + 1)) + (kind == "add"))
-    scene = random_scene_of(rng, names[:-1] if kind == "add" else names, CENTRED)
+    scene = random_scene_of(rng, names[:-1] if kind == "add" else names, CENTRED, colors)
     obj = scene.objects[int(rng.integers(len(scene.objects)))]
     others = [one for one in scene.objects if one is not obj]
     free = [cell for cell in range(len(CELL_NAMES)) if all(one.cell != cell for one in scene.objects)]
     match kind:
         case "recolor":
-            color = str(rng.choice([tone for tone in COLORS if tone != obj.color]))
+            color = str(rng.choice([tone for tone in colors if tone != obj.color]))
             text, new, value = f"the {obj.name} is {color}", [*others, replace(obj, color=color)], color
         case "move":
             cell = int(rng.choice(free))
@@ -61,7 +62,7 @@ def edit(kind: EditKind, rng: np.random.Generator) -> Edit:
         case "remove":
             text, new, value = f"there is no {obj.name}", others, CELL_NAMES[obj.cell]
         case "add":
-            obj = SceneObject(names[-1], str(rng.choice(COLORS)), int(rng.choice(free)), SIZES[-1])
+            obj = SceneObject(names[-1], str(rng.choice(colors)), int(rng.choice(free)), SIZES[-1])
             value = CELL_NAMES[obj.cell]
             text, new = f"there is {article(obj.color)} {obj.color} {obj.name} in the {value}", [*scene.objects, obj]
     target = Scene(tuple(sorted(new, key=lambda one: one.cell)))
@@ -71,7 +72,7 @@ def edit(kind: EditKind, rng: np.random.Generator) -> Edit:
 def training_edit(rng: np.random.Generator) -> Edit:
     """A random edit that is not held out, all kinds equally likely."""
     kind = KINDS[int(rng.integers(len(KINDS)))]
-    return next(one for one in (edit(kind, rng) for _ in itertools.count()) if not any(one.key in held_out(s) for s in _SHARES))
+    return next(one for one in (edit(kind, rng) for _ in itertools.count()) if in_split(one, "train"))
 
 
 def edit_set(split: str, per_kind: int, seed: int) -> tuple[Edit, ...]:
@@ -82,6 +83,11 @@ def edit_set(split: str, per_kind: int, seed: int) -> tuple[Edit, ...]:
         mine = (one for one in (edit(kind, rng) for _ in itertools.count()) if one.key in held_out(split))
         found += itertools.islice(mine, per_kind)
     return tuple(found)
+
+
+def in_split(one: Edit, split: str) -> bool:
+    """Whether ``one`` belongs to "val", "test" or "train", which has what the others leave."""
+    return not any(one.key in held_out(name) for name in _SHARES) if split == "train" else one.key in held_out(split)
 
 
 @functools.cache

@@ -17,13 +17,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy import ndimage
 
 from unidecouple.eval.judges import Box, Detection
 from unidecouple.world.catalog import CLASSES, COLORS
-from unidecouple.world.scene import SIZES, Scene, SceneObject, render
+from unidecouple.world.scene import SIZES, Scene, SceneObject, Sprites, render
+from unidecouple.world.sprites import sprite
 
 _INK = 0.25  # share of full ink from which a smoothed pixel counts as ink: above the haze of a tokenizer
 _LINE = 1.5  # ink in a row or column from which it belongs to an object: thin tails do not stretch its box
@@ -49,10 +51,17 @@ class _Templates:
     colors: np.ndarray
 
 
+@dataclass(frozen=True)
 class TemplateJudge:
-    """Detector and colour classifier for images of ``unidecouple.world`` (see the module's docstring)."""
+    """Detector and colour classifier for images of ``unidecouple.world`` (see the module's docstring).
 
-    name = "template"
+    Attributes:
+        styles: whose drawings objects may have; a model may keep a source image's style, or return to that of its training.
+    """
+
+    styles: tuple[Sprites, ...] = (sprite,)
+
+    name: ClassVar[str] = "template"
 
     def detect_batch(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
         """One detection per object found, with its best class.
@@ -62,7 +71,7 @@ class TemplateJudge:
         """
         out: list[list[Detection]] = []
         for start in range(0, len(images), _BATCH):
-            out += _detect(images[start : start + _BATCH])
+            out += _detect(images[start : start + _BATCH], _templates(self.styles))
         return out
 
     def color(self, image: np.ndarray, box: Box) -> str:
@@ -78,14 +87,14 @@ class TemplateJudge:
             raise ValueError(f"box {box} covers no pixel of an image of {width} x {height}")
         ink = _ink(image)
         window = _window(ink, _drawn(ink), span)[None]
-        templates = _templates()
+        templates = _templates(self.styles)
         best = int(_correlations(window, templates).argmax())
         agreement = templates.chroma @ _chroma(window)[0]
         same = templates.classes == templates.classes[best]
         return COLORS[int(templates.colors[np.where(same, agreement, -np.inf).argmax()])]
 
 
-def _detect(images: Sequence[np.ndarray]) -> list[list[Detection]]:
+def _detect(images: Sequence[np.ndarray], templates: _Templates) -> list[list[Detection]]:
     windows: list[np.ndarray] = []
     owners: list[tuple[int, Span]] = []
     for index, image in enumerate(images):
@@ -96,7 +105,6 @@ def _detect(images: Sequence[np.ndarray]) -> list[list[Detection]]:
             owners.append((index, box))
     out: list[list[Detection]] = [[] for _ in images]
     if windows:
-        templates = _templates()
         correlations = _correlations(np.stack(windows), templates)
         for (index, (top, left, bottom, right)), row in zip(owners, correlations, strict=True):
             best = int(row.argmax())
@@ -215,12 +223,13 @@ def _chroma(windows: np.ndarray) -> np.ndarray:
     return chroma / (np.linalg.norm(chroma, axis=1, keepdims=True) + 1e-6)
 
 
-@functools.cache
-def _templates() -> _Templates:
-    keys = [(kind, tone, size) for kind in range(len(CLASSES)) for tone in range(len(COLORS)) for size in SIZES]
+@functools.lru_cache(maxsize=4)
+def _templates(styles: tuple[Sprites, ...]) -> _Templates:
+    keys = [(kind, tone, size) for kind in range(len(CLASSES)) for tone in range(len(COLORS)) for size in SIZES] * len(styles)
     windows = []
-    for kind, tone, size in keys:
-        ink = _ink(render(Scene((SceneObject(CLASSES[kind], COLORS[tone], 0, size),))))
+    for number, (kind, tone, size) in enumerate(keys):
+        style = styles[number * len(styles) // len(keys)]
+        ink = _ink(render(Scene((SceneObject(CLASSES[kind], COLORS[tone], 0, size),)), style))
         windows.append(_window(ink, _drawn(ink), (0, 0, *ink.shape[:2])))
     stacked = np.stack(windows)
     middle = slice(_SHIFT, _SHIFT + _WINDOW)

@@ -6,7 +6,7 @@ exact by construction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,9 +106,11 @@ def random_distinct_scene(rng: np.random.Generator, objects: int) -> Scene:
     return random_scene_of(rng, distinct_names(rng, objects))
 
 
-def random_scene_of(rng: np.random.Generator, names: list[str], offsets: tuple[int, ...] = OFFSETS) -> Scene:
-    """A scene of the given classes in random colours."""
-    return place(rng, [(name, str(rng.choice(COLORS))) for name in names], offsets=offsets)
+def random_scene_of(
+    rng: np.random.Generator, names: list[str], offsets: tuple[int, ...] = OFFSETS, colors: Sequence[str] = COLORS
+) -> Scene:
+    """A scene of the given classes in random ones of ``colors``."""
+    return place(rng, [(name, str(rng.choice(colors))) for name in names], offsets=offsets)
 
 
 def distinct_names(rng: np.random.Generator, count: int, off_theme: float = 0.2) -> list[str]:

@@ -25,6 +25,7 @@ from unidecouple.world.new_words import score_new_words
 from unidecouple.world.pope import pope_benchmark
 from unidecouple.world.prompts import TAGS
 from unidecouple.world.settings import SyntheticEvaluation
+from unidecouple.world.visual_cot import visual_cot_benchmark
 from unidecouple.world.vqa import vqa_benchmark
 
 MAX_NEW_TOKENS = 6
@@ -70,6 +71,8 @@ class Scorer:
         asked += self._language(scored)
         if size.edits_per_kind:
             asked += evaluate(edits_benchmark("test", size.edits_per_kind, size.num_images, TEST_SEED), scored).scores
+        if size.visual_cot_questions:
+            asked += evaluate(visual_cot_benchmark("test", size.visual_cot_questions, TEST_SEED), scored).scores
         images = generate(scored, prompts)
         result = prompts.score_images(images)
         _keep_samples(folder, result.verdicts, images, answer_instructions(scored, self.sizes.instructions))

@@ -44,6 +44,7 @@ class SyntheticEvaluation:
         prompts_per_tag: test prompts per GenEval tag (102 exist); at least 2, since another prompt is the judge's floor.
         num_images: images per prompt; 4 in GenEval's protocol.
         edits_per_kind: test edits of each kind; 0: none.
+        visual_cot_questions: questions of the benchmark ``visual_cot`` about each kind of edit, at least 2; 0: none.
         passages: English passages (64 exist) whose likelihood is scored, during training too; 0: none.
         multiple_choice: questions (80 exist) of the benchmark ``multiple_choice`` that are scored, during training too; 0: none.
         instructions: fixed instructions (6 exist) whose answers the report shows; 0: none.
@@ -57,13 +58,16 @@ class SyntheticEvaluation:
     num_images: int = 4
     passages: int = 0
     edits_per_kind: int = 0
+    visual_cot_questions: int = 0
     multiple_choice: int = 0
     instructions: int = 0
 
     def __post_init__(self) -> None:
         bounds.at_least(1, self, "eval_prompts", "vqa_questions", "num_images")
         bounds.at_least(2, self, "eval_images", "pope_images", "prompts_per_tag")
-        bounds.at_least(0, self, "passages", "edits_per_kind", "multiple_choice", "instructions")
+        bounds.at_least(0, self, "passages", "edits_per_kind", "visual_cot_questions", "multiple_choice", "instructions")
+        if self.visual_cot_questions == 1:
+            raise ValueError("visual_cot_questions=1 leaves no other question whose image is the wrong one: give 2 or more, or 0")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class SyntheticData(DataSettings):
             starts from single objects, too (arXiv 2501.17811, section 2.2).
         edit_fraction: fraction of the text-to-image samples that are edits: a scene, an instruction, and the scene that results
             (``world/edits.py``); as many different ones as ``pairs``.
+        edit_question_fraction: fraction of the conversations that are a question about the scene after an edit, half of them with
+            the edited image after the source (``world/edit_questions.py``), as the benchmark ``visual_cot`` asks.
         cond_dropout_prob: fraction of prompts dropped, for classifier-free guidance.
         router_aux_samples: images of pairs per step that are also given as understanding inputs, with random words or their
             prompt as the conversation. They train the task router where there is little or no understanding data; no answer is
@@ -103,6 +109,7 @@ class SyntheticData(DataSettings):
     curriculum: tuple[CurriculumPhase, ...] = ()
     single_object_steps: int = 0
     edit_fraction: float = 0.0
+    edit_question_fraction: float = 0.0
     cond_dropout_prob: float = 0.1
     router_aux_samples: int = 0
     new_words: int = 0
@@ -125,7 +132,7 @@ class SyntheticData(DataSettings):
         bounds.at_least(1, self, "pairs", "scenes")
         natural = ("seed", "t2i_batch_size", "mmu_batch_size", "turns", "single_object_steps", "router_aux_samples")
         bounds.at_least(0, self, *natural, "rare_samples")
-        bounds.between(0, 1, self, "cond_dropout_prob", "new_word_share", "edit_fraction", "text_share")
+        bounds.between(0, 1, self, "cond_dropout_prob", "new_word_share", "edit_fraction", "edit_question_fraction", "text_share")
         if self.new_words % 2 or not 0 <= self.new_words <= len(NEW_WORDS):
             raise ValueError(f"new_words={self.new_words} must be an even number from 0 to {len(NEW_WORDS)}")
 
@@ -134,8 +141,6 @@ class SyntheticData(DataSettings):
         """See ``DataSettings``."""
         notes = {
             "the curriculum is planned as conversations of the recipe's batch size": self.curriculum,
-            "edits are planned as prompts without source images": self.edit_fraction,
-            "text-only samples are planned with an image each": self.text_share,
         }
         return "; ".join(note for note, applies in notes.items() if applies)
 

@@ -15,12 +15,14 @@ from safetensors.numpy import load_file
 
 from own_data import asked, flat, png, write_jsonl, write_pictures, write_tar
 from unidecouple.batch import NO_IMAGE_TOKEN
+from unidecouple.data import check
 from unidecouple.data.bad_records import BadDataError
+from unidecouple.data.build_sample import build
 from unidecouple.data.encode import EncodeOptions, encode
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.formats import open_readers
 from unidecouple.data.formats.record import ImageTokens
-from unidecouple.data.formats.token_cache import MANIFEST, PLAN, read_manifest
+from unidecouple.data.formats.token_cache import FORMAT, FORMAT_WITH_SOURCES, MANIFEST, PLAN, read_manifest
 from unidecouple.data.pictures import ImagePreprocessor, decode
 from unidecouple.data.sequences import SequenceBuilder, pixels
 from unidecouple.data.settings import Files, Source
@@ -161,24 +163,48 @@ def test_another_encoding_is_not_mixed_in(write: Callable[..., Path], make_model
     assert json.loads((tmp_path / "cache" / PLAN).read_text())["shard_size"] == 2
 
 
-def test_bad_pictures_and_prompts_with_pictures_are_left_out(
-    tmp_path: Path, processor: UniJanusProcessor, vq: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_pictures_are_left_out(tmp_path: Path, processor: UniJanusProcessor, vq: Any, caplog: pytest.LogCaptureFixture) -> None:
     members = {f"{n}.{end}": content for n in range(4) for end, content in (("png", png(n)), ("txt", f"image {n}".encode()))}
     members["1.png"] = members["1.png"][:200]
-    edit = {"messages": [{"role": "user", "content": "<image>brighter"}, {"role": "assistant", "content": "<image>"}]}
-    members |= {"4.a.png": png(), "4.b.png": png(1), "4.json": json.dumps(edit).encode()}
     readers = open_readers(write_tar(tmp_path / "a.tar", members))
     manifest = encode(readers, vq, ImagePreprocessor(processor), tmp_path / "cache", EncodeOptions(max_bad_ratio=0.5))
-    assert (manifest.count, manifest.skipped) == (3, 2)
+    assert (manifest.count, manifest.skipped, manifest.format) == (3, 1, FORMAT)
     assert "sample 2 (1): image" in caplog.text
-    assert "sample 5 (4): the prompt holds images" in caplog.text
     (reader,) = open_readers(tmp_path / "cache")
     assert [reader.record(index).turns[0].parts[0] for index in range(3)] == ["image 0", "image 2", "image 3"]
     with pytest.raises(BadDataError, match=r"max_bad_ratio=0\.01"):
         encode(readers, vq, ImagePreprocessor(processor), tmp_path / "strict")
     with pytest.raises(ValueError, match="none of 1 records is t2i"):
         encode(open_readers(write_jsonl(tmp_path / "a.jsonl", [asked(None)])), vq, ImagePreprocessor(processor), tmp_path / "none")
+
+
+@pytest.mark.parametrize("container", ["jsonl", "tar"])
+def test_edits_are_samples_as_before(tmp_path: Path, processor: UniJanusProcessor, vq: Any, container: str) -> None:
+    """Tokens, pixels and losses of a cached edit are those of the record itself, whatever its images come from."""
+    edit = {"messages": [{"role": "user", "content": "<image>brighter<image>"}, {"role": "assistant", "content": "<image>"}]}
+    if container == "tar":
+        members = {"0.png": png(9), "0.txt": b"image", "1.json": json.dumps(edit).encode()}
+        source = write_tar(tmp_path / "a.tar", members | {f"1.{name}.png": png(n, 40) for n, name in enumerate("abc")})
+    else:
+        for n, name in enumerate("abc"):
+            (tmp_path / f"{name}.png").write_bytes(png(n, 40))
+        source = write_jsonl(tmp_path / "a.jsonl", [flat("c.png", "image"), edit | {"images": ["a.png", "b.png", "c.png"]}])
+    preprocessor, builder = ImagePreprocessor(processor), SequenceBuilder(processor)
+    manifest = encode(open_readers(source), vq, preprocessor, tmp_path / "cache", EncodeOptions(batch_size=2, shard_size=1))
+    assert manifest is not None
+    assert (manifest.count, manifest.skipped, manifest.format) == (2, 0, FORMAT_WITH_SOURCES)
+    [before] = [one for reader in open_readers(source) for n in range(2) if (one := reader.record(n)).sources]
+    plain = build(before, preprocessor, builder)
+    source.unlink()
+    after = open_readers(tmp_path / "cache")[1].record(0)
+    assert [one.read() for one in after.sources] == [png(0, 40), png(1, 40)]
+    cached = build(after, preprocessor, builder)
+    assert cached.input_ids == plain.input_ids
+    assert all(np.array_equal(*pair) for pair in zip(cached.pictures, plain.pictures, strict=True))
+    for tokens, shown in zip((*cached.sources, *cached.images), (*plain.sources, *plain.images), strict=True):
+        assert list(tokens) == encode_image_tokens(vq, pixels([shown]))[0].tolist()  # type: ignore[list-item]
+    assert build(after, preprocessor, builder, dropped=True).sources == ()
+    assert len(check.digest(after)) == 16
 
 
 def read_all(cache: Path) -> None:

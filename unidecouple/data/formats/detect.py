@@ -19,7 +19,7 @@ from unidecouple.data.formats.tables import DatasetsFolder, Parquet
 from unidecouple.data.formats.token_cache import is_cache, token_readers
 from unidecouple.data.formats.webdataset import WebDataset
 from unidecouple.data.settings import Source
-from unidecouple.inputs import refuse_special
+from unidecouple.inputs import LFS_POINTER, LFS_START, refuse_special
 
 ENTRY_TYPES: Final = ("messages", "llava", "qa", "flat")
 DATA_TYPES: Final = (*ENTRY_TYPES, "webdataset", "parquet", "datasets", "image_tokens")
@@ -36,6 +36,7 @@ _UNREADABLE: Final = {
     b"BZh": _PACKED.format("bzip2"),
     b"\xfd7zXZ\x00": _PACKED.format("xz"),
     b"PK\x03\x04": "a zip archive: unpack it first",
+    LFS_START: LFS_POINTER,
     codecs.BOM_UTF16_LE: "text in UTF-16: save it as UTF-8",
     codecs.BOM_UTF16_BE: "text in UTF-16: save it as UTF-8",
 }

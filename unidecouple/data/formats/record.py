@@ -90,7 +90,19 @@ class ImageTokens:
             raise ValueError(f"{self.shard}, row {self.row}: {error}. The cache is broken; encode it again") from error
 
 
-StoredImage = ImageFile | ImageBytes | ImageTokens
+@dataclass(frozen=True)
+class EncodedSource:
+    """A source image of our cache: its encoded bytes, which are understood, and its tokens, which an image is generated from."""
+
+    picture: ImageFile
+    tokens: ImageTokens
+
+    def read(self) -> bytes:
+        """Its encoded bytes; raises as ``ImageFile.read``."""
+        return self.picture.read()
+
+
+StoredImage = ImageFile | ImageBytes | ImageTokens | EncodedSource
 
 
 @dataclass(frozen=True)

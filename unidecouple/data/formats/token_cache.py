@@ -2,26 +2,29 @@
 
 A folder with ``manifest.json``, and for each shard ``tokens-00000.safetensors`` ("tokens", uint16, images x tokens) beside
 ``records-00000.jsonl``, whose images are {"type": "image_tokens", "row": row of the shard}. ``data/encode.py`` writes it.
-Tokens are valid only for the tokenizer that made them, so the manifest has its hash.
+A source image is understood, too, so it is {"type": "source_image", "row", "offset", "size"}: a row of the shard, and a byte
+range of ``sources-00000.bin``, which holds the encoded images as they were. Tokens are valid only for the tokenizer that made them,
+so the manifest has its hash.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from unidecouple.data.formats.lines import JsonLines
-from unidecouple.data.formats.record import BadRecordError, ImageTokens, Record, Turn, make_record
+from unidecouple.data.formats.record import BadRecordError, EncodedSource, ImageFile, ImageTokens, Record, Turn, make_record
 
 MANIFEST: Final = "manifest.json"
 PLAN: Final = "encoding.json"
 """What is being encoded, and by which tokenizer; written first, so that no other encoding continues in the folder."""
 
 FORMAT: Final = "unidecouple image tokens 1"
+FORMAT_WITH_SOURCES: Final = "unidecouple image tokens 2"
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ def read_manifest(folder: Path, tokenizer: str | None = None) -> Manifest:
         manifest = Manifest(**json.loads((folder / MANIFEST).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder} is no finished cache of image tokens ({error}): encode it (again)") from error
-    if manifest.format != FORMAT:
-        raise ValueError(f"{folder} is in the format {manifest.format!r}, not {FORMAT!r}: encode it again")
+    if manifest.format not in (FORMAT, FORMAT_WITH_SOURCES):
+        raise ValueError(f"{folder} is in the format {manifest.format!r}, not {FORMAT_WITH_SOURCES!r}: encode it again")
     if tokenizer is not None and manifest.tokenizer != tokenizer:
         raise ValueError(
             f"{folder} was encoded by the image tokenizer {manifest.tokenizer[:12]}, but the model has {tokenizer[:12]}: "
@@ -98,16 +101,43 @@ def shard_files(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / f"tokens-{number:05d}.safetensors", folder / f"records-{number:05d}.jsonl"
 
 
-def record_entry(record: Record, row: int) -> dict[str, Any]:
-    """Entry of a shard for ``record``, whose images are the rows from ``row`` on."""
-    turns = []
+def sources_file(folder: Path, number: int) -> Path:
+    """Path of the encoded source images of a shard; there is no file where it has none."""
+    return folder / f"sources-{number:05d}.bin"
+
+
+def record_entry(record: Record, row: int, offset: int, sizes: Iterable[int]) -> dict[str, Any]:
+    """Entry of a shard for ``record``.
+
+    Args:
+        record: its images are the rows from ``row`` on, in the order of its turns.
+        row: see there.
+        offset: of its first source image in ``sources_file``.
+        sizes: bytes of its source images, which follow each other.
+    """
+    turns, left = [], iter(sizes)
     for turn in record.turns:
         parts: list[dict[str, Any]] = []
         for part in turn.parts:
-            parts.append({"type": "text", "text": part} if isinstance(part, str) else {"type": "image_tokens", "row": row})
-            row += not isinstance(part, str)
+            if isinstance(part, str):
+                parts.append({"type": "text", "text": part})
+                continue
+            if turn.role == "assistant":
+                parts.append({"type": "image_tokens", "row": row})
+            else:
+                parts.append({"type": "source_image", "row": row, "offset": offset, "size": (size := next(left))})
+                offset += size
+            row += 1
         turns.append({"role": turn.role, "content": parts})
     return {"turns": turns, "where": record.where}
+
+
+def _image(part: Mapping[str, Any], tokens: Path) -> ImageTokens | EncodedSource:
+    row = ImageTokens(tokens, int(part["row"]))
+    if part["type"] != "source_image":
+        return row
+    number = int(tokens.stem.rpartition("-")[2])
+    return EncodedSource(ImageFile(sources_file(tokens.parent, number), int(part["offset"]), int(part["size"])), row)
 
 
 def _parse(entry: object, where: str, tokens: Path) -> Record:
@@ -117,7 +147,7 @@ def _parse(entry: object, where: str, tokens: Path) -> Record:
         turns = [
             Turn(
                 turn["role"],
-                tuple(p["text"] if p["type"] == "text" else ImageTokens(tokens, int(p["row"])) for p in turn["content"]),
+                tuple(p["text"] if p["type"] == "text" else _image(p, tokens) for p in turn["content"]),
             )
             for turn in entry["turns"]
         ]

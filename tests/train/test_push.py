@@ -217,3 +217,21 @@ def test_refusals_are_one_line(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert main(["push", str(run_folder), "me/mine"]) == 1
     assert "could not be reached" in capsys.readouterr().err
+
+
+def test_a_dry_run_lists_what_would_be_uploaded(
+    hub: FakeHub, run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files, sizes and card of the upload that follows, and no request before it; no token is needed."""
+    monkeypatch.delenv("HF_TOKEN")
+    assert main(["push", str(run_folder), "me/mine", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert (hub.made, hub.files, hub.tokens) == ([], {}, set())
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    push_to_hub(run_folder, "me/mine")
+    total = sum(map(len, hub.files.values()))
+    assert printed.startswith(f"me/mine would get {len(hub.files)} files of {total:,} bytes; nothing was uploaded\n")
+    assert all(f"{len(content):,}  {name}\n" in printed for name, content in hub.files.items())
+    assert printed.endswith(hub.files["README.md"].decode().rstrip() + "\n")
+    assert main(["push", str(run_folder), "my/mine/too", "--dry-run"]) == 1
+    assert "is no id of a repository" in capsys.readouterr().err

@@ -93,6 +93,12 @@ def push(arguments: argparse.Namespace) -> int:
     """Upload a checkpoint with a model card to the Hugging Face Hub; optimizer state, logs and data are not uploaded."""
     from unidecouple import api
 
+    if arguments.dry_run:
+        from unidecouple.train.push import describe_upload
+
+        for line in describe_upload(arguments.folder, arguments.repo_id, arguments.base_model):
+            say(line)
+        return OK
     private = True if arguments.private else None
     given = {"private": private, "base_model": arguments.base_model, "create_pr": arguments.create_pr}
     say(api.push_to_hub(arguments.folder, arguments.repo_id, **given))
@@ -119,6 +125,7 @@ def add_commands(commands: Commands) -> None:
         "--base-model", metavar="ID", help="Hub id of the base model, for model card and adapter (default: the base of the run)"
     )
     upload.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    upload.add_argument("--dry-run", action="store_true", help="print the files and the model card, and upload nothing")
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:

@@ -7,14 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from unidecouple.batch import Task
 from unidecouple.compare.budget import VariantPlan
+from unidecouple.compare.decoupled_config import FLOAT_BYTES, matrices_of
 from unidecouple.compare.merge import Decoupling
-from unidecouple.delta.forms import ChangedMatrix, choose_forms
+from unidecouple.delta.forms import choose_forms
 from unidecouple.models.deltas import DELTAS, FullDelta, SignDelta, SparseSignDelta, make_delta
 from unidecouple.plan.batch_shapes import BatchShape
 from unidecouple.plan.op_trace import OpTrace, Shape
@@ -22,8 +23,6 @@ from unidecouple.plan.stages import StagePlan
 from unidecouple.plan.weights import count
 
 _DECODER = re.compile(r"model\.language_model\.(layers|norm)\.")
-_FLOAT: Final = 4
-"""Bytes of a weight in training."""
 _HEADS = {Task.MMU: "model.generation_head.", Task.T2I: "lm_head."}
 """Weights that a task's tokens have no use for, though the step's trace passes them with no rows."""
 
@@ -130,11 +129,11 @@ def _deltas(layers: Mapping[str, Shape], method: Decoupling) -> tuple[int, int]:
 
     Where ranks depend on the weights, they are at most those of a budget, or both sets.
     """
-    matrices = {name: ChangedMatrix((shape[0], shape[1]), _FLOAT) for name, shape in layers.items() if len(shape) == 2}
+    matrices = matrices_of(layers)
     norms = sum(prod(shape) for shape in layers.values() if len(shape) == 1)
     if method.needs_spectra:
         whole = sum(matrix.whole for matrix in matrices.values())
-        numbers = min(whole, method.budget or whole) // _FLOAT
+        numbers = min(whole, method.budget or whole) // FLOAT_BYTES
         return numbers + norms, numbers
     stored, computed = norms, 0
     for name, form in choose_forms(matrices, method).items():

@@ -8,9 +8,6 @@ import re
 from pathlib import Path
 from typing import Final
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
 _LOG = logging.getLogger(__name__)
 _ID: Final = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEXTS: Final = ("*.json", "*.txt", "*.jinja", "*.md", "*LICEN[CS]E*", "NOTICE*", "*.model")
@@ -45,6 +42,9 @@ def download(name: str, weights: bool = True) -> Path:
 
 
 def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download  # a tenth of a second that a folder needs not
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
     start = f"no checkpoint at {name!r}: it is not a folder on this machine, and"
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))

@@ -6,17 +6,20 @@ An interrupted encoding resumes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from unidecouple.data.bad_records import BadRecordCounter
 from unidecouple.data.formats import BadRecordError, Reader, Record, RecordIndex
+from unidecouple.data.formats.reader import file_state
 from unidecouple.data.formats.record import StoredImage
 from unidecouple.data.formats.token_cache import (
     FORMAT,
@@ -91,9 +94,9 @@ def encode(
     drawable = RecordIndex(readers, ("t2i",))
     if not len(drawable):
         raise ValueError(f"none of {total} records is t2i (an image in an assistant turn): there is nothing to encode")
-    sources = {str(reader.path): _hash(reader.path) for reader in readers}
     digest = tokenizer_hash(vq)
-    _start(output, {"tokenizer": digest, "image_size": preprocessor.size, "shard_size": options.shard_size, "sources": sources})
+    settings = {"tokenizer": digest, "image_size": preprocessor.size, "shard_size": options.shard_size}
+    sources = _claim(output, settings, [reader.path for reader in readers])
     bad_records = BadRecordCounter(options.max_bad_ratio, len(drawable))
     encoder = _Encoder(drawable, vq, preprocessor, options.batch_size, bad_records)
     counts = encoder.shards(output, options.shard_size, options.share, progress)
@@ -115,17 +118,26 @@ def encode(
     return manifest
 
 
-def _start(output: Path, plan: dict[str, object]) -> None:
-    """Claim ``output``, or find that it holds the same encoding."""
+def _claim(output: Path, settings: Mapping[str, object], paths: Sequence[Path]) -> dict[str, str]:
+    """Claim ``output``, or find that it holds the same encoding; return the hash of each source.
+
+    The first process hashes the sources. Others wait for it, and take its hashes as long as no file has changed since.
+    """
     file = output / PLAN
-    others = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())  # another share may begin, too
-    if file.is_file():
-        if json.loads(file.read_text()) != plan:
+    states = [] if any(path.is_dir() for path in paths) else [file_state(path, "source") for path in paths]
+    output.mkdir(parents=True, exist_ok=True)
+    with FileLock(output / ".plan.lock"):
+        kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        if not kept and any(not path.name.startswith(".") for path in output.iterdir()):
+            raise ValueError(f"{output} is not empty: choose another folder, or delete it")
+        unchanged = kept.pop("states", None) == states and bool(states)
+        sources = kept["sources"] if unchanged else {str(path): _hash(path) for path in paths}
+        plan = {**settings, "sources": sources}
+        if not kept:
+            write_json_atomic(file, {**plan, "states": states})
+        elif kept != plan:
             raise ValueError(f"{output} holds an encoding of other data or by another model: choose another folder, or delete it")
-    elif others:
-        raise ValueError(f"{output} is not empty: choose another folder, or delete it")
-    else:
-        write_json_atomic(file, plan)
+    return sources
 
 
 @dataclass(frozen=True)

@@ -67,15 +67,7 @@ def push_to_hub(
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    if not HUB_ID.fullmatch(repo_id if "/" in repo_id else f"me/{repo_id}"):
-        raise ValueError(f"{repo_id!r} is no id of a repository: write it as owner/name")
-    source = _source(Path(folder))
-    licences = tuple(licence_files(source))
-    files = {path.name: path for pattern in (*MODEL_FILES, *licences) for path in source.glob(pattern) if path.is_file()}
-    card = model_card(source, repo_id.rpartition("/")[2], licences, base_model)
-    contents: dict[str, str | bytes] = {name: str(path) for name, path in files.items()}
-    if ADAPTER in files and "config.json" not in files:
-        contents[ADAPTER] = _portable_adapter(source, base_model)
+    card, contents = _upload(Path(folder), repo_id, base_model)
     operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
     operations.append(CommitOperationAdd("README.md", card.encode()))
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="unidecouple")
@@ -97,6 +89,38 @@ def push_to_hub(
             f"{repo_id} was not uploaded, since the Hub could not be reached: {error}. Try again when online"
         ) from error
     return done.pr_url or done.commit_url
+
+
+def describe_upload(folder: str | Path, repo_id: str, base_model: str | None = None) -> list[str]:
+    """Lines about what ``push_to_hub`` would upload: each file with its size, then the model card; asks the Hub nothing.
+
+    Raises:
+        ValueError: as ``push_to_hub``, for what is wrong here.
+    """
+    card, contents = _upload(Path(folder), repo_id, base_model)
+    sizes = {name: len(found) if isinstance(found, bytes) else Path(found).stat().st_size for name, found in contents.items()}
+    sizes["README.md"] = len(card.encode())
+    lines = [f"{size:>15,}  {name}" for name, size in sorted(sizes.items())]
+    return [
+        f"{repo_id} would get {len(sizes)} files of {sum(sizes.values()):,} bytes; nothing was uploaded",
+        *lines,
+        "",
+        card.rstrip(),
+    ]
+
+
+def _upload(folder: Path, repo_id: str, base_model: str | None) -> tuple[str, dict[str, str | bytes]]:
+    """The model card, and the other files by name: their path or their content."""
+    if not HUB_ID.fullmatch(repo_id if "/" in repo_id else f"me/{repo_id}"):
+        raise ValueError(f"{repo_id!r} is no id of a repository: write it as owner/name")
+    source = _source(folder)
+    licences = tuple(licence_files(source))
+    files = {path.name: path for pattern in (*MODEL_FILES, *licences) for path in source.glob(pattern) if path.is_file()}
+    card = model_card(source, repo_id.rpartition("/")[2], licences, base_model)
+    contents: dict[str, str | bytes] = {name: str(path) for name, path in files.items()}
+    if ADAPTER in files and "config.json" not in files:
+        contents[ADAPTER] = _portable_adapter(source, base_model)
+    return card, contents
 
 
 def _portable_adapter(adapter: Path, base_model: str | None) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,27 @@ def test_an_interrupted_encoding_goes_on(write: Callable[..., Path], vq: Any) ->
     assert min(times) == 2
     for file in sorted(whole.iterdir()):
         assert (cut / file.name).read_bytes() == file.read_bytes()
+
+
+def test_one_process_hashes_the_sources(source: Path, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others take its hashes while the file is unchanged; a later time of the file is looked into, other content refused."""
+    hashed: list[Path] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr("unidecouple.data.encode._hash", count)
+    for rank in range(2):
+        folder = write(share=WorkShare(rank, 2))
+    assert hashed == [source]
+    assert read_manifest(folder).sources == {str(source): sha256_file(source)}
+    os.utime(source, ns=(1, 1))
+    write()
+    assert hashed == [source, source]
+    write_jsonl(source, [flat("cow.png", "a cow")])
+    with pytest.raises(ValueError, match="of other data or by another model"):
+        write()
 
 
 def test_another_encoding_is_not_mixed_in(write: Callable[..., Path], make_model: MakeModel, tmp_path: Path) -> None:

@@ -192,8 +192,6 @@ def test_what_is_missing_is_named(place: Path) -> None:
         FineTune(str(place))
     with pytest.raises(ValueError, match=r"--validation and --epochs go with --data"):
         FineTune(recipe=(Path("demo"),), epochs=1)
-    with pytest.raises(ValueError, match=r"both.jsonl is trained on, too"):
-        run_of(place, validation=(place / "t2i.jsonl", place / "both.jsonl"))
     with pytest.raises(ConfigError, match="max_step"):
         run_of(place, overrides=["max_step=3"])
 

@@ -20,7 +20,7 @@ from unidecouple.compare.methods import Family, family_of, family_recipe, find_m
 from unidecouple.data.file_batches import indices_of
 from unidecouple.data.formats import Reader, open_source
 from unidecouple.data.settings import Files, Source
-from unidecouple.data.split import check_held_out
+from unidecouple.data.split import warn_of_training_files
 from unidecouple.methods.stage import Stage
 from unidecouple.plan.stages import PlanRequest, plan
 from unidecouple.run import RunConfig
@@ -186,7 +186,7 @@ def count_records(asked: FineTune, cache: Path) -> dict[Task, int]:
     if not any(counts.values()):
         raise ValueError(f"{', '.join(map(str, asked.data))} hold no record: run `unidecouple data check` on them")
     if asked.validation:
-        check_held_out(replace(whole, validation=tuple(Source(path) for path in asked.validation)), cache / "files")
+        warn_of_training_files(replace(whole, validation=tuple(Source(path) for path in asked.validation)), cache / "files")
         return counts
     kept = _counts(replace(whole, split=(0.0, 1 - asked.validation_fraction)), opened, cache)
     for task, count in counts.items():

@@ -55,8 +55,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Family, Loaded]:
 def run_of(family: Family, name: str, data: Path) -> RunConfig:
     variant = methods(family)[name]
     sizes = [f"data.{key}_batch_size={2 if variant.tasks in ('both', key) else 0}" for key in ("mmu", "t2i")]
-    files = f"data.sources=[{{path: {data}}}]"
-    loaded = config.load(RunConfig, [family_recipe(family, "data")], [*SIZES, *sizes, files], [(name, run_values(name, variant))])
+    files = [f"data.sources=[{{path: {data}}}]", "data.validation=[]"]
+    loaded = config.load(RunConfig, [family_recipe(family, "data")], [*SIZES, *sizes, *files], [(name, run_values(name, variant))])
     return replace(loaded, stages=tuple(replace(stage, share=1.0) for stage in loaded.stages), max_steps=len(loaded.stages))
 
 

@@ -1,9 +1,11 @@
-"""Divide records into parts by their images: records that share an image are on one side. Held-out files are no training files."""
+"""Divide records into parts by their images: records that share an image are on one side. Warn of held-out files in both parts."""
 
 from __future__ import annotations
 
 import filecmp
+import functools
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ from unidecouple.data.formats.reader import BAD, Reader, cached, stacked
 from unidecouple.data.formats.record import KINDS, BadRecordError, EncodedSource, ImageBytes, ImageFile, StoredImage
 from unidecouple.data.permutation import permute
 from unidecouple.data.settings import Files, Source
+
+_LOG = logging.getLogger(__name__)
 
 _KEY: Final = 20250604
 """Of the order that parts are taken in, whatever a run's seed."""
@@ -45,11 +49,11 @@ def in_part(opened: Opened, part: tuple[float, float], cache: Path | None = None
     return [[next(masks) for _ in readers] for _, readers in opened]
 
 
-def check_held_out(files: Files, cache: Path | None = None) -> None:
-    """Refuse files of ``files.validation`` that are trained on, too, by path or content; disjoint ``fraction`` are allowed.
+def warn_of_training_files(files: Files, cache: Path | None = None) -> None:
+    """Warn of a file in ``files.validation`` that is trained on, too, by path or content; disjoint ``fraction`` are two data sets.
 
     Raises:
-        ValueError: a file is on both sides, or there is no such file.
+        ValueError: there is no such file.
     """
     trained, held_out = (
         [(source, open_source(source, cache)) for source in sources] for sources in (files.sources, files.validation)
@@ -63,10 +67,17 @@ def check_held_out(files: Files, cache: Path | None = None) -> None:
             for other, its_readers, its_path in by_size.get(_size(path), ()):
                 if _equal(path, its_path) and not _apart((source, readers), (other, its_readers)):
                     same = "is trained on, too" if path.samefile(its_path) else f"equals {its_path}, which is trained on"
-                    raise ValueError(
-                        f"the held-out file {path} {same}, so its scores would be of training data. Leave --validation "
-                        "(data.validation) out to hold a fraction of the records out, or give other files"
-                    )
+                    _warn(f"the held-out file {path} {same}")
+
+
+@functools.cache
+def _warn(found: str) -> None:
+    """Warn once per process: a command opens the same files more than once."""
+    _LOG.warning(
+        "%s, so its scores are of training data. Leave --validation (data.validation) out to hold a fraction of the records "
+        "out, or give other files",
+        found,
+    )
 
 
 def _apart(one: tuple[Source, Sequence[Reader]], other: tuple[Source, Sequence[Reader]]) -> bool:

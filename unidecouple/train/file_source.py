@@ -9,7 +9,7 @@ from typing import Final
 from unidecouple.data.file_batches import FileBatches
 from unidecouple.data.sequences import SequenceBuilder
 from unidecouple.data.settings import Files
-from unidecouple.data.split import check_held_out
+from unidecouple.data.split import warn_of_training_files
 from unidecouple.models.base import UnifiedModel
 from unidecouple.models.processing import UnifiedProcessor
 from unidecouple.run import RunConfig
@@ -34,12 +34,12 @@ class FileSource:
         """Open the files that ``run`` trains on.
 
         Raises:
-            ValueError: files are missing, of no known format, or without records of a task; a held-out file is trained on.
+            ValueError: files are missing, of no known format, or without records of a task.
             BadDataError: too many records cannot be parsed.
         """
         files, longest = _files(run), model.config.text_config.max_position_embeddings
         if files.validation:
-            check_held_out(files, cache / "files")
+            warn_of_training_files(files, cache / "files")
         if not files.pack:  # packed rows may be longer than the model takes: positions start again with each sequence
             files = replace(files, max_length=min(files.max_length, longest))
         return FileBatches(files, processor, builder, run.seed, model.model.vqmodel, cache / "files")

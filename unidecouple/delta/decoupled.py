@@ -140,7 +140,7 @@ def plan_of(sources: Sources, found: Mapping[Task, _Found], fidelity: Fidelity) 
     assert base.config is not None
     forms = _whole_forms(sources, found)
     if fidelity.budget is not None:
-        whole = whole_bytes(sources, found)
+        whole = _delta_bytes(_shapes(sources, forms))
         if fidelity.budget <= whole:
             raise ValueError(
                 f"a budget of {fidelity.budget:,} bytes is too small: word embeddings and norms that changed are stored whole, and "

@@ -95,9 +95,10 @@ def measure_front(pair: Pair, protect: Task, blend: Blend, held_out: HeldOut, sc
     for rank in ranks_up_to(min(most, _MOST_RANK)):
         add(f"rank {rank}", "residual", Fidelity(rank=rank), blend.use(partial(_at_rank, factors, rank)), f"--rank {rank}")
     changed = changes[other].matrices.values()
+    whole = whole_bytes(sources, changes)
     for share in SIGN_SHARES:
         size = int(share * sum(matrix.signs for matrix in changed))
-        budget = whole_bytes(sources, changes) + size
+        budget = whole + size
         fidelity = Fidelity(bits=True, budget=budget if share < 1 else None)
         if share == 1 or size >= sum(matrix.sparse(1) for matrix in changed):
             forms = plan_of(sources, changes, fidelity).forms.get(other.key, {})
